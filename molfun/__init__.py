@@ -1,0 +1,26 @@
+"""Molfun: fine-tune molecular foundation models.
+
+>>> import molfun
+>>> sorted(molfun.__all__)
+['AffinityDataset', 'DataSplitter', 'FinetuneStrategy', 'FullFinetune', 'HeadOnlyFinetune',
+'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune', '__version__']
+"""
+
+from molfun._lazy import attach
+
+__version__ = "0.1.0"
+__getattr__, _names = attach(
+    __name__,
+    {
+        "AffinityDataset": "molfun.data",
+        "DataSplitter": "molfun.data",
+        "FinetuneStrategy": "molfun.training",
+        "FullFinetune": "molfun.training",
+        "HeadOnlyFinetune": "molfun.training",
+        "LoRAFinetune": "molfun.training",
+        "MolfunError": "molfun.errors",
+        "MolfunStructureModel": "molfun.models.structure",
+        "PartialFinetune": "molfun.training",
+    },
+)
+__all__ = ["__version__", *_names]  # noqa: PLE0604

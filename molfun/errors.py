@@ -1,0 +1,99 @@
+"""Every exception Molfun raises on purpose.
+
+::
+
+    MolfunError
+    ├── ConfigError (ValueError)            an argument, option or file of settings is wrong
+    ├── DataError (ValueError)              something in the user's data is wrong
+    │   ├── TableError                      a CSV, TSV or Parquet table
+    │   ├── StructureError                  a PDB or mmCIF file
+    │   └── UnsafeFileError                 a file that would run code, or is not what it says
+    ├── CheckpointError                     a checkpoint or weight file does not fit or is damaged
+    ├── RunError (RuntimeError)             a run cannot start, continue or be written
+    │   └── NonFiniteError                  losses or gradients stayed NaN or infinite
+    └── MissingDependencyError (ImportError)
+
+Each text says what is wrong with the value, what was found or is allowed, and what to do.
+The command line prints it as one line; a traceback needs ``--debug``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MolfunError(Exception):
+    """Base of all errors that Molfun raises on purpose."""
+
+
+class ConfigError(MolfunError, ValueError):
+    """An argument or a setting has a value that is not allowed."""
+
+
+class DataError(MolfunError, ValueError):
+    """The user's data has a fault; the text names file, row and column."""
+
+
+class TableError(DataError):
+    """A table of samples has bad rows or columns."""
+
+
+class StructureError(DataError):
+    """A structure file holds no usable protein."""
+
+
+class UnsafeFileError(DataError):
+    """A file was refused because reading it could run code or exhaust memory."""
+
+
+class CheckpointError(MolfunError):
+    """A checkpoint or weight file is missing, damaged or made for another model."""
+
+
+class RunError(MolfunError, RuntimeError):
+    """A run cannot start, go on or be written."""
+
+
+class NonFiniteError(RunError):
+    """Loss or gradients stayed NaN or infinite over several windows."""
+
+
+class MissingDependencyError(MolfunError, ImportError):
+    """An optional package is needed; the text holds the install line."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Give `` Did you mean 'x'?`` for a misspelt name, else an empty string.
+
+    Examples
+    --------
+    >>> nearest("lorra", ["lora", "full"])
+    " Did you mean 'lora'?"
+    >>> nearest("zzz", ["lora", "full"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """Text for a name that is not in a list: what was given, what is allowed, the nearest."""
+    names = sorted(allowed)
+    return f"Unknown {kind} {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
+
+
+def listing(problems: Sequence[str], limit: int = 10) -> str:
+    """Join problems one to a line, the first `limit` of them and the total.
+
+    Examples
+    --------
+    >>> print(listing(["a", "b", "c"], limit=2))
+      a
+      b
+      ... and 1 more (3 in all)
+    """
+    lines = [f"  {p}" for p in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit} more ({len(problems)} in all)")
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""A protein as arrays: what every structure reader gives and every structure backbone takes.
+
+Residue types and atom names are in AlphaFold's order (AlphaFold 2, supplement 1.2.1: 20 residue
+types then ``X``; 37 heavy-atom names), so a backbone can use the arrays as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from molfun.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64
+
+RESIDUE_LETTERS = "ARNDCQEGHILKMFPSTWYV"
+RESIDUE_LETTERS_WITH_X = RESIDUE_LETTERS + "X"
+UNKNOWN_RESIDUE = len(RESIDUE_LETTERS)
+ATOM_NAMES = (
+    "N", "CA", "C", "CB", "O", "CG", "CG1", "CG2", "OG", "OG1", "SG", "CD", "CD1", "CD2", "ND1",
+    "ND2", "OD1", "OD2", "SD", "CE", "CE1", "CE2", "CE3", "NE", "NE1", "NE2", "OE1", "OE2", "CH2",
+    "NH1", "NH2", "OH", "CZ", "CZ2", "CZ3", "NZ", "OXT",
+)  # fmt: skip
+CA = ATOM_NAMES.index("CA")
+CHAIN_GAP = 200
+"""Residue-index jump between chains. AlphaFold clips relative positions at 32, so any larger
+jump tells the trunk "not the same chain"; 200 is the value the field settled on for
+multi-chain input to the monomer model."""
+
+CropPolicy = Literal["auto", "contiguous", "spatial"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protein:
+    """One protein or complex.
+
+    Parameters
+    ----------
+    name
+        What to call it in messages.
+    aatype
+        (length,) residue types, 0-19 in the order of `RESIDUE_LETTERS`, 20 for unknown.
+    atom_positions
+        (length, 37, 3) coordinates in angstrom, zero where absent.
+    atom_mask
+        (length, 37) one where the atom is present.
+    b_factors
+        (length, 37) B-factors in square angstrom.
+    residue_index
+        (length,) positions along the chain, from 0; a chain break keeps the number of missing
+        residues, a new chain starts `CHAIN_GAP` further on.
+    chain_index
+        (length,) number of the chain, from 0.
+    chain_ids
+        Names of the chains.
+    full_sequence
+        Sequence before any crop (one letter a residue).
+    positions
+        (length,) index of each residue in `full_sequence`.
+    notes
+        What the reader changed or chose, one sentence each, for the user.
+    """
+
+    name: str
+    aatype: Int64[np.ndarray, "length"]
+    atom_positions: Float32[np.ndarray, "length 37 3"]
+    atom_mask: Float32[np.ndarray, "length 37"]
+    b_factors: Float32[np.ndarray, "length 37"]
+    residue_index: Int64[np.ndarray, "length"]
+    chain_index: Int64[np.ndarray, "length"]
+    chain_ids: tuple[str, ...] = ("A",)
+    full_sequence: str = ""
+    positions: Int64[np.ndarray, "length"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.full_sequence:
+            object.__setattr__(self, "full_sequence", self.sequence)
+            object.__setattr__(self, "positions", np.arange(len(self), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.aatype)
+
+    @property
+    def sequence(self) -> str:
+        """One-letter sequence, chains joined."""
+        return "".join(RESIDUE_LETTERS_WITH_X[i] for i in self.aatype)
+
+    @classmethod
+    def from_sequence(cls, sequence: str, *, name: str = "sequence") -> Protein:
+        """Make a protein without coordinates from a one-letter sequence.
+
+        Letters other than the 20 standard ones become ``X``; lower case is raised.
+
+        Examples
+        --------
+        >>> Protein.from_sequence("ACDE").aatype.tolist()
+        [0, 4, 3, 6]
+        """
+        order = {letter: i for i, letter in enumerate(RESIDUE_LETTERS)}
+        aatype = np.array([order.get(c, UNKNOWN_RESIDUE) for c in sequence.upper()], np.int64)
+        n = len(aatype)
+        return cls(
+            name=name,
+            aatype=aatype,
+            atom_positions=np.zeros((n, 37, 3), np.float32),
+            atom_mask=np.zeros((n, 37), np.float32),
+            b_factors=np.zeros((n, 37), np.float32),
+            residue_index=np.arange(n, dtype=np.int64),
+            chain_index=np.zeros(n, np.int64),
+        )
+
+    def take(self, indices: Int64[np.ndarray, "kept"]) -> Protein:
+        """Keep the residues at `indices` (sorted); residue_index and chain_index stay as they are."""
+        return replace(
+            self,
+            aatype=self.aatype[indices],
+            atom_positions=self.atom_positions[indices],
+            atom_mask=self.atom_mask[indices],
+            b_factors=self.b_factors[indices],
+            residue_index=self.residue_index[indices],
+            chain_index=self.chain_index[indices],
+            positions=self.positions[indices],
+        )
+
+    def crop(self, max_length: int | None, policy: CropPolicy = "auto") -> Protein:
+        """Keep at most `max_length` residues, always the same ones for the same input.
+
+        Parameters
+        ----------
+        max_length
+            Largest number of residues; None keeps all.
+        policy
+            ``"spatial"``: the residues nearest the interface between the chains (nearest the
+            centre where there is one chain), as in the crops of AlphaFold-Multimer (Evans et al.
+            2021, algorithm 2). ``"contiguous"``: the middle window of each chain, in proportion
+            to its length (algorithm 1). ``"auto"``: spatial where there are two or more chains
+            with coordinates, contiguous elsewhere.
+
+        Raises
+        ------
+        ConfigError
+            If `max_length` is below 1, or `policy` is unknown.
+
+        Examples
+        --------
+        >>> Protein.from_sequence("ACDEFGHIK").crop(3).sequence
+        'EFG'
+        """
+        if policy not in ("auto", "contiguous", "spatial"):
+            raise ConfigError(
+                f"Unknown crop policy {policy!r}; allowed: auto, contiguous, spatial."
+            )
+        if max_length is None or len(self) <= max_length:
+            return self
+        if max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
+        if policy == "auto":
+            several = len(np.unique(self.chain_index)) > 1 and bool(self.atom_mask.any())
+            policy = "spatial" if several else "contiguous"
+        chosen = self._spatial(max_length) if policy == "spatial" else self._contiguous(max_length)
+        note = f"cropped from {len(self)} to {max_length} residues ({policy})"
+        return replace(self.take(chosen), notes=(*self.notes, note))
+
+    def _contiguous(self, max_length: int) -> Int64[np.ndarray, "kept"]:
+        starts, sizes = _chain_spans(self.chain_index)
+        quota = _share(sizes, max_length)
+        windows = [
+            start + (size - keep) // 2 + np.arange(keep)
+            for start, size, keep in zip(starts, sizes, quota, strict=True)
+        ]
+        return np.concatenate(windows).astype(np.int64)
+
+    def _spatial(self, max_length: int) -> Int64[np.ndarray, "kept"]:
+        distance = self.interface_distance()
+        order = np.lexsort((np.arange(len(self)), distance))
+        return np.sort(order[:max_length]).astype(np.int64)
+
+    def interface_distance(self) -> Float32[np.ndarray, "length"]:
+        """Distance in angstrom of each residue to the nearest residue of another chain.
+
+        With one chain: to the centroid. Residues without any atom are infinitely far.
+        """
+        place, known = _residue_centres(self.atom_positions, self.atom_mask)
+        distance = np.full(len(self), np.inf, np.float32)
+        chains = np.unique(self.chain_index[known])
+        if len(chains) < 2:
+            if known.any():
+                centre = place[known].mean(axis=0)
+                distance[known] = np.linalg.norm(place[known] - centre, axis=-1)
+            return distance
+        for chain in chains:
+            own = known & (self.chain_index == chain)
+            other = known & (self.chain_index != chain)
+            # one row block a chain keeps memory at (own, other) floats
+            gaps = np.linalg.norm(place[own][:, None] - place[other][None], axis=-1)
+            distance[own] = gaps.min(axis=1)
+        return distance
+
+    def content_key(self) -> str:
+        """Sha256 over everything a backbone can see; equal content gives an equal key."""
+        digest = hashlib.sha256(self.full_sequence.encode())
+        for array in (
+            self.aatype,
+            self.atom_positions,
+            self.atom_mask,
+            self.residue_index,
+            self.chain_index,
+            self.positions,
+        ):
+            digest.update(str((array.dtype, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _chain_spans(chain_index: np.ndarray) -> tuple[list[int], list[int]]:
+    """Starts and sizes of the runs of equal chain number."""
+    edges = np.flatnonzero(np.diff(chain_index)) + 1
+    starts = [0, *edges.tolist()]
+    stops = [*edges.tolist(), len(chain_index)]
+    return starts, [stop - start for start, stop in zip(starts, stops, strict=True)]
+
+
+def _share(sizes: list[int], total: int) -> list[int]:
+    """Split `total` in proportion to `sizes` by largest remainders."""
+    exact = [size * total / sum(sizes) for size in sizes]
+    quota = [int(x) for x in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: quota[i] - exact[i])
+    for i in by_remainder[: total - sum(quota)]:
+        quota[i] += 1
+    return quota
+
+
+def _residue_centres(
+    positions: np.ndarray, mask: np.ndarray
+) -> tuple[Float32[np.ndarray, "length 3"], np.ndarray]:
+    """CA where present, else the mean of the atoms present; and where any atom is."""
+    known = mask.any(axis=-1)
+    weight = np.where(mask[:, CA, None] > 0, np.eye(37, dtype=np.float32)[CA], mask)
+    total = np.maximum(weight.sum(axis=-1, keepdims=True), 1)
+    return np.einsum("la,lax->lx", weight / total, positions), known

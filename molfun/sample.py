@@ -1,0 +1,90 @@
+"""One sample and one batch of samples, as data sets give them and models take them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun.protein import Protein
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What is known of one sample, before any backbone has seen it.
+
+    Parameters
+    ----------
+    id
+        The name in the user's table (a PDB id for example).
+    protein
+        The structure or sequence; None where `features` hold everything.
+    features
+        Pre-computed features of one backbone: its raw feature dict or its processed tensors.
+    alignment_dir
+        Folder of a3m or sto alignments for this protein.
+    target
+        The label in the user's units; None where there is none.
+    metadata
+        Other columns of the row.
+    """
+
+    id: str
+    protein: Protein | None = None
+    features: Mapping[str, Any] | None = None
+    alignment_dir: Path | None = None
+    target: float | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def content_key(self) -> str:
+        """Sha256 over the input (not the label): equal input gives an equal key."""
+        digest = hashlib.sha256()
+        if self.protein is not None:
+            digest.update(self.protein.content_key().encode())
+        for name in sorted(self.features or {}):
+            array = np.asarray((self.features or {})[name])
+            digest.update(f"{name}{array.dtype}{array.shape}".encode())
+            is_text = array.dtype == object
+            digest.update(repr(array.tolist()).encode() if is_text else array.tobytes())
+        if self.alignment_dir is not None:
+            for path in sorted(self.alignment_dir.iterdir()):
+                digest.update(path.name.encode())
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SampleBatch(Sequence[Sample]):
+    """Samples that go through the model together; a list with a few views.
+
+    Examples
+    --------
+    >>> batch = SampleBatch([Sample(id="1a4w", target=6.52), Sample(id="3htb")])
+    >>> batch.ids, len(batch)
+    (['1a4w', '3htb'], 2)
+    """
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in batch order."""
+        return [sample.id for sample in self.samples]
+
+    @property
+    def targets(self) -> list[float | None]:
+        """Labels in batch order, None where there is none."""
+        return [sample.target for sample in self.samples]
