@@ -23,4 +23,4 @@ __getattr__, _names = attach(
         "PartialFinetune": "molfun.training",
     },
 )
-__all__ = ["__version__", *_names]  # noqa: PLE0604
+__all__ = ["__version__", *_names]

@@ -25,12 +25,12 @@ def attach(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], An
     PEP 562, module ``__getattr__``.
     """
 
-    def __getattr__(name: str) -> Any:
+    def lookup(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(exports[name]), name)
 
-    return __getattr__, sorted(exports)
+    return lookup, sorted(exports)
 
 
 def require(module: str, install: str) -> ModuleType:

@@ -115,7 +115,7 @@ class Protein:
         )
 
     def take(self, indices: Int64[np.ndarray, "kept"]) -> Protein:
-        """Keep the residues at `indices` (sorted); residue_index and chain_index stay as they are."""
+        """Keep the residues at `indices` (sorted); their numbering stays as it is."""
         return replace(
             self,
             aatype=self.aatype[indices],

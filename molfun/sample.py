@@ -31,6 +31,9 @@ class Sample:
         The label in the user's units; None where there is none.
     metadata
         Other columns of the row.
+    max_length
+        Longest input the model should see. A `protein` has been cropped already; pre-computed
+        `features` are cropped by the backbone that knows their layout.
     """
 
     id: str
@@ -39,10 +42,11 @@ class Sample:
     alignment_dir: Path | None = None
     target: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    max_length: int | None = None
 
     def content_key(self) -> str:
         """Sha256 over the input (not the label): equal input gives an equal key."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.max_length if self.features else None).encode())
         if self.protein is not None:
             digest.update(self.protein.content_key().encode())
         for name in sorted(self.features or {}):

@@ -1,0 +1,177 @@
+"""What the facade, the strategies and the cache need of a backbone; nothing else.
+
+A new backbone is one package here, one line in `molfun.registry` and one contract test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from molfun.sample import Sample
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Features = dict[str, torch.Tensor]
+"""Input tensors of one sample (no batch dimension) or of one batch, by name."""
+
+LayerKind = Literal["embedder", "early", "block", "structure_module", "output"]
+
+
+class Layer(NamedTuple):
+    """Where a parameter sits, from the input to the output of the backbone.
+
+    ``embedder`` (the input embedding), ``early`` (whatever else feeds the first block), ``block``
+    (with its `index`), ``structure_module``, ``output`` (the backbone's own output heads).
+    """
+
+    kind: LayerKind
+    index: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkOutput:
+    """What every head sees of a backbone.
+
+    Parameters
+    ----------
+    single
+        (batch, length, c_s) one vector a residue.
+    mask
+        (batch, length) 1 for residues, 0 for padding.
+    pair
+        (batch, length, length, c_z) one vector a residue pair, where the backbone has them.
+    structure
+        Predicted structure, where it was asked for: ``positions`` (batch, length, 37, 3) in
+        angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
+    """
+
+    single: Float[torch.Tensor, "batch length c_s"]
+    mask: Float[torch.Tensor, "batch length"]
+    pair: Float[torch.Tensor, "batch length length c_z"] | None = None
+    structure: Mapping[str, torch.Tensor] | None = None
+
+    def select(self, names: Sequence[str]) -> TrunkOutput:
+        """Drop all representations but those named (the mask always stays)."""
+        return replace(
+            self,
+            pair=self.pair if "pair" in names else None,
+            structure=self.structure if "structure" in names else None,
+        )
+
+    @classmethod
+    def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
+        """Join outputs of single samples into one padded batch."""
+        if len(outputs) == 1:
+            return outputs[0]
+        length = max(out.single.shape[1] for out in outputs)
+        with_pair = all(out.pair is not None for out in outputs)
+        return cls(
+            single=torch.cat([_pad(out.single, 1, length) for out in outputs]),
+            mask=torch.cat([_pad(out.mask, 1, length) for out in outputs]),
+            pair=torch.cat([_pad(_pad(out.pair, 1, length), 2, length) for out in outputs])
+            if with_pair
+            else None,
+            structure=_stack_structures([out.structure for out in outputs], length),
+        )
+
+
+def _stack_structures(
+    structures: Sequence[Mapping[str, torch.Tensor] | None], length: int
+) -> Mapping[str, torch.Tensor] | None:
+    if any(s is None for s in structures):
+        return None
+    present = [s for s in structures if s is not None]
+    return {
+        name: torch.cat(
+            [s[name] if s[name].ndim < 2 else _pad(s[name], 1, length) for s in present]
+        )
+        for name in present[0]
+    }
+
+
+def _pad(tensor: Any, dim: int, size: int) -> torch.Tensor:
+    missing = size - tensor.shape[dim]
+    if missing == 0:
+        return tensor
+    widths = [0, 0] * (tensor.ndim - dim - 1) + [0, missing]
+    return nn.functional.pad(tensor, widths)
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained model behind one interface.
+
+    A subclass sets the class attributes and writes the abstract methods; the rest follows.
+    """
+
+    name: ClassVar[str]
+    """Registered name."""
+    display_name: ClassVar[str]
+    """Name shown to people."""
+    block_prefix: ClassVar[str]
+    """Module path of the list of blocks, relative to the backbone."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Module-name suffixes inside the blocks that LoRA adapts by default."""
+
+    single_dim: int
+    pair_dim: int | None
+
+    @abstractmethod
+    def featurize(self, sample: Sample) -> Features:
+        """Turn one sample into input tensors; the same sample always gives the same tensors."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Pad and stack the input tensors of several samples into one batch."""
+
+    @abstractmethod
+    def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
+        """Run the model; compute no more than the representations named in `outputs`."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Repeated blocks of the trunk, first to last."""
+
+    @abstractmethod
+    def layer_of(self, parameter: str) -> Layer:
+        """Where the parameter of that name sits."""
+
+    @property
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """Everything needed to build the same architecture again, as plain values."""
+
+    def structure_module(self) -> nn.Module | None:
+        """Module that predicts coordinates; None where there is none."""
+        return None
+
+    def featurize_key(self) -> str:
+        """Settings that change what `featurize` gives; part of every cache key."""
+        return self.name
+
+    def set_precision(self, precision: str) -> None:
+        """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
+
+    def base_state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights of the backbone itself, without adapters, under the names it was built with."""
+        return {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.state_dict().items()
+            if ".lora_" not in name
+        }
+
+    def fingerprint(self) -> str:
+        """Sha256 over architecture and base weights: equal for equal models, nothing else."""
+        digest = hashlib.sha256(repr(sorted(self.config_dict.items())).encode())
+        for name, tensor in sorted(self.base_state_dict().items()):
+            digest.update(name.encode())
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()

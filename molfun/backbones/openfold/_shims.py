@@ -1,0 +1,136 @@
+"""What the openfold package needs today to import and to run without CUDA.
+
+`prepare` is called once, just before openfold is first imported, and changes nothing unless it has
+to. Each entry names the fault it removes:
+
+* ``attn_core_inplace_cuda``, a compiled CUDA extension that is imported at module level. It is
+  never built here; a stub module takes its name.
+* ``Bio.Data.SCOPData``, removed from Biopython; ``Bio.Data.PDBData`` holds the same table.
+* ``numpy.object``, removed from NumPy; needed while ``openfold.data.templates`` is imported.
+* In-place attention kernels: the pure-PyTorch form gives the same values on every device.
+* Reentrant activation checkpointing, which raises where the checkpointed weights are frozen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from molfun._lazy import require
+from molfun.errors import MissingDependencyError
+
+INSTALL = "python scripts/install_openfold.py (in a checkout of Molfun), or pip install from git."
+
+
+@functools.cache
+def prepare() -> None:
+    """Make ``import openfold`` work, import what the backbone uses, and fit the kernels.
+
+    Raises
+    ------
+    MissingDependencyError
+        If openfold or one of its own dependencies is not installed.
+    """
+    if importlib.util.find_spec("openfold") is None:
+        raise MissingDependencyError(
+            f"The openfold package is not installed. Install it: {INSTALL}"
+        )
+    for name in ("ml_collections", "tree"):
+        require(name, "pip install ml-collections dm-tree")
+    if importlib.util.find_spec("attn_core_inplace_cuda") is None:
+        sys.modules["attn_core_inplace_cuda"] = _extension_stub()
+    _add_scop_data()
+    with _numpy_object(), warnings.catch_warnings():
+        # openfold compiles a few functions with torch.jit.script, which torch now deprecates,
+        # and its docstrings hold backslashes that Python warns of
+        warnings.simplefilter("ignore")
+        import openfold.data.data_pipeline
+        import openfold.data.feature_pipeline
+        import openfold.model.model  # noqa: F401
+    # openfold indexes with lists of slices; the result is as before (tested), the warning is not
+    # the user's to act on
+    warnings.filterwarnings("ignore", "Using a non-tuple sequence", module="openfold")
+    # its bfloat16 paths name autocast by torch's former name
+    warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", module="openfold")
+    _replace_kernels()
+    _use_nonreentrant_checkpoints()
+
+
+def _extension_stub() -> types.ModuleType:
+    return types.ModuleType("attn_core_inplace_cuda", "Stands in for openfold's CUDA extension.")
+
+
+def _add_scop_data() -> None:
+    if importlib.util.find_spec("Bio.Data.SCOPData") is not None:
+        return
+    from Bio.Data import PDBData
+
+    module = types.ModuleType("Bio.Data.SCOPData")
+    module.protein_letters_3to1 = PDBData.protein_letters_3to1_extended  # type: ignore[attr-defined]
+    sys.modules["Bio.Data.SCOPData"] = module
+    import Bio.Data
+
+    Bio.Data.SCOPData = module
+
+
+@contextlib.contextmanager
+def _numpy_object() -> Iterator[None]:
+    if "object" in np.__dict__:
+        yield
+        return
+    np.object = object  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del np.object  # type: ignore[attr-defined]
+
+
+def _replace_kernels() -> None:
+    from openfold.model import primitives, structure_module
+
+    primitives.attention_core = attention_core
+    structure_module.attn_core_inplace_cuda = types.SimpleNamespace(forward_=softmax_)
+
+
+def attention_core(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *biases: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention with additive biases, as openfold's CUDA kernel computes it.
+
+    Parameters
+    ----------
+    query, key, value
+        (..., heads, length, channels); the query is already scaled.
+    biases
+        Tensors that broadcast to (..., heads, length, length), or None.
+    """
+    logits = torch.matmul(query, key.transpose(-1, -2))
+    for bias in biases:
+        if bias is not None:
+            logits = logits + bias
+    return torch.matmul(torch.softmax(logits, dim=-1), value)
+
+
+def softmax_(logits: torch.Tensor, rows: int, columns: int) -> None:  # noqa: ARG001
+    """Softmax over the last dimension in place, with the signature of openfold's extension."""
+    torch.softmax(logits, dim=-1, out=logits)
+
+
+def _use_nonreentrant_checkpoints() -> None:
+    from openfold.utils import checkpointing
+
+    upstream = checkpointing.get_checkpoint_fn
+    if upstream() is not torch.utils.checkpoint.checkpoint:
+        return  # DeepSpeed's own checkpointing is configured
+    fixed = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    for module in list(sys.modules.values()):
+        if getattr(module, "get_checkpoint_fn", None) is upstream:
+            module.get_checkpoint_fn = lambda: fixed  # type: ignore[attr-defined]

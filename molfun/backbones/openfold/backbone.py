@@ -1,0 +1,350 @@
+"""The AlphaFold trunk of the openfold package behind the `Backbone` interface.
+
+The stock ``openfold.model.model.AlphaFold`` does all the work. This module chooses what runs
+(trunk only, or trunk and structure module), with which memory settings, and names its parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, Features, Layer, TrunkOutput
+from molfun.backbones.openfold import _shims, features, presets
+from molfun.backbones.openfold.weights import load_weights
+from molfun.errors import ConfigError, DataError
+from molfun.sample import Sample
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ABOVE = 384
+"""Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
+
+
+class OpenFoldBackbone(Backbone):
+    """OpenFold (AlphaFold 2) as published in the ``openfold`` package, 1.x or 2.x.
+
+    Parameters
+    ----------
+    config
+        Preset name (``"model_1_ptm"``, the default, ... or ``"tiny"``, the real classes with 2
+        blocks, for tests), or an ``ml_collections.ConfigDict`` from ``openfold.config``.
+    weights
+        File of weights, see `molfun.backbones.openfold.weights.load_weights`; None gives a random
+        initialisation.
+    seed
+        Seed of the random initialisation.
+    recycling
+        Recycling passes through the whole model before the last one. 0 by default: each costs as
+        much as the forward pass itself. None takes the config's number.
+    max_msa_clusters, max_extra_msa
+        Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
+    mask_msa
+        Mask 15 % of the MSA at random as in AlphaFold's training. Off: a sample always gives the
+        same input.
+    checkpointing
+        Recompute activations of each block in the backward pass instead of keeping them. At 64
+        residues this takes a quarter of the memory at about the same speed.
+    fill_zero_init
+        Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
+        every residual branch). With random weights a positive value makes every block active;
+        only for tests and demos.
+
+    References
+    ----------
+    Jumper et al. 2021, supplement, algorithm 2; Ahdritz et al. 2024 (OpenFold).
+
+    Examples
+    --------
+    >>> from molfun.backbones.openfold import OpenFoldBackbone
+    >>> backbone = OpenFoldBackbone(config="tiny")
+    >>> backbone.single_dim, len(backbone.blocks())
+    (32, 2)
+    """
+
+    name = "openfold"
+    display_name = "OpenFold"
+    block_prefix = "model.evoformer.blocks"
+    lora_targets = ("linear_q", "linear_v")
+
+    def __init__(
+        self,
+        config: Any = None,
+        *,
+        weights: str | Path | None = None,
+        seed: int = 0,
+        recycling: int | None = 0,
+        max_msa_clusters: int | None = None,
+        max_extra_msa: int | None = None,
+        mask_msa: bool = False,
+        checkpointing: bool = True,
+        fill_zero_init: float = 0.0,
+    ) -> None:
+        _shims.prepare()
+        from openfold.model.model import AlphaFold
+
+        super().__init__()
+        self.preset, self.config = presets.resolve_config(config)
+        _check_counts(recycling, max_msa_clusters, max_extra_msa)
+        self.config.globals.chunk_size = None
+        if recycling is None:
+            recycling = int(self.config.data.common.max_recycling_iters)
+        self.settings = {
+            "recycling": recycling,
+            "max_msa_clusters": max_msa_clusters,
+            "max_extra_msa": max_extra_msa,
+            "mask_msa": mask_msa,
+        }
+        self.checkpointing = checkpointing
+        self.data_config = features.data_config(self.config.data, **self.settings)
+        self._schema = features.Schema(self.config.data)
+        with _seeded(seed):
+            self.model = AlphaFold(self.config)
+            if fill_zero_init:
+                _fill_zeros(self.model, fill_zero_init)
+        if weights is not None:
+            version = presets.jax_version(self.preset, self.config)
+            load_weights(self.model, weights, jax_version=version)
+        self.single_dim = int(self.config.globals.c_s)
+        self.pair_dim = int(self.config.globals.c_z)
+        self._inputs = tuple(key for key in features.MODEL_INPUTS if self._reads(key))
+
+    def _reads(self, key: str) -> bool:
+        if key.startswith("template_"):
+            return bool(self.config.model.template.enabled)
+        if key.startswith("extra_"):
+            return bool(self.config.model.extra_msa.enabled)
+        return True
+
+    # --- input ---------------------------------------------------------------------------------
+
+    def featurize(self, sample: Sample) -> Features:
+        """Turn one sample into openfold's tensors, the recycling dimension last.
+
+        Raises
+        ------
+        DataError
+            If alignments or pre-computed features do not fit the sample.
+        """
+        if sample.features is not None and features.is_processed(sample.features):
+            ready = features.check_processed(sample.features, sample.id, self._inputs)
+            return self._schema.crop(ready, sample.max_length)
+        if sample.features is not None:
+            try:
+                raw = features.crop_raw(sample.features, sample.max_length)
+            except KeyError as error:
+                raise DataError(
+                    f"{sample.id}: the pre-computed features lack {error}; expected openfold's raw "
+                    f"feature dict or the tensors of its FeaturePipeline."
+                ) from error
+        elif sample.protein is not None:
+            raw = features.raw_from_protein(sample.protein, sample.alignment_dir)
+        else:
+            raise DataError(f"{sample.id} has neither a structure, a sequence nor features.")
+        # per-sample randomness depends on the sample alone, never on order or workers
+        seed = int(np.frombuffer(sample.id.encode().ljust(8, b"\0")[:8], np.uint32)[0])
+        return features.process(raw, self.data_config, seed=seed)
+
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Pad and stack; only what the model reads is kept."""
+        return self._schema.collate(features, self._inputs)
+
+    def featurize_key(self) -> str:
+        """Settings of the feature pipeline as text."""
+        return json.dumps([self.name, self.settings, self.config.data.to_json()])
+
+    # --- forward -------------------------------------------------------------------------------
+
+    def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
+        """Run the trunk, and the structure module only if ``"structure"`` is asked for.
+
+        Parameters
+        ----------
+        batch
+            As `collate` gives it.
+        outputs
+            Names among ``single``, ``pair``, ``structure``.
+
+        Returns
+        -------
+        TrunkOutput
+            ``single`` (batch, length, 384) and the others asked for.
+        """
+        cycles = batch["aatype"].shape[-1]
+        mask = batch["seq_mask"][..., -1]
+        self._set_memory(length=mask.shape[-1])
+        if "structure" in outputs:
+            raw = self.model(dict(batch))
+        else:
+            raw = self._trunk(batch, cycles)
+        return TrunkOutput(
+            single=raw["single"],
+            pair=raw["pair"] if "pair" in outputs else None,
+            mask=mask,
+            structure=self._structure(raw, mask) if "structure" in outputs else None,
+        )
+
+    def _trunk(self, batch: Features, cycles: int) -> dict[str, torch.Tensor]:
+        """Run the stock forward up to the point where the last structure module would start."""
+        calls = 0
+
+        def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == cycles:
+                raise _TrunkDone(args[0])
+
+        handle = self.model.structure_module.register_forward_pre_hook(stop)
+        try:
+            self.model(dict(batch))
+        except _TrunkDone as done:
+            return done.outputs
+        finally:
+            handle.remove()
+        raise AssertionError("the structure module was never reached")
+
+    def _structure(self, raw: dict[str, Any], mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = {
+            "positions": raw["final_atom_positions"],
+            "atom_mask": raw["final_atom_mask"],
+            "plddt": raw["plddt"],
+        }
+        if "tm_logits" in raw:
+            result["ptm"] = self._ptm(raw["tm_logits"], mask)
+        return result
+
+    def _ptm(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """PTM of each sample; openfold's own gives one number for the whole batch."""
+        from openfold.utils.loss import compute_tm
+
+        settings = dict(self.config.model.heads.tm)
+        lengths = [int(n) for n in mask.sum(-1)]
+        scores = [
+            compute_tm(pair[:n, :n].float(), **settings)
+            for pair, n in zip(logits, lengths, strict=True)
+        ]
+        return torch.stack(scores)
+
+    def _set_memory(self, *, length: int) -> None:
+        """Checkpoint blocks where a graph is kept, chunk long inputs where none is."""
+        keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        per_checkpoint = 1 if keeps_graph and self.checkpointing else None
+        self.model.evoformer.blocks_per_ckpt = per_checkpoint
+        for module in self.model.modules():
+            if type(module).__name__ == "TemplatePairStack":
+                module.blocks_per_ckpt = per_checkpoint
+            elif type(module).__name__ == "ExtraMSABlock":
+                module.ckpt = per_checkpoint is not None
+        chunk = None if keeps_graph or length <= CHUNK_ABOVE else 4
+        self.model.globals.chunk_size = chunk
+
+    def set_precision(self, precision: str) -> None:
+        """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.
+
+        These are the values of openfold's ``low_prec`` presets. A row whose keys are all masked
+        (an empty MSA or template) would give NaN otherwise.
+        """
+        if precision != "16-mixed":
+            return
+        for module in self.model.modules():
+            if getattr(module, "inf", 0) > 1e4:
+                module.inf = 1e4
+            if isinstance(getattr(module, "eps", None), float):
+                module.eps = max(module.eps, 1e-4)
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Evoformer blocks, first to last."""
+        return list(self.model.evoformer.blocks)
+
+    def structure_module(self) -> nn.Module:
+        """The structure module (supplement, algorithm 20)."""
+        return self.model.structure_module
+
+    def layer_of(self, parameter: str) -> Layer:
+        """Where a parameter sits; template, extra-MSA and recycling parts come before block 0.
+
+        Examples
+        --------
+        >>> backbone = OpenFoldBackbone(config="tiny")
+        >>> backbone.layer_of("model.recycling_embedder.linear.weight")
+        Layer(kind='early', index=0)
+        """
+        parts = parameter.removeprefix("model.").split(".")
+        if parts[:2] == ["evoformer", "blocks"]:
+            return Layer("block", int(parts[2]))
+        if parts[0] == "evoformer":  # the projection of the last MSA row to `single`
+            return Layer("block", len(self.model.evoformer.blocks) - 1)
+        if parts[0] == "input_embedder":
+            return Layer("embedder")
+        if parts[0] == "structure_module":
+            return Layer("structure_module")
+        if parts[0] == "aux_heads":
+            return Layer("output")
+        return Layer("early")
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Preset name (or the whole config) and feature settings, as plain values."""
+        custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
+        return {"preset": self.preset, "custom": custom, **self.settings}
+
+    @classmethod
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Turn `config_dict` back into constructor arguments."""
+        arguments = dict(config)
+        preset, custom = arguments.pop("preset"), arguments.pop("custom")
+        arguments["config"] = preset if custom is None else _from_plain(custom)
+        return arguments
+
+
+class _TrunkDone(Exception):
+    """Carries the trunk's outputs out of the stock forward pass."""
+
+    def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
+        super().__init__("trunk done")
+        self.outputs = outputs
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch and NumPy (openfold's initialisers draw from both), then put their state back."""
+    state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def _fill_zeros(model: nn.Module, std: float) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=std)
+
+
+def _check_counts(
+    recycling: int | None, max_msa_clusters: int | None, max_extra_msa: int | None
+) -> None:
+    if recycling is not None and recycling < 0:
+        raise ConfigError(f"recycling must be 0 or more, got {recycling}.")
+    for name, value in (("max_msa_clusters", max_msa_clusters), ("max_extra_msa", max_extra_msa)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}.")
+
+
+def _from_plain(config: dict[str, Any]) -> Any:
+    import ml_collections
+
+    return ml_collections.ConfigDict(config)

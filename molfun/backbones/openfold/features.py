@@ -1,0 +1,275 @@
+"""Features of one protein through openfold's own data and feature pipeline.
+
+Nothing here computes a feature: this module brings a `Protein` (or a raw feature dict) into the
+form openfold's pipeline takes, chooses its sizes, and pads its result into batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molfun.backbones.base import Features
+from molfun.errors import DataError
+from molfun.protein import Protein
+
+MODEL_INPUTS = (
+    "aatype", "residue_index", "target_feat", "seq_mask", "msa_feat", "msa_mask",
+    "extra_msa", "extra_msa_mask", "extra_has_deletion", "extra_deletion_value",
+    "atom37_atom_exists", "residx_atom37_to_atom14",
+    "template_aatype", "template_all_atom_positions", "template_all_atom_mask", "template_mask",
+    "template_pseudo_beta", "template_pseudo_beta_mask", "template_torsion_angles_sin_cos",
+    "template_alt_torsion_angles_sin_cos", "template_torsion_angles_mask",
+)  # fmt: skip
+"""Keys that ``AlphaFold.forward`` reads (found by leaving them out one at a time)."""
+EMPTY_FEATURES = {
+    "template_torsion_angles_sin_cos": ("NUM_TEMPLATES", "NUM_RES", None, None),
+    "extra_has_deletion": ("NUM_EXTRA_SEQ", "NUM_RES"),
+    "extra_deletion_value": ("NUM_EXTRA_SEQ", "NUM_RES"),
+}
+
+
+def raw_from_protein(protein: Protein, alignment_dir: Path | None) -> dict[str, Any]:
+    """Openfold's raw feature dict of a protein: sequence, structure, MSA, no templates."""
+    from openfold.data import data_pipeline
+    from openfold.np import protein as openfold_protein
+
+    structure = openfold_protein.Protein(
+        atom_positions=protein.atom_positions,
+        aatype=protein.aatype,
+        atom_mask=protein.atom_mask,
+        residue_index=protein.residue_index,
+        b_factors=protein.b_factors,
+        chain_index=protein.chain_index,
+    )
+    raw = data_pipeline.make_pdb_features(structure, protein.name, is_distillation=False)
+    # openfold counts residues 0..n-1; ours keeps chain breaks and chain ends visible
+    raw["residue_index"] = protein.residue_index.astype(np.int32)
+    raw.update(data_pipeline.empty_template_feats(len(protein)))
+    raw.update(_msa_features(protein, alignment_dir))
+    return raw
+
+
+def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any]:
+    """MSA of the full sequence, cut to the residues of the crop."""
+    from openfold.data.data_pipeline import DataPipeline
+
+    pipeline = DataPipeline(template_featurizer=None)
+    with tempfile.TemporaryDirectory() as empty:
+        folder = str(alignment_dir) if alignment_dir is not None else empty
+        try:
+            msa = dict(pipeline._process_msa_feats(folder, protein.full_sequence))
+        except (KeyError, ValueError, IndexError) as error:
+            raise DataError(
+                f"{protein.name}: the alignments in {folder} cannot be read ({error!r})."
+            ) from error
+    columns = _query_columns(protein, msa["msa"][0], folder)
+    kept = columns[protein.positions]
+    msa["msa"] = msa["msa"][:, kept]
+    msa["deletion_matrix_int"] = msa["deletion_matrix_int"][:, kept]
+    msa["num_alignments"] = msa["num_alignments"][kept]
+    return msa
+
+
+def _query_columns(protein: Protein, query: np.ndarray, folder: str) -> np.ndarray:
+    """Column of the alignment for each residue of the full sequence."""
+    from openfold.np import residue_constants
+
+    letters = "".join(residue_constants.ID_TO_HHBLITS_AA[int(i)] for i in query)
+    if len(letters) == len(protein.full_sequence) and _agree(letters, protein.full_sequence):
+        return np.arange(len(letters))
+    return _align(protein, letters, folder)
+
+
+def _agree(left: str, right: str) -> bool:
+    return all(a == b or "X" in (a, b) for a, b in zip(left, right, strict=True))
+
+
+def _align(protein: Protein, query: str, folder: str) -> np.ndarray:
+    """Place the observed residues in a longer query (the deposited sequence)."""
+    from Bio.Align import PairwiseAligner
+
+    aligner = PairwiseAligner(match_score=2, mismatch_score=-3, gap_score=-0.5)
+    best = aligner.align(query, protein.full_sequence)[0]
+    columns = np.full(len(protein.full_sequence), -1)
+    for (q0, q1), (s0, s1) in zip(*best.aligned, strict=True):
+        columns[s0:s1] = np.arange(q0, q1)
+    placed = [c >= 0 and _agree(query[c], protein.full_sequence[i]) for i, c in enumerate(columns)]
+    if not all(placed):
+        raise DataError(
+            f"{protein.name}: the query of the alignments in {folder} has {len(query)} residues and "
+            f"does not contain the {len(protein.full_sequence)} of the structure "
+            f"({placed.count(False)} do not match). Align the sequence of this structure."
+        )
+    return columns
+
+
+def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
+    """Middle window of at most `max_length` residues of a raw feature dict."""
+    length = int(np.asarray(raw["seq_length"]).reshape(-1)[0])
+    if max_length is None or length <= max_length:
+        return dict(raw)
+    start = (length - max_length) // 2
+    window = slice(start, start + max_length)
+    second = ("msa", "deletion_matrix_int", "deletion_matrix") + tuple(
+        key for key in raw if key.startswith("template_") and np.ndim(raw[key]) > 2
+    )
+    cropped = {}
+    for key, value in raw.items():
+        array = np.asarray(value)
+        if key in second or key == "template_aatype":
+            cropped[key] = array[:, window]
+        elif array.ndim and array.shape[0] == length and array.dtype != object:
+            cropped[key] = array[window]
+        else:
+            cropped[key] = array
+    cropped["seq_length"] = np.full(max_length, max_length, np.int32)
+    return cropped
+
+
+def data_config(
+    config: Any,
+    *,
+    recycling: int,
+    max_msa_clusters: int | None = None,
+    max_extra_msa: int | None = None,
+    mask_msa: bool = False,
+) -> Any:
+    """Copy the data section of a config with the backbone's own choices written into it.
+
+    Parameters
+    ----------
+    config
+        ``config.data`` of an openfold config.
+    recycling
+        Number of recycling passes (0: one pass through the trunk).
+    max_msa_clusters, max_extra_msa
+        Largest numbers of MSA rows; None keeps the config's.
+    mask_msa
+        Whether 15 % of the MSA is masked at random, as in AlphaFold's training. Off, so that a
+        sample always gives the same input.
+    """
+    data = copy.deepcopy(config)
+    with data.unlocked():
+        data.common.max_recycling_iters = recycling
+        if not mask_msa:
+            data.predict.masked_msa_replace_fraction = 0.0
+        if max_msa_clusters is not None:
+            data.predict.max_msa_clusters = max_msa_clusters
+        if max_extra_msa is not None:
+            data.predict.max_extra_msa = max_extra_msa
+    return data
+
+
+def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
+    """Run openfold's FeaturePipeline in "predict" mode; the last dimension is the recycling one.
+
+    The pipeline pads every sample to the largest MSA of its config (512 + 5120 rows). Sizes are
+    lowered here to what the sample has; the trunk masks padding, so this changes cost, not results.
+    """
+    from openfold.data.feature_pipeline import FeaturePipeline
+
+    depth = len(raw["msa"])
+    templates = len(raw["template_aatype"]) if "template_aatype" in raw else 0
+    sized = copy.deepcopy(data)
+    with sized.unlocked():
+        predict = sized.predict
+        predict.max_msa_clusters = min(predict.max_msa_clusters, depth)
+        predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
+        # openfold reshapes tensors of no elements, so one masked row stands for "none"
+        predict.max_templates = min(predict.max_templates, max(templates, 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(FeaturePipeline(sized).process_features(dict(raw), mode="predict"))
+
+
+def is_processed(features: Mapping[str, Any]) -> bool:
+    """Tell processed tensors (ready for the model) from openfold's raw feature dict."""
+    return "target_feat" in features
+
+
+def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str]) -> Features:
+    """Turn processed features into tensors, or say what is missing."""
+    missing = [key for key in needed if key not in features]
+    if missing:
+        raise DataError(
+            f"{name}: the pre-computed features lack {', '.join(missing)}. Store the whole dict of "
+            f"openfold's FeaturePipeline, or the raw features."
+        )
+    tensors = {key: torch.as_tensor(np.asarray(features[key])) for key in needed}
+    if tensors["aatype"].ndim != 2:
+        raise DataError(
+            f"{name}: aatype has shape {tuple(tensors['aatype'].shape)}; expected (length, "
+            f"recycling), recycling last, without a batch dimension."
+        )
+    return tensors
+
+
+class Schema:
+    """Which dimensions of each feature are residues, MSA rows or templates.
+
+    Parameters
+    ----------
+    data
+        ``config.data``; its ``common.feat`` names the dimensions.
+    """
+
+    def __init__(self, data: Any) -> None:
+        placeholders = {
+            "num residues placeholder": "NUM_RES",
+            "msa placeholder": "NUM_MSA_SEQ",
+            "extra msa placeholder": "NUM_EXTRA_SEQ",
+            "num templates placeholder": "NUM_TEMPLATES",
+        }
+        self._dims: dict[str, tuple[str | None, ...]] = {
+            key: tuple(placeholders.get(str(dim)) for dim in dims)
+            for key, dims in dict(data.common.feat).items()
+        }
+        for key, dims in EMPTY_FEATURES.items():
+            self._dims.setdefault(key, dims)
+
+    def crop(self, features: Features, max_length: int | None) -> Features:
+        """Middle window of at most `max_length` residues of processed features."""
+        length = features["aatype"].shape[0]
+        if max_length is None or length <= max_length:
+            return features
+        start = (length - max_length) // 2
+        cropped = {}
+        for key, tensor in features.items():
+            for dim, kind in enumerate(self._dims.get(key, ())):
+                if kind == "NUM_RES":
+                    tensor = tensor.narrow(dim, start, max_length)
+            cropped[key] = tensor
+        return cropped
+
+    def collate(self, samples: Sequence[Features], keys: Sequence[str]) -> Features:
+        """Pad the samples to common sizes and stack them."""
+        recycles = {sample["aatype"].shape[-1] for sample in samples}
+        if len(recycles) > 1:
+            raise DataError(
+                f"Samples of one batch have different numbers of recycling passes: "
+                f"{sorted(r - 1 for r in recycles)}. Compute their features with one setting."
+            )
+        return {key: self._stack([sample[key] for sample in samples], key) for key in keys}
+
+    def _stack(self, tensors: Sequence[torch.Tensor], key: str) -> torch.Tensor:
+        sizes = [max(t.shape[d] for t in tensors) for d in range(tensors[0].ndim)]
+        if all(list(t.shape) == sizes for t in tensors):
+            return torch.stack(list(tensors))
+        allowed = self._dims[key]
+        batch = tensors[0].new_zeros((len(tensors), *sizes))
+        for row, tensor in zip(batch, tensors, strict=True):
+            window = tuple(slice(0, n) for n in tensor.shape)
+            if any(
+                n != size and (d >= len(allowed) or allowed[d] is None)
+                for d, (n, size) in enumerate(zip(tensor.shape, sizes, strict=True))
+            ):
+                raise DataError(f"Feature {key} has shapes that cannot be padded to one another.")
+            row[window] = tensor
+        return batch

@@ -1,0 +1,174 @@
+"""Read OpenFold and AlphaFold weights, in every layout they are published in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun._io import load_safetensors, load_torch
+from molfun.backbones.openfold._versions import canonical_key
+from molfun.errors import CheckpointError, listing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """Which weights of a file found no place, and which places found no weight."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} weights missing:\n{listing(self.missing, 5)}")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected:\n{listing(self.unexpected, 5)}")
+        return "\n".join(parts)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> None:
+    """Load a weight file into an openfold ``AlphaFold``, in place.
+
+    Parameters
+    ----------
+    model
+        The stock module, 1.x or 2.x.
+    path
+        ``.pt``/``.ckpt`` (plain, or under "ema"/"params", "model", "module" or "state_dict"),
+        ``.safetensors``, AlphaFold ``.npz``, or the folder of a DeepSpeed checkpoint. ``~`` is
+        expanded.
+    jax_version
+        AlphaFold's name of the architecture, for ``.npz``.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or made for another architecture; the text lists the
+        names that do not fit.
+    UnsafeFileError
+        If the file holds anything but tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".npz":
+        _load_npz(model, path, jax_version)
+        return
+    tensors = _read(path)
+    fitted, report = fit_keys(tensors, model.state_dict())
+    if report:
+        raise CheckpointError(
+            f"{path} does not fit this architecture ({len(fitted)} of {len(model.state_dict())} "
+            f"weights match). {report}\nChoose the preset the file was trained with."
+        )
+    wrong = _shape_conflicts(fitted, model.state_dict())
+    if wrong:
+        raise CheckpointError(
+            f"{path} holds weights of other shapes:\n{listing(wrong, 5)}\n"
+            f"Choose the preset the file was trained with."
+        )
+    model.load_state_dict(fitted)
+
+
+def fit_keys(
+    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], KeyReport]:
+    """Rename `tensors` to the names of `target` (same weights, either openfold layout)."""
+    wanted = {canonical_key(name): name for name in target}
+    found = {canonical_key(name): name for name in tensors}
+    fitted = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}
+    report = KeyReport(
+        missing=tuple(wanted[key] for key in wanted if key not in found),
+        unexpected=tuple(found[key] for key in found if key not in wanted),
+    )
+    return fitted, report
+
+
+def _shape_conflicts(
+    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+) -> list[str]:
+    return [
+        f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}"
+        for name, tensor in tensors.items()
+        if tensor.shape != target[name].shape
+    ]
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        path = _deepspeed_file(path)
+    content = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
+    tensors = _unwrap(content)
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no state dict of tensors (looked at the top level and under ema.params, "
+            f"model, module and state_dict)."
+        )
+    return tensors
+
+
+def _deepspeed_file(folder: Path) -> Path:
+    """The file with all model weights inside a DeepSpeed checkpoint folder."""
+    latest = folder / "latest"
+    inner = folder / latest.read_text().strip() if latest.is_file() else folder
+    if inner.resolve().parent not in (folder.resolve(), folder.resolve().parent):
+        raise CheckpointError(f"{latest} points outside of {folder}.")
+    states = sorted(inner.glob("*model_states.pt"))
+    if len(states) != 1:
+        raise CheckpointError(
+            f"{inner} holds {len(states)} files named *model_states.pt; expected one. Sharded "
+            f"ZeRO-3 checkpoints have to be joined first with DeepSpeed's zero_to_fp32.py."
+        )
+    return states[0]
+
+
+def _unwrap(content: Any) -> dict[str, torch.Tensor]:
+    """Find the state dict inside the usual wrappings; EMA weights come first."""
+    if not isinstance(content, Mapping):
+        return {}
+    ema = content.get("ema")
+    candidates = [ema.get("params") if isinstance(ema, Mapping) else None, ema]
+    candidates += [content.get(key) for key in ("module", "model", "state_dict")]
+    candidates.append(content)
+    for candidate in candidates:
+        if isinstance(candidate, Mapping):
+            tensors = {k: v for k, v in candidate.items() if isinstance(v, torch.Tensor)}
+            if tensors:
+                return tensors
+    return {}
+
+
+def _load_npz(model: nn.Module, path: Path, version: str) -> None:
+    import numpy as np
+    from openfold.utils import import_weights
+
+    if not path.is_file():
+        raise CheckpointError(f"No such file: {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+    except (ValueError, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged or no npz archive: {error}") from error
+    places = import_weights.process_translation_dict(
+        import_weights.generate_translation_dict(model, version)
+    )
+    missing = tuple(name for name in places if name not in names)
+    if missing:
+        report = KeyReport(missing=missing, unexpected=tuple(sorted(names - set(places))))
+        raise CheckpointError(f"{path} does not fit {version}. {report}")
+    unused = sorted(names - set(places))
+    if unused:
+        logger.warning("%s: %d arrays have no place in %s: %s", path, len(unused), version, unused)
+    try:
+        import_weights.import_jax_weights_(model, str(path), version=version)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit {version}: {error}") from error

@@ -1,0 +1,7 @@
+"""Heads: from the backbone's representations to predictions, registered by name."""
+
+from molfun._lazy import attach
+
+__getattr__, __all__ = attach(
+    __name__, {"AffinityHead": "molfun.heads.affinity", "Head": "molfun.heads.base"}
+)

@@ -1,0 +1,78 @@
+"""One number a complex: binding affinity from the single representation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from molfun.errors import ConfigError, unknown_name
+from molfun.heads.base import Head, Representations
+from molfun.nn.pooling import AttentionPool, MeanPool
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Pooling = Literal["mean", "attention"]
+
+
+class AffinityHead(Head):
+    """Pool the residues, then two linear layers with a ReLU: ``w2 relu(W1 pool(single) + b1) + b2``.
+
+    Parameters
+    ----------
+    single_dim
+        Channels of the single representation.
+    hidden_dim
+        Width of the hidden layer; 384 and 128 give 49,409 parameters.
+    pooling
+        ``"mean"`` over the residues, or ``"attention"`` (a learned weighted mean).
+    dropout
+        Dropout before the last layer while training.
+
+    Examples
+    --------
+    >>> head = AffinityHead(single_dim=384)
+    >>> sum(p.numel() for p in head.parameters())
+    49409
+    """
+
+    def __init__(
+        self,
+        *,
+        single_dim: int,
+        hidden_dim: int = 128,
+        pooling: Pooling = "mean",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if pooling not in get_args(Pooling):
+            raise ConfigError(unknown_name("pooling", pooling, get_args(Pooling)))
+        if hidden_dim < 1:
+            raise ConfigError(f"hidden_dim must be at least 1, got {hidden_dim}.")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
+        self._config = {
+            "single_dim": single_dim,
+            "hidden_dim": hidden_dim,
+            "pooling": pooling,
+            "dropout": dropout,
+        }
+        self.pool = MeanPool() if pooling == "mean" else AttentionPool(single_dim)
+        self.hidden = nn.Linear(single_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden_dim, 1)
+
+    def forward(self, trunk: Representations) -> dict[str, Float[torch.Tensor, "batch"]]:
+        """Give ``{"prediction": (batch,)}`` in standardised units."""
+        # the head is small and its pooling a long sum: float32 whatever the trunk ran in
+        with torch.autocast(trunk.single.device.type, enabled=False):
+            pooled = self.pool(trunk.single.float(), trunk.mask.float())
+            hidden = torch.relu(self.hidden(pooled))
+            return {"prediction": self.output(self.dropout(hidden)).squeeze(-1)}
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)

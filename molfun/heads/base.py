@@ -1,0 +1,68 @@
+"""What the facade and the engine need of a head."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from molfun.errors import ConfigError
+
+
+class Representations(Protocol):
+    """The part of a backbone's output that heads may read."""
+
+    @property
+    def single(self) -> torch.Tensor:
+        """(batch, length, c_s)."""
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """(batch, length)."""
+
+    @property
+    def pair(self) -> torch.Tensor | None:
+        """(batch, length, length, c_z) or None."""
+
+
+class Head(nn.Module, ABC):
+    """Maps representations to a dict with at least ``"prediction"``, in the task's own scale.
+
+    A subclass takes ``single_dim`` (and ``pair_dim`` if it reads pairs) as keyword arguments; the
+    facade fills them in from the backbone.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("single",)
+    """Representations the head reads; no others are computed or cached."""
+    default_task: ClassVar[str] = "regression"
+    """Registered name of the task the head is made for."""
+
+    @abstractmethod
+    def forward(self, trunk: Representations) -> dict[str, torch.Tensor]:
+        """Compute ``{"prediction": (batch,) ...}``."""
+
+    @property
+    @abstractmethod
+    def config_dict(self) -> Mapping[str, Any]:
+        """Arguments that build the same head again, as plain values."""
+
+    @staticmethod
+    def check_dim(name: str, given: int | None, backbone: int | None) -> int:
+        """Settle a dimension: the backbone's, unless the user insists on another.
+
+        Raises
+        ------
+        ConfigError
+            If `given` differs from what the backbone gives, or the backbone gives none.
+        """
+        if backbone is None:
+            raise ConfigError(f"This head needs {name}, which the backbone does not give.")
+        if given is not None and given != backbone:
+            raise ConfigError(
+                f"head_config has {name}={given}, but the backbone gives {backbone}. Leave {name} "
+                f"out, or choose the backbone config with that width."
+            )
+        return backbone

@@ -1,0 +1,1 @@
+"""Building blocks shared by heads and strategies: pooling, LoRA, parameter groups."""

@@ -1,0 +1,254 @@
+"""Low-rank adapters through Hugging Face ``peft``; the only module that imports it.
+
+An adapted layer computes ``W x + scaling * B A x`` with ``A`` (rank, in), ``B`` (out, rank) and
+``scaling = alpha / rank``. ``B`` starts at zero, so injection changes nothing.
+
+References
+----------
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun._io import load_safetensors, save_safetensors, write_json
+from molfun.errors import CheckpointError, ConfigError, RunError
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+MAX_RANK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASpec:
+    """What to inject and where.
+
+    Parameters
+    ----------
+    rank
+        Inner dimension.
+    alpha
+        Numerator of ``scaling = alpha / rank``.
+    dropout
+        Dropout on the adapter's input while training.
+    target_modules
+        Last parts of module names, matched whole: ``linear_q`` never hits ``linear_q_points``.
+    scope
+        Module path of the list of blocks to search.
+    use_dora
+        Weight-decomposed adapters (Liu et al. 2024).
+    use_rslora
+        ``scaling = alpha / sqrt(rank)`` (Kalajdzievski 2023).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+    scope: str
+    use_dora: bool = False
+    use_rslora: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression that full module names have to match."""
+        targets = "|".join(re.escape(t) for t in self.target_modules)
+        return rf"{re.escape(self.scope)}\.\d+\.(?:.*\.)?(?:{targets})"
+
+
+def inject(backbone: nn.Module, spec: LoRASpec) -> None:
+    """Put adapters into `backbone`, in place; the output stays the same.
+
+    Raises
+    ------
+    ConfigError
+        If a target matches no linear layer; the text lists names that do.
+    RunError
+        If other adapters are there already.
+    """
+    present = installed_spec(backbone)
+    if present is not None:
+        if present != spec:
+            raise RunError(
+                f"The model already has adapters of another kind ({_differences(present, spec)}). "
+                f"Use the same strategy to go on training them, or start from a new model."
+            )
+        logger.info("Adapters are in place already; training continues from their weights.")
+        return
+    _check_targets(backbone, spec)
+    with warnings.catch_warnings():
+        # peft warns that it cannot tell the base model's name: it is not on a hub
+        warnings.simplefilter("ignore")
+        from peft import inject_adapter_in_model
+
+        inject_adapter_in_model(_peft_config(spec), backbone, adapter_name=ADAPTER)
+    backbone.molfun_lora = spec  # type: ignore[assignment]
+
+
+def _peft_config(spec: LoRASpec) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=spec.pattern,
+        use_dora=spec.use_dora,
+        use_rslora=spec.use_rslora,
+        bias="none",
+    )
+
+
+def _differences(present: LoRASpec, wanted: LoRASpec) -> str:
+    old, new = asdict(present), asdict(wanted)
+    return ", ".join(f"{k} {old[k]} there, {new[k]} asked for" for k in old if old[k] != new[k])
+
+
+def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
+    inside = re.compile(rf"{re.escape(spec.scope)}\.\d+\.(.*\.)?(?P<last>[^.]+)")
+    names = {
+        match["last"]
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and (match := inside.fullmatch(name))
+    }
+    unknown = [target for target in spec.target_modules if target.split(".")[-1] not in names]
+    if unknown:
+        near = sorted({n for u in unknown for n in difflib.get_close_matches(u, names, n=2)})
+        raise ConfigError(
+            f"target_modules {unknown} match no linear layer in {spec.scope}. "
+            f"Linear layers there: {', '.join(sorted(names))}."
+            + (f" Did you mean {' or '.join(near)}?" if near else "")
+        )
+
+
+def installed_spec(backbone: nn.Module) -> LoRASpec | None:
+    """The adapters that `backbone` carries, None without any."""
+    return getattr(backbone, "molfun_lora", None)
+
+
+def parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and values of the adapter weights."""
+    return ((n, p) for n, p in backbone.named_parameters() if is_adapter(n))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter.
+
+    Examples
+    --------
+    >>> is_adapter("blocks.0.linear_q.lora_A.default.weight"), is_adapter("linear_q.weight")
+    (True, False)
+    """
+    return ".lora_" in name
+
+
+def _layers(backbone: nn.Module) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
+
+
+def is_merged(backbone: nn.Module) -> bool:
+    """Whether the adapters are folded into the base weights."""
+    return bool(getattr(backbone, "_molfun_unmerged", None))
+
+
+@torch.no_grad()
+def merge(backbone: nn.Module) -> None:
+    """Fold the adapters into the base weights; a copy of these makes `unmerge` exact."""
+    kept = []
+    for layer in _layers(backbone):
+        weight = layer.get_base_layer().weight
+        kept.append((layer, weight.detach().clone()))
+        layer.merge(safe_merge=True)
+    backbone._molfun_unmerged = kept  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def unmerge(backbone: nn.Module) -> None:
+    """Take the adapters out again; the base weights come back bit by bit."""
+    for layer, weight in backbone._molfun_unmerged:  # type: ignore[union-attr]
+        layer.unmerge()
+        layer.get_base_layer().weight.copy_(weight)
+    backbone._molfun_unmerged = []  # type: ignore[assignment]
+
+
+def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
+    """Write the adapters in the PEFT format, readable by ``peft.PeftModel.from_pretrained``."""
+    spec = installed_spec(backbone)
+    if spec is None:
+        raise RunError("There are no adapters to save.")
+    folder = Path(folder)
+    config = _peft_config(spec).to_dict()
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    config["peft_type"] = str(getattr(config["peft_type"], "value", config["peft_type"]))
+    config["inference_mode"] = True
+    config["molfun_spec"] = asdict(spec)
+    write_json(folder / CONFIG_FILE, config)
+    tensors = {PEFT_PREFIX + name.replace(f".{ADAPTER}", ""): p for name, p in parameters(backbone)}
+    save_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
+
+
+def read_spec(folder: str | Path) -> LoRASpec:
+    """Read which adapters a PEFT folder of Molfun's holds.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or asks for an absurd rank.
+    """
+    import json
+
+    path = Path(folder) / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["molfun_spec"]
+        content["target_modules"] = tuple(content["target_modules"])
+        spec = LoRASpec(**content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error!r}") from error
+    if not 1 <= spec.rank <= MAX_RANK:
+        raise CheckpointError(f"{path} asks for rank {spec.rank}; allowed: 1 to {MAX_RANK}.")
+    return spec
+
+
+@torch.no_grad()
+def load_adapter(backbone: nn.Module, folder: str | Path) -> None:
+    """Inject the adapters of a PEFT folder, or fill those that are there, with its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If names or shapes do not fit.
+    """
+    folder = Path(folder)
+    inject(backbone, read_spec(folder))
+    tensors = load_safetensors(folder / WEIGHTS_FILE)
+    own = {PEFT_PREFIX + n.replace(f".{ADAPTER}", ""): p for n, p in parameters(backbone)}
+    if own.keys() != tensors.keys():
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        raise CheckpointError(
+            f"{folder} does not fit this model: {len(missing)} adapter weights missing "
+            f"({missing[:2]}), {len(extra)} unexpected ({extra[:2]})."
+        )
+    for name, parameter in own.items():
+        if parameter.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(tensors[name].shape)}, this model needs "
+                f"{tuple(parameter.shape)}."
+            )
+        parameter.copy_(tensors[name])

@@ -1,0 +1,55 @@
+"""From one vector a residue to one vector a sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class MeanPool(nn.Module):
+    """Mean over the residues where the mask is 1; zero where there are none.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[1.0], [3.0], [100.0]]])
+    >>> MeanPool()(x, torch.tensor([[1.0, 1.0, 0.0]]))
+    tensor([[2.]])
+    """
+
+    def forward(
+        self,
+        x: Float[torch.Tensor, "batch length channels"],
+        mask: Float[torch.Tensor, "batch length"],
+    ) -> Float[torch.Tensor, "batch channels"]:
+        """Pool (batch, length, channels) to (batch, channels)."""
+        weight = mask.to(x.dtype).unsqueeze(-1)
+        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class AttentionPool(nn.Module):
+    """Learned weighted mean: softmax over residues of one learned score each.
+
+    Parameters
+    ----------
+    dim
+        Number of channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+
+    def forward(
+        self,
+        x: Float[torch.Tensor, "batch length channels"],
+        mask: Float[torch.Tensor, "batch length"],
+    ) -> Float[torch.Tensor, "batch channels"]:
+        """Pool (batch, length, channels) to (batch, channels)."""
+        score = self.score(x).squeeze(-1).masked_fill(mask == 0, torch.finfo(x.dtype).min)
+        weight = torch.softmax(score, dim=1) * mask.to(x.dtype)
+        return (x * weight.unsqueeze(-1)).sum(1)

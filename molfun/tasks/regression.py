@@ -1,0 +1,137 @@
+"""Regression of one number a sample."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.tasks.base import LossSum, Task
+
+RegressionLoss = Literal["mse", "mae", "huber"]
+_LOSSES = {
+    "mse": functional.mse_loss,
+    "mae": functional.l1_loss,
+    "huber": functional.huber_loss,
+}
+
+
+class RegressionTask(Task):
+    """Predict a real number, trained in standardised units and reported in the label's own.
+
+    The head learns ``(y - mean) / std`` with mean and standard deviation of the training labels,
+    so a new head starts at the mean of the data instead of at zero.
+
+    Parameters
+    ----------
+    loss
+        ``"mse"``, ``"mae"`` or ``"huber"`` (delta 1), in standardised units.
+    standardize
+        Whether to standardise; False trains on the labels as they are.
+
+    Examples
+    --------
+    >>> task = RegressionTask()
+    >>> task.fit_targets(np.array([4.0, 6.0, 8.0]))
+    >>> task.predictions({"prediction": torch.tensor([0.0])})
+    tensor([6.], dtype=torch.float64)
+    """
+
+    name = "regression"
+
+    def __init__(self, *, loss: RegressionLoss = "mse", standardize: bool = True) -> None:
+        if loss not in get_args(RegressionLoss):
+            raise ConfigError(unknown_name("regression loss", loss, get_args(RegressionLoss)))
+        self._config = {"loss": loss, "standardize": standardize}
+        self.mean = 0.0
+        self.std = 1.0
+        self.fitted = False
+
+    def fit_targets(self, targets: np.ndarray) -> None:
+        """Take mean and standard deviation of the labels, the first time only.
+
+        A head that has been trained speaks in the units of its first training set; a later fit
+        keeps them.
+
+        Raises
+        ------
+        DataError
+            If no label is present.
+        """
+        present = targets[np.isfinite(targets)]
+        if present.size == 0:
+            raise DataError("The training set has no labels. Fill the target column.")
+        if self.fitted:
+            return
+        self.fitted = True
+        if self._config["standardize"]:
+            self.mean = float(present.mean())
+            # a constant label has no scale; 1 keeps the units
+            self.std = float(present.std()) or 1.0
+
+    def encode(self, targets: Sequence[float | None]) -> torch.Tensor:
+        """Labels (batch,) in their own units, NaN where there is none."""
+        return torch.tensor([math.nan if t is None else t for t in targets], dtype=torch.float64)
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
+        """Summed loss over the labels that are present; 0 (with a graph) where there are none."""
+        prediction = outputs["prediction"].float()
+        scaled = ((targets - self.mean) / self.std).to(prediction)
+        present = ~torch.isnan(scaled)
+        function = _LOSSES[str(self._config["loss"])]
+        total = function(prediction[present], scaled[present], reduction="sum")
+        return LossSum(total, int(present.sum()))
+
+    def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Predictions (batch,) in the label's units, float64."""
+        return outputs["prediction"].double() * self.std + self.mean
+
+    def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """RMSE, MAE, Pearson and Spearman correlation and R2; NaN where undefined.
+
+        Correlations need two different values on both sides, R2 two different labels.
+        """
+        present = np.isfinite(targets)
+        predictions, targets = predictions[present], targets[present]
+        if targets.size == 0:
+            return dict.fromkeys(("rmse", "mae", "pearson", "spearman", "r2"), math.nan)
+        error = predictions - targets
+        spread = float(((targets - targets.mean()) ** 2).sum())
+        return {
+            "rmse": float(np.sqrt((error**2).mean())),
+            "mae": float(np.abs(error).mean()),
+            "pearson": _correlation("pearsonr", predictions, targets),
+            "spearman": _correlation("spearmanr", predictions, targets),
+            "r2": 1 - float((error**2).sum()) / spread if spread > 0 else math.nan,
+        }
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mean and standard deviation of the labels."""
+        return {"mean": self.mean, "std": self.std, "fitted": self.fitted}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the label statistics back."""
+        self.mean, self.std = float(state["mean"]), float(state["std"])
+        self.fitted = bool(state["fitted"])
+
+
+def _correlation(name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
+    from scipy import stats
+
+    if len(np.unique(predictions)) < 2 or len(np.unique(targets)) < 2:
+        return math.nan
+    with warnings.catch_warnings():
+        # nearly constant input is reported through a value near NaN already
+        warnings.simplefilter("ignore")
+        return float(getattr(stats, name)(predictions, targets).statistic)
