@@ -239,7 +239,7 @@ def _residue_centres(
     positions: np.ndarray, mask: np.ndarray
 ) -> tuple[Float32[np.ndarray, "length 3"], np.ndarray]:
     """CA where present, else the mean of the atoms present; and where any atom is."""
-    known = mask.any(axis=-1)
+    known = np.asarray(mask.any(axis=-1))
     weight = np.where(mask[:, CA, None] > 0, np.eye(37, dtype=np.float32)[CA], mask)
     total = np.maximum(weight.sum(axis=-1, keepdims=True), 1)
     return np.einsum("la,lax->lx", weight / total, positions), known

@@ -6,10 +6,11 @@ A new backbone is one package here, one line in `molfun.registry` and one contra
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -25,7 +26,8 @@ Features = dict[str, torch.Tensor]
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output"]
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """Where a parameter sits, from the input to the output of the backbone.
 
     ``embedder`` (the input embedding), ``early`` (whatever else feeds the first block), ``block``
@@ -91,7 +93,7 @@ def _stack_structures(
     present = [s for s in structures if s is not None]
     return {
         name: torch.cat(
-            [s[name] if s[name].ndim < 2 else _pad(s[name], 1, length) for s in present]
+            [_pad(s[name], 1, length) if s[name].ndim > 1 else s[name] for s in present]
         )
         for name in present[0]
     }
@@ -168,10 +170,26 @@ class Backbone(nn.Module, ABC):
         }
 
     def fingerprint(self) -> str:
-        """Sha256 over architecture and base weights: equal for equal models, nothing else."""
-        digest = hashlib.sha256(repr(sorted(self.config_dict.items())).encode())
-        for name, tensor in sorted(self.base_state_dict().items()):
-            digest.update(name.encode())
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """Sha256 over architecture and base weights, without adapters."""
+        return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))
+
+    def state_fingerprint(self) -> str:
+        """Sha256 over architecture and all weights, adapters included: what decides outputs."""
+        return combine_digests(self.config_dict, tensor_digests(self.state_dict()))
+
+
+def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Sha256 of each tensor's type, shape and bytes."""
+    digests = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def combine_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    """One sha256 over a configuration and the digests of its weights."""
+    text = json.dumps([dict(config), sorted(digests.items())], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

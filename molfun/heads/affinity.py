@@ -18,7 +18,7 @@ Pooling = Literal["mean", "attention"]
 
 
 class AffinityHead(Head):
-    """Pool the residues, then two linear layers with a ReLU: ``w2 relu(W1 pool(single) + b1) + b2``.
+    """Pooled residues through one hidden layer: ``w2 relu(W1 pool(single) + b1) + b2``.
 
     Parameters
     ----------

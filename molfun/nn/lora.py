@@ -10,6 +10,7 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import re
@@ -186,6 +187,19 @@ def unmerge(backbone: nn.Module) -> None:
         layer.unmerge()
         layer.get_base_layer().weight.copy_(weight)
     backbone._molfun_unmerged = []  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def unmerged(backbone: nn.Module) -> Iterator[None]:
+    """Take merged adapters out for the time of the block."""
+    if not is_merged(backbone):
+        yield
+        return
+    unmerge(backbone)
+    try:
+        yield
+    finally:
+        merge(backbone)
 
 
 def save_adapter(backbone: nn.Module, folder: str | Path) -> None:

@@ -18,7 +18,7 @@ class LossSum(NamedTuple):
     """
 
     total: torch.Tensor
-    count: int
+    n_labels: int
 
 
 class Task(ABC):

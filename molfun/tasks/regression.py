@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.tasks.base import LossSum, Task
 
 RegressionLoss = Literal["mse", "mae", "huber"]
-_LOSSES = {
+_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "mse": functional.mse_loss,
     "mae": functional.l1_loss,
     "huber": functional.huber_loss,

@@ -97,7 +97,7 @@ class OpenFoldBackbone(Backbone):
         self.config.globals.chunk_size = None
         if recycling is None:
             recycling = int(self.config.data.common.max_recycling_iters)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "recycling": recycling,
             "max_msa_clusters": max_msa_clusters,
             "max_extra_msa": max_extra_msa,
@@ -181,10 +181,7 @@ class OpenFoldBackbone(Backbone):
         cycles = batch["aatype"].shape[-1]
         mask = batch["seq_mask"][..., -1]
         self._set_memory(length=mask.shape[-1])
-        if "structure" in outputs:
-            raw = self.model(dict(batch))
-        else:
-            raw = self._trunk(batch, cycles)
+        raw = self.model(dict(batch)) if "structure" in outputs else self._trunk(batch, cycles)
         return TrunkOutput(
             single=raw["single"],
             pair=raw["pair"] if "pair" in outputs else None,
@@ -307,7 +304,7 @@ class OpenFoldBackbone(Backbone):
         return arguments
 
 
-class _TrunkDone(Exception):
+class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
     """Carries the trunk's outputs out of the stock forward pass."""
 
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:

@@ -103,8 +103,8 @@ def _align(protein: Protein, query: str, folder: str) -> np.ndarray:
     placed = [c >= 0 and _agree(query[c], protein.full_sequence[i]) for i, c in enumerate(columns)]
     if not all(placed):
         raise DataError(
-            f"{protein.name}: the query of the alignments in {folder} has {len(query)} residues and "
-            f"does not contain the {len(protein.full_sequence)} of the structure "
+            f"{protein.name}: the query of the alignments in {folder} has {len(query)} residues "
+            f"and does not contain the {len(protein.full_sequence)} of the structure "
             f"({placed.count(False)} do not match). Align the sequence of this structure."
         )
     return columns
@@ -117,13 +117,14 @@ def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
         return dict(raw)
     start = (length - max_length) // 2
     window = slice(start, start + max_length)
-    second = ("msa", "deletion_matrix_int", "deletion_matrix") + tuple(
-        key for key in raw if key.startswith("template_") and np.ndim(raw[key]) > 2
-    )
+
+    def residues_second(key: str) -> bool:
+        return key.startswith(("msa", "deletion_matrix", "template_")) and np.ndim(raw[key]) > 1
+
     cropped = {}
     for key, value in raw.items():
         array = np.asarray(value)
-        if key in second or key == "template_aatype":
+        if residues_second(key) and array.shape[1] == length:
             cropped[key] = array[:, window]
         elif array.ndim and array.shape[0] == length and array.dtype != object:
             cropped[key] = array[window]

@@ -1,0 +1,22 @@
+"""Data sets: tables, structures, pre-computed features, splits.
+
+>>> from molfun.data import AffinityDataset
+>>> dataset = AffinityDataset.synthetic(2, length=8)
+>>> dataset.ids
+['demo_000', 'demo_001']
+"""
+
+from molfun._lazy import attach
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "AffinityDataset": "molfun.data.affinity",
+        "DataSplitter": "molfun.data.splits",
+        "find_structure": "molfun.data.structures",
+        "read_features": "molfun.data.feature_files",
+        "read_structure": "molfun.data.structures",
+        "read_table": "molfun.data.tables",
+        "write_features": "molfun.data.feature_files",
+    },
+)

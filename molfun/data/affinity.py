@@ -1,0 +1,496 @@
+"""Proteins and complexes with one measured number each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
+from molfun.data.folders import FolderIndex
+from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
+from molfun.data.tables import Table, filter_rows, read_table
+from molfun.errors import ConfigError, DataError, UnsafeFileError, listing
+from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
+from molfun.sample import Sample, SampleBatch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+logger = logging.getLogger(__name__)
+
+ALIGNMENT_SUFFIXES = (".a3m", ".sto")
+
+_HYDROPATHY = dict(
+    zip(
+        "ARNDCQEGHILKMFPSTWYV",
+        (1.8, -4.5, -3.5, -3.5, 2.5, -3.5, -3.5, -0.4, -3.2, 4.5,
+         3.8, -3.9, 1.9, 2.8, -1.6, -0.8, -0.7, -0.9, -1.3, 4.2),
+        strict=True,
+    )
+)  # fmt: skip
+"""Kyte and Doolittle, J. Mol. Biol. 157, 105 (1982), table 2."""
+
+
+@dataclass
+class _Parsed:
+    """A structure as it is kept in memory: the crop, and the whole chains for the splits."""
+
+    protein: Protein
+    chains: tuple[str, ...]
+
+
+@dataclass
+class _Source:
+    """Where samples come from; shared by a data set and all its subsets."""
+
+    structures: dict[str, Path] = field(default_factory=dict)
+    features: dict[str, Path] = field(default_factory=dict)
+    alignments: dict[str, Path] = field(default_factory=dict)
+    max_length: int | None = None
+    crop: CropPolicy = "auto"
+    parsed: dict[str, _Parsed] = field(default_factory=dict)
+    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def protein(self, name: str) -> Protein | None:
+        """The cropped protein; None where features stand for it."""
+        return None if name in self.features else self._parse(name).protein
+
+    def read_features(self, name: str) -> dict[str, Any] | None:
+        path = self.features.get(name)
+        return None if path is None else read_features(path)
+
+    def sequences(self, name: str) -> tuple[str, ...]:
+        """Sequence of each chain, before any crop."""
+        if name not in self.features:
+            return self._parse(name).chains
+        if name not in self.chains:
+            self.chains[name] = _feature_sequence(self.features[name])
+        return self.chains[name]
+
+    def _parse(self, name: str) -> _Parsed:
+        if name not in self.parsed:
+            protein = read_structure(self.structures[name])
+            self.parsed[name] = _Parsed(
+                protein=protein.crop(self.max_length, self.crop), chains=_split_chains(protein)
+            )
+            for note in protein.notes:
+                logger.debug("%s: %s", name, note)
+        return self.parsed[name]
+
+
+class AffinityDataset:
+    """Structures (or pre-computed features) with an affinity each, as a map-style data set.
+
+    Make one with `from_csv` or `synthetic`. Parsed structures stay in memory, so that only the
+    first epoch reads files; call `check` before training to parse all of them and to see every
+    fault at once. Works with ``torch.utils.data.DataLoader`` and its workers.
+
+    Parameters
+    ----------
+    table
+        Ids, targets and other columns.
+    source
+        Where the samples come from.
+    """
+
+    def __init__(self, table: Table, source: _Source) -> None:
+        self._table = table
+        self._source = source
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        pdb_dir: str | Path | None = None,
+        *,
+        features_dir: str | Path | None = None,
+        alignments_dir: str | Path | None = None,
+        max_length: int | None = None,
+        crop: CropPolicy = "auto",
+        skip_missing: bool = False,
+        id_column: str = "pdb_id",
+        target_column: str = "affinity",
+        require_target: bool = True,
+        filters: Mapping[str, Any] | None = None,
+    ) -> AffinityDataset:
+        """Read a table and find the files of its rows.
+
+        Parameters
+        ----------
+        csv
+            Table with the columns `id_column` and `target_column`; others are kept as metadata.
+        pdb_dir
+            Folder of structures named after the ids (``1a4w.cif``, ``.pdb``, ``.gz`` ...).
+        features_dir
+            Folder of pre-computed features (``1a4w.pkl``, ``.npz``, ``.safetensors``). An id
+            with a file here does not need a structure.
+        alignments_dir
+            Folder with a folder of ``.a3m`` or ``.sto`` files for each id. Without it, a folder
+            ``alignments`` beside `pdb_dir` is used if there is one.
+        max_length
+            Residues kept of each structure (`molfun.protein.Protein.crop`). Lower it when memory
+            runs out. Pre-computed features are not cropped here.
+        crop
+            Which residues are kept.
+        skip_missing
+            Leave out rows without a file, with a warning, where an error would be raised.
+        id_column, target_column
+            Names of the columns.
+        require_target
+            False for prediction: labels may be absent.
+        filters
+            Conditions as in `filter`, applied before files are looked for.
+
+        Raises
+        ------
+        TableError
+            If the table has bad rows or columns.
+        DataError
+            If files are missing; all of them are listed.
+        ConfigError
+            If neither folder is given, or a setting is not allowed.
+        """
+        if pdb_dir is None and features_dir is None:
+            raise ConfigError("Give pdb_dir (structures) or features_dir (features), or both.")
+        Protein.from_sequence("A").crop(max_length, crop)  # refuses wrong settings now
+        if max_length is not None and max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
+        table = read_table(
+            csv, id_column=id_column, target_column=target_column, require_target=require_target
+        )
+        if filters:
+            table = _filtered(table, filters)
+        source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
+        source.max_length, source.crop = max_length, crop
+        folders = " and ".join(str(Path(d).expanduser()) for d in (pdb_dir, features_dir) if d)
+        return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
+
+    @classmethod
+    def synthetic(cls, n: int = 8, length: int = 32, seed: int = 0) -> AffinityDataset:
+        """Random sequences whose target follows from their composition, for demos and tests.
+
+        The target is ``7 + 2/3 * (mean hydropathy)`` (Kyte-Doolittle) plus noise below 0.05, so
+        it lies in the range of a pK and can be learned from the sequence. The same arguments
+        give the same data on every machine. There are no coordinates.
+
+        Parameters
+        ----------
+        n
+            Number of samples.
+        length
+            Residues in each.
+        seed
+            Another seed gives other sequences.
+
+        Raises
+        ------
+        ConfigError
+            If `n` or `length` is below 1.
+
+        Examples
+        --------
+        >>> dataset = AffinityDataset.synthetic(3, length=12)
+        >>> dataset.ids, len(dataset[0].protein)
+        (['demo_000', 'demo_001', 'demo_002'], 12)
+        """
+        if n < 1 or length < 1:
+            raise ConfigError(f"n and length must be at least 1, got {n} and {length}.")
+        # the raw stream of PCG64 never changes between numpy versions; distributions may
+        stream = np.random.PCG64(seed)
+        samples = [_synthetic_sample(stream, length) for _ in range(n)]
+        ids = [f"demo_{i:03d}" for i in range(n)]
+        table = Table(
+            path=Path("synthetic"),
+            ids=ids,
+            targets=np.array([target for _, target in samples]),
+            metadata=pd.DataFrame(index=range(n)),
+            lines=list(range(1, n + 1)),
+        )
+        source = _Source()
+        for name, (sequence, _) in zip(ids, samples, strict=True):
+            protein = Protein.from_sequence(sequence, name=name)
+            source.parsed[name] = _Parsed(protein=protein, chains=(sequence,))
+        return cls(table, source)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Sample:
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"index {index} is out of range for {n} samples")
+        index = int(index) % n
+        name, target = self.ids[index], float(self.targets[index])
+        return Sample(
+            id=name,
+            protein=self._source.protein(name),
+            features=self._source.read_features(name),
+            alignment_dir=self._source.alignments.get(name),
+            target=None if np.isnan(target) else target,
+            metadata=_row(self.metadata, index),
+        )
+
+    def __repr__(self) -> str:
+        return f"AffinityDataset({len(self)} samples from {self._table.path})"
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return self._table.ids
+
+    @property
+    def targets(self) -> Float64[np.ndarray, "samples"]:
+        """Labels in the user's units, NaN where there is none."""
+        return self._table.targets
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """The other columns of the table, numbers where all present values are numbers."""
+        return self._table.metadata
+
+    @property
+    def max_length(self) -> int | None:
+        """Residues kept of each structure."""
+        return self._source.max_length
+
+    @staticmethod
+    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
+        """Put samples into a batch; the backbone makes tensors of it.
+
+        Examples
+        --------
+        >>> AffinityDataset.collate_fn([Sample(id="1a4w", target=6.52)]).targets
+        [6.52]
+        """
+        return SampleBatch(list(samples))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> AffinityDataset:
+        """Samples at `indices`, in that order; parsed structures are shared, not copied.
+
+        Examples
+        --------
+        >>> AffinityDataset.synthetic(3).subset([2, 0]).ids
+        ['demo_002', 'demo_000']
+        """
+        return AffinityDataset(self._table.take(indices), self._source)
+
+    def filter(self, **conditions: Any) -> AffinityDataset:
+        """Samples that meet every condition on the columns of the table.
+
+        Parameters
+        ----------
+        **conditions
+            ``year=2016`` for equality, ``year=[2015, 2016]`` for any of several,
+            ``min_year=2015`` and ``max_resolution=2.5`` for inclusive bounds. A blank cell meets
+            no condition.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such column, or a bound is put on a text column.
+        DataError
+            If no sample is left.
+        """
+        return AffinityDataset(_filtered(self._table, conditions), self._source)
+
+    def sequences(self) -> list[tuple[str, ...]]:
+        """Sequences of the chains of each sample, before any crop.
+
+        Raises
+        ------
+        DataError
+            If files are bad; all of them are listed.
+
+        Examples
+        --------
+        >>> [len(chain) for chain in AffinityDataset.synthetic(1, length=7).sequences()[0]]
+        [7]
+        """
+        return self._collect(self._source.sequences)
+
+    def check(self) -> AffinityDataset:
+        """Parse every file now, and keep the parsed structures for training.
+
+        Call it before a DataLoader with workers starts: the workers then inherit the structures
+        and read nothing again.
+
+        Returns
+        -------
+        AffinityDataset
+            This data set.
+
+        Raises
+        ------
+        DataError
+            If files are bad; all of them are listed.
+        """
+        self._collect(self._source.protein)
+        self._collect(self._source.read_features, keep=False)
+        return self
+
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """What reading changed or chose in each structure, for those where there is something."""
+        proteins = dict(zip(self.ids, self._collect(self._source.protein), strict=True))
+        return {name: p.notes for name, p in proteins.items() if p is not None and p.notes}
+
+    def _collect(self, read: Callable[[str], Any], *, keep: bool = True) -> list[Any]:
+        """Read every sample, and report all bad ones in one error."""
+        results, problems = [], []
+        for name in self.ids:
+            try:
+                result = read(name)
+            except DataError as error:
+                problems.append(str(error))
+            else:
+                results.append(result if keep else None)
+        if problems:
+            raise DataError(
+                f"{len(problems)} of {len(self)} samples cannot be read:\n{listing(problems)}\n"
+                f"Repair these files, or remove their rows from {self._table.path}."
+            )
+        return results
+
+
+# Finding files
+
+
+def _locate(
+    ids: Sequence[str],
+    pdb_dir: str | Path | None,
+    features_dir: str | Path | None,
+    alignments_dir: str | Path | None,
+) -> _Source:
+    """Paths of all ids, each folder scanned once."""
+    refused: list[str] = []
+    source = _Source()
+    if features_dir is not None:
+        source.features = _find_all(FolderIndex(features_dir), ids, FEATURE_SUFFIXES, refused)
+    if pdb_dir is not None:
+        rest = [name for name in ids if name not in source.features]
+        source.structures = _find_all(FolderIndex(pdb_dir), rest, STRUCTURE_SUFFIXES, refused)
+    folder = _alignment_folder(pdb_dir, alignments_dir)
+    if folder is not None:
+        found = _find_all(FolderIndex(folder), ids, ("",), refused)
+        source.alignments = {name: path for name, path in found.items() if _has_alignment(path)}
+        logger.info(
+            "%d of %d samples have alignments in %s", len(source.alignments), len(ids), folder
+        )
+    if refused:
+        raise UnsafeFileError(f"{len(refused)} files were refused:\n{listing(refused)}")
+    return source
+
+
+def _find_all(
+    index: FolderIndex, ids: Sequence[str], suffixes: Sequence[str], refused: list[str]
+) -> dict[str, Path]:
+    found = {}
+    for name in ids:
+        try:
+            path = index.find(name, suffixes)
+        except UnsafeFileError as error:
+            refused.append(str(error))
+        else:
+            if path is not None:
+                found[name] = path
+    return found
+
+
+def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | None) -> Path | None:
+    if alignments_dir is not None:
+        return Path(alignments_dir).expanduser()
+    if pdb_dir is None:
+        return None
+    beside = Path(pdb_dir).expanduser().resolve().parent / "alignments"
+    return beside if beside.is_dir() else None
+
+
+def _has_alignment(folder: Path) -> bool:
+    return folder.is_dir() and any(p.suffix in ALIGNMENT_SUFFIXES for p in folder.iterdir())
+
+
+def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: bool) -> Table:
+    present = [
+        i
+        for i, name in enumerate(table.ids)
+        if name in source.structures or name in source.features
+    ]
+    absent = [name for name in table.ids if name not in source.structures.keys() | source.features]
+    if not absent:
+        return table
+    summary = f"{len(absent)} of {len(table)} structures are missing in {folders}"
+    if not present:
+        raise DataError(
+            f"All {len(absent)} structures are missing in {folders}; the first would be "
+            f"{absent[0]}.cif or {absent[0]}.pdb. Check the folder and the id column."
+        )
+    if not skip_missing:
+        raise DataError(
+            f"{summary}:\n{listing(absent)}\nAdd the files, or continue without these rows: "
+            f"--skip-missing (skip_missing=True)."
+        )
+    logger.warning("%s and are skipped: %s", summary, ", ".join(absent[:10]))
+    return table.take(present)
+
+
+def _filtered(table: Table, conditions: Mapping[str, Any]) -> Table:
+    kept = filter_rows(table.metadata, conditions)
+    if not len(kept):
+        shown = ", ".join(f"{key}={value}" for key, value in conditions.items())
+        raise DataError(f"None of the {len(table)} samples of {table.path} meets {shown}.")
+    return table.take(kept)
+
+
+def _row(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
+    """One row as plain Python values, None for a blank number."""
+    values = {}
+    for name in metadata.columns:
+        value: Any = metadata[name].iat[index]
+        if isinstance(value, np.generic):
+            value = value.item()
+        values[str(name)] = None if pd.isna(value) else value
+    return values
+
+
+# Sequences
+
+
+def _split_chains(protein: Protein) -> tuple[str, ...]:
+    letters = np.array(list(protein.sequence))
+    return tuple(
+        "".join(letters[protein.chain_index == chain]) for chain in np.unique(protein.chain_index)
+    )
+
+
+def _feature_sequence(path: Path) -> tuple[str, ...]:
+    """Sequence in a feature file: openfold's ``sequence`` text, or its ``aatype``."""
+    features = read_features(path)
+    if "sequence" in features:
+        text = np.asarray(features["sequence"]).reshape(-1)[0]
+        return (text.decode() if isinstance(text, bytes) else str(text),)
+    if "aatype" not in features:
+        raise DataError(
+            f"{path} has neither 'sequence' nor 'aatype', so the split cannot see which samples "
+            f"are alike. Add one of them."
+        )
+    aatype = np.asarray(features["aatype"])
+    is_one_hot = aatype.ndim == 2 and aatype.shape[1] in (20, 21, 22) and aatype.max() <= 1
+    numbers = aatype.argmax(-1) if is_one_hot else aatype.reshape(len(aatype), -1)[:, 0]
+    return ("".join(RESIDUE_LETTERS_WITH_X[min(int(i), 20)] for i in numbers),)
+
+
+def _synthetic_sample(stream: np.random.PCG64, length: int) -> tuple[str, float]:
+    """A sequence between polar and hydrophobic, and its target."""
+    ranked = sorted(_HYDROPATHY, key=lambda letter: (_HYDROPATHY[letter], letter))
+    window = 10
+    start = int(stream.random_raw()) % (len(ranked) - window + 1)
+    draws = stream.random_raw(length)
+    sequence = "".join(ranked[start + int(draw) % window] for draw in draws)
+    hydropathy = sum(_HYDROPATHY[letter] for letter in sequence) / length
+    noise = 0.05 * (int(stream.random_raw()) % 2001 - 1000) / 1000
+    return sequence, round(7 + hydropathy * 2 / 3 + noise, 4)

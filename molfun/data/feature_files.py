@@ -1,0 +1,482 @@
+"""Pre-computed features: pickle, npz and safetensors files, read without running anything.
+
+A pickle is a program, and unpickling runs it. Here a pickle is read by an interpreter that knows
+only the few names that numpy arrays and torch tensors are made of, and for these it calls
+functions of this module, never the originals: ``numpy.core.multiarray._reconstruct`` may allocate
+any amount of memory, and ``torch.storage._load_from_bytes`` unpickles whatever it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import pickletools
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from molfun._io import load_safetensors, save_safetensors
+from molfun.data.folders import FolderIndex
+from molfun.errors import CheckpointError, DataError, UnsafeFileError
+
+if TYPE_CHECKING:
+    import torch
+
+FEATURE_SUFFIXES = (".safetensors", ".npz", ".pkl", ".pickle")
+"""Suffixes in the order in which features are looked for."""
+MAX_BYTES = 2**31
+"""Largest unpacked features of one sample; 1000 residues by 20,000 sequences need 0.2 GB."""
+MAX_OPCODES = 2_000_000
+"""Most instructions in a pickle; a feature dict has a few for each array and each text."""
+
+_NUMERIC_TYPES = re.compile(r"[<>|=]?(?:[?bB]|[iufcSUV]\d{1,9}|[biufc]\d{1,2})", re.ASCII)
+
+
+def find_features(folder: str | Path, sample_id: str) -> Path | None:
+    """Path of the features of `sample_id` in `folder`, None if there are none.
+
+    Tried are ``.safetensors``, ``.npz``, ``.pkl`` and ``.pickle``; the exact name first, then
+    regardless of case.
+
+    Raises
+    ------
+    DataError
+        If `folder` is not a folder.
+    UnsafeFileError
+        If the file is a symbolic link out of the folder.
+    """
+    return FolderIndex(folder).find(sample_id, FEATURE_SUFFIXES)
+
+
+def read_features(path: str | Path) -> dict[str, np.ndarray | torch.Tensor]:
+    """Read the features of one sample.
+
+    Parameters
+    ----------
+    path
+        ``.pkl`` or ``.pickle`` (a dict of numpy arrays or torch tensors), ``.npz`` or
+        ``.safetensors``.
+
+    Returns
+    -------
+    dict
+        Name to array (pickle, npz) or tensor (safetensors, tensors in a pickle).
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or not a dict of arrays.
+    UnsafeFileError
+        If reading it would run code or exhaust memory. Nothing in it is run.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "1a4w.npz"
+    >>> np.savez(path, aatype=np.arange(3))
+    >>> read_features(path)["aatype"].tolist()
+    [0, 1, 2]
+    """
+    path = Path(path).expanduser()
+    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        ".pkl": _read_pickle,
+        ".pickle": _read_pickle,
+        ".npz": _read_npz,
+        ".safetensors": _read_safetensors,
+    }
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path} has none of the suffixes {', '.join(FEATURE_SUFFIXES)}.")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. Give a file of features.")
+    if path.stat().st_size > MAX_BYTES:
+        raise UnsafeFileError(
+            f"Refused {path}: {path.stat().st_size:,} bytes is more than the {MAX_BYTES:,} that "
+            f"the features of one sample may have."
+        )
+    features = readers[path.suffix.lower()](path)
+    if not features:
+        raise DataError(f"{path} holds no features. Compute them again.")
+    return features
+
+
+def write_features(path: str | Path, features: Mapping[str, np.ndarray | torch.Tensor]) -> None:
+    """Write numeric features as safetensors, atomically.
+
+    Several runs may share a folder of such files: a reader sees a complete file or none.
+
+    Parameters
+    ----------
+    path
+        A name that ends in ``.safetensors``.
+    features
+        Name to array or tensor. Text is not a tensor and is refused.
+
+    Raises
+    ------
+    DataError
+        If the suffix is another one, or a value is not numeric.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "1a4w.safetensors"
+    >>> write_features(path, {"aatype": np.arange(3)})
+    >>> read_features(path)["aatype"].tolist()
+    [0, 1, 2]
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise DataError(f"Features are written as .safetensors, got {path}.")
+    tensors = {}
+    for name, value in features.items():
+        try:
+            # a copy also unties features that share memory, which safetensors refuses
+            tensors[name] = torch.as_tensor(value).detach().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"Feature {name!r} is not numeric ({error}). Leave it out or encode it as numbers."
+            ) from error
+    save_safetensors(path, tensors)
+
+
+# npz and safetensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_safetensors(path))
+    except CheckpointError as error:
+        raise DataError(f"{error} Compute the features again.") from error
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        _check_npz(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} is damaged or not npz: {_first_line(error)}. Compute the features again."
+        ) from error
+    except Exception as error:
+        # zlib.error, NotImplementedError for odd compressions, MemoryError
+        raise DataError(f"{path} cannot be read: {_first_line(error)}.") from error
+
+
+def _check_npz(path: Path) -> None:
+    """Hold what each array's header declares against the size of its entry, before reading."""
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+        if total > MAX_BYTES:
+            raise UnsafeFileError(
+                f"Refused {path}: it unpacks to {total:,} bytes, more than the {MAX_BYTES:,} "
+                f"that the features of one sample may have."
+            )
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                shape, dtype = _npy_header(member)
+            if dtype.hasobject:
+                raise UnsafeFileError(
+                    f"Refused {path}: {entry.filename} holds Python objects, and reading them "
+                    f"could run code. Save text as bytes, np.array(text, dtype='S')."
+                )
+            if _count(shape) * dtype.itemsize > entry.file_size:
+                raise UnsafeFileError(
+                    f"Refused {path}: {entry.filename} declares {shape} values of {dtype} in "
+                    f"{entry.file_size:,} bytes."
+                )
+
+
+def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    """Number of values, as a Python integer that cannot overflow."""
+    total = 1
+    for size in shape:
+        total *= int(size)
+    return total
+
+
+# Pickles
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    if zipfile.is_zipfile(io.BytesIO(raw)):
+        raise DataError(
+            f"{path} is a file of torch.save or another zip, not a pickle. Load it with torch and "
+            f"write it with molfun.data.write_features."
+        )
+    with _pickle_errors(path):
+        _check_opcodes(raw)
+        content = _FeatureUnpickler(raw).load()
+        if not isinstance(content, dict):
+            raise DataError(
+                f"{path} holds {_type_name(content)}, not a dict of features. Compute it again."
+            )
+        return {_key(name): _value(name, value) for name, value in content.items()}
+
+
+@contextlib.contextmanager
+def _pickle_errors(path: Path) -> Iterator[None]:
+    """Name the file in every error; whatever else a crafted file provokes is damage."""
+    try:
+        yield
+    except UnsafeFileError as error:
+        raise UnsafeFileError(
+            f"Refused {path}: {error} Nothing in it was run. Ask its author for npz or safetensors."
+        ) from None
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if str(path) in text else f"{path}: {text}") from None
+    except (RecursionError, MemoryError) as error:
+        raise UnsafeFileError(
+            f"Refused {path}: reading it exhausts {_resource(error)}. It is damaged or was made "
+            f"to do harm; compute the features again."
+        ) from None
+    except Exception as error:
+        raise DataError(
+            f"{path} is damaged or not a pickle ({type(error).__name__}: {_first_line(error)}). "
+            f"Compute the features again."
+        ) from error
+
+
+def _resource(error: BaseException) -> str:
+    return "the stack" if isinstance(error, RecursionError) else "memory"
+
+
+def _check_opcodes(raw: bytes) -> None:
+    """Walk the instructions without running them.
+
+    Python's unpickler grows its memo to the largest index that is asked for, 16 GiB for a file
+    of ten bytes, so indices are held against the number of instructions.
+    """
+    largest_index = 0
+    count = 0
+    for opcode, argument, _ in pickletools.genops(raw):
+        count += 1
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            largest_index = max(largest_index, int(argument or 0))
+        if count > MAX_OPCODES:
+            raise UnsafeFileError(f"it has more than {MAX_OPCODES:,} instructions.")
+    if largest_index > count:
+        raise UnsafeFileError(f"it asks for {largest_index:,} memo entries and makes {count:,}.")
+
+
+class _PickledType:
+    """A numpy dtype on its way out of a pickle."""
+
+    def __init__(self, code: str, _align: Any = False, _copy: Any = False) -> None:
+        if not isinstance(code, str) or not (code == "O8" or _NUMERIC_TYPES.fullmatch(code)):
+            raise DataError(f"array type {code!r} is not supported; use numbers or text.")
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        _version, order, subarray, names, fields, size, *_ = state
+        if subarray is not None or names is not None or fields is not None:
+            raise DataError("arrays of records are not supported; use one array for each field.")
+        if self.code[0] in "SUV" and isinstance(size, int) and size >= 0:
+            self.code = f"{self.code[0]}{size // 4 if self.code[0] == 'U' else size}"
+        if order in ("<", ">"):
+            self.code = order + self.code.lstrip("<>|=")
+
+    @property
+    def is_object(self) -> bool:
+        return self.code == "O8"
+
+    def build(self) -> np.dtype[Any]:
+        return np.dtype(self.code)
+
+
+class _PickledArray:
+    """A numpy array on its way out of a pickle; its bytes decide its size, not its header."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] | None = None
+        self._array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _version, shape, dtype, is_fortran, data = state
+        self._state = (shape, _expect(dtype, _PickledType), bool(is_fortran), data)
+
+    def build(self) -> np.ndarray:
+        if self._state is None:
+            raise DataError("an array has no content.")
+        if self._array is None:
+            shape, dtype, is_fortran, data = self._state
+            order = "F" if is_fortran else "C"
+            self._array = (
+                _object_array(shape, data) if dtype.is_object else _array(data, dtype, shape, order)
+            )
+        return self._array
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise DataError(f"{_type_name(value)} stands where an array needs {kind.__name__}.")
+    return value
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    if len(sizes) > 32 or not all(type(size) is int and size >= 0 for size in sizes):
+        raise DataError(f"{str(shape)[:60]} is not the shape of an array.")
+    return sizes
+
+
+def _array(data: Any, dtype: _PickledType, shape: Any, order: str = "C") -> np.ndarray:
+    if not isinstance(data, (bytes, bytearray)):
+        raise DataError(f"an array has {_type_name(data)} for its content.")
+    sizes, kind = _shape(shape), dtype.build()
+    if _count(sizes) * kind.itemsize != len(data):
+        raise UnsafeFileError(f"an array declares {sizes} values of {kind} in {len(data)} bytes.")
+    flat = np.frombuffer(data, kind) if data else np.zeros(_count(sizes), kind)
+    # a copy, so that the result can be written to
+    return flat.reshape(sizes, order="F" if order == "F" else "C").copy(order="K")
+
+
+def _object_array(shape: Any, data: Any) -> np.ndarray:
+    """An object array of texts (openfold keeps sequences so)."""
+    sizes = _shape(shape)
+    if not isinstance(data, list) or len(data) != _count(sizes):
+        raise UnsafeFileError(f"an array declares {sizes} objects and does not hold them.")
+    array = np.empty(len(data), dtype=object)
+    array[:] = [_plain(item) for item in data]
+    return array.reshape(sizes)
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, (str, bytes, bool, int, float, type(None), np.generic)):
+        raise DataError(f"{_type_name(value)} stands in an array or list; numbers and text can.")
+    return value
+
+
+def _reconstruct(cls: Any, _shape_of_empty: Any, _code: Any) -> _PickledArray:
+    if cls is not _PickledArray:
+        raise UnsafeFileError("it builds an array of an unknown class.")
+    return _PickledArray()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    return _array(data, _expect(dtype, _PickledType), shape, order)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    return _array(data, _expect(dtype, _PickledType), ())[()]
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if encoding != "latin1" or not isinstance(text, str):
+        raise UnsafeFileError(f"it encodes text as {str(encoding)[:40]!r}.")
+    return text.encode("latin1")
+
+
+def _load_storage(raw: Any) -> Any:
+    """Storage of a tensor, by torch's reader that runs nothing.
+
+    The original calls ``torch.load`` with ``weights_only=False``.
+    """
+    import torch
+
+    if not isinstance(raw, bytes) or raw.startswith(b"PK"):
+        raise UnsafeFileError("a tensor in it is packed in an unusual way.")
+    try:
+        storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(
+            f"a tensor in it holds more than numbers ({_first_line(error)})."
+        ) from None
+    if not isinstance(storage, (torch.storage.TypedStorage, torch.UntypedStorage)):
+        raise UnsafeFileError(f"a tensor in it holds {_type_name(storage)}.")
+    return storage
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored: Any) -> Any:
+    """A tensor as a view on its storage, never reaching beyond it."""
+    import torch
+
+    _expect(storage, torch.storage.TypedStorage)
+    sizes, steps = _shape(size), _shape(stride)
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
+    if _count(sizes) and not 0 <= offset <= last < len(storage):
+        raise UnsafeFileError(f"a tensor in it declares {sizes} values beyond its content.")
+    if _count(sizes) > len(storage):
+        raise UnsafeFileError(f"a tensor in it declares {sizes} values and has {len(storage)}.")
+    flat = torch.tensor([], dtype=storage.dtype).set_(storage)
+    return flat.as_strided(sizes, steps, offset)
+
+
+_NUMPY_CORE = ("numpy.core", "numpy._core")
+ALLOWED: dict[tuple[str, str], Any] = {
+    **{(f"{core}.multiarray", "_reconstruct"): _reconstruct for core in _NUMPY_CORE},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _NUMPY_CORE},
+    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _NUMPY_CORE},
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledType,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
+}
+"""Every name a pickle may use, and what is called instead of it."""
+
+
+class _FeatureUnpickler(pickle.Unpickler):
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(io.BytesIO(raw))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise UnsafeFileError(f"it uses {module}.{name}, which could run code.")
+        return ALLOWED[module, name]
+
+
+def _key(name: Any) -> str:
+    if not isinstance(name, str):
+        raise DataError(f"its key {str(name)[:40]!r} is not text.")
+    return name
+
+
+def _value(name: str, value: Any) -> Any:
+    """An array from whatever stands for one in a feature dict."""
+    if isinstance(value, _PickledArray):
+        return value.build()
+    if isinstance(value, (list, tuple)):
+        return np.array([_plain(item) for item in value])
+    if isinstance(value, (str, bytes, bool, int, float, np.generic, np.ndarray)):
+        return np.asarray(value)
+    if _is_tensor(value):
+        return value
+    raise DataError(f"feature {name!r} is {_type_name(value)}, not an array.")
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__ == "torch" and type(value).__name__ == "Tensor"
+
+
+def _type_name(value: Any) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

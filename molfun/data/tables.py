@@ -1,0 +1,523 @@
+"""Tables of samples: CSV, TSV and Parquet, read as text and checked before anything starts."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from molfun.errors import ConfigError, TableError, listing, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+logger = logging.getLogger(__name__)
+
+DELIMITERS = (",", "\t", ";", "|")
+LARGEST_LABEL = 1e18
+"""Labels beyond this are refused: their square overflows float32 and the loss would be inf."""
+OUTLIER_RANGES = 50
+"""Labels this many interquartile ranges from the median are reported, not refused: they may be
+right, but are more often a mixture of units (mol/L next to nmol/L)."""
+LONGEST_ID = 200
+"""Ids become file names, and file systems end at 255 bytes with the suffixes."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of samples that passed every check.
+
+    Parameters
+    ----------
+    path
+        The file.
+    ids
+        Ids as written, blanks around them removed.
+    targets
+        (rows,) labels in the user's units, NaN where there is none.
+    metadata
+        The other columns, numbers where every value that is present is a number.
+    lines
+        Line of each row in the file (row number for Parquet), for messages.
+    """
+
+    path: Path
+    ids: list[str]
+    targets: Float64[np.ndarray, "rows"]
+    metadata: pd.DataFrame
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Table:
+        """Keep the rows at `indices`, in that order."""
+        indices = np.asarray(indices, np.int64)
+        return Table(
+            path=self.path,
+            ids=[self.ids[i] for i in indices],
+            targets=self.targets[indices],
+            metadata=self.metadata.iloc[indices].reset_index(drop=True),
+            lines=[self.lines[i] for i in indices],
+        )
+
+
+@dataclass
+class _Cells:
+    """A table as text, before any check of values."""
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    word: str = "line"
+
+    def column(self, name: str) -> list[str]:
+        index = self.header.index(name)
+        return [row[index].strip() for row in self.rows]
+
+    def where(self, row: int) -> str:
+        return f"{self.word} {self.lines[row]}"
+
+
+def read_table(
+    path: str | Path,
+    *,
+    id_column: str = "pdb_id",
+    target_column: str = "affinity",
+    require_target: bool = True,
+) -> Table:
+    r"""Read and check a table of samples.
+
+    Every cell is read as text first, so ids such as ``1e10``, ``0001`` and ``NA`` stay what they
+    are. The delimiter (comma, tab, semicolon, bar) and the encoding (UTF-8, UTF-16, else Latin-1)
+    are found out. All bad rows are reported in one error.
+
+    Parameters
+    ----------
+    path
+        ``.parquet`` or ``.pq`` for Parquet; anything else is read as delimited text.
+    id_column, target_column
+        Names of the two columns that are needed.
+    require_target
+        False for prediction: the label column may be absent or have blank cells.
+
+    Returns
+    -------
+    Table
+        Rows in the order of the file, without rows that repeat an earlier one.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, empty or unreadable, a column is missing, or any row is bad.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.csv"
+    >>> _ = path.write_text("pdb_id;affinity;year\n1a4w;6.52;2015\n0001;8.1;2016\n")
+    >>> table = read_table(path)
+    >>> table.ids, table.targets.tolist(), table.metadata["year"].tolist()
+    (['1a4w', '0001'], [6.52, 8.1], [2015, 2016])
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder, not a table" if path.is_dir() else "does not exist"
+        raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
+    cells = _read_cells(path, id_column)
+    _check_header(cells, [id_column, target_column] if require_target else [id_column])
+    ids = cells.column(id_column)
+    texts = cells.column(target_column) if target_column in cells.header else [""] * len(ids)
+    problems = _id_problems(cells, id_column, ids)
+    targets, bad_labels = _parse_targets(cells, target_column, texts, required=require_target)
+    keep, clashes = _merge_duplicates(cells, ids, targets)
+    _raise_all(cells, [*problems, *bad_labels, *clashes])
+    extra = {
+        name: _typed(cells.column(name))
+        for name in cells.header
+        if name not in (id_column, target_column)
+    }
+    table = Table(
+        path=path, ids=ids, targets=targets, metadata=pd.DataFrame(extra), lines=cells.lines
+    )
+    if not extra:
+        table.metadata.index = pd.RangeIndex(len(ids))
+    table = table.take(keep) if len(keep) < len(ids) else table
+    _warn_labels(table, target_column)
+    _warn_case(table)
+    return table
+
+
+# Reading
+
+
+def _read_cells(path: Path, id_column: str) -> _Cells:
+    if path.suffix.lower() in (".parquet", ".pq"):
+        cells = _read_parquet(path)
+    else:
+        cells = _read_text(path, id_column)
+    if not cells.rows:
+        raise TableError(f"{path} has a header but no rows. Add one row per sample.")
+    return cells
+
+
+def _read_parquet(path: Path) -> _Cells:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TableError(
+            f"{path} cannot be read as Parquet ({_first_line(error)}). Write it again, or give "
+            f"a CSV file."
+        ) from error
+    columns = [
+        ["" if value is None else str(value) for value in table.column(i).to_pylist()]
+        for i in range(table.num_columns)
+    ]
+    return _Cells(
+        path=path,
+        header=[name.strip() for name in table.column_names],
+        rows=[list(row) for row in zip(*columns, strict=True)],
+        lines=list(range(1, table.num_rows + 1)),
+        word="row",
+    )
+
+
+def _read_text(path: Path, id_column: str) -> _Cells:
+    text = _decode(path)
+    if not text.strip():
+        raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
+    delimiter = _sniff_delimiter(text, id_column)
+    # strict: a stray quote must not swallow the lines after it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows, lines, ragged = [], [], []
+    for line, row in _numbered(reader, path):
+        if not any(cell.strip() for cell in row):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in row]
+        elif len(row) != len(header):
+            ragged.append(f"line {line}: {len(row)} cells where the header has {len(header)}")
+        else:
+            rows.append(row)
+            lines.append(line)
+    assert header is not None  # the text is not blank
+    cells = _Cells(path=path, header=header, rows=rows, lines=lines)
+    if ragged and id_column in header:
+        hint = "Quote cells that contain the delimiter, and use a decimal point."
+        raise TableError(f"{path} has {len(ragged)} bad rows:\n{listing(ragged)}\n{hint}")
+    return cells
+
+
+def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the line each starts on, the csv module's errors made ours."""
+    while True:
+        start = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise TableError(
+                f"{path}, line {start}: {error}. Check the quotes from this line on."
+            ) from error
+        yield start, row
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif raw[:4].count(0) == 2:
+        # UTF-16 without its mark: every other byte of an ASCII header is zero
+        encoding = "utf-16-be" if raw[0] == 0 else "utf-16-le"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig":
+            raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
+    logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
+    return raw.decode("latin-1")
+
+
+def _sniff_delimiter(text: str, id_column: str) -> str:
+    """The delimiter that makes a cell of the header equal the id column, else the commonest."""
+    header = next(line for line in text.splitlines() if line.strip())
+
+    def fitness(delimiter: str) -> tuple[bool, int]:
+        cells = [cell.strip().strip('"') for cell in header.split(delimiter)]
+        return id_column in cells, len(cells)
+
+    return max(DELIMITERS, key=fitness)
+
+
+# Checks
+
+
+def _check_header(cells: _Cells, needed: Sequence[str]) -> None:
+    header = cells.header
+    repeated = [name for name, count in Counter(header).items() if count > 1 and name]
+    if repeated:
+        raise TableError(
+            f"{cells.path} has the column {repeated[0]!r} more than once. Rename or remove one."
+        )
+    missing = [name for name in needed if name not in header]
+    if missing:
+        found = ", ".join(repr(name) for name in header[:30])
+        hints = "".join(_nearest_column(name, header) for name in missing)
+        raise TableError(
+            f"{cells.path} has no column {' and '.join(map(repr, missing))}; found {found}."
+            f"{hints} Rename the column or name it in the arguments."
+        )
+    for index, name in enumerate(header):
+        # a table written with its row numbers has a first column without a name
+        header[index] = name or f"column_{index + 1}"
+
+
+def _nearest_column(name: str, header: Sequence[str]) -> str:
+    by_folded = {column.casefold(): column for column in header}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f" Did you mean {by_folded[close[0]]!r} for {name!r}?" if close else ""
+
+
+def id_problem(text: str) -> str | None:
+    """Why `text` cannot name a sample and its files; None if it can.
+
+    Examples
+    --------
+    >>> id_problem("1a4w")
+    >>> id_problem("../secret")
+    'is a path, not an id; write the name alone'
+    """
+    if not text:
+        return "is blank; fill it in or remove the row"
+    if "/" in text or "\\" in text or text in (".", ".."):
+        return "is a path, not an id; write the name alone"
+    if _CONTROL.search(text):
+        return "holds control characters; write letters, digits, - and _"
+    if len(text.encode("utf-8", "replace")) > LONGEST_ID:
+        return f"is longer than {LONGEST_ID} bytes, too long for a file name"
+    return None
+
+
+def _id_problems(cells: _Cells, column: str, ids: list[str]) -> list[str]:
+    problems = []
+    for row, text in enumerate(ids):
+        problem = id_problem(text)
+        if problem:
+            problems.append(f"{cells.where(row)}, column {column}: {_shown(text)} {problem}")
+    return problems
+
+
+def _parse_targets(
+    cells: _Cells, column: str, texts: list[str], *, required: bool
+) -> tuple[np.ndarray, list[str]]:
+    targets = np.full(len(texts), np.nan)
+    problems = []
+    for row, text in enumerate(texts):
+        if not text and not required:
+            continue
+        problem = None if _NUMBER.fullmatch(text) else _label_problem(text)
+        if problem is None:
+            targets[row] = float(text)
+            if abs(targets[row]) > LARGEST_LABEL:
+                problem = f"is beyond {LARGEST_LABEL:g} and overflows the loss; check the unit"
+        if problem:
+            problems.append(f"{cells.where(row)}, column {column}: {_shown(text)} {problem}")
+    return targets, problems
+
+
+def _label_problem(text: str) -> str:
+    if not text:
+        return "is blank; fill it in or remove the row"
+    if text[0] in "<>~≤≥":
+        return "is a bound, not a value; remove the row or decide on a number"
+    if _THOUSANDS.fullmatch(text):
+        return f"has a comma; write {text.replace(',', '')} or {text.replace(',', '.', 1)}"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"has a decimal comma; write {text.replace(',', '.')}"
+    if text.lstrip("+-").lower() in ("nan", "inf", "infinity", "na", "n/a", "none", "null"):
+        return "is not a finite number; fill it in or remove the row"
+    return "is not a number"
+
+
+def _merge_duplicates(
+    cells: _Cells, ids: list[str], targets: np.ndarray
+) -> tuple[list[int], list[str]]:
+    """Rows to keep, and ids that come with two labels."""
+    first: dict[str, int] = {}
+    keep, dropped, clashes = [], [], []
+    for row, name in enumerate(ids):
+        earlier = first.setdefault(name, row)
+        if earlier == row:
+            keep.append(row)
+        elif np.array_equal(targets[earlier], targets[row], equal_nan=True):
+            dropped.append(f"{name} ({cells.where(row)})")
+        else:
+            clashes.append(
+                f"{cells.where(row)}: {name!r} has the label {targets[row]:g}, and "
+                f"{targets[earlier]:g} on {cells.where(earlier)}; keep one of them"
+            )
+    if dropped and not clashes:
+        logger.warning(
+            "%s repeats %d rows (same id, same label); the first of each is kept: %s%s",
+            cells.path, len(dropped), ", ".join(dropped[:5]), ", ..." if len(dropped) > 5 else "",
+        )  # fmt: skip
+    return keep, clashes
+
+
+def _raise_all(cells: _Cells, problems: list[str]) -> None:
+    if problems:
+        noun = "bad row" if len(problems) == 1 else "bad rows"
+        raise TableError(f"{cells.path} has {len(problems)} {noun}:\n{listing(problems)}")
+
+
+def _shown(text: str, width: int = 40) -> str:
+    return repr(text if len(text) <= width else text[:width] + "...")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _warn_labels(table: Table, column: str) -> None:
+    known = table.targets[np.isfinite(table.targets)]
+    if len(known) > 1 and np.ptp(known) == 0:
+        logger.warning(
+            "%s: all %d values of %r are %g, so there is nothing to learn.",
+            table.path, len(known), column, known[0],
+        )  # fmt: skip
+    if len(known) < 4:
+        return
+    low, middle, high = np.percentile(known, [25, 50, 75])
+    far = np.abs(table.targets - middle) > OUTLIER_RANGES * (high - low)
+    if high > low and far.any():
+        row = int(np.flatnonzero(far)[0])
+        logger.warning(
+            "%s: %d values of %r are far from the rest (%s has %g, the middle half is %g to %g). "
+            "Check their unit.",
+            table.path, far.sum(), column, table.ids[row], table.targets[row], low, high,
+        )  # fmt: skip
+
+
+def _warn_case(table: Table) -> None:
+    folded = Counter(name.casefold() for name in table.ids)
+    alike = [name for name in table.ids if folded[name.casefold()] > 1]
+    if alike:
+        logger.warning(
+            "%s: %d ids differ from another one only in case (%s); they may be the same entry.",
+            table.path, len(alike), ", ".join(alike[:4]),
+        )  # fmt: skip
+
+
+# Typed columns and filters
+
+
+def _typed(texts: list[str]) -> pd.Series:
+    """Integers, else floats, where every value that is present parses; else text."""
+    present = [text for text in texts if text]
+    if present and all(map(_INTEGER.fullmatch, present)):
+        if len(present) == len(texts):
+            return pd.Series([int(text) for text in texts], dtype="int64")
+        return pd.Series([int(text) if text else None for text in texts], dtype="Int64")
+    if present and all(map(_NUMBER.fullmatch, present)):
+        return pd.Series([float(text) if text else math.nan for text in texts], dtype="float64")
+    return pd.Series(texts, dtype=object)
+
+
+def filter_rows(metadata: pd.DataFrame, conditions: Mapping[str, Any]) -> np.ndarray:
+    """Rows that meet every condition.
+
+    Parameters
+    ----------
+    metadata
+        Typed columns.
+    conditions
+        ``column=value`` for equality (a list, tuple or set: any of them), ``min_column=value``
+        and ``max_column=value`` for inclusive bounds. Rows where the cell is blank meet no
+        condition.
+
+    Returns
+    -------
+    numpy.ndarray
+        Indices in order.
+
+    Raises
+    ------
+    ConfigError
+        If a column does not exist, or a bound is put on a text column.
+
+    Examples
+    --------
+    >>> metadata = pd.DataFrame({"year": [2014, 2016], "resolution": [1.9, 2.8]})
+    >>> filter_rows(metadata, {"min_year": 2015}).tolist()
+    [1]
+    """
+    kept = np.ones(len(metadata), bool)
+    for key, value in conditions.items():
+        kept &= _test_for(metadata, key)(value)
+    return np.flatnonzero(kept)
+
+
+def _test_for(metadata: pd.DataFrame, key: str) -> Callable[[Any], np.ndarray]:
+    if key in metadata.columns:
+        return lambda value: _equal(metadata[key], value)
+    prefix, _, name = key.partition("_")
+    if prefix not in ("min", "max") or name not in metadata.columns:
+        allowed = [str(column) for column in metadata.columns]
+        bounds = [f"{end}_{column}" for end in ("min", "max") for column in numeric(metadata)]
+        if not allowed:
+            raise ConfigError(f"Cannot filter by {key!r}: the table has no columns to filter by.")
+        raise ConfigError(unknown_name("filter", key, [*allowed, *bounds]))
+    column = metadata[name]
+    if name not in numeric(metadata):
+        raise ConfigError(
+            f"{key} needs numbers, and column {name!r} holds text such as {column.iloc[0]!r}. "
+            f"Use {name}=... for equality."
+        )
+    return lambda value: _bounded(column, key, value, is_minimum=prefix == "min")
+
+
+def _equal(column: pd.Series, value: Any) -> np.ndarray:
+    values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+    if column.dtype == object:
+        values = [str(item) for item in values]
+    return column.isin(values).to_numpy(bool)
+
+
+def _bounded(column: pd.Series, key: str, value: Any, *, is_minimum: bool) -> np.ndarray:
+    try:
+        bound = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key} must be a number, got {value!r}.") from None
+    numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    # comparisons with NaN (a blank cell) are false
+    return numbers >= bound if is_minimum else numbers <= bound
+
+
+def numeric(metadata: pd.DataFrame) -> list[str]:
+    """Names of the columns that hold numbers."""
+    return [str(name) for name in metadata.columns if metadata[name].dtype != object]

@@ -1,0 +1,212 @@
+"""The portable checkpoint: a folder that suffices to predict, and nothing that can run.
+
+::
+
+    checkpoint/
+      meta.pt, meta.json   what was trained on what (the same content twice)
+      head.pt              weights of the head
+      peft_adapter/        adapters in the PEFT format (LoRA only)
+      trunk.safetensors    backbone weights that differ from the base file; all of them where the
+                           base came from no file
+      manifest.json        size and sha256 of every file
+      README.md            model card
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from molfun import __version__
+from molfun._io import (
+    atomic_directory,
+    load_safetensors,
+    load_torch,
+    save_safetensors,
+    save_torch,
+    sha256_of,
+    write_json,
+    write_text,
+)
+from molfun.errors import CheckpointError, listing
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+META, META_JSON, HEAD, TRUNK = "meta.pt", "meta.json", "head.pt", "trunk.safetensors"
+ADAPTER, MANIFEST, CARD = "peft_adapter", "manifest.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a checkpoint says of itself; plain values only.
+
+    Parameters
+    ----------
+    backbone
+        ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file or
+        None) and ``fingerprint`` of the base.
+    head, task
+        ``name``, ``config``, and for the task ``state`` (label statistics).
+    strategy
+        `FinetuneStrategy.to_dict`, or None.
+    whole_trunk
+        Whether ``trunk.safetensors`` holds the whole backbone.
+    result
+        Row of the history the weights belong to.
+    """
+
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    task: dict[str, Any]
+    strategy: dict[str, Any] | None
+    whole_trunk: bool
+    result: dict[str, Any]
+    format: int = FORMAT
+    molfun_version: str = __version__
+
+
+def write_checkpoint(
+    path: str | Path,
+    meta: Meta,
+    *,
+    head: Mapping[str, torch.Tensor],
+    trunk: Mapping[str, torch.Tensor],
+    save_adapter: Any = None,
+) -> None:
+    """Write a checkpoint folder; the old one stays until the new one is complete.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    meta
+        Description.
+    head, trunk
+        Weights; an empty `trunk` writes no file.
+    save_adapter
+        Function that writes adapters into a folder; None where there are none.
+    """
+    content = dict(vars(meta))
+    with atomic_directory(path) as folder:
+        save_torch(folder / META, content)
+        write_json(folder / META_JSON, content)
+        save_torch(folder / HEAD, {k: v.detach().cpu() for k, v in head.items()})
+        if trunk:
+            save_safetensors(folder / TRUNK, trunk)
+        if save_adapter is not None:
+            save_adapter(folder / ADAPTER)
+        write_text(folder / CARD, _card(meta))
+        write_json(folder / MANIFEST, _measure(folder))
+
+
+def _measure(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        file.relative_to(folder).as_posix(): {
+            "size": file.stat().st_size,
+            "sha256": sha256_of(file),
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+
+
+def _card(meta: Meta) -> str:
+    strategy = meta.strategy["name"] if meta.strategy else "none"
+    rows = "\n".join(f"| {key} | {value} |" for key, value in meta.result.items())
+    return (
+        f"---\nlibrary_name: molfun\ntags: [{meta.backbone['name']}, {meta.task['name']}]\n---\n\n"
+        f"# {meta.backbone['name']} with head {meta.head['name']}\n\n"
+        f"Fine-tuned with the strategy `{strategy}`, Molfun {meta.molfun_version}.\n"
+        f"Base weights: `{meta.backbone['weights'] or 'random initialisation'}` "
+        f"(fingerprint `{meta.backbone['fingerprint'][:16]}`).\n\n"
+        f"| result | value |\n|---|---|\n{rows}\n\n"
+        f"```python\nfrom molfun import MolfunStructureModel\n"
+        f'model = MolfunStructureModel.from_checkpoint("path/to/this/folder")\n```\n'
+    )
+
+
+def read_meta(path: str | Path) -> Meta:
+    """Check a checkpoint folder against its manifest and read its description.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is missing or incomplete, a file is damaged, or the format is another one.
+    """
+    folder = Path(path).expanduser()
+    verify(folder)
+    content = load_torch(folder / META)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{folder} has checkpoint format {found}; this version of Molfun reads {FORMAT}. "
+            f"Update Molfun, or save the checkpoint again with the version that wrote it."
+        )
+    try:
+        return Meta(**content)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / META} lacks entries: {error}") from error
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a checkpoint with the manifest.
+
+    Raises
+    ------
+    CheckpointError
+        Listing all files that are missing or differ.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."
+        )
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(
+            f"{folder} is no complete checkpoint: {MANIFEST} is missing (found: "
+            f"{', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})."
+        )
+    try:
+        entries = dict(json.loads(manifest.read_text(encoding="utf-8")))
+        problems = [p for name, entry in entries.items() if (p := _problem(folder, name, entry))]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{manifest} is damaged: {error!r}.") from error
+    problems += [f"{name}: not in the manifest" for name in (META, HEAD) if name not in entries]
+    if problems:
+        raise CheckpointError(
+            f"The checkpoint {folder} is damaged:\n{listing(problems)}\nCopy it again from its "
+            f"source."
+        )
+
+
+def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    file = folder / name
+    if not file.is_file():
+        return f"{name}: missing"
+    size = file.stat().st_size
+    if size != entry["size"]:
+        return f"{name}: {size} bytes, expected {entry['size']}"
+    if sha256_of(file) != entry["sha256"]:
+        return f"{name}: its content was changed (sha256 differs)"
+    return None
+
+
+def read_head(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the head."""
+    content = load_torch(folder / HEAD)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder / HEAD} holds no state dict.")
+    return content
+
+
+def read_trunk(folder: Path) -> dict[str, torch.Tensor]:
+    """Backbone weights of the checkpoint; empty where it stores none."""
+    path = folder / TRUNK
+    return load_safetensors(path) if path.is_file() else {}

@@ -1,0 +1,686 @@
+"""`MolfunStructureModel`: one facade for every backbone, head, task and strategy."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from molfun.backbones.base import Backbone, TrunkOutput, combine_digests, tensor_digests
+from molfun.errors import CheckpointError, ConfigError, DataError, listing
+from molfun.heads.base import Head
+from molfun.models import checkpoint as portable
+from molfun.nn import lora
+from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.tasks.base import Task
+from molfun.training.auto import choose_strategy
+from molfun.training.base import FinetuneStrategy
+from molfun.training.cache import CacheMode, PrefixCache, make_cache
+from molfun.training.callbacks import Callback
+from molfun.training.engine import (
+    Engine,
+    EngineConfig,
+    choose_precision,
+    make_fabric,
+    make_optimizer,
+)
+from molfun.training.history import History
+from molfun.training.runner import ModelRunner, as_inputs
+
+logger = logging.getLogger(__name__)
+
+
+class Prediction(dict[str, Any]):
+    """What `MolfunStructureModel.predict` gives; a dict.
+
+    Keys: ``ids`` (list), ``prediction`` ((n,) float64 tensor on the CPU, in the units of the
+    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`).
+    """
+
+
+class MolfunStructureModel(nn.Module):
+    """A pretrained backbone and a head, to fine-tune, evaluate, save and use.
+
+    Parameters
+    ----------
+    backbone
+        Registered name, for example ``"openfold"``.
+    config
+        Architecture, in the backbone's own terms (a preset name or config object).
+    weights
+        File of pretrained weights; None starts from a random initialisation and says so.
+    device
+        ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
+    head
+        Registered name of the head; None gives the bare backbone.
+    head_config
+        Arguments of the head; dimensions default to what the backbone gives.
+    task, task_config
+        Registered name and arguments of the task; None takes the head's own.
+    seed
+        Seed of every random initialisation.
+    backbone_config
+        Further arguments of the backbone.
+
+    Raises
+    ------
+    ConfigError
+        If a name or argument is unknown or the device is not there.
+    CheckpointError
+        If the weights do not fit the architecture.
+
+    Examples
+    --------
+    >>> model = MolfunStructureModel("openfold", config="tiny", head="affinity")
+    >>> model
+    MolfunStructureModel(openfold, 145,210 params; head affinity, 4,353 params; cpu)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "openfold",
+        *,
+        config: Any = None,
+        weights: str | Path | None = None,
+        device: str | torch.device = "auto",
+        head: str | None = None,
+        head_config: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        task_config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        backbone_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        place = resolve_device(device)
+        arguments = dict(backbone_config or {})
+        if config is not None:
+            arguments["config"] = config
+        self.backbone: Backbone = _build(
+            "backbone_config", BACKBONES[backbone], {**arguments, "weights": weights, "seed": seed}
+        )
+        self.weights = None if weights is None else str(weights)
+        if weights is None:
+            logger.warning(
+                "%s starts from random weights (seed %d): good for tests, not for science. Pass "
+                "weights=... to start from a pretrained model.",
+                self.backbone.display_name,
+                seed,
+            )
+        self.head_name = head
+        self.head: Head | None = self._build_head(head, dict(head_config or {}), seed)
+        self.task_name = task or (self.head.default_task if self.head is not None else None)
+        self.task: Task | None = (
+            _build("task_config", TASKS[self.task_name], dict(task_config or {}))
+            if self.task_name
+            else None
+        )
+        self.strategy: FinetuneStrategy | None = None
+        self.result: dict[str, Any] = {}
+        self._base_digests = tensor_digests(self.backbone.base_state_dict())
+        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
+        self.to(place).eval()
+
+    def _build_head(self, name: str | None, config: dict[str, Any], seed: int) -> Head | None:
+        if name is None:
+            if config:
+                raise ConfigError("head_config was given without head=....")
+            return None
+        for key, value in (
+            ("single_dim", self.backbone.single_dim),
+            ("pair_dim", self.backbone.pair_dim),
+        ):
+            if key == "single_dim" or key in config:
+                config[key] = Head.check_dim(key, config.get(key), value)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _build("head_config", HEADS[name], config)
+
+    # --- train ---------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_loader: Any,
+        val_loader: Any = None,
+        *,
+        strategy: FinetuneStrategy | Literal["auto"] = "auto",
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        output_dir: str | Path | None = None,
+        resume: bool = False,
+        seed: int = 0,
+        precision: str | None = None,
+        cache: CacheMode = "auto",
+        cache_dir: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        save_every_steps: int | None = None,
+    ) -> History:
+        """Fine-tune; the best weights are in the model when it returns.
+
+        Parameters
+        ----------
+        train_loader, val_loader
+            ``DataLoader`` of samples, a dataset (then one sample a batch), or a list of batches.
+        strategy
+            What trains and how fast; "auto" chooses by the number of samples and says why.
+        epochs, max_steps
+            When to stop, at the latest. Neither: 20 epochs.
+        output_dir
+            Folder of the run: ``checkpoint/`` (the best so far) and ``resume/`` (its state).
+        resume
+            Continue the run in `output_dir` where it stopped, bit by bit.
+        seed
+            Decides the order of samples and dropout.
+        precision
+            Overrides the strategy's ``amp``: "32-true", "bf16-mixed", "16-mixed", "64-true".
+        cache
+            Where outputs of a frozen backbone are kept: "auto", "memory", "disk" or "off".
+        cache_dir
+            Folder for "auto" and "disk", which several runs may share; by default in
+            `output_dir`.
+        callbacks
+            Hooks, see `molfun.training.Callback`.
+        save_every_steps
+            Write the state every so many optimizer steps, besides every epoch and ten minutes.
+
+        Returns
+        -------
+        History
+            A row an epoch.
+
+        Raises
+        ------
+        NonFiniteError
+            If losses stay NaN or infinite.
+        RunError
+            If a run cannot be resumed or written.
+        """
+        head, task = self._need_head("fit")
+        train_loader, val_loader = _as_loader(train_loader, shuffle=True), _as_loader(val_loader)
+        targets = _targets_of(train_loader)
+        task.fit_targets(targets)
+        if strategy == "auto":
+            strategy = choose_strategy(int(np.isfinite(targets).sum()))
+        strategy.setup(self)
+        chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
+        self.backbone.set_precision(chosen)
+        fabric = make_fabric(self.device, chosen)
+        if epochs is None and max_steps is None:
+            epochs = 20
+        run_dir = None if output_dir is None else Path(output_dir).expanduser()
+        optimizer, parameters = make_optimizer(strategy, self)
+        if cache_dir is None and run_dir is not None:
+            cache_dir = run_dir / "cache"
+        store = self._make_cache(cache, cache_dir, chosen)
+        engine = Engine(
+            ModelRunner(
+                self.backbone, head, task, device=self.device, autocast=fabric.autocast, cache=store
+            ),
+            strategy,
+            EngineConfig(
+                epochs=epochs,
+                max_steps=max_steps,
+                seed=seed,
+                state_dir=None if run_dir is None else run_dir / "resume",
+                save_every_steps=save_every_steps,
+                identity=self._identity(train_loader, strategy, seed, chosen, epochs, max_steps),
+            ),
+            parameters=parameters,
+            optimizer=optimizer,
+            fabric=fabric,
+            callbacks=callbacks,
+            on_best=lambda history: self._save_best(run_dir, history),
+        )
+        if resume and run_dir is None:
+            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
+        history = engine.fit(train_loader, val_loader, resume=resume)
+        self.result = dict(history.best) if history else {}
+        if run_dir is not None:
+            self.save(run_dir / "checkpoint")
+        _report_cache(store)
+        return history
+
+    def _save_best(self, run_dir: Path | None, history: History) -> None:
+        self.result = dict(history[-1])
+        if run_dir is not None:
+            self.save(run_dir / "checkpoint")
+
+    def _make_cache(
+        self, mode: CacheMode, folder: str | Path | None, precision: str
+    ) -> PrefixCache | None:
+        if any(p.requires_grad for p in self.backbone.parameters()):
+            return None
+        assert self.head is not None
+        prefix = (
+            self.backbone.state_fingerprint(),
+            self.backbone.featurize_key(),
+            precision,
+            *self.head.needs,
+        )
+        return make_cache(mode, prefix, folder)
+
+    def _identity(
+        self,
+        loader: Any,
+        strategy: FinetuneStrategy,
+        seed: int,
+        precision: str,
+        epochs: int | None,
+        max_steps: int | None,
+    ) -> dict[str, Any]:
+        """All that decides the course of a run, as plain values."""
+        assert self.head is not None
+        assert self.task is not None
+        settings = {f"strategy.{k}": v for k, v in strategy.to_dict().items()}
+        dataset = getattr(loader, "dataset", None)
+        ids = getattr(dataset, "ids", None)
+        return {
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+            "seed": seed,
+            "precision": precision,
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "base weights": self.base_fingerprint,
+            "head": dict(self.head.config_dict),
+            "task": dict(self.task.config_dict),
+            "batches": len(loader),
+            "training set": None if ids is None else _digest([*map(str, ids)]),
+            "labels": _digest([repr(float(t)) for t in _targets_of(loader)]),
+        }
+
+    # --- use -----------------------------------------------------------------------------------
+
+    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
+        self._need_head("forward")
+        return self._runner().outputs(as_inputs(batch))
+
+    def predict(self, data: Any, *, outputs: Sequence[str] = ("single",)) -> Prediction:
+        """Predict for one batch, a loader or a dataset.
+
+        Parameters
+        ----------
+        data
+            A `Sample`, a batch of samples, a dict of the backbone's tensors, a ``DataLoader``, or
+            a dataset.
+        outputs
+            For one batch: which representations ``trunk`` holds, among "single", "pair" and
+            "structure".
+
+        Returns
+        -------
+        Prediction
+            ``ids``, ``prediction`` in the units of the labels and, for one batch, ``trunk``.
+            Without a head: ``ids`` and ``trunk``.
+        """
+        if self.task is not None and not getattr(self.task, "fitted", True):
+            logger.warning("The head has not been trained: its predictions mean nothing yet.")
+        if _is_many(data):
+            result = self._runner().evaluate(_as_loader(data))
+            return Prediction(
+                ids=result.ids, prediction=torch.tensor(result.predictions, dtype=torch.float64)
+            )
+        return self._predict_batch(data, outputs)
+
+    @torch.no_grad()
+    def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
+        inputs = as_inputs(data)
+        self.eval()
+        needs = (*outputs, *(self.head.needs if self.head is not None else ()))
+        features = inputs.features
+        if features is None:
+            features = self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
+        trunk: TrunkOutput = self.backbone(
+            {k: v.to(self.device) for k, v in features.items()}, outputs=tuple(dict.fromkeys(needs))
+        )
+        prediction = Prediction(ids=inputs.ids)
+        if self.head is not None and self.task is not None:
+            prediction["prediction"] = self.task.predictions(self.head(trunk)).cpu()
+        prediction["trunk"] = trunk.select(outputs)
+        return prediction
+
+    def evaluate(self, data: Any) -> dict[str, float]:
+        """Loss and metrics over a loader or dataset with labels, metrics in the label's units.
+
+        Returns
+        -------
+        dict
+            ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
+            where undefined.
+        """
+        self._need_head("evaluate")
+        runner = self._runner()
+        result = runner.evaluate(_as_loader(data))
+        if result.loss_count == 0:
+            raise DataError(
+                "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
+                "column."
+            )
+        return {"loss": result.loss, **runner.metrics(result)}
+
+    def _runner(self) -> ModelRunner:
+        head, task = self._need_head("this")
+        return ModelRunner(self.backbone, head, task, device=self.device)
+
+    def _need_head(self, verb: str) -> tuple[Head, Task]:
+        if self.head is None or self.task is None:
+            raise ConfigError(f"{verb} needs a head. Build the model with head='affinity'.")
+        return self.head, self.task
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def merge(self) -> Self:
+        """Fold the adapters into the weights: the same predictions without the extra layers."""
+        if lora.installed_spec(self.backbone) is None:
+            logger.warning("merge: the model has no adapters; nothing to do.")
+        elif lora.is_merged(self.backbone):
+            logger.warning("merge: the adapters are merged already; nothing to do.")
+        else:
+            lora.merge(self.backbone)
+        return self
+
+    def unmerge(self) -> Self:
+        """Take the adapters out again; the base weights come back bit by bit."""
+        if lora.is_merged(self.backbone):
+            lora.unmerge(self.backbone)
+        else:
+            logger.warning("unmerge: the adapters are not merged; nothing to do.")
+        return self
+
+    # --- save and load -------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Self:
+        """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
+        head, task = self._need_head("save")
+        with lora.unmerged(self.backbone):
+            trunk = self._trunk_to_save()
+            meta = portable.Meta(
+                backbone={
+                    "name": self.backbone.name,
+                    "config": self.backbone.config_dict,
+                    "weights": self.weights,
+                    "fingerprint": self.base_fingerprint,
+                },
+                head={"name": self.head_name, "config": dict(head.config_dict)},
+                task={
+                    "name": self.task_name,
+                    "config": dict(task.config_dict),
+                    "state": task.state_dict(),
+                },
+                strategy=None if self.strategy is None else self.strategy.to_dict(),
+                whole_trunk=self.weights is None,
+                result=dict(self.result),
+            )
+            adapted = lora.installed_spec(self.backbone) is not None
+            portable.write_checkpoint(
+                Path(path).expanduser(),
+                meta,
+                head=head.state_dict(),
+                trunk=trunk,
+                save_adapter=(lambda f: lora.save_adapter(self.backbone, f)) if adapted else None,
+            )
+        return self
+
+    def _trunk_to_save(self) -> dict[str, torch.Tensor]:
+        """Everything where the base came from no file, else what differs from the base."""
+        tensors = self.backbone.base_state_dict()
+        if self.weights is None:
+            return tensors
+        present = tensor_digests(tensors)
+        return {n: t for n, t in tensors.items() if present[n] != self._base_digests.get(n)}
+
+    def load(self, path: str | Path) -> Self:
+        """Put the weights of a checkpoint into this model; the strategy is applied by itself.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is damaged, or made for another backbone, base, head or task.
+        """
+        folder = Path(path).expanduser()
+        meta = portable.read_meta(folder)
+        self._check_fits(folder, meta)
+        head, task = self._need_head("load")
+        if meta.strategy is not None:
+            FinetuneStrategy.from_dict(meta.strategy).setup(self)
+        trunk = portable.read_trunk(folder)
+        if trunk:
+            self._load_trunk(folder, trunk, whole=meta.whole_trunk)
+        if (folder / portable.ADAPTER).is_dir():
+            lora.load_adapter(self.backbone, folder / portable.ADAPTER)
+        _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
+        task.load_state_dict(meta.task["state"])
+        self.result = dict(meta.result)
+        self.eval()
+        return self
+
+    def _check_fits(self, folder: Path, meta: portable.Meta) -> None:
+        pairs = [
+            ("backbone", meta.backbone["name"], self.backbone.name),
+            ("backbone config", _plain(meta.backbone["config"]), _plain(self.backbone.config_dict)),
+            ("head", meta.head["name"], self.head_name),
+            ("task", meta.task["name"], self.task_name),
+        ]
+        if self.head is not None:
+            pairs.append(("head config", meta.head["config"], dict(self.head.config_dict)))
+        if not meta.whole_trunk:
+            pairs.append(("base weights", meta.backbone["fingerprint"], self.base_fingerprint))
+        differences = [f"{k}: {a!r} in it, {b!r} in this model" for k, a, b in pairs if a != b]
+        if lora.is_merged(self.backbone):
+            differences.append("the adapters of this model are merged: call unmerge() first")
+        if differences:
+            raise CheckpointError(
+                f"{folder} does not fit this model:\n{listing(differences)}\nBuild the model as it "
+                f"was trained (base weights: {meta.backbone['weights'] or 'none'}), or use "
+                f"MolfunStructureModel.from_checkpoint."
+            )
+
+    @torch.no_grad()
+    def _load_trunk(self, folder: Path, trunk: Mapping[str, torch.Tensor], *, whole: bool) -> None:
+        own = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.backbone.state_dict().items()
+            if not lora.is_adapter(name)
+        }
+        missing = sorted(own.keys() - trunk.keys()) if whole else []
+        extra = sorted(trunk.keys() - own.keys())
+        shapes = [n for n in trunk.keys() & own.keys() if trunk[n].shape != own[n].shape]
+        if missing or extra or shapes:
+            raise CheckpointError(
+                f"{folder / portable.TRUNK} does not fit the backbone: {len(missing)} weights "
+                f"missing, {len(extra)} unexpected, {len(shapes)} of another shape "
+                f"({[*missing, *extra, *shapes][:3]})."
+            )
+        for name, tensor in trunk.items():
+            own[name].copy_(tensor)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device = "auto",
+    ) -> Self:
+        """Build the model a checkpoint describes and load it.
+
+        Parameters
+        ----------
+        path
+            Checkpoint folder.
+        weights
+            File of the base weights, if it is not where it was in training. Not needed where the
+            checkpoint holds the whole backbone.
+        device
+            Where to put the model.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is damaged or its base weights are not found.
+        """
+        folder = Path(path).expanduser()
+        meta = portable.read_meta(folder)
+        base = weights if weights is not None else meta.backbone["weights"]
+        if base is not None and not Path(base).expanduser().exists():
+            raise CheckpointError(
+                f"{folder} was trained on the base weights {base}, which are not there. Pass "
+                f"weights=... with the place where they are."
+            )
+        backbone = BACKBONES[meta.backbone["name"]]
+        arguments = backbone.arguments_from(meta.backbone["config"])
+        quiet = logging.getLogger(__name__)
+        level = quiet.level
+        # random weights are replaced at once by those of the checkpoint
+        quiet.setLevel(logging.ERROR)
+        try:
+            model = cls(
+                meta.backbone["name"],
+                weights=base,
+                device=device,
+                head=meta.head["name"],
+                head_config=meta.head["config"],
+                task=meta.task["name"],
+                task_config=meta.task["config"],
+                backbone_config=arguments,
+            )
+        finally:
+            quiet.setLevel(level)
+        return model.load(folder)
+
+    # --- look ----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def count_parameters(self, *, trainable: bool = False) -> int:
+        """Number of parameters of backbone and head, or of those that train."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def summary(self) -> str:
+        """Text table: parameters and trainable parameters of each part."""
+        rows: dict[str, list[int]] = {}
+        for name, parameter in self.named_parameters():
+            part = self._part_of(name)
+            entry = rows.setdefault(part, [0, 0])
+            entry[0] += parameter.numel()
+            entry[1] += parameter.numel() if parameter.requires_grad else 0
+        total = [sum(r[i] for r in rows.values()) for i in (0, 1)]
+        lines = [f"{'part':<20}{'parameters':>14}{'trainable':>14}"]
+        lines += [f"{part:<20}{n:>14,}{t:>14,}" for part, (n, t) in rows.items()]
+        share = 100 * total[1] / max(total[0], 1)
+        lines.append(f"{'total':<20}{total[0]:>14,}{total[1]:>14,}  ({share:.2f} %)")
+        return "\n".join(lines)
+
+    def _part_of(self, name: str) -> str:
+        if name.startswith("head."):
+            return "head"
+        if lora.is_adapter(name):
+            return "adapters"
+        kind = self.backbone.layer_of(
+            name.removeprefix("backbone.").replace(".base_layer", "")
+        ).kind
+        return {"block": f"{len(self.backbone.blocks())} blocks"}.get(kind, kind.replace("_", " "))
+
+    def __repr__(self) -> str:
+        n_backbone = sum(p.numel() for p in self.backbone.parameters())
+        text = f"{self.backbone.name}, {n_backbone:,} params"
+        if self.head is not None:
+            n_head = sum(p.numel() for p in self.head.parameters())
+            text += f"; head {self.head_name}, {n_head:,} params"
+        return f"{type(self).__name__}({text}; {self.device})"
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "auto" or a name into a device that is there.
+
+    Raises
+    ------
+    ConfigError
+        If torch cannot use the device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."
+        )
+    return place
+
+
+def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
+    """Call a class with a user's settings; an unknown one gets the nearest name."""
+    import inspect
+
+    known = list(inspect.signature(cls).parameters)
+    unknown = [key for key in config if key not in known]
+    if unknown:
+        from molfun.errors import unknown_name
+
+        raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
+    return cls(**config)
+
+
+def _is_many(data: Any) -> bool:
+    """Whether data is a loader or dataset rather than one batch."""
+    return isinstance(data, DataLoader) or hasattr(data, "collate_fn")
+
+
+def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
+    """A loader as it is; a dataset as a loader of single samples."""
+    if data is None or isinstance(data, DataLoader) or not hasattr(data, "collate_fn"):
+        return data
+    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=data.collate_fn)
+
+
+def _targets_of(loader: Iterable[Any]) -> np.ndarray:
+    """Labels of a training set, without loading its inputs where the dataset lists them."""
+    dataset: Any = getattr(loader, "dataset", None)
+    indices = None
+    if isinstance(dataset, Subset):
+        dataset, indices = dataset.dataset, list(dataset.indices)
+    targets = getattr(dataset, "targets", None)
+    if targets is not None:
+        values = np.asarray(targets, dtype=np.float64)
+        return values if indices is None else values[indices]
+    found = [t for batch in loader for t in as_inputs(batch).targets]
+    return np.array([math.nan if t is None else t for t in found], dtype=np.float64)
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(config)
+
+
+def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit the head: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _report_cache(cache: PrefixCache | None) -> None:
+    if cache is not None and cache.hits:
+        logger.info(
+            "Frozen-prefix cache: the backbone ran %d times instead of %d.",
+            cache.misses,
+            cache.misses + cache.hits,
+        )

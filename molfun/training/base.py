@@ -1,0 +1,204 @@
+"""What a fine-tuning strategy is: which parameters train, and how fast.
+
+A strategy is a value: frozen, validated when made, and made of plain values, so it survives JSON
+and can be used for any number of models. The state of a run lives in the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from torch import nn
+
+from molfun.backbones.base import Backbone
+from molfun.errors import ConfigError, RunError, unknown_name
+from molfun.heads.base import Head
+from molfun.nn import lora
+from molfun.nn.param_groups import ParameterGroup, collect
+from molfun.registry import STRATEGIES
+
+Scheduler = Literal["cosine", "linear", "constant"]
+HEAD_LR_RATIO = 10.0
+"""Learning rate of the head relative to the pretrained part: it starts from random weights."""
+
+Entry = tuple[str, float, str, nn.Parameter]
+
+
+class FineTunable(Protocol):
+    """The part of the facade that a strategy works on."""
+
+    backbone: Backbone
+    head: Head | None
+    strategy: FinetuneStrategy | None
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and values of all parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneStrategy(ABC):
+    """Settings that all strategies share.
+
+    Parameters
+    ----------
+    scheduler
+        Course of the learning rate after warm-up: ``"cosine"``, ``"linear"`` or ``"constant"``.
+    warmup_steps
+        Optimizer steps over which the learning rate rises linearly from 0.
+    warmup_ratio
+        The same as a fraction of all steps; only one of the two may be given.
+    min_lr_ratio
+        Floor of the schedule relative to the peak.
+    ema_decay
+        Decay of the exponential moving average of the trained weights; 0 turns it off. With it,
+        validation, the best checkpoint and the final model use the average.
+    accumulation_steps
+        Batches per optimizer step.
+    grad_clip
+        Largest norm of the gradient; 0 turns clipping off.
+    amp
+        Mixed precision where the device gains from it: bfloat16 (float16 on older GPUs); on a CPU
+        training stays in float32.
+    early_stopping_patience
+        Epochs without a better validation loss after which training stops; 0 turns it off.
+    weight_decay
+        Decoupled weight decay (AdamW) of matrices; biases, norms and other vectors get none.
+
+    Raises
+    ------
+    ConfigError
+        Naming all values that are not allowed, at once.
+    """
+
+    name: ClassVar[str]
+
+    scheduler: Scheduler = "cosine"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    min_lr_ratio: float = 1e-6
+    ema_decay: float = 0.0
+    accumulation_steps: int = 1
+    grad_clip: float = 1.0
+    amp: bool = True
+    early_stopping_patience: int = 0
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        problems = [*self._shared_problems(), *self._problems()]
+        if problems:
+            raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
+
+    def _shared_problems(self) -> Iterator[str]:
+        if self.scheduler not in get_args(Scheduler):
+            yield unknown_name("scheduler", self.scheduler, get_args(Scheduler))
+        if self.warmup_steps and self.warmup_ratio:
+            yield "Give warmup_steps or warmup_ratio, not both."
+        yield from self._outside(
+            warmup_steps=(0, math.inf),
+            warmup_ratio=(0, 1),
+            min_lr_ratio=(0, 1),
+            grad_clip=(0, math.inf),
+            accumulation_steps=(1, math.inf),
+            early_stopping_patience=(0, math.inf),
+            weight_decay=(0, math.inf),
+        )
+        if not 0 <= self.ema_decay < 1:
+            yield f"ema_decay must be in [0, 1), got {self.ema_decay}."
+
+    def _outside(self, **ranges: tuple[float, float]) -> Iterator[str]:
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+                yield f"{name} must be {limit}, got {value}."
+
+    def _positive(self, *names: str) -> Iterator[str]:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                yield f"{name} must be above 0, got {value}."
+
+    def _problems(self) -> Iterable[str]:
+        """What is wrong with the strategy's own settings."""
+        return ()
+
+    @property
+    @abstractmethod
+    def main_lr(self) -> float:
+        """Learning rate of the part the strategy is named after."""
+
+    @property
+    @abstractmethod
+    def head_lr(self) -> float:
+        """Learning rate of the head."""
+
+    def prepare(self, backbone: Backbone) -> None:  # noqa: B027  (a hook, not a duty)
+        """Change the backbone before freezing (inject adapters)."""
+
+    @abstractmethod
+    def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
+        """Group name, learning rate, parameter name and parameter of all that trains."""
+
+    def groups(self, model: FineTunable) -> list[ParameterGroup]:
+        """Parameters that train, by learning rate."""
+        entries = [
+            (group, lr, f"backbone.{name}", parameter)
+            for group, lr, name, parameter in self.backbone_entries(model.backbone)
+        ]
+        if model.head is not None:
+            entries += [
+                ("head", self.head_lr, f"head.{name}", parameter)
+                for name, parameter in model.head.named_parameters()
+            ]
+        return collect(entries)
+
+    def setup(self, model: FineTunable) -> None:
+        """Make `model` ready to train: inject what has to be, freeze the rest.
+
+        The trainable set is exactly the set in `groups`; everything else is frozen.
+
+        Raises
+        ------
+        RunError
+            If the model is merged, or nothing would train.
+        """
+        if lora.is_merged(model.backbone):
+            raise RunError(
+                "The adapters are merged into the weights. Call model.unmerge() before training."
+            )
+        self.prepare(model.backbone)
+        trainable = {id(p) for group in self.groups(model) for _, p in group.parameters}
+        if not trainable:
+            raise RunError(
+                f"{type(self).__name__} trains nothing on this model: it has no head and the "
+                f"strategy unfreezes no part of the backbone. Pass head=... to the model."
+            )
+        for _, parameter in model.named_parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
+        model.strategy = self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings as plain values."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any]) -> FinetuneStrategy:
+        """Make a strategy from `to_dict` or from a section of a settings file.
+
+        Raises
+        ------
+        ConfigError
+            If the name or a setting is unknown; the text holds the nearest one.
+        """
+        settings = dict(settings)
+        cls = STRATEGIES[settings.pop("name")]
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                raise ConfigError(unknown_name(f"setting of {cls.__name__}", key, known))
+        return cls(**settings)

@@ -1,0 +1,87 @@
+"""Hooks into a fit, for progress bars, log files and experiment trackers."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from molfun._io import disk_errors
+from molfun.training.history import History, Row
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """Size of a fit, known before it starts.
+
+    Parameters
+    ----------
+    epochs
+        Number of epochs.
+    batches_per_epoch
+        Batches of the training set.
+    steps_per_epoch
+        Optimizer steps: ``ceil(batches / accumulation_steps)``.
+    total_steps
+        Optimizer steps of the whole fit.
+    """
+
+    epochs: int
+    batches_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+class Callback:
+    """Override what you need; every method does nothing by default."""
+
+    def on_fit_start(self, plan: FitPlan, history: History) -> None:
+        """Called once before the first batch; `history` holds rows of a resumed run."""
+
+    def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
+        """After each training batch (`batch` counts from 1; mean loss of the batch)."""
+
+    def on_validation_start(self, n_batches: int) -> None:
+        """Before the validation set is run."""
+
+    def on_epoch_end(self, row: Row, improved: bool) -> None:
+        """After validation, with the new row of the history."""
+
+    def on_fit_end(self, history: History) -> None:
+        """After the last epoch, with the best weights loaded; not after an error."""
+
+
+class CSVLog(Callback):
+    """Write the history to a CSV file, a row an epoch, on disk as soon as it is known.
+
+    Parameters
+    ----------
+    path
+        File to write; rows of a resumed run are written again from its state.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._columns: list[str] | None = None
+
+    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
+        """Start the file anew with the rows there are."""
+        with disk_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+        self._columns = None
+        for row in history:
+            self._append(row)
+
+    def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
+        """Add a row."""
+        self._append(row)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        with disk_errors(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
+            if self._columns is None:
+                self._columns = list(row)
+                csv.DictWriter(file, self._columns).writeheader()
+            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)

@@ -1,0 +1,451 @@
+"""The fit loop: one for every backbone, head, task and strategy.
+
+Rules it keeps, each with a test:
+
+* Optimizer steps per epoch are ``ceil(batches / accumulation_steps)``; the gradient of a window is
+  the sum over its labels divided by their number, also in the last, shorter window.
+* Frozen modules are in eval mode and build no graph; trainable set = optimizer set.
+* What is validated is what is kept: the moving average where there is one.
+* A window with a loss or gradient that is not finite is left out and counted.
+* State is written so that a resumed run continues bit by bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from molfun._io import load_safetensors, save_safetensors
+from molfun.errors import ConfigError, NonFiniteError
+from molfun.nn.param_groups import for_optimizer
+from molfun.training import state as run_state
+from molfun.training.base import FinetuneStrategy
+from molfun.training.batches import EpochBatches
+from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.ema import WeightAverage, copy_weights
+from molfun.training.history import History, Row
+from molfun.training.interrupt import Interrupted, SignalWatch
+from molfun.training.runner import Inputs, ModelRunner, as_inputs, set_modes
+from molfun.training.schedule import multiplier, warmup_of
+from molfun.training.state import FitState
+
+logger = logging.getLogger(__name__)
+
+STATE_EVERY_SECONDS = 600.0
+"""State is written at the end of every epoch and at least this often within one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of a fit that are not the strategy's.
+
+    Parameters
+    ----------
+    epochs, max_steps
+        When to stop: after so many epochs or optimizer steps; at least one is given.
+    seed
+        Decides the order of samples and dropout.
+    state_dir
+        Folder for the resume state; None writes none.
+    save_every_steps
+        Write the state every so many optimizer steps, besides every epoch and ten minutes.
+    max_nonfinite
+        Windows in a row that may be skipped before the run stops.
+    identity
+        What has to be equal for a run to be resumed.
+    """
+
+    epochs: int | None
+    max_steps: int | None = None
+    seed: int = 0
+    state_dir: Path | None = None
+    save_every_steps: int | None = None
+    max_nonfinite: int = 5
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine:
+    """Fit one model once.
+
+    Parameters
+    ----------
+    runner
+        The model as a function of a batch.
+    strategy
+        Already set up on the model.
+    config
+        Settings of this fit.
+    fabric
+        Device and precision.
+    callbacks
+        Hooks, called in order.
+    on_best
+        Called whenever the validation loss is the lowest so far, with the weights to keep in the
+        model.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        strategy: FinetuneStrategy,
+        config: EngineConfig,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        fabric: Fabric,
+        callbacks: Sequence[Callback] = (),
+        on_best: Callable[[History], None] = lambda _: None,
+    ) -> None:
+        self.runner = runner
+        self.strategy = strategy
+        self.config = config
+        self.fabric = fabric
+        self.callbacks = callbacks
+        self.on_best = on_best
+        self.parameters = dict(parameters)
+        self.optimizer = optimizer
+        self.average = (
+            WeightAverage(self.parameters, strategy.ema_decay) if strategy.ema_decay else None
+        )
+        self.state = FitState()
+        self._best: dict[str, torch.Tensor] | None = None
+        self._saved_at = time.monotonic()
+        self._watch = SignalWatch()
+
+    # --- the whole fit -------------------------------------------------------------------------
+
+    def fit(
+        self, train: Iterable[Any], val: Iterable[Any] | None = None, *, resume: bool = False
+    ) -> History:
+        """Train, validate, keep the best; give one row an epoch."""
+        if self.strategy.early_stopping_patience and val is None:
+            raise ConfigError(
+                "early_stopping_patience needs a val_loader: early stopping watches val_loss."
+            )
+        batches = EpochBatches(train, self.config.seed)
+        plan = self._plan(len(batches))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor(plan))
+        run_state.seed_everything(self.config.seed)
+        if resume:
+            self._restore()
+        history = History(self.state.history)
+        for callback in self.callbacks:
+            callback.on_fit_start(plan, history)
+        with SignalWatch() as self._watch:
+            while not self.state.finished:
+                self._train_epoch(batches, plan)
+                row = self._finish_epoch(val, plan)
+                history.append(row)
+                self._write_state()
+        self._keep_best()
+        history.stopped = self.state.finished
+        for callback in self.callbacks:
+            callback.on_fit_end(history)
+        return history
+
+    def _plan(self, n_batches: int) -> FitPlan:
+        per_epoch = math.ceil(n_batches / self.strategy.accumulation_steps)
+        limits = []
+        if self.config.epochs is not None:
+            limits.append(self.config.epochs * per_epoch)
+        if self.config.max_steps is not None:
+            limits.append(self.config.max_steps)
+        if not limits or min(limits) < 1:
+            raise ConfigError(
+                f"epochs and max_steps must be at least 1 and one of them given; got "
+                f"epochs={self.config.epochs}, max_steps={self.config.max_steps}."
+            )
+        total = min(limits)
+        return FitPlan(
+            epochs=math.ceil(total / per_epoch),
+            batches_per_epoch=n_batches,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+        )
+
+    def _factor(self, plan: FitPlan) -> Callable[[int], float]:
+        return multiplier(
+            self.strategy.scheduler,
+            total_steps=plan.total_steps,
+            warmup_steps=warmup_of(self.strategy, plan.total_steps),
+            floor=self.strategy.min_lr_ratio,
+        )
+
+    # --- one epoch -----------------------------------------------------------------------------
+
+    def _train_epoch(self, batches: EpochBatches, plan: FitPlan) -> None:
+        state = self.state
+        self._set_modes(training=True)
+        for batch in batches.epoch(state.epoch, start=state.batch):
+            self._micro_step(as_inputs(batch))
+            state.batch += 1
+            window_full = state.window_batches == self.strategy.accumulation_steps
+            if window_full or state.batch == plan.batches_per_epoch:
+                self._optimizer_step()
+            self._save_or_stop(window_closed=state.window_batches == 0)
+            if self._out_of_steps(plan):
+                break
+
+    def _out_of_steps(self, plan: FitPlan) -> bool:
+        """Whether max_steps is reached (windows, not steps, so that skipped ones count)."""
+        limit = self.config.max_steps
+        return limit is not None and self.state.step + self.state.skipped_windows >= min(
+            limit, plan.total_steps
+        )
+
+    def _micro_step(self, inputs: Inputs) -> None:
+        state = self.state
+        state.window_batches += 1
+        state.window_ids += inputs.ids
+        if state.window_bad:
+            return
+        outputs = self.runner.outputs(inputs)
+        total, count = self.runner.loss(inputs, outputs)
+        value = float(total.detach())
+        if not math.isfinite(value):
+            state.window_bad = True
+            return
+        if count:
+            # gradients are summed over the window and divided by its labels at the end
+            self.fabric.backward(total)
+        state.window_count += count
+        state.loss_total += value
+        state.loss_count += count
+        for callback in self.callbacks:
+            callback.on_batch_end(state.epoch + 1, state.batch + 1, value / max(count, 1))
+
+    @torch.no_grad()
+    def _optimizer_step(self) -> None:
+        state = self.state
+        precision = self.fabric.strategy.precision
+        if state.window_count and not state.window_bad:
+            precision.unscale_gradients(self.optimizer)
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            torch._foreach_div_(gradients, float(state.window_count))
+            norm = torch.nn.utils.clip_grad_norm_(
+                list(self.parameters.values()), self.strategy.grad_clip or math.inf
+            )
+            if bool(torch.isfinite(norm)):
+                self._apply_gradients()
+            elif getattr(precision, "scaler", None) is not None:
+                # float16: the scaler skips the step and lowers its factor, as it is meant to
+                precision.optimizer_step(self.optimizer)
+            else:
+                state.window_bad = True
+        self.optimizer.zero_grad(set_to_none=True)
+        self._close_window()
+
+    def _apply_gradients(self) -> None:
+        self.fabric.strategy.precision.optimizer_step(self.optimizer)
+        self._schedule.step()
+        self.state.step += 1
+        if self.average is not None:
+            self.average.update()
+
+    def _close_window(self) -> None:
+        state = self.state
+        ids = state.window_ids
+        if state.window_bad:
+            state.bad_in_row += 1
+            state.skipped_windows += 1
+            logger.warning(
+                "Step left out: loss or gradient is not finite for %s (%d in a row).",
+                ", ".join(ids[:8]),
+                state.bad_in_row,
+            )
+        else:
+            state.bad_in_row = 0
+        state.window_bad, state.window_ids = False, []
+        state.window_count = state.window_batches = 0
+        if state.bad_in_row >= self.config.max_nonfinite:
+            self._keep_best()
+            raise NonFiniteError(
+                f"Loss or gradients were not finite in {state.bad_in_row} windows in a row, last "
+                f"for {', '.join(ids[:8])}. The model holds the best weights so far "
+                f"(epoch {state.best_epoch}). Look at these samples, lower the learning rate, or "
+                f"train with amp=False."
+            )
+
+    # --- end of an epoch -----------------------------------------------------------------------
+
+    def _finish_epoch(self, val: Iterable[Any] | None, plan: FitPlan) -> Row:
+        state = self.state
+        state.epoch += 1
+        state.batch = 0
+        row: Row = {
+            "epoch": state.epoch,
+            "train_loss": state.loss_total / state.loss_count if state.loss_count else math.nan,
+            "val_loss": math.nan,
+            "lr": self._shown_lr(),
+            "steps": state.step,
+            "skipped": state.skipped_windows,
+        }
+        state.loss_total, state.loss_count = 0.0, 0
+        improved = self._validate(val, row) if val is not None else False
+        state.history.append(row)
+        state.finished = self._why_finished(plan)
+        for callback in self.callbacks:
+            callback.on_epoch_end(row, improved)
+        return row
+
+    def _validate(self, val: Iterable[Any], row: Row) -> bool:
+        for callback in self.callbacks:
+            callback.on_validation_start(len(val) if isinstance(val, Sized) else 0)
+        if self.average is None:
+            return self._score(val, row)
+        with self.average.applied():
+            return self._score(val, row)
+
+    def _score(self, val: Iterable[Any], row: Row) -> bool:
+        """Validate the weights in the model and, if they are the best so far, keep them."""
+        state = self.state
+        result = self.runner.evaluate(val)
+        row["val_loss"] = result.loss
+        row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
+        improved = result.loss < state.best_score  # NaN never wins
+        if improved:
+            state.best_score, state.best_epoch, state.since_best = result.loss, state.epoch, 0
+            self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
+            if self.config.state_dir is not None:
+                save_safetensors(self.config.state_dir / run_state.BEST_FILE, self._best)
+            self.on_best(History([*state.history, row]))
+        else:
+            state.since_best += 1
+        return improved
+
+    def _shown_lr(self) -> float:
+        """Rate of the head, where there is one, for the next step."""
+        rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
+        return rates.get("head", next(iter(rates.values())))
+
+    def _why_finished(self, plan: FitPlan) -> str:
+        patience = self.strategy.early_stopping_patience
+        if patience and self.state.since_best >= patience:
+            return "early_stopping"
+        if self._out_of_steps(plan):
+            return "max_steps"
+        if self.config.epochs is not None and self.state.epoch >= self.config.epochs:
+            return "epochs"
+        return ""
+
+    def _set_modes(self, *, training: bool) -> None:
+        set_modes(self.runner.backbone, training=training)
+        set_modes(self.runner.head, training=training)
+
+    def _keep_best(self) -> None:
+        """Leave in the model what was best; without validation, the average or the last weights."""
+        if self._best is None and self.state.best_epoch and self.config.state_dir is not None:
+            self._best = load_safetensors(self.config.state_dir / run_state.BEST_FILE)
+        if self._best is not None:
+            copy_weights(self._best, self.parameters)
+        elif self.average is not None:
+            self.average.copy_to_model()
+        self._set_modes(training=False)
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def _save_or_stop(self, *, window_closed: bool) -> None:
+        """Write the state when it is time to; stop if a signal asked for it."""
+        every = self.config.save_every_steps
+        due = window_closed and every is not None and self.state.step % every == 0
+        late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
+        stop = self._watch.received
+        if due or late or stop is not None:
+            self._write_state()
+        if stop is not None:
+            where = self.config.state_dir
+            hint = "Resume to go on." if where is not None else "No output_dir: nothing was kept."
+            raise Interrupted(
+                stop,
+                f"Stopped by signal {stop} in epoch {self.state.epoch + 1} after "
+                f"{self.state.step} optimizer steps. {hint}",
+            )
+
+    def _write_state(self) -> None:
+        if self.config.state_dir is None:
+            return
+        content: dict[str, Any] = {
+            "identity": dict(self.config.identity),
+            "fit": self.state.to_dict(),
+            "weights": {n: p.detach() for n, p in self.parameters.items()},
+            "gradients": {n: p.grad for n, p in self.parameters.items() if p.grad is not None},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self._schedule.last_epoch},
+            "average": None if self.average is None else self.average.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "random": run_state.random_state(),
+        }
+        run_state.write_state(self.config.state_dir, content)
+        self._saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        assert self.config.state_dir is not None
+        content = run_state.read_state(self.config.state_dir)
+        run_state.check_same_run(content["identity"], self.config.identity, self.config.state_dir)
+        self.state = FitState(**content["fit"])
+        copy_weights(content["weights"], self.parameters)
+        for name, gradient in content["gradients"].items():
+            self.parameters[name].grad = gradient.to(self.parameters[name].device)
+        self.optimizer.load_state_dict(content["optimizer"])
+        self._schedule.last_epoch = content["schedule"]["last_epoch"]
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
+        self.fabric.strategy.precision.load_state_dict(content["scaler"])
+        run_state.set_random_state(content["random"])
+        logger.info(
+            "Resumed after %d epochs, %d batches and %d optimizer steps.",
+            self.state.epoch,
+            self.state.batch,
+            self.state.step,
+        )
+
+
+def make_optimizer(
+    strategy: FinetuneStrategy, model: Any
+) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
+    """AdamW over the strategy's groups, and the parameters in it by name.
+
+    References
+    ----------
+    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+    groups = strategy.groups(model)
+    parameters = {name: p for group in groups for name, p in group.parameters}
+    optimizer = torch.optim.AdamW(for_optimizer(groups, strategy.weight_decay))
+    return optimizer, parameters
+
+
+def choose_precision(device: torch.device, *, amp: bool, precision: str | None) -> str:
+    """Fabric's name of the precision to train in.
+
+    ``amp`` picks bfloat16 on GPUs that have it, float16 with a scaler on older ones, and float32
+    on a CPU; `precision` overrides it.
+
+    Examples
+    --------
+    >>> choose_precision(torch.device("cpu"), amp=True, precision=None)
+    '32-true'
+    """
+    known = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+    if precision is not None:
+        if precision not in known:
+            raise ConfigError(f"Unknown precision {precision!r}; allowed: {', '.join(known)}.")
+        return precision
+    if not amp or device.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def make_fabric(device: torch.device, precision: str) -> Fabric:
+    """Fabric on one device."""
+    devices: Any = [device.index or 0] if device.type == "cuda" else 1
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)

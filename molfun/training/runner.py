@@ -1,0 +1,212 @@
+"""Run the model on batches: with a graph where something trains, cached where nothing does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, Features, TrunkOutput
+from molfun.errors import DataError
+from molfun.heads.base import Head
+from molfun.sample import Sample, SampleBatch
+from molfun.tasks.base import LossSum, Task
+from molfun.training.cache import PrefixCache
+
+logger = logging.getLogger(__name__)
+
+TARGET_KEYS = ("target", "targets", "affinity", "label")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch in the form the runner takes.
+
+    Either `samples`, or the backbone's own tensors in `features` (with a batch dimension).
+    """
+
+    ids: list[str]
+    targets: list[float | None]
+    samples: Sequence[Sample] = ()
+    features: Features | None = None
+
+
+def as_inputs(batch: Any) -> Inputs:
+    """Accept what a loader may give: samples, or a dict of the backbone's tensors.
+
+    Raises
+    ------
+    DataError
+        If the batch is neither.
+    """
+    if isinstance(batch, Inputs):
+        return batch
+    if isinstance(batch, Sample):
+        batch = SampleBatch([batch])
+    if isinstance(batch, list | tuple) and batch and all(isinstance(s, Sample) for s in batch):
+        batch = SampleBatch(batch)
+    if isinstance(batch, SampleBatch):
+        return Inputs(ids=batch.ids, targets=batch.targets, samples=batch.samples)
+    if isinstance(batch, Mapping):
+        return _from_mapping(batch)
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
+        return _from_mapping({**batch[0], "target": batch[1]})
+    raise DataError(
+        f"Cannot use a batch of type {type(batch).__name__}. Give samples (a DataLoader with "
+        f"collate_fn=AffinityDataset.collate_fn) or a dict of the backbone's tensors."
+    )
+
+
+def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
+    features = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    target = next((features.pop(k) for k in TARGET_KEYS if k in features), None)
+    if not features:
+        raise DataError(f"The batch is a dict without input tensors (keys: {sorted(batch)}).")
+    size = next(iter(features.values())).shape[0]
+    targets: list[float | None] = [None] * size
+    if target is not None:
+        targets = [float(t) for t in target.reshape(-1)]
+    ids = list(batch.get("ids", batch.get("pdb_id", [f"sample_{i}" for i in range(size)])))
+    return Inputs(ids=[str(i) for i in ids], targets=targets, features=features)
+
+
+def set_modes(module: nn.Module, *, training: bool, inherited: bool = False) -> None:
+    """Put what trains into training mode and what is frozen into eval mode.
+
+    A module without parameters (dropout) follows the module that holds it: dropout is active in a
+    block where something trains, and in no frozen one.
+    """
+    parameters = list(module.parameters())
+    active = any(p.requires_grad for p in parameters) if parameters else inherited
+    module.training = training and active
+    for child in module.children():
+        set_modes(child, training=training, inherited=active)
+
+
+@dataclass
+class Evaluation:
+    """Predictions over a data set, in input order."""
+
+    ids: list[str] = field(default_factory=list)
+    predictions: list[float] = field(default_factory=list)
+    targets: list[float] = field(default_factory=list)
+    loss_total: float = 0.0
+    loss_count: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss a label; NaN without labels."""
+        return self.loss_total / self.loss_count if self.loss_count else math.nan
+
+
+class ModelRunner:
+    """Backbone, head and task as one function from a batch to outputs and loss.
+
+    Parameters
+    ----------
+    backbone, head, task
+        The parts.
+    device
+        Where they are.
+    autocast
+        Makes the context for mixed precision.
+    cache
+        Cache of the frozen backbone's outputs; None computes them each time.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        task: Task,
+        *,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self.backbone, self.head, self.task = backbone, head, task
+        self.device, self.autocast, self.cache = device, autocast, cache
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no part of the backbone trains."""
+        return not any(p.requires_grad for p in self.backbone.parameters())
+
+    def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Head outputs of a batch."""
+        with self.autocast():
+            return self.head(self._trunk(inputs))
+
+    def loss(self, inputs: Inputs, outputs: Mapping[str, torch.Tensor]) -> LossSum:
+        """Loss of a batch over its labels."""
+        targets = self.task.encode(inputs.targets).to(self.device)
+        return self.task.loss(outputs, targets)
+
+    def _trunk(self, inputs: Inputs) -> TrunkOutput:
+        if not self.frozen:
+            return self._run(self._features(inputs))
+        with torch.no_grad():
+            if inputs.features is not None:
+                return self._run(inputs.features)
+            # one by one: no work on padding, and cached and fresh results are the same bits
+            return TrunkOutput.stack([self._frozen_one(sample) for sample in inputs.samples])
+
+    def _frozen_one(self, sample: Sample) -> TrunkOutput:
+        if self.cache is None:
+            return self._run(self.backbone.collate([self.backbone.featurize(sample)]))
+        key = self.cache.key(sample.content_key())
+        output = self.cache.get(key)
+        if output is None:
+            output = self._run(self.backbone.collate([self.backbone.featurize(sample)]))
+            self.cache.put(key, output)
+            return output
+        return TrunkOutput(
+            single=output.single.to(self.device),
+            mask=output.mask.to(self.device),
+            pair=None if output.pair is None else output.pair.to(self.device),
+        )
+
+    def _features(self, inputs: Inputs) -> Features:
+        if inputs.features is not None:
+            return inputs.features
+        return self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
+
+    def _run(self, features: Features) -> TrunkOutput:
+        moved = {k: v.to(self.device, non_blocking=True) for k, v in features.items()}
+        return self.backbone(moved, outputs=self.head.needs).select(self.head.needs)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Any]) -> Evaluation:
+        """Run over batches in eval mode; the modes are put back as they were."""
+        modules = nn.ModuleList([self.backbone, self.head])
+        modes = [(module, module.training) for module in modules.modules()]
+        modules.eval()
+        result = Evaluation()
+        try:
+            for batch in batches:
+                self._evaluate_one(as_inputs(batch), result)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return result
+
+    def _evaluate_one(self, inputs: Inputs, result: Evaluation) -> None:
+        outputs = self.outputs(inputs)
+        result.ids += inputs.ids
+        result.predictions += self.task.predictions(outputs).cpu().tolist()
+        result.targets += [math.nan if t is None else float(t) for t in inputs.targets]
+        total, count = self.loss(inputs, outputs)
+        result.loss_total += float(total)
+        result.loss_count += count
+
+    def metrics(self, result: Evaluation) -> dict[str, float]:
+        """The task's metrics of an evaluation."""
+        return self.task.metrics(np.array(result.predictions), np.array(result.targets))

@@ -1,0 +1,140 @@
+"""State of a run: all that a killed fit needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molfun._io import load_torch, save_torch
+from molfun.errors import CheckpointError, RunError, listing
+
+STATE_FILE = "state.pt"
+BEST_FILE = "best.safetensors"
+FORMAT = 1
+
+
+@dataclass
+class FitState:
+    """Where a fit stands. Everything that changes during a fit and is no tensor is here."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    batch: int = 0
+    """Batches done in the current epoch."""
+    step: int = 0
+    """Optimizer steps done."""
+    window_count: int = 0
+    """Labels in the open accumulation window."""
+    window_batches: int = 0
+    """Batches in the open window."""
+    window_bad: bool = False
+    """Whether the open window has met a loss that is not finite."""
+    window_ids: list[str] = field(default_factory=list)
+    """Samples of the open window."""
+    loss_total: float = 0.0
+    """Sum of the training loss in this epoch."""
+    loss_count: int = 0
+    """Labels in it."""
+    bad_in_row: int = 0
+    """Windows in a row whose loss or gradient was not finite."""
+    skipped_windows: int = 0
+    """All such windows so far."""
+    best_score: float = float("inf")
+    """Lowest validation loss."""
+    best_epoch: int = 0
+    """Epoch it belongs to (from 1)."""
+    since_best: int = 0
+    """Epochs since then."""
+    finished: str = ""
+    """Why the fit ended; empty while it runs."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Rows so far."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy and torch, as tensors and plain values."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def write_state(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write the resume state, atomically."""
+    save_torch(directory / STATE_FILE, {"format": FORMAT, **content})
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """Read the resume state.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is damaged or of another version.
+    """
+    path = directory / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"Nothing to resume: {path} does not exist. Start the run without resume."
+        )
+    content = load_torch(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} has format {found}; this version of Molfun reads {FORMAT}.")
+    return content
+
+
+def check_same_run(stored: Mapping[str, Any], present: Mapping[str, Any], directory: Path) -> None:
+    """Refuse to resume a run under other settings.
+
+    Raises
+    ------
+    RunError
+        Listing every difference.
+    """
+    differences = [
+        f"{key}: {stored.get(key)!r} in the run, {present.get(key)!r} now"
+        for key in sorted({*stored, *present})
+        if stored.get(key) != present.get(key)
+    ]
+    if differences:
+        raise RunError(
+            f"{directory} was started with other settings, so resuming would not continue it:\n"
+            f"{listing(differences)}\nRepeat the settings of the run, or start a new one from its "
+            f"checkpoint."
+        )
