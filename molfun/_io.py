@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from molfun.errors import CheckpointError, RunError, UnsafeFileError
 
@@ -264,11 +264,15 @@ class DirectoryLock:
     file left by a dead process is taken over.
     """
 
+    _held: ClassVar[set[Path]] = set()
+
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory) / ".lock"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> DirectoryLock:
+        if self.path.resolve() in self._held:
+            return self  # this process has it already, further up the call stack
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
@@ -287,9 +291,11 @@ class DirectoryLock:
         file.write(str(os.getpid()))
         file.flush()
         self._file = file
+        self._held.add(self.path.resolve())
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._file is not None:
+            self._held.discard(self.path.resolve())
             self._file.close()
             self._file = None

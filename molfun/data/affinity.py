@@ -135,7 +135,7 @@ class AffinityDataset:
             ``alignments`` beside `pdb_dir` is used if there is one.
         max_length
             Residues kept of each structure (`molfun.protein.Protein.crop`). Lower it when memory
-            runs out. Pre-computed features are not cropped here.
+            runs out. Pre-computed features are cropped by the backbone.
         crop
             Which residues are kept.
         skip_missing
@@ -234,6 +234,7 @@ class AffinityDataset:
             alignment_dir=self._source.alignments.get(name),
             target=None if np.isnan(target) else target,
             metadata=_row(self.metadata, index),
+            max_length=self._source.max_length,
         )
 
     def __repr__(self) -> str:
@@ -258,6 +259,11 @@ class AffinityDataset:
     def max_length(self) -> int | None:
         """Residues kept of each structure."""
         return self._source.max_length
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        return {"max_length": self._source.max_length, "crop": self._source.crop}
 
     @staticmethod
     def collate_fn(samples: Iterable[Sample]) -> SampleBatch:

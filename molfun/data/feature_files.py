@@ -13,6 +13,7 @@ import io
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -139,12 +140,18 @@ def write_features(path: str | Path, features: Mapping[str, np.ndarray | torch.T
     for name, value in features.items():
         try:
             # a copy also unties features that share memory, which safetensors refuses
-            tensors[name] = torch.as_tensor(value).detach().clone()
+            tensors[name] = torch.as_tensor(_native(value)).detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"Feature {name!r} is not numeric ({error}). Leave it out or encode it as numbers."
             ) from error
     save_safetensors(path, tensors)
+
+
+def _native(value: Any) -> Any:
+    """An array in the byte order of this machine, the only one torch takes."""
+    is_array = isinstance(value, np.ndarray)
+    return value.astype(value.dtype.newbyteorder("="), copy=False) if is_array else value
 
 
 # npz and safetensors
@@ -221,7 +228,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()
-    if zipfile.is_zipfile(io.BytesIO(raw)):
+    if raw.startswith(b"PK\x03\x04"):
         raise DataError(
             f"{path} is a file of torch.save or another zip, not a pickle. Load it with torch and "
             f"write it with molfun.data.write_features."
@@ -390,6 +397,11 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    """What protocol 2 writes for an empty text: a call of ``bytes`` without arguments."""
+    return b""
+
+
 def _load_storage(raw: Any) -> Any:
     """Storage of a tensor, by torch's reader that runs nothing.
 
@@ -400,7 +412,8 @@ def _load_storage(raw: Any) -> Any:
     if not isinstance(raw, bytes) or raw.startswith(b"PK"):
         raise UnsafeFileError("a tensor in it is packed in an unusual way.")
     try:
-        storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        with _quiet_storages():
+            storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
             f"a tensor in it holds more than numbers ({_first_line(error)})."
@@ -417,12 +430,22 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored
     _expect(storage, torch.storage.TypedStorage)
     sizes, steps = _shape(size), _shape(stride)
     last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
-    if _count(sizes) and not 0 <= offset <= last < len(storage):
-        raise UnsafeFileError(f"a tensor in it declares {sizes} values beyond its content.")
-    if _count(sizes) > len(storage):
-        raise UnsafeFileError(f"a tensor in it declares {sizes} values and has {len(storage)}.")
-    flat = torch.tensor([], dtype=storage.dtype).set_(storage)
+    with _quiet_storages():
+        held = len(storage)
+        if _count(sizes) > held or (_count(sizes) and not 0 <= offset <= last < held):
+            raise UnsafeFileError(
+                f"a tensor in it declares {sizes} values beyond its content ({held} values)."
+            )
+        flat = torch.tensor([], dtype=storage.dtype).set_(storage)
     return flat.as_strided(sizes, steps, offset)
+
+
+@contextlib.contextmanager
+def _quiet_storages() -> Iterator[None]:
+    """Pickled tensors come with typed storages, and torch warns at every touch of one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        yield
 
 
 _NUMPY_CORE = ("numpy.core", "numpy._core")
@@ -434,6 +457,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _PickledType,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _empty_bytes,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch.storage", "_load_from_bytes"): _load_storage,
 }

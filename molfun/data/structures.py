@@ -36,6 +36,8 @@ MAX_RATIO = 100
 """Largest ratio of unpacked to packed bytes; an honest structure file packs 4 to 10 times."""
 RATIO_FROM = 2**24
 """Unpacked sizes below this are harmless at any ratio."""
+MAX_COORDINATE = 1e6
+"""Angstrom from the origin; the columns of a PDB file end before 1e5."""
 MAX_BOND = 2.5
 """C-N distance in angstrom below which two residues are bonded (ideal: 1.33)."""
 MAX_CA_STEP = 4.5
@@ -100,16 +102,7 @@ def read_structure(
     reading = _Reading(notes=notes)
     for chain in kept:
         reading.add_chain(chain)
-    if not reading.residues:
-        found = ", ".join(_describe(chain) for chain in chosen_model) or "no atoms"
-        raise StructureError(
-            f"{path} holds no protein; found {found}. Give a file with amino-acid residues."
-        )
-    if reading.bad_atoms:
-        raise StructureError(
-            f"{path} has {len(reading.bad_atoms)} atoms whose coordinates are not numbers; the "
-            f"first is {reading.bad_atoms[0]}. Repair or remove these atoms."
-        )
+    _check_reading(path, reading, chosen_model)
     return reading.protein(_stem(path))
 
 
@@ -326,6 +319,22 @@ def _is_amino_acid(residue: Any) -> bool:
     return residue.entity_type == gemmi.EntityType.Unknown and info.is_amino_acid()
 
 
+def _check_reading(path: Path, reading: _Reading, model: Any) -> None:
+    if not reading.residues:
+        found = ", ".join(_describe(chain) for chain in model) or "no atoms"
+        raise StructureError(
+            f"{path} holds no protein; found {found}. Give a file with amino-acid residues."
+        )
+    for bad, what in (
+        (reading.bad_atoms, "atoms whose coordinates are not numbers"),
+        (reading.unnumbered, "residues whose number is not a number"),
+    ):
+        if bad:
+            raise StructureError(
+                f"{path} has {len(bad)} {what}; the first is {bad[0]}. Repair or remove them."
+            )
+
+
 @dataclass
 class _Residue:
     aatype: int
@@ -342,6 +351,7 @@ class _Reading:
     residues: list[_Residue] = field(default_factory=list)
     chain_ids: list[str] = field(default_factory=list)
     bad_atoms: list[str] = field(default_factory=list)
+    unnumbered: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     ligands: Counter[str] = field(default_factory=Counter)
@@ -376,8 +386,11 @@ class _Reading:
             self.counts["skipped"] += 1
             return
         for atom in atoms.values():
-            if not np.isfinite(np.float32(atom.pos.tolist())).all():
+            # a comparison with NaN is false
+            if not all(abs(value) < MAX_COORDINATE for value in atom.pos.tolist()):
                 self.bad_atoms.append(f"{atom.name} {residue.name} {chain_name} {residue.seqid}")
+        if residue.seqid.num is None:
+            self.unnumbered.append(f"{residue.name} of chain {chain_name}")
         aatype = self._aatype(residue)
         self.residues.append(
             _Residue(aatype=aatype, number=residue.seqid.num, chain=chain, atoms=atoms)

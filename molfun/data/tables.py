@@ -35,6 +35,7 @@ LONGEST_ID = 200
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+_PADDED = re.compile(r"[+-]?0\d", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -222,7 +223,8 @@ def _read_text(path: Path, id_column: str) -> _Cells:
         else:
             rows.append(row)
             lines.append(line)
-    assert header is not None  # the text is not blank
+    if header is None:
+        raise TableError(f"{path} has no header. The first line names the columns.")
     cells = _Cells(path=path, header=header, rows=rows, lines=lines)
     if ragged and id_column in header:
         hint = "Quote cells that contain the delimiter, and use a decimal point."
@@ -437,8 +439,13 @@ def _warn_case(table: Table) -> None:
 
 
 def _typed(texts: list[str]) -> pd.Series:
-    """Integers, else floats, where every value that is present parses; else text."""
+    """Integers, else floats, where every value that is present parses; else text.
+
+    Numbers with leading zeros are codes: they stay text.
+    """
     present = [text for text in texts if text]
+    if any(map(_PADDED.match, present)):
+        return pd.Series(texts, dtype=object)
     if present and all(map(_INTEGER.fullmatch, present)):
         if len(present) == len(texts):
             return pd.Series([int(text) for text in texts], dtype="int64")

@@ -18,7 +18,10 @@ Pooling = Literal["mean", "attention"]
 
 
 class AffinityHead(Head):
-    """Pooled residues through one hidden layer: ``w2 relu(W1 pool(single) + b1) + b2``.
+    """Pooled residues through one hidden layer: ``w2 relu(W1 pool(norm(single)) + b1) + b2``.
+
+    ``norm`` brings each residue's vector to mean 0 and variance 1 over its channels, without
+    weights of its own: trunks differ in the scale of their representation by orders of magnitude.
 
     Parameters
     ----------
@@ -66,9 +69,10 @@ class AffinityHead(Head):
 
     def forward(self, trunk: Representations) -> dict[str, Float[torch.Tensor, "batch"]]:
         """Give ``{"prediction": (batch,)}`` in standardised units."""
-        # the head is small and its pooling a long sum: float32 whatever the trunk ran in
+        # the head is small and its pooling a long sum: float32, whatever the trunk ran in
         with torch.autocast(trunk.single.device.type, enabled=False):
-            pooled = self.pool(trunk.single.float(), trunk.mask.float())
+            single = torch.nn.functional.layer_norm(trunk.single.float(), trunk.single.shape[-1:])
+            pooled = self.pool(single, trunk.mask.float())
             hidden = torch.relu(self.hidden(pooled))
             return {"prediction": self.output(self.dropout(hidden)).squeeze(-1)}
 

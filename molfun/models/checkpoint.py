@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Meta:
         Whether ``trunk.safetensors`` holds the whole backbone.
     result
         Row of the history the weights belong to.
+    data
+        How the training set prepared its inputs (``max_length``, ``crop``).
     """
 
     backbone: dict[str, Any]
@@ -68,6 +70,7 @@ class Meta:
     strategy: dict[str, Any] | None
     whole_trunk: bool
     result: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     molfun_version: str = __version__
 

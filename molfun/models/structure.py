@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from molfun._io import DirectoryLock
 from molfun.backbones.base import Backbone, TrunkOutput, combine_digests, tensor_digests
 from molfun.errors import CheckpointError, ConfigError, DataError, listing
 from molfun.heads.base import Head
@@ -124,6 +126,7 @@ class MolfunStructureModel(nn.Module):
         )
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
+        self.data_settings: dict[str, Any] = {}
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         self.to(place).eval()
@@ -240,10 +243,12 @@ class MolfunStructureModel(nn.Module):
         )
         if resume and run_dir is None:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
-        history = engine.fit(train_loader, val_loader, resume=resume)
-        self.result = dict(history.best) if history else {}
-        if run_dir is not None:
-            self.save(run_dir / "checkpoint")
+        self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
+        with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
+            history = engine.fit(train_loader, val_loader, resume=resume)
+            self.result = dict(history.best) if history else {}
+            if run_dir is not None:
+                self.save(run_dir / "checkpoint")
         _report_cache(store)
         return history
 
@@ -417,6 +422,7 @@ class MolfunStructureModel(nn.Module):
                 strategy=None if self.strategy is None else self.strategy.to_dict(),
                 whole_trunk=self.weights is None,
                 result=dict(self.result),
+                data=dict(self.data_settings),
             )
             adapted = lora.installed_spec(self.backbone) is not None
             portable.write_checkpoint(
@@ -457,7 +463,7 @@ class MolfunStructureModel(nn.Module):
             lora.load_adapter(self.backbone, folder / portable.ADAPTER)
         _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
         task.load_state_dict(meta.task["state"])
-        self.result = dict(meta.result)
+        self.result, self.data_settings = dict(meta.result), dict(meta.data)
         self.eval()
         return self
 
@@ -648,16 +654,19 @@ def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
 
 def _targets_of(loader: Iterable[Any]) -> np.ndarray:
     """Labels of a training set, without loading its inputs where the dataset lists them."""
-    dataset: Any = getattr(loader, "dataset", None)
-    indices = None
-    if isinstance(dataset, Subset):
-        dataset, indices = dataset.dataset, list(dataset.indices)
-    targets = getattr(dataset, "targets", None)
+    targets = getattr(_dataset_of(loader), "targets", None)
     if targets is not None:
         values = np.asarray(targets, dtype=np.float64)
-        return values if indices is None else values[indices]
+        subset = getattr(loader, "dataset", None)
+        return values[list(subset.indices)] if isinstance(subset, Subset) else values
     found = [t for batch in loader for t in as_inputs(batch).targets]
     return np.array([math.nan if t is None else t for t in found], dtype=np.float64)
+
+
+def _dataset_of(loader: Any) -> Any:
+    """The data set behind a loader, without torch's Subset around it; None for other iterables."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset.dataset if isinstance(dataset, Subset) else dataset
 
 
 def _digest(parts: Sequence[str]) -> str:

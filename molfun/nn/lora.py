@@ -16,7 +16,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +121,23 @@ def _differences(present: LoRASpec, wanted: LoRASpec) -> str:
 
 
 def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
-    inside = re.compile(rf"{re.escape(spec.scope)}\.\d+\.(.*\.)?(?P<last>[^.]+)")
-    names = {
-        match["last"]
+    inside = re.compile(rf"{re.escape(spec.scope)}\.\d+\..+")
+    layers = [
+        name
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and (match := inside.fullmatch(name))
-    }
-    unknown = [target for target in spec.target_modules if target.split(".")[-1] not in names]
+        if isinstance(module, nn.Linear) and inside.fullmatch(name)
+    ]
+    unknown = [
+        target
+        for target in spec.target_modules
+        if not any(
+            map(re.compile(replace(spec, target_modules=(target,)).pattern).fullmatch, layers)
+        )
+    ]
     if unknown:
-        near = sorted({n for u in unknown for n in difflib.get_close_matches(u, names, n=2)})
+        names = {name.rsplit(".", 1)[-1] for name in layers}
+        wanted = [target.rsplit(".", 1)[-1] for target in unknown]
+        near = sorted({n for w in wanted for n in difflib.get_close_matches(w, names, n=2)})
         raise ConfigError(
             f"target_modules {unknown} match no linear layer in {spec.scope}. "
             f"Linear layers there: {', '.join(sorted(names))}."

@@ -11,12 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
+import torch
 from torch import nn
 
 from molfun.backbones.base import Backbone
-from molfun.errors import ConfigError, RunError, unknown_name
+from molfun.errors import ConfigError, RunError, listing, unknown_name
 from molfun.heads.base import Head
 from molfun.nn import lora
 from molfun.nn.param_groups import ParameterGroup, collect
@@ -27,6 +28,13 @@ HEAD_LR_RATIO = 10.0
 """Learning rate of the head relative to the pretrained part: it starts from random weights."""
 
 Entry = tuple[str, float, str, nn.Parameter]
+
+_NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
+"""What a setting of each type may be; YAML reads 1e-4 (without a point) as text."""
 
 
 class FineTunable(Protocol):
@@ -89,9 +97,20 @@ class FinetuneStrategy(ABC):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        problems = [*self._shared_problems(), *self._problems()]
+        # a range can be checked only where the type is right
+        problems = list(self._wrong_types()) or [*self._shared_problems(), *self._problems()]
         if problems:
             raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
+
+    def _wrong_types(self) -> Iterator[str]:
+        hints = get_type_hints(type(self))
+        for setting in dataclasses.fields(self):
+            value, hint = getattr(self, setting.name), hints[setting.name]
+            kinds = get_args(hint) or (hint,)
+            for kind, (allowed, words) in _NUMBERS.items():
+                optional = value is None and type(None) in kinds
+                if kind in kinds and not optional and type(value) not in allowed:
+                    yield f"{setting.name} must be {words}, got {value!r}."
 
     def _shared_problems(self) -> Iterator[str]:
         if self.scheduler not in get_args(Scheduler):
@@ -157,10 +176,17 @@ class FinetuneStrategy(ABC):
             ]
         return collect(entries)
 
-    def setup(self, model: FineTunable) -> None:
+    def setup(self, model: FineTunable, *, seed: int = 0) -> None:
         """Make `model` ready to train: inject what has to be, freeze the rest.
 
         The trainable set is exactly the set in `groups`; everything else is frozen.
+
+        Parameters
+        ----------
+        model
+            Changed in place.
+        seed
+            Seed of the weights of injected parts; torch's own generator stays as it was.
 
         Raises
         ------
@@ -171,7 +197,9 @@ class FinetuneStrategy(ABC):
             raise RunError(
                 "The adapters are merged into the weights. Call model.unmerge() before training."
             )
-        self.prepare(model.backbone)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.prepare(model.backbone)
         trainable = {id(p) for group in self.groups(model) for _, p in group.parameters}
         if not trainable:
             raise RunError(
@@ -193,12 +221,16 @@ class FinetuneStrategy(ABC):
         Raises
         ------
         ConfigError
-            If the name or a setting is unknown; the text holds the nearest one.
+            If the name is missing, or it or a setting is unknown; the text holds the nearest one.
         """
         settings = dict(settings)
+        if "name" not in settings:
+            names = ", ".join(sorted(STRATEGIES))
+            raise ConfigError(f"The settings name no strategy. Add name: one of {names}.")
         cls = STRATEGIES[settings.pop("name")]
         known = [f.name for f in dataclasses.fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(unknown_name(f"setting of {cls.__name__}", key, known))
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            kind = f"setting of {cls.__name__}"
+            raise ConfigError(listing([unknown_name(kind, key, known) for key in unknown]).strip())
         return cls(**settings)

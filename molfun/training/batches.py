@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from molfun.errors import DataError
 
@@ -26,8 +29,10 @@ class EpochBatches:
     """Give the batches of any epoch, from any batch on, always the same ones.
 
     For a map-style ``DataLoader`` the order of sample indices is drawn first, under the epoch's own
-    seed; batches that a resumed run has seen are then skipped without being loaded. Other
-    iterables (a list of batches, a streaming loader) are iterated and skipped through.
+    seed; batches that a resumed run has seen are then skipped without being loaded. What a data
+    set draws at random for a sample depends on (seed, epoch, index), so neither the order nor the
+    number of workers changes it. Other iterables (a list of batches, a streaming loader) are
+    iterated and skipped through, under generators of their own.
 
     Parameters
     ----------
@@ -55,22 +60,32 @@ class EpochBatches:
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
         """Batches of `epoch` (from 0), the first `start` left out."""
-        _tell_epoch(self.loader, epoch)
-        loader = self.loader
+        seed, loader = epoch_seed(self.seed, epoch), self.loader
+        _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            with _seeded(epoch_seed(self.seed, epoch)):
-                iterator = iter(loader)
-            return itertools.islice(iterator, start, None)
-        order = self._order(loader, epoch)
-        return iter(_with_batches(loader, order[start:], epoch_seed(self.seed, epoch)))
+            return itertools.islice(_iterate(loader, seed), start, None)
+        return iter(_with_batches(loader, _order(loader, seed)[start:], seed))
 
-    def _order(self, loader: DataLoader[Any], epoch: int) -> list[list[int]]:
-        seed = epoch_seed(self.seed, epoch)
-        for generator in (loader.generator, getattr(loader.sampler, "generator", None)):
-            if generator is not None:
-                generator.manual_seed(seed)
-        with _seeded(seed):
-            return [list(batch) for batch in loader.batch_sampler]  # type: ignore[union-attr]
+
+def _iterate(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+    streams, end = _Streams(seed), object()
+    with streams:
+        iterator = iter(loader)
+    while True:
+        with streams:
+            batch = next(iterator, end)
+        if batch is end:
+            return
+        yield batch
+
+
+def _order(loader: DataLoader[Any], seed: int) -> list[list[int]]:
+    for part in (loader, loader.sampler, loader.batch_sampler):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+    with _Streams(seed):
+        return [list(batch) for batch in loader.batch_sampler]  # type: ignore[union-attr]
 
 
 def _has_index_batches(loader: DataLoader[Any]) -> bool:
@@ -79,8 +94,9 @@ def _has_index_batches(loader: DataLoader[Any]) -> bool:
 
 
 def _tell_epoch(loader: Any, epoch: int) -> None:
-    for part in (getattr(loader, "dataset", None), getattr(loader, "sampler", None)):
-        if part is not None and hasattr(part, "set_epoch"):
+    for name in ("dataset", "sampler", "batch_sampler"):
+        part = getattr(loader, name, None)
+        if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 
 
@@ -89,7 +105,7 @@ def _with_batches(
 ) -> DataLoader[Any]:
     """The same loader over a fixed list of batches of indices."""
     return DataLoader(
-        loader.dataset,
+        _SeededSamples(loader.dataset, seed),
         batch_sampler=batches,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
@@ -102,15 +118,48 @@ def _with_batches(
     )
 
 
-class _seeded:  # noqa: N801  (a context manager)
-    """Seed torch's global generator for the time of the block, then put it back."""
+class _SeededSamples(Dataset[Any]):
+    """A data set in which all that is random in a sample comes from the seed and its index."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+
+    def __getitem__(self, index: Any) -> Any:
+        number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+        with _Streams(epoch_seed(self._seed, number)):
+            return self._dataset[index]
+
+
+class _Streams:
+    """Generators of Python, NumPy and torch (CPU) in place of the run's own while entered.
+
+    Entered again, they go on where they were left.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+        self._state: tuple[Any, ...] | None = None
 
     def __enter__(self) -> None:
-        self._state = torch.get_rng_state()
-        torch.manual_seed(self._seed)
+        self._outside = _generators()
+        if self._state is not None:
+            _set_generators(self._state)
+            return
+        random.seed(self._seed)
+        np.random.seed(self._seed % 2**32)
+        # torch.manual_seed would reset the GPU's generator, and with it dropout, as well
+        torch.default_generator.manual_seed(self._seed)
 
     def __exit__(self, *exc: object) -> None:
-        torch.set_rng_state(self._state)
+        self._state = _generators()
+        _set_generators(self._outside)
+
+
+def _generators() -> tuple[Any, ...]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_generators(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])

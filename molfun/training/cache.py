@@ -112,7 +112,7 @@ class PrefixCache:
     def _write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         try:
             save_safetensors(self._path(key), {**tensors, "checksum": _checksum(tensors)})
-        except RunError as error:
+        except (RunError, OSError) as error:
             self._disk_works = False
             logger.warning("The cache stops writing to disk: %s", error)
 

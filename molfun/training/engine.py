@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors
-from molfun.errors import ConfigError, NonFiniteError
+from molfun.errors import ConfigError, DataError, NonFiniteError
 from molfun.nn.param_groups import for_optimizer
 from molfun.training import state as run_state
 from molfun.training.base import FinetuneStrategy
@@ -131,6 +132,11 @@ class Engine:
             raise ConfigError(
                 "early_stopping_patience needs a val_loader: early stopping watches val_loss."
             )
+        if val is not None and operator.length_hint(val, 1) == 0:
+            raise DataError(
+                "The validation set is empty: its loader gives no batch. Leave val_loader out to "
+                "train without validation."
+            )
         batches = EpochBatches(train, self.config.seed)
         plan = self._plan(len(batches))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor(plan))
@@ -143,9 +149,11 @@ class Engine:
         with SignalWatch() as self._watch:
             while not self.state.finished:
                 self._train_epoch(batches, plan)
-                row = self._finish_epoch(val, plan)
+                row = self._finish_epoch(val)
                 history.append(row)
                 self._write_state()
+                if not self.state.finished:
+                    self._stop_if_asked()
         self._keep_best()
         history.stopped = self.state.finished
         for callback in self.callbacks:
@@ -184,6 +192,8 @@ class Engine:
 
     def _train_epoch(self, batches: EpochBatches, plan: FitPlan) -> None:
         state = self.state
+        if self._out_of_steps():  # a run that was stopped right after its last step
+            return
         self._set_modes(training=True)
         for batch in batches.epoch(state.epoch, start=state.batch):
             self._micro_step(as_inputs(batch))
@@ -192,15 +202,13 @@ class Engine:
             if window_full or state.batch == plan.batches_per_epoch:
                 self._optimizer_step()
             self._save_or_stop(window_closed=state.window_batches == 0)
-            if self._out_of_steps(plan):
+            if self._out_of_steps():
                 break
 
-    def _out_of_steps(self, plan: FitPlan) -> bool:
+    def _out_of_steps(self) -> bool:
         """Whether max_steps is reached (windows, not steps, so that skipped ones count)."""
         limit = self.config.max_steps
-        return limit is not None and self.state.step + self.state.skipped_windows >= min(
-            limit, plan.total_steps
-        )
+        return limit is not None and self.state.step + self.state.skipped_windows >= limit
 
     def _micro_step(self, inputs: Inputs) -> None:
         state = self.state
@@ -268,16 +276,18 @@ class Engine:
         state.window_count = state.window_batches = 0
         if state.bad_in_row >= self.config.max_nonfinite:
             self._keep_best()
+            kept = (
+                f"best weights (epoch {state.best_epoch})" if state.best_epoch else "last weights"
+            )
             raise NonFiniteError(
                 f"Loss or gradients were not finite in {state.bad_in_row} windows in a row, last "
-                f"for {', '.join(ids[:8])}. The model holds the best weights so far "
-                f"(epoch {state.best_epoch}). Look at these samples, lower the learning rate, or "
+                f"for {', '.join(ids[:8])}. The model holds the {kept} from before. Look at these samples, lower the learning rate, or "
                 f"train with amp=False."
             )
 
     # --- end of an epoch -----------------------------------------------------------------------
 
-    def _finish_epoch(self, val: Iterable[Any] | None, plan: FitPlan) -> Row:
+    def _finish_epoch(self, val: Iterable[Any] | None) -> Row:
         state = self.state
         state.epoch += 1
         state.batch = 0
@@ -292,14 +302,14 @@ class Engine:
         state.loss_total, state.loss_count = 0.0, 0
         improved = self._validate(val, row) if val is not None else False
         state.history.append(row)
-        state.finished = self._why_finished(plan)
+        state.finished = self._why_finished()
         for callback in self.callbacks:
             callback.on_epoch_end(row, improved)
         return row
 
     def _validate(self, val: Iterable[Any], row: Row) -> bool:
         for callback in self.callbacks:
-            callback.on_validation_start(len(val) if isinstance(val, Sized) else 0)
+            callback.on_validation_start(operator.length_hint(val))
         if self.average is None:
             return self._score(val, row)
         with self.average.applied():
@@ -327,11 +337,11 @@ class Engine:
         rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
         return rates.get("head", next(iter(rates.values())))
 
-    def _why_finished(self, plan: FitPlan) -> str:
+    def _why_finished(self) -> str:
         patience = self.strategy.early_stopping_patience
         if patience and self.state.since_best >= patience:
             return "early_stopping"
-        if self._out_of_steps(plan):
+        if self._out_of_steps():
             return "max_steps"
         if self.config.epochs is not None and self.state.epoch >= self.config.epochs:
             return "epochs"
@@ -343,8 +353,6 @@ class Engine:
 
     def _keep_best(self) -> None:
         """Leave in the model what was best; without validation, the average or the last weights."""
-        if self._best is None and self.state.best_epoch and self.config.state_dir is not None:
-            self._best = load_safetensors(self.config.state_dir / run_state.BEST_FILE)
         if self._best is not None:
             copy_weights(self._best, self.parameters)
         elif self.average is not None:
@@ -358,9 +366,12 @@ class Engine:
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
         late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
-        stop = self._watch.received
-        if due or late or stop is not None:
+        if due or late or self._watch.received is not None:
             self._write_state()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        stop = self._watch.received
         if stop is not None:
             where = self.config.state_dir
             hint = "Resume to go on." if where is not None else "No output_dir: nothing was kept."
@@ -401,6 +412,8 @@ class Engine:
             self.average.load_state_dict(content["average"])
         self.fabric.strategy.precision.load_state_dict(content["scaler"])
         run_state.set_random_state(content["random"])
+        if self.state.best_epoch:
+            self._best = load_safetensors(self.config.state_dir / run_state.BEST_FILE)
         logger.info(
             "Resumed after %d epochs, %d batches and %d optimizer steps.",
             self.state.epoch,
@@ -435,7 +448,7 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
     >>> choose_precision(torch.device("cpu"), amp=True, precision=None)
     '32-true'
     """
-    known = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+    known = ("32-true", "bf16-mixed", "16-mixed")
     if precision is not None:
         if precision not in known:
             raise ConfigError(f"Unknown precision {precision!r}; allowed: {', '.join(known)}.")

@@ -63,7 +63,7 @@ class LoRAFinetune(FinetuneStrategy):
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        if self.target_modules is not None:
+        if isinstance(self.target_modules, list):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         super().__post_init__()
 
@@ -73,6 +73,8 @@ class LoRAFinetune(FinetuneStrategy):
             yield f"rank must be from 1 to {lora.MAX_RANK}, got {self.rank}."
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}."
+        if isinstance(self.target_modules, str):
+            yield f"target_modules must be a list of names, got {self.target_modules!r}."
         if self.target_modules is not None and not self.target_modules:
             yield "target_modules is empty; leave it out for the backbone's default."
 

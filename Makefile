@@ -1,0 +1,82 @@
+# Two commands from nothing: `make demo` and `make test`. `make help` lists the rest.
+
+# Overridable: the interpreter to build .venv with, and more flags for pip.
+PYTHON ?=
+PIP_FLAGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.molfun-setup
+LOG := $(VENV)/setup.log
+# There while packages are being written. If it is found at the start, a former setup was cut short
+# and may have left half a package that pip takes for whole; then .venv is built anew.
+UNFINISHED := $(VENV)/.molfun-unfinished
+
+TORCH := torch==2.13.0
+PROJECT := .[openfold,dev]
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
+INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+
+MAKEFLAGS += --no-print-directory
+.PHONY: help setup demo test check clean
+.DEFAULT_GOAL := help
+
+# $(call step,what is done,command): one line with the time; the end of the output if it fails
+define step
+@start=$$(date +%s); printf '%s ... ' '$(1)'; code=0; $(2) >$(LOG) 2>&1 || code=$$?; \
+if [ $$code -eq 0 ]; then echo "$$(($$(date +%s) - start)) s"; exit; fi; \
+if [ $$code -lt 128 ]; then rm -f $(UNFINISHED); fi; \
+echo failed; tail -n 15 $(LOG) >&2; exit 1
+endef
+
+help:
+	@echo 'make setup   build .venv: torch, the project, its test tools, openfold (once)'
+	@echo 'make demo    set up, then fine-tune on synthetic data with LoRA; writes runs/demo'
+	@echo 'make test    set up, then run all tests, the slow ones too'
+	@echo 'make check   set up, then lint, types, layers and the fast tests'
+	@echo 'make clean   remove caches, build files and runs/demo; .venv stays'
+	@echo 'PYTHON=...   interpreter to build .venv with (3.11.4 or newer)'
+	@echo 'PIP_FLAGS=.. more flags for pip, such as an index with CPU builds of torch'
+
+setup: $(STAMP)
+
+$(PY):
+	@for python in $(PYTHONS); do \
+	    if $$python -c '$(FITS)' 2>/dev/null; then \
+	        echo "creating $(VENV) with $$($$python -V 2>&1)"; \
+	        exec $$python -m venv --clear $(VENV); \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11.4 or newer with venv and ensurepip (tried: $(PYTHONS))." \
+	     "Install one, or pass PYTHON=/path/to/python3." >&2; exit 1
+
+$(STAMP): pyproject.toml constraints.txt scripts/install_openfold.py $(PY)
+	@if [ -e $(UNFINISHED) ]; then \
+	    echo 'the last setup was cut short; starting again'; \
+	    rm -rf $(VENV); $(MAKE) $(PY); \
+	fi
+	@touch $(UNFINISHED); $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >$(LOG)
+	$(call step,installing $(TORCH),$(INSTALL) '$(TORCH)')
+	$(call step,installing the project and its tools,$(INSTALL) -e '$(PROJECT)')
+	@$(PY) scripts/install_openfold.py
+	@rm -f $(UNFINISHED); touch $@; echo 'setup done'
+
+demo: setup
+	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
+
+test: setup
+	@$(PY) -m pytest
+
+check: setup
+	@echo 'lint'; $(PY) -m ruff check --quiet
+	@echo 'format'; $(PY) -m ruff format --check --quiet
+	@echo 'types'; $(PY) -m mypy
+	@echo 'layers'; $(VENV)/bin/lint-imports
+	@echo 'fast tests'; $(PY) -m pytest -m 'not slow'
+
+clean:
+	@rm -rf build dist runs/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	    .import_linter_cache .coverage *.egg-info
+	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	@echo 'caches, build files and runs/demo removed; delete $(VENV) to set up anew'

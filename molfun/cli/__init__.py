@@ -1,0 +1,1 @@
+"""The command line: ``molfun fine-tune``, ``molfun predict`` and ``molfun evaluate``."""

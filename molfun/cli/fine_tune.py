@@ -1,0 +1,205 @@
+"""One fine-tuning run, from settings to a folder with everything in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from molfun._io import DirectoryLock, disk_errors, write_text
+from molfun.cli.console import ConsoleProgress, metric_line, say, set_up_logging
+from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
+from molfun.cli.tables import write_predictions
+from molfun.data import AffinityDataset, DataSplitter
+from molfun.errors import RunError
+from molfun.models.structure import MolfunStructureModel
+from molfun.training.auto import choose_strategy
+from molfun.training.base import FinetuneStrategy
+from molfun.training.callbacks import CSVLog
+from molfun.training.history import History
+
+RANDOM_FILL = 0.005
+"""AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
+gradient at all. Without pretrained weights they start from this standard deviation instead."""
+RUN_FILES = ("checkpoint", "resume", "history.csv", "config.yaml")
+
+
+def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
+    """Load, split, train, test; print and write as it goes."""
+    folder = settings.output_dir
+    with disk_errors(folder), DirectoryLock(folder):
+        _prepare_folder(folder, resume=resume, overwrite=overwrite or settings.demo)
+        set_up_logging(str(folder / "run.log"), debug=debug)
+        train, val, test = _data(settings)
+        write_text(folder / "config.yaml", settings.to_yaml())
+        _write_splits(folder, train, val, test)
+        model = _model(settings)
+        strategy = _strategy(settings, len(train))
+        say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
+        say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
+        progress = ConsoleProgress()
+        try:
+            history = model.fit(
+                _loader(train, settings, shuffle=True),
+                _loader(val, settings),
+                strategy=strategy,
+                epochs=settings.epochs,
+                output_dir=folder,
+                resume=resume,
+                seed=settings.seed,
+                precision=settings.precision,
+                cache=settings.cache,
+                callbacks=[CSVLog(folder / "history.csv"), progress],
+            )
+        finally:
+            progress.close()
+        _report(folder, model, history, settings, val, test)
+    return history
+
+
+def _size(model: MolfunStructureModel) -> int:
+    return sum(p.numel() for p in model.backbone.parameters())
+
+
+def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    present = [name for name in RUN_FILES if (folder / name).exists()]
+    if resume or not present:
+        return
+    if not overwrite:
+        raise RunError(
+            f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
+            f"replace it with --overwrite, or choose another --output."
+        )
+    for name in present:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _data(
+    settings: FineTuneSettings,
+) -> tuple[AffinityDataset, AffinityDataset | None, AffinityDataset | None]:
+    if settings.demo:
+        dataset = AffinityDataset.synthetic(settings.demo_samples, settings.demo_seq_len)
+        border = len(dataset) - DEMO_VALIDATION
+        train, val = dataset.subset(range(border)), dataset.subset(range(border, len(dataset)))
+        say(
+            f"Demo mode: {len(train)} train / {len(val)} val "
+            f"(synthetic, seq_len={settings.demo_seq_len})"
+        )
+        return train, val, None
+    dataset = AffinityDataset.from_csv(
+        settings.data or "",
+        settings.pdbs,
+        features_dir=settings.features,
+        alignments_dir=settings.alignments,
+        max_length=settings.max_length,
+        skip_missing=settings.skip_missing,
+    ).check()
+    train, test_val = _split(dataset, settings)
+    val, test = test_val
+    say(
+        f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
+        f"({settings.split} split of {settings.data})"
+    )
+    _say_notes(dataset)
+    return train, val, test
+
+
+def _split(
+    dataset: AffinityDataset, settings: FineTuneSettings
+) -> tuple[AffinityDataset, tuple[AffinityDataset | None, AffinityDataset | None]]:
+    sizes = {"val_frac": settings.val_frac, "test_frac": settings.test_frac}
+    if settings.split == "temporal":
+        parts = DataSplitter.temporal(dataset, **sizes)
+    elif settings.split == "identity":
+        parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
+    else:
+        parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
+    train, val, test = parts
+    return train, (val if len(val) else None, test if len(test) else None)
+
+
+def _say_notes(dataset: AffinityDataset) -> None:
+    """How many structures were changed in reading; the log file tells how."""
+    notes = dataset.notes()
+    if notes:
+        import logging
+
+        logger = logging.getLogger(__name__)
+        for name, lines in notes.items():
+            logger.info("%s: %s", name, "; ".join(lines))
+        say(f"Structures: {len(notes)} of {len(dataset)} with notes (see run.log)")
+
+
+def _write_splits(folder: Path, *parts: AffinityDataset | None) -> None:
+    lines = ["pdb_id,split"]
+    for name, part in zip(("train", "val", "test"), parts, strict=True):
+        lines += [f"{sample_id},{name}" for sample_id in (part.ids if part is not None else [])]
+    write_text(folder / "splits.csv", "\n".join(lines) + "\n")
+
+
+def _model(settings: FineTuneSettings) -> MolfunStructureModel:
+    options: dict[str, Any] = {}
+    if settings.weights is None:
+        options["fill_zero_init"] = RANDOM_FILL
+    return MolfunStructureModel(
+        settings.backbone,
+        config=settings.preset,
+        weights=settings.weights,
+        device=settings.device,
+        head=settings.head,
+        task_config={"loss": settings.loss},
+        seed=settings.seed,
+        backbone_config=options,
+    )
+
+
+def _strategy(settings: FineTuneSettings, n_train: int) -> FinetuneStrategy:
+    name = settings.strategy
+    if name == "auto":
+        name = choose_strategy(n_train).name  # type: ignore[assignment]
+        say(f"Strategy for {n_train} samples: {name} (see the decision tree in README.md)")
+    return FinetuneStrategy.from_dict(settings.strategy_options(name))
+
+
+def _loader(
+    dataset: AffinityDataset | None, settings: FineTuneSettings, *, shuffle: bool = False
+) -> DataLoader[Any] | None:
+    if dataset is None:
+        return None
+    return DataLoader(
+        dataset,
+        batch_size=settings.batch_size,
+        shuffle=shuffle,
+        num_workers=settings.workers,
+        collate_fn=AffinityDataset.collate_fn,
+    )
+
+
+def _report(
+    folder: Path,
+    model: MolfunStructureModel,
+    history: History,
+    settings: FineTuneSettings,
+    *parts: AffinityDataset | None,
+) -> None:
+    if history.stopped == "early_stopping":
+        say(f"Stopped early: no better val_loss for {settings.patience} epochs.")
+    say()
+    for name, part in zip(("val", "test"), parts, strict=True):
+        if part is not None:
+            loader = _loader(part, settings)
+            prediction = model.predict(loader)
+            values = prediction["prediction"].tolist()
+            write_predictions(
+                folder / f"predictions_{name}.csv", prediction["ids"], values, list(part.targets)
+            )
+            label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
+            metrics = model.evaluate(loader)
+            say(f"{label}: {metric_line(metrics)}")
+    say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")

@@ -1,0 +1,242 @@
+"""Commands and flags. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="molfun",
+    help="Fine-tune molecular foundation models.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+Text = str | None
+DATA, MODEL, TRAINING, RUN = "Data", "Model", "Training", "Run"
+
+
+def _flag(text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+@app.command("fine-tune")
+def fine_tune(
+    data: Annotated[Text, _flag("Table with the columns pdb_id and affinity.", DATA)] = None,
+    pdbs: Annotated[Text, _flag("Folder of structures {pdb_id}.cif or .pdb (.gz).", DATA)] = None,
+    features: Annotated[Text, _flag("Folder of pre-computed features {pdb_id}.pkl.", DATA)] = None,
+    alignments: Annotated[Text, _flag("Folder of alignments {pdb_id}/*.a3m.", DATA)] = None,
+    skip_missing: Annotated[
+        bool | None, _flag("Leave out rows without a structure.", DATA, "--skip-missing")
+    ] = None,
+    max_length: Annotated[
+        int | None, _flag("Crop longer structures (around the interface).", DATA)
+    ] = None,
+    split: Annotated[Text, _flag("random, temporal or identity [random].", DATA)] = None,
+    val_frac: Annotated[float | None, _flag("Fraction for validation [0.1].", DATA)] = None,
+    test_frac: Annotated[float | None, _flag("Fraction for testing [0.1].", DATA)] = None,
+    backbone: Annotated[Text, _flag("Backbone [openfold].", MODEL)] = None,
+    preset: Annotated[Text, _flag("Architecture [model_1_ptm]; tiny for tests.", MODEL)] = None,
+    weights: Annotated[Text, _flag("File of pretrained weights.", MODEL)] = None,
+    head: Annotated[Text, _flag("Head [affinity].", MODEL)] = None,
+    loss: Annotated[Text, _flag("mse, mae or huber [mse].", MODEL)] = None,
+    strategy: Annotated[
+        Text, _flag("head_only, lora, partial, full or auto [lora].", TRAINING)
+    ] = None,
+    lr: Annotated[
+        float | None,
+        _flag("Learning rate [head_only 1e-3, lora 1e-4, else 1e-5]; the head gets 10x.", TRAINING),
+    ] = None,
+    lora_rank: Annotated[int | None, _flag("Rank of the adapters [8].", TRAINING)] = None,
+    unfreeze_blocks: Annotated[
+        int | None, _flag("Blocks that train with partial [4].", TRAINING)
+    ] = None,
+    epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
+    batch_size: Annotated[int | None, _flag("Samples per batch [1].", TRAINING)] = None,
+    accum: Annotated[int | None, _flag("Batches per optimizer step [8].", TRAINING)] = None,
+    ema: Annotated[
+        float | None, _flag("Decay of the weight average [0.999]; 0: off.", TRAINING)
+    ] = None,
+    warmup: Annotated[
+        int | None, _flag("Warm-up in optimizer steps [10 % of all].", TRAINING)
+    ] = None,
+    scheduler: Annotated[Text, _flag("cosine, linear or constant [cosine].", TRAINING)] = None,
+    grad_clip: Annotated[
+        float | None, _flag("Largest gradient norm [1.0]; 0: off.", TRAINING)
+    ] = None,
+    patience: Annotated[
+        int | None, _flag("Stop after so many epochs without a better val_loss [0: off].", TRAINING)
+    ] = None,
+    weight_decay: Annotated[float | None, _flag("Weight decay [0.01].", TRAINING)] = None,
+    amp: Annotated[
+        bool | None, _flag("Mixed precision on GPUs [on].", TRAINING, "--amp/--no-amp")
+    ] = None,
+    precision: Annotated[Text, _flag("32-true, bf16-mixed or 16-mixed.", TRAINING)] = None,
+    output: Annotated[Text, _flag("Folder of the run [runs/STRATEGY].", RUN)] = None,
+    resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
+    overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
+    config: Annotated[Text, _flag("YAML file of settings; flags go first.", RUN)] = None,
+    device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
+    seed: Annotated[int | None, _flag("Seed of split, order, weights, dropout [42].", RUN)] = None,
+    workers: Annotated[int | None, _flag("Processes that load data [0].", RUN)] = None,
+    cache: Annotated[
+        Text, _flag("Cache of a frozen trunk: auto, memory, disk, off [auto].", RUN)
+    ] = None,
+    demo: Annotated[
+        bool | None, _flag("Synthetic data: no files, weights or GPU needed.", RUN, "--demo")
+    ] = None,
+    demo_samples: Annotated[int | None, _flag("Samples of the demo [8].", RUN)] = None,
+    demo_seq_len: Annotated[int | None, _flag("Their length [32].", RUN)] = None,
+    debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
+) -> None:
+    """Fine-tune a model on structures with affinities.
+
+    For example::
+
+      molfun fine-tune --demo --strategy lora --epochs 3 --output runs/demo
+
+      molfun fine-tune --data pdbbind.csv --pdbs pdbs/ --strategy lora --output runs/lora
+    """
+    given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
+    from molfun.cli.console import errors_in_one_line
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import fine_tune as command
+
+        settings = _resolve(given, config=config, resume=resume)
+        command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
+
+
+_NO_SETTINGS = ("config", "resume", "overwrite", "debug")
+
+
+def _resolve(given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
+    """Settings of the run being resumed, then the file, then the flags."""
+    from pathlib import Path
+
+    from molfun.cli.settings import FineTuneSettings
+    from molfun.config import read_yaml
+
+    values: dict[str, Any] = {}
+    stored = Path(given.get("output") or "").expanduser() / "config.yaml"
+    if resume and "output" in given and stored.is_file():
+        values.update(read_yaml(stored))
+    if config is not None:
+        values.update(read_yaml(config))
+    values.update(given)
+    return FineTuneSettings.build(values, source=config or "command line")
+
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
+]
+Table = Annotated[str, typer.Option("--data", help="Table with the column pdb_id.")]
+Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
+Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
+Weights = Annotated[Text, typer.Option("--weights", help="Base weights, if they have moved.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    data: Table,
+    pdbs: Pdbs = None,
+    features: Features = None,
+    output: Annotated[str, typer.Option("--output", help="Table to write.")] = "predictions.csv",
+    weights: Weights = None,
+    device: Device = "auto",
+    max_length: Length = None,
+    batch_size: Batch = 1,
+    skip_missing: Skip = False,
+    debug: Debug = False,
+) -> None:
+    """Predict an affinity for every row of a table, from a checkpoint alone."""
+    _with_model(
+        "predict", checkpoint, data, pdbs, features, output, weights, device, max_length,
+        batch_size, skip_missing=skip_missing, debug=debug,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Table,
+    pdbs: Pdbs = None,
+    features: Features = None,
+    output: Annotated[Text, typer.Option("--output", help="JSON file to write.")] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    max_length: Length = None,
+    batch_size: Batch = 1,
+    skip_missing: Skip = False,
+    debug: Debug = False,
+) -> None:
+    """Compare predictions with the affinities of a table."""
+    _with_model(
+        "evaluate", checkpoint, data, pdbs, features, output, weights, device, max_length,
+        batch_size, skip_missing=skip_missing, debug=debug,
+    )  # fmt: skip
+
+
+def _with_model(
+    verb: str,
+    checkpoint: str,
+    data: str,
+    pdbs: str | None,
+    features: str | None,
+    output: str | None,
+    weights: str | None,
+    device: str,
+    max_length: int | None,
+    batch_size: int,
+    *,
+    skip_missing: bool,
+    debug: bool,
+) -> None:
+    from molfun.cli.console import errors_in_one_line, set_up_logging
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import predict as commands
+        from molfun.models.structure import MolfunStructureModel
+
+        set_up_logging(None, debug=debug)
+        dataset = commands.open_data(
+            checkpoint,
+            data=data,
+            pdbs=pdbs,
+            features=features,
+            max_length=max_length,
+            skip_missing=skip_missing,
+            labels=verb == "evaluate",
+        )
+        model = MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
+        getattr(commands, verb)(model, dataset, output, batch_size)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from molfun import __version__
+
+        print(f"molfun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune molecular foundation models."""
+
+
+def main() -> None:
+    """Entry point of ``molfun``."""
+    app()

@@ -1,0 +1,112 @@
+"""Settings of a fine-tuning run, as flags, as a YAML file, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from molfun.config import Settings, dump_yaml
+
+DEMO_VALIDATION = 2
+LR_NAMES = {"head_only": "lr", "lora": "lr_lora", "partial": "lr_trunk", "full": "lr"}
+
+
+class FineTuneSettings(Settings):
+    """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``."""
+
+    data: str | None = None
+    pdbs: str | None = None
+    features: str | None = None
+    alignments: str | None = None
+    skip_missing: bool = False
+    max_length: int | None = Field(default=None, ge=1)
+    split: Literal["random", "temporal", "identity"] = "random"
+    val_frac: float = Field(default=0.1, ge=0, lt=1)
+    test_frac: float = Field(default=0.1, ge=0, lt=1)
+
+    backbone: str = "openfold"
+    preset: str = "model_1_ptm"
+    weights: str | None = None
+    head: str = "affinity"
+    loss: Literal["mse", "mae", "huber"] = "mse"
+
+    strategy: Literal["head_only", "lora", "partial", "full", "auto"] = "lora"
+    lr: float | None = Field(default=None, gt=0)
+    lora_rank: int = Field(default=8, ge=1)
+    unfreeze_blocks: int = Field(default=4, ge=1)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    accum: int | None = Field(default=None, ge=1)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    warmup: int | None = Field(default=None, ge=0)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    grad_clip: float = Field(default=1.0, ge=0)
+    patience: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    amp: bool = True
+    precision: str | None = None
+
+    output: str | None = None
+    device: str = "auto"
+    seed: int = 42
+    workers: int = Field(default=0, ge=0)
+    cache: Literal["auto", "memory", "disk", "off"] = "auto"
+
+    demo: bool = False
+    demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
+    demo_seq_len: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> FineTuneSettings:
+        if self.demo:
+            return self
+        if self.data is None or (self.pdbs is None and self.features is None):
+            raise ValueError(
+                "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a "
+                "run on synthetic data"
+            )
+        if self.val_frac == 0 and self.patience:
+            raise ValueError("patience needs a validation set: raise val_frac")
+        return self
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run; ``runs/STRATEGY`` where none is given."""
+        return Path(self.output or f"runs/{self.strategy}").expanduser()
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Batches per optimizer step: 8, and 1 in the demo, whose 6 samples are one window."""
+        if self.accum is not None:
+            return self.accum
+        return 1 if self.demo else 8
+
+    def strategy_options(self, name: str) -> dict[str, Any]:
+        """Arguments of the strategy called `name`."""
+        options: dict[str, Any] = {
+            "name": name,
+            "scheduler": self.scheduler,
+            "ema_decay": self.ema,
+            "accumulation_steps": self.accumulation_steps,
+            "grad_clip": self.grad_clip,
+            "amp": self.amp,
+            "early_stopping_patience": self.patience,
+            "weight_decay": self.weight_decay,
+        }
+        if self.warmup is None:
+            options["warmup_ratio"] = 0.1
+        else:
+            options["warmup_steps"] = self.warmup
+        if self.lr is not None:
+            options[LR_NAMES[name]] = self.lr
+        if name == "lora":
+            options["rank"] = self.lora_rank
+        if name == "partial":
+            options["unfreeze_last_n"] = self.unfreeze_blocks
+        return options
+
+    def to_yaml(self) -> str:
+        """All settings, resolved, as a file that ``--config`` reads."""
+        return dump_yaml(self.model_dump())
