@@ -66,14 +66,14 @@ demo: setup
 	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
 
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -q
 
 check: setup
 	@echo 'lint'; $(PY) -m ruff check --quiet
 	@echo 'format'; $(PY) -m ruff format --check --quiet
 	@echo 'types'; $(PY) -m mypy
 	@echo 'layers'; $(VENV)/bin/lint-imports
-	@echo 'fast tests'; $(PY) -m pytest -m 'not slow'
+	@echo 'fast tests'; $(PY) -m pytest -q -m 'not slow'
 
 clean:
 	@rm -rf build dist runs/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \

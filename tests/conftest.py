@@ -1,56 +1,29 @@
-"""Small real models and deterministic samples for every test."""
+"""What every test shares: one torch thread, and factories of small real models and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
+from tiny import build_batches, build_samples, build_tiny_model
 
 from molfun.models.structure import MolfunStructureModel
-from molfun.protein import RESIDUE_LETTERS, Protein
 from molfun.sample import Sample, SampleBatch
 
 torch.set_num_threads(1)
 
-LENGTHS = (7, 12, 9, 5, 11, 8, 10, 6)
+UPSTREAM_WARNINGS = (
+    # openfold 0.0.1 indexes with lists and asks for the autocast type the old way
+    "ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning",
+    "ignore:torch.get_autocast_gpu_dtype:DeprecationWarning",
+)
 
 
-def build_tiny_model(**settings: Any) -> MolfunStructureModel:
-    """The real AlphaFold trunk with two blocks, on the CPU.
-
-    OpenFold starts the last projection of every attention at zero, so the gradients of adapters
-    would be exactly zero; `fill_zero_init` gives them something to do.
-    """
-    arguments: dict[str, Any] = {
-        "config": "tiny",
-        "head": "affinity",
-        "device": "cpu",
-        "backbone_config": {"fill_zero_init": 0.1},
-    }
-    return MolfunStructureModel("openfold", **(arguments | settings))
-
-
-def build_samples(
-    n: int = 6, *, lengths: Sequence[int] = LENGTHS, seed: int = 0, prefix: str = "s"
-) -> list[Sample]:
-    """`n` random sequences with labels around 6, the same for the same arguments."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for i in range(n):
-        letters = rng.choice(list(RESIDUE_LETTERS), lengths[i % len(lengths)])
-        name = f"{prefix}{i}"
-        protein = Protein.from_sequence("".join(letters), name=name)
-        samples.append(Sample(id=name, protein=protein, target=float(6 + rng.normal())))
-    return samples
-
-
-def build_batches(n: int = 6, *, batch_size: int = 1, **settings: Any) -> list[SampleBatch]:
-    """`build_samples` in batches; the last one may be smaller."""
-    samples = build_samples(n, **settings)
-    return [SampleBatch(samples[i : i + batch_size]) for i in range(0, n, batch_size)]
+def pytest_configure(config: pytest.Config) -> None:
+    """Let through the warnings of code that is not ours."""
+    for line in UPSTREAM_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,8 @@ class _Source:
     alignments: dict[str, Path] = field(default_factory=dict)
     max_length: int | None = None
     crop: CropPolicy = "auto"
+    noun: str = "structures"
+    example: str = ".cif"
     parsed: dict[str, _Parsed] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -375,6 +377,8 @@ def _locate(
     """Paths of all ids, each folder scanned once."""
     refused: list[str] = []
     source = _Source()
+    if pdb_dir is None:
+        source.noun, source.example = "feature files", ".pkl"
     if features_dir is not None:
         source.features = _find_all(FolderIndex(features_dir), ids, FEATURE_SUFFIXES, refused)
     if pdb_dir is not None:
@@ -421,27 +425,28 @@ def _has_alignment(folder: Path) -> bool:
 
 
 def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: bool) -> Table:
-    present = [
-        i
-        for i, name in enumerate(table.ids)
-        if name in source.structures or name in source.features
-    ]
-    absent = [name for name in table.ids if name not in source.structures.keys() | source.features]
+    located = source.structures.keys() | source.features.keys()
+    present = [i for i, name in enumerate(table.ids) if name in located]
+    absent = [name for name in table.ids if name not in located]
     if not absent:
         return table
-    summary = f"{len(absent)} of {len(table)} structures are missing in {folders}"
+    summary = f"{len(absent)} of {len(table)} {source.noun} are missing in {folders}"
     if not present:
         raise DataError(
-            f"All {len(absent)} structures are missing in {folders}; the first would be "
-            f"{absent[0]}.cif or {absent[0]}.pdb. Check the folder and the id column."
+            f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
+            f"{absent[0]}{source.example}. Check the folder and the id column."
         )
     if not skip_missing:
         raise DataError(
             f"{summary}:\n{listing(absent)}\nAdd the files, or continue without these rows: "
             f"--skip-missing (skip_missing=True)."
         )
-    logger.warning("%s and are skipped: %s", summary, ", ".join(absent[:10]))
+    logger.warning("%s and are skipped: %s", summary, _few(absent))
     return table.take(present)
+
+
+def _few(names: Sequence[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _filtered(table: Table, conditions: Mapping[str, Any]) -> Table:

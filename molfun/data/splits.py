@@ -261,8 +261,8 @@ def _fill(
     part = np.zeros(n_train + n_val + n_test, np.int64)
     shuffled = np.random.default_rng(seed).permutation(len(groups))
     left = [groups[i] for i in shuffled]
-    for number, size in ((2, n_test), (1, n_val)):
-        chosen = _choose(left, size)
+    for number, size, still_needed in ((2, n_test, 1 + (n_val > 0)), (1, n_val, 1)):
+        chosen = _choose(left, size, at_most=len(left) - still_needed)
         for group in chosen:
             part[group] = number
         taken = {id(group) for group in chosen}
@@ -270,12 +270,12 @@ def _fill(
     return part
 
 
-def _choose(groups: Sequence[Sequence[int]], size: int) -> list[Sequence[int]]:
+def _choose(groups: Sequence[Sequence[int]], size: int, *, at_most: int) -> list[Sequence[int]]:
     """Groups in order as long as they fit; the smallest one if none fits."""
     chosen: list[Sequence[int]] = []
     room = size
     for group in groups:
-        if len(group) <= room:
+        if len(group) <= room and len(chosen) < at_most:
             chosen.append(group)
             room -= len(group)
     return chosen if chosen or not size else [min(groups, key=len)]

@@ -14,8 +14,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ from molfun._io import (
     write_json,
     write_text,
 )
+from molfun.backbones.base import tensor_digests
 from molfun.errors import CheckpointError, listing
 
 logger = logging.getLogger(__name__)
@@ -102,11 +105,48 @@ def write_checkpoint(
         write_json(folder / META_JSON, content)
         save_torch(folder / HEAD, {k: v.detach().cpu() for k, v in head.items()})
         if trunk:
-            save_safetensors(folder / TRUNK, trunk)
+            _write_trunk(folder / TRUNK, trunk, Path(path) / TRUNK)
         if save_adapter is not None:
             save_adapter(folder / ADAPTER)
         write_text(folder / CARD, _card(meta))
         write_json(folder / MANIFEST, _measure(folder))
+
+
+def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) -> None:
+    """Write the backbone's weights, or link to the same ones in the checkpoint being replaced.
+
+    A run writes a checkpoint at every improvement; a frozen trunk does not change in between.
+    """
+    content = hashlib.sha256(repr(sorted(tensor_digests(trunk).items())).encode()).hexdigest()
+    if _stored_content(previous) == content and _is_intact(previous):
+        try:
+            path.hardlink_to(previous)
+        except OSError:  # a file system without links
+            shutil.copyfile(previous, path)
+        return
+    save_safetensors(path, trunk, {"content": content})
+
+
+def _stored_content(path: Path) -> str | None:
+    """Digest of the tensors as the writer noted it in the file's header."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("content")
+    except (SafetensorError, OSError):
+        return None
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a file is what the manifest beside it says."""
+    try:
+        entries = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
+        return sha256_of(path) == entries[path.name]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _measure(folder: Path) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,7 @@ from molfun.training.engine import (
     make_fabric,
     make_optimizer,
 )
+from molfun.training.feature_cache import FeatureCache
 from molfun.training.history import History
 from molfun.training.runner import ModelRunner, as_inputs
 
@@ -127,6 +128,7 @@ class MolfunStructureModel(nn.Module):
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
+        self.precision = "32-true"
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         self.to(place).eval()
@@ -213,7 +215,7 @@ class MolfunStructureModel(nn.Module):
             strategy = choose_strategy(int(np.isfinite(targets).sum()))
         strategy.setup(self)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
-        self.backbone.set_precision(chosen)
+        self._use_precision(chosen)
         fabric = make_fabric(self.device, chosen)
         if epochs is None and max_steps is None:
             epochs = 20
@@ -224,7 +226,13 @@ class MolfunStructureModel(nn.Module):
         store = self._make_cache(cache, cache_dir, chosen)
         engine = Engine(
             ModelRunner(
-                self.backbone, head, task, device=self.device, autocast=fabric.autocast, cache=store
+                self.backbone,
+                head,
+                task,
+                device=self.device,
+                autocast=fabric.autocast,
+                cache=store,
+                features=self._feature_cache(cache, cache_dir),
             ),
             strategy,
             EngineConfig(
@@ -245,7 +253,10 @@ class MolfunStructureModel(nn.Module):
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
         with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
-            history = engine.fit(train_loader, val_loader, resume=resume)
+            try:
+                history = engine.fit(train_loader, val_loader, resume=resume)
+            finally:
+                self.eval()
             self.result = dict(history.best) if history else {}
             if run_dir is not None:
                 self.save(run_dir / "checkpoint")
@@ -270,6 +281,10 @@ class MolfunStructureModel(nn.Module):
             *self.head.needs,
         )
         return make_cache(mode, prefix, folder)
+
+    def _feature_cache(self, mode: CacheMode, folder: str | Path | None) -> FeatureCache:
+        on_disk = folder is not None and mode in ("auto", "disk")
+        return FeatureCache(self.backbone, Path(folder or "") / "features" if on_disk else None)
 
     def _identity(
         self,
@@ -342,12 +357,12 @@ class MolfunStructureModel(nn.Module):
         features = inputs.features
         if features is None:
             features = self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
-        trunk: TrunkOutput = self.backbone(
-            {k: v.to(self.device) for k, v in features.items()}, outputs=tuple(dict.fromkeys(needs))
-        )
+        moved = {k: v.to(self.device) for k, v in features.items()}
         prediction = Prediction(ids=inputs.ids)
-        if self.head is not None and self.task is not None:
-            prediction["prediction"] = self.task.predictions(self.head(trunk)).cpu()
+        with self._autocast():
+            trunk: TrunkOutput = self.backbone(moved, outputs=tuple(dict.fromkeys(needs)))
+            if self.head is not None and self.task is not None:
+                prediction["prediction"] = self.task.predictions(self.head(trunk)).cpu()
         prediction["trunk"] = trunk.select(outputs)
         return prediction
 
@@ -372,7 +387,18 @@ class MolfunStructureModel(nn.Module):
 
     def _runner(self) -> ModelRunner:
         head, task = self._need_head("this")
-        return ModelRunner(self.backbone, head, task, device=self.device)
+        return ModelRunner(self.backbone, head, task, device=self.device, autocast=self._autocast)
+
+    def _use_precision(self, precision: str) -> None:
+        """Train, validate and predict in one precision, so that metrics are reproduced."""
+        self.precision = precision
+        self.backbone.set_precision(precision)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
+        if dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
 
     def _need_head(self, verb: str) -> tuple[Head, Task]:
         if self.head is None or self.task is None:
@@ -422,7 +448,7 @@ class MolfunStructureModel(nn.Module):
                 strategy=None if self.strategy is None else self.strategy.to_dict(),
                 whole_trunk=self.weights is None,
                 result=dict(self.result),
-                data=dict(self.data_settings),
+                data={**self.data_settings, "precision": self.precision},
             )
             adapted = lora.installed_spec(self.backbone) is not None
             portable.write_checkpoint(
@@ -454,37 +480,62 @@ class MolfunStructureModel(nn.Module):
         meta = portable.read_meta(folder)
         self._check_fits(folder, meta)
         head, task = self._need_head("load")
-        if meta.strategy is not None:
-            FinetuneStrategy.from_dict(meta.strategy).setup(self)
         trunk = portable.read_trunk(folder)
+        self._check_untrained(folder, trunk)
         if trunk:
             self._load_trunk(folder, trunk, whole=meta.whole_trunk)
         if (folder / portable.ADAPTER).is_dir():
             lora.load_adapter(self.backbone, folder / portable.ADAPTER)
+        if meta.strategy is not None:
+            FinetuneStrategy.from_dict(meta.strategy).setup(self)
         _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
         task.load_state_dict(meta.task["state"])
         self.result, self.data_settings = dict(meta.result), dict(meta.data)
+        self._use_precision(str(self.data_settings.pop("precision", "32-true")))
         self.eval()
         return self
 
     def _check_fits(self, folder: Path, meta: portable.Meta) -> None:
-        pairs = [
-            ("backbone", meta.backbone["name"], self.backbone.name),
-            ("backbone config", _plain(meta.backbone["config"]), _plain(self.backbone.config_dict)),
-            ("head", meta.head["name"], self.head_name),
-            ("task", meta.task["name"], self.task_name),
-        ]
-        if self.head is not None:
-            pairs.append(("head config", meta.head["config"], dict(self.head.config_dict)))
-        if not meta.whole_trunk:
-            pairs.append(("base weights", meta.backbone["fingerprint"], self.base_fingerprint))
-        differences = [f"{k}: {a!r} in it, {b!r} in this model" for k, a, b in pairs if a != b]
+        theirs: dict[str, Any] = {
+            "backbone": meta.backbone["name"],
+            "backbone config": meta.backbone["config"],
+            "head": meta.head["name"],
+            "head config": meta.head["config"],
+            "task": meta.task["name"],
+            "base weights": meta.backbone["fingerprint"],
+        }
+        ours: dict[str, Any] = {
+            "backbone": self.backbone.name,
+            "backbone config": self.backbone.config_dict,
+            "head": self.head_name,
+            "head config": {} if self.head is None else self.head.config_dict,
+            "task": self.task_name,
+            "base weights": None if meta.whole_trunk else self.base_fingerprint,
+        }
+        if meta.whole_trunk:
+            theirs["base weights"] = None
+        differences = _differences(_flat(theirs), _flat(ours))
         if lora.is_merged(self.backbone):
             differences.append("the adapters of this model are merged: call unmerge() first")
         if differences:
             raise CheckpointError(
                 f"{folder} does not fit this model:\n{listing(differences)}\nBuild the model as it "
                 f"was trained (base weights: {meta.backbone['weights'] or 'none'}), or use "
+                f"MolfunStructureModel.from_checkpoint."
+            )
+
+    def _check_untrained(self, folder: Path, trunk: Mapping[str, torch.Tensor]) -> None:
+        """Refuse where training of this model would show through what the checkpoint leaves out."""
+        present = tensor_digests(self.backbone.base_state_dict())
+        kept = [n for n, d in present.items() if d != self._base_digests[n] and n not in trunk]
+        adapters = lora.installed_spec(self.backbone) is not None
+        left = [f"{len(kept)} weights of the backbone"] if kept else []
+        if adapters and not (folder / portable.ADAPTER).is_dir():
+            left.append("adapters")
+        if left:
+            raise CheckpointError(
+                f"{folder} does not hold {' and '.join(left)} that were trained in this model, and "
+                f"would be mixed with them. Load it into a new model, or use "
                 f"MolfunStructureModel.from_checkpoint."
             )
 
@@ -642,14 +693,20 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
 
 def _is_many(data: Any) -> bool:
     """Whether data is a loader or dataset rather than one batch."""
-    return isinstance(data, DataLoader) or hasattr(data, "collate_fn")
+    return isinstance(data, DataLoader) or _collate_of(data) is not None
 
 
 def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
     """A loader as it is; a dataset as a loader of single samples."""
-    if data is None or isinstance(data, DataLoader) or not hasattr(data, "collate_fn"):
+    collate = _collate_of(data)
+    if isinstance(data, DataLoader) or collate is None:
         return data
-    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=data.collate_fn)
+    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=collate)
+
+
+def _collate_of(data: Any) -> Any:
+    """How a dataset, or the one inside torch's Subset, makes batches; None for anything else."""
+    return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
 
 
 def _targets_of(loader: Iterable[Any]) -> np.ndarray:
@@ -673,8 +730,21 @@ def _digest(parts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(config)
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, so that a difference can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {theirs.get(key)!r} in it, {ours.get(key)!r} in this model"
+        for key in dict.fromkeys([*theirs, *ours])
+        if theirs.get(key) != ours.get(key)
+    ]
 
 
 def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

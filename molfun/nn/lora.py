@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
+SPEC_FILE = "molfun_spec.json"
+"""`LoRASpec` beside peft's own file, which peft does not let others add to without a warning."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_RANK = 4096
 
@@ -127,13 +129,8 @@ def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
         for name, module in backbone.named_modules()
         if isinstance(module, nn.Linear) and inside.fullmatch(name)
     ]
-    unknown = [
-        target
-        for target in spec.target_modules
-        if not any(
-            map(re.compile(replace(spec, target_modules=(target,)).pattern).fullmatch, layers)
-        )
-    ]
+    patterns = {t: replace(spec, target_modules=(t,)).pattern for t in spec.target_modules}
+    unknown = [t for t, p in patterns.items() if not any(re.fullmatch(p, n) for n in layers)]
     if unknown:
         names = {name.rsplit(".", 1)[-1] for name in layers}
         wanted = [target.rsplit(".", 1)[-1] for target in unknown]
@@ -220,8 +217,8 @@ def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config["peft_type"] = str(getattr(config["peft_type"], "value", config["peft_type"]))
     config["inference_mode"] = True
-    config["molfun_spec"] = asdict(spec)
     write_json(folder / CONFIG_FILE, config)
+    write_json(folder / SPEC_FILE, asdict(spec))
     tensors = {PEFT_PREFIX + name.replace(f".{ADAPTER}", ""): p for name, p in parameters(backbone)}
     save_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
 
@@ -236,9 +233,9 @@ def read_spec(folder: str | Path) -> LoRASpec:
     """
     import json
 
-    path = Path(folder) / CONFIG_FILE
+    path = Path(folder) / SPEC_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["molfun_spec"]
+        content = json.loads(path.read_text(encoding="utf-8"))
         content["target_modules"] = tuple(content["target_modules"])
         spec = LoRASpec(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:

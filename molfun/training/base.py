@@ -29,12 +29,7 @@ HEAD_LR_RATIO = 10.0
 
 Entry = tuple[str, float, str, nn.Parameter]
 
-_NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-}
-"""What a setting of each type may be; YAML reads 1e-4 (without a point) as text."""
+_PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class FineTunable(Protocol):
@@ -107,9 +102,9 @@ class FinetuneStrategy(ABC):
         for setting in dataclasses.fields(self):
             value, hint = getattr(self, setting.name), hints[setting.name]
             kinds = get_args(hint) or (hint,)
-            for kind, (allowed, words) in _NUMBERS.items():
-                optional = value is None and type(None) in kinds
-                if kind in kinds and not optional and type(value) not in allowed:
+            optional = value is None and type(None) in kinds
+            for kind, words in _PLAIN_TYPES.items():
+                if kind in kinds and not optional and not _is_a(kind, value):
                     yield f"{setting.name} must be {words}, got {value!r}."
 
     def _shared_problems(self) -> Iterator[str]:
@@ -234,3 +229,13 @@ class FinetuneStrategy(ABC):
             kind = f"setting of {cls.__name__}"
             raise ConfigError(listing([unknown_name(kind, key, known) for key in unknown]).strip())
         return cls(**settings)
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether a value is of a plain type; true and false are no numbers, whole numbers are.
+
+    YAML reads 1e-4 (without a point) as text, so this meets more than typing errors.
+    """
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, int | float if kind is float else int)

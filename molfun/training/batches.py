@@ -95,7 +95,7 @@ def _has_index_batches(loader: DataLoader[Any]) -> bool:
 
 def _tell_epoch(loader: Any, epoch: int) -> None:
     for name in ("dataset", "sampler", "batch_sampler"):
-        part = getattr(loader, name, None)
+        part: Any = getattr(loader, name, None)
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)
 

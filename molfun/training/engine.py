@@ -276,13 +276,11 @@ class Engine:
         state.window_count = state.window_batches = 0
         if state.bad_in_row >= self.config.max_nonfinite:
             self._keep_best()
-            kept = (
-                f"best weights (epoch {state.best_epoch})" if state.best_epoch else "last weights"
-            )
+            kept = f"best ones (epoch {state.best_epoch})" if state.best_epoch else "last ones"
             raise NonFiniteError(
                 f"Loss or gradients were not finite in {state.bad_in_row} windows in a row, last "
-                f"for {', '.join(ids[:8])}. The model holds the {kept} from before. Look at these samples, lower the learning rate, or "
-                f"train with amp=False."
+                f"for {', '.join(ids[:8])}. The model holds finite weights, the {kept}. Look at "
+                f"these samples, lower the learning rate, or train with amp=False."
             )
 
     # --- end of an epoch -----------------------------------------------------------------------
@@ -388,13 +386,17 @@ class Engine:
             "identity": dict(self.config.identity),
             "fit": self.state.to_dict(),
             "weights": {n: p.detach() for n, p in self.parameters.items()},
-            "gradients": {n: p.grad for n, p in self.parameters.items() if p.grad is not None},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self._schedule.last_epoch},
             "average": None if self.average is None else self.average.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
             "random": run_state.random_state(),
         }
+        if not self.state.finished:  # a finished run is only looked at; moments are most of it
+            gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+            content["progress"] = {
+                "gradients": gradients,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self._schedule.last_epoch,
+                "scaler": self.fabric.strategy.precision.state_dict(),
+            }
         run_state.write_state(self.config.state_dir, content)
         self._saved_at = time.monotonic()
 
@@ -404,14 +406,11 @@ class Engine:
         run_state.check_same_run(content["identity"], self.config.identity, self.config.state_dir)
         self.state = FitState(**content["fit"])
         copy_weights(content["weights"], self.parameters)
-        for name, gradient in content["gradients"].items():
-            self.parameters[name].grad = gradient.to(self.parameters[name].device)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self._schedule.last_epoch = content["schedule"]["last_epoch"]
         if self.average is not None:
             self.average.load_state_dict(content["average"])
-        self.fabric.strategy.precision.load_state_dict(content["scaler"])
         run_state.set_random_state(content["random"])
+        if not self.state.finished:
+            self._restore_progress(content["progress"])
         if self.state.best_epoch:
             self._best = load_safetensors(self.config.state_dir / run_state.BEST_FILE)
         logger.info(
@@ -420,6 +419,13 @@ class Engine:
             self.state.batch,
             self.state.step,
         )
+
+    def _restore_progress(self, progress: Mapping[str, Any]) -> None:
+        for name, gradient in progress["gradients"].items():
+            self.parameters[name].grad = gradient.to(self.parameters[name].device)
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self._schedule.last_epoch = progress["schedule"]
+        self.fabric.strategy.precision.load_state_dict(progress["scaler"])
 
 
 def make_optimizer(

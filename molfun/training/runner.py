@@ -20,6 +20,7 @@ from molfun.heads.base import Head
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import LossSum, Task
 from molfun.training.cache import PrefixCache
+from molfun.training.feature_cache import FeatureCache
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ class ModelRunner:
         Makes the context for mixed precision.
     cache
         Cache of the frozen backbone's outputs; None computes them each time.
+    features
+        Featurises samples; None asks the backbone every time.
     """
 
     def __init__(
@@ -131,9 +134,11 @@ class ModelRunner:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         cache: PrefixCache | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         self.backbone, self.head, self.task = backbone, head, task
         self.device, self.autocast, self.cache = device, autocast, cache
+        self._featurizer = features or FeatureCache(backbone, None)
 
     @property
     def frozen(self) -> bool:
@@ -161,11 +166,11 @@ class ModelRunner:
 
     def _frozen_one(self, sample: Sample) -> TrunkOutput:
         if self.cache is None:
-            return self._run(self.backbone.collate([self.backbone.featurize(sample)]))
+            return self._run(self._collate([sample]))
         key = self.cache.key(sample.content_key())
         output = self.cache.get(key)
         if output is None:
-            output = self._run(self.backbone.collate([self.backbone.featurize(sample)]))
+            output = self._run(self._collate([sample]))
             self.cache.put(key, output)
             return output
         return TrunkOutput(
@@ -177,7 +182,10 @@ class ModelRunner:
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:
             return inputs.features
-        return self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
+        return self._collate(inputs.samples)
+
+    def _collate(self, samples: Sequence[Sample]) -> Features:
+        return self.backbone.collate([self._featurizer.features(sample) for sample in samples])
 
     def _run(self, features: Features) -> TrunkOutput:
         moved = {k: v.to(self.device, non_blocking=True) for k, v in features.items()}

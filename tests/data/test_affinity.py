@@ -100,7 +100,7 @@ def test_missing_structures_are_listed_at_once(complexes, caplog):
 def test_all_missing_is_an_error_even_when_skipping(complexes):
     for path in (complexes / "pdbs").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="All 4 structures are missing in .*would be 1aaa.cif"):
+    with pytest.raises(DataError, match=r"All 4 structures are missing in .*would be 1aaa\.cif"):
         AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs", skip_missing=True)
 
 
@@ -219,6 +219,12 @@ def test_alignments_beside_the_structures_are_used(complexes, write):
         )
 
 
+def test_missing_features_are_called_so(complexes, write):
+    write("features/1aaa.pkl", pickle.dumps({"aatype": np.zeros(3)}))
+    with pytest.raises(DataError, match="3 of 4 feature files are missing in"):
+        AffinityDataset.from_csv(complexes / "data.csv", features_dir=complexes / "features")
+
+
 # Subsets, filters, notes
 
 
@@ -238,7 +244,7 @@ def test_filter(dataset):
     assert dataset.filter(year=2018).ids == ["3ccc"]
     with pytest.raises(ConfigError, match=r"Did you mean 'max_resolution'\?"):
         dataset.filter(max_resolutoin=2)
-    with pytest.raises(DataError, match="None of the 4 samples of .* meets min_year=2030"):
+    with pytest.raises(DataError, match=r"None of the 4 samples of .* meets min_year=2030"):
         dataset.filter(min_year=2030)
 
 

@@ -57,7 +57,7 @@ def assert_same(left, right) -> None:
 # What is read
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_numpy_pickles_of_every_protocol(write, protocol):
     features = read_features(write("a.pkl", pickle.dumps(RAW, protocol)))
     assert_same(features, RAW)
@@ -78,7 +78,7 @@ def test_one_array_under_two_names(write):
     assert features["a"].tolist() == features["b"].tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_tensors(write, protocol):
     base = torch.arange(24.0).reshape(2, 3, 4)
     content = {

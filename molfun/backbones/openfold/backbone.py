@@ -95,6 +95,8 @@ class OpenFoldBackbone(Backbone):
         self.preset, self.config = presets.resolve_config(config)
         _check_counts(recycling, max_msa_clusters, max_extra_msa)
         self.config.globals.chunk_size = None
+        # taken now: the model writes its chunk size into the same config
+        self._custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
         if recycling is None:
             recycling = int(self.config.data.common.max_recycling_iters)
         self.settings: dict[str, Any] = {
@@ -110,6 +112,12 @@ class OpenFoldBackbone(Backbone):
             self.model = AlphaFold(self.config)
             if fill_zero_init:
                 _fill_zeros(self.model, fill_zero_init)
+        # torch runs normalisations in float32 whatever the precision, so theirs stay
+        self._limits = [
+            (module, getattr(module, "inf", None), getattr(module, "eps", None))
+            for module in self.model.modules()
+            if "Norm" not in type(module).__name__
+        ]
         if weights is not None:
             version = presets.jax_version(self.preset, self.config)
             load_weights(self.model, weights, jax_version=version)
@@ -247,15 +255,15 @@ class OpenFoldBackbone(Backbone):
         """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.
 
         These are the values of openfold's ``low_prec`` presets. A row whose keys are all masked
-        (an empty MSA or template) would give NaN otherwise.
+        (an empty MSA or template) would give NaN otherwise. Any other precision puts openfold's
+        own values back.
         """
-        if precision != "16-mixed":
-            return
-        for module in self.model.modules():
-            if getattr(module, "inf", 0) > 1e4:
-                module.inf = 1e4
-            if isinstance(getattr(module, "eps", None), float):
-                module.eps = max(module.eps, 1e-4)
+        half = precision == "16-mixed"
+        for module, infinity, epsilon in self._limits:
+            if infinity is not None:
+                module.inf = min(infinity, 1e4) if half else infinity
+            if epsilon is not None:
+                module.eps = max(epsilon, 1e-4) if half else epsilon
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -292,8 +300,7 @@ class OpenFoldBackbone(Backbone):
     @property
     def config_dict(self) -> dict[str, Any]:
         """Preset name (or the whole config) and feature settings, as plain values."""
-        custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
-        return {"preset": self.preset, "custom": custom, **self.settings}
+        return {"preset": self.preset, "custom": self._custom, **self.settings}
 
     @classmethod
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:

@@ -110,9 +110,14 @@ def _align(protein: Protein, query: str, folder: str) -> np.ndarray:
     return columns
 
 
+def raw_length(raw: Mapping[str, Any]) -> int:
+    """Number of residues of a raw feature dict."""
+    return int(np.asarray(raw["seq_length"]).reshape(-1)[0])
+
+
 def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     """Middle window of at most `max_length` residues of a raw feature dict."""
-    length = int(np.asarray(raw["seq_length"]).reshape(-1)[0])
+    length = raw_length(raw)
     if max_length is None or length <= max_length:
         return dict(raw)
     start = (length - max_length) // 2

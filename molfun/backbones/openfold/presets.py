@@ -20,6 +20,8 @@ TINY = "tiny"
 def resolve_config(config: Any) -> tuple[str, Any]:
     """Give the name and an own copy of an ml_collections config.
 
+    A config that is equal to a preset goes by its name, however it was given.
+
     Parameters
     ----------
     config
@@ -39,7 +41,10 @@ def resolve_config(config: Any) -> tuple[str, Any]:
             f"config must be a preset name or an openfold config with the sections model, globals "
             f"and data; got {type(config).__name__}."
         )
-    return "custom", copy.deepcopy(config)
+    from openfold.config import model_config
+
+    name = next((name for name in PRESETS if model_config(name) == config), "custom")
+    return name, copy.deepcopy(config)
 
 
 def _named(name: str) -> Any:

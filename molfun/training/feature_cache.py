@@ -1,0 +1,63 @@
+"""Features computed on the fly, kept on disk for later epochs and other runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+from molfun.backbones.base import Backbone, Features
+from molfun.data.feature_files import read_features, write_features
+from molfun.errors import DataError, RunError
+from molfun.sample import Sample
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureCache:
+    """Features of samples that are slow to featurise: those with alignments or raw features.
+
+    A single sequence takes milliseconds, a deep alignment seconds. Entries lie under a key of the
+    sample's content and the backbone's feature settings, are written atomically, and may be shared
+    by any number of runs; one that cannot be read is computed again.
+
+    Parameters
+    ----------
+    backbone
+        Computes the features.
+    directory
+        Folder of the entries; None computes every time.
+    """
+
+    def __init__(self, backbone: Backbone, directory: Path | None) -> None:
+        self._backbone = backbone
+        self._directory = directory
+
+    def features(self, sample: Sample) -> Features:
+        """Features of `sample`, from disk where they are there."""
+        slow = sample.alignment_dir is not None or sample.features is not None
+        if self._directory is None or not slow:
+            return self._backbone.featurize(sample)
+        key = f"{self._backbone.featurize_key()}|{sample.content_key()}"
+        name = hashlib.sha256(key.encode()).hexdigest()
+        path = self._directory / name[:2] / f"{name}.safetensors"
+        stored = _read(path)
+        if stored is not None:
+            return stored
+        features = self._backbone.featurize(sample)
+        try:
+            write_features(path, features)
+        except RunError as error:
+            logger.warning("The feature cache stops: %s", error)
+            self._directory = None
+        return features
+
+
+def _read(path: Path) -> Features | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(read_features(path))  # type: ignore[arg-type]
+    except DataError as error:
+        logger.warning("Cached features are computed again: %s", error)
+        return None

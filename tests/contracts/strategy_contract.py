@@ -1,0 +1,210 @@
+"""What every strategy has to keep; a new one inherits all of it by naming itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from molfun.errors import ConfigError, RunError
+from molfun.models.structure import MolfunStructureModel
+from molfun.registry import STRATEGIES
+from molfun.sample import SampleBatch
+from molfun.training import FinetuneStrategy
+from molfun.training.engine import make_optimizer
+
+ModelFactory = Callable[..., MolfunStructureModel]
+BatchFactory = Callable[..., list[SampleBatch]]
+
+
+def weights_of(model: MolfunStructureModel, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Copies of a model's parameters (all, or those named)."""
+    wanted = None if names is None else set(names)
+    return {
+        name: p.detach().clone()
+        for name, p in model.named_parameters()
+        if wanted is None or name in wanted
+    }
+
+
+def trainable_names(model: MolfunStructureModel) -> set[str]:
+    """Names of the parameters that train."""
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+class StrategyContract:
+    """Inherit, set the two attributes, done."""
+
+    strategy_class: ClassVar[type[FinetuneStrategy]]
+    settings: ClassVar[dict[str, Any]] = {}
+    """Settings that fit a backbone of two blocks and give steps large enough to see."""
+
+    def make(self, **changes: Any) -> FinetuneStrategy:
+        return self.strategy_class(**{**self.settings, **changes})
+
+    # --- a value -------------------------------------------------------------------------------
+
+    def test_is_registered_under_its_name(self) -> None:
+        assert STRATEGIES[self.strategy_class.name] is self.strategy_class
+
+    def test_survives_json(self) -> None:
+        strategy = self.make(ema_decay=0.9, scheduler="linear", grad_clip=0.5)
+        text = json.dumps(strategy.to_dict())
+        assert FinetuneStrategy.from_dict(json.loads(text)) == strategy
+        assert json.loads(text)["name"] == self.strategy_class.name
+
+    def test_is_frozen_and_hashable(self) -> None:
+        strategy = self.make()
+        with pytest.raises(AttributeError, match="cannot assign to field 'ema_decay'"):
+            strategy.ema_decay = 0.5  # type: ignore[misc]
+        assert len({strategy, self.make()}) == 1
+
+    def test_takes_keywords_only(self) -> None:
+        with pytest.raises(TypeError, match="positional"):
+            self.strategy_class(1e-3)
+
+    def test_names_all_bad_settings_at_once(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.make(scheduler="cosin", accumulation_steps=0, ema_decay=1.0, grad_clip=-1.0)
+        text = str(caught.value)
+        assert text.startswith(f"{self.strategy_class.__name__}: ")
+        assert "Unknown scheduler 'cosin'; known: constant, cosine, linear." in text
+        assert "Did you mean 'cosine'?" in text
+        assert "accumulation_steps must be at least 1, got 0." in text
+        assert "ema_decay must be in [0, 1), got 1.0." in text
+        assert "grad_clip must be at least 0, got -1.0." in text
+
+    def test_unknown_settings_get_the_nearest_name(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            FinetuneStrategy.from_dict(
+                {"name": self.strategy_class.name, "ema_decy": 0.9, "weight_decey": 0.1}
+            )
+        text = str(caught.value)
+        assert f"Unknown setting of {self.strategy_class.__name__} 'ema_decy'" in text
+        assert "Did you mean 'ema_decay'?" in text
+        assert "Did you mean 'weight_decay'?" in text
+
+    def test_head_is_not_slower_than_the_rest(self) -> None:
+        strategy = self.strategy_class()
+        assert strategy.head_lr >= strategy.main_lr > 0
+
+    # --- the three sets ------------------------------------------------------------------------
+
+    def test_trainable_is_optimizer_is_not_frozen(self, tiny_model: ModelFactory) -> None:
+        model, strategy = tiny_model(), self.make()
+        strategy.setup(model)
+        optimizer, parameters = make_optimizer(strategy, model)
+        trainable = trainable_names(model)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert trainable == set(parameters)
+        assert trainable | frozen == {name for name, _ in model.named_parameters()}
+        in_optimizer = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert len(in_optimizer) == len(set(in_optimizer))
+        assert set(in_optimizer) == {id(p) for p in model.parameters() if p.requires_grad}
+        assert all(p.requires_grad for _, p in model.head.named_parameters())
+
+    def test_only_what_trains_changes(
+        self, tiny_model: ModelFactory, batches: BatchFactory
+    ) -> None:
+        model, strategy = tiny_model(), self.make(weight_decay=0.0)
+        strategy.setup(model)
+        before = weights_of(model)
+        model.fit(batches(4), strategy=strategy, epochs=2)
+        trainable, after = trainable_names(model), weights_of(model)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed <= trainable
+        reached = trainable - self.unreached(trainable)
+        assert reached <= changed
+
+    def unreached(self, trainable: set[str]) -> set[str]:
+        """Parameters that train but that this head's loss does not depend on.
+
+        The affinity head reads the trunk only; recycling and templates are empty here, and biases
+        before a softmax over the same axis have a gradient of zero.
+        """
+        return {name for name in trainable if not name.startswith("head.")}
+
+    def test_head_alone_is_in_train_mode_where_all_else_is_frozen(
+        self, tiny_model: ModelFactory, batches: BatchFactory
+    ) -> None:
+        model, strategy = tiny_model(), self.make()
+        model.fit(batches(2), strategy=strategy, epochs=1)
+        assert not any(module.training for module in model.modules()), "fit ends in eval mode"
+
+    # --- set-up --------------------------------------------------------------------------------
+
+    def test_setup_changes_no_prediction(
+        self, tiny_model: ModelFactory, batches: BatchFactory
+    ) -> None:
+        model, batch = tiny_model(), batches(3, batch_size=3)[0]
+        before = model.predict(batch)["prediction"]
+        self.make().setup(model)
+        assert torch.equal(model.predict(batch)["prediction"], before)
+
+    def test_setup_twice_is_setup_once(self, tiny_model: ModelFactory) -> None:
+        model, strategy = tiny_model(), self.make()
+        strategy.setup(model)
+        trainable, weights = trainable_names(model), weights_of(model)
+        strategy.setup(model)
+        assert trainable_names(model) == trainable
+        assert same_bits(weights_of(model), weights)
+
+    def test_setup_draws_nothing_from_the_global_generator(self, tiny_model: ModelFactory) -> None:
+        model = tiny_model()
+        state = torch.get_rng_state()
+        self.make().setup(model)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_one_object_serves_every_fold(
+        self, tiny_model: ModelFactory, batches: BatchFactory
+    ) -> None:
+        strategy, results = self.make(), []
+        settings = strategy.to_dict()
+        for _ in range(5):
+            model = tiny_model()
+            history = model.fit(batches(2), strategy=strategy, epochs=1)
+            results.append((history[0]["train_loss"], weights_of(model)))
+        assert strategy.to_dict() == settings
+        assert strategy == self.make()
+        assert {loss for loss, _ in results} == {results[0][0]}
+        assert all(same_bits(weights, results[0][1]) for _, weights in results)
+
+    def test_a_model_without_a_head_trains_or_says_why_not(self, tiny_model: ModelFactory) -> None:
+        model, strategy = tiny_model(head=None), self.make()
+        try:
+            strategy.setup(model)
+        except RunError as error:
+            assert "trains nothing on this model" in str(error)
+            assert "Pass head=... to the model." in str(error)
+        else:
+            assert trainable_names(model)
+
+    # --- on disk -------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("set_up_first", [False, True])
+    def test_saved_and_loaded_predicts_the_same_bits(
+        self, tiny_model: ModelFactory, batches: BatchFactory, tmp_path: Path, set_up_first: bool
+    ) -> None:
+        model, strategy, batch = tiny_model(), self.make(), batches(3, batch_size=3)[0]
+        untrained = model.predict(batch)["prediction"]
+        model.fit(batches(4), strategy=strategy, epochs=2)
+        expected = model.predict(batch)["prediction"]
+        assert not torch.equal(expected, untrained)
+        model.save(tmp_path / "checkpoint")
+        fresh = tiny_model()
+        if set_up_first:
+            strategy.setup(fresh)
+        fresh.load(tmp_path / "checkpoint")
+        assert torch.equal(fresh.predict(batch)["prediction"], expected)
+        assert fresh.strategy == strategy
+        assert trainable_names(fresh) == trainable_names(model)
+        assert same_bits(weights_of(fresh), weights_of(model))
