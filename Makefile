@@ -72,7 +72,7 @@ check: setup
 	@echo 'lint'; $(PY) -m ruff check --quiet
 	@echo 'format'; $(PY) -m ruff format --check --quiet
 	@echo 'types'; $(PY) -m mypy
-	@echo 'layers'; $(VENV)/bin/lint-imports
+	@echo 'layers'; $(VENV)/bin/lint-imports --no-logo
 	@echo 'fast tests'; $(PY) -m pytest -q -m 'not slow'
 
 clean:

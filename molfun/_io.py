@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from molfun.errors import CheckpointError, RunError, UnsafeFileError
+from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MAX_INFLATION = 20
 """Largest ratio of unpacked to packed bytes accepted in a torch file. torch.save stores tensors
 without compression, so an honest file has a ratio of 1."""
+
+_FOREIGN = re.compile(r"GLOBAL|call reduce|unsupported class|Can only (?:build|create|set)")
+"""What torch's restricted unpickler says of anything that is not on its list."""
 
 
 @contextlib.contextmanager
@@ -49,7 +53,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
     except RuntimeError as error:
         # torch's writer reports a short write without an errno
-        if "unexpected pos" in str(error) or "file write failed" in str(error):
+        signs = ("unexpected pos", "file write failed", "iostream error")
+        if any(sign in str(error) for sign in signs):
             raise RunError(
                 f"Disk full while writing {path}. Free some space or choose another folder; "
                 f"the previous version is intact."
@@ -170,26 +175,25 @@ def load_torch(path: str | Path) -> Any:
     UnsafeFileError
         If it holds anything but tensors and plain values, or inflates beyond `MAX_INFLATION`.
     """
-    import pickle
-
     import torch
 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"No such file: {path}.")
-    _refuse_bombs(path)
     try:
+        _refuse_bombs(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "WeightsUnpickler error" in str(error) or "Unsupported" in str(error):
+    except MolfunError:
+        raise
+    except Exception as error:  # damaged bytes can make the zip and pickle readers fail in any way
+        if _FOREIGN.search(str(error)):
             raise UnsafeFileError(
                 f"Refused {path}: it holds more than tensors and plain values, and reading it "
                 f"could run code. Ask its author for safetensors."
             ) from error
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+        # torch's own text recommends weights_only=False, so it is not passed on
         raise CheckpointError(
-            f"{path} is damaged or not a torch file: {_first_line(error)}"
+            f"{path} is damaged or not a torch file ({type(error).__name__})."
         ) from error
 
 

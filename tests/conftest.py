@@ -14,9 +14,10 @@ from molfun.sample import Sample, SampleBatch
 torch.set_num_threads(1)
 
 UPSTREAM_WARNINGS = (
-    # openfold 0.0.1 indexes with lists and asks for the autocast type the old way
+    # openfold 0.0.1 indexes with lists and speaks to autocast the old way
     "ignore:Using a non-tuple sequence for multidimensional indexing:UserWarning",
     "ignore:torch.get_autocast_gpu_dtype:DeprecationWarning",
+    "ignore:`torch.cuda.amp.autocast:FutureWarning",
 )
 
 

@@ -15,6 +15,7 @@ from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
 from molfun.data.tables import Table, filter_rows, read_table
+from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, UnsafeFileError, listing
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample, SampleBatch
@@ -392,7 +393,7 @@ def _locate(
             "%d of %d samples have alignments in %s", len(source.alignments), len(ids), folder
         )
     if refused:
-        raise UnsafeFileError(f"{len(refused)} files were refused:\n{listing(refused)}")
+        raise UnsafeFileError(f"Refused {counted(len(refused), 'file')}:\n{listing(refused)}")
     return source
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from molfun.data.words import counted
 from molfun.errors import RunError
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ def cluster_by_alignment(sequences: Sequence[str], threshold: float) -> dict[str
     candidates = list(_candidates(sequences, threshold))
     if len(candidates) > MANY_PAIRS:
         logger.warning(
-            "%d pairs may have to be aligned; with mmseqs2 on the PATH this takes seconds.",
-            len(candidates),
+            "%s may have to be aligned; with mmseqs2 on the PATH this takes seconds.",
+            counted(len(candidates), "pair"),
         )
     for left, right in candidates:
         if forest.root(left) != forest.root(right) and _are_similar(

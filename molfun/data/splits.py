@@ -18,6 +18,7 @@ import numpy as np
 
 from molfun.data.clusters import Clusters, cluster_sequences, union
 from molfun.data.tables import numeric
+from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing, nearest
 
 if TYPE_CHECKING:
@@ -312,7 +313,8 @@ def _move_to_earliest(part: np.ndarray, groups: Sequence[Sequence[int]]) -> None
         part[group] = earliest
     if moved:
         logger.warning(
-            "%d samples moved to an earlier part, where their sequence occurs already.", moved
+            "%s moved to an earlier part, where the sequence occurs already.",
+            counted(moved, "sample"),
         )
 
 

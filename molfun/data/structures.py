@@ -16,6 +16,7 @@ import gemmi
 import numpy as np
 
 from molfun.data.folders import FolderIndex
+from molfun.data.words import counted
 from molfun.errors import ConfigError, StructureError, UnsafeFileError
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Protein
 
@@ -233,8 +234,8 @@ def _check_pdb_lines(path: Path, text: str) -> None:
         )
     atom = " ".join(first[12:27].split())
     raise StructureError(
-        f"{path} has {len(bad)} atoms whose coordinates are not numbers; the first is {atom} "
-        f"({where}: {first[30:54].strip()!r}). Repair or remove these atoms."
+        f"{path} has {counted(len(bad), 'atom')} without numbers for coordinates; the first is "
+        f"{atom} ({where}: {first[30:54].strip()!r}). Repair or remove these atoms."
     )
 
 
@@ -325,13 +326,14 @@ def _check_reading(path: Path, reading: _Reading, model: Any) -> None:
         raise StructureError(
             f"{path} holds no protein; found {found}. Give a file with amino-acid residues."
         )
-    for bad, what in (
-        (reading.bad_atoms, "atoms whose coordinates are not numbers"),
-        (reading.unnumbered, "residues whose number is not a number"),
+    for bad, noun, what in (
+        (reading.bad_atoms, "atom", "without numbers for coordinates"),
+        (reading.unnumbered, "residue", "without a residue number"),
     ):
         if bad:
             raise StructureError(
-                f"{path} has {len(bad)} {what}; the first is {bad[0]}. Repair or remove them."
+                f"{path} has {counted(len(bad), noun)} {what}; the first is {bad[0]}. Repair or "
+                f"remove what is wrong."
             )
 
 
@@ -360,8 +362,8 @@ class _Reading:
         before = len(self.residues)
         kinds = Counter(_kind(residue) for residue in chain)
         if kinds["nucleic acid"]:
-            count = kinds["nucleic acid"]
-            self.notes.append(f"left out {count} nucleic-acid residues of chain {chain.name}")
+            count = counted(kinds["nucleic acid"], "nucleic-acid residue")
+            self.notes.append(f"left out {count} of chain {chain.name}")
         self.ligands.update(r.name for r in chain if _kind(r) == "ligand")
         for residue in self._conformers(chain):
             self._add_residue(residue, chain=len(self.chain_ids), chain_name=chain.name)
@@ -453,20 +455,20 @@ class _Reading:
         yield from self.notes
         if self.converted:
             changes = ", ".join(f"{change} ({n})" for change, n in sorted(self.converted.items()))
-            yield f"read {self.converted.total()} non-standard residues as standard ones: {changes}"
+            yield f"read {counted(self.converted.total(), 'non-standard residue')} as: {changes}"
         sentences = {
-            "altlocs": "chose one of several locations for {} atoms by highest occupancy",
-            "places": "chose one of several residue types at {} places by highest occupancy",
-            "duplicates": "ignored {} atoms that repeat an earlier one of their residue",
-            "skipped": "skipped {} residues without any of the 37 heavy atoms",
-            "breaks": "found {} chain breaks",
+            "altlocs": ("chose the likeliest of several locations for {}", "atom"),
+            "places": ("chose the likeliest of several residue types at {}", "place"),
+            "duplicates": ("ignored {} with the name of an earlier one", "atom"),
+            "skipped": ("skipped {} without any of the 37 heavy atoms", "residue"),
+            "breaks": ("found {}", "chain break"),
         }
-        for key, sentence in sentences.items():
+        for key, (sentence, noun) in sentences.items():
             if self.counts[key]:
-                yield sentence.format(self.counts[key])
+                yield sentence.format(counted(self.counts[key], noun))
         if self.ligands:
             names = ", ".join(f"{name} ({n})" for name, n in sorted(self.ligands.items()))
-            yield f"left out {self.ligands.total()} ligands: {names}"
+            yield f"left out {counted(self.ligands.total(), 'ligand')}: {names}"
         if len(self.chain_ids) > 1:
             yield f"joined chains {', '.join(self.chain_ids)}"
 

@@ -10,13 +10,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from molfun.data.words import counted
 from molfun.errors import ConfigError, TableError, listing, unknown_name
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class _Cells:
     rows: list[list[str]]
     lines: list[int]
     word: str = "line"
+    ragged: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> list[str]:
         index = self.header.index(name)
@@ -150,7 +152,7 @@ def read_table(
     problems = _id_problems(cells, id_column, ids)
     targets, bad_labels = _parse_targets(cells, target_column, texts, required=require_target)
     keep, clashes = _merge_duplicates(cells, ids, targets)
-    _raise_all(cells, [*problems, *bad_labels, *clashes])
+    _raise_all(cells, [*cells.ragged, *problems, *bad_labels, *clashes])
     extra = {
         name: _typed(cells.column(name))
         for name in cells.header
@@ -175,7 +177,7 @@ def _read_cells(path: Path, id_column: str) -> _Cells:
         cells = _read_parquet(path)
     else:
         cells = _read_text(path, id_column)
-    if not cells.rows:
+    if not cells.rows and not cells.ragged:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
     return cells
 
@@ -219,17 +221,16 @@ def _read_text(path: Path, id_column: str) -> _Cells:
         if header is None:
             header = [cell.strip() for cell in row]
         elif len(row) != len(header):
-            ragged.append(f"line {line}: {len(row)} cells where the header has {len(header)}")
+            ragged.append(
+                f"line {line}: {counted(len(row), 'cell')} where the header has {len(header)}; "
+                f"quote cells that contain the delimiter"
+            )
         else:
             rows.append(row)
             lines.append(line)
     if header is None:
         raise TableError(f"{path} has no header. The first line names the columns.")
-    cells = _Cells(path=path, header=header, rows=rows, lines=lines)
-    if ragged and id_column in header:
-        hint = "Quote cells that contain the delimiter, and use a decimal point."
-        raise TableError(f"{path} has {len(ragged)} bad rows:\n{listing(ragged)}\n{hint}")
-    return cells
+    return _Cells(path=path, header=header, rows=rows, lines=lines, ragged=ragged)
 
 
 def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -385,16 +386,18 @@ def _merge_duplicates(
             )
     if dropped and not clashes:
         logger.warning(
-            "%s repeats %d rows (same id, same label); the first of each is kept: %s%s",
-            cells.path, len(dropped), ", ".join(dropped[:5]), ", ..." if len(dropped) > 5 else "",
+            "%s repeats %s (same id, same label); the first of each is kept: %s%s",
+            cells.path, counted(len(dropped), "row"),
+            ", ".join(dropped[:5]), ", ..." if len(dropped) > 5 else "",
         )  # fmt: skip
     return keep, clashes
 
 
 def _raise_all(cells: _Cells, problems: list[str]) -> None:
     if problems:
-        noun = "bad row" if len(problems) == 1 else "bad rows"
-        raise TableError(f"{cells.path} has {len(problems)} {noun}:\n{listing(problems)}")
+        raise TableError(
+            f"{cells.path} has {counted(len(problems), 'bad row')}:\n{listing(problems)}"
+        )
 
 
 def _shown(text: str, width: int = 40) -> str:
@@ -419,9 +422,10 @@ def _warn_labels(table: Table, column: str) -> None:
     if high > low and far.any():
         row = int(np.flatnonzero(far)[0])
         logger.warning(
-            "%s: %d values of %r are far from the rest (%s has %g, the middle half is %g to %g). "
-            "Check their unit.",
-            table.path, far.sum(), column, table.ids[row], table.targets[row], low, high,
+            "%s: %s of %r far from the rest (%s has %g, the middle half is %g to %g). "
+            "Check the unit.",
+            table.path, counted(int(far.sum()), "value"), column,
+            table.ids[row], table.targets[row], low, high,
         )  # fmt: skip
 
 

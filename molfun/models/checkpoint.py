@@ -219,7 +219,7 @@ def verify(folder: Path) -> None:
     try:
         entries = dict(json.loads(manifest.read_text(encoding="utf-8")))
         problems = [p for name, entry in entries.items() if (p := _problem(folder, name, entry))]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} is damaged: {error!r}.") from error
     problems += [f"{name}: not in the manifest" for name in (META, HEAD) if name not in entries]
     if problems:

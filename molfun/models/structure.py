@@ -447,7 +447,8 @@ class MolfunStructureModel(nn.Module):
                 },
                 strategy=None if self.strategy is None else self.strategy.to_dict(),
                 whole_trunk=self.weights is None,
-                result=dict(self.result),
+                # an undefined metric is NaN, which JSON has no word for
+                result={k: v for k, v in self.result.items() if v == v},
                 data={**self.data_settings, "precision": self.precision},
             )
             adapted = lora.installed_spec(self.backbone) is not None

@@ -238,7 +238,7 @@ def read_spec(folder: str | Path) -> LoRASpec:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["target_modules"] = tuple(content["target_modules"])
         spec = LoRASpec(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error!r}") from error
     if not 1 <= spec.rank <= MAX_RANK:
         raise CheckpointError(f"{path} asks for rank {spec.rank}; allowed: 1 to {MAX_RANK}.")

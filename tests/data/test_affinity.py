@@ -110,7 +110,7 @@ def test_links_out_of_the_folder_are_refused_at_once(complexes):
         path = complexes / "pdbs" / f"{name}.pdb"
         path.unlink()
         path.symlink_to(complexes / "secret")
-    with pytest.raises(UnsafeFileError, match="2 files were refused"):
+    with pytest.raises(UnsafeFileError, match="Refused 2 files:"):
         AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
 
 

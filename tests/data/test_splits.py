@@ -214,7 +214,7 @@ def test_temporal_moves_repeats_to_the_earlier_part(caplog):
     assert "s009" in train.ids
     assert test.ids == ["s008"]
     assert_no_shared_sequences((train, val, test))
-    assert "1 samples moved to an earlier part" in caplog.text
+    assert "1 sample moved to an earlier part" in caplog.text
 
 
 def test_temporal_part_of_repeats_only():
@@ -375,7 +375,7 @@ def test_many_pairs_are_told(monkeypatch, caplog):
     monkeypatch.setattr(clusters, "MANY_PAIRS", 0)
     cluster_by_alignment(["ACDEFGHIKL", "ACDEFGHIKM"], 0.4)
     assert (
-        "1 pairs may have to be aligned; with mmseqs2 on the PATH this takes seconds" in caplog.text
+        "1 pair may have to be aligned; with mmseqs2 on the PATH this takes seconds" in caplog.text
     )
 
 

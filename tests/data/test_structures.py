@@ -82,7 +82,7 @@ def test_modified_residues_count_as_their_parents(write):
     assert protein.atom_mask[1, sd] == 1
     np.testing.assert_allclose(protein.atom_positions[1, sd], [9, 4, 0])
     assert protein.notes == (
-        "read 5 non-standard residues as standard ones: "
+        "read 5 non-standard residues as: "
         "MSE to M (1), SEC to X (1), SEP to S (1), UNK to X (1), ZZ9 to X (1)",
     )
 
@@ -109,7 +109,7 @@ def test_alternate_locations_highest_occupancy_first_of_equals(write):
     assert protein.sequence == "AG"
     assert protein.atom_positions[0, ATOM_NAMES.index("CA"), 0] == np.float32(5.1)
     assert protein.atom_positions[0, ATOM_NAMES.index("CB"), 2] == 1
-    assert "chose one of several locations for 2 atoms by highest occupancy" in protein.notes
+    assert "chose the likeliest of several locations for 2 atoms" in protein.notes
 
 
 def test_point_mutation_keeps_the_likelier_residue(write):
@@ -118,14 +118,14 @@ def test_point_mutation_keeps_the_likelier_residue(write):
     lines += pdb_residue("THR", number=2, altloc="B", occupancy=0.6)
     protein = read_structure(write("a.pdb", lines + pdb_residue("GLY", number=3)))
     assert protein.sequence == "ATG"
-    assert "chose one of several residue types at 1 places by highest occupancy" in protein.notes
+    assert "chose the likeliest of several residue types at 1 place" in protein.notes
 
 
 def test_repeated_atoms_are_told(write):
     lines = [*pdb_chain("ALA GLY"), pdb_atom("N", "GLY", number=2, xyz=(7, 7, 7))]
     protein = read_structure(write("a.pdb", lines))
     assert protein.atom_positions[1, 0, 0] != 7
-    assert "ignored 1 atoms that repeat an earlier one of their residue" in protein.notes
+    assert "ignored 1 atom with the name of an earlier one" in protein.notes
 
 
 def test_residue_without_heavy_atoms_is_skipped_and_told(write):
@@ -134,7 +134,7 @@ def test_residue_without_heavy_atoms_is_skipped_and_told(write):
     lines += pdb_residue("SER", number=3)
     protein = read_structure(write("a.pdb", lines))
     assert protein.sequence == "AS"
-    assert "skipped 1 residues without any of the 37 heavy atoms" in protein.notes
+    assert "skipped 1 residue without any of the 37 heavy atoms" in protein.notes
 
 
 # Numbering
@@ -154,7 +154,7 @@ def test_gap_keeps_the_number_of_missing_residues(write):
     lines += pdb_residue("SER", number=10) + pdb_residue("THR", number=11)
     protein = read_structure(write("a.pdb", lines))
     assert protein.residue_index.tolist() == [0, 1, 5, 6]
-    assert protein.notes == ("found 1 chain breaks",)
+    assert protein.notes == ("found 1 chain break",)
 
 
 def test_bonded_residues_follow_each_other_whatever_their_numbers(write):
@@ -348,9 +348,7 @@ def test_coordinates_that_are_not_numbers(write, value):
     for i in (5, 6):
         lines[i] = lines[i][:30] + value * 3 + lines[i][54:]
     text = refused(write("a.pdb", lines))
-    assert (
-        "has 2 atoms whose coordinates are not numbers; the first is CA GLY A 2 (line 6: " in text
-    )
+    assert "has 2 atoms without numbers for coordinates; the first is CA GLY A 2 (line 6: " in text
 
 
 @pytest.mark.parametrize("value", ["?", ".", "nan", "1e60"])
@@ -360,7 +358,7 @@ def test_mmcif_coordinates_that_are_not_numbers(write, tmp_path, value):
     column[5] = value
     document.write_file(str(tmp_path / "b.cif"))
     text = refused(tmp_path / "b.cif")
-    assert "has 1 atoms whose coordinates are not numbers; the first is CA GLY A 2" in text
+    assert "has 1 atom without numbers for coordinates; the first is CA GLY A 2" in text
 
 
 def test_mmcif_residue_without_a_number(write, tmp_path):
@@ -370,7 +368,7 @@ def test_mmcif_residue_without_a_number(write, tmp_path):
         column[i] = "?"
     document.write_file(str(tmp_path / "b.cif"))
     text = refused(tmp_path / "b.cif")
-    assert "has 1 residues whose number is not a number; the first is GLY of chain A" in text
+    assert "has 1 residue without a residue number; the first is GLY of chain A" in text
 
 
 @pytest.mark.parametrize("suffix", [".pdb", ".ent", ".cif", ".mmcif"])

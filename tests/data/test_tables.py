@@ -136,7 +136,7 @@ def test_bad_ids(write, cell, reason):
 def test_all_bad_rows_are_counted_and_ten_are_shown(write):
     rows = "".join(f"x{i},{'bad' if i % 2 else i}\n" for i in range(2000))
     text = refused(write("a.csv", HEADER + rows))
-    assert "has 1000 bad rows:" in text
+    assert "has 1,000 bad rows:" in text
     assert text.count("is not a number") == 10
     assert "... and 990 more (1000 in all)" in text
 
@@ -151,7 +151,7 @@ def test_duplicates_with_the_same_label_are_dropped(write, caplog):
     table = read_table(write("a.csv", HEADER + "a,1\nb,2\na,1.0\n"))
     assert table.ids == ["a", "b"]
     assert (
-        "repeats 1 rows (same id, same label); the first of each is kept: a (line 4)" in caplog.text
+        "repeats 1 row (same id, same label); the first of each is kept: a (line 4)" in caplog.text
     )
 
 
@@ -193,8 +193,14 @@ def test_empty_and_header_only(write, tmp_path):
 def test_ragged_rows_and_stray_quotes(write):
     text = refused(write("a.csv", HEADER + "a,6,52\nb,6.5\nc\n"))
     assert "line 2: 3 cells where the header has 2" in text
-    assert "line 4: 1 cells where the header has 2" in text
+    assert "line 4: 1 cell where the header has 2" in text
     assert "line 3" in refused(write("b.csv", HEADER + 'a,1\nb,"2\nc,3\n'))
+
+
+def test_ragged_rows_come_with_the_other_faults(write):
+    text = refused(write("a.csv", HEADER + "a,6,52\n../b,6.5\nc,high\n"))
+    assert "has 3 bad rows:" in text
+    assert "has 1 bad row:" in refused(write("b.csv", HEADER + "a,6,52\n"))
 
 
 def test_damaged_utf16(write):
@@ -220,7 +226,7 @@ def test_constant_labels_are_told(write, caplog):
 def test_outlier_is_told(write, caplog):
     rows = "".join(f"x{i},{5 + i / 10}\n" for i in range(20))
     read_table(write("a.csv", HEADER + rows + "far,5e6\n"))
-    assert "1 values of 'affinity' are far from the rest (far has 5e+06" in caplog.text
+    assert "1 value of 'affinity' far from the rest (far has 5e+06" in caplog.text
 
 
 def test_honest_labels_say_nothing(write, caplog):

@@ -65,7 +65,9 @@ def test_repr_names_parts_and_sizes(model, tiny_model):
         f"MolfunStructureModel(openfold, {n_backbone:,} params; head affinity, {n_head:,} params; "
         f"cpu)"
     )
-    assert repr(tiny_model(head=None)) == f"MolfunStructureModel(openfold, {n_backbone:,} params; cpu)"
+    assert (
+        repr(tiny_model(head=None)) == f"MolfunStructureModel(openfold, {n_backbone:,} params; cpu)"
+    )
 
 
 def test_to_moves_and_chains(tiny_model, samples):
@@ -116,7 +118,10 @@ def test_the_seed_decides_the_weights(tiny_model):
             "head_config has single_dim=384, but the backbone gives 32. Leave single_dim out",
         ),
         ({"device": "gpu0"}, "Unknown device 'gpu0'"),
-        ({"config": {"model": 1}}, "config must be a preset name or an openfold config .* got dict"),
+        (
+            {"config": {"model": 1}},
+            "config must be a preset name or an openfold config .* got dict",
+        ),
         ({"backbone_config": {"recycling": -1}}, "recycling must be 0 or more, got -1"),
         ({"backbone_config": {"max_extra_msa": 0}}, "max_extra_msa must be at least 1, got 0"),
     ],
@@ -129,7 +134,7 @@ def test_a_bad_argument_is_one_clear_error(settings, text):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_said_before_anything_is_built():
-    with pytest.raises(ConfigError, match="torch sees no CUDA GPU here. Use device='auto' or"):
+    with pytest.raises(ConfigError, match=r"torch sees no CUDA GPU here. Use device='auto' or"):
         MolfunStructureModel("openfold", config="tiny", device="cuda")
 
 
@@ -139,8 +144,9 @@ def test_matching_dimensions_may_be_given(tiny_model):
 
 
 def test_a_config_object_equal_to_a_preset_goes_by_its_name():
-    from molfun.backbones.openfold import presets
     from openfold.config import model_config
+
+    from molfun.backbones.openfold import presets
 
     assert presets.resolve_config(model_config("model_1_ptm"))[0] == "model_1_ptm"
     assert presets.resolve_config(model_config("model_2"))[0] == "model_2"
@@ -235,6 +241,10 @@ def test_a_trained_head_is_not_announced(model, samples, caplog):
     [
         ("MKV", "Cannot use a batch of type str. Give samples"),
         ({"ids": ["a"]}, "dict without input tensors"),
+        (
+            Sample(id="1abc", protein=Protein.from_sequence("M")),
+            "1abc has 1 residues; openfold takes 2 or more",
+        ),
         (Sample(id="1abc"), "1abc has neither a structure, a sequence nor features"),
     ],
 )
@@ -286,13 +296,15 @@ def test_evaluate_ignores_samples_without_a_label(model, samples):
 
 def test_evaluate_without_labels_is_an_error(model):
     nameless = [Sample(id="u", protein=Protein.from_sequence("ACDEF"))]
-    with pytest.raises(DataError, match="Nothing to evaluate: the data has no labels. Use predict"):
+    with pytest.raises(
+        DataError, match=r"Nothing to evaluate: the data has no labels. Use predict"
+    ):
         model.evaluate(nameless)
 
 
 def test_verbs_that_need_a_head_say_so(tiny_model, samples, tmp_path):
     model = tiny_model(head=None)
-    with pytest.raises(ConfigError, match="evaluate needs a head. Build the model with head='aff"):
+    with pytest.raises(ConfigError, match=r"evaluate needs a head. Build the model with head='aff"):
         model.evaluate(samples(1))
     with pytest.raises(ConfigError, match="save needs a head"):
         model.save(tmp_path / "checkpoint")
@@ -306,7 +318,7 @@ def test_verbs_that_need_a_head_say_so(tiny_model, samples, tmp_path):
 
 
 def test_alone_and_padded_give_the_same(model, samples):
-    given = samples(6, lengths=(4, 17, 9, 1, 12, 6))
+    given = samples(6, lengths=(4, 17, 9, 2, 12, 6))
     together = model.predict(given, outputs=("single", "pair"))
     for i, sample in enumerate(given):
         alone = model.predict(sample, outputs=("single", "pair"))
@@ -534,9 +546,9 @@ def test_summary_counts_parts_and_what_trains(tiny_model):
     assert rows["total"][:2] == [f"{total:,}", f"{last + n_head:,}"]
     assert f"({100 * (last + n_head) / total:.2f} %)" in text
     assert model.count_parameters(trainable=True) == last + n_head
-    assert sum(int(r[0].replace(",", "")) for k, r in rows.items() if k not in ("part", "total")) == (
-        total
-    )
+    assert sum(
+        int(r[0].replace(",", "")) for k, r in rows.items() if k not in ("part", "total")
+    ) == (total)
 
 
 def test_summary_shows_adapters(adapted):

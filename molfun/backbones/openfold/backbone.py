@@ -145,21 +145,25 @@ class OpenFoldBackbone(Backbone):
         if sample.features is not None and features.is_processed(sample.features):
             ready = features.check_processed(sample.features, sample.id, self._inputs)
             return self._schema.crop(ready, sample.max_length)
-        if sample.features is not None:
-            try:
-                raw = features.crop_raw(sample.features, sample.max_length)
-            except KeyError as error:
-                raise DataError(
-                    f"{sample.id}: the pre-computed features lack {error}; expected openfold's raw "
-                    f"feature dict or the tensors of its FeaturePipeline."
-                ) from error
-        elif sample.protein is not None:
-            raw = features.raw_from_protein(sample.protein, sample.alignment_dir)
-        else:
+        # caches go by content, so what is random depends on it, never on order, name or workers
+        seed = int(sample.content_key()[:8], 16)
+        return features.process(self._raw_features(sample), self.data_config, seed=seed)
+
+    def _raw_features(self, sample: Sample) -> dict[str, Any]:
+        if sample.protein is None and sample.features is None:
             raise DataError(f"{sample.id} has neither a structure, a sequence nor features.")
-        # per-sample randomness depends on the sample alone, never on order or workers
-        seed = int(np.frombuffer(sample.id.encode().ljust(8, b"\0")[:8], np.uint32)[0])
-        return features.process(raw, self.data_config, seed=seed)
+        if sample.features is None and sample.protein is not None:
+            features.check_length(len(sample.protein), sample.id)
+            return features.raw_from_protein(sample.protein, sample.alignment_dir)
+        try:
+            raw = features.crop_raw(sample.features or {}, sample.max_length)
+        except KeyError as error:
+            raise DataError(
+                f"{sample.id}: the pre-computed features lack {error}; expected openfold's raw "
+                f"feature dict or the tensors of its FeaturePipeline."
+            ) from error
+        features.check_length(features.raw_length(raw), sample.id)
+        return raw
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad and stack; only what the model reads is kept."""

@@ -115,6 +115,12 @@ def raw_length(raw: Mapping[str, Any]) -> int:
     return int(np.asarray(raw["seq_length"]).reshape(-1)[0])
 
 
+def check_length(length: int, name: str) -> None:
+    """Refuse what openfold's pipeline cannot take: it squeezes dimensions of size 1 away."""
+    if length < 2:
+        raise DataError(f"{name} has {length} residues; openfold takes 2 or more.")
+
+
 def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
     """Middle window of at most `max_length` residues of a raw feature dict."""
     length = raw_length(raw)

@@ -1,0 +1,5 @@
+"""``python -m molfun.cli``."""
+
+from molfun.cli.main import main
+
+main()

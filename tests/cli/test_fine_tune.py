@@ -1,0 +1,342 @@
+"""``molfun fine-tune`` as a user meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+EPOCH_LINE = re.compile(r"  epoch +\d+  train_loss=\S+  val_loss=\S+  lr=\d\.\d\de[-+]\d\d")
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "lora", "partial", "full"])
+def test_every_strategy_trains_predicts_and_is_reproduced(
+    train: Command, molfun: Command, project: Path, strategy: str
+) -> None:
+    extra = ("--unfreeze-blocks", 1) if strategy == "partial" else ()
+    result = train("--strategy", strategy, *extra)
+    assert result.exit_code == 0, result.output
+    assert "Data: 8 train / 1 val / 1 test (random split of data.csv)" in result.output
+    assert len(EPOCH_LINE.findall(result.output)) == 2
+    run = project / "run"
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "checkpoint", "history.csv", "config.yaml", "run.log", "splits.csv", "predictions_val.csv"
+    } <= names  # fmt: skip
+
+    again = molfun(
+        "predict", "run/checkpoint", "--data", "run/predictions_test.csv", "--pdbs", "pdbs",
+        "--output", "again.csv",
+    )  # fmt: skip
+    assert again.exit_code == 0, again.output
+    assert (project / "again.csv").read_text() == (run / "predictions_test.csv").read_text()
+
+    best = min(_history(run), key=lambda row: float(row["val_loss"]))
+    judged = molfun(
+        "evaluate", "run/checkpoint", "--data", "run/predictions_val.csv", "--pdbs", "pdbs",
+        "--output", "metrics.json",
+    )  # fmt: skip
+    metrics = yaml.safe_load((project / "metrics.json").read_text())
+    assert judged.exit_code == 0, judged.output
+    assert metrics["loss"] == float(best["val_loss"])
+    assert metrics["rmse"] == float(best["val/rmse"])
+    assert metrics["pearson"] is None  # one sample has no correlation
+    assert "pearson=undefined" in judged.output
+
+
+def _history(run: Path) -> list[dict[str, str]]:
+    return _rows(run / "history.csv")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_demo_prints_the_guide_s_lines_and_rates(molfun: Command, project: Path) -> None:
+    result = molfun(
+        "fine-tune", "--demo", "--preset", "tiny", "--strategy", "lora", "--epochs", 3, "--output",
+        "runs/demo",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Demo mode: 6 train / 2 val (synthetic, seq_len=32)"
+    assert lines[1] == "Model: OpenFold (145,210 params)"
+    assert lines[2:5] == ["Strategy: LoRAFinetune (lr=1.0e-04)", "", "Training for 3 epochs..."]
+    rates = [re.search(r"lr=(\S+)", line)[1] for line in lines[5:8]]  # type: ignore[index]
+    assert rates == ["8.01e-04", "2.77e-04", "1.00e-09"]
+    losses = [float(row["train_loss"]) for row in _history(project / "runs/demo")]
+
+    repeated = molfun(
+        "fine-tune", "--demo", "--preset", "tiny", "--strategy", "lora", "--epochs", 3, "--output",
+        "runs/demo",
+    )  # fmt: skip
+    assert repeated.exit_code == 0, "the demo replaces its own output"
+    assert [float(row["train_loss"]) for row in _history(project / "runs/demo")] == losses
+
+
+@pytest.mark.slow
+def test_the_demo_on_the_full_trunk(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "fine_tune.py"
+    result = subprocess.run(
+        [sys.executable, script, "--demo", "--strategy", "head_only", "--epochs", "1",
+         "--output", str(tmp_path / "demo")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Model: OpenFold (93,237,338 params)" in result.stdout
+    assert "random weights" in result.stderr
+
+
+def test_a_settings_file_and_flags_that_go_first(train: Command, project: Path) -> None:
+    (project / "run.yaml").write_text("strategy: head_only\nlr: 0.01\nepochs: 7\nema: 0\n")
+    result = train("--config", "run.yaml")
+    assert result.exit_code == 0, result.output
+    stored = yaml.safe_load((project / "run/config.yaml").read_text())
+    assert (stored["strategy"], stored["lr"], stored["epochs"]) == ("head_only", 0.01, 2)
+    assert "Strategy: HeadOnlyFinetune (lr=1.0e-02)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("stratgy: lora\n", "stratgy: unknown setting. Did you mean 'strategy'?"),
+        ("epochs: many\n", "epochs: Input should be a valid integer"),
+        ("- 1\n", "must hold `name: value` lines; found list instead"),
+        ("a: !!python/object/apply:os.system [true]\n", "is no valid YAML"),
+    ],
+)
+def test_a_wrong_settings_file_is_named(
+    molfun: Command, project: Path, content: str, message: str
+) -> None:
+    (project / "wrong.yaml").write_text(content)
+    result = molfun("fine-tune", "--data", "data.csv", "--pdbs", "pdbs", "--config", "wrong.yaml")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--strategy", "lorra"), "strategy: Input should be 'head_only', 'lora'"),
+        (("--device", "cuda:7"), "torch sees no CUDA GPU here"),
+        (("--preset", "model_9"), "Unknown openfold preset 'model_9'"),
+        (("--weights", "none.pt"), "No such file: none.pt"),
+        (("--precision", "8"), "Unknown precision '8'"),
+        (("--backbone", "openfolt"), "Did you mean 'openfold'?"),
+        (("--ema", 1), "ema: Input should be less than 1"),
+        (("--config", "absent.yaml"), "Cannot read absent.yaml"),
+        (("--val-frac", 0, "--patience", 2), "patience needs a validation set"),
+    ],
+)
+def test_a_wrong_argument_gets_one_line(
+    train: Command, arguments: tuple[object, ...], message: str
+) -> None:
+    result = train(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_data_it_says_what_to_give(molfun: Command, project: Path) -> None:
+    result = molfun("fine-tune", "--strategy", "lora")
+    assert result.exit_code == 1
+    assert "give --data TABLE and --pdbs FOLDER" in result.stderr
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("pdb_id,affinity", "pdb_id,afinity", "affinity"),
+        ("s003,", "zzz9,", "1 of 10 structures are missing in pdbs"),
+        (",2012", ",2012\nbad1,nan,2000\nbad2,6.0,2000", "nan"),
+        ("s001", "../s001", "../s001"),
+    ],
+)
+def test_bad_tables_are_refused_before_training(
+    train: Command, project: Path, old: str, new: str, message: str
+) -> None:
+    table = project / "data.csv"
+    table.write_text(table.read_text().replace(old, new, 1))
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Training for" not in result.stdout
+    assert not (project / "run" / "checkpoint").exists()
+
+
+def test_skip_missing_continues_with_a_count(train: Command, project: Path) -> None:
+    (project / "pdbs/s003.pdb").unlink()
+    result = train("--strategy", "head_only", "--skip-missing")
+    assert result.exit_code == 0, result.output
+    assert "1 of 10 structures are missing" in result.stderr
+    assert "7 train / 1 val / 1 test" in result.stdout
+
+
+def test_a_malicious_feature_pickle_is_refused(train: Command, project: Path) -> None:
+    (project / "features").mkdir()
+    canary = project / "canary"
+    payload = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
+    (project / "features/s000.pkl").write_bytes(payload)
+    result = train("--features", "features")
+    assert result.exit_code == 1
+    assert "s000.pkl" in result.stderr
+    assert not canary.exists()
+
+
+def test_splits(train: Command, project: Path) -> None:
+    for split in ("temporal", "identity"):
+        result = train("--split", split, "--strategy", "head_only", "--overwrite")
+        assert result.exit_code == 0, result.output
+        rows = _rows(project / "run/splits.csv")
+        assert len(rows) == 10
+        if split == "temporal":
+            assert [row["pdb_id"] for row in rows if row["split"] == "test"] == ["s009"]
+
+
+def test_an_existing_run_is_not_overwritten_by_accident(train: Command, project: Path) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    before = (project / "run/history.csv").read_text()
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 1
+    assert "already holds a run" in result.stderr
+    assert "--resume" in result.stderr
+    assert (project / "run/history.csv").read_text() == before
+    assert train("--strategy", "head_only", "--overwrite").exit_code == 0
+
+
+def test_resuming_under_other_settings_lists_them(train: Command) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    result = train("--strategy", "head_only", "--resume", "--lr", 0.5, "--epochs", 9)
+    assert result.exit_code == 1
+    assert "strategy.lr: 0.001 in the run, 0.5 now" in result.stderr
+    assert "epochs: 2 in the run, 9 now" in result.stderr
+
+
+def test_resume_of_nothing(train: Command) -> None:
+    result = train("--strategy", "head_only", "--resume")
+    assert result.exit_code == 1
+    assert "Nothing to resume" in result.stderr
+
+
+def test_evaluate_without_labels_and_with_a_broken_checkpoint(
+    train: Command, molfun: Command, project: Path
+) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    (project / "new.csv").write_text("pdb_id\ns000\ns001\n")
+    result = molfun("predict", "run/checkpoint", "--data", "new.csv", "--pdbs", "pdbs")
+    assert result.exit_code == 0, result.output
+    rows = _rows(project / "predictions.csv")
+    assert [row["pdb_id"] for row in rows] == ["s000", "s001"]
+    assert all(row["affinity"] == "" and float(row["prediction"]) for row in rows)
+    result = molfun("evaluate", "run/checkpoint", "--data", "new.csv", "--pdbs", "pdbs")
+    assert result.exit_code == 1
+    assert "affinity" in result.stderr
+
+    (project / "run/checkpoint/head.pt").write_bytes(b"x")
+    result = molfun("predict", "run/checkpoint", "--data", "new.csv", "--pdbs", "pdbs")
+    assert result.exit_code == 1
+    assert "head.pt: 1 bytes, expected" in result.stderr
+    result = molfun("predict", "nowhere", "--data", "new.csv", "--pdbs", "pdbs")
+    assert "No checkpoint at nowhere" in result.stderr
+
+
+def test_the_crop_of_training_is_used_for_prediction(
+    train: Command, molfun: Command, project: Path
+) -> None:
+    assert train("--strategy", "lora", "--max-length", 5).exit_code == 0
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "run/predictions_val.csv", "--pdbs", "pdbs",
+        "--output", "again.csv",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (project / "again.csv").read_text() == (project / "run/predictions_val.csv").read_text()
+
+
+# In processes of their own
+
+
+@contextlib.contextmanager
+def _start(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in the background; its messages go to OUTPUT.err."""
+    output = arguments[arguments.index("--output") + 1]
+    with (project / f"{output}.err").open("w") as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "molfun.cli", "fine-tune", "--data", "data.csv", "--pdbs",
+             "pdbs", "--preset", "tiny", "--strategy", "lora", "--accum", "3", *arguments],
+            cwd=project, text=True, stdout=subprocess.DEVNULL, stderr=messages, env=ONE_THREAD,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_for_state(project: Path, output: str, process: subprocess.Popen[str]) -> None:
+    while not (project / output / "resume/state.pt").exists():
+        assert process.poll() is None, (project / f"{output}.err").read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_to_the_same_end(project: Path) -> None:
+    """Whatever ends it; 12 epochs of 8 batches in windows of 3, with EMA and dropout."""
+    with _start(project, "--epochs", "12", "--output", "whole") as whole:
+        assert whole.wait(300) == 0, (project / "whole.err").read_text()
+    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        name = number.name
+        with _start(project, "--epochs", "12", "--output", name) as stopped:
+            _wait_for_state(project, name, stopped)
+            stopped.send_signal(number)
+            assert stopped.wait(60) == expected, (project / f"{name}.err").read_text()
+        assert len(_history(project / name)) < 12
+        resumed = subprocess.run(
+            [sys.executable, "-m", "molfun.cli", "fine-tune", "--resume", "--output", name],
+            cwd=project, text=True, capture_output=True, check=False, env=ONE_THREAD,
+        )  # fmt: skip
+        assert resumed.returncode == 0, resumed.stderr
+        for file in ("history.csv", "predictions_val.csv", "predictions_test.csv"):
+            assert (project / "whole" / file).read_text() == (project / name / file).read_text()
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder(project: Path) -> None:
+    with _start(project, "--epochs", "60", "--output", "run") as first:
+        _wait_for_state(project, "run", first)
+        second = subprocess.run(
+            [sys.executable, "-m", "molfun.cli", "fine-tune", "--demo", "--output", "run"],
+            cwd=project, text=True, capture_output=True, check=False,
+        )  # fmt: skip
+        assert second.returncode == 1
+        assert f"run is in use by process {first.pid}" in second.stderr
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_does_not_end_the_run(project: Path) -> None:
+    line = (
+        f"{sys.executable} -m molfun.cli fine-tune --data data.csv --pdbs pdbs --preset tiny "
+        "--strategy head_only --epochs 2 --output run | head -1"
+    )
+    result = subprocess.run(
+        ["bash", "-c", line], cwd=project, text=True, capture_output=True, check=False
+    )
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+    assert (project / "run/predictions_test.csv").exists()
