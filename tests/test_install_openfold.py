@@ -5,6 +5,7 @@ import doctest
 import hashlib
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -107,7 +108,7 @@ def test_the_archive_is_installed_and_one_line_says_so(environment, capsys):
     assert script.main(["--python", "/env/bin/python"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines() == ["openfold 0.0.1 installed from the package index in 0 s"]
+    assert re.fullmatch(r"openfold 0\.0\.1 installed from the package index in \d+ s\n", out)
     assert {command[0] for command in environment.commands} == {"/env/bin/python"}
 
 
@@ -193,19 +194,23 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: interrupted; openfold was not installed\n"
 
 
-@pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "openfold-0.0.1/../../outside"])
+@pytest.mark.parametrize("name", ["../outside.py", "openfold-0.0.1/../../outside.py"])
 def test_members_that_leave_the_folder_are_refused(tmp_path, name):
     archive = archive_of(tmp_path / "bad.tar.gz", (name, b"x"))
     target = tmp_path / "inner" / "target"
     target.mkdir(parents=True)
-    if name.startswith("/"):  # the filter takes the leading slash off and keeps the file inside
-        with pytest.raises(script.InstallError, match="1 entries at its top, not one folder"):
-            script.unpack(archive, target)
-    else:
-        with pytest.raises(script.InstallError, match=r"bad\.tar\.gz was refused .*outside"):
-            script.unpack(archive, target)
-    assert not list(tmp_path.glob("outside*"))
-    assert not list(target.parent.glob("outside*"))
+    with pytest.raises(script.InstallError, match=r"bad\.tar\.gz was refused .*outside"):
+        script.unpack(archive, target)
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_an_absolute_name_stays_inside_the_folder(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    outside = tmp_path / "outside.py"
+    archive = archive_of(tmp_path / "bad.tar.gz", (str(outside), b"x"))
+    script.unpack(archive, target)
+    assert not outside.exists()
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path):

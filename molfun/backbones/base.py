@@ -150,6 +150,11 @@ class Backbone(nn.Module, ABC):
     def config_dict(self) -> dict[str, Any]:
         """Everything needed to build the same architecture again, as plain values."""
 
+    @classmethod
+    @abstractmethod
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Turn `config_dict` back into constructor arguments."""
+
     def structure_module(self) -> nn.Module | None:
         """Module that predicts coordinates; None where there is none."""
         return None

@@ -18,6 +18,7 @@ from molfun.errors import CheckpointError, RunError, listing
 STATE_FILE = "state.pt"
 BEST_FILE = "best.safetensors"
 FORMAT = 1
+PARTS = {"identity", "fit", "weights", "average", "random"}
 
 
 @dataclass
@@ -116,6 +117,9 @@ def read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} has format {found}; this version of Molfun reads {FORMAT}.")
+    missing = sorted(PARTS - content.keys())
+    if missing:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     return content
 
 

@@ -32,6 +32,7 @@ CASES = [(name, base) for name in STRATEGIES for base in ("file", "random")]
 
 FRESH_PROCESS = """
 import json, sys, torch
+torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from tiny import build_samples
 from molfun.models.structure import MolfunStructureModel

@@ -25,6 +25,8 @@ from molfun.sample import Sample
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_ABOVE = 40
+"""Length (of one sample) from which the graph of 48 blocks outgrows about 4 GB in float32."""
 CHUNK_ABOVE = 384
 """Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
 
@@ -51,8 +53,9 @@ class OpenFoldBackbone(Backbone):
         Mask 15 % of the MSA at random as in AlphaFold's training. Off: a sample always gives the
         same input.
     checkpointing
-        Recompute activations of each block in the backward pass instead of keeping them. At 64
-        residues this takes a quarter of the memory at about the same speed.
+        Recompute activations of each block in the backward pass instead of keeping them: a
+        quarter of the memory for a quarter more time. None decides by the size of the batch
+        (`CHECKPOINT_ABOVE`).
     fill_zero_init
         Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
         every residual branch). With random weights a positive value makes every block active;
@@ -85,7 +88,7 @@ class OpenFoldBackbone(Backbone):
         max_msa_clusters: int | None = None,
         max_extra_msa: int | None = None,
         mask_msa: bool = False,
-        checkpointing: bool = True,
+        checkpointing: bool | None = None,
         fill_zero_init: float = 0.0,
     ) -> None:
         _shims.prepare()
@@ -192,7 +195,7 @@ class OpenFoldBackbone(Backbone):
         """
         cycles = batch["aatype"].shape[-1]
         mask = batch["seq_mask"][..., -1]
-        self._set_memory(length=mask.shape[-1])
+        self._set_memory(*mask.shape)
         raw = self.model(dict(batch)) if "structure" in outputs else self._trunk(batch, cycles)
         return TrunkOutput(
             single=raw["single"],
@@ -242,10 +245,13 @@ class OpenFoldBackbone(Backbone):
         ]
         return torch.stack(scores)
 
-    def _set_memory(self, *, length: int) -> None:
-        """Checkpoint blocks where a graph is kept, chunk long inputs where none is."""
+    def _set_memory(self, batch: int, length: int) -> None:
+        """Checkpoint blocks where a large graph is kept, chunk long inputs where none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        per_checkpoint = 1 if keeps_graph and self.checkpointing else None
+        wanted = self.checkpointing
+        if wanted is None:
+            wanted = batch * length**2 > CHECKPOINT_ABOVE**2
+        per_checkpoint = 1 if keeps_graph and wanted else None
         self.model.evoformer.blocks_per_ckpt = per_checkpoint
         for module in self.model.modules():
             if type(module).__name__ == "TemplatePairStack":

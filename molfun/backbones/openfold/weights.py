@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,9 +156,9 @@ def _load_npz(model: nn.Module, path: Path, version: str) -> None:
     if not path.is_file():
         raise CheckpointError(f"No such file: {path}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = set(archive.files)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # damaged bytes can make the zip reader fail in any way
         raise CheckpointError(f"{path} is damaged or no npz archive: {error}") from error
     places = import_weights.process_translation_dict(
         import_weights.generate_translation_dict(model, version)
@@ -168,7 +170,10 @@ def _load_npz(model: nn.Module, path: Path, version: str) -> None:
     unused = sorted(names - set(places))
     if unused:
         logger.warning("%s: %d arrays have no place in %s: %s", path, len(unused), version, unused)
+    printed = io.StringIO()  # the importer prints the name of an array that does not fit
     try:
-        import_weights.import_jax_weights_(model, str(path), version=version)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit {version}: {error}") from error
+        with contextlib.redirect_stdout(printed):
+            import_weights.import_jax_weights_(model, str(path), version=version)
+    except Exception as error:
+        name = printed.getvalue().partition("\n")[0]
+        raise CheckpointError(f"{path} does not fit {version}: {name} {error}") from error

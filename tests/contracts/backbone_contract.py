@@ -1,0 +1,284 @@
+"""What every backbone has to keep; a new one inherits all of it by naming itself."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, Layer, TrunkOutput
+from molfun.errors import DataError
+from molfun.nn import lora
+from molfun.registry import BACKBONES
+from molfun.sample import Sample
+
+SampleFactory = Callable[..., list[Sample]]
+KINDS = ("embedder", "early", "block", "structure_module", "output")
+
+
+class BackboneContract:
+    """Inherit, set the two attributes, done."""
+
+    backbone_class: ClassVar[type[Backbone]]
+    settings: ClassVar[dict[str, Any]] = {}
+    """Arguments of a small model in which every part does something."""
+    tolerance: ClassVar[float] = 1e-5
+    """Largest difference by padding, relative to the largest value."""
+
+    @classmethod
+    def make(cls, **changes: Any) -> Backbone:
+        return cls.backbone_class(**{**cls.settings, **changes}).eval()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backbone(cls) -> Backbone:
+        """One model for the tests that change nothing."""
+        return cls.make()
+
+    @staticmethod
+    def run(backbone: Backbone, samples: list[Sample], *outputs: str) -> TrunkOutput:
+        batch = backbone.collate([backbone.featurize(sample) for sample in samples])
+        with torch.no_grad():
+            return backbone(batch, outputs=outputs or ("single",))
+
+    @staticmethod
+    def spec(backbone: Backbone) -> lora.LoRASpec:
+        return lora.LoRASpec(
+            rank=2,
+            alpha=4.0,
+            dropout=0.0,
+            target_modules=backbone.lora_targets,
+            scope=backbone.block_prefix,
+        )
+
+    # --- a name --------------------------------------------------------------------------------
+
+    def test_is_registered_under_its_name(self) -> None:
+        assert BACKBONES[self.backbone_class.name] is self.backbone_class
+        assert self.backbone_class.display_name
+
+    # --- input ---------------------------------------------------------------------------------
+
+    def test_features_are_tensors_and_always_the_same(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        for sample in samples(3):
+            first, second = backbone.featurize(sample), backbone.featurize(sample)
+            assert first.keys() == second.keys()
+            assert all(torch.equal(first[key], second[key]) for key in first)
+
+    def test_features_do_not_depend_on_the_label(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        sample = samples(1)[0]
+        other = Sample(id=sample.id, protein=sample.protein, target=99.0)
+        first, second = backbone.featurize(sample), backbone.featurize(other)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+    def test_featurize_draws_nothing_from_global_random_state(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        state = torch.get_rng_state()
+        backbone.featurize(samples(1)[0])
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_the_key_of_the_features_is_text(self, backbone: Backbone) -> None:
+        assert isinstance(backbone.featurize_key(), str)
+        assert backbone.featurize_key() == self.make().featurize_key()
+
+    def test_a_sample_without_content_is_named(self, backbone: Backbone) -> None:
+        with pytest.raises(DataError, match="empty-one has neither"):
+            backbone.featurize(Sample(id="empty-one"))
+
+    def test_collate_puts_the_batch_first(self, backbone: Backbone, samples: SampleFactory) -> None:
+        batch = backbone.collate([backbone.featurize(s) for s in samples(3)])
+        assert {tensor.shape[0] for tensor in batch.values()} == {3}
+
+    # --- output --------------------------------------------------------------------------------
+
+    def test_shapes(self, backbone: Backbone, samples: SampleFactory) -> None:
+        output = self.run(backbone, samples(2, lengths=(4, 9)), "single", "pair")
+        assert output.single.shape == (2, 9, backbone.single_dim)
+        assert output.mask.tolist() == [[1.0] * 4 + [0.0] * 5, [1.0] * 9]
+        if backbone.pair_dim is None:
+            assert output.pair is None
+        else:
+            assert output.pair is not None
+            assert output.pair.shape == (2, 9, 9, backbone.pair_dim)
+        assert output.structure is None
+
+    def test_only_what_is_asked_for_is_there(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        output = self.run(backbone, samples(1))
+        assert output.pair is None
+        assert output.structure is None
+
+    def test_the_same_input_gives_the_same_bits(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        first, second = (self.run(backbone, samples(2)).single for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_padding_changes_nothing(self, backbone: Backbone, samples: SampleFactory) -> None:
+        given = samples(4, lengths=(3, 14, 8, 5))
+        together = self.run(backbone, given).single
+        for row, sample in zip(together, given, strict=True):
+            alone = self.run(backbone, [sample]).single[0]
+            limit = self.tolerance * float(alone.abs().max())
+            assert torch.allclose(row[: len(alone)], alone, rtol=0, atol=limit)
+
+    def test_the_order_of_the_batch_changes_nothing(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        given = samples(3, lengths=(6,))
+        forward = self.run(backbone, given).single
+        backward = self.run(backbone, given[::-1]).single.flip(0)
+        limit = self.tolerance * float(forward.abs().max())
+        assert torch.allclose(forward, backward, rtol=0, atol=limit)
+
+    def test_outputs_of_single_samples_stack_into_a_batch(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        given = samples(2, lengths=(4, 7))
+        names = ("single", "pair", "structure") if backbone.structure_module() else ("single",)
+        stacked = TrunkOutput.stack([self.run(backbone, [s], *names) for s in given])
+        batch = self.run(backbone, given, *names)
+        assert torch.equal(stacked.mask, batch.mask)
+        assert stacked.single.shape == batch.single.shape
+        kept = batch.mask.bool()
+        limit = self.tolerance * float(batch.single.abs().max())
+        assert torch.allclose(stacked.single[kept], batch.single[kept], rtol=0, atol=limit)
+        if batch.structure is not None and stacked.structure is not None:
+            assert {k: v.shape for k, v in stacked.structure.items()} == {
+                k: v.shape for k, v in batch.structure.items()
+            }
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def test_blocks_are_those_under_the_prefix_in_order(self, backbone: Backbone) -> None:
+        named = {id(module): name for name, module in backbone.named_modules()}
+        names = [named[id(block)] for block in backbone.blocks()]
+        assert names == [f"{backbone.block_prefix}.{i}" for i in range(len(names))]
+        assert len(names) >= 1
+
+    def test_blocks_run_in_order(self, backbone: Backbone, samples: SampleFactory) -> None:
+        order: list[int] = []
+
+        def note(index: int) -> Any:
+            return lambda *_: order.append(index)
+
+        hooks = [b.register_forward_hook(note(i)) for i, b in enumerate(backbone.blocks())]
+        try:
+            self.run(backbone, samples(1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert order == list(range(len(backbone.blocks())))
+
+    def test_every_parameter_has_its_layer(self, backbone: Backbone) -> None:
+        layers = {name: backbone.layer_of(name) for name, _ in backbone.named_parameters()}
+        assert {layer.kind for layer in layers.values()} <= set(KINDS)
+        for i, block in enumerate(backbone.blocks()):
+            prefix = f"{backbone.block_prefix}.{i}."
+            inside = {name: layer for name, layer in layers.items() if name.startswith(prefix)}
+            assert len(inside) == len(list(block.parameters()))
+            assert set(inside.values()) == {Layer("block", i)}
+        indices = {layer.index for layer in layers.values() if layer.kind == "block"}
+        assert indices == set(range(len(backbone.blocks())))
+
+    def test_the_structure_module_is_a_layer_of_its_own(self, backbone: Backbone) -> None:
+        layers = [backbone.layer_of(name).kind for name, _ in backbone.named_parameters()]
+        module = backbone.structure_module()
+        expected = 0 if module is None else len(list(module.parameters()))
+        assert layers.count("structure_module") == expected
+
+    def test_default_lora_targets_are_there_in_every_block(self) -> None:
+        backbone = self.make()
+        lora.inject(backbone, self.spec(backbone))
+        adapted = [name for name, _ in lora.parameters(backbone)]
+        for i in range(len(backbone.blocks())):
+            inside = [n for n in adapted if n.startswith(f"{backbone.block_prefix}.{i}.")]
+            for target in backbone.lora_targets:
+                assert any(f".{target}.lora_A." in name for name in inside)
+
+    def test_adapters_change_nothing_at_first(self, samples: SampleFactory) -> None:
+        backbone = self.make()
+        before = self.run(backbone, samples(2)).single
+        lora.inject(backbone, self.spec(backbone))
+        assert torch.equal(self.run(backbone.eval(), samples(2)).single, before)
+
+    # --- identity ------------------------------------------------------------------------------
+
+    def test_the_fingerprint_is_that_of_the_weights(self) -> None:
+        backbone, again = self.make(seed=1), self.make(seed=1)
+        assert backbone.fingerprint() == again.fingerprint()
+        assert backbone.fingerprint() != self.make(seed=2).fingerprint()
+        for parameter in (next(iter(again.parameters())), list(again.parameters())[-1]):
+            before = again.fingerprint()
+            with torch.no_grad():
+                parameter.view(-1)[0] += 1
+            assert again.fingerprint() != before
+
+    def test_adapters_are_no_part_of_the_base(self) -> None:
+        backbone = self.make()
+        base, state = backbone.fingerprint(), backbone.state_fingerprint()
+        names = backbone.base_state_dict().keys()
+        lora.inject(backbone, self.spec(backbone))
+        assert backbone.base_state_dict().keys() == names
+        assert backbone.fingerprint() == base
+        assert backbone.state_fingerprint() != state
+
+    def test_weights_round_trip(self, samples: SampleFactory) -> None:
+        first, second = self.make(seed=1), self.make(seed=2)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))
+        assert second.fingerprint() == first.fingerprint()
+        given = samples(2)
+        assert torch.equal(self.run(first, given).single, self.run(second, given).single)
+
+    def test_the_config_rebuilds_the_architecture_from_json(self) -> None:
+        backbone = self.make(seed=1)
+        config = json.loads(json.dumps(backbone.config_dict))
+        assert config == backbone.config_dict
+        again = self.backbone_class(**self.backbone_class.arguments_from(config))
+        shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+        assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+        assert again.config_dict == backbone.config_dict
+        assert again.featurize_key() == backbone.featurize_key()
+
+    def test_construction_draws_nothing_from_global_random_state(self) -> None:
+        state = torch.get_rng_state()
+        self.make(seed=1)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_it_takes_weights_and_a_seed(self) -> None:
+        assert {"weights", "seed"} <= set(inspect.signature(self.backbone_class).parameters)
+
+    # --- training ------------------------------------------------------------------------------
+
+    def test_every_block_gets_a_gradient(self, samples: SampleFactory) -> None:
+        backbone = self.make()
+        batch = backbone.collate([backbone.featurize(s) for s in samples(1)])
+        backbone(batch).single.square().sum().backward()
+        for block in backbone.blocks():
+            assert any(p.grad is not None and bool(p.grad.any()) for p in block.parameters())
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+    def test_output_is_finite_in_every_precision(
+        self, samples: SampleFactory, precision: str
+    ) -> None:
+        backbone = self.make()
+        backbone.set_precision(precision)
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            assert torch.isfinite(self.run(backbone, samples(2)).single).all()
+
+    def test_it_is_a_module(self, backbone: Backbone) -> None:
+        assert isinstance(backbone, nn.Module)
+        assert isinstance(backbone.single_dim, int)

@@ -1,0 +1,110 @@
+"""What every head has to keep; a new one inherits all of it by naming itself."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from molfun.backbones.base import TrunkOutput
+from molfun.errors import ConfigError
+from molfun.heads.base import Head
+from molfun.registry import HEADS, TASKS
+
+SINGLE, PAIR = 12, 6
+
+
+def representations(
+    lengths: tuple[int, ...], *, seed: int = 0, requires_grad: bool = False
+) -> TrunkOutput:
+    """Random representations with noise where there is only padding."""
+    generator = torch.Generator().manual_seed(seed)
+    n, longest = len(lengths), max(lengths)
+    single = torch.randn(n, longest, SINGLE, generator=generator)
+    mask = torch.tensor([[1.0] * k + [0.0] * (longest - k) for k in lengths])
+    return TrunkOutput(
+        single=single.requires_grad_(requires_grad),
+        mask=mask,
+        pair=torch.randn(n, longest, longest, PAIR, generator=generator),
+    )
+
+
+class HeadContract:
+    """Inherit, set the two attributes, done."""
+
+    name: ClassVar[str]
+    settings: ClassVar[dict[str, Any]] = {}
+    """Arguments besides the dimensions."""
+
+    def make(self, **changes: Any) -> Head:
+        cls = HEADS[self.name]
+        known = inspect.signature(cls).parameters
+        dims = {k: v for k, v in (("single_dim", SINGLE), ("pair_dim", PAIR)) if k in known}
+        torch.manual_seed(0)
+        return cls(**{**dims, **self.settings, **changes}).eval()
+
+    def test_is_a_head_for_a_known_task(self) -> None:
+        head = self.make()
+        assert isinstance(head, Head)
+        assert head.default_task in TASKS
+        assert set(head.needs) <= {"single", "pair", "structure"}
+
+    def test_gives_a_prediction_for_every_sample(self) -> None:
+        output = self.make()(representations((3, 8, 5)))
+        assert output["prediction"].shape[0] == 3
+        assert torch.isfinite(output["prediction"]).all()
+
+    def test_ignores_padding(self) -> None:
+        head, batch = self.make(), representations((3, 8))
+        noisy = batch.single.clone()
+        noisy[0, 3:] = 1e3
+        changed = TrunkOutput(single=noisy, mask=batch.mask, pair=batch.pair)
+        alone = TrunkOutput(
+            single=batch.single[:1, :3], mask=batch.mask[:1, :3], pair=batch.pair[:1, :3, :3]
+        )
+        expected = head(batch)["prediction"]
+        assert torch.equal(head(changed)["prediction"], expected)
+        assert torch.allclose(head(alone)["prediction"], expected[:1], rtol=0, atol=1e-6)
+
+    def test_does_not_depend_on_the_rest_of_the_batch(self) -> None:
+        head, batch = self.make(), representations((8, 4, 6))
+        order = [2, 0, 1]
+        shuffled = TrunkOutput(
+            single=batch.single[order], mask=batch.mask[order], pair=batch.pair[order]
+        )
+        expected = head(batch)["prediction"][order]
+        assert torch.allclose(head(shuffled)["prediction"], expected, rtol=0, atol=1e-6)
+
+    def test_every_parameter_and_the_trunk_get_a_gradient(self) -> None:
+        head, batch = self.make(), representations((3, 8), requires_grad=True)
+        head(batch)["prediction"].square().sum().backward()
+        assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
+        assert batch.single.grad is not None
+        assert bool(batch.single.grad[0, :3].any())
+        assert not bool(batch.single.grad[0, 3:].any())
+
+    def test_config_rebuilds_it_from_json(self) -> None:
+        head = self.make()
+        config = json.loads(json.dumps(dict(head.config_dict)))
+        again = HEADS[self.name](**config).eval()
+        again.load_state_dict(head.state_dict())
+        batch = representations((3, 8))
+        assert torch.equal(again(batch)["prediction"], head(batch)["prediction"])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_stays_in_float32_under_autocast(self, dtype: torch.dtype) -> None:
+        head, batch = self.make(), representations((3, 8))
+        half = TrunkOutput(
+            single=batch.single.to(dtype), mask=batch.mask.to(dtype), pair=batch.pair.to(dtype)
+        )
+        with torch.autocast("cpu", dtype=dtype):
+            assert head(half)["prediction"].dtype == torch.float32
+
+    def test_a_wrong_dimension_is_one_clear_error(self) -> None:
+        with pytest.raises(ConfigError, match="head_config has single_dim=3, but the backbone giv"):
+            Head.check_dim("single_dim", 3, SINGLE)
+        with pytest.raises(ConfigError, match="needs pair_dim, which the backbone does not give"):
+            Head.check_dim("pair_dim", None, None)

@@ -1,0 +1,170 @@
+"""Regression: loss as sum and count, standardised labels, metrics that know when they are not."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional
+
+from molfun.errors import ConfigError, DataError
+from molfun.tasks import RegressionTask
+
+LABELS = np.array([4.0, 6.5, 8.0, 5.5, 7.0])
+REFERENCE = {"mse": functional.mse_loss, "mae": functional.l1_loss, "huber": functional.huber_loss}
+
+
+def fitted(**settings) -> RegressionTask:
+    task = RegressionTask(**settings)
+    task.fit_targets(LABELS)
+    return task
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_loss_is_torchs(name):
+    task = fitted(loss=name)
+    prediction = torch.linspace(-3, 3, 5)
+    scaled = torch.tensor((LABELS - LABELS.mean()) / LABELS.std(), dtype=torch.float32)
+    total, count = task.loss({"prediction": prediction}, task.encode(LABELS.tolist()))
+    assert count == 5
+    assert float(total) == pytest.approx(
+        float(REFERENCE[name](prediction, scaled, reduction="sum"))
+    )
+    plain = fitted(loss=name, standardize=False)
+    total, _ = plain.loss({"prediction": prediction}, plain.encode(LABELS.tolist()))
+    expected = REFERENCE[name](prediction, torch.tensor(LABELS).float(), reduction="sum")
+    assert float(total) == pytest.approx(float(expected))
+
+
+def test_missing_labels_do_not_count():
+    task = fitted()
+    prediction = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+    total, count = task.loss({"prediction": prediction}, task.encode([5.0, None, 7.0]))
+    one, _ = task.loss({"prediction": prediction[:1]}, task.encode([5.0]))
+    other, _ = task.loss({"prediction": prediction[2:]}, task.encode([7.0]))
+    assert count == 2
+    assert float(total.detach()) == pytest.approx(float((one + other).detach()))
+    total.backward()
+    assert prediction.grad is not None
+    assert prediction.grad[1] == 0
+
+
+def test_no_label_at_all_is_a_zero_with_a_graph():
+    task = fitted()
+    prediction = torch.tensor([0.1, 0.2], requires_grad=True)
+    total, count = task.loss({"prediction": prediction}, task.encode([None, None]))
+    assert (float(total.detach()), count) == (0.0, 0)
+    total.backward()
+    assert prediction.grad is not None
+    assert prediction.grad.tolist() == [0.0, 0.0]
+
+
+def test_the_loss_is_float32_whatever_the_head_gives():
+    task = fitted()
+    half = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert task.loss({"prediction": half}, task.encode([5.0, 6.0])).total.dtype == torch.float32
+
+
+def test_standardisation_is_undone():
+    task = fitted()
+    assert task.mean == pytest.approx(LABELS.mean())
+    assert task.std == pytest.approx(LABELS.std())
+    scaled = torch.tensor((LABELS - task.mean) / task.std)
+    back = task.predictions({"prediction": scaled})
+    assert back.dtype == torch.float64
+    assert back.numpy() == pytest.approx(LABELS, abs=1e-12)
+
+
+def test_the_first_training_set_decides_the_units():
+    task = fitted()
+    state = task.state_dict()
+    task.fit_targets(np.array([100.0, 200.0]))
+    assert task.state_dict() == state
+
+
+def test_missing_labels_do_not_enter_the_statistics():
+    task = RegressionTask()
+    task.fit_targets(np.array([4.0, np.nan, 8.0]))
+    assert (task.mean, task.std) == (6.0, 2.0)
+
+
+def test_a_constant_label_keeps_its_units():
+    task = RegressionTask()
+    task.fit_targets(np.array([5.0, 5.0]))
+    assert (task.mean, task.std) == (5.0, 1.0)
+
+
+def test_a_training_set_without_labels_is_refused():
+    with pytest.raises(DataError, match=r"The training set has no labels\. Fill the target column"):
+        RegressionTask().fit_targets(np.array([np.nan, np.nan]))
+
+
+def test_without_standardisation_labels_stay():
+    task = fitted(standardize=False)
+    assert (task.mean, task.std) == (0.0, 1.0)
+
+
+def test_state_survives_json():
+    task = fitted(loss="huber")
+    again = RegressionTask(**json.loads(json.dumps(task.config_dict)))
+    assert not again.fitted
+    again.load_state_dict(json.loads(json.dumps(task.state_dict())))
+    assert again.state_dict() == task.state_dict()
+    assert again.config_dict == task.config_dict
+
+
+def test_an_unknown_loss_gives_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"Unknown regression loss 'hubert'; .* Did you mean 'huber"
+    ):
+        RegressionTask(loss="hubert")
+
+
+# Metrics
+
+
+def test_metrics_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    predictions = LABELS + rng.normal(size=5)
+    result = RegressionTask().metrics(predictions, LABELS)
+    error = predictions - LABELS
+    assert result == pytest.approx(
+        {
+            "rmse": np.sqrt(np.mean(error**2)),
+            "mae": np.mean(np.abs(error)),
+            "pearson": stats.pearsonr(predictions, LABELS).statistic,
+            "spearman": stats.spearmanr(predictions, LABELS).statistic,
+            "r2": 1 - np.sum(error**2) / np.sum((LABELS - LABELS.mean()) ** 2),
+        }
+    )
+
+
+def test_missing_labels_do_not_enter_the_metrics():
+    task, with_gap = RegressionTask(), np.append(LABELS, np.nan)
+    expected = task.metrics(LABELS + 1, LABELS)
+    assert task.metrics(np.append(LABELS + 1, 1e6), with_gap) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "undefined"),
+    [
+        ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], {"pearson", "spearman"}),
+        ([1.0, 2.0, 3.0], [5.0, 5.0, 5.0], {"pearson", "spearman", "r2"}),
+        ([1.0], [2.0], {"pearson", "spearman", "r2"}),
+        ([1.0, 2.0], [math.nan, math.nan], {"rmse", "mae", "pearson", "spearman", "r2"}),
+        ([], [], {"rmse", "mae", "pearson", "spearman", "r2"}),
+    ],
+)
+def test_what_is_undefined_is_nan(predictions, labels, undefined):
+    result = RegressionTask().metrics(np.array(predictions), np.array(labels))
+    assert {name for name, value in result.items() if math.isnan(value)} == undefined
+
+
+def test_metrics_of_predictions_that_are_not_numbers_are_not_numbers():
+    result = RegressionTask().metrics(np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0]))
+    assert math.isnan(result["rmse"])
+    assert math.isnan(result["pearson"])

@@ -1,0 +1,72 @@
+"""Names for parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from molfun import registry
+from molfun.errors import ConfigError
+from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS, Registry
+
+
+class Apple:
+    """Something to register."""
+
+
+@pytest.fixture
+def fruits() -> Registry:
+    return Registry("fruits")
+
+
+def test_a_class_is_found_under_its_name(fruits):
+    assert fruits.register("apple")(Apple) is Apple
+    assert fruits["apple"] is Apple
+    assert list(fruits) == ["apple"]
+    assert "apple" in fruits
+    assert "pear" not in fruits
+
+
+def test_a_path_is_imported_when_it_is_asked_for(fruits):
+    fruits.register("ordered", "collections:OrderedDict")
+    fruits.register("broken", "no_such_package:Thing")
+    from collections import OrderedDict
+
+    assert fruits["ordered"] is OrderedDict
+    assert "broken" in fruits
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        _ = fruits["broken"]
+
+
+def test_an_unknown_name_gives_the_nearest(fruits):
+    fruits.register("apple")(Apple)
+    fruits.register("pear")(Apple)
+    with pytest.raises(
+        ConfigError, match=r"Unknown fruit 'aple'; known: apple, pear\. Did you mean 'apple'\?"
+    ):
+        _ = fruits["aple"]
+
+
+class Entry:
+    def __init__(self, name: str, value: str) -> None:
+        self.name, self.value = name, value
+
+
+def test_other_packages_add_theirs_once_and_replace_none(fruits, monkeypatch):
+    asked = []
+
+    def entry_points(group: str) -> list[Entry]:
+        asked.append(group)
+        return [Entry("pear", "collections:OrderedDict"), Entry("apple", "collections:Counter")]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    fruits.register("apple")(Apple)
+    assert fruits["apple"] is Apple
+    assert fruits["pear"].__name__ == "OrderedDict"
+    assert asked == ["molfun.fruits"]
+
+
+@pytest.mark.parametrize("parts", [BACKBONES, HEADS, TASKS, STRATEGIES], ids=lambda r: r.kind)
+def test_everything_registered_can_be_imported(parts):
+    assert list(parts)
+    for name in parts:
+        assert getattr(parts[name], "name", name) == name

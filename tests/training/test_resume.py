@@ -1,0 +1,477 @@
+"""Exact resume: killed anywhere, a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fit_runs import BATCHES, EPOCHS, N_SAMPLES, STRATEGY, Crash, Outcome, run_fit
+
+from molfun.errors import CheckpointError, ConfigError, MolfunError, RunError
+from molfun.models.structure import MolfunStructureModel
+from molfun.training import Callback, FullFinetune, HeadOnlyFinetune, PartialFinetune
+from molfun.training.callbacks import CSVLog
+from molfun.training.interrupt import Interrupted
+from molfun.training.state import read_state, write_state
+
+HERE = Path(__file__).parent
+TOTAL = BATCHES * EPOCHS
+
+
+def check_continues(expected: Outcome, resumed: Outcome, *, after: int) -> None:
+    """The resumed run did what was left, and came to the same end bit by bit."""
+    assert resumed.order == expected.order[after:]
+    assert resumed.same_results(expected)
+
+
+def done_batches(folder: Path) -> int:
+    """Training batches that the stored state has behind it."""
+    fit = read_state(folder / "resume")["fit"]
+    return int(fit["epoch"]) * BATCHES + int(fit["batch"])
+
+
+def open_gradients(folder: Path) -> int:
+    """Number of gradients of an open window in the stored state."""
+    return len(read_state(folder / "resume")["progress"]["gradients"])
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a power cut tells a synced file from another; syncing takes a third of the time."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The run that was never stopped."""
+    return run_fit(tmp_path_factory.mktemp("whole"))
+
+
+# --- the same run, told apart by nothing but the seed --------------------------------------------
+
+
+def test_the_reference_run_is_worth_comparing(uninterrupted: Outcome) -> None:
+    assert len(uninterrupted.order) == TOTAL
+    epochs = [uninterrupted.order[i * BATCHES : (i + 1) * BATCHES] for i in range(EPOCHS)]
+    assert all(sorted(e) == [f"s{i}" for i in range(N_SAMPLES)] for e in epochs)
+    assert len({tuple(e) for e in epochs}) == EPOCHS, "every epoch has its own order"
+    assert [row["steps"] for row in uninterrupted.history] == [3, 6]
+
+
+def test_the_same_seed_gives_the_same_bits(uninterrupted: Outcome) -> None:
+    torch.manual_seed(123)
+    np.random.seed(123)
+    random.seed(123)
+    again = run_fit(None)
+    assert again.order == uninterrupted.order
+    assert again.same_results(uninterrupted)
+
+
+def test_another_seed_gives_another_run(uninterrupted: Outcome) -> None:
+    other = run_fit(None, seed=6)
+    assert other.order != uninterrupted.order
+    assert not other.same_results(uninterrupted)
+
+
+def test_the_seed_decides_dropout_too() -> None:
+    """Same order of samples (one), other dropout."""
+    strategy = replace(STRATEGY, accumulation_steps=1)
+    losses = {
+        run_fit(None, seed=seed, strategy=strategy, epochs=1, max_steps=1).history[0]["val_loss"]
+        for seed in range(3)
+    }
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(uninterrupted: Outcome, num_workers: int) -> None:
+    assert run_fit(None, num_workers=num_workers).same_results(uninterrupted)
+
+
+# --- stopped anywhere ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at", [3, 8, 12, TOTAL])
+def test_a_crash_in_any_batch(tmp_path: Path, uninterrupted: Outcome, stop_at: int) -> None:
+    """The state is that of the batch before, in or between windows, or at an epoch's end."""
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=stop_at)
+    assert done_batches(tmp_path) == stop_at - 1
+    in_window = (stop_at - 1) % BATCHES % 3
+    assert bool(open_gradients(tmp_path)) == bool(in_window)
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=stop_at - 1)
+
+
+def test_crash_after_crash(tmp_path: Path, uninterrupted: Outcome) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=5)
+    for _ in range(2):
+        with pytest.raises(Crash):
+            run_fit(tmp_path, resume=True, stop_at=5)
+    assert done_batches(tmp_path) == 12
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=12)
+
+
+def test_a_crash_in_validation(tmp_path: Path, uninterrupted: Outcome) -> None:
+    class CrashInValidation(Callback):
+        def on_validation_start(self, n_batches: int) -> None:
+            raise Crash
+
+    with pytest.raises(Crash):
+        run_fit(tmp_path, callbacks=[CrashInValidation()])
+    assert done_batches(tmp_path) == BATCHES
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=BATCHES)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        HeadOnlyFinetune(lr=1e-2, ema_decay=0.9, accumulation_steps=2, warmup_ratio=0.2),
+        PartialFinetune(unfreeze_last_n=1, lr_trunk=1e-3, accumulation_steps=3, ema_decay=0.9),
+        FullFinetune(lr=1e-4, accumulation_steps=4, scheduler="linear"),
+        replace(STRATEGY, use_dora=True, ema_decay=0.0, early_stopping_patience=2),
+    ],
+    ids=["head_only", "partial", "full", "dora"],
+)
+def test_every_strategy_resumes(tmp_path: Path, strategy: Any) -> None:
+    expected = run_fit(tmp_path / "whole", strategy=strategy, epochs=2)
+    with pytest.raises(Crash):
+        run_fit(tmp_path / "killed", strategy=strategy, epochs=2, stop_at=10)
+    resumed = run_fit(tmp_path / "killed", strategy=strategy, epochs=2, resume=True)
+    check_continues(expected, resumed, after=9)
+
+
+def test_only_windows_are_saved_by_default(tmp_path: Path, uninterrupted: Outcome) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=13, save_every_batch=False)
+    assert done_batches(tmp_path) == BATCHES, "the end of the last epoch"
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=BATCHES)
+
+
+def test_save_every_steps(tmp_path: Path, uninterrupted: Outcome) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=6, save_every_batch=False, save_every_steps=1)
+    assert done_batches(tmp_path) == 3, "the end of the first window"
+    assert open_gradients(tmp_path) == 0
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_kill_9_inside_an_accumulation_window(
+    tmp_path: Path, uninterrupted: Outcome, num_workers: int
+) -> None:
+    settings = {"stop_at": 12, "number": int(signal.SIGKILL), "num_workers": num_workers}
+    path = os.pathsep.join(map(str, (HERE, HERE.parent)))
+    killed = subprocess.run(
+        [sys.executable, str(HERE / "fit_runs.py"), str(tmp_path), json.dumps(settings)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert done_batches(tmp_path) == 11
+    assert open_gradients(tmp_path) > 0
+    resumed = _resume_when_workers_are_gone(tmp_path, num_workers=num_workers)
+    check_continues(uninterrupted, resumed, after=11)
+
+
+def _resume_when_workers_are_gone(folder: Path, **options: Any) -> Outcome:
+    """Loader workers notice within five seconds that their process was killed."""
+    for _ in range(40):
+        try:
+            return run_fit(folder, resume=True, **options)
+        except RunError as error:
+            if "is in use by process" not in str(error):
+                raise
+            time.sleep(0.5)
+    raise AssertionError("the lock of a dead process was never given up")
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+@pytest.mark.parametrize("stop_at", [5, 7])
+def test_a_signal_stops_between_two_batches(
+    tmp_path: Path, uninterrupted: Outcome, number: signal.Signals, exit_code: int, stop_at: int
+) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(Interrupted) as caught:
+        run_fit(tmp_path, stop_at=stop_at, number=number, save_every_batch=False)
+    assert caught.value.exit_code == exit_code
+    steps = {5: 1, 7: 3}[stop_at]
+    assert str(caught.value) == (
+        f"Stopped by signal {int(number)} in epoch 1 after {steps} optimizer steps. "
+        "Resume to go on."
+    )
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert done_batches(tmp_path) == stop_at, "the batch was finished"
+    assert bool(open_gradients(tmp_path)) == (stop_at == 5)
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=stop_at)
+
+
+def test_a_signal_without_a_folder_says_that_nothing_was_kept() -> None:
+    with pytest.raises(Interrupted, match=r"No output_dir: nothing was kept\.$"):
+        run_fit(None, stop_at=1, number=signal.SIGTERM)
+
+
+class SignalInValidation(Callback):
+    """Send SIGTERM at the start of the validation of one epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.seen = epoch, 0
+
+    def on_validation_start(self, n_batches: int) -> None:
+        self.seen += 1
+        if self.seen == self.epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_in_validation_stops_at_the_end_of_the_epoch(
+    tmp_path: Path, uninterrupted: Outcome
+) -> None:
+    with pytest.raises(Interrupted, match="Stopped by signal 15 in epoch 2 after 3 optimizer"):
+        run_fit(tmp_path, callbacks=[SignalInValidation(1)])
+    assert done_batches(tmp_path) == BATCHES
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=BATCHES)
+
+
+def test_a_signal_in_the_last_validation_comes_too_late(
+    tmp_path: Path, uninterrupted: Outcome
+) -> None:
+    finished = run_fit(tmp_path, callbacks=[SignalInValidation(EPOCHS)])
+    assert finished.same_results(uninterrupted)
+
+
+def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
+    class Twice(Callback):
+        def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_fit(tmp_path, callbacks=[Twice()])
+    assert not isinstance(caught.value, Interrupted)
+
+
+def test_a_signal_with_the_last_step_of_max_steps(tmp_path: Path) -> None:
+    expected = run_fit(tmp_path / "whole", max_steps=4)
+    assert expected.stopped == "max_steps"
+    with pytest.raises(Interrupted):
+        run_fit(tmp_path / "killed", max_steps=4, stop_at=10, number=signal.SIGTERM)
+    resumed = run_fit(tmp_path / "killed", max_steps=4, resume=True)
+    assert resumed.order == []
+    assert resumed.same_results(expected)
+
+
+# --- what cannot be resumed ----------------------------------------------------------------------
+
+
+def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
+    expected = run_fit(tmp_path)
+    state = (tmp_path / "resume" / "state.pt").read_bytes()
+    again = run_fit(tmp_path, resume=True)
+    assert again.order == []
+    assert again.same_results(expected)
+    assert (tmp_path / "resume" / "state.pt").read_bytes() == state
+
+
+@pytest.mark.parametrize("with_val", [True, False])
+def test_a_finished_run_without_validation_too(tmp_path: Path, with_val: bool) -> None:
+    expected = run_fit(tmp_path, with_val=with_val, epochs=1)
+    again = run_fit(tmp_path, with_val=with_val, epochs=1, resume=True)
+    assert again.same_results(expected)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run_fit(tmp_path, resume=True)
+    assert str(caught.value) == (
+        f"Nothing to resume: {tmp_path / 'resume' / 'state.pt'} does not exist. Start the run "
+        "without resume."
+    )
+
+
+def test_resume_needs_a_folder() -> None:
+    with pytest.raises(ConfigError, match="resume=True needs output_dir"):
+        run_fit(None, resume=True)
+
+
+def test_other_settings_are_listed_and_refused(tmp_path: Path) -> None:
+    run_fit(tmp_path, epochs=1)
+    other = replace(STRATEGY, lr_lora=5e-3, warmup_steps=0)
+    with pytest.raises(RunError) as caught:
+        run_fit(tmp_path, resume=True, seed=9, strategy=other, epochs=2)
+    assert str(caught.value) == (
+        f"{tmp_path / 'resume'} was started with other settings, so resuming would not continue "
+        "it:\n"
+        "  epochs: 1 in the run, 2 now\n"
+        "  seed: 5 in the run, 9 now\n"
+        "  strategy.lr_lora: 0.01 in the run, 0.005 now\n"
+        "  strategy.warmup_steps: 1 in the run, 0 now\n"
+        "Repeat the settings of the run, or start a new one from its checkpoint."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ({"seed": 1}, "base weights: "),
+        ({"head_config": {"dropout": 0.0}}, "head: "),
+        ({"task_config": {"loss": "mae"}}, "task: "),
+    ],
+)
+def test_another_model_is_refused(
+    tmp_path: Path,
+    tiny_model: Callable[..., MolfunStructureModel],
+    settings: dict[str, Any],
+    difference: str,
+) -> None:
+    run_fit(tmp_path, epochs=1)
+    with pytest.raises(RunError, match="was started with other settings") as caught:
+        run_fit(tmp_path, resume=True, epochs=1, model=tiny_model(**settings))
+    assert difference in str(caught.value)
+
+
+def _cut(part: float) -> Callable[[bytes], bytes]:
+    return lambda content: content[: int(len(content) * part)]
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch /tmp/molfun_was_here",))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut(0.0),
+        _cut(0.001),
+        _cut(0.5),
+        lambda content: content[:-1],
+        lambda content: b"not a checkpoint at all",
+        lambda content: os.urandom(1000),
+        lambda content: pickle.dumps(Evil()),
+        lambda content: pickle.dumps({"format": 1}),
+    ],
+    ids=["empty", "start", "half", "short", "text", "noise", "code", "plain pickle"],
+)
+def test_a_damaged_state_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=2)
+    path = tmp_path / "resume" / "state.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MolfunError) as caught:
+        run_fit(tmp_path, resume=True)
+    assert str(path) in str(caught.value)
+    assert not Path("/tmp/molfun_was_here").exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"format": 2}, [1, 2], torch.zeros(2)])
+def test_a_state_of_another_format_is_named(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt has format .*; this version of Molfun"):
+        read_state(tmp_path)
+
+
+def test_a_state_that_lacks_parts_is_named(tmp_path: Path) -> None:
+    write_state(tmp_path, {"identity": {}, "weights": {}})
+    with pytest.raises(CheckpointError) as caught:
+        read_state(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'state.pt'} is damaged: it lacks average, fit, random."
+    )
+
+
+def test_lost_best_weights_are_found_out_before_training(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=BATCHES + 2)
+    (tmp_path / "resume" / "best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"No such file: .*best\.safetensors"):
+        run_fit(tmp_path, resume=True)
+
+
+def test_a_full_disk_stops_the_run_with_the_old_state_intact(
+    tmp_path: Path, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+    writes: list[Any] = []
+
+    def save(content: Any, path: Any, **options: Any) -> None:
+        writes.append(path)
+        original(content, path, **options)
+        if len(writes) == 5:
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise OSError(28, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        with pytest.raises(RunError, match=r"Disk full while writing .*state\.pt"):
+            run_fit(tmp_path)
+    assert done_batches(tmp_path) == 4
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=4)
+
+
+# --- what else is restored -----------------------------------------------------------------------
+
+
+def test_patience_and_best_score_survive(tmp_path: Path) -> None:
+    strategy = replace(STRATEGY, early_stopping_patience=1, lr_lora=0.3)
+    expected = run_fit(tmp_path / "whole", strategy=strategy, epochs=9)
+    assert expected.stopped == "early_stopping"
+    last = len(expected.order)
+    with pytest.raises(Crash):
+        run_fit(tmp_path / "killed", strategy=strategy, epochs=9, stop_at=last)
+    resumed = run_fit(tmp_path / "killed", strategy=strategy, epochs=9, resume=True)
+    check_continues(expected, resumed, after=last - 1)
+
+
+def test_the_saved_checkpoint_is_the_same_too(tmp_path: Path, uninterrupted: Outcome) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=12)
+    run_fit(tmp_path, resume=True)
+    loaded = MolfunStructureModel.from_checkpoint(tmp_path / "checkpoint", device="cpu")
+    weights = dict(loaded.named_parameters())
+    assert all(torch.equal(weights[n], value) for n, value in uninterrupted.weights.items())
+
+
+def test_the_csv_log_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
+    import pandas as pd
+
+    with pytest.raises(Crash):
+        run_fit(tmp_path, stop_at=10, callbacks=[CSVLog(tmp_path / "log.csv")])
+    whole = run_fit(tmp_path, resume=True, callbacks=[CSVLog(tmp_path / "log.csv")])
+    assert pd.read_csv(tmp_path / "log.csv")["epoch"].tolist() == [1, 2]
+    assert [row["epoch"] for row in whole.history] == [1, 2]
+
+
+def test_a_window_that_went_bad_is_still_bad_after_a_resume(tmp_path: Path) -> None:
+    """The label of one sample is infinite; the run stops inside its window."""
+
+    def fit(folder: Path, **options: Any) -> Outcome:
+        return run_fit(folder, infinite="s3", epochs=1, **options)
+
+    expected = fit(tmp_path / "whole")
+    assert expected.history[0]["skipped"] == 1
+    place = expected.order.index("s3") + 1
+    stop_at = place + 1 if place % 3 else place - 1
+    with pytest.raises(Crash):
+        fit(tmp_path / "killed", stop_at=stop_at)
+    after = done_batches(tmp_path / "killed")
+    check_continues(expected, fit(tmp_path / "killed", resume=True), after=after)
