@@ -48,9 +48,14 @@ def test_written_files_have_the_usual_rights(tmp_path):
 def test_an_error_in_the_middle_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), _io.atomic_path(path) as temporary:
-        temporary.write_text("half of the new")
-        raise ZeroDivisionError
+
+    def write_half() -> None:
+        with _io.atomic_path(path) as temporary:
+            temporary.write_text("half of the new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
 
@@ -59,9 +64,14 @@ def test_an_error_in_the_middle_keeps_the_old_folder(tmp_path):
     path = tmp_path / "folder"
     with _io.atomic_directory(path) as temporary:
         (temporary / "a").write_text("old")
-    with pytest.raises(ZeroDivisionError), _io.atomic_directory(path) as temporary:
-        (temporary / "a").write_text("new")
-        raise ZeroDivisionError
+
+    def write_half() -> None:
+        with _io.atomic_directory(path) as temporary:
+            (temporary / "a").write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
     assert (path / "a").read_text() == "old"
     assert names(tmp_path) == ["folder"]
 
@@ -81,8 +91,7 @@ def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path, monkeypatch, with
         assert names(path) == [text]
         with _io.atomic_directory(path) as temporary:
             (temporary / text).write_text(text)
-    assert "folder" in names(tmp_path)
-    assert not [n for n in names(tmp_path) if n.endswith(".tmp") and "old" not in n]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_what_killed_processes_left_is_swept(tmp_path):
@@ -250,7 +259,7 @@ def test_whatever_happens_to_a_torch_file_the_error_is_ours(tmp_path, zipped):
     )
     whole = path.read_bytes()
     rng = random.Random(0)
-    refused = 0
+    texts = []
     for i in range(400):
         content = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
@@ -259,10 +268,9 @@ def test_whatever_happens_to_a_torch_file_the_error_is_ours(tmp_path, zipped):
         try:
             _io.load_torch(path)
         except MolfunError as error:
-            assert str(path) in str(error)
-            assert "weights_only" not in str(error)
-            refused += 1
-    assert refused > 100
+            texts.append(str(error))
+    assert len(texts) > 100
+    assert all(str(path) in text and "weights_only" not in text for text in texts)
 
 
 def test_whatever_happens_to_a_safetensors_file_the_error_is_ours(tmp_path):
@@ -270,6 +278,7 @@ def test_whatever_happens_to_a_safetensors_file_the_error_is_ours(tmp_path):
     _io.save_safetensors(path, {"a": torch.zeros(3, 4), "b": torch.ones(2)})
     whole = path.read_bytes()
     rng = random.Random(0)
+    texts = []
     for i in range(400):
         content = bytearray(whole)
         content[rng.randrange(160)] = rng.randrange(256)
@@ -277,7 +286,9 @@ def test_whatever_happens_to_a_safetensors_file_the_error_is_ours(tmp_path):
         try:
             _io.load_safetensors(path)
         except MolfunError as error:
-            assert str(path) in str(error)
+            texts.append(str(error))
+    assert len(texts) > 100
+    assert all(str(path) in text for text in texts)
 
 
 # Locks

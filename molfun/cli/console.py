@@ -28,6 +28,22 @@ def say(text: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def progress(batches: Any, text: str) -> Iterator[Any]:
+    """Give the batches one by one under a progress bar, or with a line a minute."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(batches, text, console=Console(stderr=True), transient=True)
+        return
+    said_at = time.monotonic()
+    for done, batch in enumerate(batches):
+        if time.monotonic() - said_at > PLAIN_EVERY_SECONDS:
+            said_at = time.monotonic()
+            print(f"  {text}: {done}/{len(batches)}", file=sys.stderr)
+        yield batch
+
+
 def metric_line(metrics: Mapping[str, float]) -> str:
     """Metrics as ``rmse=1.204  pearson=0.31``, "undefined" where they are NaN."""
     shown = {k: "undefined" if math.isnan(v) else f"{v:.4g}" for k, v in metrics.items()}

@@ -9,13 +9,13 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
-from molfun.cli.console import ConsoleProgress, metric_line, say, set_up_logging
+from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.cli.tables import write_predictions
 from molfun.data import AffinityDataset, DataSplitter
 from molfun.errors import RunError
 from molfun.models.structure import MolfunStructureModel
-from molfun.training.auto import choose_strategy
+from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import CSVLog
 from molfun.training.history import History
@@ -39,7 +39,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         strategy = _strategy(settings, len(train))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
-        progress = ConsoleProgress()
+        shown = ConsoleProgress()
         try:
             history = model.fit(
                 _loader(train, settings, shuffle=True),
@@ -51,10 +51,10 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 seed=settings.seed,
                 precision=settings.precision,
                 cache=settings.cache,
-                callbacks=[CSVLog(folder / "history.csv"), progress],
+                callbacks=[CSVLog(folder / "history.csv"), shown],
             )
         finally:
-            progress.close()
+            shown.close()
         _report(folder, model, history, settings, val, test)
     return history
 
@@ -160,11 +160,11 @@ def _model(settings: FineTuneSettings) -> MolfunStructureModel:
 
 
 def _strategy(settings: FineTuneSettings, n_train: int) -> FinetuneStrategy:
-    name = settings.strategy
-    if name == "auto":
-        name = choose_strategy(n_train).name  # type: ignore[assignment]
-        say(f"Strategy for {n_train} samples: {name} (see the decision tree in README.md)")
-    return FinetuneStrategy.from_dict(settings.strategy_options(name))
+    if settings.strategy != "auto":
+        return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy))
+    chosen, why = recommend(n_train)
+    say(f"Chosen for {n_train} training samples: {chosen.name} ({why})")
+    return FinetuneStrategy.from_dict(settings.strategy_options(chosen.name))
 
 
 def _loader(
@@ -194,7 +194,7 @@ def _report(
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
             loader = _loader(part, settings)
-            prediction = model.predict(loader)
+            prediction = model.predict(progress(loader, f"predicting {name}"))
             values = prediction["prediction"].tolist()
             write_predictions(
                 folder / f"predictions_{name}.csv", prediction["ids"], values, list(part.targets)

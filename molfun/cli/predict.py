@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from molfun._io import write_json
-from molfun.cli.console import metric_line, say
+from molfun.cli.console import metric_line, progress, say
 from molfun.cli.tables import write_predictions
 from molfun.data import AffinityDataset
 from molfun.models.checkpoint import read_meta
@@ -51,7 +51,7 @@ def predict(
     model: MolfunStructureModel, dataset: AffinityDataset, output: str, batch_size: int
 ) -> None:
     """Write a prediction for every row."""
-    result = model.predict(_loader(dataset, batch_size))
+    result = model.predict(progress(_loader(dataset, batch_size), "predicting"))
     values = result["prediction"].tolist()
     write_predictions(Path(output), result["ids"], values, list(dataset.targets))
     say(f"{len(values)} predictions written to {output}")
@@ -61,7 +61,7 @@ def evaluate(
     model: MolfunStructureModel, dataset: AffinityDataset, output: str | None, batch_size: int
 ) -> None:
     """Print the metrics, and write them as JSON if asked to."""
-    metrics = model.evaluate(_loader(dataset, batch_size))
+    metrics = model.evaluate(progress(_loader(dataset, batch_size), "evaluating"))
     say(f"{len(dataset)} samples: {metric_line(metrics)}")
     if output is not None:
         write_json(output, {k: None if math.isnan(v) else v for k, v in metrics.items()})

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -693,8 +693,8 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
 
 
 def _is_many(data: Any) -> bool:
-    """Whether data is a loader or dataset rather than one batch."""
-    return isinstance(data, DataLoader) or _collate_of(data) is not None
+    """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
+    return isinstance(data, DataLoader | Iterator) or _collate_of(data) is not None
 
 
 def _as_loader(data: Any, *, shuffle: bool = False) -> Any:

@@ -137,7 +137,11 @@ def test_a_second_process_reads_what_the_first_wrote(
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "training")))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "training"))),
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         check=True,

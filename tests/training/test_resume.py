@@ -96,6 +96,7 @@ def test_the_seed_decides_dropout_too() -> None:
     assert len(losses) == 3
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(uninterrupted: Outcome, num_workers: int) -> None:
     assert run_fit(None, num_workers=num_workers).same_results(uninterrupted)
@@ -169,7 +170,8 @@ def test_save_every_steps(tmp_path: Path, uninterrupted: Outcome) -> None:
     check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=3)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_inside_an_accumulation_window(
     tmp_path: Path, uninterrupted: Outcome, num_workers: int
 ) -> None:

@@ -1,0 +1,246 @@
+"""The order of batches: from (seed, epoch) alone, from any position, for any loader."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    WeightedRandomSampler,
+)
+
+from molfun.errors import DataError
+from molfun.training.batches import EpochBatches, epoch_seed
+
+N = 11
+
+
+class Numbers(Dataset[float]):
+    """Numbers with noise from all three generators."""
+
+    def __init__(self) -> None:
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> float:
+        self.reads.append(index)
+        noise = (
+            random.random() + float(np.random.rand()) + float(torch.rand((), dtype=torch.double))
+        )
+        return 10 * index + noise
+
+
+class Stream(IterableDataset[float]):
+    """A stream that shuffles with the global generators."""
+
+    def __iter__(self) -> Iterator[float]:
+        order = [float(i) for i in torch.randperm(N)]
+        random.shuffle(order)
+        yield from order
+
+    def __len__(self) -> int:
+        return N
+
+
+class Lazy:
+    """A loader that draws while it is iterated."""
+
+    def __iter__(self) -> Iterator[float]:
+        for _ in range(N):
+            yield float(torch.rand(())) + float(np.random.rand())
+
+    def __len__(self) -> int:
+        return N
+
+
+class OwnOrder:
+    """A batch sampler that is told the epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng(self.epoch).permutation(N)
+        return iter(order.reshape(-1, 1).tolist())
+
+    def __len__(self) -> int:
+        return N
+
+
+class NumpySampler:
+    """A sampler that draws from NumPy's global generator."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.permutation(N).tolist())
+
+    def __len__(self) -> int:
+        return N
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "in order": lambda: DataLoader(Numbers(), batch_size=3),
+    "shuffled": lambda: DataLoader(Numbers(), batch_size=3, shuffle=True),
+    "drop last": lambda: DataLoader(Numbers(), batch_size=3, shuffle=True, drop_last=True),
+    "own generator": lambda: DataLoader(
+        Numbers(), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(1)
+    ),
+    "with replacement": lambda: DataLoader(
+        Numbers(), batch_size=2, sampler=RandomSampler(range(N), replacement=True)
+    ),
+    "weighted": lambda: DataLoader(
+        Numbers(), sampler=WeightedRandomSampler([1.0] * N, N, generator=torch.Generator())
+    ),
+    "numpy sampler": lambda: DataLoader(Numbers(), batch_size=2, sampler=NumpySampler()),
+    "batch sampler": lambda: DataLoader(
+        Numbers(), batch_sampler=BatchSampler(RandomSampler(range(N)), 4, False)
+    ),
+    "told the epoch": lambda: DataLoader(Numbers(), batch_sampler=OwnOrder()),
+    "subset": lambda: DataLoader(Subset(Numbers(), [5, 1, 8]), shuffle=True),
+    "single samples": lambda: DataLoader(Numbers(), batch_size=None, shuffle=True),
+    "stream": lambda: DataLoader(Stream(), batch_size=2),
+    "list": lambda: [[float(i)] for i in range(N)],
+    "lazy": Lazy,
+}
+
+
+def plain(batches: Any) -> list[Any]:
+    """Batches as numbers."""
+    return [b.tolist() if isinstance(b, torch.Tensor) else b for b in batches]
+
+
+def scramble() -> None:
+    """Leave the global generators in a state that no test relies on."""
+    seed = int.from_bytes(random.SystemRandom().randbytes(4), "little")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def generators() -> tuple[Any, ...]:
+    """States of the global generators, comparable."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_skipping_gives_the_tail_of_the_epoch(name: str) -> None:
+    for epoch in range(3):
+        scramble()
+        whole = plain(EpochBatches(LOADERS[name](), seed=4).epoch(epoch))
+        assert len(whole) == len(LOADERS[name]())
+        for start in (0, 1, 2, len(whole) - 1, len(whole)):
+            scramble()
+            rest = plain(EpochBatches(LOADERS[name](), seed=4).epoch(epoch, start=start))
+            assert rest == whole[start:], (epoch, start)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_what_others_draw_between_batches_changes_nothing(name: str) -> None:
+    expected = plain(EpochBatches(LOADERS[name](), seed=4).epoch(1))
+    found = []
+    for batch in EpochBatches(LOADERS[name](), seed=4).epoch(1):
+        found.append(batch)
+        scramble()
+    assert plain(found) == expected
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_generators_of_the_run_are_left_alone(name: str) -> None:
+    scramble()
+    before = generators()
+    batches = EpochBatches(LOADERS[name](), seed=4).epoch(0)
+    assert generators() == before
+    for _ in batches:
+        assert generators() == before
+    assert generators() == before
+
+
+@pytest.mark.parametrize("name", sorted(set(LOADERS) - {"list", "in order", "told the epoch"}))
+def test_epochs_and_seeds_differ(name: str) -> None:
+    orders = [
+        plain(EpochBatches(LOADERS[name](), seed=seed).epoch(epoch))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_a_sample_is_the_same_wherever_it_comes_in_the_epoch() -> None:
+    in_order = {v for b in plain(EpochBatches(LOADERS["in order"](), 4).epoch(2)) for v in b}
+    shuffled = {v for b in plain(EpochBatches(LOADERS["shuffled"](), 4).epoch(2)) for v in b}
+    next_epoch = {v for b in plain(EpochBatches(LOADERS["shuffled"](), 4).epoch(3)) for v in b}
+    assert in_order == shuffled
+    assert not in_order & next_epoch
+
+
+def test_a_sampler_is_told_the_epoch() -> None:
+    batches = EpochBatches(LOADERS["told the epoch"](), seed=0)
+    for epoch in (0, 3):
+        order = np.random.default_rng(epoch).permutation(N)
+        assert [int(b[0] // 10) for b in plain(batches.epoch(epoch))] == order.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(num_workers: int) -> None:
+    def loader(workers: int) -> DataLoader[float]:
+        return DataLoader(Numbers(), batch_size=2, shuffle=True, num_workers=workers)
+
+    expected = plain(EpochBatches(loader(0), seed=4).epoch(1))
+    assert plain(EpochBatches(loader(num_workers), seed=4).epoch(1)) == expected
+    assert plain(EpochBatches(loader(num_workers), seed=4).epoch(1, start=2)) == expected[2:]
+
+
+def test_skipped_samples_are_not_read() -> None:
+    data = Numbers()
+    loader = DataLoader(data, batch_size=2, shuffle=True)
+    rest = plain(EpochBatches(loader, seed=0).epoch(0, start=4))
+    assert len(data.reads) == sum(map(len, rest)) == 3
+
+
+def test_other_settings_of_the_loader_are_kept() -> None:
+    loader = DataLoader(Numbers(), batch_size=2, collate_fn=lambda numbers: sorted(numbers))
+    assert all(b == sorted(b) for b in EpochBatches(loader, seed=0).epoch(0))
+
+
+@pytest.mark.parametrize("empty", [[], DataLoader([]), DataLoader(Numbers(), 20, drop_last=True)])
+def test_an_empty_training_set_is_an_error(empty: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        EpochBatches(empty, seed=0)
+    assert str(caught.value) == "The training set is empty: its loader gives no batch."
+
+
+def test_a_loader_without_a_length_is_an_error() -> None:
+    class Endless(IterableDataset[float]):
+        def __iter__(self) -> Iterator[float]:
+            return iter([1.0])
+
+    for loader in (iter([1, 2]), (i for i in range(3)), DataLoader(Endless())):
+        with pytest.raises(DataError) as caught:
+            EpochBatches(loader, seed=0)
+        assert str(caught.value) == (
+            "The training loader has no length, so the learning-rate schedule cannot be planned. "
+            "Pass a DataLoader over a map-style dataset, or a list of batches."
+        )
+
+
+def test_seeds_of_neighbours_are_unrelated() -> None:
+    seeds = {epoch_seed(seed, epoch) for seed in range(-20, 20) for epoch in range(50)}
+    assert len(seeds) == 40 * 50
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    bits = [bin(epoch_seed(0, e) ^ epoch_seed(0, e + 1)).count("1") for e in range(200)]
+    assert 25 < np.mean(bits) < 38, "half of 63 bits change"
