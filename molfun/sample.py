@@ -55,7 +55,7 @@ class Sample:
             is_text = array.dtype == object
             digest.update(repr(array.tolist()).encode() if is_text else array.tobytes())
         if self.alignment_dir is not None:
-            for path in sorted(self.alignment_dir.iterdir()):
+            for path in sorted(p for p in self.alignment_dir.iterdir() if p.is_file()):
                 digest.update(path.name.encode())
                 digest.update(path.read_bytes())
         return digest.hexdigest()

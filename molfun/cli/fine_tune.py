@@ -193,13 +193,13 @@ def _report(
     say()
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
-            loader = _loader(part, settings)
-            prediction = model.predict(progress(loader, f"predicting {name}"))
-            values = prediction["prediction"].tolist()
+            batches = progress(_loader(part, settings), f"predicting {name}")
+            prediction = model.predict(batches)
+            values = prediction["prediction"].numpy()
             write_predictions(
-                folder / f"predictions_{name}.csv", prediction["ids"], values, list(part.targets)
+                folder / f"predictions_{name}.csv", prediction["ids"], values, part.targets
             )
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
-            metrics = model.evaluate(loader)
-            say(f"{label}: {metric_line(metrics)}")
+            assert model.task is not None
+            say(f"{label}: {metric_line(model.task.metrics(values, part.targets))}")
     say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")

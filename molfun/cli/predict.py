@@ -52,8 +52,8 @@ def predict(
 ) -> None:
     """Write a prediction for every row."""
     result = model.predict(progress(_loader(dataset, batch_size), "predicting"))
-    values = result["prediction"].tolist()
-    write_predictions(Path(output), result["ids"], values, list(dataset.targets))
+    values = result["prediction"].numpy()
+    write_predictions(Path(output), result["ids"], values, dataset.targets)
     say(f"{len(values)} predictions written to {output}")
 
 

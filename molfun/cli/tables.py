@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from molfun._io import write_text
 
 
 def write_predictions(
-    path: Path, ids: Sequence[str], predictions: Sequence[float], targets: Sequence[float]
+    path: Path, ids: Sequence[str], predictions: Iterable[float], targets: Iterable[float]
 ) -> None:
     """Write ``pdb_id,affinity,prediction``; the affinity is blank where it is not known."""
     text = io.StringIO()

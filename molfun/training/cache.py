@@ -12,13 +12,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from molfun._io import load_safetensors, save_safetensors
 from molfun.backbones.base import TrunkOutput
-from molfun.errors import CheckpointError, RunError
+from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ def make_cache(
     ``"memory"`` never writes; ``"disk"`` always does (and needs `directory`); ``"auto"`` fills
     memory first and then the directory, if there is one; ``"off"`` gives None.
     """
+    if mode not in get_args(CacheMode):
+        raise ConfigError(unknown_name("cache mode", mode, get_args(CacheMode)))
     if mode == "off":
         return None
     folder = None if directory is None or mode == "memory" else Path(directory)

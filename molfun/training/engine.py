@@ -73,6 +73,18 @@ class EngineConfig:
     max_nonfinite: int = 5
     identity: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        counts = {k: getattr(self, k) for k in ("epochs", "max_steps", "save_every_steps")}
+        problems = [
+            f"{name} must be a whole number of at least 1, got {value!r}."
+            for name, value in counts.items()
+            if value is not None and not (isinstance(value, int) and value >= 1)
+        ]
+        if self.epochs is None and self.max_steps is None:
+            problems.append("Give epochs or max_steps.")
+        if problems:
+            raise ConfigError(" ".join(problems))
+
 
 class Engine:
     """Fit one model once.
@@ -167,11 +179,6 @@ class Engine:
             limits.append(self.config.epochs * per_epoch)
         if self.config.max_steps is not None:
             limits.append(self.config.max_steps)
-        if not limits or min(limits) < 1:
-            raise ConfigError(
-                f"epochs and max_steps must be at least 1 and one of them given; got "
-                f"epochs={self.config.epochs}, max_steps={self.config.max_steps}."
-            )
         total = min(limits)
         return FitPlan(
             epochs=math.ceil(total / per_epoch),

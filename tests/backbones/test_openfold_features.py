@@ -211,6 +211,20 @@ def test_alignments_that_cannot_be_read_are_named(backbone, tmp_path):
         backbone.featurize(sample)
 
 
+def test_the_order_of_files_on_the_disk_changes_nothing(backbone, tmp_path, monkeypatch):
+    sample = aligned(tmp_path / "alignments")
+    (tmp_path / "alignments" / "other.a3m").write_text(f">query\n{QUERY}\n>x\nACDEFGHIKLYY\n")
+    (tmp_path / "alignments" / "hhsearch").mkdir()
+    first = backbone.featurize(sample)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    second = backbone.featurize(sample)
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path)))
+    assert first["msa_feat"].shape[0] == 5
+    assert_same(first, second)
+    assert_same(first, backbone.featurize(sample))
+
+
 def test_an_empty_folder_of_alignments_is_no_alignment(backbone, tmp_path):
     (tmp_path / "empty").mkdir()
     protein = Protein.from_sequence(QUERY)

@@ -264,6 +264,21 @@ def test_peft_reads_the_adapters_without_a_warning(trained, tiny_model, base_fil
     assert torch.equal(model.predict(samples(3))["prediction"], prediction)
 
 
+@pytest.mark.parametrize("variant", ["use_dora", "use_rslora"])
+def test_peft_reads_the_variants_too(tiny_model, batches, samples, base_file, tmp_path, variant):
+    from peft import PeftModel
+
+    model = tiny_model(weights=base_file)
+    model.fit(batches(2), strategy=LoRAFinetune(rank=2, lr_lora=1e-2, **{variant: True}), epochs=1)
+    expected = model.save(tmp_path / "checkpoint").predict(samples(2))["trunk"].single
+    loaded = MolfunStructureModel.from_checkpoint(tmp_path / "checkpoint", device="cpu")
+    assert torch.equal(loaded.predict(samples(2))["trunk"].single, expected)
+    bare = tiny_model(weights=base_file)
+    assert not torch.equal(bare.predict(samples(2))["trunk"].single, expected)
+    PeftModel.from_pretrained(bare.backbone, tmp_path / "checkpoint" / "peft_adapter")
+    assert torch.equal(bare.predict(samples(2))["trunk"].single, expected)
+
+
 def test_adapter_weights_have_pefts_names(trained):
     folder = trained["lora", "file"][0] / "peft_adapter"
     names = set(load_safetensors(folder / "adapter_model.safetensors"))

@@ -89,7 +89,8 @@ def test_it_folds(model, sample):
 def test_weight_files_of_both_layouts_give_the_same_bits(
     model, untouched, sample, tmp_path, rename, wrap
 ):
-    weights = {rename(k): v for k, v in model.backbone.model.state_dict().items()}
+    base = model.backbone.base_state_dict()
+    weights = {rename(name.removeprefix("model.")): tensor for name, tensor in base.items()}
     path = tmp_path / "finetuning_ptm_2.pt"
     torch.save(wrap(weights), path)
     loaded = build(weights=path, seed=1)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from molfun.backbones.base import TrunkOutput
-from molfun.errors import RunError
+from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.protein import Protein
 from molfun.sample import Sample, SampleBatch
@@ -363,6 +363,14 @@ def test_disk_mode_needs_a_folder() -> None:
         make_cache("disk", ["p"], None)
     assert str(caught.value) == (
         "cache='disk' needs a folder: pass cache_dir=... or output_dir=...."
+    )
+
+
+def test_an_unknown_mode_gets_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_cache("dsk", ["p"], None)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "Unknown cache mode 'dsk'; known: auto, disk, memory, off. Did you mean 'disk'?"
     )
 
 

@@ -33,7 +33,7 @@ from molfun.training import (
     PartialFinetune,
 )
 from molfun.training.callbacks import CSVLog, FitPlan
-from molfun.training.engine import choose_precision
+from molfun.training.engine import EngineConfig, choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]
@@ -312,16 +312,29 @@ def test_epochs_and_max_steps(
     assert rates == pytest.approx([1 - i / total for i in range(total)])
 
 
-@pytest.mark.parametrize("limits", [{"epochs": 0}, {"max_steps": 0}, {"epochs": -1}])
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0."),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0."),
+        (
+            {"epochs": 1.5, "save_every_steps": 0},
+            "epochs must be a whole number of at least 1, got 1.5. "
+            "save_every_steps must be a whole number of at least 1, got 0.",
+        ),
+    ],
+)
 def test_nothing_to_do_is_an_error(
-    tiny_model: ModelFactory, batches: BatchFactory, limits: dict[str, int]
+    tiny_model: ModelFactory, batches: BatchFactory, limits: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         tiny_model().fit(batches(1), strategy=PLAIN, **limits)
-    assert str(caught.value) == (
-        "epochs and max_steps must be at least 1 and one of them given; got "
-        f"epochs={limits.get('epochs')}, max_steps={limits.get('max_steps')}."
-    )
+    assert str(caught.value) == text
+
+
+def test_an_engine_needs_an_end() -> None:
+    with pytest.raises(ConfigError, match=r"^Give epochs or max_steps\.$"):
+        EngineConfig(epochs=None)
 
 
 def test_an_empty_validation_set_is_an_error(

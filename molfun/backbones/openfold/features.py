@@ -58,9 +58,7 @@ def raw_from_protein(protein: Protein, alignment_dir: Path | None) -> dict[str, 
 
 def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any]:
     """MSA of the full sequence, cut to the residues of the crop."""
-    from openfold.data.data_pipeline import DataPipeline
-
-    pipeline = DataPipeline(template_featurizer=None)
+    pipeline = _pipeline()
     with tempfile.TemporaryDirectory() as empty:
         folder = str(alignment_dir) if alignment_dir is not None else empty
         try:
@@ -75,6 +73,17 @@ def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any
     msa["deletion_matrix_int"] = msa["deletion_matrix_int"][:, kept]
     msa["num_alignments"] = msa["num_alignments"][kept]
     return msa
+
+
+def _pipeline() -> Any:
+    """Openfold's data pipeline, with alignments in the order of their names, not of the disk."""
+    from openfold.data.data_pipeline import DataPipeline
+
+    class Ordered(DataPipeline):
+        def _parse_msa_data(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+            return dict(sorted(super()._parse_msa_data(*arguments, **settings).items()))
+
+    return Ordered(template_featurizer=None)
 
 
 def _query_columns(protein: Protein, query: np.ndarray, folder: str) -> np.ndarray:
