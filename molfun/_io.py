@@ -111,6 +111,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _recover(path)
         for stale in path.parent.glob(f".{path.name}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -153,10 +154,20 @@ def _exchange(new: Path, old: Path) -> None:
         )
         if code == 0:
             return
-    aside = old.with_name(f".{old.name}.old.tmp")
+    aside = _aside(old)
     old.rename(aside)
     new.rename(old)
     aside.rename(new)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old.tmp")
+
+
+def _recover(path: Path) -> None:
+    """Put a folder back that a process killed between two renames had moved aside."""
+    if _aside(path).exists() and not path.exists():
+        _aside(path).rename(path)
 
 
 def sha256_of(path: str | Path) -> str:

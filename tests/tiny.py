@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ from molfun.protein import RESIDUE_LETTERS, Protein
 from molfun.sample import Sample, SampleBatch
 
 LENGTHS = (7, 12, 9, 5, 11, 8, 10, 6)
+DEFAULTS: dict[str, Any] = {
+    "config": "tiny",
+    "head": "affinity",
+    "device": "cpu",
+    "backbone_config": {"fill_zero_init": 0.1},
+}
+_built: dict[str, MolfunStructureModel] = {}
 
 
 def build_tiny_model(**settings: Any) -> MolfunStructureModel:
@@ -20,13 +28,14 @@ def build_tiny_model(**settings: Any) -> MolfunStructureModel:
     OpenFold starts the last projection of every attention at zero, so the gradients of adapters
     would be exactly zero; `fill_zero_init` gives them something to do.
     """
-    arguments: dict[str, Any] = {
-        "config": "tiny",
-        "head": "affinity",
-        "device": "cpu",
-        "backbone_config": {"fill_zero_init": 0.1},
-    }
-    return MolfunStructureModel("openfold", **(arguments | settings))
+    arguments = {**DEFAULTS, **settings}
+    if "weights" in settings or arguments["config"] != "tiny":
+        return MolfunStructureModel("openfold", **arguments)
+    # drawing the weights takes most of the time: once for each set of arguments
+    key = repr(sorted(arguments.items()))
+    if key not in _built:
+        _built[key] = MolfunStructureModel("openfold", **arguments)
+    return copy.deepcopy(_built[key])
 
 
 def build_samples(

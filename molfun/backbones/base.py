@@ -129,6 +129,9 @@ class Backbone(nn.Module, ABC):
     def featurize(self, sample: Sample) -> Features:
         """Turn one sample into input tensors; the same sample always gives the same tensors."""
 
+    def check(self, sample: Sample) -> None:
+        """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
+
     @abstractmethod
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad and stack the input tensors of several samples into one batch."""

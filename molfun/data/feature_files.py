@@ -13,6 +13,7 @@ import io
 import pickle
 import pickletools
 import re
+import threading
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -235,6 +236,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         )
     with _pickle_errors(path):
         _check_opcodes(raw)
+        _BUDGET.left = MAX_BYTES
         content = _FeatureUnpickler(raw).load()
         if not isinstance(content, dict):
             raise DataError(
@@ -287,6 +289,20 @@ def _check_opcodes(raw: bytes) -> None:
             raise UnsafeFileError(f"it has more than {MAX_OPCODES:,} instructions.")
     if largest_index > count:
         raise UnsafeFileError(f"it asks for {largest_index:,} memo entries and makes {count:,}.")
+
+
+class _Budget(threading.local):
+    """Bytes that the pickle being read may still unpack to: its parts can refer to one another."""
+
+    left = MAX_BYTES
+
+    def spend(self, n_bytes: int) -> None:
+        self.left -= n_bytes
+        if self.left < 0:
+            raise UnsafeFileError(f"it unpacks to more than {MAX_BYTES:,} bytes.")
+
+
+_BUDGET = _Budget()
 
 
 class _PickledType:
@@ -354,6 +370,7 @@ def _array(data: Any, dtype: _PickledType, shape: Any, order: str = "C") -> np.n
     if not isinstance(data, (bytes, bytearray)):
         raise DataError(f"an array has {_type_name(data)} for its content.")
     sizes, kind = _shape(shape), dtype.build()
+    _BUDGET.spend(len(data))
     if _count(sizes) * kind.itemsize != len(data):
         raise UnsafeFileError(f"an array declares {sizes} values of {kind} in {len(data)} bytes.")
     flat = np.frombuffer(data, kind) if data else np.zeros(_count(sizes), kind)
@@ -394,6 +411,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 def _encode(text: Any, encoding: Any) -> bytes:
     if encoding != "latin1" or not isinstance(text, str):
         raise UnsafeFileError(f"it encodes text as {str(encoding)[:40]!r}.")
+    _BUDGET.spend(len(text))
     return text.encode("latin1")
 
 
@@ -464,6 +482,21 @@ ALLOWED: dict[tuple[str, str], Any] = {
 """Every name a pickle may use, and what is called instead of it."""
 
 
+class _Call:
+    """A function that a pickle may call and not change (BUILD would set its attributes)."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, _state: Any) -> None:
+        raise UnsafeFileError("it tries to change a function.")
+
+
 class _FeatureUnpickler(pickle.Unpickler):
     def __init__(self, raw: bytes) -> None:
         super().__init__(io.BytesIO(raw))
@@ -471,7 +504,8 @@ class _FeatureUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise UnsafeFileError(f"it uses {module}.{name}, which could run code.")
-        return ALLOWED[module, name]
+        allowed = ALLOWED[module, name]
+        return allowed if isinstance(allowed, type) else _Call(allowed)
 
 
 def _key(name: Any) -> str:
@@ -485,6 +519,9 @@ def _value(name: str, value: Any) -> Any:
     if isinstance(value, _PickledArray):
         return value.build()
     if isinstance(value, (list, tuple)):
+        # numpy gives every text the room of the longest
+        longest = max((len(i) for i in value if isinstance(i, (str, bytes))), default=2)
+        _BUDGET.spend(4 * longest * len(value))
         return np.array([_plain(item) for item in value])
     if isinstance(value, (str, bytes, bool, int, float, np.generic, np.ndarray)):
         return np.asarray(value)

@@ -100,6 +100,7 @@ def write_checkpoint(
         Function that writes adapters into a folder; None where there are none.
     """
     content = dict(vars(meta))
+    _refuse_other_folders(Path(path))
     with atomic_directory(path) as folder:
         save_torch(folder / META, content)
         write_json(folder / META_JSON, content)
@@ -110,6 +111,16 @@ def write_checkpoint(
             save_adapter(folder / ADAPTER)
         write_text(folder / CARD, _card(meta))
         write_json(folder / MANIFEST, _measure(folder))
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """A checkpoint takes the place of a checkpoint or of nothing, never of other files."""
+    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{path} holds other files ({', '.join(sorted(p.name for p in path.iterdir())[:4])}) "
+            f"and is no checkpoint; saving would replace them. Choose a new folder, for example "
+            f"{path / 'checkpoint'}."
+        )
 
 
 def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) -> None:
@@ -221,7 +232,9 @@ def verify(folder: Path) -> None:
         problems = [p for name, entry in entries.items() if (p := _problem(folder, name, entry))]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} is damaged: {error!r}.") from error
-    problems += [f"{name}: not in the manifest" for name in (META, HEAD) if name not in entries]
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    unlisted = sorted({META, HEAD, *files} - {MANIFEST, *entries})
+    problems += [f"{name}: not in the manifest" for name in unlisted]
     if problems:
         raise CheckpointError(
             f"The checkpoint {folder} is damaged:\n{listing(problems)}\nCopy it again from its "

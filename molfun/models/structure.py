@@ -13,15 +13,17 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from molfun import __version__
 from molfun._io import DirectoryLock
 from molfun.backbones.base import Backbone, TrunkOutput, combine_digests, tensor_digests
-from molfun.errors import CheckpointError, ConfigError, DataError, listing
+from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, listing
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.nn import lora
 from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
@@ -104,12 +106,15 @@ class MolfunStructureModel(nn.Module):
         super().__init__()
         place = resolve_device(device)
         arguments = dict(backbone_config or {})
+        twice = [key for key in ("weights", "seed") if key in arguments]
+        if twice:
+            raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
         if config is not None:
             arguments["config"] = config
         self.backbone: Backbone = _build(
             "backbone_config", BACKBONES[backbone], {**arguments, "weights": weights, "seed": seed}
         )
-        self.weights = None if weights is None else str(weights)
+        self.weights = None if weights is None else str(Path(weights).expanduser().resolve())
         if weights is None:
             logger.warning(
                 "%s starts from random weights (seed %d): good for tests, not for science. Pass "
@@ -184,7 +189,7 @@ class MolfunStructureModel(nn.Module):
         seed
             Decides the order of samples and dropout.
         precision
-            Overrides the strategy's ``amp``: "32-true", "bf16-mixed", "16-mixed", "64-true".
+            Overrides the strategy's ``amp``: "32-true", "bf16-mixed", "16-mixed".
         cache
             Where outputs of a frozen backbone are kept: "auto", "memory", "disk" or "off".
         cache_dir
@@ -209,17 +214,20 @@ class MolfunStructureModel(nn.Module):
         """
         head, task = self._need_head("fit")
         train_loader, val_loader = _as_loader(train_loader, shuffle=True), _as_loader(val_loader)
+        run_dir = None if output_dir is None else Path(output_dir).expanduser()
+        if resume and run_dir is None:
+            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
+        self.check(train_loader, val_loader)
         targets = _targets_of(train_loader)
         task.fit_targets(targets)
         if strategy == "auto":
             strategy = choose_strategy(int(np.isfinite(targets).sum()))
-        strategy.setup(self)
+        strategy.setup(self, seed=seed)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         self._use_precision(chosen)
         fabric = make_fabric(self.device, chosen)
         if epochs is None and max_steps is None:
             epochs = 20
-        run_dir = None if output_dir is None else Path(output_dir).expanduser()
         optimizer, parameters = make_optimizer(strategy, self)
         if cache_dir is None and run_dir is not None:
             cache_dir = run_dir / "cache"
@@ -241,7 +249,12 @@ class MolfunStructureModel(nn.Module):
                 seed=seed,
                 state_dir=None if run_dir is None else run_dir / "resume",
                 save_every_steps=save_every_steps,
-                identity=self._identity(train_loader, strategy, seed, chosen, epochs, max_steps),
+                identity={
+                    **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
+                    **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
+                    **self._model_identity(),
+                    **_data_identity(train_loader, targets, val_loader),
+                },
             ),
             parameters=parameters,
             optimizer=optimizer,
@@ -249,12 +262,14 @@ class MolfunStructureModel(nn.Module):
             callbacks=callbacks,
             on_best=lambda history: self._save_best(run_dir, history),
         )
-        if resume and run_dir is None:
-            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
         with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
+            except NonFiniteError:
+                if run_dir is not None:
+                    self.save(run_dir / "checkpoint")
+                raise
             finally:
                 self.eval()
             self.result = dict(history.best) if history else {}
@@ -277,7 +292,7 @@ class MolfunStructureModel(nn.Module):
         prefix = (
             self.backbone.state_fingerprint(),
             self.backbone.featurize_key(),
-            precision,
+            f"{precision} {self.device.type} torch {torch.__version__} molfun {__version__}",
             *self.head.needs,
         )
         return make_cache(mode, prefix, folder)
@@ -286,34 +301,38 @@ class MolfunStructureModel(nn.Module):
         on_disk = folder is not None and mode in ("auto", "disk")
         return FeatureCache(self.backbone, Path(folder or "") / "features" if on_disk else None)
 
-    def _identity(
-        self,
-        loader: Any,
-        strategy: FinetuneStrategy,
-        seed: int,
-        precision: str,
-        epochs: int | None,
-        max_steps: int | None,
-    ) -> dict[str, Any]:
-        """All that decides the course of a run, as plain values."""
+    def _model_identity(self) -> dict[str, Any]:
+        """What of the model a run does not change, as plain values."""
         assert self.head is not None
         assert self.task is not None
-        settings = {f"strategy.{k}": v for k, v in strategy.to_dict().items()}
-        dataset = getattr(loader, "dataset", None)
-        ids = getattr(dataset, "ids", None)
+        frozen = {n: p for n, p in self.backbone.named_parameters() if not p.requires_grad}
         return {
-            **{k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
-            "seed": seed,
-            "precision": precision,
-            "epochs": epochs,
-            "max_steps": max_steps,
             "base weights": self.base_fingerprint,
+            "frozen weights": _digest(tensor_digests(frozen).values()),
             "head": dict(self.head.config_dict),
-            "task": dict(self.task.config_dict),
-            "batches": len(loader),
-            "training set": None if ids is None else _digest([*map(str, ids)]),
-            "labels": _digest([repr(float(t)) for t in _targets_of(loader)]),
+            "task": {**self.task.config_dict, **self.task.state_dict()},
         }
+
+    def check(self, *data: Any) -> Self:
+        """Ask the backbone of every sample of data sets or loaders whether it can take it.
+
+        Raises
+        ------
+        DataError
+            Listing all samples it cannot take. Data that is no list of samples is left alone.
+        """
+        problems = []
+        for sample in _samples_of(data):
+            try:
+                self.backbone.check(sample)
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            raise DataError(
+                f"{len(problems)} samples cannot be used with {self.backbone.display_name}:\n"
+                f"{listing(problems)}\nRepair them or remove their rows."
+            )
+        return self
 
     # --- use -----------------------------------------------------------------------------------
 
@@ -694,7 +713,8 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
 
 def _is_many(data: Any) -> bool:
     """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
-    return isinstance(data, DataLoader | Iterator) or _collate_of(data) is not None
+    batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
+    return bool(batches) or isinstance(data, DataLoader | Iterator) or _collate_of(data) is not None
 
 
 def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
@@ -710,15 +730,58 @@ def _collate_of(data: Any) -> Any:
     return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
 
 
-def _targets_of(loader: Iterable[Any]) -> np.ndarray:
-    """Labels of a training set, without loading its inputs where the dataset lists them."""
+def _targets_of(loader: Any) -> np.ndarray:
+    """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
+    dataset = getattr(loader, "dataset", None)
     targets = getattr(_dataset_of(loader), "targets", None)
     if targets is not None:
         values = np.asarray(targets, dtype=np.float64)
-        subset = getattr(loader, "dataset", None)
-        return values[list(subset.indices)] if isinstance(subset, Subset) else values
-    found = [t for batch in loader for t in as_inputs(batch).targets]
+        return values[list(dataset.indices)] if isinstance(dataset, Subset) else values
+    batches: Iterable[Any] = loader
+    if isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
+        batches = DataLoader(
+            loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
+        )
+    found = [t for batch in batches for t in as_inputs(batch).targets]
     return np.array([math.nan if t is None else t for t in found], dtype=np.float64)
+
+
+def _samples_of(data: Iterable[Any]) -> Iterator[Sample]:
+    """Samples of data sets, of loaders over them, and of lists of batches."""
+    for part in data:
+        dataset = getattr(part, "dataset", part)
+        if isinstance(dataset, Sequence) or hasattr(dataset, "ids"):
+            items = (dataset[i] for i in range(len(dataset)))
+            for item in items:
+                group = item if isinstance(item, SampleBatch | list | tuple) else [item]
+                yield from (sample for sample in group if isinstance(sample, Sample))
+
+
+def _data_identity(train: Any, targets: np.ndarray, val: Any) -> dict[str, Any]:
+    """What a run was trained and validated on, as plain values."""
+    validation = None
+    if val is not None:
+        labels = [repr(float(t)) for t in _targets_of(val)]
+        validation = _digest([*_ids_of(val), *labels])
+    return {
+        "batches": len(train),
+        "batch size": getattr(train, "batch_size", None),
+        "training set": _digest(_ids_of(train)),
+        "labels": _digest([repr(float(t)) for t in targets]),
+        "validation set": validation,
+        "inputs": dict(getattr(_dataset_of(train), "input_settings", {})),
+    }
+
+
+def _ids_of(loader: Any) -> list[str]:
+    dataset = getattr(loader, "dataset", None)
+    ids = list(map(str, getattr(_dataset_of(loader), "ids", [])))
+    return [ids[i] for i in dataset.indices] if ids and isinstance(dataset, Subset) else ids
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists for tuples, as they come back from a file."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _dataset_of(loader: Any) -> Any:
@@ -727,7 +790,7 @@ def _dataset_of(loader: Any) -> Any:
     return dataset.dataset if isinstance(dataset, Subset) else dataset
 
 
-def _digest(parts: Sequence[str]) -> str:
+def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

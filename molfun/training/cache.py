@@ -2,8 +2,8 @@
 
 An entry is what the head reads of one sample's trunk output, unpadded. Its key covers all that the
 entry depends on: the backbone's weights and configuration, the sample's content, the feature
-settings, the representations and the precision. A changed input gives another key, so an entry can
-be stale only by a hash collision; a damaged one fails its checksum and is computed again.
+settings, the representations, the precision, the device and the versions of the software. A
+changed input gives another key; a damaged entry fails its checksum and is computed again.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class PrefixCache:
             stored = tensors.pop("checksum")
         except (CheckpointError, KeyError):
             stored, tensors = torch.zeros(0), {}
-        if not tensors or not torch.equal(stored, _checksum(tensors)):
+        if not tensors or not torch.equal(stored, checksum(tensors)):
             logger.warning("Cache entry %s is damaged; it is computed again.", self._path(key))
             self._path(key).unlink(missing_ok=True)
             return None
@@ -111,13 +111,14 @@ class PrefixCache:
 
     def _write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         try:
-            save_safetensors(self._path(key), {**tensors, "checksum": _checksum(tensors)})
+            save_safetensors(self._path(key), {**tensors, "checksum": checksum(tensors)})
         except (RunError, OSError) as error:
             self._disk_works = False
             logger.warning("The cache stops writing to disk: %s", error)
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sha256 over names, shapes and bytes, as 32 bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())

@@ -12,6 +12,7 @@ Rules it keeps, each with a test:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import operator
@@ -41,6 +42,9 @@ from molfun.training.state import FitState
 
 logger = logging.getLogger(__name__)
 
+SCALE_SEARCH = 20
+"""Windows in a row that a float16 loss scale may need to come down from 2 ** 16, besides
+`EngineConfig.max_nonfinite`."""
 STATE_EVERY_SECONDS = 600.0
 """State is written at the end of every epoch and at least this often within one."""
 
@@ -102,8 +106,8 @@ class Engine:
     callbacks
         Hooks, called in order.
     on_best
-        Called whenever the validation loss is the lowest so far, with the weights to keep in the
-        model.
+        Called whenever the validation loss is the lowest so far (every epoch without a validation
+        set), with the weights to keep in the model.
     """
 
     def __init__(
@@ -251,13 +255,16 @@ class Engine:
             )
             if bool(torch.isfinite(norm)):
                 self._apply_gradients()
-            elif getattr(precision, "scaler", None) is not None:
-                # float16: the scaler skips the step and lowers its factor, as it is meant to
-                precision.optimizer_step(self.optimizer)
             else:
                 state.window_bad = True
+                if self._scales_loss():
+                    # float16: the scaler skips the step and lowers its factor, as it is meant to
+                    precision.optimizer_step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self._close_window()
+
+    def _scales_loss(self) -> bool:
+        return getattr(self.fabric.strategy.precision, "scaler", None) is not None
 
     def _apply_gradients(self) -> None:
         self.fabric.strategy.precision.optimizer_step(self.optimizer)
@@ -281,7 +288,8 @@ class Engine:
             state.bad_in_row = 0
         state.window_bad, state.window_ids = False, []
         state.window_count = state.window_batches = 0
-        if state.bad_in_row >= self.config.max_nonfinite:
+        allowed = self.config.max_nonfinite + (SCALE_SEARCH if self._scales_loss() else 0)
+        if state.bad_in_row >= allowed:
             self._keep_best()
             kept = f"best ones (epoch {state.best_epoch})" if state.best_epoch else "last ones"
             raise NonFiniteError(
@@ -305,7 +313,12 @@ class Engine:
             "skipped": state.skipped_windows,
         }
         state.loss_total, state.loss_count = 0.0, 0
-        improved = self._validate(val, row) if val is not None else False
+        improved = False
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            if val is not None:
+                improved = self._validate(val, row)
+            else:
+                self.on_best(History([*state.history, row]))
         state.history.append(row)
         state.finished = self._why_finished()
         for callback in self.callbacks:
@@ -315,10 +328,7 @@ class Engine:
     def _validate(self, val: Iterable[Any], row: Row) -> bool:
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
-        if self.average is None:
-            return self._score(val, row)
-        with self.average.applied():
-            return self._score(val, row)
+        return self._score(val, row)
 
     def _score(self, val: Iterable[Any], row: Row) -> bool:
         """Validate the weights in the model and, if they are the best so far, keep them."""

@@ -6,12 +6,19 @@ import hashlib
 import logging
 from pathlib import Path
 
+import torch
+
 from molfun.backbones.base import Backbone, Features
 from molfun.data.feature_files import read_features, write_features
 from molfun.errors import DataError, RunError
 from molfun.sample import Sample
+from molfun.training.cache import checksum
 
 logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised when the same settings begin to give other features."""
+CHECKSUM = "checksum"
 
 
 class FeatureCache:
@@ -38,7 +45,7 @@ class FeatureCache:
         slow = sample.alignment_dir is not None or sample.features is not None
         if self._directory is None or not slow:
             return self._backbone.featurize(sample)
-        key = f"{self._backbone.featurize_key()}|{sample.content_key()}"
+        key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"
         stored = _read(path)
@@ -46,7 +53,7 @@ class FeatureCache:
             return stored
         features = self._backbone.featurize(sample)
         try:
-            write_features(path, features)
+            write_features(path, {**features, CHECKSUM: checksum(features)})
         except RunError as error:
             logger.warning("The feature cache stops: %s", error)
             self._directory = None
@@ -57,7 +64,12 @@ def _read(path: Path) -> Features | None:
     if not path.is_file():
         return None
     try:
-        return dict(read_features(path))  # type: ignore[arg-type]
+        features: Features = dict(read_features(path))  # type: ignore[arg-type]
     except DataError as error:
         logger.warning("Cached features are computed again: %s", error)
         return None
+    stored = features.pop(CHECKSUM, None)
+    if stored is None or not torch.equal(stored, checksum(features)):
+        logger.warning("Cached features are computed again: %s is damaged.", path)
+        return None
+    return features

@@ -38,7 +38,7 @@ class Run:
         handle = model.backbone.register_forward_hook(self._count)
         strategy = HeadOnlyFinetune(lr=1e-2, ema_decay=0.9)
         self.history: History = model.fit(
-            train, val, strategy=strategy, **{"epochs": 3, "seed": 3, **options}
+            train, val, strategy=strategy, **{"epochs": 2, "seed": 3, **options}
         )
         handle.remove()
 
@@ -61,29 +61,28 @@ def entries(folder: Path) -> list[Path]:
 # --- the same results with fewer passes ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_mode_gives_the_same_bits(
     tiny_model: ModelFactory, batches: BatchFactory, tmp_path: Path, batch_size: int
 ) -> None:
     def run(mode: str, **options: Any) -> Run:
-        train = batches(6, batch_size=batch_size)
-        val = batches(3, batch_size=batch_size, seed=1, prefix="v")
+        train = batches(4, batch_size=batch_size)
+        val = batches(2, batch_size=batch_size, seed=1, prefix="v")
         return Run(tiny_model(), train, val, cache=mode, **options)
 
     expected = run("off")
-    assert expected.forwards == 3 * 9, "one pass a sample and epoch"
+    assert expected.forwards == 2 * 6, "one pass a sample and epoch"
     for cached in (
         run("auto"),
-        run("memory"),
         run("disk", cache_dir=tmp_path / "a"),
         run("auto", cache_dir=tmp_path / "b"),
         run("disk", output_dir=tmp_path / "run"),
     ):
         assert cached.equals(expected)
-        assert cached.forwards == 9, "one pass a sample"
-    assert len(entries(tmp_path / "a")) == 9
+        assert cached.forwards == 6, "one pass a sample"
+    assert len(entries(tmp_path / "a")) == 6
     assert not (tmp_path / "b").exists(), "auto fills the memory first"
-    assert len(entries(tmp_path / "run" / "cache")) == 9
+    assert len(entries(tmp_path / "run" / "cache")) == 6
 
 
 def test_equal_samples_share_an_entry(

@@ -132,5 +132,6 @@ def _use_nonreentrant_checkpoints() -> None:
         return  # DeepSpeed's own checkpointing is configured
     fixed = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
     for module in list(sys.modules.values()):
-        if getattr(module, "get_checkpoint_fn", None) is upstream:
+        ours = getattr(module, "__name__", "").startswith("openfold.")
+        if ours and getattr(module, "get_checkpoint_fn", None) is upstream:
             module.get_checkpoint_fn = lambda: fixed  # type: ignore[attr-defined]

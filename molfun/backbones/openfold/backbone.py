@@ -7,6 +7,7 @@ The stock ``openfold.model.model.AlphaFold`` does all the work. This module choo
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -152,6 +153,21 @@ class OpenFoldBackbone(Backbone):
         seed = int(sample.content_key()[:8], 16)
         return features.process(self._raw_features(sample), self.data_config, seed=seed)
 
+    def check(self, sample: Sample) -> None:
+        """Refuse what `featurize` could not take: length, alignments, keys of features.
+
+        Raises
+        ------
+        DataError
+            Naming the sample.
+        """
+        if sample.features is not None and features.is_processed(sample.features):
+            features.check_processed(sample.features, sample.id, self._inputs)
+        elif sample.features is not None or sample.alignment_dir is not None:
+            self._raw_features(sample)
+        elif sample.protein is not None:
+            features.check_length(len(sample.protein), sample.id)
+
     def _raw_features(self, sample: Sample) -> dict[str, Any]:
         if sample.protein is None and sample.features is None:
             raise DataError(f"{sample.id} has neither a structure, a sequence nor features.")
@@ -174,7 +190,8 @@ class OpenFoldBackbone(Backbone):
 
     def featurize_key(self) -> str:
         """Settings of the feature pipeline as text."""
-        return json.dumps([self.name, self.settings, self.config.data.to_json()])
+        version = importlib.metadata.version("openfold")
+        return json.dumps([self.name, version, self.settings, self.config.data.to_json()])
 
     # --- forward -------------------------------------------------------------------------------
 

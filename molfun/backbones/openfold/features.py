@@ -28,6 +28,8 @@ MODEL_INPUTS = (
     "template_alt_torsion_angles_sin_cos", "template_torsion_angles_mask",
 )  # fmt: skip
 """Keys that ``AlphaFold.forward`` reads (found by leaving them out one at a time)."""
+MAX_LENGTH = 4096
+"""The pair representation of this many residues alone takes 9 GB."""
 EMPTY_FEATURES = {
     "template_torsion_angles_sin_cos": ("NUM_TEMPLATES", "NUM_RES", None, None),
     "extra_has_deletion": ("NUM_EXTRA_SEQ", "NUM_RES"),
@@ -128,6 +130,11 @@ def check_length(length: int, name: str) -> None:
     """Refuse what openfold's pipeline cannot take: it squeezes dimensions of size 1 away."""
     if length < 2:
         raise DataError(f"{name} has {length} residues; openfold takes 2 or more.")
+    if length > MAX_LENGTH:
+        raise DataError(
+            f"{name} has {length} residues; at most {MAX_LENGTH} fit any machine. Crop it: "
+            f"--max-length 512 (max_length=512)."
+        )
 
 
 def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
