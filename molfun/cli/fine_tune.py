@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +14,36 @@ from torch.utils.data import DataLoader
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
-from molfun.cli.tables import write_predictions
+from molfun.cli.tables import escape, write_predictions
+from molfun.config import read_yaml
 from molfun.data import AffinityDataset, DataSplitter
 from molfun.errors import RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
-from molfun.training.callbacks import CSVLog
+from molfun.training.callbacks import Callback, CSVLog, FitPlan
 from molfun.training.history import History
+from molfun.training.lora import LoRAFinetune
 
 RANDOM_FILL = 0.005
 """AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
 gradient at all. Without pretrained weights they start from this standard deviation instead."""
-RUN_FILES = ("checkpoint", "resume", "history.csv", "config.yaml")
+RUN_FILES = ("checkpoint", "resume", "history.csv", "config.yaml", "splits.csv")
 
 
 def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, split, train, test; print and write as it goes."""
     folder = settings.output_dir
-    with disk_errors(folder), DirectoryLock(folder):
-        _prepare_folder(folder, resume=resume, overwrite=overwrite or settings.demo)
-        set_up_logging(str(folder / "run.log"), debug=debug)
+    with DirectoryLock(folder):
+        replaces = _check_folder(folder, resume=resume, overwrite=overwrite, demo=settings.demo)
+        with disk_errors(folder):
+            set_up_logging(str(folder / "run.log"), debug=debug)
         train, val, test = _data(settings)
-        write_text(folder / "config.yaml", settings.to_yaml())
-        _write_splits(folder, train, val, test)
         model = _model(settings)
         strategy = _strategy(settings, len(train))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
+        files = RunFiles(folder, settings, strategy, model, (train, val, test), old=replaces)
         shown = ConsoleProgress()
         try:
             history = model.fit(
@@ -51,7 +56,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 seed=settings.seed,
                 precision=settings.precision,
                 cache=settings.cache,
-                callbacks=[CSVLog(folder / "history.csv"), shown],
+                callbacks=[files, CSVLog(folder / "history.csv"), shown],
             )
         finally:
             shown.close()
@@ -59,25 +64,75 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
     return history
 
 
+class RunFiles(Callback):
+    """Write what describes a run, once everything about it has been accepted.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    settings, strategy, model
+        What is written to ``config.yaml``.
+    parts
+        Train, validation and test set, for ``splits.csv``.
+    old
+        Files of a former run that this one replaces.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: FineTuneSettings,
+        strategy: FinetuneStrategy,
+        model: MolfunStructureModel,
+        parts: Sequence[AffinityDataset | None],
+        *,
+        old: Sequence[str] = (),
+    ) -> None:
+        self._folder, self._settings, self._strategy = folder, settings, strategy
+        self._model, self._parts, self._old = model, parts, old
+
+    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
+        """Remove what is replaced, then write."""
+        for name in self._old:
+            path = self._folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        resolved = {
+            "strategy": self._strategy.name,
+            "lr": self._strategy.main_lr,
+            "accum": self._strategy.accumulation_steps,
+            "device": str(self._model.device),
+            "precision": self._model.precision,
+        }
+        if isinstance(self._strategy, LoRAFinetune):
+            resolved["lora_rank"] = self._strategy.rank
+        write_text(self._folder / "config.yaml", self._settings.to_yaml(**resolved))
+        _write_splits(self._folder / "splits.csv", self._parts)
+
+
 def _size(model: MolfunStructureModel) -> int:
     return sum(p.numel() for p in model.backbone.parameters())
 
 
-def _prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool, demo: bool) -> list[str]:
+    """Names of the files of a former run that the new one may replace."""
     present = [name for name in RUN_FILES if (folder / name).exists()]
     if resume or not present:
-        return
-    if not overwrite:
-        raise RunError(
-            f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
-            f"replace it with --overwrite, or choose another --output."
-        )
-    for name in present:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        return []
+    if overwrite or (demo and _is_demo(folder)):
+        return present
+    raise RunError(
+        f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
+        f"replace it with --overwrite, or choose another --output."
+    )
+
+
+def _is_demo(folder: Path) -> bool:
+    path = folder / "config.yaml"
+    return path.is_file() and read_yaml(path).get("demo") is True
 
 
 def _data(
@@ -136,11 +191,13 @@ def _say_notes(dataset: AffinityDataset) -> None:
         say(f"Structures: {len(notes)} of {len(dataset)} with notes (see run.log)")
 
 
-def _write_splits(folder: Path, *parts: AffinityDataset | None) -> None:
-    lines = ["pdb_id,split"]
+def _write_splits(path: Path, parts: Sequence[AffinityDataset | None]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["pdb_id", "split"])
     for name, part in zip(("train", "val", "test"), parts, strict=True):
-        lines += [f"{sample_id},{name}" for sample_id in (part.ids if part is not None else [])]
-    write_text(folder / "splits.csv", "\n".join(lines) + "\n")
+        writer.writerows([escape(i), name] for i in (part.ids if part is not None else []))
+    write_text(path, text.getvalue())
 
 
 def _model(settings: FineTuneSettings) -> MolfunStructureModel:
@@ -164,7 +221,10 @@ def _strategy(settings: FineTuneSettings, n_train: int) -> FinetuneStrategy:
         return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy))
     chosen, why = recommend(n_train)
     say(f"Chosen for {n_train} training samples: {chosen.name} ({why})")
-    return FinetuneStrategy.from_dict(settings.strategy_options(chosen.name))
+    options = settings.strategy_options(chosen.name)
+    if isinstance(chosen, LoRAFinetune):
+        options = {"rank": chosen.rank, **options}
+    return FinetuneStrategy.from_dict(options)
 
 
 def _loader(

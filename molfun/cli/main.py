@@ -135,6 +135,7 @@ Checkpoint = Annotated[
 Table = Annotated[str, typer.Option("--data", help="Table with the column pdb_id.")]
 Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
 Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
+Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
 Weights = Annotated[Text, typer.Option("--weights", help="Base weights, if they have moved.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
@@ -149,6 +150,7 @@ def predict(
     data: Table,
     pdbs: Pdbs = None,
     features: Features = None,
+    alignments: Alignments = None,
     output: Annotated[str, typer.Option("--output", help="Table to write.")] = "predictions.csv",
     weights: Weights = None,
     device: Device = "auto",
@@ -159,8 +161,8 @@ def predict(
 ) -> None:
     """Predict an affinity for every row of a table, from a checkpoint alone."""
     _with_model(
-        "predict", checkpoint, data, pdbs, features, output, weights, device, max_length,
-        batch_size, skip_missing=skip_missing, debug=debug,
+        "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
+        max_length, batch_size, skip_missing=skip_missing, debug=debug,
     )  # fmt: skip
 
 
@@ -170,6 +172,7 @@ def evaluate(
     data: Table,
     pdbs: Pdbs = None,
     features: Features = None,
+    alignments: Alignments = None,
     output: Annotated[Text, typer.Option("--output", help="JSON file to write.")] = None,
     weights: Weights = None,
     device: Device = "auto",
@@ -180,8 +183,8 @@ def evaluate(
 ) -> None:
     """Compare predictions with the affinities of a table."""
     _with_model(
-        "evaluate", checkpoint, data, pdbs, features, output, weights, device, max_length,
-        batch_size, skip_missing=skip_missing, debug=debug,
+        "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
+        max_length, batch_size, skip_missing=skip_missing, debug=debug,
     )  # fmt: skip
 
 
@@ -191,6 +194,7 @@ def _with_model(
     data: str,
     pdbs: str | None,
     features: str | None,
+    alignments: str | None,
     output: str | None,
     weights: str | None,
     device: str,
@@ -212,6 +216,7 @@ def _with_model(
             data=data,
             pdbs=pdbs,
             features=features,
+            alignments=alignments,
             max_length=max_length,
             skip_missing=skip_missing,
             labels=verb == "evaluate",

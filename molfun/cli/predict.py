@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from molfun.data import AffinityDataset
 from molfun.models.checkpoint import read_meta
 from molfun.models.structure import MolfunStructureModel
 
+logger = logging.getLogger(__name__)
+
 
 def open_data(
     checkpoint: str,
@@ -22,21 +25,32 @@ def open_data(
     data: str,
     pdbs: str | None,
     features: str | None,
+    alignments: str | None,
     max_length: int | None,
     skip_missing: bool,
     labels: bool,
 ) -> AffinityDataset:
     """Read the table and check its structures, cropped as in training unless told otherwise."""
     trained = read_meta(checkpoint).data
-    return AffinityDataset.from_csv(
+    dataset = AffinityDataset.from_csv(
         data,
         pdbs,
         features_dir=features,
+        alignments_dir=alignments,
         max_length=trained.get("max_length") if max_length is None else max_length,
         crop=trained.get("crop", "auto"),
         skip_missing=skip_missing,
         require_target=labels,
     ).check()
+    aligned = bool(dataset.input_settings["alignments"])
+    if aligned != bool(trained.get("alignments")):
+        with_or_without = "without" if aligned else "with"
+        logger.warning(
+            "The model was trained %s alignments; these samples are the other way round, so "
+            "predictions will differ (--alignments FOLDER).",
+            with_or_without,
+        )
+    return dataset
 
 
 def _loader(dataset: AffinityDataset, batch_size: int) -> DataLoader[Any]:

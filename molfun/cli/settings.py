@@ -34,7 +34,7 @@ class FineTuneSettings(Settings):
 
     strategy: Literal["head_only", "lora", "partial", "full", "auto"] = "lora"
     lr: float | None = Field(default=None, gt=0)
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int | None = Field(default=None, ge=1)
     unfreeze_blocks: int = Field(default=4, ge=1)
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=1, ge=1)
@@ -60,6 +60,8 @@ class FineTuneSettings(Settings):
 
     @model_validator(mode="after")
     def _needs_data(self) -> FineTuneSettings:
+        if self.demo and (self.data or self.pdbs or self.features):
+            raise ValueError("--demo makes its own data: leave out data, pdbs and features")
         if self.demo:
             return self
         if self.data is None or (self.pdbs is None and self.features is None):
@@ -73,8 +75,8 @@ class FineTuneSettings(Settings):
 
     @property
     def output_dir(self) -> Path:
-        """Folder of the run; ``runs/STRATEGY`` where none is given."""
-        return Path(self.output or f"runs/{self.strategy}").expanduser()
+        """Folder of the run; ``runs/STRATEGY`` (``runs/demo``) where none is given."""
+        return Path(self.output or f"runs/{'demo' if self.demo else self.strategy}").expanduser()
 
     @property
     def accumulation_steps(self) -> int:
@@ -101,12 +103,12 @@ class FineTuneSettings(Settings):
             options["warmup_steps"] = self.warmup
         if self.lr is not None:
             options[LR_NAMES[name]] = self.lr
-        if name == "lora":
+        if name == "lora" and self.lora_rank is not None:
             options["rank"] = self.lora_rank
         if name == "partial":
             options["unfreeze_last_n"] = self.unfreeze_blocks
         return options
 
-    def to_yaml(self) -> str:
-        """All settings, resolved, as a file that ``--config`` reads."""
-        return dump_yaml(self.model_dump())
+    def to_yaml(self, **resolved: Any) -> str:
+        """All settings as a file that ``--config`` reads; `resolved` replaces what was open."""
+        return dump_yaml({**self.model_dump(), **resolved})

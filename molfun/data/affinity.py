@@ -266,7 +266,12 @@ class AffinityDataset:
     @property
     def input_settings(self) -> dict[str, Any]:
         """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
-        return {"max_length": self._source.max_length, "crop": self._source.crop}
+        aligned = any(name in self._source.alignments for name in self.ids)
+        return {
+            "max_length": self._source.max_length,
+            "crop": self._source.crop,
+            "alignments": aligned,
+        }
 
     @staticmethod
     def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
