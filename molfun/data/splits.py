@@ -1,6 +1,8 @@
 """Splits into train, validation and test that do not leak.
 
-No method puts samples with identical sequences into different parts. Sizes: the validation and
+No method puts samples with identical sequences into different parts; complexes are identical if all
+their chains are. Complexes that share only some chains stay together in `DataSplitter.by_identity`.
+Sizes: the validation and
 test parts get ``floor(n * fraction + 0.5)`` samples each, at least one where the fraction is
 above 0, and train gets the rest. Where samples have to stay together (identical sequences,
 clusters, groups) a part may end up smaller, and larger only if every group is larger than it.

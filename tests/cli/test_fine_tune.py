@@ -269,6 +269,74 @@ def test_the_crop_of_training_is_used_for_prediction(
     assert (project / "again.csv").read_text() == (project / "run/predictions_val.csv").read_text()
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(train: Command, project: Path) -> None:
+    assert train("--strategy", "lora").exit_code == 0
+    before = (project / "run/config.yaml").read_text()
+    assert train("--strategy", "lora", "--resume", "--lr", 0.5).exit_code == 1
+    assert (project / "run/config.yaml").read_text() == before
+    assert train("--strategy", "lora", "--resume").exit_code == 0
+
+
+def test_other_data_is_no_resume(train: Command, project: Path) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    result = train("--strategy", "head_only", "--resume", "--max-length", 5)
+    assert result.exit_code == 1
+    assert "inputs: " in result.stderr
+    table = (project / "data.csv").read_text()
+    (project / "data.csv").write_text(table.replace("s009,", "s009,1"))
+    assert train("--strategy", "head_only", "--resume").exit_code == 1
+
+
+def test_a_run_that_never_started_leaves_nothing_in_the_way(train: Command) -> None:
+    assert train("--strategy", "head_only", "--weights", "absent.pt").exit_code == 1
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_demo_never_replaces_a_real_run(train: Command, molfun: Command, project: Path) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    before = (project / "run/splits.csv").read_text()
+    result = molfun("fine-tune", "--demo", "--preset", "tiny", "--output", "run")
+    assert result.exit_code == 1
+    assert "already holds a run" in result.stderr
+    assert (project / "run/splits.csv").read_text() == before
+    result = molfun("fine-tune", "--demo", "--data", "data.csv", "--output", "other")
+    assert "--demo makes its own data" in result.stderr
+
+
+def test_an_unusable_structure_is_refused_before_training(train: Command, project: Path) -> None:
+    lines = (project / "pdbs/s003.pdb").read_text().splitlines()
+    one_residue = [line for line in lines if line[22:26].strip() == "1"]
+    (project / "pdbs/s003.pdb").write_text("\n".join([*one_residue, "END", ""]))
+    result = train("--strategy", "lora")
+    assert result.exit_code == 1
+    assert "s003 has 1 residues; openfold takes 2 or more" in result.stderr
+    assert "Training for" not in result.stdout
+
+
+def test_alignments_missing_in_prediction_are_told(
+    train: Command, molfun: Command, project: Path
+) -> None:
+    from molfun.data import read_structure
+
+    sequence = read_structure(project / "pdbs/s000.pdb").sequence
+    (project / "msa/s000").mkdir(parents=True)
+    text = f">query\n{sequence}\n>hit\n{sequence[:-1]}-\n"
+    (project / "msa/s000/hits.a3m").write_text(text)
+    assert train("--strategy", "head_only", "--alignments", "msa").exit_code == 0
+    arguments = ("predict", "run/checkpoint", "--data", "data.csv", "--pdbs", "pdbs")
+    assert "trained with alignments" in molfun(*arguments).stderr
+    assert "trained with" not in molfun(*arguments, "--alignments", "msa").stderr
+
+
+def test_auto_says_why_and_config_holds_what_was_used(train: Command, project: Path) -> None:
+    result = train("--strategy", "auto")
+    assert "Chosen for 8 training samples: head_only (fewer than 100 samples)" in result.stdout
+    stored = yaml.safe_load((project / "run/config.yaml").read_text())
+    assert (stored["strategy"], stored["lr"], stored["precision"]) == ("head_only", 1e-3, "32-true")
+    assert stored["device"] == "cpu"
+
+
 # In processes of their own
 
 
