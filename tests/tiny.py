@@ -1,4 +1,4 @@
-"""Builders of small real models and deterministic samples; also used by helper processes."""
+"""Builders of small real models and deterministic samples; also used by child processes."""
 
 from __future__ import annotations
 
