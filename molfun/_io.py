@@ -275,8 +275,8 @@ def _first_line(error: BaseException) -> str:
 class DirectoryLock:
     """Keep two processes out of one run directory.
 
-    The lock is the kernel's (``flock``), so it goes with the process however that ends; a lock
-    file left by a dead process is taken over.
+    The lock is the kernel's (``lockf``), so it goes with the process however that ends, also where
+    loader workers outlive it for a moment; a lock file left by a dead process is taken over.
     """
 
     _held: ClassVar[set[Path]] = set()
@@ -292,8 +292,8 @@ class DirectoryLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()

@@ -25,6 +25,8 @@ class Registry:
     ----------
     kind
         What the entries are, in the plural ("heads"); names the entry-point group.
+    singular
+        One of them, for messages; by default `kind` without its last letter.
 
     Examples
     --------
@@ -35,8 +37,9 @@ class Registry:
     True
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, singular: str | None = None) -> None:
         self.kind = kind
+        self.singular = singular or kind[:-1]
         self._entries: dict[str, Any] = {}
         self._scanned = False
 
@@ -53,7 +56,7 @@ class Registry:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
-            raise ConfigError(unknown_name(self.kind.rstrip("s"), name, self))
+            raise ConfigError(unknown_name(self.singular, name, self))
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
@@ -80,7 +83,7 @@ class Registry:
 BACKBONES = Registry("backbones")
 HEADS = Registry("heads")
 TASKS = Registry("tasks")
-STRATEGIES = Registry("strategies")
+STRATEGIES = Registry("strategies", "strategy")
 
 BACKBONES.register("openfold", "molfun.backbones.openfold:OpenFoldBackbone")
 HEADS.register("affinity", "molfun.heads.affinity:AffinityHead")

@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteErro
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.nn import lora
-from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
@@ -160,7 +160,7 @@ class MolfunStructureModel(nn.Module):
         train_loader: Any,
         val_loader: Any = None,
         *,
-        strategy: FinetuneStrategy | Literal["auto"] = "auto",
+        strategy: FinetuneStrategy | str = "auto",
         epochs: int | None = None,
         max_steps: int | None = None,
         output_dir: str | Path | None = None,
@@ -179,7 +179,8 @@ class MolfunStructureModel(nn.Module):
         train_loader, val_loader
             ``DataLoader`` of samples, a dataset (then one sample a batch), or a list of batches.
         strategy
-            What trains and how fast; "auto" chooses by the number of samples and says why.
+            What trains and how fast: a strategy, the registered name of one (with its defaults),
+            or "auto" to choose by the number of samples.
         epochs, max_steps
             When to stop, at the latest. Neither: 20 epochs.
         output_dir
@@ -217,11 +218,11 @@ class MolfunStructureModel(nn.Module):
         run_dir = None if output_dir is None else Path(output_dir).expanduser()
         if resume and run_dir is None:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
+        _check_arguments(train_loader, seed)
         self.check(train_loader, val_loader)
         targets = _targets_of(train_loader)
         task.fit_targets(targets)
-        if strategy == "auto":
-            strategy = choose_strategy(int(np.isfinite(targets).sum()))
+        strategy = _as_strategy(strategy, int(np.isfinite(targets).sum()))
         strategy.setup(self, seed=seed)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         self._use_precision(chosen)
@@ -709,6 +710,23 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
 
         raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
     return cls(**config)
+
+
+def _check_arguments(train: Any, seed: int) -> None:
+    if not isinstance(train, Sized) or len(train) == 0:
+        raise DataError(
+            "The training set has no length or no batch. Pass a DataLoader over a data set that is "
+            "not empty, or a list of batches."
+        )
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}.")
+
+
+def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneStrategy:
+    """A strategy as it is, by its name, or chosen by the number of samples."""
+    if not isinstance(strategy, str):
+        return strategy
+    return choose_strategy(n_samples) if strategy == "auto" else STRATEGIES[strategy]()
 
 
 def _is_many(data: Any) -> bool:
