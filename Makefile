@@ -8,8 +8,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.molfun-setup
 LOG := $(VENV)/setup.log
-# There while packages are being written. If it is found at the start, a former setup was cut short
-# and may have left half a package that pip takes for whole; then .venv is built anew.
+# There while packages are being written, with the process id of make in it. If that process is gone,
+# a setup was cut short and may have left half a package that pip takes for whole; then .venv is
+# built anew.
 UNFINISHED := $(VENV)/.molfun-unfinished
 
 TORCH := torch==2.13.0
@@ -53,10 +54,14 @@ $(PY):
 
 $(STAMP): pyproject.toml constraints.txt scripts/install_openfold.py $(PY)
 	@if [ -e $(UNFINISHED) ]; then \
+	    if kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
+	        echo "error: another make is setting up $(VENV)." \
+	             "Wait for it, or delete $(UNFINISHED) if there is none." >&2; exit 1; \
+	    fi; \
 	    echo 'the last setup was cut short; starting again'; \
 	    rm -rf $(VENV); $(MAKE) $(PY); \
 	fi
-	@touch $(UNFINISHED); $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >$(LOG)
+	@echo $$PPID >$(UNFINISHED); $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >$(LOG)
 	$(call step,installing $(TORCH),$(INSTALL) '$(TORCH)')
 	$(call step,installing the project and its tools,$(INSTALL) -e '$(PROJECT)')
 	@$(PY) scripts/install_openfold.py

@@ -5,6 +5,8 @@ and wall seconds per step (median, the first step left out), the peak of residen
 base of the process with the model built, and the arithmetic rate against the machine's own.
 
     python benchmarks/strategy_cost.py --length 64 --steps 4
+
+Number of threads: torch's default, or ``OMP_NUM_THREADS``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ def measure(name: str, length: int, steps: int) -> dict[str, float]:
     from molfun import AffinityDataset, MolfunStructureModel
     from molfun.training import Callback, FinetuneStrategy
 
-    torch.set_num_threads(2)
     logging.disable(logging.WARNING)
 
     class Clock(Callback):
@@ -57,7 +58,6 @@ def gemm_rate() -> float:
     """Best float32 rate of torch's matrix product on this machine, in GFLOP/s."""
     import torch
 
-    torch.set_num_threads(2)
     a = torch.randn(2048, 2048)
     times = []
     for _ in range(6):
@@ -77,7 +77,12 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options.length, options.steps)))
         return
-    print(f"length {options.length}, 1 MSA row, float32, GEMM peak {gemm_rate():.0f} GFLOP/s")
+    import torch
+
+    print(
+        f"length {options.length}, 1 MSA row, float32, {torch.get_num_threads()} threads, "
+        f"GEMM peak {gemm_rate():.0f} GFLOP/s"
+    )
     print(f"{'strategy':<11}{'CPU-s/step':>12}{'wall s/step':>13}{'peak GB':>9}")
     for name in STRATEGIES:
         command = [sys.executable, __file__, "--only", name]
