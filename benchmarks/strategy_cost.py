@@ -25,8 +25,6 @@ STRATEGIES = ("head_only", "lora", "partial", "full")
 
 def measure(name: str, length: int, steps: int) -> dict[str, float]:
     """Run one strategy in this process."""
-    import torch
-
     from molfun import AffinityDataset, MolfunStructureModel
     from molfun.training import Callback, FinetuneStrategy
 
