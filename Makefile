@@ -54,7 +54,7 @@ $(PY):
 
 $(STAMP): pyproject.toml constraints.txt scripts/install_openfold.py $(PY)
 	@if [ -e $(UNFINISHED) ]; then \
-	    if kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
+	    if ps -o stat= -p "$$(cat $(UNFINISHED))" 2>/dev/null | grep -q '^[^Z]'; then \
 	        echo "error: another make is setting up $(VENV)." \
 	             "Wait for it, or delete $(UNFINISHED) if there is none." >&2; exit 1; \
 	    fi; \
