@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -45,6 +46,8 @@ def prepare() -> None:
         )
     for name in ("ml_collections", "tree"):
         require(name, "pip install ml-collections dm-tree")
+    if not importlib.metadata.version("openfold").startswith(("0.", "1.")):
+        require("modelcif", "pip install modelcif (openfold 2.x writes structures with it)")
     if importlib.util.find_spec("attn_core_inplace_cuda") is None:
         sys.modules["attn_core_inplace_cuda"] = _extension_stub()
     _add_scop_data()

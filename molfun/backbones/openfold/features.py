@@ -6,9 +6,11 @@ form openfold's pipeline takes, chooses its sizes, and pads its result into batc
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +214,20 @@ def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
         predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
         # openfold reshapes tensors of no elements, so one masked row stands for "none"
         predict.max_templates = min(predict.max_templates, max(templates, 1))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _python_random(seed):
         torch.manual_seed(seed)
         return dict(FeaturePipeline(sized).process_features(dict(raw), mode="predict"))
+
+
+@contextlib.contextmanager
+def _python_random(seed: int) -> Iterator[None]:
+    """Seed Python's generator, which openfold 2.x draws from, then put its state back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def is_processed(features: Mapping[str, Any]) -> bool:
