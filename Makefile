@@ -19,6 +19,9 @@ PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
+# one process a core; the slow tests hold a few GB each
+PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
+
 MAKEFLAGS += --no-print-directory
 .PHONY: help setup demo test check clean
 .DEFAULT_GOAL := help
@@ -71,14 +74,14 @@ demo: setup
 	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
 
 test: setup
-	@$(PY) -m pytest -q
+	@$(PYTEST)
 
 check: setup
 	@echo 'lint'; $(PY) -m ruff check --quiet
 	@echo 'format'; $(PY) -m ruff format --check --quiet
 	@echo 'types'; $(PY) -m mypy
 	@echo 'layers'; $(VENV)/bin/lint-imports --no-logo
-	@echo 'fast tests'; $(PY) -m pytest -q -m 'not slow'
+	@echo 'fast tests'; $(PYTEST) -m 'not slow'
 
 clean:
 	@rm -rf build dist runs/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -249,7 +249,7 @@ def _report(
     *parts: AffinityDataset | None,
 ) -> None:
     if history.stopped == "early_stopping":
-        say(f"Stopped early: no better val_loss for {settings.patience} epochs.")
+        say(f"Stopped early: no better {settings.monitor} for {settings.patience} epochs.")
     say()
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:

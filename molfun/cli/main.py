@@ -67,7 +67,11 @@ def fine_tune(
         float | None, _flag("Largest gradient norm [1.0]; 0: off.", TRAINING)
     ] = None,
     patience: Annotated[
-        int | None, _flag("Stop after so many epochs without a better val_loss [0: off].", TRAINING)
+        int | None,
+        _flag("Stop after so many epochs without a better --monitor [0: off].", TRAINING),
+    ] = None,
+    monitor: Annotated[
+        Text, _flag("What is best: val/loss, val/rmse, val/spearman ... [val/loss].", TRAINING)
     ] = None,
     weight_decay: Annotated[float | None, _flag("Weight decay [0.01].", TRAINING)] = None,
     amp: Annotated[

@@ -44,6 +44,7 @@ class FineTuneSettings(Settings):
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     grad_clip: float = Field(default=1.0, ge=0)
     patience: int = Field(default=0, ge=0)
+    monitor: str = "val/loss"
     weight_decay: float = Field(default=0.01, ge=0)
     amp: bool = True
     precision: str | None = None
@@ -95,6 +96,7 @@ class FineTuneSettings(Settings):
             "grad_clip": self.grad_clip,
             "amp": self.amp,
             "early_stopping_patience": self.patience,
+            "monitor": self.monitor,
             "weight_decay": self.weight_decay,
         }
         if self.warmup is None:

@@ -171,6 +171,7 @@ class MolfunStructureModel(nn.Module):
         cache_dir: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         save_every_steps: int | None = None,
+        restore_best: bool = True,
     ) -> History:
         """Fine-tune; the best weights are in the model when it returns.
 
@@ -200,6 +201,9 @@ class MolfunStructureModel(nn.Module):
             Hooks, see `molfun.training.Callback`.
         save_every_steps
             Write the state every so many optimizer steps, besides every epoch and ten minutes.
+        restore_best
+            False leaves the weights of the last epoch in the model; ``checkpoint/`` holds the
+            best ones all the same.
 
         Returns
         -------
@@ -233,6 +237,14 @@ class MolfunStructureModel(nn.Module):
         if cache_dir is None and run_dir is not None:
             cache_dir = run_dir / "cache"
         store = self._make_cache(cache, cache_dir, chosen)
+        kept: list[int] = []
+
+        def keep(history: History) -> None:
+            self.result = dict(history[-1])
+            if run_dir is not None:
+                self.save(run_dir / "checkpoint")
+            kept.append(len(history))
+
         engine = Engine(
             ModelRunner(
                 self.backbone,
@@ -250,6 +262,7 @@ class MolfunStructureModel(nn.Module):
                 seed=seed,
                 state_dir=None if run_dir is None else run_dir / "resume",
                 save_every_steps=save_every_steps,
+                restore_best=restore_best,
                 identity={
                     **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
@@ -261,28 +274,24 @@ class MolfunStructureModel(nn.Module):
             optimizer=optimizer,
             fabric=fabric,
             callbacks=callbacks,
-            on_best=lambda history: self._save_best(run_dir, history),
+            on_best=keep,
         )
         self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
         with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
             except NonFiniteError:
-                if run_dir is not None:
+                if run_dir is not None and not kept:
                     self.save(run_dir / "checkpoint")
                 raise
             finally:
                 self.eval()
-            self.result = dict(history.best) if history else {}
-            if run_dir is not None:
+            self.result = dict(history.best if restore_best else history[-1])
+            # what was best is on disk already, unless an earlier process of this run wrote it
+            if run_dir is not None and not kept and (restore_best or not engine.state.best_epoch):
                 self.save(run_dir / "checkpoint")
         _report_cache(store)
         return history
-
-    def _save_best(self, run_dir: Path | None, history: History) -> None:
-        self.result = dict(history[-1])
-        if run_dir is not None:
-            self.save(run_dir / "checkpoint")
 
     def _make_cache(
         self, mode: CacheMode, folder: str | Path | None, precision: str

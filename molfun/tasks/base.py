@@ -25,6 +25,8 @@ class Task(ABC):
     """Loss, scale of the labels and metrics of one kind of prediction."""
 
     name: ClassVar[str]
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Metrics of which the largest value is the best; of all others the smallest is."""
 
     @abstractmethod
     def fit_targets(self, targets: np.ndarray) -> None:

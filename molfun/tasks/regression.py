@@ -44,6 +44,7 @@ class RegressionTask(Task):
     """
 
     name = "regression"
+    higher_is_better = frozenset({"pearson", "spearman", "r2"})
 
     def __init__(self, *, loss: RegressionLoss = "mse", standardize: bool = True) -> None:
         if loss not in get_args(RegressionLoss):

@@ -68,7 +68,10 @@ class FinetuneStrategy(ABC):
         Mixed precision where the device gains from it: bfloat16 (float16 on older GPUs); on a CPU
         training stays in float32.
     early_stopping_patience
-        Epochs without a better validation loss after which training stops; 0 turns it off.
+        Epochs without a better `monitor` after which training stops; 0 turns it off.
+    monitor
+        What decides which epoch is the best and when to stop: ``"val/loss"``, or a metric of the
+        task such as ``"val/spearman"``. An undefined value (NaN) never wins.
     weight_decay
         Decoupled weight decay (AdamW) of matrices; biases, norms and other vectors get none.
 
@@ -89,6 +92,7 @@ class FinetuneStrategy(ABC):
     grad_clip: float = 1.0
     amp: bool = True
     early_stopping_patience: int = 0
+    monitor: str = "val/loss"
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:

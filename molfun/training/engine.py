@@ -22,19 +22,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors
-from molfun.errors import ConfigError, DataError, NonFiniteError
+from molfun.errors import ConfigError, DataError, NonFiniteError, unknown_name
 from molfun.nn.param_groups import for_optimizer
 from molfun.training import state as run_state
 from molfun.training.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
-from molfun.training.history import History, Row
+from molfun.training.history import History, Row, monitored
 from molfun.training.interrupt import Interrupted, SignalWatch
 from molfun.training.runner import Inputs, ModelRunner, as_inputs, set_modes
 from molfun.training.schedule import multiplier, warmup_of
@@ -65,6 +66,8 @@ class EngineConfig:
         Write the state every so many optimizer steps, besides every epoch and ten minutes.
     max_nonfinite
         Windows in a row that may be skipped before the run stops.
+    restore_best
+        Leave the best weights in the model at the end; False leaves the last ones.
     identity
         What has to be equal for a run to be resumed.
     """
@@ -75,6 +78,7 @@ class EngineConfig:
     state_dir: Path | None = None
     save_every_steps: int | None = None
     max_nonfinite: int = 5
+    restore_best: bool = True
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,7 +110,7 @@ class Engine:
     callbacks
         Hooks, called in order.
     on_best
-        Called whenever the validation loss is the lowest so far (every epoch without a validation
+        Called whenever the monitored value is the best so far (every epoch without a validation
         set), with the weights to keep in the model.
     """
 
@@ -144,10 +148,7 @@ class Engine:
         self, train: Iterable[Any], val: Iterable[Any] | None = None, *, resume: bool = False
     ) -> History:
         """Train, validate, keep the best; give one row an epoch."""
-        if self.strategy.early_stopping_patience and val is None:
-            raise ConfigError(
-                "early_stopping_patience needs a val_loader: early stopping watches val_loss."
-            )
+        self._check_monitor(val)
         if val is not None and operator.length_hint(val, 1) == 0:
             raise DataError(
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
@@ -160,6 +161,7 @@ class Engine:
         if resume:
             self._restore()
         history = History(self.state.history)
+        history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
         for callback in self.callbacks:
             callback.on_fit_start(plan, history)
         with SignalWatch() as self._watch:
@@ -170,11 +172,29 @@ class Engine:
                 self._write_state()
                 if not self.state.finished:
                     self._stop_if_asked()
-        self._keep_best()
+        if self.config.restore_best:
+            self._keep_best()
+        elif self.average is not None:
+            self.average.copy_to_model()
         history.stopped = self.state.finished
         for callback in self.callbacks:
             callback.on_fit_end(history)
         return history
+
+    def _check_monitor(self, val: Iterable[Any] | None) -> None:
+        monitor, patience = self.strategy.monitor, self.strategy.early_stopping_patience
+        nothing = np.zeros(0)
+        known = ["val/loss", *(f"val/{m}" for m in self.runner.task.metrics(nothing, nothing))]
+        if monitor not in known:
+            raise ConfigError(unknown_name("monitor", monitor, known))
+        if patience and val is None:
+            raise ConfigError(
+                f"early_stopping_patience needs a val_loader: early stopping watches {monitor}."
+            )
+
+    @property
+    def _higher_is_better(self) -> bool:
+        return self.strategy.monitor.removeprefix("val/") in self.runner.task.higher_is_better
 
     def _plan(self, n_batches: int) -> FitPlan:
         per_epoch = math.ceil(n_batches / self.strategy.accumulation_steps)
@@ -326,19 +346,17 @@ class Engine:
         return row
 
     def _validate(self, val: Iterable[Any], row: Row) -> bool:
+        """Validate the weights in the model and, if they are the best so far, keep them."""
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
-        return self._score(val, row)
-
-    def _score(self, val: Iterable[Any], row: Row) -> bool:
-        """Validate the weights in the model and, if they are the best so far, keep them."""
         state = self.state
         result = self.runner.evaluate(val)
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
-        improved = result.loss < state.best_score  # NaN never wins
+        score = monitored(row, self.strategy.monitor) * (-1 if self._higher_is_better else 1)
+        improved = score < state.best_score  # NaN never wins
         if improved:
-            state.best_score, state.best_epoch, state.since_best = result.loss, state.epoch, 0
+            state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
             self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
             if self.config.state_dir is not None:
                 save_safetensors(self.config.state_dir / run_state.BEST_FILE, self._best)

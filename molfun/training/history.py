@@ -24,6 +24,8 @@ class History(list[Row]):
     ----------
     stopped
         Why training ended: "epochs", "max_steps" or "early_stopping".
+    monitor, higher_is_better
+        What `best` goes by, and in which direction.
 
     Examples
     --------
@@ -33,12 +35,15 @@ class History(list[Row]):
     """
 
     stopped: str = "epochs"
+    monitor: str = "val/loss"
+    higher_is_better: bool = False
 
     @property
     def best(self) -> Row:
-        """Row with the lowest validation loss (the last row where there is none)."""
-        scored = [row for row in self if math.isfinite(row.get("val_loss", math.nan))]
-        return min(scored, key=lambda row: row["val_loss"]) if scored else self[-1]
+        """Row with the best value of `monitor` (the last row where it is defined nowhere)."""
+        scored = [row for row in self if math.isfinite(monitored(row, self.monitor))]
+        pick = max if self.higher_is_better else min
+        return pick(scored, key=lambda row: monitored(row, self.monitor)) if scored else self[-1]
 
     def to_pandas(self) -> pd.DataFrame:
         """Rows as a table."""
@@ -64,3 +69,15 @@ class History(list[Row]):
         axes.set_ylabel("loss (standardised units)")
         axes.legend()
         figure.savefig(path)
+
+
+def monitored(row: Row, monitor: str) -> float:
+    """Value of a monitored quantity in a row; NaN where it is not there.
+
+    Examples
+    --------
+    >>> monitored({"val_loss": 0.5, "val/rmse": 1.2}, "val/loss")
+    0.5
+    """
+    key = "val_loss" if monitor == "val/loss" else monitor
+    return float(row.get(key, math.nan))

@@ -48,7 +48,7 @@ class FitState:
     skipped_windows: int = 0
     """All such windows so far."""
     best_score: float = float("inf")
-    """Lowest validation loss."""
+    """Best monitored value; negated where the largest is the best."""
     best_epoch: int = 0
     """Epoch it belongs to (from 1)."""
     since_best: int = 0

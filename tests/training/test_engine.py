@@ -629,7 +629,7 @@ def test_early_stopping_needs_validation(tiny_model: ModelFactory, batches: Batc
     with pytest.raises(ConfigError) as caught:
         tiny_model().fit(batches(1), strategy=HeadOnlyFinetune(early_stopping_patience=3), epochs=1)
     assert str(caught.value) == (
-        "early_stopping_patience needs a val_loader: early stopping watches val_loss."
+        "early_stopping_patience needs a val_loader: early stopping watches val/loss."
     )
 
 

@@ -85,6 +85,7 @@ def test_shared_defaults_are_those_of_the_guide() -> None:
         "grad_clip": 1.0,
         "amp": True,
         "early_stopping_patience": 0,
+        "monitor": "val/loss",
         "weight_decay": 0.01,
         "lr": 1e-3,
     }
