@@ -394,6 +394,13 @@ def _locate(
     if folder is not None:
         found = _find_all(FolderIndex(folder), ids, ("",), refused)
         source.alignments = {name: path for name, path in found.items() if _has_alignment(path)}
+        packed = [str(p) for path in found.values() for p in _packed_alignments(path)]
+        if packed:
+            logger.warning(
+                "%s not read: alignments have to be unpacked .a3m or .sto files:\n%s",
+                counted(len(packed), "alignment"),
+                listing(packed),
+            )
         logger.info(
             "%d of %d samples have alignments in %s", len(source.alignments), len(ids), folder
         )
@@ -428,6 +435,11 @@ def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | N
 
 def _has_alignment(folder: Path) -> bool:
     return folder.is_dir() and any(p.suffix in ALIGNMENT_SUFFIXES for p in folder.iterdir())
+
+
+def _packed_alignments(folder: Path) -> list[Path]:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p for p in files if p.suffix == ".gz" and Path(p.stem).suffix in ALIGNMENT_SUFFIXES]
 
 
 def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: bool) -> Table:

@@ -262,7 +262,7 @@ def _pickle_errors(path: Path) -> Iterator[None]:
             f"Refused {path}: reading it exhausts {_resource(error)}. It is damaged or was made "
             f"to do harm; compute the features again."
         ) from None
-    except Exception as error:
+    except Exception as error:  # damaged opcodes can make the unpickler fail in any way
         raise DataError(
             f"{path} is damaged or not a pickle ({type(error).__name__}: {_first_line(error)}). "
             f"Compute the features again."

@@ -297,6 +297,12 @@ class MolfunStructureModel(nn.Module):
         self, mode: CacheMode, folder: str | Path | None, precision: str
     ) -> PrefixCache | None:
         if any(p.requires_grad for p in self.backbone.parameters()):
+            if mode in ("memory", "disk"):
+                logger.warning(
+                    "cache=%r keeps nothing in this run: parts of the backbone train, so its "
+                    "outputs change at every step.",
+                    mode,
+                )
             return None
         assert self.head is not None
         prefix = (

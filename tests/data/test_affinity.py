@@ -219,6 +219,16 @@ def test_alignments_beside_the_structures_are_used(complexes, write):
         )
 
 
+def test_packed_alignments_are_named(complexes, write, caplog):
+    write("alignments/1AAA/hits.sto.gz", "")
+    write("alignments/2bbb/hits.a3m", ">1\nAGSTVL\n")
+    dataset = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
+    assert dataset[0].alignment_dir is None
+    (message,) = [m for m in caplog.messages if "unpacked" in m]
+    assert message.startswith("1 alignment not read: alignments have to be unpacked .a3m or .sto")
+    assert "hits.sto.gz" in message
+
+
 def test_missing_features_are_called_so(complexes, write):
     write("features/1aaa.pkl", pickle.dumps({"aatype": np.zeros(3)}))
     with pytest.raises(DataError, match="3 of 4 feature files are missing in"):

@@ -21,7 +21,7 @@ from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.protein import Protein
 from molfun.sample import Sample, SampleBatch
-from molfun.training import HeadOnlyFinetune, History
+from molfun.training import FullFinetune, HeadOnlyFinetune, History
 from molfun.training.cache import PrefixCache, make_cache
 
 ModelFactory = Callable[..., MolfunStructureModel]
@@ -148,6 +148,16 @@ def test_a_second_process_reads_what_the_first_wrote(
     here = Run(tiny_model(), batches(2), cache="disk", cache_dir=tmp_path)
     assert done.stdout.split() == ["2", here.history[-1]["train_loss"].hex()]
     assert here.forwards == 0
+
+
+def test_a_trunk_that_trains_is_not_cached_and_that_is_said(
+    tiny_model: ModelFactory, batches: BatchFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model().fit(batches(1), strategy=FullFinetune(), epochs=1, cache="memory")
+    assert (
+        "cache='memory' keeps nothing in this run: parts of the backbone train, so its outputs "
+        "change at every step."
+    ) in caplog.messages
 
 
 def _flip_bit(path: Path) -> None:

@@ -174,6 +174,6 @@ def _load_npz(model: nn.Module, path: Path, version: str) -> None:
     try:
         with contextlib.redirect_stdout(printed):
             import_weights.import_jax_weights_(model, str(path), version=version)
-    except Exception as error:
+    except Exception as error:  # the importer asserts, indexes and copies; each fails its own way
         name = printed.getvalue().partition("\n")[0]
         raise CheckpointError(f"{path} does not fit {version}: {name} {error}") from error
