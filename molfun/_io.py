@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -176,8 +176,15 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_torch(path: str | Path) -> Any:
+def load_torch(path: str | Path, *, allow: Sequence[type] = ()) -> Any:
     """Read a file of ``torch.save`` without running anything in it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    allow
+        Further classes it may hold; only those that cannot run anything when they are made.
 
     Raises
     ------
@@ -193,7 +200,8 @@ def load_torch(path: str | Path) -> Any:
         raise CheckpointError(f"No such file: {path}.")
     try:
         _refuse_bombs(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(allow)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MolfunError:
         raise
     except Exception as error:  # damaged bytes can make the zip and pickle readers fail in any way

@@ -86,6 +86,7 @@ TASKS = Registry("tasks")
 STRATEGIES = Registry("strategies", "strategy")
 
 BACKBONES.register("openfold", "molfun.backbones.openfold:OpenFoldBackbone")
+BACKBONES.register("esm2", "molfun.backbones.esm2:ESM2Backbone")
 HEADS.register("affinity", "molfun.heads.affinity:AffinityHead")
 TASKS.register("regression", "molfun.tasks.regression:RegressionTask")
 STRATEGIES.register("head_only", "molfun.training.head_only:HeadOnlyFinetune")

@@ -22,7 +22,9 @@ class Sample:
     id
         The name in the user's table (a PDB id for example).
     protein
-        The structure or sequence; None where `features` hold everything.
+        The structure; None where `sequence` or `features` hold everything.
+    sequence
+        One-letter sequence, for samples that are no structure.
     features
         Pre-computed features of one backbone: its raw feature dict or its processed tensors.
     alignment_dir
@@ -32,12 +34,13 @@ class Sample:
     metadata
         Other columns of the row.
     max_length
-        Longest input the model should see. A `protein` has been cropped already; pre-computed
-        `features` are cropped by the backbone that knows their layout.
+        Longest input the model should see. A `protein` has been cropped already; a `sequence` and
+        pre-computed `features` are cropped by the backbone.
     """
 
     id: str
     protein: Protein | None = None
+    sequence: str | None = None
     features: Mapping[str, Any] | None = None
     alignment_dir: Path | None = None
     target: float | None = None
@@ -46,7 +49,10 @@ class Sample:
 
     def content_key(self) -> str:
         """Sha256 over the input (not the label): equal input gives an equal key."""
-        digest = hashlib.sha256(str(self.max_length if self.features else None).encode())
+        cropped_later = self.features or self.sequence is not None
+        digest = hashlib.sha256(str(self.max_length if cropped_later else None).encode())
+        if self.sequence is not None:
+            digest.update(f"sequence {self.sequence}".encode())
         if self.protein is not None:
             digest.update(self.protein.content_key().encode())
         for name in sorted(self.features or {}):

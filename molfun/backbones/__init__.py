@@ -3,5 +3,5 @@
 from molfun._lazy import attach
 
 __getattr__, __all__ = attach(
-    __name__, {"Backbone": "molfun.backbones.base", "TrunkOutput": "molfun.backbones.base"}
+    __name__, {"Backbone": "molfun.backbones.base", "TrunkOutput": "molfun.trunk"}
 )

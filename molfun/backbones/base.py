@@ -9,16 +9,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from molfun.sample import Sample
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from molfun.trunk import TrunkOutput
 
 Features = dict[str, torch.Tensor]
 """Input tensors of one sample (no batch dimension) or of one batch, by name."""
@@ -36,75 +34,6 @@ class Layer:
 
     kind: LayerKind
     index: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrunkOutput:
-    """What every head sees of a backbone.
-
-    Parameters
-    ----------
-    single
-        (batch, length, c_s) one vector a residue.
-    mask
-        (batch, length) 1 for residues, 0 for padding.
-    pair
-        (batch, length, length, c_z) one vector a residue pair, where the backbone has them.
-    structure
-        Predicted structure, where it was asked for: ``positions`` (batch, length, 37, 3) in
-        angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
-    """
-
-    single: Float[torch.Tensor, "batch length c_s"]
-    mask: Float[torch.Tensor, "batch length"]
-    pair: Float[torch.Tensor, "batch length length c_z"] | None = None
-    structure: Mapping[str, torch.Tensor] | None = None
-
-    def select(self, names: Sequence[str]) -> TrunkOutput:
-        """Drop all representations but those named (the mask always stays)."""
-        return replace(
-            self,
-            pair=self.pair if "pair" in names else None,
-            structure=self.structure if "structure" in names else None,
-        )
-
-    @classmethod
-    def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
-        """Join outputs of single samples into one padded batch."""
-        if len(outputs) == 1:
-            return outputs[0]
-        length = max(out.single.shape[1] for out in outputs)
-        with_pair = all(out.pair is not None for out in outputs)
-        return cls(
-            single=torch.cat([_pad(out.single, 1, length) for out in outputs]),
-            mask=torch.cat([_pad(out.mask, 1, length) for out in outputs]),
-            pair=torch.cat([_pad(_pad(out.pair, 1, length), 2, length) for out in outputs])
-            if with_pair
-            else None,
-            structure=_stack_structures([out.structure for out in outputs], length),
-        )
-
-
-def _stack_structures(
-    structures: Sequence[Mapping[str, torch.Tensor] | None], length: int
-) -> Mapping[str, torch.Tensor] | None:
-    if any(s is None for s in structures):
-        return None
-    present = [s for s in structures if s is not None]
-    return {
-        name: torch.cat(
-            [_pad(s[name], 1, length) if s[name].ndim > 1 else s[name] for s in present]
-        )
-        for name in present[0]
-    }
-
-
-def _pad(tensor: Any, dim: int, size: int) -> torch.Tensor:
-    missing = size - tensor.shape[dim]
-    if missing == 0:
-        return tensor
-    widths = [0, 0] * (tensor.ndim - dim - 1) + [0, missing]
-    return nn.functional.pad(tensor, widths)
 
 
 class Backbone(nn.Module, ABC):
@@ -170,12 +99,19 @@ class Backbone(nn.Module, ABC):
         """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
 
     def base_state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights of the backbone itself, without adapters, under the names it was built with."""
-        return {
-            name.replace(".base_layer.", "."): tensor
-            for name, tensor in self.state_dict().items()
-            if ".lora_" not in name
-        }
+        """Weights of the backbone itself, without adapters, under the names it was built with.
+
+        A weight that is used in two places stands under the first of its names alone.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        seen = set()
+        for name, tensor in self.state_dict().items():
+            place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+            if ".lora_" in name or (place in seen and tensor.numel()):
+                continue
+            seen.add(place)
+            tensors[name.replace(".base_layer.", ".")] = tensor
+        return tensors
 
     def fingerprint(self) -> str:
         """Sha256 over architecture and base weights, without adapters."""

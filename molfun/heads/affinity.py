@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError, unknown_name
-from molfun.heads.base import Head, Representations
+from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool, MeanPool
+from molfun.trunk import TrunkOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -67,11 +68,12 @@ class AffinityHead(Head):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(hidden_dim, 1)
 
-    def forward(self, trunk: Representations) -> dict[str, Float[torch.Tensor, "batch"]]:
+    def forward(self, trunk: TrunkOutput) -> dict[str, Float[torch.Tensor, "batch"]]:
         """Give ``{"prediction": (batch,)}`` in standardised units."""
         # the head is small and its pooling a long sum: float32, whatever the trunk ran in
-        with torch.autocast(trunk.single.device.type, enabled=False):
-            single = torch.nn.functional.layer_norm(trunk.single.float(), trunk.single.shape[-1:])
+        single = trunk.need("single").float()
+        with torch.autocast(single.device.type, enabled=False):
+            single = torch.nn.functional.layer_norm(single, single.shape[-1:])
             pooled = self.pool(single, trunk.mask.float())
             hidden = torch.relu(self.hidden(pooled))
             return {"prediction": self.output(self.dropout(hidden)).squeeze(-1)}

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-
-
-class Representations(Protocol):
-    """The part of a backbone's output that heads may read."""
-
-    @property
-    def single(self) -> torch.Tensor:
-        """(batch, length, c_s)."""
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """(batch, length)."""
-
-    @property
-    def pair(self) -> torch.Tensor | None:
-        """(batch, length, length, c_z) or None."""
+from molfun.trunk import TrunkOutput
 
 
 class Head(nn.Module, ABC):
@@ -41,7 +26,7 @@ class Head(nn.Module, ABC):
     """Registered name of the task the head is made for."""
 
     @abstractmethod
-    def forward(self, trunk: Representations) -> dict[str, torch.Tensor]:
+    def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Compute ``{"prediction": (batch,) ...}``."""
 
     @property

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from molfun import __version__
 from molfun._io import DirectoryLock
-from molfun.backbones.base import Backbone, TrunkOutput, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone, combine_digests, tensor_digests
 from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, listing
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
@@ -39,6 +39,7 @@ from molfun.training.engine import (
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.history import History
 from molfun.training.runner import ModelRunner, as_inputs
+from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
@@ -577,11 +578,7 @@ class MolfunStructureModel(nn.Module):
 
     @torch.no_grad()
     def _load_trunk(self, folder: Path, trunk: Mapping[str, torch.Tensor], *, whole: bool) -> None:
-        own = {
-            name.replace(".base_layer.", "."): tensor
-            for name, tensor in self.backbone.state_dict().items()
-            if not lora.is_adapter(name)
-        }
+        own = self.backbone.base_state_dict()
         missing = sorted(own.keys() - trunk.keys()) if whole else []
         extra = sorted(trunk.keys() - own.keys())
         shapes = [n for n in trunk.keys() & own.keys() if trunk[n].shape != own[n].shape]

@@ -169,6 +169,55 @@ def _layers(backbone: nn.Module) -> list[Any]:
     return [module for module in backbone.modules() if isinstance(module, LoraLayer)]
 
 
+@dataclass(frozen=True)
+class LowRankParts:
+    """A linear layer as ``weight x + bias + scaling * up down x``.
+
+    Parameters
+    ----------
+    weight, bias
+        The base layer, merged adapters included.
+    down, up
+        (rank, in) and (out, rank) of the adapter; None where there is none to add.
+    scaling
+        Factor of the adapter.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    down: torch.Tensor | None = None
+    up: torch.Tensor | None = None
+    scaling: float = 1.0
+
+
+def low_rank_parts(module: nn.Module) -> LowRankParts | None:
+    """Take a linear layer apart, so that a backbone can compute it with others in one product.
+
+    None where the layer does more than that: another kind of module, an adapter that normalises
+    (DoRA) or has a bias, or dropout at work in front of the adapter.
+    """
+    if type(module) is nn.Linear:
+        return LowRankParts(module.weight, module.bias)
+    adapter: Any = module
+    if not hasattr(adapter, "lora_A") or type(adapter.base_layer) is not nn.Linear:
+        return None
+    base = adapter.base_layer
+    if adapter.merged or adapter.disable_adapters:
+        return LowRankParts(base.weight, base.bias)
+    dropout = adapter.lora_dropout[ADAPTER]
+    drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
+    special = adapter.use_dora.get(ADAPTER) or adapter.lora_B[ADAPTER].bias is not None
+    if drops or special or list(adapter.active_adapters) != [ADAPTER]:
+        return None
+    return LowRankParts(
+        base.weight,
+        base.bias,
+        adapter.lora_A[ADAPTER].weight,
+        adapter.lora_B[ADAPTER].weight,
+        float(adapter.scaling[ADAPTER]),
+    )
+
+
 def is_merged(backbone: nn.Module) -> bool:
     """Whether the adapters are folded into the base weights."""
     return bool(getattr(backbone, "_molfun_unmerged", None))

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from molfun._io import load_safetensors, save_safetensors
-from molfun.backbones.base import TrunkOutput
 from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class PrefixCache:
         """Key of a sample with that content key."""
         return hashlib.sha256(f"{self._prefix}|{content}".encode()).hexdigest()
 
-    def get(self, key: str) -> TrunkOutput | None:
+    def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The entry under `key`, or None."""
         tensors = self._memory.get(key)
         if tensors is None:
@@ -74,16 +73,11 @@ class PrefixCache:
             self.misses += 1
             return None
         self.hits += 1
-        return TrunkOutput(single=tensors["single"], mask=tensors["mask"], pair=tensors.get("pair"))
+        return tensors
 
-    def put(self, key: str, output: TrunkOutput) -> None:
+    def put(self, key: str, output: Mapping[str, torch.Tensor]) -> None:
         """Keep `output` (one sample) under `key`."""
-        parts = {"single": output.single, "mask": output.mask, "pair": output.pair}
-        tensors = {
-            name: tensor.detach().cpu().clone()
-            for name, tensor in parts.items()
-            if tensor is not None
-        }
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in output.items()}
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         if self._bytes + size <= self._budget:
             self._memory[key] = tensors

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Features, TrunkOutput
+from molfun.backbones.base import Backbone, Features
 from molfun.errors import DataError
 from molfun.heads.base import Head
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import LossSum, Task
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
+from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
@@ -168,16 +169,12 @@ class ModelRunner:
         if self.cache is None:
             return self._run(self._collate([sample]))
         key = self.cache.key(sample.content_key())
-        output = self.cache.get(key)
-        if output is None:
-            output = self._run(self._collate([sample]))
-            self.cache.put(key, output)
-            return output
-        return TrunkOutput(
-            single=output.single.to(self.device),
-            mask=output.mask.to(self.device),
-            pair=None if output.pair is None else output.pair.to(self.device),
-        )
+        stored = self.cache.get(key)
+        if stored is not None:
+            return TrunkOutput.from_tensors({n: t.to(self.device) for n, t in stored.items()})
+        output = self._run(self._collate([sample]))
+        self.cache.put(key, output.tensors())
+        return output
 
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:

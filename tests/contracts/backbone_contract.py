@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Layer, TrunkOutput
+from molfun.backbones.base import Backbone, Layer
 from molfun.errors import DataError
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.sample import Sample
+from molfun.trunk import TrunkOutput
 
 SampleFactory = Callable[..., list[Sample]]
 KINDS = ("embedder", "early", "block", "structure_module", "output")
@@ -96,9 +97,11 @@ class BackboneContract:
         with pytest.raises(DataError, match="empty-one has neither"):
             backbone.featurize(Sample(id="empty-one"))
 
-    def test_collate_puts_the_batch_first(self, backbone: Backbone, samples: SampleFactory) -> None:
-        batch = backbone.collate([backbone.featurize(s) for s in samples(3)])
-        assert {tensor.shape[0] for tensor in batch.values()} == {3}
+    def test_every_sample_of_a_batch_has_its_row(
+        self, backbone: Backbone, samples: SampleFactory
+    ) -> None:
+        given = samples(3, lengths=(4, 9, 6))
+        assert self.run(backbone, given).mask.sum(1).tolist() == [4.0, 9.0, 6.0]
 
     # --- output --------------------------------------------------------------------------------
 

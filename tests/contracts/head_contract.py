@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from molfun.backbones.base import TrunkOutput
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.registry import HEADS, TASKS
+from molfun.trunk import TrunkOutput
 
 SINGLE, PAIR = 12, 6
 

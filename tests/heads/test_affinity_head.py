@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from molfun.backbones.base import TrunkOutput
 from molfun.errors import ConfigError
 from molfun.heads import AffinityHead
 from molfun.nn.pooling import AttentionPool, MeanPool
+from molfun.trunk import TrunkOutput
 
 
 def test_the_head_of_the_guide_has_49409_parameters():

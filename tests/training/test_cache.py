@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from molfun.backbones.base import TrunkOutput
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.protein import Protein
@@ -207,7 +206,7 @@ def test_a_damaged_entry_is_computed_again(
 
 def test_hits_and_misses_are_counted(tmp_path: Path) -> None:
     cache = PrefixCache("p", directory=tmp_path, memory_budget=0)
-    cache.put(cache.key("a"), TrunkOutput(single=torch.ones(1, 2, 3), mask=torch.ones(1, 2)))
+    cache.put(cache.key("a"), {"single": torch.ones(1, 2, 3), "mask": torch.ones(1, 2)})
     assert cache.get(cache.key("a")) is not None
     assert cache.get(cache.key("b")) is None
     assert (cache.hits, cache.misses) == (1, 1)
@@ -277,9 +276,9 @@ def test_adapters_are_part_of_the_key(
 # --- budget and full disks -----------------------------------------------------------------------
 
 
-def _output(length: int) -> TrunkOutput:
+def _output(length: int) -> dict[str, torch.Tensor]:
     values = torch.arange(float(length * 4)).reshape(1, length, 4)
-    return TrunkOutput(single=values, mask=torch.ones(1, length))
+    return {"single": values, "mask": torch.ones(1, length)}
 
 
 def test_memory_first_then_disk(tmp_path: Path) -> None:
@@ -291,7 +290,7 @@ def test_memory_first_then_disk(tmp_path: Path) -> None:
     for i in range(4):
         found = cache.get(cache.key(str(i)))
         assert found is not None
-        assert torch.equal(found.single, _output(8).single)
+        assert torch.equal(found["single"], _output(8)["single"])
     assert (cache.hits, cache.misses) == (4, 0)
 
 
@@ -304,18 +303,19 @@ def test_memory_only_forgets_what_is_over_budget() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_entries_keep_every_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    output = TrunkOutput(
-        single=torch.randn(1, 3, 4).to(dtype), mask=torch.ones(1, 3), pair=torch.randn(1, 3, 3, 2)
-    )
+    output = {
+        "single": torch.randn(1, 3, 4).to(dtype),
+        "mask": torch.ones(1, 3),
+        "pair": torch.randn(1, 3, 3, 2),
+    }
     cache = PrefixCache("p", directory=tmp_path, memory_budget=0)
     cache.put(cache.key("x"), output)
     found = cache.get(cache.key("x"))
     assert found is not None
-    assert found.single.dtype == dtype
-    assert torch.equal(found.single, output.single)
-    assert torch.equal(found.mask, output.mask)
-    assert found.pair is not None
-    assert torch.equal(found.pair, output.pair)
+    assert found["single"].dtype == dtype
+    assert torch.equal(found["single"], output["single"])
+    assert torch.equal(found["mask"], output["mask"])
+    assert torch.equal(found["pair"], output["pair"])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Features, Layer, TrunkOutput
+from molfun.backbones.base import Backbone, Features, Layer
 from molfun.backbones.openfold import _shims, features, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample
+from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,11 @@ import torch
 from torch import nn
 
 from molfun._io import load_safetensors, load_torch
+from molfun.backbones.fitting import KeyReport, fit_keys, shape_conflicts
 from molfun.backbones.openfold._versions import canonical_key
 from molfun.errors import CheckpointError, listing
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """Which weights of a file found no place, and which places found no weight."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected)
-
-    def __str__(self) -> str:
-        parts = []
-        if self.missing:
-            parts.append(f"{len(self.missing)} weights missing:\n{listing(self.missing, 5)}")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected:\n{listing(self.unexpected, 5)}")
-        return "\n".join(parts)
 
 
 def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> None:
@@ -66,43 +47,19 @@ def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> Non
         _load_npz(model, path, jax_version)
         return
     tensors = _read(path)
-    fitted, report = fit_keys(tensors, model.state_dict())
+    fitted, report = fit_keys(tensors, model.state_dict(), canonical_key)
     if report:
         raise CheckpointError(
             f"{path} does not fit this architecture ({len(fitted)} of {len(model.state_dict())} "
             f"weights match). {report}\nChoose the preset the file was trained with."
         )
-    wrong = _shape_conflicts(fitted, model.state_dict())
+    wrong = shape_conflicts(fitted, model.state_dict())
     if wrong:
         raise CheckpointError(
             f"{path} holds weights of other shapes:\n{listing(wrong, 5)}\n"
             f"Choose the preset the file was trained with."
         )
     model.load_state_dict(fitted)
-
-
-def fit_keys(
-    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Rename `tensors` to the names of `target` (same weights, either openfold layout)."""
-    wanted = {canonical_key(name): name for name in target}
-    found = {canonical_key(name): name for name in tensors}
-    fitted = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}
-    report = KeyReport(
-        missing=tuple(wanted[key] for key in wanted if key not in found),
-        unexpected=tuple(found[key] for key in found if key not in wanted),
-    )
-    return fitted, report
-
-
-def _shape_conflicts(
-    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
-) -> list[str]:
-    return [
-        f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}"
-        for name, tensor in tensors.items()
-        if tensor.shape != target[name].shape
-    ]
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

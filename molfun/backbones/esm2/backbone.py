@@ -1,0 +1,348 @@
+"""ESM-2 of the fair-esm package behind the `Backbone` interface, on packed sequences."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from molfun.backbones.base import Backbone, Features, Layer
+from molfun.backbones.esm2 import packed, presets, tokens
+from molfun.backbones.esm2.packed import Packing, Rotation
+from molfun.backbones.esm2.weights import load_weights
+from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.sample import Sample
+from molfun.trunk import TrunkOutput
+
+logger = logging.getLogger(__name__)
+
+TRAINED_LENGTH = 1022
+"""Residues of the longest sequences ESM-2 was trained on (1,024 tokens)."""
+LongPolicy = Literal["full", "crop", "window"]
+
+
+class ESM2Backbone(Backbone):
+    """ESM-2, a protein language model, as published in the ``fair-esm`` package.
+
+    Parameters
+    ----------
+    config
+        Preset name (``"esm2_t6_8M_UR50D"`` ... ``"esm2_t48_15B_UR50D"``, ``"esm2_tiny"``), or a
+        mapping with ``num_layers``, ``embed_dim`` and ``attention_heads``.
+    weights
+        File of weights, see `molfun.backbones.esm2.weights.load_weights`; None gives a random
+        initialisation.
+    seed
+        Seed of the random initialisation.
+    long
+        What happens to sequences above `context` residues: ``"full"`` runs them as they are
+        (rotary positions take any length; attention grows with its square) and says so,
+        ``"crop"`` keeps the first ones, ``"window"`` runs overlapping windows and takes each
+        residue from the one in which it lies deepest.
+    context
+        Longest sequence, in residues, that the model sees at once.
+    checkpointing
+        Recompute the activations of each block in the backward pass instead of keeping them: a
+        fraction of the memory for a third more time.
+
+    References
+    ----------
+    Lin et al. 2023, Science 379, 1123.
+
+    Examples
+    --------
+    >>> from molfun.backbones.esm2 import ESM2Backbone
+    >>> backbone = ESM2Backbone(config="esm2_tiny")
+    >>> backbone.single_dim, len(backbone.blocks())
+    (32, 2)
+    """
+
+    name = "esm2"
+    display_name = "ESM-2"
+    block_prefix = "model.layers"
+    lora_targets = ("q_proj", "v_proj")
+
+    def __init__(
+        self,
+        config: str | Mapping[str, Any] = "esm2_t6_8M_UR50D",
+        *,
+        weights: str | Path | None = None,
+        seed: int = 0,
+        long: LongPolicy = "full",
+        context: int = TRAINED_LENGTH,
+        checkpointing: bool = False,
+    ) -> None:
+        from esm.model.esm2 import ESM2
+
+        super().__init__()
+        if long not in get_args(LongPolicy):
+            raise ConfigError(unknown_name("long policy", long, get_args(LongPolicy)))
+        if context < 1:
+            raise ConfigError(f"context must be at least 1, got {context}.")
+        self.config = presets.resolve(config)
+        self.long, self.context, self.checkpointing = long, context, checkpointing
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = ESM2(**self.config.to_dict(), alphabet="ESM-1b")
+        packed.use_packed_layers(self.model)
+        if weights is not None:
+            load_weights(self.model, weights, self.config)
+        self.single_dim = self.config.embed_dim
+        self.pair_dim = self.config.num_layers * self.config.attention_heads
+        self._said_long = False
+
+    # --- input ---------------------------------------------------------------------------------
+
+    def featurize(self, sample: Sample) -> Features:
+        """Turn one sequence into tokens, in one window or several.
+
+        Raises
+        ------
+        DataError
+            If the sample has no sequence, or one with other letters.
+        """
+        residues = self._encode(sample)
+        n = len(residues)
+        spans = self._spans(n)
+        begin, end = tokens.special("<cls>"), tokens.special("<eos>")
+        windows = [np.concatenate([[begin], residues[a:b], [end]]) for a, b in spans]
+        starts = np.cumsum([0, *(len(w) for w in windows)])
+        depth = [
+            np.where((np.arange(n) >= a) & (np.arange(n) < b),
+                     np.minimum(np.arange(n) - a, b - 1 - np.arange(n)), -1)
+            for a, b in spans
+        ]  # fmt: skip
+        deepest = np.argmax(depth, axis=0)
+        offsets = np.array([starts[i] + 1 - a for i, (a, _) in enumerate(spans)])
+        return {
+            "tokens": torch.from_numpy(np.concatenate(windows)),
+            "windows": torch.tensor([len(w) for w in windows]),
+            "residues": torch.from_numpy(np.arange(n) + offsets[deepest]),
+            "begins": torch.from_numpy(starts[:-1]),
+            "shape": torch.tensor([[n, len(windows)]]),
+        }
+
+    def _encode(self, sample: Sample) -> np.ndarray:
+        residues = tokens.encode(_sequence_of(sample), name=sample.id)
+        if sample.max_length is not None:
+            residues = residues[: sample.max_length]
+        if len(residues) > self.context and self.long == "crop":
+            residues = residues[: self.context]
+        if len(residues) > self.context and self.long == "full" and not self._said_long:
+            self._said_long = True
+            logger.warning(
+                "%s has %d residues, more than the %d ESM-2 was trained on; it runs as it is. "
+                "Choose with long='crop' or long='window', or set max_length.",
+                sample.id,
+                len(residues),
+                self.context,
+            )
+        return residues
+
+    def _spans(self, n: int) -> list[tuple[int, int]]:
+        """Windows of at most `context` residues that overlap by half."""
+        if n <= self.context or self.long == "full":
+            return [(0, n)]
+        step = max(1, self.context // 2)
+        last = n - self.context
+        starts = [*range(0, last, step), last]
+        return [(a, a + self.context) for a in starts]
+
+    def check(self, sample: Sample) -> None:
+        """Refuse what `featurize` could not take.
+
+        Raises
+        ------
+        DataError
+            Naming the sample and the letter.
+        """
+        tokens.encode(_sequence_of(sample), name=sample.id)
+
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Put the tokens of all samples into one dimension; nothing is padded."""
+        return _join(features)
+
+    def featurize_key(self) -> str:
+        """Settings that decide tokens."""
+        return json.dumps([self.name, self.long, self.context])
+
+    # --- forward -------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: Features, *, outputs: Sequence[str] = ("single",), layer: int = -1
+    ) -> TrunkOutput:
+        """Run the transformer over packed or padded tokens.
+
+        Parameters
+        ----------
+        batch
+            As `collate` gives it, or ``{"tokens": (batch, length)}`` padded, with the tokens for
+            beginning and end, as fair-esm's batch converter gives them.
+        outputs
+            Names among ``single``, ``mean``, ``cls`` and ``pair`` (attention of all layers and
+            heads, for contacts).
+        layer
+            Which layer's representation: -1 for the last (normalised, as in fair-esm), 0 for the
+            embeddings, k for the output of block k.
+
+        Returns
+        -------
+        TrunkOutput
+            Residues only: the tokens for beginning and end are left out of all but ``cls``.
+        """
+        if batch["tokens" if "tokens" in batch else "hidden"].ndim == 2 and "windows" not in batch:
+            batch = unpad(batch["tokens"], self.model.padding_idx)
+        stop = self._layer(layer)
+        packing = Packing(tuple(batch["windows"].tolist()))
+        maps: list[list[torch.Tensor]] | None = [] if "pair" in outputs else None
+        x = packed.embed(self.model, batch["tokens"], packing)
+        x = self._blocks(x, packing, range(stop), maps)
+        return self._output(x, batch, outputs, maps, last=stop == self.config.num_layers)
+
+    def _layer(self, layer: int) -> int:
+        n = self.config.num_layers
+        if not -n - 1 <= layer <= n:
+            raise ConfigError(f"layer must be from {-n - 1} to {n} for {n} blocks, got {layer}.")
+        return layer % (n + 1)
+
+    def _blocks(
+        self,
+        x: torch.Tensor,
+        packing: Packing,
+        which: range,
+        maps: list[list[torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        rotation = Rotation(packing, self.config.attention_heads)
+        for i in which:
+            block = self.model.layers[i]
+            if maps is not None:
+                maps.append(packed.attention_maps(block, x, packing, rotation))
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, packing, rotation, use_reentrant=False)
+            else:
+                x = block(x, packing, rotation)
+        return x
+
+    def _output(
+        self,
+        x: torch.Tensor,
+        batch: Features,
+        outputs: Sequence[str],
+        maps: list[list[torch.Tensor]] | None,
+        *,
+        last: bool,
+    ) -> TrunkOutput:
+        if last:
+            x = self.model.emb_layer_norm_after(x)
+        lengths, n_windows = (column.tolist() for column in batch["shape"].unbind(1))
+        residues = x[batch["residues"]]
+        mask = torch.zeros(len(lengths), max(lengths), device=x.device)
+        for row, n in enumerate(lengths):
+            mask[row, :n] = 1
+        found: dict[str, torch.Tensor] = {"mask": mask}
+        if "single" in outputs:
+            found["single"] = nn.utils.rnn.pad_sequence(residues.split(lengths), batch_first=True)
+        if "mean" in outputs:
+            found["mean"] = torch.stack([part.mean(0) for part in residues.split(lengths)])
+        if "cls" in outputs:
+            begins = x[batch["begins"]].split(n_windows)
+            found["cls"] = torch.stack([part.mean(0) for part in begins])
+        if maps is not None:
+            found["pair"] = _pair(maps, n_windows, max(lengths))
+        return TrunkOutput.from_tensors(found)
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Transformer layers, first to last."""
+        return list(self.model.layers)
+
+    def layer_of(self, parameter: str) -> Layer:
+        """Where a parameter sits.
+
+        Examples
+        --------
+        >>> ESM2Backbone(config="esm2_tiny").layer_of("model.layers.1.fc1.weight")
+        Layer(kind='block', index=1)
+        """
+        parts = parameter.removeprefix("model.").split(".")
+        if parts[0] == "layers":
+            return Layer("block", int(parts[1]))
+        if parts[0] == "embed_tokens":
+            return Layer("embedder")
+        if parts[0] == "emb_layer_norm_after":
+            return Layer("block", self.config.num_layers - 1)
+        return Layer("output")
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Architecture and what happens to long sequences."""
+        return {"architecture": self.config.to_dict(), "long": self.long, "context": self.context}
+
+    @classmethod
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Turn `config_dict` back into constructor arguments."""
+        arguments = dict(config)
+        return {"config": arguments.pop("architecture"), **arguments}
+
+
+def _sequence_of(sample: Sample) -> str:
+    if sample.sequence is not None:
+        return sample.sequence
+    if sample.protein is not None:
+        return sample.protein.sequence
+    raise DataError(f"{sample.id} has neither a sequence nor a structure, and ESM-2 needs one.")
+
+
+def _join(features: Sequence[Features]) -> Features:
+    """Concatenate along the token dimension and move the indices into it along."""
+    first = features[0]
+    if len(features) == 1:
+        return dict(first)
+    counts = [int(f["windows"].sum()) for f in features]
+    offsets = np.cumsum([0, *counts[:-1]]).tolist()
+    joined = {}
+    for key in first:
+        parts = [f[key] for f in features]
+        if key in ("residues", "begins"):
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
+        joined[key] = torch.cat(parts)
+    return joined
+
+
+def unpad(padded: torch.Tensor, padding: int) -> Features:
+    """Packed features of tokens (batch, length) that are padded at the end."""
+    lengths = (padded != padding).sum(1)
+    kept = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    begins = lengths.cumsum(0) - lengths
+    spans = zip(begins.tolist(), lengths.tolist(), strict=True)
+    residues = torch.cat([torch.arange(b + 1, b + n - 1) for b, n in spans])
+    return {
+        "tokens": padded[kept],
+        "windows": lengths,
+        "residues": residues.to(padded.device),
+        "begins": begins,
+        "shape": torch.stack([lengths - 2, torch.ones_like(lengths)], dim=1),
+    }
+
+
+def _pair(maps: list[list[torch.Tensor]], n_windows: Sequence[int], length: int) -> torch.Tensor:
+    """Attention between residues: (batch, length, length, layers * heads)."""
+    if any(n > 1 for n in n_windows):
+        raise DataError(
+            "Contacts need each sequence in one piece: use long='full' or long='crop' instead of "
+            "long='window'."
+        )
+    rows = []
+    for sequence in range(len(n_windows)):
+        attention = torch.cat([layer[sequence] for layer in maps])[:, 1:-1, 1:-1]
+        missing = length - attention.shape[-1]
+        rows.append(nn.functional.pad(attention, (0, missing, 0, missing)).permute(1, 2, 0))
+    return torch.stack(rows)

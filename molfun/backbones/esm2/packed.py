@@ -1,0 +1,241 @@
+"""ESM-2's transformer without padding: all sequences of a batch in one token dimension.
+
+The modules are fair-esm's, with their weights and adapters; only the order of the work is another:
+
+* linear layers see (tokens, channels) of the whole batch and nothing of padding;
+* query, key and value come from one product, adapters added in place;
+* attention runs over each sequence by ``scaled_dot_product_attention``;
+* rotary embeddings (Su et al. 2021) are one product of complex numbers. fair-esm turns channel i
+  with channel i + D/2 of a head of size D; the rows of the query and key weights are brought into
+  the order 0, D/2, 1, D/2 + 1 ..., which turns each pair into one complex number and leaves every
+  product of a query with a key as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from esm.modules import TransformerLayer
+from torch import nn
+from torch.nn import functional
+
+from molfun.nn import lora
+from molfun.nn.kernels import adapted_linear, linear
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each sequence lies in the token dimension.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each sequence, those for its beginning and end included; their sum is the
+        number of tokens.
+    """
+
+    lengths: tuple[int, ...]
+
+    @functools.cached_property
+    def positions(self) -> Int64[torch.Tensor, "tokens"]:
+        """Position of each token in its sequence, on the CPU."""
+        return torch.cat([torch.arange(n) for n in self.lengths])
+
+    @functools.cached_property
+    def offsets(self) -> Int64[torch.Tensor, "sequences_plus_1"]:
+        """Where each sequence begins, and the number of tokens at the end, on the CPU."""
+        return torch.tensor([0, *self.lengths]).cumsum(0)
+
+
+class Rotation:
+    """Unit complex numbers that turn queries and keys by their positions.
+
+    Layers share the frequencies, which come with the weights, so they are computed once a batch.
+
+    Parameters
+    ----------
+    packing
+        Sequences of the batch.
+    heads
+        Number of attention heads.
+    """
+
+    def __init__(self, packing: Packing, heads: int) -> None:
+        self._packing, self._heads = packing, heads
+        self._frequency: torch.Tensor | None = None
+        self._turn = torch.zeros(0)
+
+    def of(self, frequency: torch.Tensor) -> torch.Tensor:
+        """(tokens, 1, channels / 2) complex64 for the frequencies of a layer."""
+        if self._frequency is None or not torch.equal(frequency, self._frequency):
+            self._frequency = frequency
+            longest = torch.arange(max(self._packing.lengths), device=frequency.device)
+            angle = torch.outer(longest.to(frequency), frequency).repeat(1, self._heads)
+            turn = torch.polar(torch.ones_like(angle), angle)
+            self._turn = turn[self._packing.positions.to(frequency.device)].unsqueeze(1)
+        return self._turn
+
+
+class PackedLayer(TransformerLayer):
+    """fair-esm's transformer layer over packed tokens; with its own arguments, as it was.
+
+    Layers get this class after the model is built, so weights, adapters and hooks stay where they
+    are.
+    """
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        packing: Packing | None = None,
+        rotation: Rotation | None = None,
+        **stock: Any,
+    ) -> Any:
+        """Compute (tokens, channels) from (tokens, channels) and where the sequences lie."""
+        if packing is None or rotation is None:
+            return super().forward(x, **stock)
+        attention = self.self_attn
+        q, k, v = _project(attention, self.self_attn_layer_norm(x), rotation)
+        x = x + _linear(attention.out_proj, _attend(q, k, v, packing).flatten(1))
+        hidden = functional.gelu(_linear(self.fc1, self.final_layer_norm(x)))
+        return x + _linear(self.fc2, hidden)
+
+
+def use_packed_layers(model: nn.Module) -> None:
+    """Let the layers of an ``esm.model.esm2.ESM2`` run on packed tokens."""
+    for layer in model.layers:  # type: ignore[union-attr]
+        layer.__class__ = PackedLayer
+
+
+def attention_maps(
+    layer: Any, x: Float[torch.Tensor, "tokens channels"], packing: Packing, rotation: Rotation
+) -> list[Float[torch.Tensor, "heads length length"]]:
+    """Attention weights of a layer for each sequence, which the fast path never forms."""
+    q, k, _ = _project(layer.self_attn, layer.self_attn_layer_norm(x), rotation)
+    scale = 1 / math.sqrt(q.shape[-1])
+    lengths = list(packing.lengths)
+    return [
+        torch.softmax((a.transpose(0, 1) @ b.permute(1, 2, 0)).float() * scale, dim=-1)
+        for a, b in zip(q.split(lengths), k.split(lengths), strict=True)
+    ]
+
+
+def embed(model: Any, tokens: Int64[torch.Tensor, "tokens"], packing: Packing) -> torch.Tensor:
+    """Input embeddings (tokens, channels), rescaled for masked tokens as in training.
+
+    ESM-2 was trained with 12 % of the tokens masked; embeddings are always scaled by 0.88 over the
+    share of tokens that are not masked, also where none is.
+    """
+    x = model.embed_scale * model.embed_tokens(tokens)
+    if not model.token_dropout:
+        return x
+    masked = tokens == model.mask_idx
+    lengths = torch.tensor(packing.lengths, device=tokens.device)
+    sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+    n_masked = torch.zeros(len(lengths), device=tokens.device).index_add_(
+        0, sequence, masked.to(torch.float32)
+    )
+    share = (n_masked / lengths)[sequence, None].to(x.dtype)
+    x = x.masked_fill(masked.unsqueeze(-1), 0.0)
+    return x * (1 - 0.15 * 0.8) / (1 - share)
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def _project(
+    attention: Any, x: torch.Tensor, rotation: Rotation
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query and key, rotated, and value: (tokens, heads, channels of a head) each."""
+    heads, width = attention.num_heads, attention.embed_dim
+    order = _pair_order(width, heads, x.device)
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    fused = _fused(projections, x, order)
+    if fused is None:
+        q, k, v = (_linear(module, x) for module in projections)
+        fused = torch.cat([q[:, order], k[:, order], v], dim=1)
+    # rotation in float32 whatever the precision, as positions reach into the thousands
+    qk = fused[:, : 2 * width].float().view(-1, 2, width // 2, 2)
+    turned = torch.view_as_real(torch.view_as_complex(qk) * rotation.of(attention.rot_emb.inv_freq))
+    q, k = turned.to(fused.dtype).view(-1, 2, heads, width // heads).unbind(1)
+    return q, k, fused[:, 2 * width :].unflatten(1, (heads, -1))
+
+
+@functools.lru_cache(maxsize=8)
+def _pair_order(width: int, heads: int, device: torch.device) -> torch.Tensor:
+    """Channels of all heads with those that are turned together side by side."""
+    rows = torch.arange(width, device=device).view(heads, 2, -1)
+    return rows.transpose(1, 2).reshape(-1)
+
+
+def _fused(projections: Sequence[Any], x: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
+    """Query, key and value from one product; None where an adapter does more than add to them."""
+    parts = [lora.low_rank_parts(module) for module in projections]
+    if any(part is None for part in parts):
+        return None
+    rows = [order, order, None]
+    weight = torch.cat([_take(p.weight, r) for p, r in zip(parts, rows, strict=True) if p])
+    bias = torch.cat([_take(p.bias, r) for p, r in zip(parts, rows, strict=True) if p])
+    down, up = [], []
+    width = len(order)
+    for i, part in enumerate(parts):
+        if part is not None and part.down is not None and part.up is not None:
+            down.append(part.down)
+            column = _take(part.up, rows[i]) * part.scaling
+            up.append(functional.pad(column, (0, 0, i * width, (2 - i) * width)))
+    if not down:
+        return linear(x, weight, bias)
+    return adapted_linear(x, weight, bias, torch.cat(down), torch.cat(up, dim=1))
+
+
+def _take(tensor: Any, rows: torch.Tensor | None) -> torch.Tensor:
+    return tensor if rows is None else tensor[rows]
+
+
+def _linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer of the model, with its adapter if it has one."""
+    part = lora.low_rank_parts(module)
+    if part is None:
+        return module(x)
+    if part.down is None or part.up is None:
+        return linear(x, part.weight, part.bias)
+    return adapted_linear(x, part.weight, part.bias, part.down, part.up * part.scaling)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing
+) -> Float[torch.Tensor, "tokens heads channels"]:
+    """Attention within each sequence."""
+    if q.is_cuda:
+        return _attend_jagged(q, k, v, packing)
+    lengths = list(packing.lengths)
+    outputs = [
+        functional.scaled_dot_product_attention(*(t.transpose(0, 1).unsqueeze(0) for t in parts))
+        .squeeze(0)
+        .transpose(0, 1)
+        for parts in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_jagged(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing
+) -> torch.Tensor:
+    """One call for all sequences: torch's variable-length kernels behind nested tensors."""
+    offsets = packing.offsets.to(q.device)
+    shortest, longest = min(packing.lengths), max(packing.lengths)
+
+    def nest(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nested.nested_tensor_from_jagged(
+            tensor, offsets, min_seqlen=shortest, max_seqlen=longest
+        ).transpose(1, 2)
+
+    result = functional.scaled_dot_product_attention(nest(q), nest(k), nest(v))
+    return result.transpose(1, 2).values()

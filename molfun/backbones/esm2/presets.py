@@ -1,0 +1,102 @@
+"""Sizes of ESM-2, as released by Meta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from molfun.errors import ConfigError, unknown_name
+
+ALPHABET_SIZE = 33
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESM2Config:
+    """Architecture of an ESM-2.
+
+    Parameters
+    ----------
+    num_layers
+        Transformer blocks.
+    embed_dim
+        Channels a residue.
+    attention_heads
+        Heads of each block; they divide `embed_dim` into even parts.
+    token_dropout
+        Whether embeddings are rescaled for masked tokens, as all released models do.
+
+    References
+    ----------
+    Lin et al. 2023, "Evolutionary-scale prediction of atomic-level protein structure with a
+    language model", Science 379, 1123, table S1.
+    """
+
+    num_layers: int
+    embed_dim: int
+    attention_heads: int
+    token_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = {k: getattr(self, k) for k in ("num_layers", "embed_dim", "attention_heads")}
+        problems = [
+            f"{name} must be a whole number of at least 1, got {value!r}."
+            for name, value in sizes.items()
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ]
+        if not problems and self.embed_dim % (2 * self.attention_heads):
+            problems.append(
+                f"embed_dim={self.embed_dim} does not divide into {self.attention_heads} heads of "
+                f"an even size, as rotary embeddings need."
+            )
+        if problems:
+            raise ConfigError("ESM-2 config: " + " ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def _size(num_layers: int, embed_dim: int, attention_heads: int) -> ESM2Config:
+    return ESM2Config(num_layers=num_layers, embed_dim=embed_dim, attention_heads=attention_heads)
+
+
+PRESETS = {
+    "esm2_t6_8M_UR50D": _size(6, 320, 20),
+    "esm2_t12_35M_UR50D": _size(12, 480, 20),
+    "esm2_t30_150M_UR50D": _size(30, 640, 20),
+    "esm2_t33_650M_UR50D": _size(33, 1280, 20),
+    "esm2_t36_3B_UR50D": _size(36, 2560, 40),
+    "esm2_t48_15B_UR50D": _size(48, 5120, 40),
+    "esm2_tiny": _size(2, 32, 4),
+}
+"""Released sizes, and one for tests."""
+
+
+def resolve(config: str | Mapping[str, Any] | ESM2Config) -> ESM2Config:
+    """Architecture from a preset name, a mapping of its fields, or itself.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a field is unknown, a field is missing, or a size is not possible.
+
+    Examples
+    --------
+    >>> resolve("esm2_t6_8M_UR50D").embed_dim
+    320
+    """
+    if isinstance(config, ESM2Config):
+        return config
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise ConfigError(unknown_name("ESM-2 config", config, PRESETS))
+        return PRESETS[config]
+    known = [f.name for f in fields(ESM2Config)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(unknown_name("key in the ESM-2 config", key, known))
+    missing = [k for k in known[:3] if k not in config]
+    if missing:
+        raise ConfigError(f"The ESM-2 config lacks {', '.join(missing)}.")
+    return ESM2Config(**config)

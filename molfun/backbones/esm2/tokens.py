@@ -1,0 +1,91 @@
+"""Protein sequences as token ids of ESM-2."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from molfun.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
+"""The 20 amino acids, and the letters ESM-2 has besides: X, B, U, Z, O."""
+MASK = "<mask>"
+_REMEDIES = {
+    "J": "it stands for leucine or isoleucine; write X",
+    "*": "a stop codon; end the sequence before it",
+    "-": "a gap; remove it, alignments are not taken",
+    ".": "a gap; remove it, alignments are not taken",
+    "<": f"only the token {MASK} may be written in brackets",
+}
+
+
+@functools.cache
+def _ids() -> dict[str, int]:
+    from esm.data import Alphabet
+
+    return dict(Alphabet.from_architecture("ESM-1b").tok_to_idx)
+
+
+def special(name: str) -> int:
+    """Id of a special token: ``"<cls>"``, ``"<pad>"``, ``"<eos>"`` or ``"<mask>"``."""
+    return _ids()[name]
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    """Token id of each ASCII character, -1 where there is none."""
+    table = np.full(128, -1, np.int64)
+    for letter in LETTERS:
+        table[ord(letter)] = table[ord(letter.lower())] = _ids()[letter]
+    table[0] = special(MASK)  # how `encode` writes a masked residue for the moment
+    return table
+
+
+def encode(sequence: str, *, name: str = "sequence") -> Int64[np.ndarray, "residues"]:
+    """Token ids of a sequence, without the tokens for its beginning and end.
+
+    Lower case is raised; ``<mask>`` is one masked residue.
+
+    Parameters
+    ----------
+    sequence
+        One-letter codes: the 20 amino acids and X, B, U, Z, O.
+    name
+        How to call the sequence in errors.
+
+    Raises
+    ------
+    DataError
+        If the sequence is empty or holds anything else; the text has the letter and its position.
+
+    Examples
+    --------
+    >>> encode("MKV<mask>").tolist()
+    [20, 15, 7, 32]
+    """
+    if not sequence:
+        raise DataError(f"{name}: the sequence is empty.")
+    plain = sequence.replace("\0", "?").replace(MASK, "\0")
+    codes = np.frombuffer(plain.encode("utf-32-le"), np.uint32)
+    known = codes < 128
+    ids = np.where(known, _table()[np.where(known, codes, 1)], -1)
+    bad = np.flatnonzero(ids < 0)
+    if bad.size:
+        raise DataError(f"{name}: {_describe(plain, bad)}")
+    return ids
+
+
+def _describe(text: str, bad: np.ndarray) -> str:
+    first = text[bad[0]]
+    remedy = _REMEDIES.get(first.upper())
+    if remedy is None:
+        kind = "a space" if first.isspace() else unicodedata.name(first, "a control character")
+        remedy = f"{kind.lower()}; allowed are {LETTERS}"
+    more = f" (and {bad.size - 1} more)" if bad.size > 1 else ""
+    return f"{first!r} at position {bad[0] + 1} is no amino acid{more}: {remedy}."

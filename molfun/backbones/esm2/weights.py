@@ -1,0 +1,245 @@
+"""Read ESM-2 weights as Meta and Hugging Face publish them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun._io import load_safetensors, load_torch
+from molfun.backbones.esm2.presets import PRESETS, ESM2Config
+from molfun.backbones.fitting import fit_keys, shape_conflicts
+from molfun.errors import CheckpointError, listing
+
+logger = logging.getLogger(__name__)
+
+CONTACT_SUFFIX = "-contact-regression.pt"
+"""Meta publishes the two weights of the contact head in a file beside the model."""
+
+_PREFIXES = re.compile(r"^(model\.|esm\.|encoder\.sentence_encoder\.|encoder\.)+")
+_LAYER = re.compile(r"^layer\.(\d+)\.")
+_HUGGING_FACE = {
+    "attention.self.query": "self_attn.q_proj",
+    "attention.self.key": "self_attn.k_proj",
+    "attention.self.value": "self_attn.v_proj",
+    "attention.self.rotary_embeddings": "self_attn.rot_emb",
+    "attention.output.dense": "self_attn.out_proj",
+    "attention.LayerNorm": "self_attn_layer_norm",
+    "LayerNorm": "final_layer_norm",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+    "embeddings.word_embeddings": "embed_tokens",
+    "lm_head.decoder": "lm_head",
+}
+"""Module of ``transformers.EsmModel`` -> module of ``esm.model.esm2.ESM2``."""
+_FUSED = ("attention.self.qkv", "attention.qkv", "self_attn.in_proj", "self_attn.qkv_proj")
+_POINTLESS = ("embeddings.position_ids", "embeddings.position_embeddings.weight", "pooler.")
+"""Weights of Hugging Face's class that ESM-2 does not use (positions are rotary)."""
+_OPTIONAL = ("lm_head.", "contact_head.", "rot_emb.inv_freq")
+
+
+def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> None:
+    """Load a weight file into fair-esm's ``ESM2``, in place.
+
+    Parameters
+    ----------
+    model
+        The stock module.
+    path
+        Meta's ``.pt`` (any file name; the contact-regression file beside it is read if it is
+        there), ``.safetensors`` or ``.bin`` in the names of Hugging Face or of fair-esm, or a
+        Hugging Face folder. ``~`` is expanded.
+    config
+        Architecture of `model`, for messages and to compare with ``config.json``.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged or made for another size; the text lists what does not
+        fit. Weights that only the language-model or contact head need may be missing, and
+        weights ESM-2 has no place for may be there: both are logged as a warning.
+    UnsafeFileError
+        If the file holds anything but tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    tensors = _split_fused(_read(path, config))
+    target = _untied(model)
+    fitted, report = fit_keys(tensors, target, canonical_name)
+    unexpected = [n for n in report.unexpected if not _is_pointless(n)]
+    optional = [n for n in report.missing if any(part in n for part in _OPTIONAL)]
+    missing = sorted(set(report.missing) - set(optional))
+    wrong = shape_conflicts(fitted, target)
+    if missing or wrong:
+        problems = [*missing[:5], *wrong[:5]]
+        raise CheckpointError(
+            f"{path} does not fit this ESM-2 ({config.num_layers} blocks, width "
+            f"{config.embed_dim}): {len(missing)} weights missing, {len(wrong)} of another "
+            f"shape:\n{listing(problems, 10)}\n{_advice(tensors)}"
+        )
+    if unexpected:
+        logger.warning(
+            "%s: %d weights have no place in ESM-2 and are left out:\n%s",
+            path,
+            len(unexpected),
+            listing(unexpected, 5),
+        )
+    _warn_random_heads(path, optional)
+    model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in fitted.items()}})
+
+
+def canonical_name(name: str) -> str:
+    """One name for the same weight in every published layout.
+
+    Examples
+    --------
+    >>> canonical_name("esm.encoder.layer.3.attention.self.query.weight")
+    'layers.3.self_attn.q_proj.weight'
+    >>> canonical_name("encoder.sentence_encoder.layers.3.fc1.bias")
+    'layers.3.fc1.bias'
+    """
+    name = _LAYER.sub(r"layers.\1.", _PREFIXES.sub("", name))
+    block = re.match(r"layers\.\d+\.", name)
+    start = block.end() if block else 0
+    module, _, leaf = name[start:].rpartition(".")
+    return f"{name[:start]}{_HUGGING_FACE.get(module, module)}.{leaf}"
+
+
+def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the model, the output embedding left out: it is the input embedding."""
+    return {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+
+
+def _is_pointless(name: str) -> bool:
+    plain = _PREFIXES.sub("", name)
+    return canonical_name(name) == "lm_head.weight" or plain.startswith(_POINTLESS)
+
+
+def _split_fused(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Three projections from one fused weight, in the order query, key, value."""
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        # torch's own fused layer spells in_proj_weight, others qkv.weight
+        module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
+        fused = next((f for f in _FUSED if module.endswith(f)), None)
+        if fused is None:
+            plain[name] = tensor
+            continue
+        block = module.removesuffix(fused)
+        for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+            plain[f"{block}self_attn.{part}_proj.{leaf}"] = piece
+    return plain
+
+
+def _warn_random_heads(path: Path, missing: list[str]) -> None:
+    heads = sorted({n.split(".")[0] for n in missing if "_head" in n})
+    if heads:
+        logger.warning(
+            "%s has no weights for %s: masked-residue or contact predictions start from random "
+            "ones; representations are not affected.",
+            path,
+            " and ".join(heads),
+        )
+
+
+def _advice(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Name the size a file was made for, as far as its shapes tell."""
+    names = {canonical_name(n): t for n, t in tensors.items()}
+    embedding = names.get("embed_tokens.weight")
+    layers = {int(m.group(1)) for n in names if (m := re.match(r"layers\.(\d+)\.", n))}
+    if embedding is None or not layers:
+        return "It holds no ESM-2: expected embed_tokens and layers, or Hugging Face's names."
+    width, depth = embedding.shape[-1], max(layers) + 1
+    for preset, size in PRESETS.items():
+        if (size.embed_dim, size.num_layers) == (width, depth):
+            return f"The file is of the size {preset!r}: use that as the backbone."
+    return f"The file has {depth} blocks of width {width}: pass such a config."
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
+    if path.is_dir():
+        return _read_folder(path, config)
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    # Meta's files hold their settings as an argparse.Namespace, which runs nothing when it is made
+    content = load_torch(path, allow=[Namespace])
+    state = content.get("model", content) if isinstance(content, Mapping) else {}
+    tensors = _tensors(state)
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no state dict of tensors (looked at the top level and under 'model')."
+        )
+    contact = path.with_name(path.stem + CONTACT_SUFFIX)
+    if contact.is_file():
+        tensors.update(_tensors(load_torch(contact, allow=[Namespace]).get("model", {})))
+    return tensors
+
+
+def _tensors(state: Any) -> dict[str, torch.Tensor]:
+    items = state.items() if isinstance(state, Mapping) else ()
+    return {k: v for k, v in items if isinstance(v, torch.Tensor)}
+
+
+def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
+    """Weights of a Hugging Face folder, in one file or in shards."""
+    _compare_settings(folder / "config.json", config)
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            names = sorted(set(_read_json(folder / index).get("weight_map", {}).values()))
+            return _read_shards(folder, names)
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_shards(folder, [name])
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+    raise CheckpointError(
+        f"{folder} holds neither model.safetensors nor pytorch_model.bin (found: {found})."
+    )
+
+
+def _read_shards(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        file = folder / name
+        if file.resolve().parent != folder.resolve() and not file.is_symlink():
+            raise CheckpointError(f"{folder}: the index names {name}, which is outside of it.")
+        read = load_safetensors if file.suffix == ".safetensors" else load_torch
+        tensors.update(_tensors(read(file)))
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _compare_settings(path: Path, config: ESM2Config) -> None:
+    """Refuse a folder whose settings would give other numbers with the same weights."""
+    if not path.is_file():
+        return
+    theirs = _read_json(path)
+    names = {
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "num_attention_heads": config.attention_heads,
+        "token_dropout": config.token_dropout,
+        "position_embedding_type": "rotary",
+    }
+    wrong = [
+        f"{name}: {theirs[name]!r} there, {ours!r} in this model"
+        for name, ours in names.items()
+        if name in theirs and theirs[name] != ours
+    ]
+    if wrong:
+        raise CheckpointError(f"{path} is of another model:\n{listing(wrong)}")

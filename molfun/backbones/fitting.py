@@ -1,0 +1,64 @@
+"""Put the tensors of a file into a module, and say exactly what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from molfun.errors import listing
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """Which weights of a file found no place, and which places found no weight."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.missing:
+            parts.append(f"{len(self.missing)} weights missing:\n{listing(self.missing, 5)}")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected:\n{listing(self.unexpected, 5)}")
+        return "\n".join(parts)
+
+
+def fit_keys(
+    tensors: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+    canonical: Callable[[str], str],
+) -> tuple[dict[str, torch.Tensor], KeyReport]:
+    """Rename `tensors` to the names of `target`: those that are `canonical` alike belong together.
+
+    Examples
+    --------
+    >>> tensors, target = {"a.w": torch.ones(1)}, {"w": torch.zeros(1), "b": torch.zeros(1)}
+    >>> fitted, report = fit_keys(tensors, target, lambda name: name.removeprefix("a."))
+    >>> fitted, report.missing
+    ({'w': tensor([1.])}, ('b',))
+    """
+    wanted = {canonical(name): name for name in target}
+    found = {canonical(name): name for name in tensors}
+    fitted = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}
+    report = KeyReport(
+        missing=tuple(wanted[key] for key in wanted if key not in found),
+        unexpected=tuple(found[key] for key in found if key not in wanted),
+    )
+    return fitted, report
+
+
+def shape_conflicts(
+    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """A line for each weight whose shape in the file is not that of the model."""
+    return [
+        f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}"
+        for name, tensor in tensors.items()
+        if tensor.shape != target[name].shape
+    ]

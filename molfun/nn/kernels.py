@@ -1,0 +1,202 @@
+"""Matrix products by the fastest float32 kernel of the machine.
+
+PyTorch sends float32 products on x86 to MKL, which is slow on AMD processors (pytorch/builder#504);
+oneDNN, which PyTorch ships for other types, is up to twice as fast there at the same precision. It
+is reached through a private operator of torch, so it is looked for, timed and compared once, and
+left alone where it is missing, wrong or no faster.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch.nn import functional
+
+from molfun.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+logger = logging.getLogger(__name__)
+
+MatrixKernel = Literal["auto", "torch", "onednn"]
+WORTH_IT = 1.1
+"""How many times faster than torch's own product the other has to be to be used."""
+
+_choice: MatrixKernel = "auto"
+_probed: bool | None = None
+
+
+def set_matrix_kernel(kernel: MatrixKernel) -> None:
+    """Choose what multiplies float32 matrices on the CPU, for the whole process.
+
+    Parameters
+    ----------
+    kernel
+        ``"auto"`` times both once and takes the faster, ``"torch"`` is torch's own product,
+        ``"onednn"`` insists on the other.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, or oneDNN's product cannot be used here.
+    """
+    global _choice
+    if kernel not in get_args(MatrixKernel):
+        raise ConfigError(unknown_name("matrix kernel", kernel, get_args(MatrixKernel)))
+    if kernel == "onednn" and not _agrees():
+        raise ConfigError(
+            f"matrix kernel 'onednn' cannot be used with torch {torch.__version__} on this "
+            f"machine. Use 'auto' or 'torch'."
+        )
+    _choice = kernel
+
+
+def matrix_kernel() -> Literal["torch", "onednn"]:
+    """Name of the kernel that multiplies float32 matrices on the CPU."""
+    global _probed
+    if _choice != "auto":
+        return _choice
+    if _probed is None:
+        _probed = _agrees() and _speed_up() > WORTH_IT
+        logger.info("float32 products on the CPU: %s", "oneDNN" if _probed else "torch")
+    return "onednn" if _probed else "torch"
+
+
+def linear(
+    x: Float[torch.Tensor, "tokens inner"],
+    weight: Float[torch.Tensor, "outer inner"],
+    bias: Float[torch.Tensor, "outer"] | None = None,
+) -> Float[torch.Tensor, "tokens outer"]:
+    """``x @ weight.T + bias`` like ``torch.nn.functional.linear``, by the chosen kernel.
+
+    Examples
+    --------
+    >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
+    torch.Size([2, 4])
+    """
+    if not _fits(x, weight):
+        return functional.linear(x, weight, bias)
+    if torch.is_grad_enabled() and _any_grad(x, weight, bias):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def adapted_linear(
+    x: Float[torch.Tensor, "tokens inner"],
+    weight: Float[torch.Tensor, "outer inner"],
+    bias: Float[torch.Tensor, "outer"] | None,
+    down: Float[torch.Tensor, "rank inner"],
+    up: Float[torch.Tensor, "outer rank"],
+) -> Float[torch.Tensor, "tokens outer"]:
+    """``x @ weight.T + bias + (x @ down.T) @ up.T``: a linear layer with a low-rank addition.
+
+    Forward and backward add the low-rank part in place, without the temporaries of four separate
+    products. `up` holds the scaling.
+    """
+    if not _fits(x, weight):
+        low_rank = functional.linear(functional.linear(x, down), up)
+        return functional.linear(x, weight, bias) + low_rank
+    return _AdaptedLinear.apply(x, weight, bias, down, up)
+
+
+def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim == 2
+        and x.shape[0] > 0
+        and not torch.is_autocast_enabled("cpu")
+        and matrix_kernel() == "onednn"
+    )
+
+
+def _any_grad(*tensors: torch.Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``x @ weight.T + bias``; both may be transposed views."""
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()) if needs_x else None,
+            _product(grad.t(), x.t()) if needs_weight else None,
+            grad.sum(0) if needs_bias and ctx.has_bias else None,
+        )
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any) -> Any:
+        inner = x @ down.t()
+        ctx.save_for_backward(x, weight, down, up, inner)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias).addmm_(inner, up.t())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, weight, down, up, inner = ctx.saved_tensors
+        grad = grad.contiguous()
+        needs_x, needs_weight, needs_bias, needs_down, needs_up = ctx.needs_input_grad
+        grad_inner = grad @ up
+        return (
+            _product(grad, weight.t()).addmm_(grad_inner, down) if needs_x else None,
+            _product(grad.t(), x.t()) if needs_weight else None,
+            grad.sum(0) if needs_bias and ctx.has_bias else None,
+            grad_inner.t() @ x if needs_down else None,
+            grad.t() @ inner if needs_up else None,
+        )
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def _agrees() -> bool:
+    """Whether oneDNN's product is there and gives the same numbers, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (torch.randn(n, generator=generator) for n in ((33, 48), (24, 48), (33, 24)))
+    try:
+        found = _product(x, weight), _product(grad, weight.t()), _product(grad.t(), x.t())
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    wanted = x @ weight.t(), grad @ weight, grad.t() @ x
+    return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, wanted, strict=True))
+
+
+def _speed_up() -> float:
+    """How many times faster oneDNN multiplies a matrix of the usual size."""
+    x, weight = torch.ones(1024, 320), torch.ones(960, 320)
+    return _time(lambda: functional.linear(x, weight)) / _time(lambda: _product(x, weight))
+
+
+def _time(function: Callable[[], Any]) -> float:
+    """CPU seconds of a call: the least of five, after one to warm up."""
+    function()
+    best = float("inf")
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(4):
+            function()
+        best = min(best, time.process_time() - start)
+    return best

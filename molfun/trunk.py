@@ -1,0 +1,120 @@
+"""What every head sees of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+SAMPLE_LEVEL = ("mean", "cls")
+"""Representations with one vector a sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkOutput:
+    """Representations of a batch; those that were not asked for are None.
+
+    Parameters
+    ----------
+    mask
+        (batch, length) 1 for residues, 0 for padding.
+    single
+        (batch, length, c_s) one vector a residue.
+    pair
+        (batch, length, length, c_z) one vector a residue pair, where the backbone has them.
+    mean
+        (batch, c_s) mean of `single` over the residues.
+    cls
+        (batch, c_s) vector of the token at the beginning, where the backbone has one.
+    structure
+        Predicted structure, where it was asked for: ``positions`` (batch, length, 37, 3) in
+        angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
+
+    Examples
+    --------
+    >>> out = TrunkOutput(mask=torch.ones(2, 5), single=torch.zeros(2, 5, 3))
+    >>> out.need("single").shape
+    torch.Size([2, 5, 3])
+    """
+
+    mask: Float[torch.Tensor, "batch length"]
+    single: Float[torch.Tensor, "batch length c_s"] | None = None
+    pair: Float[torch.Tensor, "batch length length c_z"] | None = None
+    mean: Float[torch.Tensor, "batch c_s"] | None = None
+    cls: Float[torch.Tensor, "batch c_s"] | None = None
+    structure: Mapping[str, torch.Tensor] | None = None
+
+    def need(self, name: str) -> torch.Tensor:
+        """The representation of that name.
+
+        Raises
+        ------
+        ValueError
+            If it was not computed: a head has to list it in ``needs``.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name!r} was not computed: list it in the head's needs.")
+        return value
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Mask and representations that are there, by name (without the structure)."""
+        names = ("mask", "single", "pair", *SAMPLE_LEVEL)
+        return {n: t for n in names if (t := getattr(self, n)) is not None}
+
+    def select(self, names: Sequence[str]) -> TrunkOutput:
+        """Drop all representations but those named (the mask always stays)."""
+        fields = ("single", "pair", "structure", *SAMPLE_LEVEL)
+        absent: dict[str, Any] = {n: None for n in fields if n not in names}
+        return replace(self, **absent)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
+        """What `tensors` gave, as an output again."""
+        fields: dict[str, Any] = dict(tensors)
+        return cls(**fields)
+
+    @classmethod
+    def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
+        """Join outputs of single samples into one padded batch."""
+        if len(outputs) == 1:
+            return outputs[0]
+        length = max(out.mask.shape[1] for out in outputs)
+        parts = [out.tensors() for out in outputs]
+        names = [n for n in parts[0] if all(n in p for p in parts)]
+        joined = {n: torch.cat([_pad_to(n, p[n], length) for p in parts]) for n in names}
+        structure = _stack_structures([out.structure for out in outputs], length)
+        return replace(cls.from_tensors(joined), structure=structure)
+
+
+def _pad_to(name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
+    if name in SAMPLE_LEVEL:
+        return tensor
+    return pad(pad(tensor, 1, length), 2, length) if name == "pair" else pad(tensor, 1, length)
+
+
+def _stack_structures(
+    structures: Sequence[Mapping[str, torch.Tensor] | None], length: int
+) -> Mapping[str, torch.Tensor] | None:
+    if any(s is None for s in structures):
+        return None
+    present = [s for s in structures if s is not None]
+    return {
+        name: torch.cat([pad(s[name], 1, length) if s[name].ndim > 1 else s[name] for s in present])
+        for name in present[0]
+    }
+
+
+def pad(tensor: Any, dim: int, size: int) -> torch.Tensor:
+    """Append zeros along `dim` up to `size`."""
+    missing = size - tensor.shape[dim]
+    if missing == 0:
+        return tensor
+    widths = [0, 0] * (tensor.ndim - dim - 1) + [0, missing]
+    return functional.pad(tensor, widths)
