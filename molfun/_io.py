@@ -50,6 +50,10 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise RunError(
                 f"Cannot write {path}: {error.strerror}. Choose a folder you may write to."
             ) from error
+        if isinstance(error, FileExistsError | NotADirectoryError | FileNotFoundError):
+            raise RunError(
+                f"Cannot write {path}: {error.strerror} ({error.filename}). Choose another folder."
+            ) from error
         raise
     except RuntimeError as error:
         # torch's writer reports a short write without an errno

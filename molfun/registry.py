@@ -41,6 +41,7 @@ class Registry:
         self.kind = kind
         self.singular = singular or kind[:-1]
         self._entries: dict[str, Any] = {}
+        self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._scanned = False
 
     def register(self, name: str, target: str | None = None) -> Callable[[type], type]:
@@ -54,9 +55,25 @@ class Registry:
 
         return decorate
 
+    def alias(self, name: str, target: str, **arguments: Any) -> None:
+        """Let `name` mean the entry `target` with these arguments."""
+        self._aliases[name] = (target, arguments)
+
+    def resolve(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Registered name and preset arguments behind a name or an alias.
+
+        Examples
+        --------
+        >>> BACKBONES.resolve("esm2_tiny")
+        ('esm2', {'config': 'esm2_tiny'})
+        """
+        target, arguments = self._aliases.get(name, (name, {}))
+        if target not in self:
+            raise ConfigError(unknown_name(self.singular, name, [*self, *self._aliases]))
+        return target, dict(arguments)
+
     def __getitem__(self, name: str) -> Any:
-        if name not in self:
-            raise ConfigError(unknown_name(self.singular, name, self))
+        name, _ = self.resolve(name)
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
@@ -87,8 +104,26 @@ STRATEGIES = Registry("strategies", "strategy")
 
 BACKBONES.register("openfold", "molfun.backbones.openfold:OpenFoldBackbone")
 BACKBONES.register("esm2", "molfun.backbones.esm2:ESM2Backbone")
+for _size in (
+    "esm2_t6_8M_UR50D",
+    "esm2_t12_35M_UR50D",
+    "esm2_t30_150M_UR50D",
+    "esm2_t33_650M_UR50D",
+    "esm2_t36_3B_UR50D",
+    "esm2_t48_15B_UR50D",
+    "esm2_tiny",
+):
+    BACKBONES.alias(_size, "esm2", config=_size)
 HEADS.register("affinity", "molfun.heads.affinity:AffinityHead")
+HEADS.register("linear", "molfun.heads.pooled:LinearHead")
+HEADS.register("mlp", "molfun.heads.pooled:MLPHead")
+HEADS.register("conv", "molfun.heads.conv:ConvHead")
+HEADS.register("contact", "molfun.heads.contact:ContactHead")
 TASKS.register("regression", "molfun.tasks.regression:RegressionTask")
+TASKS.register("binary", "molfun.tasks.classification:BinaryTask")
+TASKS.register("multiclass", "molfun.tasks.classification:MulticlassTask")
+TASKS.register("multilabel", "molfun.tasks.classification:MultilabelTask")
+TASKS.register("contact", "molfun.tasks.contact:ContactTask")
 STRATEGIES.register("head_only", "molfun.training.head_only:HeadOnlyFinetune")
 STRATEGIES.register("lora", "molfun.training.lora:LoRAFinetune")
 STRATEGIES.register("partial", "molfun.training.partial:PartialFinetune")

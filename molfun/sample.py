@@ -30,7 +30,8 @@ class Sample:
     alignment_dir
         Folder of a3m or sto alignments for this protein.
     target
-        The label in the user's units; None where there is none.
+        The label: a number in the user's units, a class name, several, or one a residue, as the
+        task takes it; None where there is none.
     metadata
         Other columns of the row.
     max_length
@@ -43,7 +44,7 @@ class Sample:
     sequence: str | None = None
     features: Mapping[str, Any] | None = None
     alignment_dir: Path | None = None
-    target: float | None = None
+    target: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
 
@@ -95,6 +96,6 @@ class SampleBatch(Sequence[Sample]):
         return [sample.id for sample in self.samples]
 
     @property
-    def targets(self) -> list[float | None]:
+    def targets(self) -> list[Any]:
         """Labels in batch order, None where there is none."""
         return [sample.target for sample in self.samples]

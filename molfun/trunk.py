@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.nn import functional
@@ -12,6 +12,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+Level = Literal["sequence", "residue", "pair"]
+"""What one prediction is for: a sample, each of its residues, or each pair of them."""
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector a sample."""
 

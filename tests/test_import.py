@@ -25,9 +25,17 @@ PUBLIC = {
     ],
     "molfun.backbones": ["Backbone", "TrunkOutput"],
     "molfun.backbones.openfold": ["OpenFoldBackbone"],
-    "molfun.heads": ["AffinityHead", "Head"],
+    "molfun.backbones.esm2": ["ESM2Backbone"],
+    "molfun.heads": ["AffinityHead", "ContactHead", "ConvHead", "Head", "LinearHead", "MLPHead"],
     "molfun.models": ["MolfunStructureModel", "Prediction"],
-    "molfun.tasks": ["RegressionTask", "Task"],
+    "molfun.tasks": [
+        "BinaryTask",
+        "ContactTask",
+        "MulticlassTask",
+        "MultilabelTask",
+        "RegressionTask",
+        "Task",
+    ],
 }
 
 

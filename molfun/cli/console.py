@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from molfun.data.words import counted
 from molfun.errors import MolfunError
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
@@ -60,10 +61,12 @@ class ConsoleProgress(Callback):
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
         """Announce the training; show rows of a resumed run again."""
-        say(f"\nTraining for {plan.epochs} epochs...")
+        say(f"\nTraining for {counted(plan.epochs, 'epoch')}...")
         self._plan = plan
         for row in history:
             say(epoch_line(row))
+        if history:
+            say(f"  resumed after epoch {len(history)}")
         if sys.stderr.isatty():
             self._start_bar()
 

@@ -18,17 +18,14 @@ from molfun.cli.tables import escape, write_predictions
 from molfun.config import read_yaml
 from molfun.data import AffinityDataset, DataSplitter
 from molfun.errors import RunError
-from molfun.models.structure import MolfunStructureModel
+from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
-from molfun.training.callbacks import Callback, CSVLog, FitPlan
+from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History
 from molfun.training.lora import LoRAFinetune
 
-RANDOM_FILL = 0.005
-"""AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
-gradient at all. Without pretrained weights they start from this standard deviation instead."""
-RUN_FILES = ("checkpoint", "resume", "history.csv", "config.yaml", "splits.csv")
+FILES = (*RUN_FILES, "config.yaml", "splits.csv")
 
 
 def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
@@ -56,7 +53,8 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 seed=settings.seed,
                 precision=settings.precision,
                 cache=settings.cache,
-                callbacks=[files, CSVLog(folder / "history.csv"), shown],
+                callbacks=[files, shown],
+                overwrite=True,
             )
         finally:
             shown.close()
@@ -119,7 +117,7 @@ def _size(model: MolfunStructureModel) -> int:
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool, demo: bool) -> list[str]:
     """Names of the files of a former run that the new one may replace."""
-    present = [name for name in RUN_FILES if (folder / name).exists()]
+    present = [name for name in FILES if (folder / name).exists()]
     if resume or not present:
         return []
     if overwrite or (demo and _is_demo(folder)):
@@ -201,9 +199,6 @@ def _write_splits(path: Path, parts: Sequence[AffinityDataset | None]) -> None:
 
 
 def _model(settings: FineTuneSettings) -> MolfunStructureModel:
-    options: dict[str, Any] = {}
-    if settings.weights is None:
-        options["fill_zero_init"] = RANDOM_FILL
     return MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
@@ -212,7 +207,6 @@ def _model(settings: FineTuneSettings) -> MolfunStructureModel:
         head=settings.head,
         task_config={"loss": settings.loss},
         seed=settings.seed,
-        backbone_config=options,
     )
 
 

@@ -19,7 +19,9 @@ DATA, MODEL, TRAINING, RUN = "Data", "Model", "Training", "Run"
 
 
 def _flag(text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+    # typer reads help as rich markup, in which [auto] would be a style
+    plain = text.replace("[", "\\[")
+    return typer.Option(*names, help=plain, rich_help_panel=panel, show_default=False)
 
 
 @app.command("fine-tune")
@@ -125,7 +127,14 @@ def _resolve(given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
 
     values: dict[str, Any] = {}
     stored = Path(given.get("output") or "").expanduser() / "config.yaml"
-    if resume and "output" in given and stored.is_file():
+    if resume and "output" in given:
+        if not stored.is_file():
+            from molfun.errors import RunError
+
+            raise RunError(
+                f"Nothing to resume: {given['output']} holds no run that got as far as its first "
+                f"step ({stored} does not exist). Start it without --resume."
+            )
         values.update(read_yaml(stored))
     if config is not None:
         values.update(read_yaml(config))

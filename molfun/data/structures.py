@@ -222,7 +222,16 @@ def _parse_pdb(path: Path, text: str) -> Any:
 
 def _check_pdb_lines(path: Path, text: str) -> None:
     """Refuse cut lines and coordinates that are not numbers: gemmi reads ``****`` as 0."""
-    bad = [match for match in _ATOM_LINE.finditer(text) if not _has_coordinates(match.group())]
+    lines = list(_ATOM_LINE.finditer(text))
+    if len(lines) > 1 and lines[-1].end() == len(text):
+        # a file that was cut short: its last line has no end and is shorter than the one before
+        last, before = (match.group().rstrip() for match in (lines[-1], lines[-2]))
+        if len(last) < len(before) and _has_coordinates(lines[-1].group()):
+            raise StructureError(
+                f"{path} is truncated: it ends inside a line ({last!r}). Download or export it "
+                f"again."
+            )
+    bad = [match for match in lines if not _has_coordinates(match.group())]
     if not bad:
         return
     first = bad[0].group()

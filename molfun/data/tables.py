@@ -350,6 +350,10 @@ def _parse_targets(
                 problem = f"is beyond {LARGEST_LABEL:g} and overflows the loss; check the unit"
         if problem:
             problems.append(f"{cells.where(row)}, column {column}: {_shown(text)} {problem}")
+    if problems and not required:
+        unused = counted(len(problems), "label")
+        logger.warning("%s: %s not used:\n%s", cells.path, unused, listing(problems, 3))
+        return targets, []
     return targets, problems
 
 

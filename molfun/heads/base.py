@@ -10,20 +10,23 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-from molfun.trunk import TrunkOutput
+from molfun.trunk import Level, TrunkOutput
 
 
 class Head(nn.Module, ABC):
     """Maps representations to a dict with at least ``"prediction"``, in the task's own scale.
 
-    A subclass takes ``single_dim`` (and ``pair_dim`` if it reads pairs) as keyword arguments; the
-    facade fills them in from the backbone.
+    The facade fills in what a subclass takes of ``single_dim`` and ``pair_dim`` (from the
+    backbone), ``n_outputs`` and ``level`` (from the task). A head without ``n_outputs`` gives one
+    number, one without ``level`` a label for each sequence.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("single",)
+    needs: tuple[str, ...] = ("single",)
     """Representations the head reads; no others are computed or cached."""
     default_task: ClassVar[str] = "regression"
     """Registered name of the task the head is made for."""
+    default_level: ClassVar[Level] = "sequence"
+    """Level of that task where nothing else is asked for."""
 
     @abstractmethod
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
@@ -33,6 +36,13 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def config_dict(self) -> Mapping[str, Any]:
         """Arguments that build the same head again, as plain values."""
+
+    @staticmethod
+    def as_outputs(raw: torch.Tensor, n_outputs: int) -> dict[str, torch.Tensor]:
+        """Name raw outputs (..., n_outputs): logits where a label has several."""
+        if n_outputs == 1:
+            return {"prediction": raw.squeeze(-1)}
+        return {"prediction": raw, "logits": raw}
 
     @staticmethod
     def check_dim(name: str, given: int | None, backbone: int | None) -> int:

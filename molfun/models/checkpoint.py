@@ -222,6 +222,10 @@ def verify(folder: Path) -> None:
             f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."
         )
     manifest = folder / MANIFEST
+    if not manifest.is_file() and (folder / "checkpoint" / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is the folder of a run; its checkpoint is {folder / 'checkpoint'}."
+        )
     if not manifest.is_file():
         raise CheckpointError(
             f"{folder} is no complete checkpoint: {MANIFEST} is missing (found: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -13,12 +14,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from molfun import __version__
 from molfun._io import DirectoryLock
 from molfun.backbones.base import Backbone, combine_digests, tensor_digests
-from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, listing
+from molfun.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    RunError,
+    listing,
+)
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.nn import lora
@@ -28,7 +36,7 @@ from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheMode, PrefixCache, make_cache
-from molfun.training.callbacks import Callback
+from molfun.training.callbacks import Callback, CSVLog
 from molfun.training.engine import (
     Engine,
     EngineConfig,
@@ -42,6 +50,10 @@ from molfun.training.runner import ModelRunner, as_inputs
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
+
+HISTORY = "history.csv"
+RUN_FILES = ("checkpoint", "resume", HISTORY)
+"""What `MolfunStructureModel.fit` writes into the folder of a run."""
 
 
 class Prediction(dict[str, Any]):
@@ -58,7 +70,7 @@ class MolfunStructureModel(nn.Module):
     Parameters
     ----------
     backbone
-        Registered name, for example ``"openfold"``.
+        Registered name, for example ``"openfold"`` or ``"esm2_t6_8M_UR50D"``.
     config
         Architecture, in the backbone's own terms (a preset name or config object).
     weights
@@ -66,7 +78,9 @@ class MolfunStructureModel(nn.Module):
     device
         ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
     head
-        Registered name of the head; None gives the bare backbone.
+        Registered name of the head (``"affinity"``, ``"mlp"``, ...) or of a task
+        (``"regression"``, ``"binary"``, ...), which takes its default head; None gives the bare
+        backbone.
     head_config
         Arguments of the head; dimensions default to what the backbone gives.
     task, task_config
@@ -106,7 +120,14 @@ class MolfunStructureModel(nn.Module):
     ) -> None:
         super().__init__()
         place = resolve_device(device)
+        backbone, preset = BACKBONES.resolve(backbone)
         arguments = dict(backbone_config or {})
+        if preset and config is not None:
+            raise ConfigError(
+                f"config={config!r} was given with a backbone of a fixed size. Use "
+                f"MolfunStructureModel({backbone!r}, config=...)."
+            )
+        arguments = {**preset, **arguments}
         twice = [key for key in ("weights", "seed") if key in arguments]
         if twice:
             raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
@@ -123,14 +144,11 @@ class MolfunStructureModel(nn.Module):
                 self.backbone.display_name,
                 seed,
             )
-        self.head_name = head
-        self.head: Head | None = self._build_head(head, dict(head_config or {}), seed)
-        self.task_name = task or (self.head.default_task if self.head is not None else None)
-        self.task: Task | None = (
-            _build("task_config", TASKS[self.task_name], dict(task_config or {}))
-            if self.task_name
-            else None
-        )
+        self.head_name, self.task_name = _head_and_task(head, task)
+        if self.head_name is None and (head_config or task_config):
+            raise ConfigError("head_config or task_config was given without head=....")
+        self.task: Task | None = self._build_task(dict(task_config or {}))
+        self.head: Head | None = self._build_head(dict(head_config or {}), seed)
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
@@ -139,20 +157,37 @@ class MolfunStructureModel(nn.Module):
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         self.to(place).eval()
 
-    def _build_head(self, name: str | None, config: dict[str, Any], seed: int) -> Head | None:
-        if name is None:
-            if config:
-                raise ConfigError("head_config was given without head=....")
+    def _build_task(self, config: dict[str, Any]) -> Task | None:
+        if self.task_name is None or self.head_name is None:
             return None
-        for key, value in (
-            ("single_dim", self.backbone.single_dim),
-            ("pair_dim", self.backbone.pair_dim),
-        ):
-            if key == "single_dim" or key in config:
-                config[key] = Head.check_dim(key, config.get(key), value)
+        cls = TASKS[self.task_name]
+        if "level" in inspect.signature(cls).parameters:
+            config.setdefault("level", HEADS[self.head_name].default_level)
+        task: Task = _build("task_config", cls, config)
+        return task
+
+    def _build_head(self, config: dict[str, Any], seed: int) -> Head | None:
+        """The head, with widths from the backbone and outputs from the task."""
+        if self.head_name is None or self.task is None:
+            return None
+        cls = HEADS[self.head_name]
+        known = inspect.signature(cls).parameters
+        dims = {"single_dim": self.backbone.single_dim, "pair_dim": self.backbone.pair_dim}
+        for key in [key for key in dims if key in known]:
+            config[key] = Head.check_dim(key, config.get(key), dims[key])
+        needed = {"n_outputs": self.task.n_outputs, "level": self.task.level}
+        for key, value in needed.items():
+            if key in known:
+                config[key] = value
+            elif value not in (1, "sequence"):
+                raise ConfigError(
+                    f"The head {self.head_name!r} gives one number a sample; the task "
+                    f"{self.task_name!r} needs {key}={value!r}. Use head='mlp' or another one."
+                )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _build("head_config", HEADS[name], config)
+            head: Head = _build("head_config", cls, config)
+        return head
 
     # --- train ---------------------------------------------------------------------------------
 
@@ -173,6 +208,7 @@ class MolfunStructureModel(nn.Module):
         callbacks: Sequence[Callback] = (),
         save_every_steps: int | None = None,
         restore_best: bool = True,
+        overwrite: bool = False,
     ) -> History:
         """Fine-tune; the best weights are in the model when it returns.
 
@@ -186,7 +222,8 @@ class MolfunStructureModel(nn.Module):
         epochs, max_steps
             When to stop, at the latest. Neither: 20 epochs.
         output_dir
-            Folder of the run: ``checkpoint/`` (the best so far) and ``resume/`` (its state).
+            Folder of the run: ``checkpoint/`` (the best so far), ``resume/`` (its state) and
+            ``history.csv``.
         resume
             Continue the run in `output_dir` where it stopped, bit by bit.
         seed
@@ -205,6 +242,8 @@ class MolfunStructureModel(nn.Module):
         restore_best
             False leaves the weights of the last epoch in the model; ``checkpoint/`` holds the
             best ones all the same.
+        overwrite
+            Whether a run that `output_dir` already holds may be replaced.
 
         Returns
         -------
@@ -224,10 +263,11 @@ class MolfunStructureModel(nn.Module):
         if resume and run_dir is None:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         _check_arguments(train_loader, seed)
+        _check_run_dir(run_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
         targets = _targets_of(train_loader)
         task.fit_targets(targets)
-        strategy = _as_strategy(strategy, int(np.isfinite(targets).sum()))
+        strategy = _as_strategy(strategy, sum(not _is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         self._use_precision(chosen)
@@ -274,7 +314,7 @@ class MolfunStructureModel(nn.Module):
             parameters=parameters,
             optimizer=optimizer,
             fabric=fabric,
-            callbacks=callbacks,
+            callbacks=[*([] if run_dir is None else [CSVLog(run_dir / HISTORY)]), *callbacks],
             on_best=keep,
         )
         self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
@@ -380,9 +420,8 @@ class MolfunStructureModel(nn.Module):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
         if _is_many(data):
             result = self._runner().evaluate(_as_loader(data))
-            return Prediction(
-                ids=result.ids, prediction=torch.tensor(result.predictions, dtype=torch.float64)
-            )
+            _, task = self._need_head("predict")
+            return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, outputs)
 
     @torch.no_grad()
@@ -398,7 +437,9 @@ class MolfunStructureModel(nn.Module):
         with self._autocast():
             trunk: TrunkOutput = self.backbone(moved, outputs=tuple(dict.fromkeys(needs)))
             if self.head is not None and self.task is not None:
-                prediction["prediction"] = self.task.predictions(self.head(trunk)).cpu()
+                lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
+                scores = self.task.predictions(self.head(trunk))
+                prediction.update(self.task.present(self.task.split(scores, lengths)))
         prediction["trunk"] = trunk.select(outputs)
         return prediction
 
@@ -713,8 +754,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
     """Call a class with a user's settings; an unknown one gets the nearest name."""
-    import inspect
-
     known = list(inspect.signature(cls).parameters)
     unknown = [key for key in config if key not in known]
     if unknown:
@@ -722,6 +761,17 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
 
         raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
     return cls(**config)
+
+
+def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str | None]:
+    """Names of both: a head brings its task, and a task (also named as the head) its head."""
+    if head is not None and head not in HEADS and head in TASKS:
+        if task not in (None, head):
+            raise ConfigError(f"head={head!r} names a task, but task={task!r} another one.")
+        head, task = None, head
+    if head is None:
+        return (None, None) if task is None else (TASKS[task].default_head, task)
+    return head, task or HEADS[head].default_task
 
 
 def _check_arguments(train: Any, seed: int) -> None:
@@ -734,8 +784,24 @@ def _check_arguments(train: Any, seed: int) -> None:
         raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}.")
 
 
+def _check_run_dir(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
+    """A run takes the place of another only if that is asked for."""
+    if folder is None or resume or overwrite:
+        return
+    present = [name for name in RUN_FILES if (folder / name).exists()]
+    if present:
+        raise RunError(
+            f"{folder} already holds a run ({', '.join(present)}). Continue it with resume=True, "
+            f"replace it with overwrite=True, or choose another output_dir."
+        )
+
+
 def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneStrategy:
     """A strategy as it is, by its name, or chosen by the number of samples."""
+    if isinstance(strategy, type):
+        raise ConfigError(
+            f"strategy is the class {strategy.__name__}; pass an object: {strategy.__name__}()."
+        )
     if not isinstance(strategy, str):
         return strategy
     return choose_strategy(n_samples) if strategy == "auto" else STRATEGIES[strategy]()
@@ -748,11 +814,22 @@ def _is_many(data: Any) -> bool:
 
 
 def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
-    """A loader as it is; a dataset as a loader of single samples."""
+    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list."""
+    if isinstance(data, Sample | SampleBatch):
+        return [data]
     collate = _collate_of(data)
+    if isinstance(data, DataLoader) and data.collate_fn is default_collate and _collates(data):
+        raise ConfigError(
+            f"The DataLoader has no collate_fn for samples. Pass "
+            f"collate_fn={type(_dataset_of(data)).__name__}.collate_fn to it."
+        )
     if isinstance(data, DataLoader) or collate is None:
         return data
     return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=collate)
+
+
+def _collates(loader: DataLoader[Any]) -> bool:
+    return _collate_of(loader.dataset) is not None
 
 
 def _collate_of(data: Any) -> Any:
@@ -760,20 +837,29 @@ def _collate_of(data: Any) -> Any:
     return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
 
 
-def _targets_of(loader: Any) -> np.ndarray:
+def _targets_of(loader: Any) -> list[Any]:
     """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
     dataset = getattr(loader, "dataset", None)
     targets = getattr(_dataset_of(loader), "targets", None)
     if targets is not None:
-        values = np.asarray(targets, dtype=np.float64)
-        return values[list(dataset.indices)] if isinstance(dataset, Subset) else values
+        values = targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
+        return [values[i] for i in dataset.indices] if isinstance(dataset, Subset) else values
     batches: Iterable[Any] = loader
     if isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
         batches = DataLoader(
             loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
         )
-    found = [t for batch in batches for t in as_inputs(batch).targets]
-    return np.array([math.nan if t is None else t for t in found], dtype=np.float64)
+    return [t for batch in batches for t in as_inputs(batch).targets]
+
+
+def _is_missing(target: Any) -> bool:
+    return target is None or (isinstance(target, float) and math.isnan(target))
+
+
+def _label_texts(targets: Sequence[Any]) -> list[str]:
+    """Labels as text that is the same for equal labels."""
+    plain = (t.tolist() if isinstance(t, np.ndarray) else t for t in targets)
+    return [repr(float("nan") if t is None else t) for t in plain]
 
 
 def _samples_of(data: Iterable[Any]) -> Iterator[Sample]:
@@ -787,17 +873,16 @@ def _samples_of(data: Iterable[Any]) -> Iterator[Sample]:
                 yield from (sample for sample in group if isinstance(sample, Sample))
 
 
-def _data_identity(train: Any, targets: np.ndarray, val: Any) -> dict[str, Any]:
+def _data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:
     """What a run was trained and validated on, as plain values."""
     validation = None
     if val is not None:
-        labels = [repr(float(t)) for t in _targets_of(val)]
-        validation = _digest([*_ids_of(val), *labels])
+        validation = _digest([*_ids_of(val), *_label_texts(_targets_of(val))])
     return {
         "batches": len(train),
         "batch size": getattr(train, "batch_size", None),
         "training set": _digest(_ids_of(train)),
-        "labels": _digest([repr(float(t)) for t in targets]),
+        "labels": _digest(_label_texts(targets)),
         "validation set": validation,
         "inputs": dict(getattr(_dataset_of(train), "input_settings", {})),
     }

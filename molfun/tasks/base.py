@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
+
+from molfun.errors import ConfigError, unknown_name
+from molfun.trunk import Level
 
 
 class LossSum(NamedTuple):
@@ -22,19 +25,36 @@ class LossSum(NamedTuple):
 
 
 class Task(ABC):
-    """Loss, scale of the labels and metrics of one kind of prediction."""
+    """Loss, scale of the labels and metrics of one kind of prediction.
+
+    Labels come as data sets give them (numbers, class names, one a residue) and become arrays of
+    numbers here, NaN where there is no label. A head's raw output is ``outputs["prediction"]``:
+    (batch,) or (batch, `n_outputs`), with the residue dimensions of the `level` after the batch.
+    """
 
     name: ClassVar[str]
+    default_head: ClassVar[str] = "mlp"
+    """Registered name of the head that goes with the task."""
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Metrics of which the largest value is the best; of all others the smallest is."""
+    level: Level = "sequence"
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """Numbers a head has to give for each label."""
 
     @abstractmethod
-    def fit_targets(self, targets: np.ndarray) -> None:
-        """Learn what the labels look like (mean and scale); once, from the training set."""
+    def fit_targets(self, targets: Sequence[Any]) -> None:
+        """Learn what the labels look like (scale, class names); once, from the training set."""
 
     @abstractmethod
-    def encode(self, targets: Sequence[float | None]) -> torch.Tensor:
-        """Labels of a batch as a tensor, NaN where there is none."""
+    def numbers(self, target: Any) -> np.ndarray:
+        """One sample's label as float64, NaN where there is none.
+
+        () or (classes,) for a sequence, (length,) or (length, classes) for residues, (length,
+        length) for pairs; ``numbers(None)`` has the shape without the residue dimensions.
+        """
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
@@ -42,11 +62,21 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Predictions in the units of the labels."""
+        """Values in the units of the labels, or probabilities; shaped like the raw output."""
+
+    @abstractmethod
+    def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What `predictions` of single samples are to a user: ``{"prediction": ...}``."""
 
     @abstractmethod
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Metrics over a whole data set in the units of the labels; NaN where undefined."""
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics."""
+        empty = self.numbers(None)[None][:0]
+        return list(self.metrics(empty, empty))
 
     @property
     @abstractmethod
@@ -60,3 +90,53 @@ class Task(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
+
+    def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """Labels of a batch as a float64 tensor, NaN where there is none.
+
+        Parameters
+        ----------
+        targets
+            One label a sample, or None.
+        lengths
+            Residues of each sample that the model saw, for labels of residues and pairs: longer
+            labels are cut there, and all are padded to the longest.
+        """
+        if self.level == "sequence" or lengths is None:
+            return torch.from_numpy(np.stack([self.numbers(t) for t in targets]))
+        dims = 2 if self.level == "pair" else 1
+        blank = self.numbers(None)
+        result = np.full((len(targets), *[max(lengths)] * dims, *blank.shape), np.nan)
+        for row, (target, n) in enumerate(zip(targets, lengths, strict=True)):
+            if target is not None:
+                inside = (slice(n),) * dims
+                values = self.numbers(target)[inside]
+                result[row][tuple(slice(k) for k in values.shape[:dims])] = values
+        return torch.from_numpy(result)
+
+    def split(self, values: torch.Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Values of a batch as one array a sample, without padding."""
+        rows = values.detach().cpu().numpy()
+        dims = {"sequence": 0, "residue": 1, "pair": 2}[self.level]
+        return [row[(slice(n),) * dims] for row, n in zip(rows, lengths, strict=True)]
+
+    def join(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Arrays of single samples as one (labels, ...) array for `metrics`."""
+        if not values:
+            return self.numbers(None)[None][:0]
+        if self.level == "sequence":
+            return np.stack(values)
+        flat = [v.reshape(-1, *v.shape[2:]) if self.level == "pair" else v for v in values]
+        return np.concatenate(flat)
+
+
+def check_level(level: str) -> None:
+    """Refuse a level that is none.
+
+    Raises
+    ------
+    ConfigError
+        With the nearest name.
+    """
+    if level not in get_args(Level):
+        raise ConfigError(unknown_name("level", level, get_args(Level)))

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError, unknown_name
-from molfun.tasks.base import LossSum, Task
+from molfun.tasks.base import Level, LossSum, Task, check_level
 
 RegressionLoss = Literal["mse", "mae", "huber"]
 _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -34,6 +34,8 @@ class RegressionTask(Task):
         ``"mse"``, ``"mae"`` or ``"huber"`` (delta 1), in standardised units.
     standardize
         Whether to standardise; False trains on the labels as they are.
+    level
+        One number for each ``"sequence"`` (or structure), or for each ``"residue"``.
 
     Examples
     --------
@@ -44,17 +46,22 @@ class RegressionTask(Task):
     """
 
     name = "regression"
+    n_outputs = 1
     higher_is_better = frozenset({"pearson", "spearman", "r2"})
 
-    def __init__(self, *, loss: RegressionLoss = "mse", standardize: bool = True) -> None:
+    def __init__(
+        self, *, loss: RegressionLoss = "mse", standardize: bool = True, level: Level = "sequence"
+    ) -> None:
         if loss not in get_args(RegressionLoss):
             raise ConfigError(unknown_name("regression loss", loss, get_args(RegressionLoss)))
-        self._config = {"loss": loss, "standardize": standardize}
+        check_level(level)
+        self.level = level
+        self._config = {"loss": loss, "standardize": standardize, "level": level}
         self.mean = 0.0
         self.std = 1.0
         self.fitted = False
 
-    def fit_targets(self, targets: np.ndarray) -> None:
+    def fit_targets(self, targets: Sequence[Any]) -> None:
         """Take mean and standard deviation of the labels, the first time only.
 
         A head that has been trained speaks in the units of its first training set; a later fit
@@ -65,7 +72,8 @@ class RegressionTask(Task):
         DataError
             If no label is present.
         """
-        present = targets[np.isfinite(targets)]
+        values = np.concatenate([self.numbers(t).reshape(-1) for t in targets] or [np.zeros(0)])
+        present = values[np.isfinite(values)]
         if present.size == 0:
             raise DataError("The training set has no labels. Fill the target column.")
         if self.fitted:
@@ -76,9 +84,9 @@ class RegressionTask(Task):
             # a constant label has no scale; 1 keeps the units
             self.std = float(present.std()) or 1.0
 
-    def encode(self, targets: Sequence[float | None]) -> torch.Tensor:
-        """Labels (batch,) in their own units, NaN where there is none."""
-        return torch.tensor([math.nan if t is None else t for t in targets], dtype=torch.float64)
+    def numbers(self, target: Any) -> np.ndarray:
+        """Label in its own units: () for a sequence, (length,) for residues."""
+        return np.asarray(math.nan if target is None else target, dtype=np.float64)
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
         """Summed loss over the labels that are present; 0 (with a graph) where there are none."""
@@ -90,8 +98,14 @@ class RegressionTask(Task):
         return LossSum(total, int(present.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Predictions (batch,) in the label's units, float64."""
+        """Predictions in the label's units, float64."""
         return outputs["prediction"].double() * self.std + self.mean
+
+    def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
+        """``prediction``: (samples,) float64, or a list of (length,) arrays for residues."""
+        if self.level == "sequence":
+            return {"prediction": torch.tensor(np.array(predictions), dtype=torch.float64)}
+        return {"prediction": list(predictions)}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """RMSE, MAE, Pearson and Spearman correlation and R2; NaN where undefined.

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -183,8 +182,7 @@ class Engine:
 
     def _check_monitor(self, val: Iterable[Any] | None) -> None:
         monitor, patience = self.strategy.monitor, self.strategy.early_stopping_patience
-        nothing = np.zeros(0)
-        known = ["val/loss", *(f"val/{m}" for m in self.runner.task.metrics(nothing, nothing))]
+        known = ["val/loss", *(f"val/{m}" for m in self.runner.task.metric_names)]
         if monitor not in known:
             raise ConfigError(unknown_name("monitor", monitor, known))
         if patience and val is None:
@@ -341,6 +339,8 @@ class Engine:
                 self.on_best(History([*state.history, row]))
         state.history.append(row)
         state.finished = self._why_finished()
+        logger.info("%s", "  ".join(f"{name}={value:.5g}" for name, value in row.items()))
+        self._warn_undefined(val)
         for callback in self.callbacks:
             callback.on_epoch_end(row, improved)
         return row
@@ -364,6 +364,16 @@ class Engine:
         else:
             state.since_best += 1
         return improved
+
+    def _warn_undefined(self, val: Iterable[Any] | None) -> None:
+        """Say once that what should decide the best epoch has no value."""
+        row, monitor = self.state.history[-1], self.strategy.monitor
+        if val is not None and self.state.epoch == 1 and math.isnan(monitored(row, monitor)):
+            logger.warning(
+                "%s is undefined on this validation set (too few samples, or all alike), so no "
+                "epoch can be the best by it; the last weights are kept.",
+                monitor,
+            )
 
     def _shown_lr(self) -> float:
         """Rate of the head, where there is one, for the next step."""

@@ -36,7 +36,7 @@ class Inputs:
     """
 
     ids: list[str]
-    targets: list[float | None]
+    targets: list[Any]
     samples: Sequence[Sample] = ()
     features: Features | None = None
 
@@ -72,10 +72,12 @@ def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
     target = next((features.pop(k) for k in TARGET_KEYS if k in features), None)
     if not features:
         raise DataError(f"The batch is a dict without input tensors (keys: {sorted(batch)}).")
-    size = next(iter(features.values())).shape[0]
-    targets: list[float | None] = [None] * size
+    # packed features have no batch dimension; their shape table has one
+    size = features.get("shape", next(iter(features.values()))).shape[0]
+    targets: list[Any] = [None] * size
     if target is not None:
-        targets = [float(t) for t in target.reshape(-1)]
+        flat = target.ndim <= 1 or target.numel() == size
+        targets = target.reshape(-1).tolist() if flat else list(target.cpu().numpy())
     ids = list(batch.get("ids", batch.get("pdb_id", [f"sample_{i}" for i in range(size)])))
     return Inputs(ids=[str(i) for i in ids], targets=targets, features=features)
 
@@ -98,8 +100,8 @@ class Evaluation:
     """Predictions over a data set, in input order."""
 
     ids: list[str] = field(default_factory=list)
-    predictions: list[float] = field(default_factory=list)
-    targets: list[float] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    targets: list[np.ndarray] = field(default_factory=list)
     loss_total: float = 0.0
     loss_count: int = 0
 
@@ -149,12 +151,19 @@ class ModelRunner:
     def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Head outputs of a batch."""
         with self.autocast():
-            return self.head(self._trunk(inputs))
+            trunk = self._trunk(inputs)
+            return {**self.head(trunk), "mask": trunk.mask}
 
     def loss(self, inputs: Inputs, outputs: Mapping[str, torch.Tensor]) -> LossSum:
         """Loss of a batch over its labels."""
-        targets = self.task.encode(inputs.targets).to(self.device)
+        targets = self.task.encode(inputs.targets, self._lengths(outputs)).to(self.device)
         return self.task.loss(outputs, targets)
+
+    def _lengths(self, outputs: Mapping[str, torch.Tensor]) -> list[int] | None:
+        """Residues of each sample, where the task asks."""
+        if self.task.level == "sequence":
+            return None
+        return [int(n) for n in outputs["mask"].sum(1).tolist()]
 
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen:
@@ -206,12 +215,16 @@ class ModelRunner:
     def _evaluate_one(self, inputs: Inputs, result: Evaluation) -> None:
         outputs = self.outputs(inputs)
         result.ids += inputs.ids
-        result.predictions += self.task.predictions(outputs).cpu().tolist()
-        result.targets += [math.nan if t is None else float(t) for t in inputs.targets]
-        total, count = self.loss(inputs, outputs)
+        lengths = self._lengths(outputs)
+        sizes = lengths or [0] * len(inputs.ids)
+        targets = self.task.encode(inputs.targets, lengths)
+        result.predictions += self.task.split(self.task.predictions(outputs), sizes)
+        result.targets += self.task.split(targets, sizes)
+        total, count = self.task.loss(outputs, targets.to(self.device))
         result.loss_total += float(total)
         result.loss_count += count
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
         """The task's metrics of an evaluation."""
-        return self.task.metrics(np.array(result.predictions), np.array(result.targets))
+        joined = self.task.join(result.predictions), self.task.join(result.targets)
+        return self.task.metrics(*joined)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -36,3 +37,15 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_help_names_the_defaults() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "molfun.cli", "fine-tune", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    for text in ("partial, full or auto [lora]", "Epochs [20]", "cuda:N [auto]", "dropout [42]"):
+        assert text in result.stdout

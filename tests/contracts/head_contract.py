@@ -29,7 +29,14 @@ def representations(
         single=single.requires_grad_(requires_grad),
         mask=mask,
         pair=torch.randn(n, longest, longest, PAIR, generator=generator),
+        mean=torch.randn(n, SINGLE, generator=generator).requires_grad_(requires_grad),
+        cls=torch.randn(n, SINGLE, generator=generator).requires_grad_(requires_grad),
     )
+
+
+def rows(batch: TrunkOutput, which: list[int]) -> TrunkOutput:
+    """Samples of a batch, in another order."""
+    return TrunkOutput.from_tensors({n: t[which] for n, t in batch.tensors().items()})
 
 
 class HeadContract:
@@ -46,45 +53,62 @@ class HeadContract:
         torch.manual_seed(0)
         return cls(**{**dims, **self.settings, **changes}).eval()
 
+    def labels(self, output: torch.Tensor, row: int, n: int) -> torch.Tensor:
+        """Output of a sample without padding, whatever the level of the head."""
+        level = self.make().config_dict.get("level", "sequence")
+        inside = {"sequence": 0, "residue": 1, "pair": 2}[level]
+        return output[(row, *(slice(n),) * inside)]
+
     def test_is_a_head_for_a_known_task(self) -> None:
         head = self.make()
         assert isinstance(head, Head)
         assert head.default_task in TASKS
-        assert set(head.needs) <= {"single", "pair", "structure"}
+        assert set(head.needs) <= {"single", "pair", "mean", "cls", "structure"}
 
     def test_gives_a_prediction_for_every_sample(self) -> None:
         output = self.make()(representations((3, 8, 5)))
         assert output["prediction"].shape[0] == 3
         assert torch.isfinite(output["prediction"]).all()
 
+    def test_reads_no_more_than_it_says(self) -> None:
+        head, batch = self.make(), representations((3, 8))
+        expected = head(batch)["prediction"]
+        assert torch.equal(head(batch.select(head.needs))["prediction"], expected)
+
     def test_ignores_padding(self) -> None:
         head, batch = self.make(), representations((3, 8))
-        noisy = batch.single.clone()
-        noisy[0, 3:] = 1e3
-        changed = TrunkOutput(single=noisy, mask=batch.mask, pair=batch.pair)
-        alone = TrunkOutput(
-            single=batch.single[:1, :3], mask=batch.mask[:1, :3], pair=batch.pair[:1, :3, :3]
-        )
-        expected = head(batch)["prediction"]
-        assert torch.equal(head(changed)["prediction"], expected)
-        assert torch.allclose(head(alone)["prediction"], expected[:1], rtol=0, atol=1e-6)
+        noisy = {n: t.clone() for n, t in batch.tensors().items()}
+        noisy["single"][0, 3:] = 1e3
+        noisy["pair"][0, 3:] = noisy["pair"][0, :, 3:] = 1e3
+        alone = {n: t[:1] for n, t in batch.tensors().items()}
+        alone |= {
+            "single": batch.single[:1, :3], "mask": batch.mask[:1, :3],
+            "pair": batch.pair[:1, :3, :3],
+        }  # fmt: skip
+        expected = self.labels(head(batch)["prediction"], 0, 3)
+        changed = head(TrunkOutput.from_tensors(noisy))["prediction"]
+        assert torch.equal(self.labels(changed, 0, 3), expected)
+        single = head(TrunkOutput.from_tensors(alone))["prediction"]
+        assert torch.allclose(self.labels(single, 0, 3), expected, rtol=0, atol=1e-5)
 
     def test_does_not_depend_on_the_rest_of_the_batch(self) -> None:
         head, batch = self.make(), representations((8, 4, 6))
         order = [2, 0, 1]
-        shuffled = TrunkOutput(
-            single=batch.single[order], mask=batch.mask[order], pair=batch.pair[order]
-        )
         expected = head(batch)["prediction"][order]
-        assert torch.allclose(head(shuffled)["prediction"], expected, rtol=0, atol=1e-6)
+        shuffled = head(rows(batch, order))["prediction"]
+        assert torch.allclose(shuffled, expected, rtol=0, atol=1e-6)
 
     def test_every_parameter_and_the_trunk_get_a_gradient(self) -> None:
         head, batch = self.make(), representations((3, 8), requires_grad=True)
-        head(batch)["prediction"].square().sum().backward()
+        prediction = head(batch)["prediction"]
+        kept = [self.labels(prediction, row, n) for row, n in enumerate((3, 8))]
+        sum(k.square().sum() for k in kept).backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
-        assert batch.single.grad is not None
-        assert bool(batch.single.grad[0, :3].any())
-        assert not bool(batch.single.grad[0, 3:].any())
+        for name in set(head.needs) & {"single", "mean", "cls"}:
+            grad = getattr(batch, name).grad
+            assert grad is not None
+            assert bool(grad[0].any())
+            assert name != "single" or not bool(grad[0, 3:].any())
 
     def test_config_rebuilds_it_from_json(self) -> None:
         head = self.make()
@@ -97,9 +121,7 @@ class HeadContract:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_stays_in_float32_under_autocast(self, dtype: torch.dtype) -> None:
         head, batch = self.make(), representations((3, 8))
-        half = TrunkOutput(
-            single=batch.single.to(dtype), mask=batch.mask.to(dtype), pair=batch.pair.to(dtype)
-        )
+        half = TrunkOutput.from_tensors({n: t.to(dtype) for n, t in batch.tensors().items()})
         with torch.autocast("cpu", dtype=dtype):
             assert head(half)["prediction"].dtype == torch.float32
 

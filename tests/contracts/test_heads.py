@@ -12,3 +12,36 @@ class TestAffinity(HeadContract):
 class TestAffinityWithAttention(HeadContract):
     name = "affinity"
     settings = {"pooling": "attention", "hidden_dim": 5}  # noqa: RUF012
+
+
+class TestLinear(HeadContract):
+    name = "linear"
+
+
+class TestLinearOnCls(HeadContract):
+    name = "linear"
+    settings = {"pooling": "cls", "n_outputs": 3}  # noqa: RUF012
+
+
+class TestLinearOnResidues(HeadContract):
+    name = "linear"
+    settings = {"level": "residue", "n_outputs": 2}  # noqa: RUF012
+
+
+class TestMLP(HeadContract):
+    name = "mlp"
+    settings = {"hidden": [16, 8]}  # noqa: RUF012
+
+
+class TestMLPWithAttention(HeadContract):
+    name = "mlp"
+    settings = {"hidden": [16], "pooling": "attention", "n_outputs": 2}  # noqa: RUF012
+
+
+class TestConv(HeadContract):
+    name = "conv"
+    settings = {"n_outputs": 3, "width": 9, "kernel_size": 5}  # noqa: RUF012
+
+
+class TestContact(HeadContract):
+    name = "contact"

@@ -327,6 +327,16 @@ def test_pdb_line_may_end_after_the_coordinates(write):
     assert protein.atom_mask.sum() == 8
 
 
+@pytest.mark.parametrize("kept", [55, 60, 65])
+def test_a_file_that_ends_inside_a_line(tmp_path, kept):
+    lines = [line.ljust(66) + "           C" for line in pdb_chain("ALA GLY")]
+    path = tmp_path / "cut.pdb"
+    path.write_text("\n".join([*lines[:-1], lines[-1][:kept]]))
+    assert "is truncated: it ends inside a line ('ATOM " in refused(path)
+    path.write_text("\n".join(lines))  # without an end of line, but whole
+    assert len(read_structure(path)) == 2
+
+
 def test_truncated_mmcif(write, tmp_path):
     path = as_cif(write("a.pdb", pdb_chain("ALA GLY SER THR")), tmp_path / "whole.cif")
     text = path.read_text()

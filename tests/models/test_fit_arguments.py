@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
-from molfun.errors import ConfigError, DataError
+from molfun.data import AffinityDataset
+from molfun.errors import ConfigError, DataError, RunError
 from molfun.models.structure import MolfunStructureModel
+from molfun.nn import lora
 from molfun.sample import SampleBatch
+from molfun.training import LoRAFinetune
 
 
 @pytest.mark.parametrize("empty", [[], iter([])])
@@ -39,3 +45,54 @@ def test_a_seed_out_of_range(
 ) -> None:
     with pytest.raises(ConfigError, match=r"seed must be from 0 to 2\*\*63 - 1"):
         tiny_model().fit(batches(2), strategy="head_only", epochs=1, seed=seed)
+
+
+def test_a_strategy_class_in_place_of_an_object(
+    tiny_model: Callable[..., MolfunStructureModel], batches: Callable[..., list[SampleBatch]]
+) -> None:
+    with pytest.raises(ConfigError, match=r"class LoRAFinetune; pass an object: LoRAFinetune\(\)"):
+        tiny_model().fit(batches(2), strategy=LoRAFinetune, epochs=1)  # type: ignore[arg-type]
+
+
+def test_a_run_is_replaced_only_if_asked_for(
+    tiny_model: Callable[..., MolfunStructureModel],
+    batches: Callable[..., list[SampleBatch]],
+    tmp_path: Path,
+) -> None:
+    run: dict[str, Any] = {"strategy": "head_only", "epochs": 1, "output_dir": tmp_path}
+    tiny_model().fit(batches(2), **run)
+    before = (tmp_path / "checkpoint" / "manifest.json").read_bytes()
+    with pytest.raises(RunError) as caught:
+        tiny_model(seed=1).fit(batches(2), **run)
+    assert str(caught.value) == (
+        f"{tmp_path} already holds a run (checkpoint, resume, history.csv). Continue it with "
+        f"resume=True, replace it with overwrite=True, or choose another output_dir."
+    )
+    assert (tmp_path / "checkpoint" / "manifest.json").read_bytes() == before
+    tiny_model(seed=1).fit(batches(2), **run, overwrite=True)
+    assert (tmp_path / "checkpoint" / "manifest.json").read_bytes() != before
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
+
+
+def test_a_loader_that_cannot_put_samples_together(
+    tiny_model: Callable[..., MolfunStructureModel],
+) -> None:
+    loader = DataLoader(AffinityDataset.synthetic(3, length=5))
+    with pytest.raises(ConfigError, match=r"Pass collate_fn=AffinityDataset\.collate_fn to it\."):
+        tiny_model().fit(loader, strategy="head_only", epochs=1)
+
+
+def test_one_sample_can_be_evaluated(tiny_model: Callable[..., MolfunStructureModel]) -> None:
+    data = AffinityDataset.synthetic(3, length=5)
+    model = tiny_model()
+    assert model.evaluate(data[1])["loss"] == model.evaluate(data.subset([1]))["loss"]
+
+
+def test_adapters_on_random_weights_get_gradients() -> None:
+    """The architecture starts residual branches at zero, which would leave every B at zero."""
+    model = MolfunStructureModel("openfold", config="tiny", head="affinity", device="cpu")
+    model.fit(AffinityDataset.synthetic(3, length=5), strategy="lora", epochs=1)
+    ups = [p for n, p in lora.parameters(model.backbone) if "lora_B" in n]
+    moved = [bool(torch.any(p != 0)) for p in ups]
+    # attention over MSA columns and in the last block's pair stack does not reach `single`
+    assert sum(moved) >= len(moved) // 2

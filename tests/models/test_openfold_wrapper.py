@@ -112,7 +112,10 @@ def test_the_seed_decides_the_weights(tiny_model):
             {"head": "affinity", "task_config": {"los": "mse"}},
             "Unknown key in task_config 'los'; .* Did you mean 'loss'?",
         ),
-        ({"head_config": {"hidden_dim": 3}}, "head_config was given without head=.*"),
+        (
+            {"head_config": {"hidden_dim": 3}},
+            "head_config or task_config was given without head=.*",
+        ),
         (
             {"head": "affinity", "head_config": {"single_dim": 384}},
             "head_config has single_dim=384, but the backbone gives 32. Leave single_dim out",

@@ -44,11 +44,15 @@ def test_patience_counts_epochs_without_a_better_metric(
     assert len(history) == best + 2
 
 
-def test_an_undefined_metric_never_wins(tiny_model: Model, batches: Batches) -> None:
+def test_an_undefined_metric_never_wins(
+    tiny_model: Model, batches: Batches, caplog: pytest.LogCaptureFixture
+) -> None:
     strategy = HeadOnlyFinetune(monitor="val/pearson", early_stopping_patience=3)
     history = tiny_model().fit(batches(4), batches(1, seed=3), strategy=strategy, epochs=9)
     assert all(math.isnan(row["val/pearson"]) for row in history)
     assert (len(history), history.stopped) == (3, "early_stopping")
+    (message,) = [m for m in caplog.messages if "undefined" in m]
+    assert message.startswith("val/pearson is undefined on this validation set (too few samples")
 
 
 def test_an_unknown_monitor_names_the_nearest(tiny_model: Model, batches: Batches) -> None:

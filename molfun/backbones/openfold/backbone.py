@@ -31,6 +31,9 @@ CHECKPOINT_ABOVE = 40
 """Length (of one sample) from which the graph of 48 blocks outgrows about 4 GB in float32."""
 CHUNK_ABOVE = 384
 """Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
+RANDOM_FILL = 0.005
+"""AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
+gradient at all. Without pretrained weights they start from this standard deviation instead."""
 
 
 class OpenFoldBackbone(Backbone):
@@ -60,8 +63,8 @@ class OpenFoldBackbone(Backbone):
         (`CHECKPOINT_ABOVE`).
     fill_zero_init
         Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
-        every residual branch). With random weights a positive value makes every block active;
-        only for tests and demos.
+        every residual branch). None: `RANDOM_FILL` without `weights`, so that every block does
+        something and adapters get gradients, and 0 with them.
 
     References
     ----------
@@ -91,7 +94,7 @@ class OpenFoldBackbone(Backbone):
         max_extra_msa: int | None = None,
         mask_msa: bool = False,
         checkpointing: bool | None = None,
-        fill_zero_init: float = 0.0,
+        fill_zero_init: float | None = None,
     ) -> None:
         _shims.prepare()
         from openfold.model.model import AlphaFold
@@ -115,6 +118,8 @@ class OpenFoldBackbone(Backbone):
         self._schema = features.Schema(self.config.data)
         with _seeded(seed):
             self.model = AlphaFold(self.config)
+            if fill_zero_init is None:
+                fill_zero_init = RANDOM_FILL if weights is None else 0.0
             if fill_zero_init:
                 _fill_zeros(self.model, fill_zero_init)
         # torch runs normalisations in float32 whatever the precision, so theirs stay
