@@ -3,7 +3,8 @@
 >>> import molfun
 >>> sorted(molfun.__all__)
 ['AffinityDataset', 'DataSplitter', 'FinetuneStrategy', 'FullFinetune', 'HeadOnlyFinetune',
-'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune', '__version__']
+'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune', 'SequenceDataset',
+'__version__']
 """
 
 from molfun._lazy import attach
@@ -21,6 +22,7 @@ __getattr__, _names = attach(
         "MolfunError": "molfun.errors",
         "MolfunStructureModel": "molfun.models.structure",
         "PartialFinetune": "molfun.training",
+        "SequenceDataset": "molfun.data",
     },
 )
 __all__ = ["__version__", *_names]

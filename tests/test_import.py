@@ -21,6 +21,7 @@ PUBLIC = {
         "MolfunError",
         "MolfunStructureModel",
         "PartialFinetune",
+        "SequenceDataset",
         "__version__",
     ],
     "molfun.backbones": ["Backbone", "TrunkOutput"],

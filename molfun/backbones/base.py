@@ -51,6 +51,11 @@ class Backbone(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module-name suffixes inside the blocks that LoRA adapts by default."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("structure",)
+    """What a sample may be: "structure", "sequence"."""
+    default_head: ClassVar[str] = "affinity"
+    """Head where none is asked for on the command line."""
+
     single_dim: int
     pair_dim: int | None
 

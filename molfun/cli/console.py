@@ -121,7 +121,7 @@ def epoch_line(row: Row) -> str:
     return f"{line}  {metric_line(metrics)}" if metrics else line
 
 
-SHOWN = ("val/rmse", "val/pearson", "val/spearman")
+SHOWN = ("val/rmse", "val/pearson", "val/spearman", "val/accuracy", "val/mcc", "val/auroc")
 
 
 @contextlib.contextmanager

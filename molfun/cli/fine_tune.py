@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
-from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
+from molfun.cli.data import Dataset, loader, open_training, task_config
+from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import escape, write_predictions
 from molfun.config import read_yaml
-from molfun.data import AffinityDataset, DataSplitter
 from molfun.errors import RunError
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
+from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, FitPlan
@@ -35,8 +36,8 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         replaces = _check_folder(folder, resume=resume, overwrite=overwrite, demo=settings.demo)
         with disk_errors(folder):
             set_up_logging(str(folder / "run.log"), debug=debug)
-        train, val, test = _data(settings)
-        model = _model(settings)
+        train, val, test = open_training(settings)
+        model = _model(settings, train)
         strategy = _strategy(settings, len(train))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
@@ -83,7 +84,7 @@ class RunFiles(Callback):
         settings: FineTuneSettings,
         strategy: FinetuneStrategy,
         model: MolfunStructureModel,
-        parts: Sequence[AffinityDataset | None],
+        parts: Sequence[Dataset | None],
         *,
         old: Sequence[str] = (),
     ) -> None:
@@ -133,79 +134,26 @@ def _is_demo(folder: Path) -> bool:
     return path.is_file() and read_yaml(path).get("demo") is True
 
 
-def _data(
-    settings: FineTuneSettings,
-) -> tuple[AffinityDataset, AffinityDataset | None, AffinityDataset | None]:
-    if settings.demo:
-        dataset = AffinityDataset.synthetic(settings.demo_samples, settings.demo_seq_len)
-        border = len(dataset) - DEMO_VALIDATION
-        train, val = dataset.subset(range(border)), dataset.subset(range(border, len(dataset)))
-        say(
-            f"Demo mode: {len(train)} train / {len(val)} val "
-            f"(synthetic, seq_len={settings.demo_seq_len})"
-        )
-        return train, val, None
-    dataset = AffinityDataset.from_csv(
-        settings.data or "",
-        settings.pdbs,
-        features_dir=settings.features,
-        alignments_dir=settings.alignments,
-        max_length=settings.max_length,
-        skip_missing=settings.skip_missing,
-    ).check()
-    train, test_val = _split(dataset, settings)
-    val, test = test_val
-    say(
-        f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
-        f"({settings.split} split of {settings.data})"
-    )
-    _say_notes(dataset)
-    return train, val, test
-
-
-def _split(
-    dataset: AffinityDataset, settings: FineTuneSettings
-) -> tuple[AffinityDataset, tuple[AffinityDataset | None, AffinityDataset | None]]:
-    sizes = {"val_frac": settings.val_frac, "test_frac": settings.test_frac}
-    if settings.split == "temporal":
-        parts = DataSplitter.temporal(dataset, **sizes)
-    elif settings.split == "identity":
-        parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
-    else:
-        parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
-    train, val, test = parts
-    return train, (val if len(val) else None, test if len(test) else None)
-
-
-def _say_notes(dataset: AffinityDataset) -> None:
-    """How many structures were changed in reading; the log file tells how."""
-    notes = dataset.notes()
-    if notes:
-        import logging
-
-        logger = logging.getLogger(__name__)
-        for name, lines in notes.items():
-            logger.info("%s: %s", name, "; ".join(lines))
-        say(f"Structures: {len(notes)} of {len(dataset)} with notes (see run.log)")
-
-
-def _write_splits(path: Path, parts: Sequence[AffinityDataset | None]) -> None:
+def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["pdb_id", "split"])
+    id_name = next(part.id_name for part in parts if part is not None)
+    writer.writerow([id_name, "split"])
     for name, part in zip(("train", "val", "test"), parts, strict=True):
         writer.writerows([escape(i), name] for i in (part.ids if part is not None else []))
     write_text(path, text.getvalue())
 
 
-def _model(settings: FineTuneSettings) -> MolfunStructureModel:
+def _model(settings: FineTuneSettings, train: Dataset) -> MolfunStructureModel:
     return MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
         weights=settings.weights,
         device=settings.device,
-        head=settings.head,
-        task_config={"loss": settings.loss},
+        head=settings.head or BACKBONES[settings.backbone].default_head,
+        head_config=settings.head_config,
+        task=settings.task,
+        task_config=task_config(settings, train),
         seed=settings.seed,
     )
 
@@ -222,17 +170,11 @@ def _strategy(settings: FineTuneSettings, n_train: int) -> FinetuneStrategy:
 
 
 def _loader(
-    dataset: AffinityDataset | None, settings: FineTuneSettings, *, shuffle: bool = False
+    dataset: Dataset | None, settings: FineTuneSettings, *, shuffle: bool = False
 ) -> DataLoader[Any] | None:
     if dataset is None:
         return None
-    return DataLoader(
-        dataset,
-        batch_size=settings.batch_size,
-        shuffle=shuffle,
-        num_workers=settings.workers,
-        collate_fn=AffinityDataset.collate_fn,
-    )
+    return loader(dataset, settings.batch_size, shuffle=shuffle, num_workers=settings.workers)
 
 
 def _report(
@@ -240,7 +182,7 @@ def _report(
     model: MolfunStructureModel,
     history: History,
     settings: FineTuneSettings,
-    *parts: AffinityDataset | None,
+    *parts: Dataset | None,
 ) -> None:
     if history.stopped == "early_stopping":
         say(f"Stopped early: no better {settings.monitor} for {settings.patience} epochs.")
@@ -248,12 +190,8 @@ def _report(
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
             batches = progress(_loader(part, settings), f"predicting {name}")
-            prediction = model.predict(batches)
-            values = prediction["prediction"].numpy()
-            write_predictions(
-                folder / f"predictions_{name}.csv", prediction["ids"], values, part.targets
-            )
+            prediction, metrics = model.predict_and_score(batches)
+            write_predictions(folder / f"predictions_{name}.csv", prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
-            assert model.task is not None
-            say(f"{label}: {metric_line(model.task.metrics(values, part.targets))}")
+            say(f"{label}: {metric_line(metrics)}")
     say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")

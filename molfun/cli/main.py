@@ -36,14 +36,36 @@ def fine_tune(
     max_length: Annotated[
         int | None, _flag("Crop longer structures (around the interface).", DATA)
     ] = None,
-    split: Annotated[Text, _flag("random, temporal or identity [random].", DATA)] = None,
+    sequence_column: Annotated[Text, _flag("Column of sequences [sequence].", DATA)] = None,
+    target_column: Annotated[
+        Text, _flag("Column of labels [affinity; for sequences target].", DATA)
+    ] = None,
+    id_column: Annotated[Text, _flag("Column of ids [pdb_id; for sequences none].", DATA)] = None,
+    mask_column: Annotated[
+        Text, _flag("Column of 0 and 1 a residue: labels that count.", DATA)
+    ] = None,
+    split: Annotated[
+        Text, _flag("random, temporal, identity, group or column [random].", DATA)
+    ] = None,
+    split_column: Annotated[
+        Text, _flag("Column of train, val, test, or of groups [split].", DATA)
+    ] = None,
     val_frac: Annotated[float | None, _flag("Fraction for validation [0.1].", DATA)] = None,
     test_frac: Annotated[float | None, _flag("Fraction for testing [0.1].", DATA)] = None,
-    backbone: Annotated[Text, _flag("Backbone [openfold].", MODEL)] = None,
-    preset: Annotated[Text, _flag("Architecture [model_1_ptm]; tiny for tests.", MODEL)] = None,
+    backbone: Annotated[Text, _flag("openfold, or esm2_t6_8M_UR50D ... [openfold].", MODEL)] = None,
+    preset: Annotated[
+        Text, _flag("Architecture [the backbone's own]; tiny for tests.", MODEL)
+    ] = None,
     weights: Annotated[Text, _flag("File of pretrained weights.", MODEL)] = None,
-    head: Annotated[Text, _flag("Head [affinity].", MODEL)] = None,
+    head: Annotated[
+        Text, _flag("affinity, linear, mlp, conv ... [affinity; for sequences mlp].", MODEL)
+    ] = None,
+    task: Annotated[
+        Text, _flag("regression, binary, multiclass or multilabel [the head's].", MODEL)
+    ] = None,
+    level: Annotated[Text, _flag("sequence or residue: what has a label.", MODEL)] = None,
     loss: Annotated[Text, _flag("mse, mae or huber [mse].", MODEL)] = None,
+    class_weight: Annotated[Text, _flag("balanced, for classes.", MODEL)] = None,
     strategy: Annotated[
         Text, _flag("head_only, lora, partial, full or auto [lora].", TRAINING)
     ] = None,
@@ -97,13 +119,15 @@ def fine_tune(
     demo_seq_len: Annotated[int | None, _flag("Their length [32].", RUN)] = None,
     debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
 ) -> None:
-    """Fine-tune a model on structures with affinities.
+    """Fine-tune a model on structures with affinities or on sequences with labels.
 
     For example::
 
       molfun fine-tune --demo --strategy lora --epochs 3 --output runs/demo
 
       molfun fine-tune --data pdbbind.csv --pdbs pdbs/ --strategy lora --output runs/lora
+
+      molfun fine-tune --backbone esm2_t6_8M_UR50D --data gb1.csv --target-column fitness
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     from molfun.cli.console import errors_in_one_line
@@ -145,7 +169,7 @@ def _resolve(given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
 Checkpoint = Annotated[
     str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
 ]
-Table = Annotated[str, typer.Option("--data", help="Table with the column pdb_id.")]
+Table = Annotated[str, typer.Option("--data", help="Table of samples; for sequences also FASTA.")]
 Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
 Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
 Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
@@ -172,7 +196,7 @@ def predict(
     skip_missing: Skip = False,
     debug: Debug = False,
 ) -> None:
-    """Predict an affinity for every row of a table, from a checkpoint alone."""
+    """Predict for every row of a table or FASTA file, from a checkpoint alone."""
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, skip_missing=skip_missing, debug=debug,
@@ -194,7 +218,7 @@ def evaluate(
     skip_missing: Skip = False,
     debug: Debug = False,
 ) -> None:
-    """Compare predictions with the affinities of a table."""
+    """Compare predictions with the labels of a table."""
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, skip_missing=skip_missing, debug=debug,
@@ -224,8 +248,11 @@ def _with_model(
         from molfun.models.structure import MolfunStructureModel
 
         set_up_logging(None, debug=debug)
-        dataset = commands.open_data(
-            checkpoint,
+        from molfun.cli.data import open_for
+        from molfun.models.checkpoint import read_meta
+
+        dataset = open_for(
+            read_meta(checkpoint).data,
             data=data,
             pdbs=pdbs,
             features=features,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from molfun.config import Settings, dump_yaml
+from molfun.registry import BACKBONES
 
 DEMO_VALIDATION = 2
 LR_NAMES = {"head_only": "lr", "lora": "lr_lora", "partial": "lr_trunk", "full": "lr"}
@@ -22,15 +23,25 @@ class FineTuneSettings(Settings):
     alignments: str | None = None
     skip_missing: bool = False
     max_length: int | None = Field(default=None, ge=1)
-    split: Literal["random", "temporal", "identity"] = "random"
+    sequence_column: str = "sequence"
+    target_column: str | None = None
+    id_column: str | None = None
+    mask_column: str | None = None
+    split: Literal["random", "temporal", "identity", "group", "column"] = "random"
+    split_column: str = "split"
     val_frac: float = Field(default=0.1, ge=0, lt=1)
     test_frac: float = Field(default=0.1, ge=0, lt=1)
 
     backbone: str = "openfold"
-    preset: str = "model_1_ptm"
+    preset: str | None = None
     weights: str | None = None
-    head: str = "affinity"
+    head: str | None = None
+    head_config: dict[str, Any] = Field(default_factory=dict)
+    task: str | None = None
+    level: Literal["sequence", "residue"] | None = None
     loss: Literal["mse", "mae", "huber"] = "mse"
+    class_weight: Literal["balanced"] | list[float] | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     strategy: Literal["head_only", "lora", "partial", "full", "auto"] = "lora"
     lr: float | None = Field(default=None, gt=0)
@@ -65,12 +76,13 @@ class FineTuneSettings(Settings):
             raise ValueError("--demo makes its own data: leave out data, pdbs and features")
         if self.demo:
             return self
-        if self.data is None or (self.pdbs is None and self.features is None):
+        needs_files = "sequence" not in BACKBONES[self.backbone].inputs
+        if self.data is None or (needs_files and self.pdbs is None and self.features is None):
             raise ValueError(
                 "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a "
                 "run on synthetic data"
             )
-        if self.val_frac == 0 and self.patience:
+        if self.val_frac == 0 and self.patience and self.split != "column":
             raise ValueError("patience needs a validation set: raise val_frac")
         return self
 

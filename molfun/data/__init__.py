@@ -12,6 +12,8 @@ __getattr__, __all__ = attach(
     __name__,
     {
         "AffinityDataset": "molfun.data.affinity",
+        "SequenceDataset": "molfun.data.sequences",
+        "read_fasta": "molfun.data.sequences",
         "DataSplitter": "molfun.data.splits",
         "find_structure": "molfun.data.structures",
         "read_features": "molfun.data.feature_files",

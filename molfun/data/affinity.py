@@ -59,6 +59,8 @@ class _Source:
     example: str = ".cif"
     parsed: dict[str, _Parsed] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    id_column: str = "pdb_id"
+    target_column: str = "affinity"
 
     def protein(self, name: str) -> Protein | None:
         """The cropped protein; None where features stand for it."""
@@ -105,6 +107,16 @@ class AffinityDataset:
     def __init__(self, table: Table, source: _Source) -> None:
         self._table = table
         self._source = source
+
+    @property
+    def id_name(self) -> str:
+        """Column of the ids."""
+        return self._source.id_column
+
+    @property
+    def target_name(self) -> str:
+        """Column of the labels."""
+        return self._source.target_column
 
     @classmethod
     def from_csv(
@@ -171,6 +183,7 @@ class AffinityDataset:
             table = _filtered(table, filters)
         source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
+        source.id_column, source.target_column = id_column, target_column
         folders = " and ".join(str(Path(d).expanduser()) for d in (pdb_dir, features_dir) if d)
         return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
 
@@ -271,6 +284,8 @@ class AffinityDataset:
             "max_length": self._source.max_length,
             "crop": self._source.crop,
             "alignments": aligned,
+            "id_column": self._source.id_column,
+            "target_column": self._source.target_column,
         }
 
     @staticmethod

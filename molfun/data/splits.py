@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,14 +24,41 @@ from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing, nearest
 
 if TYPE_CHECKING:
-    from molfun.data.affinity import AffinityDataset
-
-    Parts = tuple[AffinityDataset, AffinityDataset, AffinityDataset]
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
 _ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?", re.ASCII)
 _NAMES = ("train", "validation", "test")
+_PART_WORDS = {
+    "train": 0, "training": 0,
+    "val": 1, "valid": 1, "validation": 1, "dev": 1,
+    "test": 2, "testing": 2,
+}  # fmt: skip
+
+
+class Splittable(Protocol):
+    """What the splits need of a data set: `AffinityDataset`, `SequenceDataset` or a user's own."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """Columns to split by."""
+
+    def sequences(self) -> list[tuple[str, ...]]:
+        """Sequences of the chains of each sample."""
+
+    def subset(self, indices: Any) -> Any:
+        """Samples at `indices`."""
+
+
+AnyDataset = TypeVar("AnyDataset", bound=Splittable)
 
 
 class DataSplitter:
@@ -43,12 +70,12 @@ class DataSplitter:
 
     @staticmethod
     def random(
-        dataset: AffinityDataset,
+        dataset: AnyDataset,
         *,
         val_frac: float = 0.1,
         test_frac: float = 0.1,
         seed: int = 42,
-    ) -> Parts:
+    ) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
         """Split at random, identical sequences together.
 
         Parameters
@@ -85,12 +112,12 @@ class DataSplitter:
 
     @staticmethod
     def temporal(
-        dataset: AffinityDataset,
+        dataset: AnyDataset,
         *,
         year_column: str = "year",
         val_frac: float = 0.1,
         test_frac: float = 0.1,
-    ) -> Parts:
+    ) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
         """Split by time: the oldest samples train, the newest test.
 
         Samples of one year are ordered by id where a border cuts through the year. A sample
@@ -134,13 +161,13 @@ class DataSplitter:
 
     @staticmethod
     def by_identity(
-        dataset: AffinityDataset,
+        dataset: AnyDataset,
         *,
         threshold: float = 0.4,
         val_frac: float = 0.1,
         test_frac: float = 0.1,
         seed: int = 42,
-    ) -> Parts:
+    ) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
         """Split so that no chain of one part is similar to a chain of another.
 
         Chains are joined by single linkage where the identical residues of their alignment make
@@ -183,13 +210,13 @@ class DataSplitter:
 
     @staticmethod
     def by_group(
-        dataset: AffinityDataset,
+        dataset: AnyDataset,
         column: str,
         *,
         val_frac: float = 0.1,
         test_frac: float = 0.1,
         seed: int = 42,
-    ) -> Parts:
+    ) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
         """Split so that samples with the same value in a column stay together.
 
         Parameters
@@ -222,6 +249,45 @@ class DataSplitter:
             for value, keys in zip(values, _identical(dataset), strict=True)
         ]
         return _parts(dataset, _fill(_together(links), sizes, seed, f"groups of {column!r}"))
+
+    @staticmethod
+    def by_column(
+        dataset: AnyDataset, column: str = "split"
+    ) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
+        """Split as a column of the table says, for published splits.
+
+        Parameters
+        ----------
+        dataset
+            What to split.
+        column
+            Column of ``train``, ``val`` (or ``valid``, ``validation``, ``dev``) and ``test``.
+            Without any row for validation or test that part is empty.
+
+        Returns
+        -------
+        tuple
+            Train, validation and test.
+
+        Raises
+        ------
+        DataError
+            If the column is missing, has blank cells or other words, or no row is for training.
+        """
+        texts = [str(value).strip().lower() for value in _column(
+            dataset, column, [str(name) for name in dataset.metadata.columns]
+        )]  # fmt: skip
+        unknown = sorted({text for text in texts if text not in _PART_WORDS})
+        if unknown:
+            raise DataError(
+                f"Column {column!r} holds {listing([repr(t) for t in unknown], 5).strip()}; "
+                f"expected train, val or test."
+            )
+        part = np.array([_PART_WORDS[text] for text in texts], np.int64)
+        if not (part == 0).any():
+            raise DataError(f"Column {column!r} leaves no sample for training.")
+        _warn_shared(dataset, part)
+        return _parts(dataset, part)
 
 
 # Sizes and filling
@@ -284,7 +350,7 @@ def _choose(groups: Sequence[Sequence[int]], size: int, *, at_most: int) -> list
     return chosen if chosen or not size else [min(groups, key=len)]
 
 
-def _parts(dataset: AffinityDataset, part: np.ndarray) -> Parts:
+def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
     train, val, test = (dataset.subset(np.flatnonzero(part == number)) for number in range(3))
     return train, val, test
 
@@ -292,7 +358,7 @@ def _parts(dataset: AffinityDataset, part: np.ndarray) -> Parts:
 # What stays together
 
 
-def _identical(dataset: AffinityDataset) -> list[list[Hashable]]:
+def _identical(dataset: Splittable) -> list[list[Hashable]]:
     """One key a sample: its chains, in any order."""
     return [[tuple(sorted(chains))] for chains in dataset.sequences()]
 
@@ -320,6 +386,16 @@ def _move_to_earliest(part: np.ndarray, groups: Sequence[Sequence[int]]) -> None
         )
 
 
+def _warn_shared(dataset: Splittable, part: np.ndarray) -> None:
+    """A split that was given may leak; say so, and leave it as it is."""
+    groups = _together(_identical(dataset))
+    shared = sum(len(group) for group in groups if len(set(part[group])) > 1)
+    if shared:
+        logger.warning(
+            "%s with the same sequence in two parts of the split.", counted(shared, "sample")
+        )
+
+
 def _log_clusters(clusters: Clusters, groups: Sequence[Sequence[int]], threshold: float) -> None:
     logger.info(
         "%s: %d chains in %d clusters at %.0f%% identity; %d groups of samples, the largest %d",
@@ -331,7 +407,7 @@ def _log_clusters(clusters: Clusters, groups: Sequence[Sequence[int]], threshold
 # Columns
 
 
-def _times(dataset: AffinityDataset, column: str) -> list[float] | list[str]:
+def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
     values = _column(dataset, column, numeric(dataset.metadata))
     if column in numeric(dataset.metadata):
         return [float(value) for value in values]
@@ -348,7 +424,7 @@ def _times(dataset: AffinityDataset, column: str) -> list[float] | list[str]:
     return texts
 
 
-def _column(dataset: AffinityDataset, column: str, candidates: Sequence[str]) -> list[Any]:
+def _column(dataset: Splittable, column: str, candidates: Sequence[str]) -> list[Any]:
     """Values of a column without blanks."""
     if column not in dataset.metadata.columns:
         known = ", ".join(candidates) or "none"

@@ -82,8 +82,22 @@ class Table:
 
 
 @dataclass
-class _Cells:
-    """A table as text, before any check of values."""
+class Cells:
+    """A table as text, before any check of values.
+
+    Parameters
+    ----------
+    path
+        The file.
+    header, rows
+        Names of the columns, and the text of every cell.
+    lines
+        Line of each row in the file (row number for Parquet).
+    word
+        What to call such a number.
+    ragged
+        A line of text for each row with too few or too many cells.
+    """
 
     path: Path
     header: list[str]
@@ -93,10 +107,12 @@ class _Cells:
     ragged: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> list[str]:
+        """Cells of a column, blanks around them removed."""
         index = self.header.index(name)
         return [row[index].strip() for row in self.rows]
 
     def where(self, row: int) -> str:
+        """Place of a row in the file, for messages."""
         return f"{self.word} {self.lines[row]}"
 
 
@@ -142,19 +158,16 @@ def read_table(
     (['1a4w', '0001'], [6.52, 8.1], [2015, 2016])
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is a folder, not a table" if path.is_dir() else "does not exist"
-        raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
-    cells = _read_cells(path, id_column)
-    _check_header(cells, [id_column, target_column] if require_target else [id_column])
+    cells = read_cells(path, id_column)
+    check_header(cells, [id_column, target_column] if require_target else [id_column])
     ids = cells.column(id_column)
     texts = cells.column(target_column) if target_column in cells.header else [""] * len(ids)
-    problems = _id_problems(cells, id_column, ids)
+    problems = id_problems(cells, id_column, ids)
     targets, bad_labels = _parse_targets(cells, target_column, texts, required=require_target)
     keep, clashes = _merge_duplicates(cells, ids, targets)
-    _raise_all(cells, [*cells.ragged, *problems, *bad_labels, *clashes])
+    raise_all(cells, [*cells.ragged, *problems, *bad_labels, *clashes])
     extra = {
-        name: _typed(cells.column(name))
+        name: typed(cells.column(name))
         for name in cells.header
         if name not in (id_column, target_column)
     }
@@ -172,17 +185,27 @@ def read_table(
 # Reading
 
 
-def _read_cells(path: Path, id_column: str) -> _Cells:
+def read_cells(path: Path, key_column: str) -> Cells:
+    """Read a table as text; `key_column` helps to find the delimiter.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, empty or cannot be read.
+    """
+    if not path.is_file():
+        what = "is a folder, not a table" if path.is_dir() else "does not exist"
+        raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
     if path.suffix.lower() in (".parquet", ".pq"):
         cells = _read_parquet(path)
     else:
-        cells = _read_text(path, id_column)
+        cells = _read_text(path, key_column)
     if not cells.rows and not cells.ragged:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
     return cells
 
 
-def _read_parquet(path: Path) -> _Cells:
+def _read_parquet(path: Path) -> Cells:
     import pyarrow
     import pyarrow.parquet
 
@@ -197,7 +220,7 @@ def _read_parquet(path: Path) -> _Cells:
         ["" if value is None else str(value) for value in table.column(i).to_pylist()]
         for i in range(table.num_columns)
     ]
-    return _Cells(
+    return Cells(
         path=path,
         header=[name.strip() for name in table.column_names],
         rows=[list(row) for row in zip(*columns, strict=True)],
@@ -206,7 +229,7 @@ def _read_parquet(path: Path) -> _Cells:
     )
 
 
-def _read_text(path: Path, id_column: str) -> _Cells:
+def _read_text(path: Path, id_column: str) -> Cells:
     text = _decode(path)
     if not text.strip():
         raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
@@ -230,7 +253,7 @@ def _read_text(path: Path, id_column: str) -> _Cells:
             lines.append(line)
     if header is None:
         raise TableError(f"{path} has no header. The first line names the columns.")
-    return _Cells(path=path, header=header, rows=rows, lines=lines, ragged=ragged)
+    return Cells(path=path, header=header, rows=rows, lines=lines, ragged=ragged)
 
 
 def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -280,7 +303,14 @@ def _sniff_delimiter(text: str, id_column: str) -> str:
 # Checks
 
 
-def _check_header(cells: _Cells, needed: Sequence[str]) -> None:
+def check_header(cells: Cells, needed: Sequence[str]) -> None:
+    """Refuse a table without the columns `needed`, or with a column twice.
+
+    Raises
+    ------
+    TableError
+        With the columns there are and the nearest name.
+    """
     header = cells.header
     repeated = [name for name, count in Counter(header).items() if count > 1 and name]
     if repeated:
@@ -326,30 +356,27 @@ def id_problem(text: str) -> str | None:
     return None
 
 
-def _id_problems(cells: _Cells, column: str, ids: list[str]) -> list[str]:
+def id_problems(cells: Cells, column: str, ids: list[str]) -> list[str]:
+    """A line of text for each id that cannot name a sample."""
     problems = []
     for row, text in enumerate(ids):
         problem = id_problem(text)
         if problem:
-            problems.append(f"{cells.where(row)}, column {column}: {_shown(text)} {problem}")
+            problems.append(f"{cells.where(row)}, column {column}: {shown(text)} {problem}")
     return problems
 
 
 def _parse_targets(
-    cells: _Cells, column: str, texts: list[str], *, required: bool
+    cells: Cells, column: str, texts: list[str], *, required: bool
 ) -> tuple[np.ndarray, list[str]]:
     targets = np.full(len(texts), np.nan)
     problems = []
     for row, text in enumerate(texts):
         if not text and not required:
             continue
-        problem = None if _NUMBER.fullmatch(text) else _label_problem(text)
-        if problem is None:
-            targets[row] = float(text)
-            if abs(targets[row]) > LARGEST_LABEL:
-                problem = f"is beyond {LARGEST_LABEL:g} and overflows the loss; check the unit"
+        targets[row], problem = parse_number(text)
         if problem:
-            problems.append(f"{cells.where(row)}, column {column}: {_shown(text)} {problem}")
+            problems.append(f"{cells.where(row)}, column {column}: {shown(text)} {problem}")
     if problems and not required:
         unused = counted(len(problems), "label")
         logger.warning("%s: %s not used:\n%s", cells.path, unused, listing(problems, 3))
@@ -357,7 +384,24 @@ def _parse_targets(
     return targets, problems
 
 
-def _label_problem(text: str) -> str:
+def parse_number(text: str) -> tuple[float, str | None]:
+    """Value of a label, or NaN and why it is none.
+
+    Examples
+    --------
+    >>> parse_number("6.5"), parse_number("6,5")
+    ((6.5, None), (nan, 'has a decimal comma; write 6.5'))
+    """
+    if not _NUMBER.fullmatch(text):
+        return math.nan, label_problem(text)
+    value = float(text)
+    if abs(value) > LARGEST_LABEL:
+        return value, f"is beyond {LARGEST_LABEL:g} and overflows the loss; check the unit"
+    return value, None
+
+
+def label_problem(text: str) -> str:
+    """Why a text is no number, and what to write instead."""
     if not text:
         return "is blank; fill it in or remove the row"
     if text[0] in "<>~≤≥":
@@ -372,7 +416,7 @@ def _label_problem(text: str) -> str:
 
 
 def _merge_duplicates(
-    cells: _Cells, ids: list[str], targets: np.ndarray
+    cells: Cells, ids: list[str], targets: np.ndarray
 ) -> tuple[list[int], list[str]]:
     """Rows to keep, and ids that come with two labels."""
     first: dict[str, int] = {}
@@ -397,14 +441,22 @@ def _merge_duplicates(
     return keep, clashes
 
 
-def _raise_all(cells: _Cells, problems: list[str]) -> None:
+def raise_all(cells: Cells, problems: list[str]) -> None:
+    """Report all bad rows in one error, if there are any.
+
+    Raises
+    ------
+    TableError
+        Listing them.
+    """
     if problems:
         raise TableError(
             f"{cells.path} has {counted(len(problems), 'bad row')}:\n{listing(problems)}"
         )
 
 
-def _shown(text: str, width: int = 40) -> str:
+def shown(text: str, width: int = 40) -> str:
+    """Text in quotes, cut to `width`."""
     return repr(text if len(text) <= width else text[:width] + "...")
 
 
@@ -446,7 +498,7 @@ def _warn_case(table: Table) -> None:
 # Typed columns and filters
 
 
-def _typed(texts: list[str]) -> pd.Series:
+def typed(texts: list[str]) -> pd.Series:
     """Integers, else floats, where every value that is present parses; else text.
 
     Numbers with leading zeros are codes: they stay text.

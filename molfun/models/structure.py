@@ -424,6 +424,14 @@ class MolfunStructureModel(nn.Module):
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, outputs)
 
+    def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
+        """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
+        _, task = self._need_head("predict_and_score")
+        runner = self._runner()
+        result = runner.evaluate(_as_loader(data))
+        prediction = Prediction(ids=result.ids, **task.present(result.predictions))
+        return prediction, runner.metrics(result)
+
     @torch.no_grad()
     def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
         inputs = as_inputs(data)

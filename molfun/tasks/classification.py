@@ -97,6 +97,26 @@ class _Classification(Task):
         """Class names in a label, None where it is masked."""
         raise NotImplementedError
 
+    @classmethod
+    def classes_in(cls, targets: Iterable[Any], level: Level = "sequence") -> list[str]:
+        """Names of the classes that occur in labels, numbers by value and then names.
+
+        Parameters
+        ----------
+        targets
+            Labels, for example ``dataset.targets``.
+        level
+            Whether each is one label or one for each residue.
+
+        Examples
+        --------
+        >>> MulticlassTask.classes_in(["b", None, "a"]), MulticlassTask.classes_in([10, 2.0])
+        (['a', 'b'], ['2', '10'])
+        """
+        probe = cls(n_classes=2, level=level)
+        names = {n for t in targets if not is_missing(t) for n in probe._names(t) if n}
+        return sorted(names, key=natural)
+
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """Take class names and frequencies from the labels, the first time only.
 
@@ -481,10 +501,10 @@ def natural(text: str) -> tuple[int, float, str]:
 def _class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     from sklearn import metrics
 
-    hard = probs.argmax(-1)
     names = ("accuracy", "balanced_accuracy", "f1", "mcc", "auroc", "auprc")
     if truth.size == 0:
         return dict.fromkeys(names, math.nan)
+    hard = probs.argmax(-1)
     present = np.unique(truth)
     several = len(present) > 1
     recalls = [float((hard[truth == c] == c).mean()) for c in present]

@@ -68,6 +68,8 @@ class ESM2Backbone(Backbone):
     display_name = "ESM-2"
     block_prefix = "model.layers"
     lora_targets = ("q_proj", "v_proj")
+    inputs = ("sequence", "structure")
+    default_head = "mlp"
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -71,10 +72,13 @@ PRESETS = {
     "esm2_tiny": _size(2, 32, 4),
 }
 """Released sizes, and one for tests."""
+_CUSTOM = re.compile(r"esm2_t(\d+)_d(\d+)_h(\d+)")
 
 
 def resolve(config: str | Mapping[str, Any] | ESM2Config) -> ESM2Config:
     """Architecture from a preset name, a mapping of its fields, or itself.
+
+    ``"esm2_t2_d64_h4"`` is a size of one's own: 2 blocks, 64 channels, 4 heads.
 
     Raises
     ------
@@ -89,6 +93,11 @@ def resolve(config: str | Mapping[str, Any] | ESM2Config) -> ESM2Config:
     if isinstance(config, ESM2Config):
         return config
     if isinstance(config, str):
+        custom = _CUSTOM.fullmatch(config)
+        if custom:
+            return _size(*map(int, custom.groups()))
+        if config == "tiny":
+            config = "esm2_tiny"
         if config not in PRESETS:
             raise ConfigError(unknown_name("ESM-2 config", config, PRESETS))
         return PRESETS[config]

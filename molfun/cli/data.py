@@ -1,0 +1,225 @@
+"""Open data sets as settings or a checkpoint describe them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from molfun.cli.console import say
+from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
+from molfun.data.affinity import AffinityDataset
+from molfun.data.sequences import SequenceDataset
+from molfun.data.splits import DataSplitter
+from molfun.errors import ConfigError
+from molfun.registry import HEADS, TASKS
+
+logger = logging.getLogger(__name__)
+
+Dataset = AffinityDataset | SequenceDataset
+FASTA = (".fasta", ".fa", ".faa", ".fas")
+LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
+"""What labels in a table are, by task; numbers for all others."""
+
+
+def open_training(
+    settings: FineTuneSettings,
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Train, validation and test set of a run."""
+    if settings.demo:
+        return _demo(settings)
+    dataset = _sequences(settings) if reads_sequences(settings) else _structures(settings)
+    train, val, test = _split(dataset, settings)
+    say(
+        f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
+        f"({settings.split} split of {settings.data})"
+    )
+    if isinstance(dataset, AffinityDataset):
+        _say_notes(dataset)
+    return train, val, test
+
+
+def reads_sequences(settings: FineTuneSettings) -> bool:
+    """Whether samples are sequences of the table rather than structures beside it."""
+    return settings.pdbs is None and settings.features is None
+
+
+def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]:
+    """Batches of a data set."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # map-style by its methods, not by its class
+        batch_size=batch_size,
+        collate_fn=dataset.collate_fn,
+        **options,
+    )
+
+
+def _demo(settings: FineTuneSettings) -> tuple[Dataset, Dataset, None]:
+    dataset = AffinityDataset.synthetic(settings.demo_samples, settings.demo_seq_len)
+    border = len(dataset) - DEMO_VALIDATION
+    train, val = dataset.subset(range(border)), dataset.subset(range(border, len(dataset)))
+    say(
+        f"Demo mode: {len(train)} train / {len(val)} val "
+        f"(synthetic, seq_len={settings.demo_seq_len})"
+    )
+    return train, val, None
+
+
+def _structures(settings: FineTuneSettings) -> AffinityDataset:
+    return AffinityDataset.from_csv(
+        settings.data or "",
+        settings.pdbs,
+        features_dir=settings.features,
+        alignments_dir=settings.alignments,
+        max_length=settings.max_length,
+        skip_missing=settings.skip_missing,
+        id_column=settings.id_column or "pdb_id",
+        target_column=settings.target_column or "affinity",
+    ).check()
+
+
+def _sequences(settings: FineTuneSettings) -> SequenceDataset:
+    return SequenceDataset.from_csv(
+        settings.data or "",
+        sequence_column=settings.sequence_column,
+        target_column=settings.target_column or "target",
+        id_column=settings.id_column,
+        mask_column=settings.mask_column,
+        labels=LABELS.get(task_name(settings), "number"),  # type: ignore[arg-type]  # a literal
+        level="residue" if level(settings) == "residue" else "sequence",
+        max_length=settings.max_length,
+    )
+
+
+def task_name(settings: FineTuneSettings) -> str:
+    """The task: named, or the head's own."""
+    if settings.task is not None:
+        return settings.task
+    head = settings.head
+    if head is None:
+        return "regression"
+    return head if head in TASKS and head not in HEADS else str(HEADS[head].default_task)
+
+
+def level(settings: FineTuneSettings) -> str:
+    """Level of the labels: named, or the head's own."""
+    if settings.level is not None:
+        return settings.level
+    head = settings.head
+    return str(HEADS[head].default_level) if head is not None and head in HEADS else "sequence"
+
+
+def task_config(settings: FineTuneSettings, train: Dataset) -> dict[str, Any]:
+    """Arguments of the task, class names from the training set."""
+    name = task_name(settings)
+    config: dict[str, Any] = {}
+    if name == "regression":
+        config["loss"] = settings.loss
+    if name in LABELS:
+        config["classes"] = TASKS[name].classes_in(train.targets, level=level(settings))
+        config["class_weight"] = settings.class_weight
+    if name in ("multiclass", "binary"):
+        config["label_smoothing"] = settings.label_smoothing
+    if settings.level is not None:
+        config["level"] = settings.level
+    return config
+
+
+def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
+    sizes: dict[str, Any] = {"val_frac": settings.val_frac, "test_frac": settings.test_frac}
+    if settings.split == "column":
+        parts = DataSplitter.by_column(dataset, settings.split_column)
+    elif settings.split == "temporal":
+        parts = DataSplitter.temporal(dataset, **sizes)
+    elif settings.split == "group":
+        parts = DataSplitter.by_group(dataset, settings.split_column, seed=settings.seed, **sizes)
+    elif settings.split == "identity":
+        parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
+    else:
+        parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
+    train, val, test = parts
+    return train, (val if len(val) else None), (test if len(test) else None)
+
+
+def _say_notes(dataset: AffinityDataset) -> None:
+    """How many structures were changed in reading; the log file tells how."""
+    notes = dataset.notes()
+    if notes:
+        for name, lines in notes.items():
+            logger.info("%s: %s", name, "; ".join(lines))
+        say(f"Structures: {len(notes)} of {len(dataset)} with notes (see run.log)")
+
+
+# --- for a checkpoint ----------------------------------------------------------------------------
+
+
+def open_for(
+    trained: Mapping[str, Any],
+    *,
+    data: str,
+    pdbs: str | None,
+    features: str | None,
+    alignments: str | None,
+    max_length: int | None,
+    skip_missing: bool,
+    labels: bool,
+) -> Dataset:
+    """Read what to predict, prepared as the training set was unless told otherwise.
+
+    Parameters
+    ----------
+    trained
+        How the training set prepared its inputs, from the checkpoint.
+    data
+        Table, or for sequences also a FASTA file.
+    pdbs, features, alignments
+        Folders, for structures.
+    max_length
+        Crop; None crops as in training.
+    skip_missing
+        Whether rows without a file are left out.
+    labels
+        Whether every row has to have one.
+    """
+    if max_length is None:
+        max_length = trained.get("max_length")
+    if trained.get("kind") == "sequences" and pdbs is None and features is None:
+        return _sequences_for(trained, data, max_length=max_length, labels=labels)
+    dataset = AffinityDataset.from_csv(
+        data,
+        pdbs,
+        features_dir=features,
+        alignments_dir=alignments,
+        max_length=max_length,
+        crop=trained.get("crop", "auto"),
+        skip_missing=skip_missing,
+        require_target=labels,
+        **{k: trained[k] for k in ("id_column", "target_column") if k in trained},
+    ).check()
+    aligned = bool(dataset.input_settings["alignments"])
+    if aligned != bool(trained.get("alignments")):
+        with_or_without = "without" if aligned else "with"
+        logger.warning(
+            "The model was trained %s alignments; these samples are the other way round, so "
+            "predictions will differ (--alignments FOLDER).",
+            with_or_without,
+        )
+    return dataset
+
+
+def _sequences_for(
+    trained: Mapping[str, Any], data: str, *, max_length: int | None, labels: bool
+) -> SequenceDataset:
+    if Path(data.removesuffix(".gz")).suffix.lower() in FASTA:
+        if labels:
+            raise ConfigError(f"{data} has no labels to evaluate against; give a table.")
+        return SequenceDataset.from_fasta(data, max_length=max_length)
+    names = ("sequence_column", "target_column", "id_column", "mask_column", "labels", "level")
+    columns = {name: trained[name] for name in names if trained.get(name) is not None}
+    if not labels:
+        # a table to predict has neither labels nor, often, ids
+        columns.pop("mask_column", None)
+    return SequenceDataset.from_csv(data, **columns, max_length=max_length, require_target=labels)

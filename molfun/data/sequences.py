@@ -1,0 +1,563 @@
+"""Protein sequences with a label each, or one for each residue."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from molfun.data import tables
+from molfun.data.tables import Cells, Table, filter_rows
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
+from molfun.sample import Sample, SampleBatch
+
+logger = logging.getLogger(__name__)
+
+Labels = Literal["number", "class", "classes"]
+"""What a label is: a number, the name of a class, or any number of classes."""
+Level = Literal["sequence", "residue"]
+SEPARATORS = re.compile(r"[\s,;]+")
+UNKNOWN = "?"
+"""A residue without a label, in a text of letters."""
+LARGEST_INFLATION = 2**34
+"""Bytes a compressed FASTA file may unpack to."""
+
+
+class SequenceDataset:
+    """Sequences with labels, as a map-style data set.
+
+    Make one with `from_csv`, `from_fasta` or `from_list`. Works with
+    ``torch.utils.data.DataLoader`` and its workers, and with `DataSplitter`.
+
+    Parameters
+    ----------
+    table
+        Ids, labels and other columns.
+    sequences
+        One-letter sequences in the same order.
+    max_length
+        Residues kept of each sequence, from the start.
+    columns
+        Names of the columns and what the labels are, as given to `from_csv`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        sequences: Sequence[str],
+        *,
+        max_length: int | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
+        self._table = table
+        self._sequences = list(sequences)
+        self.max_length = max_length
+        self._columns = dict(columns or {})
+
+    @property
+    def id_name(self) -> str:
+        """Column of the ids."""
+        return str(self._columns.get("id_column") or "id")
+
+    @property
+    def sequence_name(self) -> str:
+        """Column of the sequences."""
+        return str(self._columns.get("sequence_column", "sequence"))
+
+    @property
+    def target_name(self) -> str:
+        """Column of the labels."""
+        return str(self._columns.get("target_column", "target"))
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        *,
+        sequence_column: str = "sequence",
+        target_column: str = "target",
+        id_column: str | None = None,
+        labels: Labels = "number",
+        level: Level = "sequence",
+        mask_column: str | None = None,
+        max_length: int | None = None,
+        require_target: bool = True,
+        filters: Mapping[str, Any] | None = None,
+    ) -> SequenceDataset:
+        r"""Read a CSV, TSV or Parquet table with a sequence and a label in each row.
+
+        Parameters
+        ----------
+        csv
+            The table; columns that are not named here are kept as metadata.
+        sequence_column, target_column, id_column
+            Names of the columns. Without `id_column` the rows are called seq_1, seq_2 ...
+        labels
+            Whether labels are numbers (``"number"``), the name of a class (``"class"``), or
+            names with ``;`` between them (``"classes"``, blank for none of them).
+        level
+            ``"residue"`` for a label on each residue: as many letters as the sequence, or as many
+            numbers with blanks, commas or semicolons between them; ``?`` or nan where there is
+            none.
+        mask_column
+            For residues: a text of 0 and 1 as long as the sequence; labels at 0 are left out.
+            One that is shorter lost its leading zeros to a program that took it for a number (so
+            it is in the secondary-structure set of FLIP); they are put back, and that is said.
+        max_length
+            Residues kept of each sequence.
+        require_target
+            False for prediction: labels may be absent.
+        filters
+            Conditions as in `filter`.
+
+        Raises
+        ------
+        TableError
+            If a column is missing or any row is bad; all of them are listed.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.csv"
+        >>> _ = path.write_text("sequence,target\nMKV,0.5\nACDEF,1.5\n")
+        >>> data = SequenceDataset.from_csv(path)
+        >>> data.ids, data.targets.tolist(), data[1].sequence
+        (['seq_1', 'seq_2'], [0.5, 1.5], 'ACDEF')
+        """
+        _check_choice("labels", labels, get_args(Labels))
+        _check_choice("level", level, get_args(Level))
+        cells = tables.read_cells(Path(csv).expanduser(), sequence_column)
+        optional = [name for name in (id_column, mask_column) if name]
+        needed = [sequence_column, *([target_column] if require_target else []), *optional]
+        tables.check_header(cells, needed)
+        reader = _RowReader(cells, sequence_column, target_column, mask_column)
+        rows = reader.read(_parser(labels, level), residues=level == "residue", must=require_target)
+        table = _table(cells, id_column, rows, {sequence_column, target_column, *optional})
+        columns = {
+            "sequence_column": sequence_column,
+            "target_column": target_column,
+            "id_column": id_column,
+            "mask_column": mask_column,
+            "labels": labels,
+            "level": level,
+        }
+        dataset = cls(table, reader.sequences, max_length=max_length, columns=columns)
+        _warn_dna(dataset)
+        return dataset.filter(**filters) if filters else dataset
+
+    @classmethod
+    def from_fasta(
+        cls,
+        fasta: str | Path,
+        *,
+        targets: Mapping[str, Any] | None = None,
+        max_length: int | None = None,
+    ) -> SequenceDataset:
+        r"""Read a FASTA file (also ``.gz``); the id is the first word of a header.
+
+        Parameters
+        ----------
+        fasta
+            The file.
+        targets
+            Labels by id, where there are any; records without one have none.
+        max_length
+            Residues kept of each sequence.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or no FASTA file, or an id comes twice with two sequences.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.fasta"
+        >>> _ = path.write_text(">a first\nMKV\nAC\n>b\nGG\n")
+        >>> data = SequenceDataset.from_fasta(path, targets={"b": 2.0})
+        >>> data.ids, data[0].sequence, data[1].target
+        (['a', 'b'], 'MKVAC', 2.0)
+        """
+        path = Path(fasta).expanduser()
+        records: dict[str, str] = {}
+        repeated, clashes = [], []
+        for name, sequence in read_fasta(path):
+            known = records.setdefault(name, sequence)
+            if known != sequence:
+                clashes.append(name)
+            elif known is not sequence:
+                repeated.append(name)
+        if clashes:
+            raise DataError(
+                f"{path}: {counted(len(clashes), 'id')} with two different sequences:\n"
+                f"{listing(clashes)}\nThe id is the first word after '>'; make them different."
+            )
+        if repeated:
+            logger.warning(
+                "%s repeats %s; each is kept once.", path, counted(len(repeated), "record")
+            )
+        items = [(s, (targets or {}).get(n)) for n, s in records.items()]
+        dataset = cls.from_list(items, ids=list(records), max_length=max_length)
+        _warn_dna(dataset)
+        return dataset
+
+    @classmethod
+    def from_list(
+        cls,
+        items: Iterable[str | tuple[str, Any]],
+        *,
+        ids: Sequence[str] | None = None,
+        max_length: int | None = None,
+    ) -> SequenceDataset:
+        """Make a data set of sequences, or of (sequence, label) pairs.
+
+        Parameters
+        ----------
+        items
+            The sequences; labels are numbers, class names, or one a residue, as the task takes
+            them.
+        ids
+            Names; by default seq_1, seq_2 ...
+        max_length
+            Residues kept of each sequence.
+
+        Examples
+        --------
+        >>> SequenceDataset.from_list([("MKV", 1.0), ("AC", 2.0)]).targets.tolist()
+        [1.0, 2.0]
+        """
+        pairs = [(item, None) if isinstance(item, str) else item for item in items]
+        names = [f"seq_{i}" for i in range(1, len(pairs) + 1)] if ids is None else list(ids)
+        if len(names) != len(pairs):
+            raise ConfigError(f"{len(names)} ids for {len(pairs)} sequences.")
+        table = Table(
+            path=Path("list"),
+            ids=names,
+            targets=_as_array([target for _, target in pairs]),
+            metadata=pd.DataFrame(index=range(len(pairs))),
+            lines=list(range(1, len(pairs) + 1)),
+        )
+        return cls(table, [sequence for sequence, _ in pairs], max_length=max_length)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Sample:
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"index {index} is out of range for {n} samples")
+        index = int(index) % n
+        target = self.targets[index]
+        if isinstance(target, np.floating):
+            target = float(target)
+        missing = target is None or (isinstance(target, float) and math.isnan(target))
+        return Sample(
+            id=self.ids[index],
+            sequence=self._sequences[index],
+            target=None if missing else target,
+            metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
+            max_length=self.max_length,
+        )
+
+    def __repr__(self) -> str:
+        return f"SequenceDataset({len(self)} sequences from {self._table.path})"
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return self._table.ids
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Labels in order: float64 with NaN where there is none, or objects and None."""
+        return self._table.targets
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """The other columns of the table, numbers where all present values are numbers."""
+        return self._table.metadata
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Residues of each sequence that the model sees at most."""
+        lengths = np.array([len(s) for s in self._sequences], dtype=np.int64)
+        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        return {"kind": "sequences", "max_length": self.max_length, **self._columns}
+
+    def sequences(self) -> list[tuple[str, ...]]:
+        """Sequence of each sample, as the splits take them."""
+        return [(sequence,) for sequence in self._sequences]
+
+    @staticmethod
+    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
+        """Put samples into a batch; the backbone makes tensors of it."""
+        return SampleBatch(list(samples))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> SequenceDataset:
+        """Samples at `indices`, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        return SequenceDataset(
+            self._table.take(chosen),
+            [self._sequences[i] for i in chosen],
+            max_length=self.max_length,
+            columns=self._columns,
+        )
+
+    def filter(self, **conditions: Any) -> SequenceDataset:
+        """Samples that meet every condition on the columns of the table.
+
+        Parameters
+        ----------
+        **conditions
+            ``split="train"`` for equality, a list for any of several, ``min_year=2015`` and
+            ``max_year=2020`` for inclusive bounds.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such column.
+        DataError
+            If no sample is left.
+        """
+        rows = np.flatnonzero(filter_rows(self.metadata, conditions))
+        if len(rows) == 0:
+            raise DataError(f"No sample of {self._table.path} meets {conditions}.")
+        return self.subset(rows)
+
+
+def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Records of a FASTA file (also ``.gz``): first word of the header, and the sequence.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, empty, or has text before the first header.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"No such file: {path}.")
+    name: str | None = None
+    parts: list[str] = []
+    for number, line in enumerate(_lines(path), start=1):
+        text = line.strip()
+        if text.startswith(">"):
+            if name is not None:
+                yield name, _sequence(path, name, parts)
+            words = text[1:].split()
+            if not words:
+                raise DataError(f"{path}, line {number}: a header without a name.")
+            name, parts = words[0], []
+        elif text and not text.startswith(";"):
+            if name is None:
+                raise DataError(
+                    f"{path}, line {number}: expected a header that begins with '>', found "
+                    f"{tables.shown(text)}. Is it a FASTA file?"
+                )
+            parts.append(text)
+    if name is None:
+        raise DataError(f"{path} is empty.")
+    yield name, _sequence(path, name, parts)
+
+
+def _sequence(path: Path, name: str, parts: list[str]) -> str:
+    if not parts:
+        raise DataError(f"{path}: the record {name!r} has no sequence.")
+    return "".join(parts)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    read = 0
+    try:
+        with opened(path, "rt", encoding="utf-8", errors="strict") as file:
+            for line in file:
+                read += len(line)
+                if read > LARGEST_INFLATION:
+                    raise DataError(f"{path} unpacks to more than {LARGEST_INFLATION:,} bytes.")
+                yield line
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+# --- rows of a table -----------------------------------------------------------------------------
+
+Parse = Callable[[str], tuple[Any, str | None]]
+
+
+class _RowReader:
+    """Sequences and labels of a table, with every bad cell noted."""
+
+    def __init__(self, cells: Cells, sequence: str, target: str, mask: str | None) -> None:
+        self.cells = cells
+        self._names = {"sequence": sequence, "target": target, "mask": mask}
+        self.sequences = cells.column(sequence)
+        n = len(self.sequences)
+        self._labels = cells.column(target) if target in cells.header else [""] * n
+        self._masks = cells.column(mask) if mask else [""] * n
+        self._problems: list[str] = list(cells.ragged)
+        self._padded = 0
+
+    def read(self, parse: Parse, *, residues: bool, must: bool) -> list[Any]:
+        """Labels, or one error with all that is wrong."""
+        targets: list[Any] = []
+        unused = []
+        for row, (sequence, label) in enumerate(zip(self.sequences, self._labels, strict=True)):
+            if not sequence:
+                self._note(row, "sequence", "is blank; fill it in or remove the row")
+            value, problem = (None, None) if not label and not must else parse(label)
+            if problem is None and residues and value is not None:
+                problem = _length_problem(value, sequence)
+            if problem is None and residues and value is not None and self._names["mask"]:
+                value = self._masked(row, value, sequence)
+            if problem and must:
+                self._note(row, "target", f"{tables.shown(label)} {problem}")
+            elif problem:
+                unused.append(f"{self.cells.where(row)}: {tables.shown(label)} {problem}")
+            targets.append(None if problem else value)
+        tables.raise_all(self.cells, self._problems)
+        if self._padded:
+            logger.warning(
+                "%s: %s shorter than the sequence, as when 0011 was once read as the number 11; "
+                "zeros are put back in front, so labels there are left out.",
+                self.cells.path,
+                counted(self._padded, "mask"),
+            )
+        if unused:
+            logger.warning(
+                "%s: %s not used:\n%s",
+                self.cells.path,
+                counted(len(unused), "label"),
+                listing(unused, 3),
+            )
+        return targets
+
+    def _note(self, row: int, what: str, problem: str) -> None:
+        self._problems.append(f"{self.cells.where(row)}, column {self._names[what]}: {problem}")
+
+    def _masked(self, row: int, values: Sequence[Any], sequence: str) -> list[Any]:
+        mask = self._masks[row]
+        if not mask or len(mask) > len(sequence) or mask.strip("01"):
+            self._note(
+                row,
+                "mask",
+                f"expected {len(sequence)} of 0 and 1, got {len(mask)}: {tables.shown(mask)}",
+            )
+            return list(values)
+        if len(mask) < len(sequence):
+            self._padded += 1
+            mask = mask.rjust(len(sequence), "0")
+        return [v if m == "1" else None for v, m in zip(values, mask, strict=True)]
+
+
+def _length_problem(value: Sequence[Any], sequence: str) -> str | None:
+    if len(value) == len(sequence):
+        return None
+    return f"has {len(value)} labels for a sequence of {counted(len(sequence), 'residue')}"
+
+
+def _parser(labels: Labels, level: Level) -> Parse:
+    if level == "residue":
+        return {"number": _numbers, "class": _letters, "classes": _refused}[labels]
+    return {"number": tables.parse_number, "class": _name, "classes": _listed}[labels]
+
+
+def _name(text: str) -> tuple[Any, str | None]:
+    return (text, None) if text else (None, "is blank; fill it in or remove the row")
+
+
+def _listed(text: str) -> tuple[Any, str | None]:
+    return text, None
+
+
+def _letters(text: str) -> tuple[Any, str | None]:
+    parts = SEPARATORS.split(text.strip("[]() ")) if SEPARATORS.search(text) else text
+    if UNKNOWN in parts:
+        return [None if part == UNKNOWN else part for part in parts], None
+    return (parts, None) if parts else _name(text)
+
+
+def _refused(_text: str) -> tuple[Any, str | None]:
+    return None, "cannot be several classes a residue in a table; use from_list"
+
+
+def _numbers(text: str) -> tuple[Any, str | None]:
+    values = []
+    for part in SEPARATORS.split(text.strip("[]() ")):
+        if part.lower() in ("nan", "none", "na"):
+            values.append(math.nan)
+            continue
+        value, problem = tables.parse_number(part)
+        if problem:
+            return None, f"holds {part!r}, which {problem}"
+        values.append(value)
+    return np.array(values), None
+
+
+def _table(cells: Cells, id_column: str | None, targets: list[Any], used: set[str]) -> Table:
+    n = len(cells.rows)
+    ids = [f"seq_{i}" for i in range(1, n + 1)] if id_column is None else cells.column(id_column)
+    if id_column is not None:
+        _check_ids(cells, id_column, ids)
+    extra = {name: tables.typed(cells.column(name)) for name in cells.header if name not in used}
+    metadata = pd.DataFrame(extra) if extra else pd.DataFrame(index=range(n))
+    return Table(
+        path=cells.path,
+        ids=ids,
+        targets=_as_array(targets),
+        metadata=metadata,
+        lines=cells.lines,
+    )
+
+
+def _check_ids(cells: Cells, column: str, ids: list[str]) -> None:
+    problems = [f"{cells.where(row)}: the id is blank" for row, name in enumerate(ids) if not name]
+    twice = [name for name, count in Counter(ids).items() if count > 1 and name]
+    problems += [f"the id {name!r} comes more than once" for name in twice]
+    if problems:
+        raise TableError(
+            f"{cells.path} has {counted(len(problems), 'bad id')} in column {column!r}:\n"
+            f"{listing(problems)}\nLeave id_column out to number the rows."
+        )
+
+
+def _as_array(targets: Sequence[Any]) -> np.ndarray:
+    """float64 where every label is a number or missing, else objects."""
+    if all(t is None or isinstance(t, int | float | np.number) for t in targets) and any(
+        t is not None for t in targets
+    ):
+        return np.array([math.nan if t is None else float(t) for t in targets])
+    array = np.empty(len(targets), dtype=object)
+    for i, target in enumerate(targets):
+        array[i] = target
+    return array
+
+
+def _check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(unknown_name(argument, value, allowed))
+
+
+def _warn_dna(dataset: SequenceDataset) -> None:
+    letters = Counter("".join(s for (s,) in dataset.sequences()[:200]).upper())
+    total = sum(letters.values())
+    if total > 50 and sum(letters[c] for c in "ACGTUN") > 0.95 * total:
+        logger.warning(
+            "%s: nearly all letters are A, C, G, T, U or N. Are these nucleotides? Protein "
+            "sequences are expected.",
+            dataset._table.path,
+        )
