@@ -30,6 +30,7 @@ from molfun.errors import (
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.nn import lora
+from molfun.nn.allocator import keep_large_buffers
 from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import Task
@@ -120,6 +121,8 @@ class MolfunStructureModel(nn.Module):
     ) -> None:
         super().__init__()
         place = resolve_device(device)
+        if place.type == "cpu":
+            keep_large_buffers()
         backbone, preset = BACKBONES.resolve(backbone)
         arguments = dict(backbone_config or {})
         if preset and config is not None:

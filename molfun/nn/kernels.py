@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MatrixKernel = Literal["auto", "torch", "onednn"]
-WORTH_IT = 1.1
+WORTH_IT = 1.05
 """How many times faster than torch's own product the other has to be to be used."""
 
 _choice: MatrixKernel = "auto"

@@ -39,6 +39,12 @@ _HUGGING_FACE = {
     "lm_head.decoder": "lm_head",
 }
 """Module of ``transformers.EsmModel`` -> module of ``esm.model.esm2.ESM2``."""
+_OLD_NORMS = {"gamma": "weight", "beta": "bias"}
+"""What transformers calls the weights of a LayerNorm in the files it saves."""
+_SHARED_FREQUENCIES = (
+    "rotary_embeddings.inv_freq",
+    "layer.*.attention.self.rotary_embeddings.inv_freq",
+)
 _FUSED = ("attention.self.qkv", "attention.qkv", "self_attn.in_proj", "self_attn.qkv_proj")
 _POINTLESS = ("embeddings.position_ids", "embeddings.position_embeddings.weight", "pooler.")
 """Weights of Hugging Face's class that ESM-2 does not use (positions are rotary)."""
@@ -69,7 +75,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> None
         If the file holds anything but tensors and plain values.
     """
     path = Path(path).expanduser()
-    tensors = _split_fused(_read(path, config))
+    tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
     target = _untied(model)
     fitted, report = fit_keys(tensors, target, canonical_name)
     unexpected = [n for n in report.unexpected if not _is_pointless(n)]
@@ -108,6 +114,7 @@ def canonical_name(name: str) -> str:
     block = re.match(r"layers\.\d+\.", name)
     start = block.end() if block else 0
     module, _, leaf = name[start:].rpartition(".")
+    leaf = _OLD_NORMS.get(leaf, leaf)
     return f"{name[:start]}{_HUGGING_FACE.get(module, module)}.{leaf}"
 
 
@@ -119,6 +126,22 @@ def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
 def _is_pointless(name: str) -> bool:
     plain = _PREFIXES.sub("", name)
     return canonical_name(name) == "lm_head.weight" or plain.startswith(_POINTLESS)
+
+
+def _share_frequencies(
+    tensors: Mapping[str, torch.Tensor], n_layers: int
+) -> dict[str, torch.Tensor]:
+    """Give every block the rotary frequencies that newer Hugging Face classes hold once.
+
+    transformers 5 has them at the top of the model and saves them under ``layer.*``.
+    """
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if _PREFIXES.sub("", name) in _SHARED_FREQUENCIES:
+            plain |= {f"layers.{i}.self_attn.rot_emb.inv_freq": tensor for i in range(n_layers)}
+        else:
+            plain[name] = tensor
+    return plain
 
 
 def _split_fused(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
