@@ -92,6 +92,38 @@ class Backbone(nn.Module, ABC):
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         """Turn `config_dict` back into constructor arguments."""
 
+    # --- the frozen prefix: all before the first block that trains --------------------------------
+
+    def frozen_blocks(self) -> int:
+        """How many leading blocks are frozen along with all that comes before them."""
+        trains = [self.layer_of(n) for n, p in self.named_parameters() if p.requires_grad]
+        if any(layer.kind in ("embedder", "early") for layer in trains):
+            return 0
+        indices = [layer.index for layer in trains if layer.kind == "block"]
+        return min(indices, default=len(self.blocks()))
+
+    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:  # noqa: ARG002
+        """Whether `run_prefix` and `run_suffix` can divide the forward pass there."""
+        return False
+
+    def run_prefix(self, batch: Features, block: int) -> Features:
+        """Run all before `block`; the result goes through `collate` like features."""
+        raise NotImplementedError
+
+    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
+        """Go on from `run_prefix`: the same output as `forward`."""
+        raise NotImplementedError
+
+    def prefix_fingerprint(self, block: int) -> str:
+        """Sha256 over architecture and all weights that `run_prefix` uses."""
+        tensors = {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if (layer := self.layer_of(name)).kind in ("embedder", "early")
+            or (layer.kind == "block" and layer.index < block)
+        }
+        return combine_digests({**self.config_dict, "block": block}, tensor_digests(tensors))
+
     def structure_module(self) -> nn.Module | None:
         """Module that predicts coordinates; None where there is none."""
         return None

@@ -340,7 +340,12 @@ class MolfunStructureModel(nn.Module):
     def _make_cache(
         self, mode: CacheMode, folder: str | Path | None, precision: str
     ) -> PrefixCache | None:
-        if any(p.requires_grad for p in self.backbone.parameters()):
+        """Cache for what is frozen: all of the backbone, or its first blocks."""
+        assert self.head is not None
+        backbone, needs = self.backbone, self.head.needs
+        trains = any(p.requires_grad for p in backbone.parameters())
+        n_frozen = backbone.frozen_blocks()
+        if trains and not (n_frozen and backbone.splits_before(n_frozen, needs)):
             if mode in ("memory", "disk"):
                 logger.warning(
                     "cache=%r keeps nothing in this run: parts of the backbone train, so its "
@@ -348,12 +353,11 @@ class MolfunStructureModel(nn.Module):
                     mode,
                 )
             return None
-        assert self.head is not None
         prefix = (
-            self.backbone.state_fingerprint(),
-            self.backbone.featurize_key(),
+            backbone.prefix_fingerprint(n_frozen) if trains else backbone.state_fingerprint(),
+            backbone.featurize_key(),
             f"{precision} {self.device.type} torch {torch.__version__} molfun {__version__}",
-            *self.head.needs,
+            *((f"before block {n_frozen}",) if trains else needs),
         )
         return make_cache(mode, prefix, folder)
 
@@ -949,7 +953,7 @@ def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
 def _report_cache(cache: PrefixCache | None) -> None:
     if cache is not None and cache.hits:
         logger.info(
-            "Frozen-prefix cache: the backbone ran %d times instead of %d.",
+            "Frozen-prefix cache: the frozen part of the backbone ran %d times instead of %d.",
             cache.misses,
             cache.misses + cache.hits,
         )

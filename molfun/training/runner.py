@@ -123,7 +123,8 @@ class ModelRunner:
     autocast
         Makes the context for mixed precision.
     cache
-        Cache of the frozen backbone's outputs; None computes them each time.
+        Cache of what the frozen part of the backbone gives: its outputs, or its activations at
+        the first block that trains. None computes them each time.
     features
         Featurises samples; None asks the backbone every time.
     """
@@ -141,6 +142,7 @@ class ModelRunner:
     ) -> None:
         self.backbone, self.head, self.task = backbone, head, task
         self.device, self.autocast, self.cache = device, autocast, cache
+        self._n_frozen = backbone.frozen_blocks() if cache is not None else 0
         self._featurizer = features or FeatureCache(backbone, None)
 
     @property
@@ -167,7 +169,9 @@ class ModelRunner:
 
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen:
-            return self._run(self._features(inputs))
+            if self.cache is None or not inputs.samples:
+                return self._run(self._features(inputs))
+            return self._run_from_prefix(inputs.samples)
         with torch.no_grad():
             if inputs.features is not None:
                 return self._run(inputs.features)
@@ -184,6 +188,24 @@ class ModelRunner:
         output = self._run(self._collate([sample]))
         self.cache.put(key, output.tensors())
         return output
+
+    def _run_from_prefix(self, samples: Sequence[Sample]) -> TrunkOutput:
+        """Run the part that trains on activations that were computed once."""
+        with torch.no_grad():
+            states = [self._prefix_one(sample) for sample in samples]
+        joined = {k: v.to(self.device) for k, v in self.backbone.collate(states).items()}
+        return self.backbone.run_suffix(joined, self._n_frozen, outputs=self.head.needs)
+
+    def _prefix_one(self, sample: Sample) -> Features:
+        # one by one, so that a resumed run computes the same bits in another order of samples
+        assert self.cache is not None
+        key = self.cache.key(sample.content_key())
+        state = self.cache.get(key)
+        if state is None:
+            features = {k: v.to(self.device) for k, v in self._collate([sample]).items()}
+            state = self.backbone.run_prefix(features, self._n_frozen)
+            self.cache.put(key, state)
+        return state
 
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:

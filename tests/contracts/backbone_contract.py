@@ -285,3 +285,44 @@ class BackboneContract:
     def test_it_is_a_module(self, backbone: Backbone) -> None:
         assert isinstance(backbone, nn.Module)
         assert isinstance(backbone.single_dim, int)
+
+    # --- the frozen prefix -----------------------------------------------------------------------
+
+    def test_frozen_blocks_are_counted_from_the_front(self) -> None:
+        backbone = self.make()
+        backbone.requires_grad_(False)
+        n = len(backbone.blocks())
+        assert backbone.frozen_blocks() == n
+        backbone.blocks()[n - 1].requires_grad_(True)
+        assert backbone.frozen_blocks() == n - 1
+        backbone.requires_grad_(True)
+        assert backbone.frozen_blocks() == 0
+
+    def test_prefix_and_suffix_are_the_whole(self, samples: SampleFactory) -> None:
+        backbone = self.make()
+        given = samples(3, lengths=(4, 9, 6))
+        if not backbone.splits_before(1, ("single",)):
+            pytest.skip(f"{backbone.display_name} does not split its forward pass")
+        whole = self.run(backbone, given)
+        with torch.no_grad():
+            for block in range(1, len(backbone.blocks()) + 1):
+                states = [
+                    backbone.run_prefix(backbone.collate([backbone.featurize(s)]), block)
+                    for s in given
+                ]
+                joined = backbone.collate(states)
+                again = backbone.run_suffix(joined, block, outputs=("single",))
+                limit = self.tolerance * float(whole.single.abs().max())
+                assert torch.equal(again.mask, whole.mask)
+                assert torch.allclose(again.single, whole.single, rtol=0, atol=limit)
+
+    def test_the_prefix_fingerprint_is_that_of_the_prefix(self) -> None:
+        backbone = self.make()
+        n = len(backbone.blocks())
+        prints = [backbone.prefix_fingerprint(k) for k in range(n + 1)]
+        assert len(set(prints)) == n + 1
+        with torch.no_grad():
+            next(backbone.blocks()[n - 1].parameters()).view(-1)[0] += 1
+        changed = [backbone.prefix_fingerprint(k) for k in range(n + 1)]
+        assert changed[:n] == prints[:n]
+        assert changed[n] != prints[n]

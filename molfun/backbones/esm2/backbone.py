@@ -208,6 +208,23 @@ class ESM2Backbone(Backbone):
         x = self._blocks(x, packing, range(stop), maps)
         return self._output(x, batch, outputs, maps, last=stop == self.config.num_layers)
 
+    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
+        """Before every block, but for the attention maps of all of them."""
+        return block > 0 and "pair" not in outputs
+
+    def run_prefix(self, batch: Features, block: int) -> Features:
+        """Embeddings and the blocks before `block`: ``hidden`` (tokens, channels)."""
+        packing = Packing(tuple(batch["windows"].tolist()))
+        x = packed.embed(self.model, batch["tokens"], packing)
+        hidden = self._blocks(x, packing, range(block))
+        return {**{k: v for k, v in batch.items() if k != "tokens"}, "hidden": hidden}
+
+    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
+        """The blocks from `block` on."""
+        packing = Packing(tuple(state["windows"].tolist()))
+        x = self._blocks(state["hidden"], packing, range(block, self.config.num_layers))
+        return self._output(x, state, outputs, None, last=True)
+
     def _layer(self, layer: int) -> int:
         n = self.config.num_layers
         if not -n - 1 <= layer <= n:
