@@ -121,7 +121,10 @@ def epoch_line(row: Row) -> str:
     return f"{line}  {metric_line(metrics)}" if metrics else line
 
 
-SHOWN = ("val/rmse", "val/pearson", "val/spearman", "val/accuracy", "val/mcc", "val/auroc")
+SHOWN = (
+    *("val/rmse", "val/pearson", "val/spearman"),
+    *("val/accuracy", "val/mcc", "val/auroc", "val/perplexity"),
+)
 
 
 @contextlib.contextmanager

@@ -134,19 +134,71 @@ def fine_tune(
 
     with errors_in_one_line(debug=debug):
         from molfun.cli import fine_tune as command
+        from molfun.cli.settings import FineTuneSettings
 
-        settings = _resolve(given, config=config, resume=resume)
+        settings = _resolve(FineTuneSettings, given, config=config, resume=resume)
+        command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
+
+
+@app.command()
+def pretrain(
+    sequences: Annotated[Text, _flag("FASTA (.gz) or table of sequences.", DATA)] = None,
+    val: Annotated[Text, _flag("The same for validation.", DATA)] = None,
+    val_frac: Annotated[float | None, _flag("Fraction for it without --val [0.01].", DATA)] = None,
+    sequence_column: Annotated[Text, _flag("Column of sequences [sequence].", DATA)] = None,
+    max_length: Annotated[int | None, _flag("Crop longer sequences [512].", DATA)] = None,
+    backbone: Annotated[Text, _flag("Backbone [esm2_t6_8M_UR50D].", MODEL)] = None,
+    preset: Annotated[Text, _flag("Architecture, as esm2_t2_d64_h4.", MODEL)] = None,
+    weights: Annotated[Text, _flag("File of weights to go on from.", MODEL)] = None,
+    objective: Annotated[Text, _flag("Objective [masked_lm].", TRAINING)] = None,
+    lr: Annotated[float | None, _flag("Learning rate [4e-4].", TRAINING)] = None,
+    epochs: Annotated[int | None, _flag("Epochs [10, without --max-steps].", TRAINING)] = None,
+    max_steps: Annotated[int | None, _flag("Optimizer steps.", TRAINING)] = None,
+    batch_size: Annotated[int | None, _flag("Sequences per batch [16].", TRAINING)] = None,
+    accum: Annotated[int | None, _flag("Batches per optimizer step [1].", TRAINING)] = None,
+    ema: Annotated[float | None, _flag("Decay of the weight average [0: off].", TRAINING)] = None,
+    warmup: Annotated[int | None, _flag("Warm-up in steps [5 % of all].", TRAINING)] = None,
+    scheduler: Annotated[Text, _flag("cosine, linear or constant [cosine].", TRAINING)] = None,
+    grad_clip: Annotated[float | None, _flag("Largest gradient norm [1.0].", TRAINING)] = None,
+    weight_decay: Annotated[float | None, _flag("Weight decay [0.01].", TRAINING)] = None,
+    precision: Annotated[Text, _flag("32-true, bf16-mixed or 16-mixed.", TRAINING)] = None,
+    save_every_steps: Annotated[
+        int | None, _flag("Write the state so often, besides every epoch.", RUN)
+    ] = None,
+    output: Annotated[Text, _flag("Folder of the run [runs/pretrain].", RUN)] = None,
+    resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
+    overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
+    config: Annotated[Text, _flag("YAML file of settings; flags go first.", RUN)] = None,
+    device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
+    seed: Annotated[int | None, _flag("Seed of split, order, weights, masks [42].", RUN)] = None,
+    workers: Annotated[int | None, _flag("Processes that load data [0].", RUN)] = None,
+    debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
+) -> None:
+    """Train a backbone on sequences without labels, to fine-tune from afterwards.
+
+    For example::
+
+      molfun pretrain --backbone esm2_t6_8M_UR50D --sequences mine.fasta.gz --output runs/pre
+
+      molfun fine-tune --backbone esm2_t6_8M_UR50D --weights runs/pre/weights.safetensors ...
+    """
+    given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
+    from molfun.cli.console import errors_in_one_line
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import pretrain as command
+
+        settings = _resolve(command.PretrainSettings, given, config=config, resume=resume)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
 _NO_SETTINGS = ("config", "resume", "overwrite", "debug")
 
 
-def _resolve(given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
+def _resolve(kind: Any, given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
     """Settings of the run being resumed, then the file, then the flags."""
     from pathlib import Path
 
-    from molfun.cli.settings import FineTuneSettings
     from molfun.config import read_yaml
 
     values: dict[str, Any] = {}
@@ -163,7 +215,7 @@ def _resolve(given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
     if config is not None:
         values.update(read_yaml(config))
     values.update(given)
-    return FineTuneSettings.build(values, source=config or "command line")
+    return kind.build(values, source=config or "command line")
 
 
 Checkpoint = Annotated[

@@ -29,9 +29,10 @@ from molfun.errors import (
 )
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
+from molfun.models import pretraining
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
-from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS
+from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
@@ -53,8 +54,8 @@ from molfun.trunk import TrunkOutput
 logger = logging.getLogger(__name__)
 
 HISTORY = "history.csv"
-RUN_FILES = ("checkpoint", "resume", HISTORY)
-"""What `MolfunStructureModel.fit` writes into the folder of a run."""
+RUN_FILES = ("checkpoint", "resume", HISTORY, pretraining.WEIGHTS)
+"""What `fit` and `pretrain` write into the folder of a run."""
 
 
 class Prediction(dict[str, Any]):
@@ -336,6 +337,105 @@ class MolfunStructureModel(nn.Module):
                 self.save(run_dir / "checkpoint")
         _report_cache(store)
         return history
+
+    def pretrain(
+        self,
+        train_loader: Any,
+        val_loader: Any = None,
+        *,
+        objective: str = "masked_lm",
+        objective_config: Mapping[str, Any] | None = None,
+        strategy: FinetuneStrategy | None = None,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        output_dir: str | Path | None = None,
+        resume: bool = False,
+        seed: int = 0,
+        precision: str | None = None,
+        callbacks: Sequence[Callback] = (),
+        save_every_steps: int | None = None,
+        overwrite: bool = False,
+    ) -> History:
+        """Train the backbone on data without labels; the head stays as it is.
+
+        Parameters
+        ----------
+        train_loader, val_loader
+            As in `fit`; labels are not looked at.
+        objective, objective_config
+            Registered name (``"masked_lm"``) and arguments of the objective.
+        strategy
+            What trains and how fast; None trains everything at 4e-4 with 5 % warm-up.
+        epochs, max_steps
+            When to stop, at the latest. Neither: 10 epochs.
+        output_dir
+            Folder of the run: ``weights.safetensors`` (the best so far, a file for ``weights=``),
+            ``resume/`` and ``history.csv``.
+        resume, seed, precision, callbacks, save_every_steps, overwrite
+            As in `fit`.
+
+        Returns
+        -------
+        History
+            A row an epoch, with the metrics of the objective (``val/perplexity``).
+
+        Raises
+        ------
+        ConfigError
+            If the backbone lacks what the objective needs.
+        RunError
+            If the backbone carries adapters, or a run cannot be resumed or written.
+        """
+        if lora.installed_spec(self.backbone) is not None:
+            raise RunError(
+                "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
+            )
+        train_loader, val_loader = _as_loader(train_loader, shuffle=True), _as_loader(val_loader)
+        run_dir = None if output_dir is None else Path(output_dir).expanduser()
+        if resume and run_dir is None:
+            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
+        _check_arguments(train_loader, seed)
+        _check_run_dir(run_dir, resume=resume, overwrite=overwrite)
+        self.check(train_loader, val_loader)
+        strategy = strategy or pretraining.DEFAULT
+        if epochs is None and max_steps is None:
+            epochs = 10
+        chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
+        goal = _build("objective_config", OBJECTIVES[objective], dict(objective_config or {}))
+        history = pretraining.run(
+            self.backbone,
+            goal,
+            train_loader,
+            val_loader,
+            strategy=strategy,
+            config=EngineConfig(
+                epochs=epochs,
+                max_steps=max_steps,
+                seed=seed,
+                state_dir=None if run_dir is None else run_dir / "resume",
+                save_every_steps=save_every_steps,
+                identity={
+                    **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
+                    **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
+                    "base weights": self.base_fingerprint,
+                    "objective": {"name": objective, **goal.config_dict},
+                    **_data_identity(train_loader, [], val_loader),
+                },
+            ),
+            device=self.device,
+            precision=chosen,
+            run_dir=run_dir,
+            resume=resume,
+            callbacks=list(callbacks),
+        )
+        self._rebase(None if run_dir is None else run_dir / pretraining.WEIGHTS)
+        return history
+
+    def _rebase(self, weights: Path | None) -> None:
+        """Let the weights of now be the base that checkpoints refer to."""
+        self.weights = None if weights is None else str(weights.resolve())
+        self._base_digests = tensor_digests(self.backbone.base_state_dict())
+        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
 
     def _make_cache(
         self, mode: CacheMode, folder: str | Path | None, precision: str

@@ -36,7 +36,7 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
 from molfun.training.interrupt import Interrupted, SignalWatch
-from molfun.training.runner import Inputs, ModelRunner, as_inputs, set_modes
+from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
 from molfun.training.schedule import multiplier, warmup_of
 from molfun.training.state import FitState
 
@@ -115,7 +115,7 @@ class Engine:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         strategy: FinetuneStrategy,
         config: EngineConfig,
         *,
@@ -155,6 +155,7 @@ class Engine:
             )
         batches = EpochBatches(train, self.config.seed)
         plan = self._plan(len(batches))
+        self._total_steps = plan.total_steps
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor(plan))
         run_state.seed_everything(self.config.seed)
         if resume:
@@ -182,7 +183,7 @@ class Engine:
 
     def _check_monitor(self, val: Iterable[Any] | None) -> None:
         monitor, patience = self.strategy.monitor, self.strategy.early_stopping_patience
-        known = ["val/loss", *(f"val/{m}" for m in self.runner.task.metric_names)]
+        known = ["val/loss", *(f"val/{m}" for m in self.runner.metric_names)]
         if monitor not in known:
             raise ConfigError(unknown_name("monitor", monitor, known))
         if patience and val is None:
@@ -192,7 +193,7 @@ class Engine:
 
     @property
     def _higher_is_better(self) -> bool:
-        return self.strategy.monitor.removeprefix("val/") in self.runner.task.higher_is_better
+        return self.strategy.monitor.removeprefix("val/") in self.runner.higher_is_better
 
     def _plan(self, n_batches: int) -> FitPlan:
         per_epoch = math.ceil(n_batches / self.strategy.accumulation_steps)
@@ -288,6 +289,7 @@ class Engine:
         self.fabric.strategy.precision.optimizer_step(self.optimizer)
         self._schedule.step()
         self.state.step += 1
+        self.runner.after_step(self.state.step / self._total_steps)
         if self.average is not None:
             self.average.update()
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -111,6 +111,30 @@ class Evaluation:
         return self.loss_total / self.loss_count if self.loss_count else math.nan
 
 
+class Runner(Protocol):
+    """What the engine needs of a model: a head and a task on it, or an objective."""
+
+    backbone: Backbone
+    head: Any
+    metric_names: list[str]
+    higher_is_better: frozenset[str]
+
+    def outputs(self, inputs: Inputs) -> dict[str, Any]:
+        """Outputs of a batch."""
+
+    def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
+        """Loss of a batch over its labels."""
+
+    def after_step(self, progress: float) -> None:
+        """Be told of an optimizer step, with the share of all that are done."""
+
+    def evaluate(self, batches: Iterable[Any]) -> Any:
+        """Run over batches in eval mode; gives something with ``loss``."""
+
+    def metrics(self, result: Any) -> dict[str, float]:
+        """Metrics of an evaluation."""
+
+
 class ModelRunner:
     """Backbone, head and task as one function from a batch to outputs and loss.
 
@@ -142,6 +166,8 @@ class ModelRunner:
     ) -> None:
         self.backbone, self.head, self.task = backbone, head, task
         self.device, self.autocast, self.cache = device, autocast, cache
+        self.metric_names = task.metric_names
+        self.higher_is_better = task.higher_is_better
         self._n_frozen = backbone.frozen_blocks() if cache is not None else 0
         self._featurizer = features or FeatureCache(backbone, None)
 
@@ -166,6 +192,9 @@ class ModelRunner:
         if self.task.level == "sequence":
             return None
         return [int(n) for n in outputs["mask"].sum(1).tolist()]
+
+    def after_step(self, progress: float) -> None:
+        """Nothing: no part follows the steps."""
 
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen:

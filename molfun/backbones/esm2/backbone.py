@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 TRAINED_LENGTH = 1022
 """Residues of the longest sequences ESM-2 was trained on (1,024 tokens)."""
+_INDICES = ("residues", "begins", "selected")
+"""Features that point at tokens."""
 LongPolicy = Literal["full", "crop", "window"]
 
 
@@ -208,6 +210,24 @@ class ESM2Backbone(Backbone):
         x = self._blocks(x, packing, range(stop), maps)
         return self._output(x, batch, outputs, maps, last=stop == self.config.num_layers)
 
+    @property
+    def mask_token(self) -> int:
+        """Token of a masked residue."""
+        return tokens.special("<mask>")
+
+    @property
+    def residue_tokens(self) -> torch.Tensor:
+        """Tokens of the 20 amino acids."""
+        return torch.from_numpy(tokens.encode("ACDEFGHIKLMNPQRSTVWY"))
+
+    def token_logits(self, batch: Features, selected: torch.Tensor) -> torch.Tensor:
+        """What the language model expects at `selected` tokens: (selected, 33)."""
+        packing = Packing(tuple(batch["windows"].tolist()))
+        x = packed.embed(self.model, batch["tokens"], packing)
+        x = self._blocks(x, packing, range(self.config.num_layers))
+        logits: torch.Tensor = self.model.lm_head(self.model.emb_layer_norm_after(x[selected]))
+        return logits
+
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
         """Before every block, but for the attention maps of all of them."""
         return block > 0 and "pair" not in outputs
@@ -330,7 +350,7 @@ def _join(features: Sequence[Features]) -> Features:
     joined = {}
     for key in first:
         parts = [f[key] for f in features]
-        if key in ("residues", "begins"):
+        if key in _INDICES:
             parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
         joined[key] = torch.cat(parts)
     return joined

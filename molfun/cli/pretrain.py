@@ -1,0 +1,160 @@
+"""Self-supervised training of a backbone on sequences, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from molfun._io import DirectoryLock, disk_errors, write_text
+from molfun.cli.console import ConsoleProgress, say, set_up_logging
+from molfun.cli.data import FASTA, loader
+from molfun.config import Settings, dump_yaml
+from molfun.data.sequences import SequenceDataset
+from molfun.data.splits import DataSplitter
+from molfun.errors import RunError
+from molfun.models.pretraining import DEFAULT, WEIGHTS
+from molfun.models.structure import RUN_FILES, MolfunStructureModel
+from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.full import FullFinetune
+from molfun.training.history import History
+
+
+class PretrainSettings(Settings):
+    """Everything that decides a pre-training run. Names are those of the flags."""
+
+    sequences: str
+    val: str | None = None
+    val_frac: float = Field(default=0.01, ge=0, lt=1)
+    sequence_column: str = "sequence"
+    max_length: int | None = Field(default=512, ge=1)
+
+    backbone: str = "esm2_t6_8M_UR50D"
+    preset: str | None = None
+    weights: str | None = None
+    objective: str = "masked_lm"
+    objective_config: dict[str, Any] = Field(default_factory=dict)
+
+    lr: float = Field(default=DEFAULT.lr, gt=0)
+    epochs: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    accum: int = Field(default=1, ge=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    warmup: int | None = Field(default=None, ge=0)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    grad_clip: float = Field(default=1.0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    precision: str | None = None
+    save_every_steps: int | None = Field(default=None, ge=1)
+
+    output: str = "runs/pretrain"
+    device: str = "auto"
+    seed: int = 42
+    workers: int = Field(default=0, ge=0)
+
+
+def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
+    """Load, train, write."""
+    folder = Path(settings.output).expanduser()
+    with DirectoryLock(folder):
+        _check_folder(folder, resume=resume, overwrite=overwrite)
+        with disk_errors(folder):
+            set_up_logging(str(folder / "run.log"), debug=debug)
+        train, val = _data(settings)
+        residues = int(train.lengths.sum())
+        say(f"Data: {len(train):,} train ({residues:,} residues) / {len(val or ()):,} val")
+        model = MolfunStructureModel(
+            settings.backbone,
+            config=settings.preset,
+            weights=settings.weights,
+            device=settings.device,
+            seed=settings.seed,
+        )
+        say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
+        say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")
+        shown = ConsoleProgress()
+        options = {"num_workers": settings.workers}
+        try:
+            history = model.pretrain(
+                loader(train, settings.batch_size, shuffle=True, **options),
+                None if val is None else loader(val, settings.batch_size, **options),
+                objective=settings.objective,
+                objective_config=settings.objective_config,
+                strategy=_strategy(settings),
+                epochs=settings.epochs,
+                max_steps=settings.max_steps,
+                output_dir=folder,
+                resume=resume,
+                seed=settings.seed,
+                precision=settings.precision,
+                save_every_steps=settings.save_every_steps,
+                overwrite=True,
+                callbacks=[_ConfigFile(folder, settings), shown],
+            )
+        finally:
+            shown.close()
+        say(f"\nWeights of epoch {history.best['epoch']}: {folder / WEIGHTS}")
+    return history
+
+
+class _ConfigFile(Callback):
+    """Write the settings once everything about them has been accepted."""
+
+    def __init__(self, folder: Path, settings: PretrainSettings) -> None:
+        self._folder, self._settings = folder, settings
+
+    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
+        """Write ``config.yaml``."""
+        write_text(self._folder / "config.yaml", dump_yaml(self._settings.model_dump()))
+
+
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    present = [name for name in RUN_FILES if (folder / name).exists()]
+    if present and not (resume or overwrite):
+        raise RunError(
+            f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
+            f"replace it with --overwrite, or choose another --output."
+        )
+
+
+def _data(settings: PretrainSettings) -> tuple[SequenceDataset, SequenceDataset | None]:
+    train = _read(settings.sequences, settings)
+    if settings.val is not None:
+        return train, _read(settings.val, settings)
+    if settings.val_frac == 0:
+        return train, None
+    train, val, _ = DataSplitter.random(
+        train, val_frac=settings.val_frac, test_frac=0.0, seed=settings.seed
+    )
+    return train, val
+
+
+def _read(path: str, settings: PretrainSettings) -> SequenceDataset:
+    if Path(path.removesuffix(".gz")).suffix.lower() in FASTA:
+        return SequenceDataset.from_fasta(path, max_length=settings.max_length)
+    return SequenceDataset.from_csv(
+        path,
+        sequence_column=settings.sequence_column,
+        max_length=settings.max_length,
+        require_target=False,
+    )
+
+
+def _strategy(settings: PretrainSettings) -> FullFinetune:
+    warmup: dict[str, Any] = {"warmup_ratio": DEFAULT.warmup_ratio}
+    if settings.warmup is not None:
+        warmup = {"warmup_steps": settings.warmup}
+    return FullFinetune(
+        lr=settings.lr,
+        lr_head=settings.lr,
+        lr_embedder=settings.lr,
+        layer_lr_decay=1.0,
+        ema_decay=settings.ema,
+        accumulation_steps=settings.accum,
+        scheduler=settings.scheduler,
+        grad_clip=settings.grad_clip,
+        weight_decay=settings.weight_decay,
+        **warmup,
+    )

@@ -1,0 +1,102 @@
+"""Self-supervised training of a backbone, through the same engine as fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun._io import DirectoryLock, save_safetensors
+from molfun.backbones.base import Backbone
+from molfun.objectives.base import Objective
+from molfun.training.base import FinetuneStrategy
+from molfun.training.callbacks import Callback, CSVLog
+from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optimizer
+from molfun.training.full import FullFinetune
+from molfun.training.history import History
+from molfun.training.objective_runner import ObjectiveRunner
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+"""What a pre-training run leaves: a weight file for ``weights=``."""
+DEFAULT = FullFinetune(
+    lr=4e-4, lr_head=4e-4, lr_embedder=4e-4, layer_lr_decay=1.0, warmup_ratio=0.05
+)
+"""Everything trains at one rate, the one of ESM-2's own pre-training."""
+
+
+class Pretraining(nn.Module):
+    """A backbone with an objective in the place of a head, for strategies to work on.
+
+    Parameters
+    ----------
+    backbone, objective
+        The parts.
+    """
+
+    def __init__(self, backbone: Backbone, objective: Objective) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head: Any = objective
+        self.strategy: FinetuneStrategy | None = None
+
+
+def run(
+    backbone: Backbone,
+    objective: Objective,
+    train: Any,
+    val: Any,
+    *,
+    strategy: FinetuneStrategy,
+    config: EngineConfig,
+    device: torch.device,
+    precision: str,
+    run_dir: Path | None,
+    resume: bool,
+    callbacks: list[Callback],
+) -> History:
+    """Train `backbone` on `objective`; see `MolfunStructureModel.pretrain`."""
+    shell = Pretraining(backbone, objective.to(device))
+    fabric = make_fabric(device, precision)
+    runner = ObjectiveRunner(backbone, objective, device=device, autocast=fabric.autocast)
+    strategy.setup(shell, seed=config.seed)
+    optimizer, parameters = make_optimizer(strategy, shell)
+    logs = [] if run_dir is None else [CSVLog(run_dir / "history.csv")]
+    engine = Engine(
+        runner,
+        strategy,
+        config,
+        parameters=parameters,
+        optimizer=optimizer,
+        fabric=fabric,
+        callbacks=[*logs, *callbacks],
+        on_best=_keeper(backbone, run_dir),
+    )
+    with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
+        try:
+            history = engine.fit(train, val, resume=resume)
+        finally:
+            backbone.eval()
+    if run_dir is not None:
+        save_weights(backbone, run_dir / WEIGHTS)
+    return history
+
+
+def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], None]:
+    def keep(_history: History) -> None:
+        if run_dir is not None:
+            save_weights(backbone, run_dir / WEIGHTS)
+
+    return keep
+
+
+def save_weights(backbone: Backbone, path: Path) -> None:
+    """Write the weights of a backbone as a file that ``weights=`` reads."""
+    metadata: Mapping[str, str] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint()}
+    save_safetensors(path, backbone.base_state_dict(), metadata)

@@ -1,0 +1,89 @@
+"""What pre-training needs of an objective.
+
+A new objective is one class, one line in `molfun.registry` (or an entry point in the group
+``molfun.objectives``) and one contract test.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Loss of a batch as a sum, so that means are taken once over everything.
+
+    Parameters
+    ----------
+    total
+        Summed loss, with a graph.
+    n_labels
+        What it sums over.
+    sums
+        Sums over the same labels of what the metrics are made of.
+    """
+
+    total: torch.Tensor
+    n_labels: int
+    sums: Mapping[str, float] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """Labels made from the input, their loss, and whatever weights that needs.
+
+    Parameters of the objective (a predictor, a decoder) train along with the backbone and are left
+    behind afterwards.
+    """
+
+    name: ClassVar[str]
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    """Metrics that `metrics` gives."""
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Those of which the largest value is the best."""
+
+    @abstractmethod
+    def check(self, backbone: nn.Module) -> None:
+        """Refuse a backbone that lacks what the objective needs.
+
+        Raises
+        ------
+        ConfigError
+            Naming what is missing.
+        """
+
+    @abstractmethod
+    def prepare(
+        self, features: dict[str, torch.Tensor], generator: torch.Generator | None
+    ) -> dict[str, torch.Tensor]:
+        """Corrupt the features of one sample and put its labels beside them.
+
+        Parameters
+        ----------
+        features
+            What the backbone's ``featurize`` gave; not changed.
+        generator
+            Source of chance: the run's own (None) in training, one that depends on the sample
+            alone in validation.
+        """
+
+    @abstractmethod
+    def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
+        """Loss of a batch of prepared features."""
+
+    @abstractmethod
+    def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
+        """Metrics over a whole data set from its mean loss and its sums."""
+
+    def after_step(self, progress: float) -> None:
+        """After each optimizer step, with the share of all steps done (for EMA teachers)."""
+
+    @property
+    @abstractmethod
+    def config_dict(self) -> Mapping[str, Any]:
+        """Constructor arguments, as plain values."""

@@ -1,0 +1,108 @@
+"""Run an objective on batches, in the place of a head and a task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, Features
+from molfun.errors import DataError
+from molfun.objectives.base import Objective, ObjectiveOutput
+from molfun.sample import Sample
+from molfun.tasks.base import LossSum
+from molfun.training.runner import Evaluation, Inputs, as_inputs
+
+
+@dataclass
+class ObjectiveEvaluation(Evaluation):
+    """Loss over a data set, and the sums the metrics are made of."""
+
+    sums: Counter[str] = field(default_factory=Counter)
+
+
+class ObjectiveRunner:
+    """Backbone and objective as one function from a batch to a loss.
+
+    Parameters
+    ----------
+    backbone, objective
+        The parts.
+    device
+        Where they are.
+    autocast
+        Makes the context for mixed precision.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective,
+        *,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        objective.check(backbone)
+        self.backbone, self.head = backbone, objective
+        self.device, self.autocast = device, autocast
+        self.metric_names = list(objective.metric_names)
+        self.higher_is_better = objective.higher_is_better
+
+    def outputs(self, inputs: Inputs) -> dict[str, Any]:
+        """Loss and sums of a batch."""
+        return {"objective": self._run(inputs, fixed=False)}
+
+    def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:  # noqa: ARG002
+        """Loss of a batch over its labels."""
+        result: ObjectiveOutput = outputs["objective"]
+        return LossSum(result.total, result.n_labels)
+
+    def after_step(self, progress: float) -> None:
+        """Tell the objective of an optimizer step."""
+        self.head.after_step(progress)
+
+    def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
+        if not inputs.samples:
+            raise DataError("Pre-training needs samples, not tensors: pass a dataset or a loader.")
+        features = [self._prepare(sample, fixed=fixed) for sample in inputs.samples]
+        batch = {k: v.to(self.device) for k, v in self.backbone.collate(features).items()}
+        with self.autocast():
+            output: ObjectiveOutput = self.head(self.backbone, batch)
+        return output
+
+    def _prepare(self, sample: Sample, *, fixed: bool) -> Features:
+        generator = None
+        if fixed:
+            seed = int(sample.content_key()[:15], 16)
+            generator = torch.Generator().manual_seed(seed)
+        return self.head.prepare(self.backbone.featurize(sample), generator)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Any]) -> ObjectiveEvaluation:
+        """Run over batches in eval mode, with chance that depends on the samples alone."""
+        modules = nn.ModuleList([self.backbone, self.head])
+        modes = [(module, module.training) for module in modules.modules()]
+        modules.eval()
+        result = ObjectiveEvaluation()
+        try:
+            for batch in batches:
+                inputs = as_inputs(batch)
+                output = self._run(inputs, fixed=True)
+                result.ids += inputs.ids
+                result.loss_total += float(output.total)
+                result.loss_count += output.n_labels
+                result.sums.update(output.sums)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return result
+
+    def metrics(self, result: ObjectiveEvaluation) -> dict[str, float]:
+        """Metrics of an evaluation."""
+        return self.head.metrics(result.loss, result.sums, result.loss_count)
