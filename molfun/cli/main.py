@@ -140,6 +140,73 @@ def fine_tune(
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
+Checkpoint = Annotated[
+    str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
+]
+Table = Annotated[str, typer.Option("--data", help="Table of samples; for sequences also FASTA.")]
+Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
+Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
+Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
+Weights = Annotated[Text, typer.Option("--weights", help="Base weights, if they have moved.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def embed(
+    sequences: Annotated[str, typer.Option("--sequences", help="FASTA (.gz) or table.")],
+    checkpoint: Annotated[
+        Text, typer.Option("--checkpoint", help="Use a fine-tuned model.")
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="Or a pretrained one.")
+    ] = "esm2_t6_8M_UR50D",
+    preset: Annotated[Text, typer.Option("--preset", help="Its architecture.")] = None,
+    weights: Weights = None,
+    pooling: Annotated[
+        str, typer.Option("--pooling", help="mean, cls, or none for one vector a residue.")
+    ] = "mean",
+    layer: Annotated[int, typer.Option("--layer", help="Layer; -1 is the last.")] = -1,
+    output: Annotated[
+        str, typer.Option("--output", help="File to write: .npz, .h5 or .parquet.")
+    ] = "embeddings.npz",
+    shard_size: Annotated[
+        int, typer.Option("--shard-size", help="Sequences a file; a stopped run goes on.")
+    ] = 10000,
+    sequence_column: Annotated[str, typer.Option("--sequence-column")] = "sequence",
+    max_length: Length = None,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write representations of sequences, to use in other programs."""
+    from molfun.cli.console import errors_in_one_line, set_up_logging
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import embed as command
+        from molfun.models.structure import MolfunStructureModel
+
+        set_up_logging(None, debug=debug)
+        data = command.open_sequences(sequences, sequence_column, max_length)
+        model = (
+            MolfunStructureModel(backbone, config=preset, weights=weights, device=device)
+            if checkpoint is None
+            else MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
+        )
+        command.run(
+            model,
+            data,
+            output,
+            pooling=None if pooling == "none" else pooling,
+            layer=layer,
+            shard_size=shard_size,
+            overwrite=overwrite,
+        )
+
+
 @app.command()
 def pretrain(
     sequences: Annotated[Text, _flag("FASTA (.gz) or table of sequences.", DATA)] = None,
@@ -216,21 +283,6 @@ def _resolve(kind: Any, given: dict[str, Any], *, config: str | None, resume: bo
         values.update(read_yaml(config))
     values.update(given)
     return kind.build(values, source=config or "command line")
-
-
-Checkpoint = Annotated[
-    str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
-]
-Table = Annotated[str, typer.Option("--data", help="Table of samples; for sequences also FASTA.")]
-Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
-Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
-Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
-Weights = Annotated[Text, typer.Option("--weights", help="Base weights, if they have moved.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
-Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
-Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command()

@@ -29,7 +29,7 @@ from molfun.errors import (
 )
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
-from molfun.models import pretraining
+from molfun.models import embedding, pretraining
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
@@ -557,6 +557,56 @@ class MolfunStructureModel(nn.Module):
                 prediction.update(self.task.present(self.task.split(scores, lengths)))
         prediction["trunk"] = trunk.select(outputs)
         return prediction
+
+    def embed(
+        self,
+        data: Any,
+        *,
+        pooling: embedding.Pooling | None = None,
+        layer: int = -1,
+        batch_tokens: int = embedding.BATCH_TOKENS,
+    ) -> Any:
+        """Representations of sequences, samples or a dataset, in input order.
+
+        Parameters
+        ----------
+        data
+            A sequence, a list of sequences or samples, or a dataset.
+        pooling
+            None for one vector a residue (without the tokens for beginning and end), ``"mean"``
+            over the residues, or ``"cls"`` (the token at the beginning).
+        layer
+            Which layer, where the backbone gives several: -1 the last, 0 the input embeddings.
+        batch_tokens
+            Residues that go through the model together; lower it when memory runs out.
+
+        Returns
+        -------
+        numpy.ndarray or list
+            (samples, channels) where pooled, else a list of (length, channels); float32.
+
+        Examples
+        --------
+        >>> model = MolfunStructureModel("esm2_tiny")
+        >>> [array.shape for array in model.embed(["MKV", "ACDEF"])]
+        [(3, 32), (5, 32)]
+        >>> model.embed("MKV", pooling="mean").shape
+        (1, 32)
+        """
+        samples = embedding.as_samples(data)
+        self.check(samples)
+        with self._autocast():
+            arrays = embedding.embed(
+                self.backbone,
+                samples,
+                pooling=pooling,
+                layer=layer,
+                device=self.device,
+                batch_tokens=batch_tokens,
+            )
+        if pooling is None:
+            return arrays
+        return np.stack(arrays) if arrays else np.zeros((0, self.backbone.single_dim), np.float32)
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """Loss and metrics over a loader or dataset with labels, metrics in the label's units.

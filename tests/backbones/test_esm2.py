@@ -308,3 +308,14 @@ def test_names_of_the_sizes_build_those_sizes() -> None:
     # 7.5 M without the contact head; the output embedding is the input embedding
     assert sum(p.numel() for p in backbone.parameters()) == 7_512_474
     assert np.isclose(float(backbone.model.layers[0].self_attn.rot_emb.inv_freq[0]), 1.0)
+
+
+def test_inference_mode_leaves_nothing_behind() -> None:
+    """What is kept between calls has to serve calls with a graph, too."""
+    from molfun.backbones.esm2 import packed
+
+    packed._pair_order.cache_clear()
+    backbone = make("esm2_tiny")
+    with torch.inference_mode():
+        run(backbone, ["MKV"])
+    run(backbone, ["MKV"]).single.sum().backward()

@@ -171,8 +171,9 @@ def _project(
 @functools.lru_cache(maxsize=8)
 def _pair_order(width: int, heads: int, device: torch.device) -> torch.Tensor:
     """Channels of all heads with those that are turned together side by side."""
-    rows = torch.arange(width, device=device).view(heads, 2, -1)
-    return rows.transpose(1, 2).reshape(-1)
+    with torch.inference_mode(mode=False):  # kept for calls with a graph
+        rows = torch.arange(width, device=device).view(heads, 2, -1)
+        return rows.transpose(1, 2).reshape(-1)
 
 
 def _fused(projections: Sequence[Any], x: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:

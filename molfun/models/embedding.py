@@ -1,0 +1,123 @@
+"""Representations of many samples, in input order, with no work on padding."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from molfun.backbones.base import Backbone
+from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.sample import Sample
+from molfun.trunk import TrunkOutput
+
+Pooling = Literal["mean", "cls"]
+BATCH_TOKENS = 4096
+"""Residues that go through the model together."""
+
+
+def as_samples(data: Any) -> list[Sample]:
+    """Samples of a data set, of samples, or of sequences as text."""
+    if isinstance(data, str):
+        return [Sample(id="seq_1", sequence=data)]
+    if isinstance(data, Sample):
+        return [data]
+    if hasattr(data, "ids") and hasattr(data, "__getitem__"):
+        return [data[i] for i in range(len(data))]
+    items = list(data)
+    wrong = next((x for x in items if not isinstance(x, str | Sample)), None)
+    if wrong is not None:
+        raise DataError(
+            f"Cannot embed {type(wrong).__name__}. Give sequences, samples or a data set."
+        )
+    return [
+        Sample(id=f"seq_{i}", sequence=x) if isinstance(x, str) else x
+        for i, x in enumerate(items, start=1)
+    ]
+
+
+def embed(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    *,
+    pooling: Pooling | None,
+    layer: int,
+    device: torch.device,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[np.ndarray]:
+    """One array a sample: (length, channels), or (channels,) where pooled.
+
+    Raises
+    ------
+    ConfigError
+        If the pooling is unknown, or the backbone gives no such layer or token.
+    DataError
+        If a sample cannot be used; all of them are listed by the facade before.
+    """
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise ConfigError(unknown_name("pooling", pooling, get_args(Pooling)))
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens must be at least 1, got {batch_tokens}.")
+    source = pooling or "single"
+    options = _layer_option(backbone, layer)
+    results: list[np.ndarray | None] = [None] * len(samples)
+    backbone.eval()
+    with torch.no_grad():
+        for batch in _batches(samples, batch_tokens):
+            features = backbone.collate([backbone.featurize(samples[i]) for i in batch])
+            moved = {k: v.to(device) for k, v in features.items()}
+            output = backbone(moved, outputs=(source,), **options)
+            for i, array in zip(batch, _rows(output, source), strict=True):
+                results[i] = array
+    return [array for array in results if array is not None]
+
+
+def _layer_option(backbone: Backbone, layer: int) -> dict[str, int]:
+    if layer == -1:
+        return {}
+    if "layer" not in inspect.signature(backbone.forward).parameters:
+        raise ConfigError(f"{backbone.display_name} gives the last layer only; leave layer out.")
+    return {"layer": layer}
+
+
+def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
+    if source == "mean" and output.mean is None:
+        single = output.need("single")  # a backbone that pools nothing itself
+        output = TrunkOutput(mask=output.mask, mean=_mean(single, output.mask))
+    values = output.need(source).float().cpu().numpy()
+    if source != "single":
+        yield from values
+        return
+    for row, n in zip(values, output.mask.sum(1).tolist(), strict=True):
+        yield row[: int(n)].copy()
+
+
+def _mean(single: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weight = mask.unsqueeze(-1).to(single.dtype)
+    return (single * weight).sum(1) / weight.sum(1)
+
+
+def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:
+    """Indices by length, as many together as the budget of residues holds (one at least)."""
+    lengths = [_length(sample) for sample in samples]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batch: list[int] = []
+    used = 0
+    for i in order:
+        if batch and used + lengths[i] > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(i)
+        used += lengths[i]
+    if batch:
+        yield batch
+
+
+def _length(sample: Sample) -> int:
+    if sample.sequence is not None:
+        n = len(sample.sequence)
+        return n if sample.max_length is None else min(n, sample.max_length)
+    return len(sample.protein) if sample.protein is not None else BATCH_TOKENS
