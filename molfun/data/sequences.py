@@ -6,6 +6,7 @@ import gzip
 import logging
 import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class SequenceDataset:
         Residues kept of each sequence, from the start.
     columns
         Names of the columns and what the labels are, as given to `from_csv`.
+    representations
+        Outputs of a backbone, see `with_representations`.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SequenceDataset:
         *,
         max_length: int | None = None,
         columns: Mapping[str, Any] | None = None,
+        representations: Sequence[np.ndarray] | None = None,
     ) -> None:
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length must be at least 1, got {max_length}.")
@@ -64,6 +68,7 @@ class SequenceDataset:
         self._sequences = list(sequences)
         self.max_length = max_length
         self._columns = dict(columns or {})
+        self._representations = representations
 
     @property
     def id_name(self) -> str:
@@ -265,10 +270,17 @@ class SequenceDataset:
         return Sample(
             id=self.ids[index],
             sequence=self._sequences[index],
+            features=self._features(index),
             target=None if missing else target,
             metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
             max_length=self.max_length,
         )
+
+    def _features(self, index: int) -> dict[str, np.ndarray] | None:
+        if self._representations is None:
+            return None
+        values = self._representations[index]
+        return {"mean" if values.ndim == 1 else "single": values}
 
     def __repr__(self) -> str:
         return f"SequenceDataset({len(self)} sequences from {self._table.path})"
@@ -316,6 +328,57 @@ class SequenceDataset:
             [self._sequences[i] for i in chosen],
             max_length=self.max_length,
             columns=self._columns,
+            representations=None
+            if self._representations is None
+            else [self._representations[i] for i in chosen],
+        )
+
+    def with_representations(
+        self, source: str | Path | np.ndarray | Sequence[np.ndarray]
+    ) -> SequenceDataset:
+        """The same samples with what a backbone gave for them, so that it need not run again.
+
+        Heads then train in seconds wherever the representations came from; what trains has to be
+        the head alone.
+
+        Parameters
+        ----------
+        source
+            ``.npz`` file of ``molfun embed`` (samples are found by their ids), or arrays in the
+            order of the samples: (samples, channels) means, or one (length, channels) each.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read, samples are missing in it, or the numbers differ.
+
+        Examples
+        --------
+        >>> data = SequenceDataset.from_list([("MKV", 1.0), ("AC", 2.0)])
+        >>> data.with_representations(np.zeros((2, 320)))[1].features["mean"].shape
+        (320,)
+        """
+        arrays = (
+            _read_representations(Path(source).expanduser(), self.ids)
+            if isinstance(source, str | Path)
+            else [np.asarray(a, dtype=np.float32) for a in source]
+        )
+        if len(arrays) != len(self):
+            raise DataError(f"{len(arrays)} representations for {len(self)} samples.")
+        lengths = self.lengths
+        wrong = [
+            f"{name}: {len(array)} vectors for {counted(int(n), 'residue')}"
+            for name, array, n in zip(self.ids, arrays, lengths, strict=True)
+            if array.ndim == 2 and len(array) != n
+        ]
+        if wrong:
+            raise DataError(f"Representations do not fit the sequences:\n{listing(wrong)}")
+        return SequenceDataset(
+            self._table,
+            self._sequences,
+            max_length=self.max_length,
+            columns=self._columns,
+            representations=arrays,
         )
 
     def filter(self, **conditions: Any) -> SequenceDataset:
@@ -338,6 +401,30 @@ class SequenceDataset:
         if len(rows) == 0:
             raise DataError(f"No sample of {self._table.path} meets {conditions}.")
         return self.subset(rows)
+
+
+def _read_representations(path: Path, ids: Sequence[str]) -> list[np.ndarray]:
+    """Arrays of a file of ``molfun embed``, by id."""
+    if not path.is_file():
+        raise DataError(f"No such file: {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [str(n) for n in file["ids"]]
+            values = np.asarray(file["embeddings"], dtype=np.float32)
+            offsets = file["offsets"] if "offsets" in file.files else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is no file of representations ({error}). Write one with molfun embed."
+        ) from error
+    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
+    known = dict(zip(names, parts, strict=True))
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise DataError(
+            f"{path} has no representation of {len(missing)} of {len(ids)} samples:\n"
+            f"{listing(missing)}"
+        )
+    return [known[name] for name in ids]
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:

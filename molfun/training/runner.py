@@ -25,6 +25,8 @@ from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
+REPRESENTATIONS = {"single", "mean", "cls"}
+"""Features of a sample that stand for the backbone's output."""
 TARGET_KEYS = ("target", "targets", "affinity", "label")
 
 
@@ -198,6 +200,7 @@ class ModelRunner:
 
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen:
+            self._refuse_given(inputs)
             if self.cache is None or not inputs.samples:
                 return self._run(self._features(inputs))
             return self._run_from_prefix(inputs.samples)
@@ -208,6 +211,9 @@ class ModelRunner:
             return TrunkOutput.stack([self._frozen_one(sample) for sample in inputs.samples])
 
     def _frozen_one(self, sample: Sample) -> TrunkOutput:
+        given = self._given(sample)
+        if given is not None:
+            return given
         if self.cache is None:
             return self._run(self._collate([sample]))
         key = self.cache.key(sample.content_key())
@@ -217,6 +223,43 @@ class ModelRunner:
         output = self._run(self._collate([sample]))
         self.cache.put(key, output.tensors())
         return output
+
+    @staticmethod
+    def _refuse_given(inputs: Inputs) -> None:
+        """A backbone that trains has to run; what samples bring along would be out of date."""
+        for sample in inputs.samples:
+            if REPRESENTATIONS & set(sample.features or {}):
+                raise DataError(
+                    f"{sample.id} comes with representations, but parts of the backbone train. "
+                    f"Use HeadOnlyFinetune, or a data set without representations."
+                )
+
+    def _given(self, sample: Sample) -> TrunkOutput | None:
+        """What the head reads, where the sample brings it along."""
+        names = REPRESENTATIONS & set(sample.features or {})
+        if not names:
+            return None
+        missing = sorted(set(self.head.needs) - names)
+        if missing:
+            raise DataError(
+                f"{sample.id} comes with the representation {', '.join(sorted(names))}, but the "
+                f"head reads {', '.join(missing)}. Embed with another pooling, or choose another "
+                f"head or pooling."
+            )
+        tensors = {
+            n: torch.as_tensor((sample.features or {})[n], device=self.device).float()[None]
+            for n in self.head.needs
+        }
+        for name, tensor in tensors.items():
+            if tensor.shape[-1] != self.backbone.single_dim:
+                raise DataError(
+                    f"{sample.id}: its representation {name!r} has {tensor.shape[-1]} channels, "
+                    f"the backbone {self.backbone.single_dim}. Choose the backbone it came from."
+                )
+        length = tensors["single"].shape[1] if "single" in tensors else 1
+        return TrunkOutput.from_tensors(
+            {**tensors, "mask": torch.ones(1, length, device=self.device)}
+        )
 
     def _run_from_prefix(self, samples: Sequence[Sample]) -> TrunkOutput:
         """Run the part that trains on activations that were computed once."""

@@ -1,0 +1,86 @@
+"""Heads on representations that come with the samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from molfun import HeadOnlyFinetune, LoRAFinetune, MolfunStructureModel, SequenceDataset
+from molfun.backbones.esm2 import ESM2Backbone
+from molfun.errors import DataError
+
+ITEMS = [("MKVLAAG", 1.0), ("GG", 2.0), ("ACDEFGHIKL", 0.5), ("PQRST", 3.0)]
+
+
+def model(head: str = "regression", **settings: Any) -> MolfunStructureModel:
+    return MolfunStructureModel("esm2_tiny", head=head, device="cpu", **settings)
+
+
+@pytest.fixture
+def data() -> SequenceDataset:
+    return SequenceDataset.from_list(ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "settings"),
+    [("mean", {}), (None, {"head_config": {"pooling": "attention"}})],
+)
+def test_training_is_that_on_the_sequences(
+    data: SequenceDataset, monkeypatch: pytest.MonkeyPatch, pooling: Any, settings: dict[str, Any]
+) -> None:
+    first, second = model(**settings), model(**settings)
+    given = data.with_representations(first.embed(data, pooling=pooling, batch_tokens=1))
+    run: dict[str, Any] = {"strategy": HeadOnlyFinetune(lr=0.1), "epochs": 3}
+    expected = first.fit(data, data, **run)
+    monkeypatch.setattr(ESM2Backbone, "forward", None)
+    history = second.fit(given, given.subset(range(4)), **run)
+    for row, other in zip(history, expected, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-5)
+    monkeypatch.undo()
+    assert torch.allclose(
+        second.predict(given)["prediction"], first.predict(data)["prediction"], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+def test_files_of_molfun_embed(data: SequenceDataset, tmp_path: Path, pooling: str) -> None:
+    from molfun.cli import embed as command
+
+    start = model()
+    path = tmp_path / "e.npz"
+    chosen = None if pooling == "none" else pooling
+    command.run(start, data, str(path), pooling=chosen, layer=-1, shard_size=10, overwrite=False)
+    shuffled = data.subset([2, 0, 3])
+    found = shuffled.with_representations(path)
+    for i, expected in enumerate(start.embed(shuffled, pooling=chosen)):  # type: ignore[arg-type]
+        (values,) = (found[i].features or {}).values()
+        assert np.array_equal(values, expected)
+
+
+def test_refusals(data: SequenceDataset, tmp_path: Path) -> None:
+    means = data.with_representations(np.zeros((4, 32)))
+    with pytest.raises(DataError, match=r"seq_. comes with representations, but parts of the back"):
+        model().fit(means, strategy=LoRAFinetune(), epochs=1)
+    with pytest.raises(
+        DataError, match="comes with the representation mean, but the head reads"
+    ):
+        model(head_config={"pooling": "attention"}).fit(means, strategy="head_only", epochs=1)
+    with pytest.raises(DataError, match=r"has 7 channels, the backbone 32\. Choose the backbone"):
+        model().fit(data.with_representations(np.zeros((4, 7))), strategy="head_only", epochs=1)
+    with pytest.raises(DataError, match="3 representations for 4 samples"):
+        data.with_representations(np.zeros((3, 32)))
+    with pytest.raises(DataError, match="seq_2: 3 vectors for 2 residues"):
+        data.with_representations([np.zeros((n, 32)) for n in (7, 3, 10, 5)])
+    with pytest.raises(DataError, match="No such file"):
+        data.with_representations(tmp_path / "absent.npz")
+    (tmp_path / "bad.npz").write_bytes(b"no zip")
+    with pytest.raises(DataError, match=r"is no file of representations .* with molfun embed"):
+        data.with_representations(tmp_path / "bad.npz")
+    np.savez(tmp_path / "other.npz", ids=np.array(["seq_1"]), embeddings=np.zeros((1, 32)))
+    with pytest.raises(DataError, match=r"has no representation of 3 of 4 samples:\n  seq_2"):
+        data.with_representations(tmp_path / "other.npz")
