@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,16 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Compute ``{"prediction": (batch,) ...}``."""
+
+    def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
+        """Learn the scale of the inputs; called once, where the backbone stays as it is.
+
+        Parameters
+        ----------
+        trunks
+            Outputs of the backbone for the samples of the training set, one by one. Not looking
+            at them costs nothing.
+        """
 
     @property
     @abstractmethod

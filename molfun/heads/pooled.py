@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -35,6 +35,10 @@ class MLPHead(Head):
     pooling
         For sequences: ``"mean"`` over the residues, ``"cls"`` (the token at the beginning, where
         the backbone has one) or ``"attention"`` (a learned weighted mean).
+    standardize
+        Whether inputs are brought to mean 0 and deviation 1 in each channel, as they are over the
+        training set, where the backbone is frozen. Sequences that differ in few residues have
+        nearly the same mean vector; without this a head sees what they share and learns slowly.
 
     Examples
     --------
@@ -42,6 +46,10 @@ class MLPHead(Head):
     >>> sum(p.numel() for p in head.parameters())
     82433
     """
+
+    input_mean: torch.Tensor
+    input_std: torch.Tensor
+    inputs_fitted: torch.Tensor
 
     def __init__(
         self,
@@ -52,6 +60,7 @@ class MLPHead(Head):
         hidden: Sequence[int] = (256,),
         dropout: float = 0.25,
         pooling: Pooling = "mean",
+        standardize: bool = True,
     ) -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
@@ -69,7 +78,11 @@ class MLPHead(Head):
             "hidden": list(hidden),
             "dropout": dropout,
             "pooling": pooling,
+            "standardize": standardize,
         }
+        self.register_buffer("input_mean", torch.zeros(single_dim))
+        self.register_buffer("input_std", torch.ones(single_dim))
+        self.register_buffer("inputs_fitted", torch.tensor(data=False))
         self.level, self.n_outputs = level, n_outputs
         # the pooled vector alone is computed and cached where nothing in between has weights
         self._source = "single" if level == "residue" or pooling == "attention" else pooling
@@ -86,9 +99,34 @@ class MLPHead(Head):
         x = trunk.need(self._source).float()
         # the head is small and its pooling a long sum: float32, whatever the trunk ran in
         with torch.autocast(x.device.type, enabled=False):
+            x = (x - self.input_mean) / self.input_std
             if self.pool is not None and self.level == "sequence":
                 x = self.pool(x, trunk.mask.float())
             return self.as_outputs(self.layers(x), self.n_outputs)
+
+    @torch.no_grad()
+    def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
+        """Take mean and deviation of each channel over the training set, the first time only."""
+        if self.inputs_fitted or not self._config["standardize"]:
+            return
+        count = 0
+        shift = total = squares = torch.zeros(1)
+        for trunk in trunks:
+            x = trunk.need(self._source).double()
+            x = x[trunk.mask.bool()] if self._source == "single" else x
+            if count == 0:
+                shift = x[:1]  # the mean is large beside the deviations
+            count, total = count + len(x), total + (x - shift).sum(0)
+            squares = squares + (x - shift).square().sum(0)
+        if count < 2:
+            return
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        # a channel that is the same everywhere tells nothing and gets no say
+        std = torch.where(std > 1e-4 * std.max(), std, torch.inf)
+        self.input_mean.copy_(shift[0] + mean)
+        self.input_std.copy_(std)
+        self.inputs_fitted.fill_(value=True)
 
     @property
     def config_dict(self) -> Mapping[str, Any]:
@@ -101,7 +139,7 @@ class LinearHead(MLPHead):
 
     Parameters
     ----------
-    single_dim, n_outputs, level, pooling
+    single_dim, n_outputs, level, pooling, standardize
         As in `MLPHead`.
 
     Examples
@@ -117,9 +155,15 @@ class LinearHead(MLPHead):
         n_outputs: int = 1,
         level: Level = "sequence",
         pooling: Pooling = "mean",
+        standardize: bool = True,
     ) -> None:
         super().__init__(
-            single_dim=single_dim, n_outputs=n_outputs, level=level, hidden=(), pooling=pooling
+            single_dim=single_dim,
+            n_outputs=n_outputs,
+            level=level,
+            hidden=(),
+            pooling=pooling,
+            standardize=standardize,
         )
         for key in ("hidden", "dropout"):
             del self._config[key]

@@ -48,7 +48,7 @@ from molfun.training.engine import (
 )
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.history import History
-from molfun.training.runner import ModelRunner, as_inputs
+from molfun.training.runner import ModelRunner, as_inputs, set_modes
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
@@ -271,6 +271,7 @@ class MolfunStructureModel(nn.Module):
         self.check(train_loader, val_loader)
         targets = _targets_of(train_loader)
         task.fit_targets(targets)
+        _check_labels(task, val_loader)
         strategy = _as_strategy(strategy, sum(not _is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
@@ -290,16 +291,20 @@ class MolfunStructureModel(nn.Module):
                 self.save(run_dir / "checkpoint")
             kept.append(len(history))
 
+        runner = ModelRunner(
+            self.backbone,
+            head,
+            task,
+            device=self.device,
+            autocast=fabric.autocast,
+            cache=store,
+            features=self._feature_cache(cache, cache_dir),
+        )
+        if runner.frozen:
+            set_modes(self.backbone, training=False)
+            head.fit_inputs(runner.representations(_samples_of([train_loader])))
         engine = Engine(
-            ModelRunner(
-                self.backbone,
-                head,
-                task,
-                device=self.device,
-                autocast=fabric.autocast,
-                cache=store,
-                features=self._feature_cache(cache, cache_dir),
-            ),
+            runner,
             strategy,
             EngineConfig(
                 epochs=epochs,
@@ -526,7 +531,7 @@ class MolfunStructureModel(nn.Module):
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
         if _is_many(data):
-            result = self._runner().evaluate(_as_loader(data))
+            result = self._runner().evaluate(_as_loader(data), labels=False)
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, outputs)
@@ -1015,6 +1020,13 @@ def _targets_of(loader: Any) -> list[Any]:
             loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
         )
     return [t for batch in batches for t in as_inputs(batch).targets]
+
+
+def _check_labels(task: Task, val: Any) -> None:
+    """Find a label of the validation set that the task cannot use before the first epoch."""
+    for target in [] if val is None else _targets_of(val):
+        if not _is_missing(target):
+            task.numbers(target)
 
 
 def _is_missing(target: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -224,6 +224,13 @@ class ModelRunner:
         self.cache.put(key, output.tensors())
         return output
 
+    @torch.no_grad()
+    def representations(self, samples: Iterable[Sample]) -> Iterator[TrunkOutput]:
+        """What the head reads of each sample, from a frozen backbone."""
+        for sample in samples:
+            with self.autocast():
+                yield self._frozen_one(sample)
+
     @staticmethod
     def _refuse_given(inputs: Inputs) -> None:
         """A backbone that trains has to run; what samples bring along would be out of date."""
@@ -292,27 +299,32 @@ class ModelRunner:
         return self.backbone(moved, outputs=self.head.needs).select(self.head.needs)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any]) -> Evaluation:
-        """Run over batches in eval mode; the modes are put back as they were."""
+    def evaluate(self, batches: Iterable[Any], *, labels: bool = True) -> Evaluation:
+        """Run over batches in eval mode; the modes are put back as they were.
+
+        Without `labels` none is looked at, and there is no loss.
+        """
         modules = nn.ModuleList([self.backbone, self.head])
         modes = [(module, module.training) for module in modules.modules()]
         modules.eval()
         result = Evaluation()
         try:
             for batch in batches:
-                self._evaluate_one(as_inputs(batch), result)
+                self._evaluate_one(as_inputs(batch), result, labels=labels)
         finally:
             for module, mode in modes:
                 module.training = mode
         return result
 
-    def _evaluate_one(self, inputs: Inputs, result: Evaluation) -> None:
+    def _evaluate_one(self, inputs: Inputs, result: Evaluation, *, labels: bool) -> None:
         outputs = self.outputs(inputs)
         result.ids += inputs.ids
         lengths = self._lengths(outputs)
         sizes = lengths or [0] * len(inputs.ids)
-        targets = self.task.encode(inputs.targets, lengths)
         result.predictions += self.task.split(self.task.predictions(outputs), sizes)
+        if not labels:
+            return
+        targets = self.task.encode(inputs.targets, lengths)
         result.targets += self.task.split(targets, sizes)
         total, count = self.task.loss(outputs, targets.to(self.device))
         result.loss_total += float(total)

@@ -130,3 +130,25 @@ class HeadContract:
             Head.check_dim("single_dim", 3, SINGLE)
         with pytest.raises(ConfigError, match="needs pair_dim, which the backbone does not give"):
             Head.check_dim("pair_dim", None, None)
+
+    def test_the_scale_of_the_inputs_is_learned_once(self) -> None:
+        """Shifted and scaled inputs give what plain ones gave, after looking at a training set."""
+        head, batch = self.make(), representations((9, 9, 9, 9, 9, 9))
+        if not dict(head.config_dict).get("standardize"):
+            pytest.skip("this head takes its inputs as they are")
+        (name,) = head.needs
+        head.fit_inputs(rows(batch, [i]) for i in range(6))
+        state = {k: v.clone() for k, v in head.state_dict().items()}
+        assert bool(state["inputs_fitted"])
+        values = batch.need(name).detach().reshape(-1, SINGLE)
+        assert torch.allclose(state["input_mean"], values.mean(0), atol=1e-5)
+        assert torch.allclose(state["input_std"], values.std(0, unbiased=False), atol=1e-5)
+        moved = dict(batch.tensors()) | {name: batch.need(name) * 3 + 100}
+        other = self.make()
+        other.load_state_dict(self.make().state_dict())
+        other.fit_inputs(rows(TrunkOutput.from_tensors(moved), [i]) for i in range(6))
+        expected = head(batch)["prediction"]
+        found = other(TrunkOutput.from_tensors(moved))["prediction"]
+        assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+        head.fit_inputs(rows(TrunkOutput.from_tensors(moved), [i]) for i in range(6))
+        assert all(torch.equal(v, state[k]) for k, v in head.state_dict().items())
