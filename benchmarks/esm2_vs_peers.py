@@ -8,7 +8,8 @@ Sequences are random with log-normal lengths (median 250, 50 to 1,000); residues
 without padding. Every variant starts from the same weights, sees the same labels, and its loss over
 the first pass is compared.
 
-Variants of transformers: "default" is batches of 8 in random order, "sorted" the same sorted by
+The allocator keeps large buffers for all variants (`molfun.nn.allocator`), as in any process that
+uses Molfun. Variants of transformers: "default" is batches of 8 in random order, "sorted" the same sorted by
 length, so that little is padded. Molfun takes the random batches.
 """
 
@@ -54,11 +55,12 @@ def sequences(n: int, seed: int) -> list[str]:
 class Peer(nn.Module):
     """What every variant computes: mean over the residues, one linear layer, mean squared error."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, source: MolfunStructureModel) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.output = nn.Linear(dim, 1)
+        import copy
+
+        assert source.head is not None
+        self.output: nn.Linear = copy.deepcopy(source.head.layers[-1])  # type: ignore[index, union-attr, assignment]
 
     def loss(self, representations: torch.Tensor, inner: torch.Tensor, labels: torch.Tensor) -> Any:
         weight = inner.unsqueeze(-1).to(representations.dtype)
@@ -70,7 +72,7 @@ class FairESM(Peer):
     """fair-esm as it is."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
-        super().__init__(source.backbone.single_dim)
+        super().__init__(source)
         import esm
 
         config = source.backbone.config.to_dict()
@@ -90,7 +92,7 @@ class HuggingFace(Peer):
     """transformers.EsmModel with scaled_dot_product_attention, adapters by peft."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
-        super().__init__(source.backbone.single_dim)
+        super().__init__(source)
         from transformers import EsmConfig, EsmModel
 
         size = source.backbone.config
@@ -136,7 +138,7 @@ class Molfun(Peer):
     """The packed path of Molfun under the same bare loop as the others."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
-        super().__init__(source.backbone.single_dim)
+        super().__init__(source)
         import copy
 
         self.model = copy.deepcopy(source)
@@ -327,7 +329,14 @@ def main() -> None:
 
     logging.disable(logging.WARNING)
     texts = sequences(args.sequences, args.seed)
-    source = MolfunStructureModel(NAMES[args.size], head="linear", device="cpu", seed=0)
+    source = MolfunStructureModel(
+        NAMES[args.size],
+        head="linear",
+        head_config={"standardize": False},
+        task_config={"standardize": False},
+        device="cpu",
+        seed=0,
+    )
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch "
         f"{torch.__version__}, float32 products: {', '.join(gemm_peak())}"
