@@ -128,6 +128,10 @@ class Backbone(nn.Module, ABC):
         """Module that predicts coordinates; None where there is none."""
         return None
 
+    def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
+        """Weights that came with the backbone for the head of that name; None without any."""
+        return None
+
     def featurize_key(self) -> str:
         """Settings that change what `featurize` gives; part of every cache key."""
         return self.name

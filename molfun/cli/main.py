@@ -315,6 +315,9 @@ def evaluate(
     features: Features = None,
     alignments: Alignments = None,
     output: Annotated[Text, typer.Option("--output", help="JSON file to write.")] = None,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", help="Draws for 95 % intervals of the metrics.")
+    ] = 0,
     weights: Weights = None,
     device: Device = "auto",
     max_length: Length = None,
@@ -325,7 +328,7 @@ def evaluate(
     """Compare predictions with the labels of a table."""
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
-        max_length, batch_size, skip_missing=skip_missing, debug=debug,
+        max_length, batch_size, skip_missing=skip_missing, debug=debug, bootstrap=bootstrap,
     )  # fmt: skip
 
 
@@ -344,6 +347,7 @@ def _with_model(
     *,
     skip_missing: bool,
     debug: bool,
+    **options: Any,
 ) -> None:
     from molfun.cli.console import errors_in_one_line, set_up_logging
 
@@ -366,7 +370,7 @@ def _with_model(
             labels=verb == "evaluate",
         )
         model = MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
-        getattr(commands, verb)(model, dataset, output, batch_size)
+        getattr(commands, verb)(model, dataset, output, batch_size, **options)
 
 
 def _version(value: bool) -> None:

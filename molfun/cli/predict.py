@@ -21,10 +21,20 @@ def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_si
 
 
 def evaluate(
-    model: MolfunStructureModel, dataset: Dataset, output: str | None, batch_size: int
+    model: MolfunStructureModel,
+    dataset: Dataset,
+    output: str | None,
+    batch_size: int,
+    *,
+    bootstrap: int = 0,
 ) -> None:
     """Print the metrics, and write them as JSON if asked to."""
-    metrics = model.evaluate(progress(loader(dataset, batch_size), "evaluating"))
-    say(f"{counted(len(dataset), 'sample')}: {metric_line(metrics)}")
+    batches = progress(loader(dataset, batch_size), "evaluating")
+    metrics = model.evaluate(batches, bootstrap=bootstrap)
+    plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}
+    say(f"{counted(len(dataset), 'sample')}: {metric_line(plain)}")
+    for name in plain:
+        if f"{name}_low" in metrics:
+            say(f"  {name}: {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} (95 %)")
     if output is not None:
         write_json(output, {k: None if math.isnan(v) else v for k, v in metrics.items()})

@@ -30,6 +30,7 @@ from molfun.errors import (
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.models import embedding, pretraining
+from molfun.models.bootstrap import intervals
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
@@ -191,6 +192,9 @@ class MolfunStructureModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head: Head = _build("head_config", cls, config)
+        pretrained = self.backbone.pretrained_head(self.head_name)
+        if pretrained is not None:
+            head.load_state_dict(pretrained)
         return head
 
     # --- train ---------------------------------------------------------------------------------
@@ -613,8 +617,19 @@ class MolfunStructureModel(nn.Module):
             return arrays
         return np.stack(arrays) if arrays else np.zeros((0, self.backbone.single_dim), np.float32)
 
-    def evaluate(self, data: Any) -> dict[str, float]:
+    def evaluate(
+        self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95
+    ) -> dict[str, float]:
         """Loss and metrics over a loader or dataset with labels, metrics in the label's units.
+
+        Parameters
+        ----------
+        data
+            Loader, dataset, or samples.
+        bootstrap
+            Draws for intervals of the metrics (``rmse_low``, ``rmse_high``, ...); 0 gives none.
+        confidence
+            Share of the draws that lies within.
 
         Returns
         -------
@@ -630,7 +645,12 @@ class MolfunStructureModel(nn.Module):
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
                 "column."
             )
-        return {"loss": result.loss, **runner.metrics(result)}
+        found = {"loss": result.loss, **runner.metrics(result)}
+        if bootstrap:
+            found |= intervals(
+                runner.task, result.predictions, result.targets, n=bootstrap, confidence=confidence
+            )
+        return found
 
     def _runner(self) -> ModelRunner:
         head, task = self._need_head("this")

@@ -306,3 +306,22 @@ def test_checkpoints_hold_what_changed(source: ESM2Backbone, tmp_path: Path, str
     else:
         assert "model.embed_tokens.weight" in names
         assert "model.lm_head.weight" not in names, "the output embedding is the input embedding"
+
+
+@torch.no_grad()
+def test_contacts_are_those_of_fair_esm(source: ESM2Backbone, tmp_path: Path) -> None:
+    """The published regression on attention maps becomes the contact head."""
+    sequences = ["MKTAYIAKQRDLV", "ACDEF", "GGSGWYHILMNPQ"]
+    converter = source.model.alphabet.get_batch_converter()
+    tokens = converter([(s, s) for s in sequences])[2]
+    expected = source.model.eval().predict_contacts(tokens)
+    weights = save_fair(tmp_path / "w.pt", source)
+    model = MolfunStructureModel("esm2_tiny", weights=weights, head="contact", device="cpu")
+    samples = [Sample(id=s, sequence=s) for s in sequences]
+    for batch in (samples, samples[1:2]):
+        found = model.predict(batch)["prediction"]
+        for sample, contacts in zip(batch, found, strict=True):
+            n = len(sample.sequence or "")
+            row = expected[samples.index(sample), :n, :n]
+            # fair-esm corrects with sums over padding, which are zero but for its own end token
+            assert torch.allclose(torch.from_numpy(contacts).float(), row, rtol=0, atol=1e-5)

@@ -96,8 +96,10 @@ class ESM2Backbone(Backbone):
             torch.manual_seed(seed)
             self.model = ESM2(**self.config.to_dict(), alphabet="ESM-1b")
         packed.use_packed_layers(self.model)
+        self._has_contacts = False
         if weights is not None:
-            load_weights(self.model, weights, self.config)
+            random = load_weights(self.model, weights, self.config)
+            self._has_contacts = not any(name.startswith("contact_head") for name in random)
         self.single_dim = self.config.embed_dim
         self.pair_dim = self.config.num_layers * self.config.attention_heads
         self._said_long = False
@@ -172,6 +174,12 @@ class ESM2Backbone(Backbone):
     def collate(self, features: Sequence[Features]) -> Features:
         """Put the tokens of all samples into one dimension; nothing is padded."""
         return _join(features)
+
+    def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:
+        """The logistic regression on attention maps that is published with the weights."""
+        if name != "contact" or not self._has_contacts:
+            return None
+        return dict(self.model.contact_head.state_dict())
 
     def featurize_key(self) -> str:
         """Settings that decide tokens."""

@@ -51,7 +51,7 @@ _POINTLESS = ("embeddings.position_ids", "embeddings.position_embeddings.weight"
 _OPTIONAL = ("lm_head.", "contact_head.", "rot_emb.inv_freq")
 
 
-def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> None:
+def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list[str]:
     """Load a weight file into fair-esm's ``ESM2``, in place.
 
     Parameters
@@ -64,6 +64,11 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> None
         Hugging Face folder. ``~`` is expanded.
     config
         Architecture of `model`, for messages and to compare with ``config.json``.
+
+    Returns
+    -------
+    list
+        Names of weights that the file lacks and the model can do without; they stay random.
 
     Raises
     ------
@@ -98,6 +103,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> None
         )
     _warn_random_heads(path, optional)
     model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in fitted.items()}})
+    return optional
 
 
 def canonical_name(name: str) -> str:
