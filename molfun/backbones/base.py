@@ -124,6 +124,10 @@ class Backbone(nn.Module, ABC):
         }
         return combine_digests({**self.config_dict, "block": block}, tensor_digests(tensors))
 
+    def embedder(self) -> nn.Module | None:
+        """Module that embeds the input, the layer of the kind "embedder"."""
+        return None
+
     def structure_module(self) -> nn.Module | None:
         """Module that predicts coordinates; None where there is none."""
         return None

@@ -102,6 +102,7 @@ class RunFiles(Callback):
         resolved = {
             "strategy": self._strategy.name,
             "lr": self._strategy.main_lr,
+            "batch_size": self._settings.samples_per_batch,
             "accum": self._strategy.accumulation_steps,
             "device": str(self._model.device),
             "precision": self._model.precision,
@@ -174,7 +175,9 @@ def _loader(
 ) -> DataLoader[Any] | None:
     if dataset is None:
         return None
-    return loader(dataset, settings.batch_size, shuffle=shuffle, num_workers=settings.workers)
+    return loader(
+        dataset, settings.samples_per_batch, shuffle=shuffle, num_workers=settings.workers
+    )
 
 
 def _report(

@@ -78,8 +78,12 @@ def fine_tune(
         int | None, _flag("Blocks that train with partial [4].", TRAINING)
     ] = None,
     epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
-    batch_size: Annotated[int | None, _flag("Samples per batch [1].", TRAINING)] = None,
-    accum: Annotated[int | None, _flag("Batches per optimizer step [8].", TRAINING)] = None,
+    batch_size: Annotated[
+        int | None, _flag("Samples per batch [1; sequences 8].", TRAINING)
+    ] = None,
+    accum: Annotated[
+        int | None, _flag("Batches per optimizer step [8; sequences 1].", TRAINING)
+    ] = None,
     ema: Annotated[
         float | None, _flag("Decay of the weight average [0.999]; 0: off.", TRAINING)
     ] = None,

@@ -48,7 +48,7 @@ class FineTuneSettings(Settings):
     lora_rank: int | None = Field(default=None, ge=1)
     unfreeze_blocks: int = Field(default=4, ge=1)
     epochs: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     accum: int | None = Field(default=None, ge=1)
     ema: float = Field(default=0.999, ge=0, lt=1)
     warmup: int | None = Field(default=None, ge=0)
@@ -92,11 +92,23 @@ class FineTuneSettings(Settings):
         return Path(self.output or f"runs/{'demo' if self.demo else self.strategy}").expanduser()
 
     @property
+    def on_sequences(self) -> bool:
+        """Whether samples are sequences of the table rather than structures beside it."""
+        return not self.demo and self.pdbs is None and self.features is None
+
+    @property
+    def samples_per_batch(self) -> int:
+        """1 structure, since memory grows with the square of its length; 8 sequences."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 8 if self.on_sequences else 1
+
+    @property
     def accumulation_steps(self) -> int:
-        """Batches per optimizer step: 8, and 1 in the demo, whose 6 samples are one window."""
+        """Batches per optimizer step, so that 8 samples make one; the demo takes each alone."""
         if self.accum is not None:
             return self.accum
-        return 1 if self.demo else 8
+        return 1 if self.demo or self.on_sequences else 8
 
     def strategy_options(self, name: str) -> dict[str, Any]:
         """Arguments of the strategy called `name`."""

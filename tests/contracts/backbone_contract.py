@@ -196,6 +196,15 @@ class BackboneContract:
         indices = {layer.index for layer in layers.values() if layer.kind == "block"}
         assert indices == set(range(len(backbone.blocks())))
 
+    def test_the_embedder_is_the_layer_of_its_name(self, backbone: Backbone) -> None:
+        embedder = backbone.embedder()
+        assert embedder is not None
+        inside = {id(p) for p in embedder.parameters()}
+        kinds = {
+            backbone.layer_of(n).kind for n, p in backbone.named_parameters() if id(p) in inside
+        }
+        assert kinds == {"embedder"}
+
     def test_the_structure_module_is_a_layer_of_its_own(self, backbone: Backbone) -> None:
         layers = [backbone.layer_of(name).kind for name, _ in backbone.named_parameters()]
         module = backbone.structure_module()

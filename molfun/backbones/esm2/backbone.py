@@ -311,6 +311,10 @@ class ESM2Backbone(Backbone):
         """Transformer layers, first to last."""
         return list(self.model.layers)
 
+    def embedder(self) -> nn.Module:
+        """The embedding of tokens, which is the output embedding of the language model, too."""
+        return self.model.embed_tokens
+
     def layer_of(self, parameter: str) -> Layer:
         """Where a parameter sits.
 

@@ -304,6 +304,10 @@ class OpenFoldBackbone(Backbone):
         """Evoformer blocks, first to last."""
         return list(self.model.evoformer.blocks)
 
+    def embedder(self) -> nn.Module:
+        """The input embedder (supplement, algorithm 3)."""
+        return self.model.input_embedder
+
     def structure_module(self) -> nn.Module:
         """The structure module (supplement, algorithm 20)."""
         return self.model.structure_module
