@@ -9,8 +9,8 @@ without padding. Every variant starts from the same weights, sees the same label
 the first pass is compared.
 
 The allocator keeps large buffers for all variants (`molfun.nn.allocator`), as in any process that
-uses Molfun. Variants of transformers: "default" is batches of 8 in random order, "sorted" the same sorted by
-length, so that little is padded. Molfun takes the random batches.
+uses Molfun. Variants of transformers: "default" is batches of 8 in random order, "sorted" the same
+sorted by length, so that little is padded. Molfun takes the random batches.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Peer(nn.Module):
         super().__init__()
         import copy
 
-        assert source.head is not None
-        self.output: nn.Linear = copy.deepcopy(source.head.layers[-1])  # type: ignore[index, union-attr, assignment]
+        head: Any = source.head
+        self.output: nn.Linear = copy.deepcopy(head.layers[-1])
 
     def loss(self, representations: torch.Tensor, inner: torch.Tensor, labels: torch.Tensor) -> Any:
         weight = inner.unsqueeze(-1).to(representations.dtype)

@@ -14,6 +14,7 @@ from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
+from molfun.data.tables import read_cells
 from molfun.errors import ConfigError
 from molfun.registry import HEADS, TASKS
 
@@ -29,6 +30,8 @@ def open_training(
     settings: FineTuneSettings,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Train, validation and test set of a run."""
+    _check_names(settings)
+    _check_flags(settings)
     if settings.demo:
         return _demo(settings)
     dataset = _sequences(settings) if reads_sequences(settings) else _structures(settings)
@@ -40,6 +43,33 @@ def open_training(
     if isinstance(dataset, AffinityDataset):
         _say_notes(dataset)
     return train, val, test
+
+
+def _check_names(settings: FineTuneSettings) -> None:
+    """Refuse an unknown task or head before the table is read as another one would need it."""
+    if settings.task is not None:
+        TASKS.resolve(settings.task)
+    if settings.head is not None and settings.head not in TASKS:
+        HEADS.resolve(settings.head)
+
+
+def _check_flags(settings: FineTuneSettings) -> None:
+    """Refuse settings that the task does not look at."""
+    name = task_name(settings)
+    problems = []
+    if settings.class_weight is not None and name not in LABELS:
+        problems.append(f"class_weight is for {', '.join(LABELS)}; the task is {name!r}.")
+    if settings.loss != "mse" and name != "regression":
+        problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
+    if settings.mask_column is not None and level(settings) != "residue":
+        problems.append(
+            f"mask_column={settings.mask_column!r} is for labels of residues (--level residue); "
+            f"these are of the level {level(settings)!r}."
+        )
+    if problems:
+        raise ConfigError(
+            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
+        )
 
 
 def reads_sequences(settings: FineTuneSettings) -> bool:
@@ -219,7 +249,25 @@ def _sequences_for(
         return SequenceDataset.from_fasta(data, max_length=max_length)
     names = ("sequence_column", "target_column", "id_column", "mask_column", "labels", "level")
     columns = {name: trained[name] for name in names if trained.get(name) is not None}
+    # a table to predict has neither labels nor, often, ids; one of predictions has no masks
     if not labels:
-        # a table to predict has neither labels nor, often, ids
         columns.pop("mask_column", None)
+    _drop_absent(columns, data, "mask_column" if labels else "id_column")
     return SequenceDataset.from_csv(data, **columns, max_length=max_length, require_target=labels)
+
+
+_ABSENT = {
+    "id_column": "its rows are called seq_1, seq_2 ...",
+    "mask_column": "labels count on every residue where they are not '?'",
+}
+
+
+def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
+    """Do without a column of the training set that the table lacks, and say what that means."""
+    name = columns.get(argument)
+    if name is None:
+        return
+    cells = read_cells(Path(data).expanduser(), columns.get("sequence_column", "sequence"))
+    if name not in cells.header:
+        del columns[argument]
+        logger.warning("%s has no column %r: %s.", data, name, _ABSENT[argument])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from molfun._io import write_text
+from molfun.data.tables import parse_number
 
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
@@ -47,14 +48,29 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, list | tuple) and (not value or isinstance(value[0], str | None)):
-        letters = any(v is None for v in value) and all(v is None or len(v) == 1 for v in value)
-        return ("" if letters else ";").join("?" if v is None else escape(v) for v in value)
+        return _escape_label(value)
+    if isinstance(value, list | tuple) and all(isinstance(v, str | None) for v in value):
+        return _escape_label(_joined(value))
     array = np.asarray(value, dtype=np.float64)
     if array.ndim == 0:
         return "" if np.isnan(array) else repr(float(array))
     return " ".join(repr(float(v)) for v in array.reshape(-1))
+
+
+def _joined(names: Sequence[str | None]) -> str:
+    """Class names as one text; ``?`` where there is none."""
+    present = [name for name in names if name is not None]
+    if not present:
+        # read back alike as classes and as numbers
+        return " ".join("?" for _ in names)
+    letters = len(present) < len(names) and all(len(name) == 1 for name in present)
+    return ("" if letters else ";").join("?" if name is None else name for name in names)
+
+
+def _escape_label(text: str) -> str:
+    """`escape`, but for numbers and a leading minus: labels such as -1, +1 and -EEH are usual."""
+    is_number = parse_number(text)[1] is None
+    return text if is_number or text.startswith("-") else escape(text)
 
 
 def escape(text: str) -> str:

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,8 +114,8 @@ class SequenceDataset:
             names with ``;`` between them (``"classes"``, blank for none of them).
         level
             ``"residue"`` for a label on each residue: as many letters as the sequence, or as many
-            numbers with blanks, commas or semicolons between them; ``?`` or nan where there is
-            none.
+            numbers with blanks, commas or semicolons between them; ``?`` (or nan among numbers)
+            where there is none.
         mask_column
             For residues: a text of 0 and 1 as long as the sequence; labels at 0 are left out.
             One that is shorter lost its leading zeros to a program that took it for a number (so
@@ -130,6 +131,8 @@ class SequenceDataset:
         ------
         TableError
             If a column is missing or any row is bad; all of them are listed.
+        ConfigError
+            If `labels` or `level` is unknown, or there is a mask without labels of residues.
 
         Examples
         --------
@@ -142,6 +145,11 @@ class SequenceDataset:
         """
         _check_choice("labels", labels, get_args(Labels))
         _check_choice("level", level, get_args(Level))
+        if mask_column and level != "residue":
+            raise ConfigError(
+                f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
+                f"level='residue', or leave mask_column out."
+            )
         cells = tables.read_cells(Path(csv).expanduser(), sequence_column)
         optional = [name for name in (id_column, mask_column) if name]
         needed = [sequence_column, *([target_column] if require_target else []), *optional]
@@ -224,6 +232,7 @@ class SequenceDataset:
         *,
         ids: Sequence[str] | None = None,
         max_length: int | None = None,
+        level: Level = "sequence",
     ) -> SequenceDataset:
         """Make a data set of sequences, or of (sequence, label) pairs.
 
@@ -236,16 +245,29 @@ class SequenceDataset:
             Names; by default seq_1, seq_2 ...
         max_length
             Residues kept of each sequence.
+        level
+            ``"residue"`` checks that there is a label for each residue of a sequence (before it
+            is cut to `max_length`); ``"sequence"`` takes labels as they are.
+
+        Raises
+        ------
+        ConfigError
+            If `ids` do not fit the items, or `level` is unknown.
+        DataError
+            If a sample has more or fewer labels than residues.
 
         Examples
         --------
         >>> SequenceDataset.from_list([("MKV", 1.0), ("AC", 2.0)]).targets.tolist()
         [1.0, 2.0]
         """
+        _check_choice("level", level, get_args(Level))
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
         names = [f"seq_{i}" for i in range(1, len(pairs) + 1)] if ids is None else list(ids)
         if len(names) != len(pairs):
             raise ConfigError(f"{len(names)} ids for {len(pairs)} sequences.")
+        if level == "residue":
+            _check_lengths(names, pairs)
         table = Table(
             path=Path("list"),
             ids=names,
@@ -266,12 +288,11 @@ class SequenceDataset:
         target = self.targets[index]
         if isinstance(target, np.floating):
             target = float(target)
-        missing = target is None or (isinstance(target, float) and math.isnan(target))
         return Sample(
             id=self.ids[index],
             sequence=self._sequences[index],
             features=self._features(index),
-            target=None if missing else target,
+            target=None if _is_missing(target) else target,
             metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
             max_length=self.max_length,
         )
@@ -397,7 +418,7 @@ class SequenceDataset:
         DataError
             If no sample is left.
         """
-        rows = np.flatnonzero(filter_rows(self.metadata, conditions))
+        rows = filter_rows(self.metadata, conditions)
         if len(rows) == 0:
             raise DataError(f"No sample of {self._table.path} meets {conditions}.")
         return self.subset(rows)
@@ -471,13 +492,13 @@ def _lines(path: Path) -> Iterator[str]:
     opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     read = 0
     try:
-        with opened(path, "rt", encoding="utf-8", errors="strict") as file:
+        with opened(path, "rt", encoding="utf-8-sig", errors="strict") as file:
             for line in file:
                 read += len(line)
                 if read > LARGEST_INFLATION:
                     raise DataError(f"{path} unpacks to more than {LARGEST_INFLATION:,} bytes.")
                 yield line
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
@@ -585,7 +606,7 @@ def _refused(_text: str) -> tuple[Any, str | None]:
 def _numbers(text: str) -> tuple[Any, str | None]:
     values = []
     for part in SEPARATORS.split(text.strip("[]() ")):
-        if part.lower() in ("nan", "none", "na"):
+        if part.lower() in ("nan", "none", "na", UNKNOWN):
             values.append(math.nan)
             continue
         value, problem = tables.parse_number(part)
@@ -620,6 +641,30 @@ def _check_ids(cells: Cells, column: str, ids: list[str]) -> None:
             f"{cells.path} has {counted(len(problems), 'bad id')} in column {column!r}:\n"
             f"{listing(problems)}\nLeave id_column out to number the rows."
         )
+
+
+def _is_missing(target: Any) -> bool:
+    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
+
+
+def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None:
+    problems = [
+        f"{name} {problem}"
+        for name, (sequence, target) in zip(ids, pairs, strict=True)
+        if not _is_missing(target) and (problem := _residues_problem(target, sequence))
+    ]
+    if problems:
+        raise DataError(
+            f"{counted(len(problems), 'sample')} whose labels do not fit the sequence:\n"
+            f"{listing(problems)}\nGive a label for each residue, None where there is none."
+        )
+
+
+def _residues_problem(target: Any, sequence: str) -> str | None:
+    try:
+        return _length_problem(target, sequence)
+    except TypeError:
+        return f"has the label {target!r} for the whole sequence"
 
 
 def _as_array(targets: Sequence[Any]) -> np.ndarray:

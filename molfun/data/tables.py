@@ -217,7 +217,7 @@ def _read_parquet(path: Path) -> Cells:
             f"a CSV file."
         ) from error
     columns = [
-        ["" if value is None else str(value) for value in table.column(i).to_pylist()]
+        [_parquet_text(value) for value in table.column(i).to_pylist()]
         for i in range(table.num_columns)
     ]
     return Cells(
@@ -227,6 +227,13 @@ def _read_parquet(path: Path) -> Cells:
         lines=list(range(1, table.num_rows + 1)),
         word="row",
     )
+
+
+def _parquet_text(value: Any) -> str:
+    """A cell as it is written in a CSV file: lists with semicolons, ``?`` where they have none."""
+    if isinstance(value, list):
+        return ";".join("?" if item is None else str(item) for item in value)
+    return "" if value is None else str(value)
 
 
 def _read_text(path: Path, id_column: str) -> Cells:

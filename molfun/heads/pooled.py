@@ -110,7 +110,7 @@ class MLPHead(Head):
         if self.inputs_fitted or not self._config["standardize"]:
             return
         count = 0
-        shift = total = squares = torch.zeros(1)
+        shift = total = squares = self.input_mean.double()
         for trunk in trunks:
             x = trunk.need(self._source).double()
             x = x[trunk.mask.bool()] if self._source == "single" else x

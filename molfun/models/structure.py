@@ -1050,7 +1050,7 @@ def _check_labels(task: Task, val: Any) -> None:
 
 
 def _is_missing(target: Any) -> bool:
-    return target is None or (isinstance(target, float) and math.isnan(target))
+    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
 
 
 def _label_texts(targets: Sequence[Any]) -> list[str]:

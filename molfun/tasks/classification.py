@@ -56,11 +56,7 @@ class _Classification(Task):
                 f"or {{'n_classes': N}}."
             )
         self._n = len(self.classes) if self.classes is not None else int(n_classes or 0)
-        if n_classes not in (None, self._n) or self._n < self._fewest():
-            raise ConfigError(
-                f"n_classes={n_classes} does not fit: expected "
-                f"{self._n if self.classes else f'at least {self._fewest()}'}."
-            )
+        self._check_number(n_classes)
         if not isinstance(class_weight, str | None):
             class_weight = [float(w) for w in class_weight]
         self._config: dict[str, Any] = {
@@ -77,13 +73,30 @@ class _Classification(Task):
     def _fewest() -> int:
         return 2
 
+    def _check_number(self, n_classes: int | None) -> None:
+        fewest = self._fewest()
+        if self.classes is not None and self._n < fewest:
+            raise ConfigError(
+                f"The task {self.name!r} needs at least {_classes(fewest)}, found "
+                f"{', '.join(map(repr, self.classes)) or 'none'}. Check the labels of the training "
+                f"set, or name all classes."
+            )
+        if n_classes not in (None, self._n) or self._n < fewest:
+            raise ConfigError(
+                f"n_classes={n_classes} does not fit: expected "
+                f"{self._n if self.classes else f'at least {fewest}'}."
+            )
+
     def _check_weight(self, weight: ClassWeight | None) -> None:
         if isinstance(weight, str):
             if weight != "balanced":
                 raise ConfigError(f"class_weight must be 'balanced' or numbers, got {weight!r}.")
-        elif weight is not None and (len(weight) != self._n or not all(w > 0 for w in weight)):
+        elif weight is not None and (
+            len(weight) != self._n or not all(0 < w < math.inf for w in weight)
+        ):
             raise ConfigError(
-                f"class_weight must hold {self._n} numbers above 0, one a class, got {weight}."
+                f"class_weight must hold {self._n} finite numbers above 0, one a class, got "
+                f"{weight}."
             )
 
     @property
@@ -93,9 +106,16 @@ class _Classification(Task):
 
     # --- labels --------------------------------------------------------------------------------
 
-    def _names(self, target: Any) -> Iterable[str | None]:
-        """Class names in a label, None where it is masked."""
+    def _parts(self, label: Any) -> list[str]:
+        """Class names in the label of one sequence or residue."""
         raise NotImplementedError
+
+    def _count(self, targets: Iterable[Any]) -> tuple[Counter[str], int]:
+        """How often each class occurs, and the number of labels that are present."""
+        labels = [t for t in targets if not is_missing(t)]
+        if self.level == "residue":
+            labels = [label for t in labels for label in t if not is_missing(label)]
+        return Counter(name for label in labels for name in self._parts(label)), len(labels)
 
     @classmethod
     def classes_in(cls, targets: Iterable[Any], level: Level = "sequence") -> list[str]:
@@ -114,8 +134,8 @@ class _Classification(Task):
         (['a', 'b'], ['2', '10'])
         """
         probe = cls(n_classes=2, level=level)
-        names = {n for t in targets if not is_missing(t) for n in probe._names(t) if n}
-        return sorted(names, key=natural)
+        counts, _ = probe._count(targets)
+        return sorted(filter(None, counts), key=natural)
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """Take class names and frequencies from the labels, the first time only.
@@ -123,19 +143,26 @@ class _Classification(Task):
         Raises
         ------
         DataError
-            If no label is present, or there are classes the task does not know.
+            If no label is present, one is blank, or there are classes the task does not know.
         """
-        counts = Counter(
-            name for t in targets if not is_missing(t) for name in self._names(t) if name
-        )
-        if not counts and not any(not is_missing(t) for t in targets):
+        counts, n_labels = self._count(targets)
+        if n_labels == 0:
             raise DataError("The training set has no labels. Fill the target column.")
+        if "" in counts and "" not in (self.classes or ()):
+            self._refuse_blank(targets)
         if self.classes is None:
             self._learn(counts)
         self._refuse_unknown(counts)
         if not self.fitted:
-            self.weight = self._weights(counts, sum(not is_missing(t) for t in targets))
+            self.weight = self._weights(counts, n_labels)
         self.fitted = True
+
+    def _refuse_blank(self, targets: Sequence[Any]) -> None:
+        rows = [i for i, target in enumerate(targets, start=1) if "" in self._count([target])[0]]
+        raise DataError(
+            f"{len(rows)} of {len(targets)} samples have a blank label, the first of them sample "
+            f"{rows[0]}. Fill it in, or give None where there is no label."
+        )
 
     def _learn(self, counts: Counter[str]) -> None:
         found = sorted(counts, key=natural)
@@ -154,8 +181,8 @@ class _Classification(Task):
         if unknown:
             lines = [f"{name!r}{nearest(name, known)}" for name in unknown]
             raise DataError(
-                f"{len(unknown)} unknown classes in the labels; known: {', '.join(known[:20])}:\n"
-                f"{listing(lines)}"
+                f"{_classes(len(unknown), 'unknown ')} in the labels; known: "
+                f"{', '.join(known[:20])}:\n{listing(lines)}"
             )
 
     def _weights(self, counts: Counter[str], n_labels: int) -> list[float] | None:
@@ -233,17 +260,19 @@ class MulticlassTask(_Classification):
             raise ConfigError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
         self._config["label_smoothing"] = label_smoothing
 
-    def _names(self, target: Any) -> Iterable[str | None]:
-        if self.level == "sequence":
-            return [text_of(target)]
-        return [None if is_missing(t) else text_of(t) for t in target]
+    def _parts(self, label: Any) -> list[str]:
+        return [text_of(label)]
 
     def numbers(self, target: Any) -> np.ndarray:
         """Index of the class, NaN where there is none: () or (length,)."""
         if is_missing(target):
             return np.array(math.nan)
-        indices = [math.nan if n is None else self._index(n) for n in self._names(target)]
-        return np.array(indices[0] if self.level == "sequence" else indices, dtype=np.float64)
+        if self.level == "sequence":
+            return np.array(self._index(text_of(target)), dtype=np.float64)
+        return np.array(
+            [math.nan if is_missing(t) else self._index(text_of(t)) for t in target],
+            dtype=np.float64,
+        )
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
         """Summed cross entropy over the labels that are present."""
@@ -265,7 +294,7 @@ class MulticlassTask(_Classification):
         return torch.softmax(outputs["prediction"].double(), dim=-1)
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: class names, ``probs``: probabilities.
+        """``prediction``: class names, ``probs``: probabilities of the ``classes``.
 
         For sequences a list of names and an (samples, classes) tensor; for residues a text of
         one-letter classes (or a list of names) and a (length, classes) array a sample.
@@ -276,19 +305,22 @@ class MulticlassTask(_Classification):
             return {
                 "prediction": list(names[probs.argmax(-1)]),
                 "probs": torch.from_numpy(probs),
+                "classes": names.tolist(),
             }
         found = [names[p.argmax(-1)].tolist() for p in predictions]
         letters = all(len(n) == 1 for n in names)
         return {
             "prediction": ["".join(f) for f in found] if letters else found,
             "probs": list(predictions),
+            "classes": names.tolist(),
         }
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Accuracy (Q3 for residues), balanced accuracy, F1, MCC, AUROC and AUPRC.
 
         F1, AUROC and AUPRC are those of the second class where there are two, else the mean over
-        the classes that occur. NaN where undefined: without labels, or with one class only.
+        the classes that occur. NaN where undefined: without labels, with one class only, or where
+        predictions are not finite.
         """
         present = np.isfinite(targets)
         probs, truth = predictions[present], targets[present].astype(int)
@@ -331,6 +363,11 @@ class BinaryTask(MulticlassTask):
         class_weight: ClassWeight | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
+        if classes is not None and len(classes) < 2:
+            raise ConfigError(
+                f"A binary task has two classes, found {', '.join(map(repr, classes)) or 'none'}. "
+                f"Check the labels of the training set, or name both classes."
+            )
         if n_classes != 2 or (classes is not None and len(classes) != 2):
             raise ConfigError("A binary task has two classes; use 'multiclass' for more.")
         super().__init__(
@@ -369,18 +406,15 @@ class MultilabelTask(_Classification):
     def _fewest() -> int:
         return 1
 
-    def _names(self, target: Any) -> Iterable[str | None]:
-        if self.level == "sequence":
-            return self._parts(target)
-        return [name for t in target if not is_missing(t) for name in self._parts(t)]
-
-    def _parts(self, target: Any) -> list[str]:
-        if isinstance(target, str):
-            return [part for p in target.split(self.separator) if (part := p.strip())]
-        return [text_of(t) for t in target]
+    def _parts(self, label: Any) -> list[str]:
+        if isinstance(label, str):
+            names = [part for p in label.split(self.separator) if (part := p.strip())]
+        else:
+            names = [text_of(name) for name in label]
+        return list(dict.fromkeys(names))
 
     def _weights(self, counts: Counter[str], n_labels: int) -> list[float] | None:
-        if self._config["class_weight"] != "balanced" or self.level != "sequence":
+        if self._config["class_weight"] != "balanced":
             return super()._weights(counts, n_labels)
         names = self.classes or []
         return [(n_labels - counts[c]) / counts[c] if counts[c] else 1.0 for c in names]
@@ -417,10 +451,11 @@ class MultilabelTask(_Classification):
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probability of each class, float64, in the last dimension."""
         raw = outputs["prediction"].double()
-        return torch.sigmoid(raw if self._n > 1 or raw.shape[-1] == 1 else raw.unsqueeze(-1))
+        # heads leave out the last dimension of one output
+        return torch.sigmoid(raw if self._n > 1 else raw.unsqueeze(-1))
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: the classes of at least one half, ``probs``: probabilities."""
+        """``prediction``: classes of at least one half, ``probs``: those of the ``classes``."""
         names = self.classes or [str(i) for i in range(self._n)]
 
         def chosen(row: np.ndarray) -> list[str]:
@@ -431,23 +466,26 @@ class MultilabelTask(_Classification):
             return {
                 "prediction": [chosen(row) for row in probs],
                 "probs": torch.from_numpy(probs),
+                "classes": list(names),
             }
         return {
             "prediction": [[chosen(row) for row in p] for p in predictions],
             "probs": list(predictions),
+            "classes": list(names),
         }
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Share of right labels, F1 (mean over classes, and over all labels), AUROC and AUPRC.
 
-        Means are over the classes for which the metric is defined; NaN where it is for none.
+        Means are over the classes for which the metric is defined; NaN where it is for none, and
+        where predictions are not finite.
         """
         from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
         present = np.isfinite(targets).all(-1)
         probs, truth = predictions[present], targets[present].astype(int)
         names = ("accuracy", "f1", "f1_micro", "auroc", "auprc")
-        if truth.size == 0:
+        if truth.size == 0 or not np.isfinite(probs).all():
             return dict.fromkeys(names, math.nan)
         hard = (probs >= 0.5).astype(int)
         both = [c for c in range(self._n) if len(np.unique(truth[:, c])) == 2]
@@ -455,7 +493,7 @@ class MultilabelTask(_Classification):
         return {
             "accuracy": float((hard == truth).mean()),
             "f1": _mean(float(f1_score(truth[:, c], hard[:, c])) for c in some),
-            "f1_micro": float(f1_score(truth, hard, average="micro")) if some else math.nan,
+            "f1_micro": float(f1_score(truth.ravel(), hard.ravel())) if some else math.nan,
             "auroc": _mean(float(roc_auc_score(truth[:, c], probs[:, c])) for c in both),
             "auprc": _mean(float(average_precision_score(truth[:, c], probs[:, c])) for c in both),
         }
@@ -466,7 +504,7 @@ class MultilabelTask(_Classification):
 
 def is_missing(target: Any) -> bool:
     """Whether a label is not there: None or NaN."""
-    return target is None or (isinstance(target, float) and math.isnan(target))
+    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
 
 
 def text_of(label: Any) -> str:
@@ -485,7 +523,7 @@ def text_of(label: Any) -> str:
 
 
 def natural(text: str) -> tuple[int, float, str]:
-    """Sorting key: numbers by value, then names.
+    """Sorting key: finite numbers by value, then names.
 
     Examples
     --------
@@ -493,16 +531,21 @@ def natural(text: str) -> tuple[int, float, str]:
     ['2', '10', 'a', 'b']
     """
     try:
-        return (0, float(text), text)
+        value = float(text)
     except ValueError:
-        return (1, 0.0, text)
+        value = math.nan
+    return (0, value, text) if math.isfinite(value) else (1, 0.0, text)
+
+
+def _classes(n: int, kind: str = "") -> str:
+    return f"{n} {kind}class" if n == 1 else f"{n} {kind}classes"
 
 
 def _class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     from sklearn import metrics
 
     names = ("accuracy", "balanced_accuracy", "f1", "mcc", "auroc", "auprc")
-    if truth.size == 0:
+    if truth.size == 0 or not np.isfinite(probs).all():
         return dict.fromkeys(names, math.nan)
     hard = probs.argmax(-1)
     present = np.unique(truth)

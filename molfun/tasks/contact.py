@@ -63,12 +63,25 @@ class ContactTask(Task):
         self.fitted = True
 
     def numbers(self, target: Any) -> np.ndarray:
-        """Contact map (length, length) with NaN next to the diagonal."""
+        """Contact map (length, length) with NaN next to the diagonal.
+
+        Raises
+        ------
+        DataError
+            If the map is not square, or holds distances or other values beyond 0 and 1.
+        """
         if target is None:
             return np.array(math.nan)
         values = np.array(target, dtype=np.float64)
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise DataError(f"A contact map has to be square, got the shape {values.shape}.")
+        wrong = values[(values < 0) | (values > 1)]
+        if wrong.size:
+            raise DataError(
+                f"A contact map holds values from 0 (none) to 1 (a contact), or NaN where it is "
+                f"not known; found {wrong[0]:g}. Make contacts of distances: distances < 8 "
+                f"(angstrom)."
+            )
         place = np.arange(len(values))
         near = np.abs(place[:, None] - place[None, :]) < self._config["min_separation"]
         values[near] = math.nan
@@ -92,12 +105,15 @@ class ContactTask(Task):
         return {"prediction": list(predictions)}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Precision of the n likeliest pairs (n: true contacts in all), AUROC and AUPRC."""
+        """Precision of the n likeliest pairs (n: true contacts in all), AUROC and AUPRC.
+
+        NaN with one class only, or where predictions are not finite.
+        """
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         present = np.isfinite(targets)
         scores, truth = predictions[present], targets[present] > 0.5
-        if truth.all() or not truth.any():
+        if truth.all() or not truth.any() or not np.isfinite(scores).all():
             return dict.fromkeys(("precision_at_n", "auroc", "auprc"), math.nan)
         likeliest = np.argsort(-scores, kind="stable")[: int(truth.sum())]
         return {

@@ -66,9 +66,7 @@ def test_refusals(data: SequenceDataset, tmp_path: Path) -> None:
     means = data.with_representations(np.zeros((4, 32)))
     with pytest.raises(DataError, match=r"seq_. comes with representations, but parts of the back"):
         model().fit(means, strategy=LoRAFinetune(), epochs=1)
-    with pytest.raises(
-        DataError, match="comes with the representation mean, but the head reads"
-    ):
+    with pytest.raises(DataError, match="comes with the representation mean, but the head reads"):
         model(head_config={"pooling": "attention"}).fit(means, strategy="head_only", epochs=1)
     with pytest.raises(DataError, match=r"has 7 channels, the backbone 32\. Choose the backbone"):
         model().fit(data.with_representations(np.zeros((4, 7))), strategy="head_only", epochs=1)
