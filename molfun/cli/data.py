@@ -34,7 +34,7 @@ def open_training(
     _check_flags(settings)
     if settings.demo:
         return _demo(settings)
-    dataset = _sequences(settings) if reads_sequences(settings) else _structures(settings)
+    dataset = _sequences(settings) if settings.on_sequences else _structures(settings)
     train, val, test = _split(dataset, settings)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
@@ -70,11 +70,6 @@ def _check_flags(settings: FineTuneSettings) -> None:
         raise ConfigError(
             f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
         )
-
-
-def reads_sequences(settings: FineTuneSettings) -> bool:
-    """Whether samples are sequences of the table rather than structures beside it."""
-    return settings.pdbs is None and settings.features is None
 
 
 def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from molfun import __version__
 from molfun._io import DirectoryLock
@@ -31,10 +28,20 @@ from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.models import embedding, pretraining
 from molfun.models.bootstrap import intervals
+from molfun.models.loaders import (
+    as_loader,
+    check_labels,
+    data_identity,
+    dataset_of,
+    digest,
+    is_many,
+    is_missing,
+    samples_of,
+    targets_of,
+)
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
-from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
@@ -266,17 +273,17 @@ class MolfunStructureModel(nn.Module):
             If a run cannot be resumed or written.
         """
         head, task = self._need_head("fit")
-        train_loader, val_loader = _as_loader(train_loader, shuffle=True), _as_loader(val_loader)
+        train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
         run_dir = None if output_dir is None else Path(output_dir).expanduser()
         if resume and run_dir is None:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         _check_arguments(train_loader, seed)
         _check_run_dir(run_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
-        targets = _targets_of(train_loader)
+        targets = targets_of(train_loader)
         task.fit_targets(targets)
-        _check_labels(task, val_loader)
-        strategy = _as_strategy(strategy, sum(not _is_missing(t) for t in targets))
+        check_labels(task, val_loader)
+        strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         self._use_precision(chosen)
@@ -306,7 +313,7 @@ class MolfunStructureModel(nn.Module):
         )
         if runner.frozen:
             set_modes(self.backbone, training=False)
-            head.fit_inputs(runner.representations(_samples_of([train_loader])))
+            head.fit_inputs(runner.representations(samples_of([train_loader])))
         engine = Engine(
             runner,
             strategy,
@@ -321,7 +328,7 @@ class MolfunStructureModel(nn.Module):
                     **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
                     **self._model_identity(),
-                    **_data_identity(train_loader, targets, val_loader),
+                    **data_identity(train_loader, targets, val_loader),
                 },
             ),
             parameters=parameters,
@@ -330,7 +337,7 @@ class MolfunStructureModel(nn.Module):
             callbacks=[*([] if run_dir is None else [CSVLog(run_dir / HISTORY)]), *callbacks],
             on_best=keep,
         )
-        self.data_settings = dict(getattr(_dataset_of(train_loader), "input_settings", {}))
+        self.data_settings = dict(getattr(dataset_of(train_loader), "input_settings", {}))
         with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
@@ -399,7 +406,7 @@ class MolfunStructureModel(nn.Module):
             raise RunError(
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
-        train_loader, val_loader = _as_loader(train_loader, shuffle=True), _as_loader(val_loader)
+        train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
         run_dir = None if output_dir is None else Path(output_dir).expanduser()
         if resume and run_dir is None:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
@@ -428,7 +435,7 @@ class MolfunStructureModel(nn.Module):
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
                     "base weights": self.base_fingerprint,
                     "objective": {"name": objective, **goal.config_dict},
-                    **_data_identity(train_loader, [], val_loader),
+                    **data_identity(train_loader, [], val_loader),
                 },
             ),
             device=self.device,
@@ -481,7 +488,7 @@ class MolfunStructureModel(nn.Module):
         frozen = {n: p for n, p in self.backbone.named_parameters() if not p.requires_grad}
         return {
             "base weights": self.base_fingerprint,
-            "frozen weights": _digest(tensor_digests(frozen).values()),
+            "frozen weights": digest(tensor_digests(frozen).values()),
             "head": dict(self.head.config_dict),
             "task": {**self.task.config_dict, **self.task.state_dict()},
         }
@@ -495,7 +502,7 @@ class MolfunStructureModel(nn.Module):
             Listing all samples it cannot take. Data that is no list of samples is left alone.
         """
         problems = []
-        for sample in _samples_of(data):
+        for sample in samples_of(data):
             try:
                 self.backbone.check(sample)
             except DataError as error:
@@ -534,8 +541,8 @@ class MolfunStructureModel(nn.Module):
         """
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
-        if _is_many(data):
-            result = self._runner().evaluate(_as_loader(data), labels=False)
+        if is_many(data):
+            result = self._runner().evaluate(as_loader(data), labels=False)
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, outputs)
@@ -544,7 +551,7 @@ class MolfunStructureModel(nn.Module):
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
         _, task = self._need_head("predict_and_score")
         runner = self._runner()
-        result = runner.evaluate(_as_loader(data))
+        result = runner.evaluate(as_loader(data))
         prediction = Prediction(ids=result.ids, **task.present(result.predictions))
         return prediction, runner.metrics(result)
 
@@ -639,7 +646,7 @@ class MolfunStructureModel(nn.Module):
         """
         self._need_head("evaluate")
         runner = self._runner()
-        result = runner.evaluate(_as_loader(data))
+        result = runner.evaluate(as_loader(data))
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
@@ -997,113 +1004,9 @@ def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneSt
     return choose_strategy(n_samples) if strategy == "auto" else STRATEGIES[strategy]()
 
 
-def _is_many(data: Any) -> bool:
-    """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
-    batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
-    return bool(batches) or isinstance(data, DataLoader | Iterator) or _collate_of(data) is not None
-
-
-def _as_loader(data: Any, *, shuffle: bool = False) -> Any:
-    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list."""
-    if isinstance(data, Sample | SampleBatch):
-        return [data]
-    collate = _collate_of(data)
-    if isinstance(data, DataLoader) and data.collate_fn is default_collate and _collates(data):
-        raise ConfigError(
-            f"The DataLoader has no collate_fn for samples. Pass "
-            f"collate_fn={type(_dataset_of(data)).__name__}.collate_fn to it."
-        )
-    if isinstance(data, DataLoader) or collate is None:
-        return data
-    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=collate)
-
-
-def _collates(loader: DataLoader[Any]) -> bool:
-    return _collate_of(loader.dataset) is not None
-
-
-def _collate_of(data: Any) -> Any:
-    """How a dataset, or the one inside torch's Subset, makes batches; None for anything else."""
-    return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
-
-
-def _targets_of(loader: Any) -> list[Any]:
-    """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
-    dataset = getattr(loader, "dataset", None)
-    targets = getattr(_dataset_of(loader), "targets", None)
-    if targets is not None:
-        values = targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
-        return [values[i] for i in dataset.indices] if isinstance(dataset, Subset) else values
-    batches: Iterable[Any] = loader
-    if isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
-        batches = DataLoader(
-            loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
-        )
-    return [t for batch in batches for t in as_inputs(batch).targets]
-
-
-def _check_labels(task: Task, val: Any) -> None:
-    """Find a label of the validation set that the task cannot use before the first epoch."""
-    for target in [] if val is None else _targets_of(val):
-        if not _is_missing(target):
-            task.numbers(target)
-
-
-def _is_missing(target: Any) -> bool:
-    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
-
-
-def _label_texts(targets: Sequence[Any]) -> list[str]:
-    """Labels as text that is the same for equal labels."""
-    plain = (t.tolist() if isinstance(t, np.ndarray) else t for t in targets)
-    return [repr(float("nan") if t is None else t) for t in plain]
-
-
-def _samples_of(data: Iterable[Any]) -> Iterator[Sample]:
-    """Samples of data sets, of loaders over them, and of lists of batches."""
-    for part in data:
-        dataset = getattr(part, "dataset", part)
-        if isinstance(dataset, Sequence) or hasattr(dataset, "ids"):
-            items = (dataset[i] for i in range(len(dataset)))
-            for item in items:
-                group = item if isinstance(item, SampleBatch | list | tuple) else [item]
-                yield from (sample for sample in group if isinstance(sample, Sample))
-
-
-def _data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:
-    """What a run was trained and validated on, as plain values."""
-    validation = None
-    if val is not None:
-        validation = _digest([*_ids_of(val), *_label_texts(_targets_of(val))])
-    return {
-        "batches": len(train),
-        "batch size": getattr(train, "batch_size", None),
-        "training set": _digest(_ids_of(train)),
-        "labels": _digest(_label_texts(targets)),
-        "validation set": validation,
-        "inputs": dict(getattr(_dataset_of(train), "input_settings", {})),
-    }
-
-
-def _ids_of(loader: Any) -> list[str]:
-    dataset = getattr(loader, "dataset", None)
-    ids = list(map(str, getattr(_dataset_of(loader), "ids", [])))
-    return [ids[i] for i in dataset.indices] if ids and isinstance(dataset, Subset) else ids
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lists for tuples, as they come back from a file."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _dataset_of(loader: Any) -> Any:
-    """The data set behind a loader, without torch's Subset around it; None for other iterables."""
-    dataset = getattr(loader, "dataset", None)
-    return dataset.dataset if isinstance(dataset, Subset) else dataset
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

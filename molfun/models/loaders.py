@@ -1,0 +1,124 @@
+"""What `fit`, `predict` and `evaluate` take: loaders, data sets, batches, and what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
+
+from molfun.errors import ConfigError
+from molfun.sample import Sample, SampleBatch
+from molfun.tasks.base import Task
+from molfun.training.runner import as_inputs
+
+
+def is_many(data: Any) -> bool:
+    """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
+    batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
+    return bool(batches) or isinstance(data, DataLoader | Iterator) or collate_of(data) is not None
+
+
+def as_loader(data: Any, *, shuffle: bool = False) -> Any:
+    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list."""
+    if isinstance(data, Sample | SampleBatch):
+        return [data]
+    collate = collate_of(data)
+    if isinstance(data, DataLoader) and data.collate_fn is default_collate and collates(data):
+        raise ConfigError(
+            f"The DataLoader has no collate_fn for samples. Pass "
+            f"collate_fn={type(dataset_of(data)).__name__}.collate_fn to it."
+        )
+    if isinstance(data, DataLoader) or collate is None:
+        return data
+    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=collate)
+
+
+def collates(loader: DataLoader[Any]) -> bool:
+    """Whether the data set of a loader knows how to make batches."""
+    return collate_of(loader.dataset) is not None
+
+
+def collate_of(data: Any) -> Any:
+    """How a dataset, or the one inside torch's Subset, makes batches; None for anything else."""
+    return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
+
+
+def targets_of(loader: Any) -> list[Any]:
+    """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
+    dataset = getattr(loader, "dataset", None)
+    targets = getattr(dataset_of(loader), "targets", None)
+    if targets is not None:
+        values = targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
+        return [values[i] for i in dataset.indices] if isinstance(dataset, Subset) else values
+    batches: Iterable[Any] = loader
+    if isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
+        batches = DataLoader(
+            loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
+        )
+    return [t for batch in batches for t in as_inputs(batch).targets]
+
+
+def check_labels(task: Task, val: Any) -> None:
+    """Find a label of the validation set that the task cannot use before the first epoch."""
+    for target in [] if val is None else targets_of(val):
+        if not is_missing(target):
+            task.numbers(target)
+
+
+def is_missing(target: Any) -> bool:
+    """Whether there is no label."""
+    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
+
+
+def label_texts(targets: Sequence[Any]) -> list[str]:
+    """Labels as text that is the same for equal labels."""
+    plain = (t.tolist() if isinstance(t, np.ndarray) else t for t in targets)
+    return [repr(float("nan") if t is None else t) for t in plain]
+
+
+def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
+    """Samples of data sets, of loaders over them, and of lists of batches."""
+    for part in data:
+        dataset = getattr(part, "dataset", part)
+        if isinstance(dataset, Sequence) or hasattr(dataset, "ids"):
+            items = (dataset[i] for i in range(len(dataset)))
+            for item in items:
+                group = item if isinstance(item, SampleBatch | list | tuple) else [item]
+                yield from (sample for sample in group if isinstance(sample, Sample))
+
+
+def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:
+    """What a run was trained and validated on, as plain values."""
+    validation = None
+    if val is not None:
+        validation = digest([*ids_of(val), *label_texts(targets_of(val))])
+    return {
+        "batches": len(train),
+        "batch size": getattr(train, "batch_size", None),
+        "training set": digest(ids_of(train)),
+        "labels": digest(label_texts(targets)),
+        "validation set": validation,
+        "inputs": dict(getattr(dataset_of(train), "input_settings", {})),
+    }
+
+
+def ids_of(loader: Any) -> list[str]:
+    """Ids of the samples behind a loader, as far as it has any."""
+    dataset = getattr(loader, "dataset", None)
+    ids = list(map(str, getattr(dataset_of(loader), "ids", [])))
+    return [ids[i] for i in dataset.indices] if ids and isinstance(dataset, Subset) else ids
+
+
+def dataset_of(loader: Any) -> Any:
+    """The data set behind a loader, without torch's Subset around it; None for other iterables."""
+    dataset = getattr(loader, "dataset", None)
+    return dataset.dataset if isinstance(dataset, Subset) else dataset
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Short sha256 over texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
