@@ -222,7 +222,7 @@ def passes(source: MolfunStructureModel, texts: list[str], kind: str, args: Any)
 
     def run(peer: Peer, batches: Batches, kernel: str, bf16: bool = False) -> Any:
         def call() -> tuple[float, float]:
-            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]
+            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
             return one_pass(peer, texts, batches, train=train, bf16=bf16)
 
         return call
@@ -295,7 +295,7 @@ def gemm_peak() -> Iterator[str]:
     """Best rate of float32 products at ESM-2's shapes."""
     for kernel in ("torch", "onednn"):
         try:
-            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]
+            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
         except ValueError:
             continue
         best = 0.0

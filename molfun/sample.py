@@ -99,3 +99,14 @@ class SampleBatch(Sequence[Sample]):
     def targets(self) -> list[Any]:
         """Labels in batch order, None where there is none."""
         return [sample.target for sample in self.samples]
+
+
+def is_missing(target: Any) -> bool:
+    """Whether a label is not there: None or NaN.
+
+    Examples
+    --------
+    >>> is_missing(None), is_missing(float("nan")), is_missing(0.0), is_missing("")
+    (True, True, False, False)
+    """
+    return target is None or (isinstance(target, float | np.floating) and bool(np.isnan(target)))

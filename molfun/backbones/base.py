@@ -108,11 +108,11 @@ class Backbone(nn.Module, ABC):
 
     def run_prefix(self, batch: Features, block: int) -> Features:
         """Run all before `block`; the result goes through `collate` like features."""
-        raise NotImplementedError
+        raise NotImplementedError  # reached only if `splits_before` promises what is not there
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
         """Go on from `run_prefix`: the same output as `forward`."""
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
     def prefix_fingerprint(self, block: int) -> str:
         """Sha256 over architecture and all weights that `run_prefix` uses."""

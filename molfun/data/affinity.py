@@ -238,10 +238,7 @@ class AffinityDataset:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Sample:
-        n = len(self)
-        if not -n <= index < n:
-            raise IndexError(f"index {index} is out of range for {n} samples")
-        index = int(index) % n
+        index = self._table.place(index)
         name, target = self.ids[index], float(self.targets[index])
         return Sample(
             id=name,

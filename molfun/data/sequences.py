@@ -20,7 +20,7 @@ from molfun.data import tables
 from molfun.data.tables import Cells, Table, filter_rows
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
-from molfun.sample import Sample, SampleBatch
+from molfun.sample import Sample, SampleBatch, is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -281,10 +281,7 @@ class SequenceDataset:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Sample:
-        n = len(self)
-        if not -n <= index < n:
-            raise IndexError(f"index {index} is out of range for {n} samples")
-        index = int(index) % n
+        index = self._table.place(index)
         target = self.targets[index]
         if isinstance(target, np.floating):
             target = float(target)
@@ -292,7 +289,7 @@ class SequenceDataset:
             id=self.ids[index],
             sequence=self._sequences[index],
             features=self._features(index),
-            target=None if _is_missing(target) else target,
+            target=None if is_missing(target) else target,
             metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
             max_length=self.max_length,
         )
@@ -643,15 +640,11 @@ def _check_ids(cells: Cells, column: str, ids: list[str]) -> None:
         )
 
 
-def _is_missing(target: Any) -> bool:
-    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
-
-
 def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None:
     problems = [
         f"{name} {problem}"
         for name, (sequence, target) in zip(ids, pairs, strict=True)
-        if not _is_missing(target) and (problem := _residues_problem(target, sequence))
+        if not is_missing(target) and (problem := _residues_problem(target, sequence))
     ]
     if problems:
         raise DataError(

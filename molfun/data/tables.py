@@ -69,6 +69,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def place(self, index: int) -> int:
+        """Row from 0 for an index that may count from the end.
+
+        Raises
+        ------
+        IndexError
+            If there is no such row, which ends a loop over a data set.
+        """
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"index {index} is out of range for {n} samples")
+        return int(index) % n
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """Keep the rows at `indices`, in that order."""
         indices = np.asarray(indices, np.int64)

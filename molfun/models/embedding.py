@@ -11,6 +11,7 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.nn.pooling import MeanPool
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -86,18 +87,13 @@ def _layer_option(backbone: Backbone, layer: int) -> dict[str, int]:
 def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
     if source == "mean" and output.mean is None:
         single = output.need("single")  # a backbone that pools nothing itself
-        output = TrunkOutput(mask=output.mask, mean=_mean(single, output.mask))
+        output = TrunkOutput(mask=output.mask, mean=MeanPool()(single, output.mask))
     values = output.need(source).float().cpu().numpy()
     if source != "single":
         yield from values
         return
     for row, n in zip(values, output.mask.sum(1).tolist(), strict=True):
         yield row[: int(n)].copy()
-
-
-def _mean(single: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    weight = mask.unsqueeze(-1).to(single.dtype)
-    return (single * weight).sum(1) / weight.sum(1)
 
 
 def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
 from molfun.errors import ConfigError
-from molfun.sample import Sample, SampleBatch
+from molfun.sample import Sample, SampleBatch, is_missing
 from molfun.tasks.base import Task
 from molfun.training.runner import as_inputs
 
@@ -67,11 +66,6 @@ def check_labels(task: Task, val: Any) -> None:
     for target in [] if val is None else targets_of(val):
         if not is_missing(target):
             task.numbers(target)
-
-
-def is_missing(target: Any) -> bool:
-    """Whether there is no label."""
-    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
 
 
 def label_texts(targets: Sequence[Any]) -> list[str]:

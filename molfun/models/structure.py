@@ -35,13 +35,13 @@ from molfun.models.loaders import (
     dataset_of,
     digest,
     is_many,
-    is_missing,
     samples_of,
     targets_of,
 )
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
+from molfun.sample import is_missing
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy

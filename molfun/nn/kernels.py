@@ -131,7 +131,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
         return _product(x, weight, bias)
 
     @staticmethod
@@ -142,7 +141,7 @@ class _Linear(torch.autograd.Function):
         return (
             _product(grad, weight.t()) if needs_x else None,
             _product(grad.t(), x.t()) if needs_weight else None,
-            grad.sum(0) if needs_bias and ctx.has_bias else None,
+            grad.sum(0) if needs_bias else None,
         )
 
 
@@ -151,7 +150,6 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any) -> Any:
         inner = x @ down.t()
         ctx.save_for_backward(x, weight, down, up, inner)
-        ctx.has_bias = bias is not None
         return _product(x, weight, bias).addmm_(inner, up.t())
 
     @staticmethod
@@ -163,7 +161,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return (
             _product(grad, weight.t()).addmm_(grad_inner, down) if needs_x else None,
             _product(grad.t(), x.t()) if needs_weight else None,
-            grad.sum(0) if needs_bias and ctx.has_bias else None,
+            grad.sum(0) if needs_bias else None,
             grad_inner.t() @ x if needs_down else None,
             grad.t() @ inner if needs_up else None,
         )

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError, listing, nearest
+from molfun.sample import is_missing
 from molfun.tasks.base import Level, LossSum, Task, check_level
 
 ClassWeight = str | Sequence[float]
@@ -500,11 +501,6 @@ class MultilabelTask(_Classification):
 
 
 # --- helpers -------------------------------------------------------------------------------------
-
-
-def is_missing(target: Any) -> bool:
-    """Whether a label is not there: None or NaN."""
-    return target is None or (isinstance(target, float | np.floating) and math.isnan(target))
 
 
 def text_of(label: Any) -> str:

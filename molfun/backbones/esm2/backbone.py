@@ -120,17 +120,15 @@ class ESM2Backbone(Backbone):
         begin, end = tokens.special("<cls>"), tokens.special("<eos>")
         windows = [np.concatenate([[begin], residues[a:b], [end]]) for a, b in spans]
         starts = np.cumsum([0, *(len(w) for w in windows)])
-        depth = [
-            np.where((np.arange(n) >= a) & (np.arange(n) < b),
-                     np.minimum(np.arange(n) - a, b - 1 - np.arange(n)), -1)
-            for a, b in spans
-        ]  # fmt: skip
+        place = np.arange(n)
+        # distance of each residue to the nearer end of each window, below 0 outside of it
+        depth = [np.minimum(place - a, b - 1 - place) for a, b in spans]
         deepest = np.argmax(depth, axis=0)
         offsets = np.array([starts[i] + 1 - a for i, (a, _) in enumerate(spans)])
         return {
             "tokens": torch.from_numpy(np.concatenate(windows)),
             "windows": torch.tensor([len(w) for w in windows]),
-            "residues": torch.from_numpy(np.arange(n) + offsets[deepest]),
+            "residues": torch.from_numpy(place + offsets[deepest]),
             "begins": torch.from_numpy(starts[:-1]),
             "shape": torch.tensor([[n, len(windows)]]),
         }
@@ -209,7 +207,7 @@ class ESM2Backbone(Backbone):
         TrunkOutput
             Residues only: the tokens for beginning and end are left out of all but ``cls``.
         """
-        if batch["tokens" if "tokens" in batch else "hidden"].ndim == 2 and "windows" not in batch:
+        if "windows" not in batch:
             batch = unpad(batch["tokens"], self.model.padding_idx)
         stop = self._layer(layer)
         packing = Packing(tuple(batch["windows"].tolist()))

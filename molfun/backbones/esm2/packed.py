@@ -110,7 +110,7 @@ class PackedLayer(TransformerLayer):
 
 def use_packed_layers(model: nn.Module) -> None:
     """Let the layers of an ``esm.model.esm2.ESM2`` run on packed tokens."""
-    for layer in model.layers:  # type: ignore[union-attr]
+    for layer in model.layers:  # type: ignore[union-attr]  # a ModuleList by its name
         layer.__class__ = PackedLayer
 
 
