@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from molfun.data.affinity import AffinityDataset
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, RunError
 from molfun.registry import HEADS, TASKS
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,41 @@ def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]
         batch_size=batch_size,
         collate_fn=dataset.collate_fn,
         **options,
+    )
+
+
+def is_fasta(path: str) -> bool:
+    """Whether a name is that of a FASTA file rather than of a table."""
+    return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
+
+
+def open_sequences(path: str, column: str, max_length: int | None) -> SequenceDataset:
+    """Sequences without labels, from a FASTA file or a column of a table."""
+    if is_fasta(path):
+        return SequenceDataset.from_fasta(path, max_length=max_length)
+    return SequenceDataset.from_csv(
+        path, sequence_column=column, max_length=max_length, require_target=False
+    )
+
+
+def files_of_a_run(
+    folder: Path, names: Sequence[str], *, resume: bool, overwrite: bool
+) -> list[str]:
+    """Files of a former run that the new one may replace.
+
+    Raises
+    ------
+    RunError
+        If there are any, and neither is it continued nor was replacing asked for.
+    """
+    present = [name for name in names if (folder / name).exists()]
+    if resume or not present:
+        return []
+    if overwrite:
+        return present
+    raise RunError(
+        f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
+        f"replace it with --overwrite, or choose another --output."
     )
 
 
@@ -238,7 +273,7 @@ def open_for(
 def _sequences_for(
     trained: Mapping[str, Any], data: str, *, max_length: int | None, labels: bool
 ) -> SequenceDataset:
-    if Path(data.removesuffix(".gz")).suffix.lower() in FASTA:
+    if is_fasta(data):
         if labels:
             raise ConfigError(f"{data} has no labels to evaluate against; give a table.")
         return SequenceDataset.from_fasta(data, max_length=max_length)

@@ -14,7 +14,6 @@ import numpy as np
 from molfun._io import DirectoryLock, atomic_path, write_json
 from molfun._lazy import require
 from molfun.cli.console import progress, say
-from molfun.cli.data import FASTA
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
@@ -22,15 +21,6 @@ from molfun.models.structure import MolfunStructureModel
 logger = logging.getLogger(__name__)
 
 FORMATS = (".npz", ".h5", ".parquet")
-
-
-def open_sequences(path: str, column: str, max_length: int | None) -> SequenceDataset:
-    """FASTA file or table of what to embed."""
-    if Path(path.removesuffix(".gz")).suffix.lower() in FASTA:
-        return SequenceDataset.from_fasta(path, max_length=max_length)
-    return SequenceDataset.from_csv(
-        path, sequence_column=column, max_length=max_length, require_target=False
-    )
 
 
 def run(

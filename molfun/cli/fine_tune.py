@@ -13,11 +13,10 @@ from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
-from molfun.cli.data import Dataset, loader, open_training, task_config
+from molfun.cli.data import Dataset, files_of_a_run, loader, open_training, task_config
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import escape, write_predictions
 from molfun.config import read_yaml
-from molfun.errors import RunError
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
@@ -33,7 +32,8 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
     """Load, split, train, test; print and write as it goes."""
     folder = settings.output_dir
     with DirectoryLock(folder):
-        replaces = _check_folder(folder, resume=resume, overwrite=overwrite, demo=settings.demo)
+        again = settings.demo and _is_demo(folder)
+        replaces = files_of_a_run(folder, FILES, resume=resume, overwrite=overwrite or again)
         with disk_errors(folder):
             set_up_logging(str(folder / "run.log"), debug=debug)
         train, val, test = open_training(settings)
@@ -115,19 +115,6 @@ class RunFiles(Callback):
 
 def _size(model: MolfunStructureModel) -> int:
     return sum(p.numel() for p in model.backbone.parameters())
-
-
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool, demo: bool) -> list[str]:
-    """Names of the files of a former run that the new one may replace."""
-    present = [name for name in FILES if (folder / name).exists()]
-    if resume or not present:
-        return []
-    if overwrite or (demo and _is_demo(folder)):
-        return present
-    raise RunError(
-        f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
-        f"replace it with --overwrite, or choose another --output."
-    )
 
 
 def _is_demo(folder: Path) -> bool:

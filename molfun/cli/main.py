@@ -191,10 +191,11 @@ def embed(
 
     with errors_in_one_line(debug=debug):
         from molfun.cli import embed as command
+        from molfun.cli.data import open_sequences
         from molfun.models.structure import MolfunStructureModel
 
         set_up_logging(None, debug=debug)
-        data = command.open_sequences(sequences, sequence_column, max_length)
+        data = open_sequences(sequences, sequence_column, max_length)
         model = (
             MolfunStructureModel(backbone, config=preset, weights=weights, device=device)
             if checkpoint is None

@@ -9,11 +9,10 @@ from pydantic import Field
 
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, say, set_up_logging
-from molfun.cli.data import FASTA, loader
+from molfun.cli.data import files_of_a_run, loader, open_sequences
 from molfun.config import Settings, dump_yaml
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
-from molfun.errors import RunError
 from molfun.models.pretraining import DEFAULT, WEIGHTS
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.training.callbacks import Callback, FitPlan
@@ -59,7 +58,7 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
     """Load, train, write."""
     folder = Path(settings.output).expanduser()
     with DirectoryLock(folder):
-        _check_folder(folder, resume=resume, overwrite=overwrite)
+        files_of_a_run(folder, RUN_FILES, resume=resume, overwrite=overwrite)
         with disk_errors(folder):
             set_up_logging(str(folder / "run.log"), debug=debug)
         train, val = _data(settings)
@@ -110,36 +109,17 @@ class _ConfigFile(Callback):
         write_text(self._folder / "config.yaml", dump_yaml(self._settings.model_dump()))
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    present = [name for name in RUN_FILES if (folder / name).exists()]
-    if present and not (resume or overwrite):
-        raise RunError(
-            f"{folder} already holds a run ({', '.join(present)}). Continue it with --resume, "
-            f"replace it with --overwrite, or choose another --output."
-        )
-
-
 def _data(settings: PretrainSettings) -> tuple[SequenceDataset, SequenceDataset | None]:
-    train = _read(settings.sequences, settings)
+    column, length = settings.sequence_column, settings.max_length
+    train = open_sequences(settings.sequences, column, length)
     if settings.val is not None:
-        return train, _read(settings.val, settings)
+        return train, open_sequences(settings.val, column, length)
     if settings.val_frac == 0:
         return train, None
     train, val, _ = DataSplitter.random(
         train, val_frac=settings.val_frac, test_frac=0.0, seed=settings.seed
     )
     return train, val
-
-
-def _read(path: str, settings: PretrainSettings) -> SequenceDataset:
-    if Path(path.removesuffix(".gz")).suffix.lower() in FASTA:
-        return SequenceDataset.from_fasta(path, max_length=settings.max_length)
-    return SequenceDataset.from_csv(
-        path,
-        sequence_column=settings.sequence_column,
-        max_length=settings.max_length,
-        require_target=False,
-    )
 
 
 def _strategy(settings: PretrainSettings) -> FullFinetune:

@@ -274,11 +274,8 @@ class MolfunStructureModel(nn.Module):
         """
         head, task = self._need_head("fit")
         train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
-        run_dir = None if output_dir is None else Path(output_dir).expanduser()
-        if resume and run_dir is None:
-            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         _check_arguments(train_loader, seed)
-        _check_run_dir(run_dir, resume=resume, overwrite=overwrite)
+        run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
         targets = targets_of(train_loader)
         task.fit_targets(targets)
@@ -407,11 +404,8 @@ class MolfunStructureModel(nn.Module):
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
         train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
-        run_dir = None if output_dir is None else Path(output_dir).expanduser()
-        if resume and run_dir is None:
-            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         _check_arguments(train_loader, seed)
-        _check_run_dir(run_dir, resume=resume, overwrite=overwrite)
+        run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
         strategy = strategy or pretraining.DEFAULT
         if epochs is None and max_steps is None:
@@ -981,16 +975,22 @@ def _check_arguments(train: Any, seed: int) -> None:
         raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}.")
 
 
-def _check_run_dir(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
-    """A run takes the place of another only if that is asked for."""
-    if folder is None or resume or overwrite:
-        return
+def _run_dir(output_dir: str | Path | None, *, resume: bool, overwrite: bool) -> Path | None:
+    """Folder of a run; it takes the place of another run only if that is asked for."""
+    if output_dir is None:
+        if resume:
+            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
+        return None
+    folder = Path(output_dir).expanduser()
+    if resume or overwrite:
+        return folder
     present = [name for name in RUN_FILES if (folder / name).exists()]
     if present:
         raise RunError(
             f"{folder} already holds a run ({', '.join(present)}). Continue it with resume=True, "
             f"replace it with overwrite=True, or choose another output_dir."
         )
+    return folder
 
 
 def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneStrategy:
