@@ -2,27 +2,34 @@
 
     python benchmarks/esm2_vs_peers.py --size 8M --sequences 64 --rounds 3
 
-needs ``pip install transformers``. One process, one thread by default; variants take turns within
-every round, and the table shows medians over rounds of process CPU seconds (with one thread: time).
-Sequences are random with log-normal lengths (median 250, 50 to 1,000); residues are counted
-without padding. Every variant starts from the same weights, sees the same labels, and its loss over
-the first pass is compared.
+needs ``pip install transformers``. Each variant has a process of its own, on one thread by default
+and with the allocator its users would have (`molfun.nn.allocator` for Molfun, the system's for the
+peers); they take turns within every round, one at a time, and the table shows medians over rounds
+of CPU seconds (with one thread: time). Sequences are random with log-normal lengths (median 250, 50
+to 1,000); residues are counted without padding. Every variant starts from the same weights and sees
+the same labels; its loss over the first pass, before any step, is compared. Memory is the peak of a
+process over what it held with the model loaded, in MB.
 
-The allocator keeps large buffers for all variants (`molfun.nn.allocator`), as in any process that
-uses Molfun. Variants of transformers: "default" is batches of 8 in random order, "sorted" the same
-sorted by length, so that little is padded. Molfun takes the random batches.
+Variants of transformers: "default" is batches of 8 in random order, "sorted" the same sorted by
+length, so that little is padded. Molfun takes the random batches.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import logging
 import math
+import multiprocessing
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,8 +48,17 @@ from molfun.nn import kernels
 from molfun.sample import SampleBatch
 
 NAMES = {"8M": "esm2_t6_8M_UR50D", "35M": "esm2_t12_35M_UR50D", "tiny": "esm2_tiny"}
-RANK, BATCH = 8, 8
+RANK, BATCH, EPOCHS = 8, 8, 20
+TITLES = {
+    "inference": "Inference",
+    "lora": f"LoRA (rank {RANK}) step",
+    "full": "Full step",
+    "head": f"Head-only, {EPOCHS} epochs",
+    "partial": f"Partial (last 2 blocks), {EPOCHS} epochs",
+}
 Batches = list[list[int]]
+Measure = Callable[[], tuple[float, float]]
+"""A pass, or a number of epochs: its CPU seconds, and the loss of the first pass."""
 
 
 def sequences(n: int, seed: int) -> list[str]:
@@ -57,8 +73,6 @@ class Peer(nn.Module):
 
     def __init__(self, source: MolfunStructureModel) -> None:
         super().__init__()
-        import copy
-
         head: Any = source.head
         self.output: nn.Linear = copy.deepcopy(head.layers[-1])
 
@@ -139,8 +153,6 @@ class Molfun(Peer):
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
         super().__init__(source)
-        import copy
-
         self.model = copy.deepcopy(source)
         if kind == "lora":
             LoRAFinetune(rank=RANK, alpha=2 * RANK).setup(self.model)
@@ -157,6 +169,51 @@ class Molfun(Peer):
 
 
 # --- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table."""
+
+    label: str
+    package: Literal["transformers", "fair-esm", "molfun"]
+    order: Literal["random", "sorted"] = "random"
+    kernel: Literal["torch", "onednn"] = "torch"
+    bf16: bool = False
+    cache: Literal["off", "memory"] = "off"
+
+
+def variants_of(mode: str, args: argparse.Namespace) -> list[Variant]:
+    """Rows of a table, the baseline first."""
+    if mode in ("head", "partial"):
+        once = f"({EPOCHS} x one)"
+        return [
+            Variant(f"transformers, default {once}", "transformers"),
+            Variant(f"transformers, sorted {once}", "transformers", order="sorted"),
+            Variant(f"molfun, no cache {once}", "molfun", kernel=args.best_kernel),
+            Variant(
+                f"molfun, cache ({EPOCHS} epochs run)",
+                "molfun",
+                kernel=args.best_kernel,
+                cache="memory",
+            ),
+        ]
+    rows = [
+        Variant("transformers sdpa, default", "transformers"),
+        Variant("transformers sdpa, sorted", "transformers", order="sorted"),
+    ]
+    if mode != "lora" and args.fair_esm:
+        rows.append(Variant("fair-esm, default", "fair-esm"))
+    rows.append(Variant("molfun, torch's product", "molfun"))
+    if args.best_kernel == "onednn":
+        rows.append(Variant("molfun, oneDNN's product", "molfun", kernel="onednn"))
+    if args.bf16:
+        rows += [
+            Variant("transformers bf16, default", "transformers", bf16=True),
+            Variant("transformers bf16, sorted", "transformers", order="sorted", bf16=True),
+            Variant("molfun bf16", "molfun", bf16=True),
+        ]
+    return rows
 
 
 def batches_of(order: Sequence[int]) -> Batches:
@@ -184,115 +241,124 @@ def one_pass(
     return time.process_time() - start, total
 
 
-def rounds_of(
-    variants: dict[str, Callable[[], tuple[float, float]]], rounds: int
-) -> dict[str, tuple[list[float], float]]:
-    """Seconds of every round of each variant, taking turns, and the loss."""
-    for run in variants.values():
-        run()  # warm up
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    losses = {}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            taken, losses[name] = run()
-            seconds[name].append(taken)
-    return {name: (seconds[name], losses[name]) for name in variants}
+def passes(variant: Variant, mode: str, texts: list[str], source: Any) -> tuple[Measure, Measure]:
+    """A pass over one batch, to warm up, and one over all."""
+    classes = {"transformers": HuggingFace, "fair-esm": FairESM, "molfun": Molfun}
+    kind = {"head": "head", "inference": "head"}.get(mode, mode)
+    peer = classes[variant.package](source, kind)
+    batches = batches_in(variant.order, texts)
+    # the trunk of a peer runs in every epoch, so one epoch is measured and multiplied
+    times = EPOCHS if mode in ("head", "partial") else 1
+
+    def run(part: Batches) -> tuple[float, float]:
+        train = mode != "inference"
+        seconds, loss = one_pass(peer, texts, part, train=train, bf16=variant.bf16)
+        return seconds * times, loss / len(texts)
+
+    return lambda: run(batches[:1]), lambda: run(batches)
 
 
-def show(title: str, results: dict[str, tuple[list[float], float]], work: float) -> None:
-    base = statistics.median(next(iter(results.values()))[0])
-    print(f"\n{title}")
-    print(f"  {'variant':<34}{'res/s':>9}{'x first':>9}{'spread':>9}{'loss':>14}")
-    for name, (seconds, loss) in results.items():
-        middle = statistics.median(seconds)
+def fits(variant: Variant, mode: str, texts: list[str], source: Any) -> tuple[Measure, Measure]:
+    """``fit`` on one batch, to warm up, and on all."""
+    data = SequenceDataset.from_list([(t, len(t) / 100) for t in texts])
+    loader = [SampleBatch([data[i] for i in b]) for b in batches_in(variant.order, texts)]
+    strategy = (
+        PartialFinetune(unfreeze_last_n=2, lr_trunk=1e-9)
+        if mode == "partial"
+        else HeadOnlyFinetune(lr=1e-9)
+    )
+    n_epochs = EPOCHS if variant.cache == "memory" else 1
+
+    def run(part: Any, n: int) -> tuple[float, float]:
+        model = copy.deepcopy(source)
+        start = time.process_time()
+        history = model.fit(part, strategy=strategy, epochs=n, cache=variant.cache)
+        taken = (time.process_time() - start) * EPOCHS / n
+        return taken, history[0]["train_loss"]
+
+    return lambda: run(loader[:1], 1), lambda: run(loader, n_epochs)
+
+
+def batches_in(order: str, texts: Sequence[str]) -> Batches:
+    """Batches in random order, or of neighbours in length."""
+    if order == "sorted":
+        return batches_of(np.argsort([len(t) for t in texts]))
+    return batches_of(np.random.default_rng(1).permutation(len(texts)))
+
+
+def held(field: str) -> float:
+    """Memory of this process in MB, from Linux: VmRSS now, VmHWM at its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    return math.nan
+
+
+def load(size: str) -> MolfunStructureModel:
+    """The model that every variant starts from."""
+    return MolfunStructureModel(
+        NAMES[size],
+        head="linear",
+        head_config={"standardize": False},
+        task_config={"standardize": False},
+        device="cpu",
+        seed=0,
+    )
+
+
+def serve(pipe: Any, variant: Variant, mode: str, args: argparse.Namespace) -> None:
+    """Measure once for each word from the other end, in a process of its own."""
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    kernels.set_matrix_kernel(variant.kernel)
+    texts = sequences(args.sequences, args.seed)
+    through_fit = variant.package == "molfun" and mode in ("head", "partial")
+    warm_up, measure = (fits if through_fit else passes)(variant, mode, texts, load(args.size))
+    loaded = held("VmRSS")
+    warm_up()
+    pipe.send("ready")
+    while pipe.recv() == "measure":
+        pipe.send((*measure(), held("VmHWM") - loaded))
+
+
+def table(mode: str, args: argparse.Namespace) -> None:
+    """Measure the variants in turns and print their medians."""
+    processes = []
+    spawn = multiprocessing.get_context("spawn")
+    variants = variants_of(mode, args)
+    for variant in variants:
+        os.environ["MOLFUN_ALLOCATOR"] = "keep" if variant.package == "molfun" else "system"
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(there, variant, mode, args))
+        process.start()
+        there.close()
+        here.recv()
+        processes.append((process, here))
+    found: list[list[tuple[float, float, float]]] = [[] for _ in variants]
+    for _ in range(args.rounds):
+        for (_process, pipe), results in zip(processes, found, strict=True):
+            pipe.send("measure")
+            results.append(pipe.recv())
+    for process, pipe in processes:
+        pipe.send("end")
+        process.join()
+    work = args.residues * (EPOCHS if mode in ("head", "partial") else 1)
+    middles = [statistics.median(seconds for seconds, _, _ in rows) for rows in found]
+    print(f"\n{TITLES[mode]}, {args.size}, {args.sequences} sequences, batches of {BATCH}")
+    print(f"  {'variant':<34}{'res/s':>9}{'x first':>9}{'spread':>9}{'MB':>7}{'loss':>12}")
+    for variant, rows, middle in zip(variants, found, middles, strict=True):
+        seconds = [row[0] for row in rows]
         spread = (max(seconds) - min(seconds)) / middle
+        memory = max(row[2] for row in rows)
         print(
-            f"  {name:<34}{work / middle:>9.0f}{base / middle:>9.2f}{spread:>8.0%}{loss:>15.5f}",
+            f"  {variant.label:<34}{work / middle:>9.0f}{middles[0] / middle:>9.2f}{spread:>8.0%}"
+            f"{memory:>8.0f}{rows[0][1]:>12.6f}",
             flush=True,
         )
 
 
-def passes(source: MolfunStructureModel, texts: list[str], kind: str, args: Any) -> None:
-    """Inference, LoRA or full fine-tuning, a pass over all sequences."""
-    rng = np.random.default_rng(1)
-    mixed = batches_of(rng.permutation(len(texts)))
-    by_length = batches_of(np.argsort([len(t) for t in texts]))
-    train = kind != "inference"
-    hf, ours = HuggingFace(source, kind), Molfun(source, kind)
-
-    def run(peer: Peer, batches: Batches, kernel: str, bf16: bool = False) -> Any:
-        def call() -> tuple[float, float]:
-            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
-            return one_pass(peer, texts, batches, train=train, bf16=bf16)
-
-        return call
-
-    variants = {
-        "transformers sdpa, default": run(hf, mixed, "torch"),
-        "transformers sdpa, sorted": run(hf, by_length, "torch"),
-    }
-    if kind != "lora":
-        variants["fair-esm, default"] = run(FairESM(source, kind), mixed, "torch")
-    variants["molfun, torch's product"] = run(ours, mixed, "torch")
-    if args.onednn:
-        variants["molfun, oneDNN's product"] = run(ours, mixed, "onednn")
-    if args.bf16:
-        variants["transformers bf16, default"] = run(hf, mixed, "torch", bf16=True)
-        variants["transformers bf16, sorted"] = run(hf, by_length, "torch", bf16=True)
-        variants["molfun bf16"] = run(ours, mixed, "torch", bf16=True)
-    kinds = {"inference": "Inference", "lora": f"LoRA (rank {RANK}) step", "full": "Full step"}
-    title = f"{kinds[kind]}, {args.size}, {len(texts)} sequences, batches of {BATCH}"
-    show(title, rounds_of(variants, args.rounds), sum(map(len, texts)))
-
-
-def epochs(source: MolfunStructureModel, texts: list[str], kind: str, args: Any) -> None:
-    """20 epochs through ``fit``, with and without the cache, against as many of the peer."""
-    import copy
-
-    n_epochs = 20
-    rng = np.random.default_rng(1)
-    data = SequenceDataset.from_list([(t, len(t) / 100) for t in texts])
-    order = batches_of(rng.permutation(len(texts)))
-    by_length = batches_of(np.argsort([len(t) for t in texts]))
-    peer = HuggingFace(source, "partial" if kind == "partial" else "head")
-    strategy = (
-        PartialFinetune(unfreeze_last_n=2, lr_trunk=1e-9)
-        if kind == "partial"
-        else HeadOnlyFinetune(lr=1e-9)
-    )
-    loader = [SampleBatch([data[i] for i in batch]) for batch in order]
-
-    def fit(cache: Any, n: int) -> Any:
-        def call() -> tuple[float, float]:
-            model = copy.deepcopy(source)
-            start = time.process_time()
-            history = model.fit(loader, strategy=strategy, epochs=n, cache=cache)
-            taken = (time.process_time() - start) * n_epochs / n
-            return taken, history[0]["train_loss"]
-
-        return call
-
-    def peer_epochs(batches: Batches) -> Any:
-        # the trunk of the peer runs in every epoch, so one epoch is measured and multiplied
-        def call() -> tuple[float, float]:
-            taken, loss = one_pass(peer, texts, batches, train=True, bf16=False)
-            return taken * n_epochs, loss / len(texts)
-
-        return call
-
-    variants = {
-        "transformers, default (20 x one)": peer_epochs(order),
-        "transformers, sorted (20 x one)": peer_epochs(by_length),
-        "molfun, no cache (20 x one)": fit("off", 1),
-        "molfun, cache (20 epochs run)": fit("memory", n_epochs),
-    }
-    names = {"head": "Head-only, 20 epochs", "partial": "Partial (last 2 blocks), 20 epochs"}
-    title = f"{names[kind]}, {args.size}, {len(texts)} sequences"
-    show(title, rounds_of(variants, args.rounds), n_epochs * sum(map(len, texts)))
-
-
-def gemm_peak() -> Iterator[str]:
-    """Best rate of float32 products at ESM-2's shapes."""
+def gemm_peak() -> Iterator[tuple[str, float]]:
+    """Best rates of float32 products at ESM-2's shapes, in GFLOP/s."""
     for kernel in ("torch", "onednn"):
         try:
             kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
@@ -306,7 +372,7 @@ def gemm_peak() -> Iterator[str]:
                 kernels.linear(x, weight)
                 taken = time.process_time() - start
                 best = max(best, 2 * 2048 * inner * outer / taken / 1e9)
-        yield f"{kernel} {best:.0f} GFLOP/s"
+        yield kernel, best
     kernels.set_matrix_kernel("auto")
 
 
@@ -320,30 +386,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="also in bfloat16")
     parser.add_argument("--no-onednn", dest="onednn", action="store_false")
-    parser.add_argument(
-        "--modes", nargs="+", default=["inference", "lora", "full", "head", "partial"]
-    )
+    parser.add_argument("--no-fair-esm", dest="fair_esm", action="store_false")
+    parser.add_argument("--modes", nargs="+", choices=TITLES, default=list(TITLES))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    import logging
-
-    logging.disable(logging.WARNING)
+    peaks = dict(gemm_peak())
+    args.best_kernel = "onednn" if args.onednn and "onednn" in peaks else "torch"
     texts = sequences(args.sequences, args.seed)
-    source = MolfunStructureModel(
-        NAMES[args.size],
-        head="linear",
-        head_config={"standardize": False},
-        task_config={"standardize": False},
-        device="cpu",
-        seed=0,
-    )
+    args.residues = sum(map(len, texts))
+    rates = ", ".join(f"{kernel} {rate:.0f} GFLOP/s" for kernel, rate in peaks.items())
     print(
         f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch "
-        f"{torch.__version__}, float32 products: {', '.join(gemm_peak())}"
+        f"{torch.__version__}, float32 products: {rates}"
     )
-    print(f"{sum(map(len, texts)):,} residues in {len(texts)} sequences")
+    print(f"{args.residues:,} residues in {len(texts)} sequences", flush=True)
     for mode in args.modes:
-        (epochs if mode in ("head", "partial") else passes)(source, texts, mode, args)
+        table(mode, args)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,9 @@ def _check_flags(settings: FineTuneSettings) -> None:
     problems = []
     if settings.class_weight is not None and name not in LABELS:
         problems.append(f"class_weight is for {', '.join(LABELS)}; the task is {name!r}.")
+    smoothed = ("multiclass", "binary")
+    if settings.label_smoothing and name not in smoothed:
+        problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
     if settings.loss != "mse" and name != "regression":
         problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
     if settings.mask_column is not None and level(settings) != "residue":

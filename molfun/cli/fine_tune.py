@@ -15,8 +15,9 @@ from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
 from molfun.cli.data import Dataset, files_of_a_run, loader, open_training, task_config
 from molfun.cli.settings import FineTuneSettings
-from molfun.cli.tables import escape, write_predictions
+from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
+from molfun.data.tables import escape
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend

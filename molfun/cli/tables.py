@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from molfun._io import write_text
-from molfun.data.tables import parse_number
+from molfun.data.tables import escape, parse_number
 
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
@@ -20,7 +20,8 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     Parameters
     ----------
     path
-        CSV file to write.
+        CSV file to write. Predictions have the column ``prediction``, or ``prediction_molfun`` if
+        the labels do.
     result
         What `MolfunStructureModel.predict` gave for the data set.
     dataset
@@ -30,17 +31,24 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     if getattr(dataset, "sequence_name", None):
         columns[dataset.sequence_name] = [chain for (chain,) in dataset.sequences()]
     columns[dataset.target_name] = [_cell(target) for target in dataset.targets]
-    columns["prediction"] = [_cell(value) for value in result["prediction"]]
+    columns[_free("prediction", columns)] = [_cell(value) for value in result["prediction"]]
     probs = result.get("probs")
     if probs is not None and not isinstance(probs, list):
         names = result.get("classes") or range(probs.shape[1])
         for index, name in enumerate(names):
-            columns[f"prob_{name}"] = [_cell(p) for p in probs[:, index]]
+            columns[_free(f"prob_{name}", columns)] = [_cell(p) for p in probs[:, index]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """A column name beside those of the data set's own table."""
+    while name in taken:
+        name += "_molfun"
+    return name
 
 
 def _cell(value: Any) -> str:
@@ -71,14 +79,3 @@ def _escape_label(text: str) -> str:
     """`escape`, but for numbers and a leading minus: labels such as -1, +1 and -EEH are usual."""
     is_number = parse_number(text)[1] is None
     return text if is_number or text.startswith("-") else escape(text)
-
-
-def escape(text: str) -> str:
-    """Keep a spreadsheet from reading a text as a formula.
-
-    Examples
-    --------
-    >>> escape("=SUM(A1)"), escape("1a4w")
-    ("'=SUM(A1)", '1a4w')
-    """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,33 @@ def read_cells(path: Path, key_column: str) -> Cells:
         cells = _read_text(path, key_column)
     if not cells.rows and not cells.ragged:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
-    return cells
+    return replace(cells, rows=[[unescape(cell) for cell in row] for row in cells.rows])
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def escape(text: str) -> str:
+    """Keep a spreadsheet from reading a text as a formula; `unescape` takes it back.
+
+    Examples
+    --------
+    >>> escape("=SUM(A1)"), escape("1a4w")
+    ("'=SUM(A1)", '1a4w')
+    """
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def unescape(text: str) -> str:
+    """The text that `escape` was given.
+
+    Examples
+    --------
+    >>> unescape("'=SUM(A1)"), unescape("5'-UTR")
+    ('=SUM(A1)', "5'-UTR")
+    """
+    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA_STARTS) else text
 
 
 def _read_parquet(path: Path) -> Cells:

@@ -418,7 +418,8 @@ class MultilabelTask(_Classification):
         if self._config["class_weight"] != "balanced":
             return super()._weights(counts, n_labels)
         names = self.classes or []
-        return [(n_labels - counts[c]) / counts[c] if counts[c] else 1.0 for c in names]
+        # a class that every label has would get the weight 0 and never train
+        return [max(n_labels - counts[c], 1) / counts[c] if counts[c] else 1.0 for c in names]
 
     def numbers(self, target: Any) -> np.ndarray:
         """1 for each class that is there, 0 for the others: (classes,) or (length, classes)."""

@@ -216,6 +216,16 @@ def test_settings_of_another_model_are_refused(source: ESM2Backbone, tmp_path: P
     assert "token_dropout: False there, True in this model" in str(caught.value)
 
 
+def test_an_output_embedding_of_its_own_is_said(
+    source: ESM2Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = source.model.state_dict()
+    state = broken(state, **{"lm_head.weight": state["lm_head.weight"] + 1})
+    save_file(state, tmp_path / "w.safetensors")
+    assert_same(ESM2Backbone(CONFIG, weights=tmp_path / "w.safetensors"), source)
+    assert "has an output embedding of its own" in caplog.text
+
+
 # --- what does not fit ---------------------------------------------------------------------------
 
 

@@ -326,6 +326,8 @@ def test_columns_of_probabilities_are_named_after_the_classes(
         (["1" if i % 3 else "-1" for i in range(N)], ("--task", "binary")),
         (["+1" if i % 3 else "-1" for i in range(N)], ("--task", "binary")),
         ([label.replace("C", "-") for label in SECONDARY], ("--head", "conv")),
+        (["=yes" if i % 3 else "@no" for i in range(N)], ("--task", "binary")),
+        ([["=a;+b", "+b", "", "=a"][i % 4] for i in range(N)], ("--task", "multilabel")),
     ],
 )
 def test_labels_that_begin_with_a_sign_are_read_back(
@@ -365,6 +367,29 @@ def test_a_sequence_without_labels_is_written_and_read_back(
     targets = [row["target"] for row in rows_of(folder / "run/predictions_val.csv")]
     assert targets[1] == " ".join("?" * len(SEQUENCES[13]))
     assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
+
+
+def test_a_label_column_called_prediction_stays(
+    molfun: Command, fit: Command, table: Callable[..., list[dict[str, object]]], folder: Path
+) -> None:
+    rows = table(TASKS["regression"][0])
+    write_rows(folder / "data.csv", [{**row, "prediction": row["target"]} for row in rows])
+    result = fit("--target-column", "prediction")
+    assert result.exit_code == 0, result.output
+    written = rows_of(folder / "run/predictions_val.csv")
+    assert [row["prediction"] for row in written] == [row["target"] for row in rows[12:17]]
+    assert all(float(row["prediction_molfun"]) for row in written)
+    assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
+
+
+def test_label_smoothing_that_no_loss_reads_is_refused(
+    fit: Command, table: Callable[..., object], folder: Path
+) -> None:
+    table(TASKS["regression"][0])
+    (folder / "run.yaml").write_text("label_smoothing: 0.1\n")
+    result = fit("--config", "run.yaml")
+    assert result.exit_code != 0
+    assert "label_smoothing is for multiclass, binary; the task is 'regression'." in result.output
 
 
 def test_class_names_are_no_formulas(

@@ -226,6 +226,12 @@ def test_balanced_weights_of_several_classes_are_negatives_over_positives():
     assert float(total) == pytest.approx(float(expected))
 
 
+def test_a_class_that_every_label_has_still_trains():
+    task = MultilabelTask(classes="ab", class_weight="balanced")
+    task.fit_targets([["a"], ["a", "b"], ["a"]])
+    assert task.weight == [1 / 3, 2.0]
+
+
 def test_balanced_weights_of_several_classes_a_residue_are_negatives_over_positives():
     task = MultilabelTask(classes="ab", class_weight="balanced", level="residue")
     task.fit_targets([[["a"], [], ["a", "b"]], [["a"], None]])

@@ -102,6 +102,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
             listing(unexpected, 5),
         )
     _warn_random_heads(path, optional)
+    _warn_untied(path, tensors)
     model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in fitted.items()}})
     return optional
 
@@ -174,6 +175,18 @@ def _warn_random_heads(path: Path, missing: list[str]) -> None:
             "ones; representations are not affected.",
             path,
             " and ".join(heads),
+        )
+
+
+def _warn_untied(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """ESM-2 projects onto tokens with its input embedding; a file may hold another matrix."""
+    names = {canonical_name(n): t for n, t in tensors.items()}
+    own, shared = names.get("lm_head.weight"), names.get("embed_tokens.weight")
+    if own is not None and shared is not None and not torch.equal(own, shared):
+        logger.warning(
+            "%s has an output embedding of its own, which ESM-2 has no place for: masked-residue "
+            "predictions use the input embedding; representations are not affected.",
+            path,
         )
 
 
