@@ -130,7 +130,9 @@ def _product(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
-        ctx.save_for_backward(x, weight)
+        # a frozen weight needs no input in the backward pass
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         return _product(x, weight, bias)
 
     @staticmethod
@@ -149,7 +151,8 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, down: Any, up: Any) -> Any:
         inner = x @ down.t()
-        ctx.save_for_backward(x, weight, down, up, inner)
+        _, needs_weight, _, needs_down, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight or needs_down else None, weight, down, up, inner)
         return _product(x, weight, bias).addmm_(inner, up.t())
 
     @staticmethod

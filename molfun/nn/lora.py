@@ -196,10 +196,10 @@ def low_rank_parts(module: nn.Module) -> LowRankParts | None:
     None where the layer does more than that: another kind of module, an adapter that normalises
     (DoRA) or has a bias, or dropout at work in front of the adapter.
     """
-    if type(module) is nn.Linear:
-        return LowRankParts(module.weight, module.bias)
+    if _is_plain(module):
+        return LowRankParts(module.weight, module.bias)  # type: ignore[arg-type]  # its weight
     adapter: Any = module
-    if not hasattr(adapter, "lora_A") or type(adapter.base_layer) is not nn.Linear:
+    if not hasattr(adapter, "lora_A") or not _is_plain(adapter.base_layer):
         return None
     base = adapter.base_layer
     if adapter.merged or adapter.disable_adapters:
@@ -215,6 +215,13 @@ def low_rank_parts(module: nn.Module) -> LowRankParts | None:
         adapter.lora_A[ADAPTER].weight,
         adapter.lora_B[ADAPTER].weight,
         float(adapter.scaling[ADAPTER]),
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is no more than its weight and bias, whatever class it has."""
+    return isinstance(module, nn.Linear) and (
+        type(module).forward is nn.Linear.forward or getattr(type(module), "is_plain", False)
     )
 
 

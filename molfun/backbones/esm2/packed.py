@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,7 @@ from esm.modules import TransformerLayer
 from torch import nn
 from torch.nn import functional
 
-from molfun.nn import lora
-from molfun.nn.kernels import adapted_linear, linear
+from molfun.nn.joint import joint_linear, plain_linear
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -103,9 +101,9 @@ class PackedLayer(TransformerLayer):
             return super().forward(x, **stock)
         attention = self.self_attn
         q, k, v = _project(attention, self.self_attn_layer_norm(x), rotation)
-        x = x + _linear(attention.out_proj, _attend(q, k, v, packing).flatten(1))
-        hidden = functional.gelu(_linear(self.fc1, self.final_layer_norm(x)))
-        return x + _linear(self.fc2, hidden)
+        x = x + plain_linear(attention.out_proj, _attend(q, k, v, packing).flatten(1))
+        hidden = functional.gelu(plain_linear(self.fc1, self.final_layer_norm(x)))
+        return x + plain_linear(self.fc2, hidden)
 
 
 def use_packed_layers(model: nn.Module) -> None:
@@ -157,9 +155,9 @@ def _project(
     heads, width = attention.num_heads, attention.embed_dim
     order = _pair_order(width, heads, x.device)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-    fused = _fused(projections, x, order)
+    fused = joint_linear(projections, x, [order, order, None])
     if fused is None:
-        q, k, v = (_linear(module, x) for module in projections)
+        q, k, v = (plain_linear(module, x) for module in projections)
         fused = torch.cat([q[:, order], k[:, order], v], dim=1)
     # rotation in float32 whatever the precision, as positions reach into the thousands
     qk = fused[:, : 2 * width].float().view(-1, 2, width // 2, 2)
@@ -174,40 +172,6 @@ def _pair_order(width: int, heads: int, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(mode=False):  # kept for calls with a graph
         rows = torch.arange(width, device=device).view(heads, 2, -1)
         return rows.transpose(1, 2).reshape(-1)
-
-
-def _fused(projections: Sequence[Any], x: torch.Tensor, order: torch.Tensor) -> torch.Tensor | None:
-    """Query, key and value from one product; None where an adapter does more than add to them."""
-    parts = [lora.low_rank_parts(module) for module in projections]
-    if any(part is None for part in parts):
-        return None
-    rows = [order, order, None]
-    weight = torch.cat([_take(p.weight, r) for p, r in zip(parts, rows, strict=True) if p])
-    bias = torch.cat([_take(p.bias, r) for p, r in zip(parts, rows, strict=True) if p])
-    down, up = [], []
-    width = len(order)
-    for i, part in enumerate(parts):
-        if part is not None and part.down is not None and part.up is not None:
-            down.append(part.down)
-            column = _take(part.up, rows[i]) * part.scaling
-            up.append(functional.pad(column, (0, 0, i * width, (2 - i) * width)))
-    if not down:
-        return linear(x, weight, bias)
-    return adapted_linear(x, weight, bias, torch.cat(down), torch.cat(up, dim=1))
-
-
-def _take(tensor: Any, rows: torch.Tensor | None) -> torch.Tensor:
-    return tensor if rows is None else tensor[rows]
-
-
-def _linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer of the model, with its adapter if it has one."""
-    part = lora.low_rank_parts(module)
-    if part is None:
-        return module(x)
-    if part.down is None or part.up is None:
-        return linear(x, part.weight, part.bias)
-    return adapted_linear(x, part.weight, part.bias, part.down, part.up * part.scaling)
 
 
 def _attend(

@@ -1,0 +1,85 @@
+"""Several linear layers of one input as one matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from molfun.nn.kernels import adapted_linear, linear
+from molfun.nn.lora import low_rank_parts
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+
+
+def joint_linear(
+    modules: Sequence[nn.Module],
+    x: Float[torch.Tensor, "tokens inner"],
+    rows: Sequence[Int64[torch.Tensor, "outer"] | None] | None = None,
+) -> Float[torch.Tensor, "tokens all_outer"] | None:
+    """Outputs of linear layers side by side, their low-rank adapters added in place.
+
+    Parameters
+    ----------
+    modules
+        Linear layers with as many inputs each, with or without adapters.
+    x
+        Their input.
+    rows
+        Order of the outputs of each layer; None leaves it.
+
+    Returns
+    -------
+    Tensor or None
+        None where a layer does more than a product and an adapter, so that it has to run itself.
+
+    Examples
+    --------
+    >>> joint_linear([nn.Linear(3, 2), nn.Linear(3, 4, bias=False)], torch.ones(5, 3)).shape
+    torch.Size([5, 6])
+    """
+    parts = [low_rank_parts(module) for module in modules]
+    if any(part is None for part in parts):
+        return None
+    orders = [None] * len(parts) if rows is None else list(rows)
+    found = [(part, order) for part, order in zip(parts, orders, strict=True) if part is not None]
+    weight = torch.cat([_take(part.weight, order) for part, order in found])
+    widths = [part.weight.shape[0] for part, _ in found]
+    bias = None
+    if any(part.bias is not None for part, _ in found):
+        bias = torch.cat(
+            [
+                x.new_zeros(n) if part.bias is None else _take(part.bias, order)
+                for (part, order), n in zip(found, widths, strict=True)
+            ]
+        )
+    down, up = [], []
+    before = 0
+    for (part, order), width in zip(found, widths, strict=True):
+        if part.down is not None and part.up is not None:
+            down.append(part.down)
+            column = _take(part.up, order) * part.scaling
+            after = sum(widths) - before - width
+            up.append(functional.pad(column, (0, 0, before, after)))
+        before += width
+    if not down:
+        return linear(x, weight, bias)
+    return adapted_linear(x, weight, bias, torch.cat(down), torch.cat(up, dim=1))
+
+
+def plain_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> Any:
+    """A linear layer with its adapter, if it has one, by the chosen matrix kernel."""
+    part = low_rank_parts(module)
+    if part is None:
+        return module(x)
+    if part.down is None or part.up is None:
+        return linear(x, part.weight, part.bias)
+    return adapted_linear(x, part.weight, part.bias, part.down, part.up * part.scaling)
+
+
+def _take(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return tensor if rows is None else tensor[rows]
