@@ -1,0 +1,423 @@
+"""Faster forward passes for openfold's modules, with their weights, adapters and results.
+
+`install` gives the modules of a model classes of the same name that compute the same in another
+order; `remove` takes them away again. Parameters, names, hooks and adapters stay where they are,
+and what a fast class does not cover (float16, DeepSpeed's kernels, other options) goes to
+openfold's own code. What differs, by openfold's class:
+
+``Attention``
+    One product for query, key, value and gate; ``scaled_dot_product_attention`` with the bias of
+    the pair representation, so that attention weights are never held.
+``TriangleMultiplicativeUpdate``
+    The four projections come from one product that puts channels first, as the product over
+    residues needs them, and no tensor is permuted on the way.
+``OuterProductMean``
+    For few MSA rows the output projection is applied before the outer product, which then has 128
+    channels instead of 1,024.
+``PairTransition``, ``MSATransition``
+    A few thousand rows at a time, so that the hidden layer stays in the processor's cache.
+``Linear``
+    The matrix kernel of `molfun.nn.kernels`.
+``AlphaFold``, ``TemplateEmbedder``
+    Templates are not embedded where all are masked: openfold multiplies the result by 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from molfun.nn import kernels
+from molfun.nn.attention import attention
+from molfun.nn.joint import joint_linear, plain_linear
+from molfun.nn.lora import low_rank_parts
+
+logger = logging.getLogger(__name__)
+
+SHALLOW = 16
+"""MSA rows up to which the reassociated outer product is faster, as measured."""
+ROWS = 4096
+"""Rows of a transition computed at a time where no graph is kept."""
+CHANNELS = 32
+"""Channels of a triangle product computed at a time for long proteins without a graph."""
+LONG = 384
+"""Length from which memory counts for more than speed."""
+
+
+def install(model: nn.Module) -> dict[str, int]:
+    """Replace the classes of `model`'s modules; how many of each, by openfold's name."""
+    replaced: dict[str, int] = {}
+    for module in model.modules():
+        mixin = _mixin_for(type(module))
+        if mixin is not None and mixin.fits(module):
+            stock = type(module)
+            module.__class__ = _combined(mixin, stock)
+            replaced[stock.__name__] = replaced.get(stock.__name__, 0) + 1
+    return replaced
+
+
+def remove(model: nn.Module) -> None:
+    """Give the modules their own classes back."""
+    for module in model.modules():
+        if isinstance(module, _Fast):
+            module.__class__ = type(module).stock
+
+
+class _Fast:
+    """A forward pass put in front of that of an openfold class."""
+
+    stock: type
+
+    @staticmethod
+    def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
+        """Whether the module is of the kind that the fast pass was written for."""
+        return True
+
+
+_COMBINED: dict[tuple[type[_Fast], type], type] = {}
+
+
+def _combined(mixin: type[_Fast], stock: type) -> type:
+    """The class of a module with `mixin` in front of its own; the same at every call."""
+    if (mixin, stock) not in _COMBINED:
+        name = f"Fast{stock.__name__}"
+        _COMBINED[mixin, stock] = type(name, (mixin, stock), {"stock": stock})
+    return _COMBINED[mixin, stock]
+
+
+def _mixin_for(stock: type) -> type[_Fast] | None:
+    if not stock.__module__.startswith("openfold."):
+        return None
+    names = {
+        "Linear": _Linear,
+        "Attention": _Attention,
+        "TriangleMultiplicationOutgoing": _TriangleMultiplication,
+        "TriangleMultiplicationIncoming": _TriangleMultiplication,
+        "OuterProductMean": _OuterProductMean,
+        "PairTransition": _Transition,
+        "MSATransition": _Transition,
+        "AlphaFold": _Templates1,
+        "TemplateEmbedder": _Templates2,
+    }
+    return names.get(stock.__name__)
+
+
+def _reduced(x: torch.Tensor) -> bool:
+    """Whether another precision than the tensor's own is at work."""
+    return x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+
+
+def _all_ones(mask: torch.Tensor | None) -> bool:
+    """Whether a mask does nothing; not looked up on a GPU, which would have to wait for it."""
+    return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
+
+
+# --- layers --------------------------------------------------------------------------------------
+
+
+class _Linear(_Fast):
+    is_plain = True
+
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return getattr(module, "precision", None) is None
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if _reduced(x) or x.is_cuda:
+            result: torch.Tensor = super().forward(x)  # type: ignore[misc]
+            return result
+        flat = x.reshape(-1, x.shape[-1])
+        return kernels.linear(flat, self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+class _Transition(_Fast):
+    def _transition(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        x, mask = args if args else (kwargs.get("z", kwargs.get("m")), kwargs["mask"])
+        if torch.is_grad_enabled() or x.is_cuda or _reduced(x):
+            return self._layers(x, mask)
+        rows, masks = x.reshape(-1, x.shape[-1]), mask.reshape(-1, 1)
+        result = torch.empty_like(rows)
+        for i in range(0, len(rows), ROWS):
+            result[i : i + ROWS] = self._layers(rows[i : i + ROWS], masks[i : i + ROWS])
+        return result.view(x.shape)
+
+    def _layers(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = functional.relu(self.linear_1(self.layer_norm(x)), inplace=True)
+        result: torch.Tensor = self.linear_2(hidden)
+        return result if _all_ones(mask) else result * mask
+
+    def _chunk(self: Any, x: torch.Tensor, mask: torch.Tensor, chunk_size: int) -> torch.Tensor:  # noqa: ARG002
+        result: torch.Tensor = self._transition(x, mask)
+        return result
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+class _Attention(_Fast):
+    def forward(
+        self: Any,
+        q_x: torch.Tensor,
+        kv_x: torch.Tensor,
+        biases: list[torch.Tensor] | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        others = {k: v for k, v in options.items() if k.startswith("use_") and v}
+        others.pop("use_memory_efficient_kernel", None)
+        split = _split_biases(biases or [])
+        if others or split is None or q_x.dtype == torch.float16 or _is_half(q_x):
+            result: torch.Tensor = super().forward(q_x, kv_x, biases, **options)  # type: ignore[misc]
+            return result
+        q, k, v, gate = self._projected(q_x, kv_x)
+        heads = self.no_heads
+        lead = q_x.shape[:-3]
+        mask, pair = split
+        shape = (-1, q_x.shape[-3] if q_x.ndim > 2 else 1)
+        q, k, v = (
+            t.view(*shape, t.shape[-2], heads, t.shape[-1] // heads).transpose(2, 3)
+            for t in (q, k, v)
+        )
+        if mask is not None:
+            mask = None if _is_zero(mask) else mask.expand(*lead, q.shape[1], 1, 1, -1)
+            mask = mask if mask is None else mask.reshape(q.shape[0], q.shape[1], -1)
+        if pair is not None:
+            pair = pair.expand(*lead, 1, *pair.shape[-3:])
+            pair = pair.reshape(q.shape[0], *pair.shape[-3:]).contiguous()
+        outputs = [
+            attention(
+                q[i], k[i], v[i],
+                None if pair is None else pair[i],
+                None if mask is None else mask[i],
+            )
+            for i in range(q.shape[0])
+        ]  # fmt: skip
+        o = outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
+        o = o.transpose(2, 3).reshape(*q_x.shape[:-1], -1)
+        if gate is not None:
+            o = o * torch.sigmoid(gate)
+        projected: torch.Tensor = self.linear_o(o)
+        return projected
+
+    def _projected(
+        self: Any, q_x: torch.Tensor, kv_x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries, keys, values and gate (before its sigmoid), heads still side by side."""
+        modules = [self.linear_q, self.linear_k, self.linear_v]
+        if self.linear_g is not None:
+            modules.append(self.linear_g)
+        if q_x is kv_x and not _reduced(q_x):
+            joint = joint_linear(modules, q_x.reshape(-1, q_x.shape[-1]))
+            if joint is not None:
+                parts = joint.view(*q_x.shape[:-1], -1).chunk(len(modules), dim=-1)
+                return parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None
+        gate = None if self.linear_g is None else self.linear_g(q_x)
+        return self.linear_q(q_x), self.linear_k(kv_x), self.linear_v(kv_x), gate
+
+
+def _is_half(x: torch.Tensor) -> bool:
+    device = x.device.type
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+
+
+def _split_biases(
+    biases: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
+    """The bias over keys (..., rows, 1, 1, keys) and that of pairs (..., 1, heads, queries, keys).
+
+    None where there are others.
+    """
+    mask = pair = None
+    for bias in biases:
+        if bias.ndim >= 4 and bias.shape[-3] == 1 and bias.shape[-2] == 1 and mask is None:
+            mask = bias
+        elif bias.ndim >= 4 and bias.shape[-4] == 1 and pair is None:
+            pair = bias
+        else:
+            return None
+    return mask, pair
+
+
+def _is_zero(mask: torch.Tensor) -> bool:
+    return not mask.is_cuda and not bool(mask.any())
+
+
+# --- triangles -----------------------------------------------------------------------------------
+
+
+class _TriangleMultiplication(_Fast):
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return hasattr(module, "linear_a_p")  # not openfold 2's fused one
+
+    def forward(
+        self: Any,
+        z: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        inplace_safe: bool = False,
+        _add_with_inplace: bool = False,
+        **options: Any,
+    ) -> torch.Tensor:
+        projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
+        parts = [low_rank_parts(module) for module in projections]
+        if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
+            result: torch.Tensor = super().forward(  # type: ignore[misc]
+                z, mask, inplace_safe=inplace_safe, _add_with_inplace=_add_with_inplace, **options
+            )
+            return result
+        n = z.shape[-2]
+        flat = z.reshape(-1, n, n, z.shape[-1])
+        masks = [None] * len(flat) if _all_ones(mask) else mask.reshape(-1, n, n)  # type: ignore[union-attr]
+        updates = [self._update(*one, parts) for one in zip(flat, masks, strict=True)]
+        update = updates[0] if len(updates) == 1 else torch.stack(updates)
+        update = update.view(z.shape)
+        if not (inplace_safe and _add_with_inplace):
+            return update
+        z += update
+        return z
+
+    def _update(
+        self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
+    ) -> torch.Tensor:
+        """The update of one pair representation (length, length, channels)."""
+        n, keeps_graph = z.shape[0], torch.is_grad_enabled()
+        z = self.layer_norm_in(z).view(n * n, -1)
+        hidden = parts[0].weight.shape[0]
+        step = hidden if keeps_graph or n <= LONG else CHANNELS
+        products = [
+            self._product(z, mask, parts, slice(i, i + step)) for i in range(0, hidden, step)
+        ]
+        x = products[0] if len(products) == 1 else torch.cat(products)
+        del products
+        x = self.linear_z(self.layer_norm_out(x.view(hidden, n * n).t()))
+        gate = torch.sigmoid(self.linear_g(z))
+        return (x * gate if keeps_graph else x.mul_(gate)).view(n, n, -1)
+
+    def _product(
+        self: Any,
+        z: torch.Tensor,
+        mask: torch.Tensor | None,
+        parts: Sequence[Any],
+        channels: slice,
+    ) -> torch.Tensor:
+        """The product over residues of some channels: (channels, length, length)."""
+        n = round(len(z) ** 0.5)
+        weight = torch.cat([p.weight[channels] for p in parts])
+        bias = torch.cat([p.bias[channels] for p in parts])
+        # first halves are values, second halves gates
+        ab = functional.glu(kernels.channel_first_linear(z, weight, bias), dim=0)
+        if mask is not None:
+            ab = ab * mask.reshape(1, -1)
+        a, b = ab.view(2, -1, n, n)
+        if self._outgoing:
+            return torch.bmm(a, b.transpose(1, 2))
+        return torch.bmm(a.transpose(1, 2), b)
+
+
+# --- outer product -------------------------------------------------------------------------------
+
+
+class _OuterProductMean(_Fast):
+    def forward(
+        self: Any,
+        m: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        chunk_size: int | None = None,
+        inplace_safe: bool = False,
+    ) -> torch.Tensor:
+        part = low_rank_parts(self.linear_out)
+        if _reduced(m) or part is None or part.down is not None:
+            result: torch.Tensor = super().forward(  # type: ignore[misc]
+                m, mask, chunk_size=chunk_size, inplace_safe=inplace_safe
+            )
+            return result
+        if mask is None:
+            mask = m.new_ones(m.shape[:-1])
+        normed = self.layer_norm(m)
+        a, b = (layer(normed) * mask.unsqueeze(-1) for layer in (self.linear_1, self.linear_2))
+        shape = m.shape[:-3]
+        a, b = (t.reshape(-1, *t.shape[-3:]) for t in (a, b))
+        compute = self._shallow if m.shape[-3] <= SHALLOW else self._deep
+        outer = torch.stack([compute(*one) for one in zip(a, b, strict=True)])
+        outer = outer.view(*shape, *outer.shape[1:])
+        count = torch.einsum("...sb,...sd->...bd", mask, mask).unsqueeze(-1) + self.eps
+        return outer / count if torch.is_grad_enabled() else outer.div_(count)
+
+    def _shallow(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Project before the outer product: (length, length, channels)."""
+        rows, length, hidden = a.shape
+        weight = self.linear_out.weight.view(-1, hidden, hidden).permute(1, 2, 0)
+        projected = a.reshape(-1, hidden) @ weight.reshape(hidden, -1)
+        projected = projected.view(rows, length, hidden, -1).transpose(0, 1)
+        left = b.transpose(0, 1).reshape(length, rows * hidden)
+        outer = left @ projected.reshape(length, rows * hidden, -1)
+        return outer + self.linear_out.bias
+
+    def _deep(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """A few residues at a time, so that their outer products stay in the cache."""
+        rows, length, hidden = a.shape
+        right = b.reshape(rows, length * hidden)
+        step = max(1, ROWS // length)
+        parts = []
+        for i in range(0, length, step):
+            some = a[:, i : i + step]
+            n = some.shape[1]
+            outer = some.reshape(rows, n * hidden).t() @ right
+            outer = outer.view(n, hidden, length, hidden).transpose(1, 2)
+            parts.append(plain_linear(self.linear_out, outer.reshape(n * length, -1)))
+        return torch.cat(parts).view(length, length, -1)
+
+
+# --- templates -----------------------------------------------------------------------------------
+
+
+class _Templates1(_Fast):
+    """For ``AlphaFold.embed_templates`` of openfold 1.x."""
+
+    @staticmethod
+    def fits(module: Any) -> bool:
+        return hasattr(module, "template_angle_embedder")
+
+    def embed_templates(
+        self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        config = self.config.template
+        special = config.get("offload_templates") or config.get("average_templates")
+        if special or _any_template(batch):
+            result: dict[str, torch.Tensor] = super().embed_templates(batch, z, *args, **kwargs)  # type: ignore[misc]
+            return result
+        embedded = {"template_pair_embedding": z.new_zeros(())}
+        if config.embed_angles:
+            from openfold.utils.feats import build_template_angle_feat
+
+            angles = build_template_angle_feat(batch)
+            embedded["template_angle_embedding"] = self.template_angle_embedder(angles)
+        return embedded
+
+
+class _Templates2(_Fast):
+    """For ``TemplateEmbedder`` of openfold 2.x."""
+
+    def forward(
+        self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        if _any_template(batch):
+            result: dict[str, torch.Tensor] = super().forward(batch, z, *args, **kwargs)  # type: ignore[misc]
+            return result
+        embedded = {"template_pair_embedding": z.new_zeros(())}
+        if self.config.embed_angles:
+            from openfold.utils.feats import build_template_angle_feat
+
+            angles = build_template_angle_feat(batch)
+            embedded["template_single_embedding"] = self.template_single_embedder(angles)
+        return embedded
+
+
+def _any_template(batch: dict[str, Any]) -> bool:
+    """Whether a template counts; taken for granted on a GPU, which would have to wait."""
+    mask: torch.Tensor = batch["template_mask"]
+    return mask.is_cuda or bool(mask.any())
