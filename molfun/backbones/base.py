@@ -10,11 +10,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
 
+from molfun.errors import ConfigError, unknown_name
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -22,6 +23,11 @@ Features = dict[str, torch.Tensor]
 """Input tensors of one sample (no batch dimension) or of one batch, by name."""
 
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output"]
+
+Kernels = Literal["auto", "stock", "fast"]
+"""Whose code runs: that of the backbone's package, or Molfun's faster one with the same results."""
+KERNELS_SWITCH = "MOLFUN_KERNELS"
+"""Environment variable: what ``"auto"`` stands for, ``stock`` or ``fast``."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Backbone(nn.Module, ABC):
 
     single_dim: int
     pair_dim: int | None
+    kernels: str = "stock"
+    """Whose code runs now, "stock" or "fast"; `set_kernels` changes it."""
 
     @abstractmethod
     def featurize(self, sample: Sample) -> Features:
@@ -142,6 +150,27 @@ class Backbone(nn.Module, ABC):
 
     def set_precision(self, precision: str) -> None:
         """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
+
+    def set_kernels(self, kernels: Kernels) -> None:
+        """Choose whose code runs; weights and names stay as they are.
+
+        Parameters
+        ----------
+        kernels
+            ``"stock"`` is the package's own, ``"fast"`` insists on Molfun's, ``"auto"`` takes
+            Molfun's where it exists and gives the same numbers.
+
+        Raises
+        ------
+        ConfigError
+            If the name is unknown, or that code does not exist or fails its test here.
+        """
+        if kernels not in get_args(Kernels):
+            raise ConfigError(unknown_name("kernels", kernels, get_args(Kernels)))
+        if kernels not in ("auto", self.kernels):
+            raise ConfigError(
+                f"{self.display_name} has {self.kernels!r} kernels only. Use kernels='auto'."
+            )
 
     def base_state_dict(self) -> dict[str, torch.Tensor]:
         """Weights of the backbone itself, without adapters, under the names it was built with.

@@ -15,7 +15,7 @@ from torch import nn
 
 from molfun import __version__
 from molfun._io import DirectoryLock
-from molfun.backbones.base import Backbone, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
 from molfun.errors import (
     CheckpointError,
     ConfigError,
@@ -99,6 +99,9 @@ class MolfunStructureModel(nn.Module):
         Seed of every random initialisation.
     backbone_config
         Further arguments of the backbone.
+    kernels
+        Whose code runs: ``"stock"`` is the package's own, ``"fast"`` Molfun's with the same
+        results, ``"auto"`` Molfun's where it passes a test on this machine.
 
     Raises
     ------
@@ -127,6 +130,7 @@ class MolfunStructureModel(nn.Module):
         task_config: Mapping[str, Any] | None = None,
         seed: int = 0,
         backbone_config: Mapping[str, Any] | None = None,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         place = resolve_device(device)
@@ -168,6 +172,7 @@ class MolfunStructureModel(nn.Module):
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         self.to(place).eval()
+        self.backbone.set_kernels(kernels)
 
     def _build_task(self, config: dict[str, Any]) -> Task | None:
         if self.task_name is None or self.head_name is None:
@@ -466,7 +471,8 @@ class MolfunStructureModel(nn.Module):
         prefix = (
             backbone.prefix_fingerprint(n_frozen) if trains else backbone.state_fingerprint(),
             backbone.featurize_key(),
-            f"{precision} {self.device.type} torch {torch.__version__} molfun {__version__}",
+            f"{precision} {self.device.type} {backbone.kernels} torch {torch.__version__} molfun "
+            f"{__version__}",
             *((f"before block {n_frozen}",) if trains else needs),
         )
         return make_cache(mode, prefix, folder)
@@ -830,6 +836,7 @@ class MolfunStructureModel(nn.Module):
         *,
         weights: str | Path | None = None,
         device: str | torch.device = "auto",
+        kernels: Kernels = "auto",
     ) -> Self:
         """Build the model a checkpoint describes and load it.
 
@@ -842,6 +849,8 @@ class MolfunStructureModel(nn.Module):
             checkpoint holds the whole backbone.
         device
             Where to put the model.
+        kernels
+            Whose code runs, see the class.
 
         Raises
         ------
@@ -872,6 +881,7 @@ class MolfunStructureModel(nn.Module):
                 task=meta.task["name"],
                 task_config=meta.task["config"],
                 backbone_config=arguments,
+                kernels=kernels,
             )
         finally:
             quiet.setLevel(level)

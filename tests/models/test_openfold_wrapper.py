@@ -392,6 +392,7 @@ def test_a_batch_is_not_changed_by_the_forward_pass(model, samples):
 def test_chunks_for_long_input_change_nothing(model, samples, monkeypatch):
     from molfun.backbones.openfold import backbone
 
+    model.backbone.set_kernels("stock")
     given = samples(1, lengths=(13,))
     whole = model.predict(given, outputs=("single", "pair"))["trunk"]
     monkeypatch.setattr(backbone, "CHUNK_ABOVE", 4)

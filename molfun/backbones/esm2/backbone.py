@@ -72,6 +72,7 @@ class ESM2Backbone(Backbone):
     lora_targets = ("q_proj", "v_proj")
     inputs = ("sequence", "structure")
     default_head = "mlp"
+    kernels = "fast"
 
     def __init__(
         self,

@@ -10,18 +10,19 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Features, Layer
-from molfun.backbones.openfold import _shims, features, presets
+from molfun.backbones.base import KERNELS_SWITCH, Backbone, Features, Kernels, Layer
+from molfun.backbones.openfold import _shims, fast, features, presets
 from molfun.backbones.openfold.weights import load_weights
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -281,8 +282,45 @@ class OpenFoldBackbone(Backbone):
                 module.blocks_per_ckpt = per_checkpoint
             elif type(module).__name__ == "ExtraMSABlock":
                 module.ckpt = per_checkpoint is not None
-        chunk = None if keeps_graph or length <= CHUNK_ABOVE else 4
+        # the fast kernels divide long inputs themselves
+        whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
+        chunk = None if whole else 4
         self.model.globals.chunk_size = chunk
+
+    def set_kernels(self, kernels: Kernels) -> None:
+        """Let openfold's own code run, or `molfun.backbones.openfold.fast` after a test of it.
+
+        ``"auto"`` is ``"fast"`` unless the environment variable ``MOLFUN_KERNELS`` is ``stock`` or
+        the test fails, which is logged.
+
+        Raises
+        ------
+        ConfigError
+            If the name is unknown, or ``"fast"`` gives other numbers here.
+        """
+        if kernels not in get_args(Kernels):
+            raise ConfigError(unknown_name("kernels", kernels, get_args(Kernels)))
+        fast.remove(self.model)
+        self.kernels = "stock"
+        if kernels == "stock" or (kernels == "auto" and os.environ.get(KERNELS_SWITCH) == "stock"):
+            return
+        error = fast.self_test(self.model)
+        if error <= fast.TOLERANCE:
+            replaced = fast.install(self.model)
+            self.kernels = "fast"
+            logger.debug("fast kernels, by openfold's class: %s", replaced)
+        elif kernels == "fast":
+            raise ConfigError(
+                f"The fast kernels differ from openfold's by {error:.1e} on this machine (allowed: "
+                f"{fast.TOLERANCE:.0e}). Use kernels='stock'."
+            )
+        else:
+            logger.warning(
+                "The fast kernels differ from openfold's by %.1e on this machine (allowed: %.0e); "
+                "openfold's own code runs.",
+                error,
+                fast.TOLERANCE,
+            )
 
     def set_precision(self, precision: str) -> None:
         """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.
