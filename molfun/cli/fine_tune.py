@@ -144,6 +144,7 @@ def _model(settings: FineTuneSettings, train: Dataset) -> MolfunStructureModel:
         task=settings.task,
         task_config=task_config(settings, train),
         seed=settings.seed,
+        kernels=settings.kernels,
     )
 
 

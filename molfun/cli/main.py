@@ -111,6 +111,9 @@ def fine_tune(
     overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
     config: Annotated[Text, _flag("YAML file of settings; flags go first.", RUN)] = None,
     device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
+    kernels: Annotated[
+        Text, _flag("Whose code runs: auto, stock (the package's) or fast [auto].", RUN)
+    ] = None,
     seed: Annotated[int | None, _flag("Seed of split, order, weights, dropout [42].", RUN)] = None,
     workers: Annotated[int | None, _flag("Processes that load data [0].", RUN)] = None,
     cache: Annotated[
@@ -153,6 +156,9 @@ Features = Annotated[Text, typer.Option("--features", help="Folder of pre-comput
 Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
 Weights = Annotated[Text, typer.Option("--weights", help="Base weights, if they have moved.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Kernels = Annotated[
+    str, typer.Option("--kernels", help="Whose code runs: auto, stock (the package's) or fast.")
+]
 Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
@@ -303,12 +309,13 @@ def predict(
     max_length: Length = None,
     batch_size: Batch = 1,
     skip_missing: Skip = False,
+    kernels: Kernels = "auto",
     debug: Debug = False,
 ) -> None:
     """Predict for every row of a table or FASTA file, from a checkpoint alone."""
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
-        max_length, batch_size, skip_missing=skip_missing, debug=debug,
+        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
     )  # fmt: skip
 
 
@@ -328,12 +335,14 @@ def evaluate(
     max_length: Length = None,
     batch_size: Batch = 1,
     skip_missing: Skip = False,
+    kernels: Kernels = "auto",
     debug: Debug = False,
 ) -> None:
     """Compare predictions with the labels of a table."""
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
-        max_length, batch_size, skip_missing=skip_missing, debug=debug, bootstrap=bootstrap,
+        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
+        bootstrap=bootstrap,
     )  # fmt: skip
 
 
@@ -349,6 +358,7 @@ def _with_model(
     device: str,
     max_length: int | None,
     batch_size: int,
+    kernels: Any,
     *,
     skip_missing: bool,
     debug: bool,
@@ -374,7 +384,9 @@ def _with_model(
             skip_missing=skip_missing,
             labels=verb == "evaluate",
         )
-        model = MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
+        model = MolfunStructureModel.from_checkpoint(
+            checkpoint, weights=weights, device=device, kernels=kernels
+        )
         getattr(commands, verb)(model, dataset, output, batch_size, **options)
 
 

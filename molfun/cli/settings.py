@@ -62,6 +62,7 @@ class FineTuneSettings(Settings):
 
     output: str | None = None
     device: str = "auto"
+    kernels: Literal["auto", "stock", "fast"] = "auto"
     seed: int = 42
     workers: int = Field(default=0, ge=0)
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
