@@ -1,0 +1,191 @@
+"""What the benchmarks share: a process for each variant, turns, medians, memory, a history.
+
+A variant is prepared in a process of its own (so that neither allocator nor caches are shared),
+warmed up, and measured once in each round, one variant at a time. A table shows the median over
+the rounds of wall and CPU seconds, the spread between the fastest and the slowest round, the peak
+of resident memory over what the process held when it was prepared, and a number to compare
+results by.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Measure = Callable[[], float]
+"""Do the work once; gives a number that all variants should agree on."""
+Prepare = Callable[[Any], tuple[Measure, Measure]]
+"""From a variant to a short run that warms up and the one to measure."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a table.
+
+    Parameters
+    ----------
+    label
+        Name in the table.
+    settings
+        What `Prepare` gets.
+    environment
+        Environment variables of the process.
+    """
+
+    label: str
+    settings: Any
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians of one variant: seconds, spread as a fraction, peak memory in MB, and its number."""
+
+    label: str
+    wall: float
+    cpu: float
+    spread: float
+    memory: float
+    value: float
+
+
+def held(name: str) -> float:
+    """Memory of this process in MB, from Linux: VmRSS now, VmHWM at its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    return math.nan
+
+
+def _serve(pipe: Any, prepare: Prepare, variant: Variant, threads: int) -> None:
+    torch.set_num_threads(threads)
+    warm_up, measure = prepare(variant.settings)
+    loaded = held("VmRSS")
+    warm_up()
+    pipe.send("ready")
+    while pipe.recv() == "measure":
+        wall, cpu = time.perf_counter(), time.process_time()
+        value = measure()
+        taken = (time.perf_counter() - wall, time.process_time() - cpu)
+        pipe.send((*taken, held("VmHWM") - loaded, value))
+
+
+def compare(
+    variants: Sequence[Variant], prepare: Prepare, *, rounds: int, threads: int
+) -> list[Result]:
+    """Measure all variants in turns."""
+    spawn = multiprocessing.get_context("spawn")
+    workers = []
+    for variant in variants:
+        before = dict(os.environ)
+        os.environ.update(variant.environment)
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_serve, args=(there, prepare, variant, threads))
+        process.start()
+        os.environ.clear()
+        os.environ.update(before)
+        there.close()
+        here.recv()  # prepared one after the other, so that none slows another's warm-up
+        workers.append((process, here))
+    found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
+    for _ in range(rounds):
+        for (_process, pipe), rows in zip(workers, found, strict=True):
+            pipe.send("measure")
+            rows.append(pipe.recv())
+    for process, pipe in workers:
+        pipe.send("end")
+        process.join()
+    return [_median(variant.label, rows) for variant, rows in zip(variants, found, strict=True)]
+
+
+def _median(label: str, rows: Sequence[tuple[float, float, float, float]]) -> Result:
+    walls, cpus, memories, values = zip(*rows, strict=True)
+    middle = statistics.median(walls)
+    return Result(
+        label=label,
+        wall=middle,
+        cpu=statistics.median(cpus),
+        spread=(max(walls) - min(walls)) / middle,
+        memory=max(memories),
+        value=values[0],
+    )
+
+
+def gemm_peak(threads: int) -> float:
+    """Best float32 rate of this machine at the trunks' shapes, in GFLOP/s, by either kernel."""
+    from molfun.nn import kernels
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    best = 0.0
+    for kernel in ("torch", "onednn"):
+        try:
+            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
+        except ValueError:
+            continue
+        for inner, outer in ((128, 512), (320, 1280), (1280, 320), (512, 2048)):
+            x, weight = torch.randn(4096, inner), torch.randn(outer, inner)
+            for _ in range(12):
+                start = time.perf_counter()
+                kernels.linear(x, weight)
+                best = max(best, 2 * 4096 * inner * outer / (time.perf_counter() - start) / 1e9)
+    kernels.set_matrix_kernel("auto")
+    torch.set_num_threads(before)
+    return best
+
+
+def machine(threads: int) -> str:
+    """The machine in one line."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return (
+        f"{model}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}, float32 "
+        f"products up to {gemm_peak(threads):.0f} GFLOP/s"
+    )
+
+
+def show(title: str, results: Sequence[Result], *, value: str = "value") -> None:
+    """Print a table; ratios are to the first row."""
+    width = max(len(r.label) for r in results) + 2
+    print(f"\n{title}")
+    print(f"  {'':<{width}}{'s':>9}{'CPU s':>9}{'x':>7}{'spread':>8}{'MB':>8}  {value}")
+    for r in results:
+        print(
+            f"  {r.label:<{width}}{r.wall:>9.3f}{r.cpu:>9.3f}{results[0].wall / r.wall:>7.2f}"
+            f"{r.spread:>7.0%} {r.memory:>8.0f}  {r.value:.6g}",
+            flush=True,
+        )
+
+
+def record(path: Path, suite: str, title: str, results: Sequence[Result], about: str) -> None:
+    """Append the rows to a CSV history."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(
+                ["time", "suite", "table", "variant", "wall_s", "cpu_s", "spread", "mb", "value",
+                 "machine"]
+            )  # fmt: skip
+        for r in results:
+            writer.writerow(
+                [now, suite, title, r.label, f"{r.wall:.4f}", f"{r.cpu:.4f}", f"{r.spread:.3f}",
+                 f"{r.memory:.0f}", f"{r.value:.8g}", about]
+            )  # fmt: skip

@@ -1,0 +1,169 @@
+"""OpenFold's own code against Molfun's fast kernels, on the same weights and proteins.
+
+    python benchmarks/openfold_kernels.py --lengths 64 128 --rows 1 32 --modes forward lora
+    python benchmarks/openfold_kernels.py --quick
+
+The full model_1_ptm trunk with random weights; "stock" is openfold with the shims that let it run
+on a CPU, with the system's allocator and with the one that keeps freed buffers. Steps are forward,
+backward and nothing else, without a head: the loss is the sum of squares of ``single``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+import numpy as np
+import torch
+from harness import Variant
+
+Mode = Literal["forward", "block", "lora", "partial", "full"]
+MODES: tuple[Mode, ...] = ("forward", "block", "lora", "partial", "full")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run."""
+
+    mode: Mode
+    length: int
+    rows: int
+    kernels: Literal["stock", "fast"]
+    checkpointing: bool
+    cached: bool = False
+
+
+def model_of(case: Case) -> Any:
+    """The trunk, ready for the mode."""
+    from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel, PartialFinetune
+
+    logging.disable(logging.WARNING)
+    model = MolfunStructureModel(
+        "openfold",
+        head="affinity",
+        device="cpu",
+        kernels=case.kernels,
+        backbone_config={
+            "fill_zero_init": 0.005,
+            "checkpointing": case.checkpointing,
+            "max_msa_clusters": case.rows,
+            "max_extra_msa": 4,
+        },
+    )
+    strategies = {
+        "lora": LoRAFinetune(rank=8),
+        "partial": PartialFinetune(unfreeze_last_n=4, unfreeze_structure_module=False),
+        "full": FullFinetune(),
+    }
+    model.requires_grad_(False)
+    if case.mode in strategies:
+        strategies[case.mode].setup(model)
+    model.head.requires_grad_(False)
+    return model.eval()
+
+
+def batch_of(model: Any, case: Case) -> Any:
+    """One protein with as many rows in its alignment."""
+    from molfun.protein import Protein
+    from molfun.sample import Sample
+
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), case.length))
+    protein = Protein.from_sequence(letters, name="p")
+    batch = model.backbone.collate([model.backbone.featurize(Sample(id="p", protein=protein))])
+    generator = torch.Generator().manual_seed(0)
+    rows = case.rows - batch["msa_mask"].shape[1]
+    for name in ("msa_feat", "msa_mask"):
+        extra = batch[name][:, :1].expand(-1, max(rows, 0), *batch[name].shape[2:]).clone()
+        if name == "msa_feat":
+            extra += torch.randn(extra.shape, generator=generator)
+        batch[name] = torch.cat([batch[name], extra], dim=1)
+    return batch
+
+
+def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
+    """Build the model and give what is measured."""
+    model = model_of(case)
+    backbone = model.backbone
+    if case.mode == "block":
+        return _block(backbone, case)
+    batch = batch_of(model, case)
+
+    def forward() -> float:
+        with torch.no_grad():
+            return float(backbone(batch).single.norm())
+
+    def step() -> float:
+        loss = backbone(batch).single.square().sum()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in backbone.parameters() if p.grad is not None])
+        for parameter in backbone.parameters():
+            parameter.grad = None
+        return float(norm.norm())
+
+    run = forward if case.mode == "forward" else step
+    return run, run
+
+
+def _block(backbone: Any, case: Case) -> tuple[harness.Measure, harness.Measure]:
+    block = backbone.blocks()[0]
+    config = backbone.model.config.evoformer_stack
+    generator = torch.Generator().manual_seed(0)
+    n, rows = case.length, case.rows + 1
+    msa = torch.randn(1, rows, n, config.c_m, generator=generator)
+    pair = torch.randn(1, n, n, config.c_z, generator=generator)
+    masks = {"msa_mask": torch.ones(1, rows, n), "pair_mask": torch.ones(1, n, n)}
+
+    def run() -> float:
+        with torch.no_grad():
+            out = block(msa.clone(), pair.clone(), inplace_safe=True, **masks)
+        return float(out[1].norm())
+
+    return run, run
+
+
+def variants(mode: Mode, length: int, rows: int, *, checkpointing: bool) -> list[Variant]:
+    """Stock first."""
+
+    def case(kernels: Any) -> Case:
+        return Case(mode, length, rows, kernels, checkpointing)
+
+    return [
+        Variant("stock", case("stock"), {"MOLFUN_ALLOCATOR": "system"}),
+        Variant("stock, buffers kept", case("stock"), {"MOLFUN_ALLOCATOR": "keep"}),
+        Variant("fast", case("fast"), {"MOLFUN_ALLOCATOR": "keep"}),
+    ]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["forward", "lora"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
+    parser.add_argument("--history", type=Path, default=Path("runs/benchmarks.csv"))
+    parser.add_argument("--quick", action="store_true", help="One block at 32 and 64 residues.")
+    args = parser.parse_args()
+    if args.quick:
+        args.modes, args.lengths, args.rows = ["block"], [32, 64], [1]
+    about = harness.machine(args.threads)
+    print(about)
+    for mode in args.modes:
+        for length in args.lengths:
+            for rows in args.rows:
+                chosen = variants(mode, length, rows, checkpointing=args.checkpointing)
+                results = harness.compare(chosen, prepare, rounds=args.rounds, threads=args.threads)
+                title = f"{mode}, {length} residues, {rows} MSA row(s)"
+                harness.show(title, results, value="norm")
+                harness.record(args.history, "openfold_kernels", title, results, about)
+
+
+if __name__ == "__main__":
+    main()
