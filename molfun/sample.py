@@ -37,6 +37,8 @@ class Sample:
     max_length
         Longest input the model should see. A `protein` has been cropped already; a `sequence` and
         pre-computed `features` are cropped by the backbone.
+    origin
+        Where it was read, for messages: "gb1.csv, line 3".
     """
 
     id: str
@@ -47,6 +49,12 @@ class Sample:
     target: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
+    origin: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The id, and where the sample was read, if that is known."""
+        return f"{self.id} ({self.origin})" if self.origin else self.id
 
     def content_key(self) -> str:
         """Sha256 over the input (not the label): equal input gives an equal key."""
@@ -99,6 +107,21 @@ class SampleBatch(Sequence[Sample]):
     def targets(self) -> list[Any]:
         """Labels in batch order, None where there is none."""
         return [sample.target for sample in self.samples]
+
+
+MASK = "<mask>"
+"""How a masked residue is written in a sequence."""
+
+
+def n_residues(sequence: str) -> int:
+    """Residues of a one-letter sequence, in which ``<mask>`` is one.
+
+    Examples
+    --------
+    >>> n_residues("MK<mask>V")
+    4
+    """
+    return len(sequence) - (len(MASK) - 1) * sequence.count(MASK)
 
 
 def is_missing(target: Any) -> bool:

@@ -187,6 +187,10 @@ class Backbone(nn.Module, ABC):
             tensors[name.replace(".base_layer.", ".")] = tensor
         return tensors
 
+    def published_state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights to write as a file for ``weights=``: those that were read or trained."""
+        return self.base_state_dict()
+
     def fingerprint(self) -> str:
         """Sha256 over architecture and base weights, without adapters."""
         return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))

@@ -90,12 +90,18 @@ def is_fasta(path: str) -> bool:
     return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
 
 
-def open_sequences(path: str, column: str, max_length: int | None) -> SequenceDataset:
+def open_sequences(
+    path: str, column: str, max_length: int | None, *, id_column: str | None = None
+) -> SequenceDataset:
     """Sequences without labels, from a FASTA file or a column of a table."""
     if is_fasta(path):
         return SequenceDataset.from_fasta(path, max_length=max_length)
     return SequenceDataset.from_csv(
-        path, sequence_column=column, max_length=max_length, require_target=False
+        path,
+        sequence_column=column,
+        id_column=id_column,
+        max_length=max_length,
+        require_target=False,
     )
 
 
@@ -175,20 +181,35 @@ def level(settings: FineTuneSettings) -> str:
     return str(HEADS[head].default_level) if head is not None and head in HEADS else "sequence"
 
 
-def task_config(settings: FineTuneSettings, train: Dataset) -> dict[str, Any]:
-    """Arguments of the task, class names from the training set."""
+def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str, Any]:
+    """Arguments of the task; class names from all parts, so that no label is met too late."""
     name = task_name(settings)
     config: dict[str, Any] = {}
     if name == "regression":
         config["loss"] = settings.loss
     if name in LABELS:
-        config["classes"] = TASKS[name].classes_in(train.targets, level=level(settings))
+        config["classes"] = _classes(TASKS[name], level(settings), parts)
         config["class_weight"] = settings.class_weight
     if name in ("multiclass", "binary"):
         config["label_smoothing"] = settings.label_smoothing
     if settings.level is not None:
         config["level"] = settings.level
     return config
+
+
+def _classes(task: Any, level: str, parts: Sequence[Dataset | None]) -> list[str]:
+    """Names of the classes; those that no training sample has are named in a warning."""
+    labels = [label for part in parts if part is not None for label in part.targets]
+    names: list[str] = task.classes_in(labels, level=level)
+    assert parts[0] is not None
+    known = set(task.classes_in(parts[0].targets, level=level))
+    unseen = [name for name in names if name not in known]
+    if unseen:
+        logger.warning(
+            "No training sample has the class %s; the model learns nothing about it.",
+            " or ".join(map(repr, unseen)),
+        )
+    return names
 
 
 def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def run(
         raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
     if path.suffix == ".h5":
         require("h5py", "pip install h5py")
+        twice = [name for name, n in Counter(map(_h5_name, data.ids)).items() if n > 1]
+        if twice:
+            raise ConfigError(
+                f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
+                f"'|' there. Write .npz or .parquet."
+            )
     if shard_size < 1:
         raise ConfigError(f"--shard-size must be at least 1, got {shard_size}.")
     model.check(data)
@@ -54,7 +61,8 @@ def run(
     if len(parts) == 1:
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists. Replace it with --overwrite, or choose another name.")
-        _write(path, data.ids, _embed(model, data, pooling, layer))
+        about = _about(model, data, pooling, layer)
+        _write(path, data.ids, _embed(model, data, pooling, layer), about)
         say(f"{len(data):,} sequences embedded: {path}")
         return
     with DirectoryLock(path.parent):
@@ -65,7 +73,8 @@ def run(
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in progress(work, "embedding"):
             subset = data.subset(list(part))
-            _write(name, subset.ids, _embed(model, subset, pooling, layer))
+            about = _about(model, subset, pooling, layer)
+            _write(name, subset.ids, _embed(model, subset, pooling, layer), about)
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
 
 
@@ -114,30 +123,61 @@ def _claim(path: Path, identity: dict[str, Any], names: Sequence[Path], *, overw
     write_json(note, identity)
 
 
-def _write(path: Path, ids: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+def _about(
+    model: MolfunStructureModel, data: SequenceDataset, pooling: str | None, layer: int
+) -> dict[str, Any]:
+    """What the arrays are of, so that nothing else is taken for them."""
+    return {
+        "model": np.array(model.backbone.state_fingerprint()),
+        "pooling": np.array(pooling or "none"),
+        "layer": np.array(layer),
+        "sequences": np.array(data.digests()),
+    }
+
+
+def _write(
+    path: Path, ids: Sequence[str], arrays: Sequence[np.ndarray], about: dict[str, Any]
+) -> None:
     """Write ids and arrays atomically.
 
     ``.npz``: ``ids`` and ``embeddings`` (samples, channels); for residues (residues, channels) of
-    all samples with ``offsets``, so that sample i is ``embeddings[offsets[i]:offsets[i + 1]]``.
+    all samples with ``offsets``, so that sample i is ``embeddings[offsets[i]:offsets[i + 1]]``;
+    ``model``, ``pooling``, ``layer`` and ``sequences`` say what they are of.
     ``.h5``: one data set an id. ``.parquet``: columns ``id`` and ``embedding``.
     """
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
-                np.savez(file, **_flat(ids, arrays))
+                np.savez(file, **_flat(ids, arrays), **about)
         elif path.suffix == ".h5":
             import h5py
 
-            with h5py.File(temporary, "w") as file:
+            with h5py.File(temporary, "w", track_order=True) as file:
                 for name, array in zip(ids, arrays, strict=True):
-                    file.create_dataset(name.replace("/", "|"), data=array)
+                    file.create_dataset(_h5_name(name), data=array)
         else:
             import pyarrow
             import pyarrow.parquet
 
-            column = pyarrow.array([a.tolist() for a in arrays])
-            table = pyarrow.table({"id": list(ids), "embedding": column})
+            table = pyarrow.table({"id": list(ids), "embedding": _column(arrays)})
             pyarrow.parquet.write_table(table, temporary)
+
+
+def _h5_name(name: str) -> str:
+    """An id as the name of a data set: ``/`` would make a group."""
+    return name.replace("/", "|")
+
+
+def _column(arrays: Sequence[np.ndarray]) -> Any:
+    """Arrays as a column of float32 lists, one deep for each dimension, not copied in Python."""
+    import pyarrow
+
+    rows = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
+    if arrays[0].ndim == 1:
+        return vectors
+    offsets = np.cumsum([0, *(len(a) for a in arrays)]).astype(np.int32)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), vectors)
 
 
 def _flat(ids: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, Any]:

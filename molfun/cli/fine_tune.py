@@ -38,7 +38,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         with disk_errors(folder):
             set_up_logging(str(folder / "run.log"), debug=debug)
         train, val, test = open_training(settings)
-        model = _model(settings, train)
+        model = _model(settings, train, val, test)
         strategy = _strategy(settings, len(train))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
@@ -133,7 +133,7 @@ def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
     write_text(path, text.getvalue())
 
 
-def _model(settings: FineTuneSettings, train: Dataset) -> MolfunStructureModel:
+def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
     return MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
@@ -142,7 +142,8 @@ def _model(settings: FineTuneSettings, train: Dataset) -> MolfunStructureModel:
         head=settings.head or BACKBONES[settings.backbone].default_head,
         head_config=settings.head_config,
         task=settings.task,
-        task_config=task_config(settings, train),
+        task_config=task_config(settings, *parts),
+        backbone_config=settings.backbone_arguments,
         seed=settings.seed,
         kernels=settings.kernels,
     )

@@ -57,6 +57,9 @@ def fine_tune(
         Text, _flag("Architecture [the backbone's own]; tiny for tests.", MODEL)
     ] = None,
     weights: Annotated[Text, _flag("File of pretrained weights.", MODEL)] = None,
+    long: Annotated[
+        Text, _flag("Sequences above 1,022 residues: full, crop or window [full].", MODEL)
+    ] = None,
     head: Annotated[
         Text, _flag("affinity, linear, mlp, conv ... [affinity; for sequences mlp].", MODEL)
     ] = None,
@@ -187,7 +190,11 @@ def embed(
         int, typer.Option("--shard-size", help="Sequences a file; a stopped run goes on.")
     ] = 10000,
     sequence_column: Annotated[str, typer.Option("--sequence-column")] = "sequence",
+    id_column: Annotated[Text, typer.Option("--id-column", help="Column of ids [none].")] = None,
     max_length: Length = None,
+    long: Annotated[
+        Text, typer.Option("--long", help="Above 1,022 residues: full, crop or window [full].")
+    ] = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     debug: Debug = False,
@@ -198,12 +205,23 @@ def embed(
     with errors_in_one_line(debug=debug):
         from molfun.cli import embed as command
         from molfun.cli.data import open_sequences
+        from molfun.cli.settings import with_long
+        from molfun.errors import ConfigError
         from molfun.models.structure import MolfunStructureModel
 
         set_up_logging(None, debug=debug)
-        data = open_sequences(sequences, sequence_column, max_length)
+        data = open_sequences(sequences, sequence_column, max_length, id_column=id_column)
+        arguments = with_long({}, long)
+        if checkpoint is not None and long is not None:
+            raise ConfigError("--long is for --backbone; a checkpoint keeps its own.")
         model = (
-            MolfunStructureModel(backbone, config=preset, weights=weights, device=device)
+            MolfunStructureModel(
+                backbone,
+                config=preset,
+                weights=weights,
+                device=device,
+                backbone_config=arguments,
+            )
             if checkpoint is None
             else MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
         )
@@ -228,6 +246,9 @@ def pretrain(
     backbone: Annotated[Text, _flag("Backbone [esm2_t6_8M_UR50D].", MODEL)] = None,
     preset: Annotated[Text, _flag("Architecture, as esm2_t2_d64_h4.", MODEL)] = None,
     weights: Annotated[Text, _flag("File of weights to go on from.", MODEL)] = None,
+    long: Annotated[
+        Text, _flag("Sequences above 1,022 residues: full, crop or window [full].", MODEL)
+    ] = None,
     objective: Annotated[Text, _flag("Objective [masked_lm].", TRAINING)] = None,
     lr: Annotated[float | None, _flag("Learning rate [4e-4].", TRAINING)] = None,
     epochs: Annotated[int | None, _flag("Epochs [10, without --max-steps].", TRAINING)] = None,

@@ -10,6 +10,7 @@ from pydantic import Field
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, say, set_up_logging
 from molfun.cli.data import files_of_a_run, loader, open_sequences
+from molfun.cli.settings import with_long
 from molfun.config import Settings, dump_yaml
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
@@ -32,6 +33,8 @@ class PretrainSettings(Settings):
     backbone: str = "esm2_t6_8M_UR50D"
     preset: str | None = None
     weights: str | None = None
+    backbone_config: dict[str, Any] = Field(default_factory=dict)
+    long: Literal["full", "crop", "window"] | None = None
     objective: str = "masked_lm"
     objective_config: dict[str, Any] = Field(default_factory=dict)
 
@@ -70,6 +73,7 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
             weights=settings.weights,
             device=settings.device,
             seed=settings.seed,
+            backbone_config=with_long(settings.backbone_config, settings.long),
         )
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")

@@ -35,6 +35,8 @@ class FineTuneSettings(Settings):
     backbone: str = "openfold"
     preset: str | None = None
     weights: str | None = None
+    backbone_config: dict[str, Any] = Field(default_factory=dict)
+    long: Literal["full", "crop", "window"] | None = None
     head: str | None = None
     head_config: dict[str, Any] = Field(default_factory=dict)
     task: str | None = None
@@ -98,6 +100,11 @@ class FineTuneSettings(Settings):
         return not self.demo and self.pdbs is None and self.features is None
 
     @property
+    def backbone_arguments(self) -> dict[str, Any]:
+        """Further arguments of the backbone."""
+        return with_long(self.backbone_config, self.long)
+
+    @property
     def samples_per_batch(self) -> int:
         """1 structure, since memory grows with the square of its length; 8 sequences."""
         if self.batch_size is not None:
@@ -139,3 +146,8 @@ class FineTuneSettings(Settings):
     def to_yaml(self, **resolved: Any) -> str:
         """All settings as a file that ``--config`` reads; `resolved` replaces what was open."""
         return dump_yaml({**self.model_dump(), **resolved})
+
+
+def with_long(arguments: dict[str, Any], long: str | None) -> dict[str, Any]:
+    """Arguments of a backbone, and what it does with long sequences where that is said."""
+    return dict(arguments) if long is None else {**arguments, "long": long}

@@ -17,6 +17,7 @@ import numpy as np
 
 from molfun.data.words import counted
 from molfun.errors import RunError
+from molfun.sample import MASK
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -35,6 +36,7 @@ MANY_PAIRS = 50_000
 """Alignments that may take a minute; from here on the log recommends mmseqs2."""
 
 _LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+_KNOWN = frozenset(_LETTERS + "BZX")  # those of BLOSUM62
 # Karlin-Altschul parameters of BLOSUM62 with gap costs 11, 1 (Altschul and Gish 1996)
 _LAMBDA, _K = 0.267, 0.041
 
@@ -47,13 +49,25 @@ class Clusters:
     method: str
 
 
+def comparable(sequence: str) -> str:
+    """A sequence as it is compared: upper case, and X for what is no letter of BLOSUM62.
+
+    Examples
+    --------
+    >>> comparable("mk<mask>Uo")
+    'MKXXX'
+    """
+    plain = sequence.replace(MASK, "X").upper()
+    return "".join(letter if letter in _KNOWN else "X" for letter in plain)
+
+
 def cluster_sequences(sequences: Iterable[str], threshold: float) -> Clusters:
     """Join sequences by single linkage at a sequence identity.
 
     Parameters
     ----------
     sequences
-        One-letter sequences; repeats count once.
+        One-letter sequences in either case; repeats count once.
     threshold
         Identical residues as a fraction of the shorter sequence.
 
@@ -67,13 +81,16 @@ def cluster_sequences(sequences: Iterable[str], threshold: float) -> Clusters:
     RunError
         If mmseqs2 is installed and fails.
     """
-    unique = sorted(set(sequences))
+    plain = {sequence: comparable(sequence) for sequence in sequences}
+    unique = sorted(set(plain.values()))
     program = shutil.which("mmseqs")
     if program:
         logger.info("Clustering %d sequences with %s", len(unique), program)
-        return Clusters(of=_cluster_by_mmseqs(unique, threshold, program), method="mmseqs2")
-    logger.info("mmseqs is not on the PATH; clustering %d sequences by alignment", len(unique))
-    return Clusters(of=cluster_by_alignment(unique, threshold), method="k-mers and alignment")
+        found, method = _cluster_by_mmseqs(unique, threshold, program), "mmseqs2"
+    else:
+        logger.info("mmseqs is not on the PATH; clustering %d sequences by alignment", len(unique))
+        found, method = cluster_by_alignment(unique, threshold), "k-mers and alignment"
+    return Clusters(of={raw: found[text] for raw, text in plain.items()}, method=method)
 
 
 def union(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -127,7 +144,7 @@ def cluster_by_alignment(sequences: Sequence[str], threshold: float) -> dict[str
     Parameters
     ----------
     sequences
-        Distinct one-letter sequences.
+        Distinct sequences, as `comparable` gives them.
     threshold
         Identical residues as a fraction of the shorter sequence.
 
@@ -222,16 +239,11 @@ def _are_similar(left: str, right: str, threshold: float) -> bool:
         return False
     if shorter >= MIN_CONTAINED and (left in right or right in left):
         return True
-    # BLOSUM62 knows B, Z, X and not U, O
-    left, right = (text.translate(_KNOWN) for text in (left, right))
     score = _aligner().score(left, right)
     if score < _least_score(len(left), len(right)):
         return False
     alignment = next(iter(_aligner().align(left, right)))
     return alignment.counts().identities >= threshold * shorter
-
-
-_KNOWN = str.maketrans("UOJ", "XXX")
 
 
 def _least_score(n: int, m: int) -> float:

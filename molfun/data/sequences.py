@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import logging
 import math
 import re
@@ -10,6 +11,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +22,7 @@ from molfun.data import tables
 from molfun.data.tables import Cells, Table, filter_rows
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
-from molfun.sample import Sample, SampleBatch, is_missing
+from molfun.sample import MASK, Sample, SampleBatch, is_missing, n_residues
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class SequenceDataset:
         *,
         max_length: int | None = None,
         columns: Mapping[str, Any] | None = None,
-        representations: Sequence[np.ndarray] | None = None,
+        representations: Representations | None = None,
     ) -> None:
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length must be at least 1, got {max_length}.")
@@ -176,6 +178,7 @@ class SequenceDataset:
         *,
         targets: Mapping[str, Any] | None = None,
         max_length: int | None = None,
+        level: Level = "sequence",
     ) -> SequenceDataset:
         r"""Read a FASTA file (also ``.gz``); the id is the first word of a header.
 
@@ -187,6 +190,8 @@ class SequenceDataset:
             Labels by id, where there are any; records without one have none.
         max_length
             Residues kept of each sequence.
+        level
+            As in `from_list`.
 
         Raises
         ------
@@ -220,10 +225,18 @@ class SequenceDataset:
             logger.warning(
                 "%s repeats %s; each is kept once.", path, counted(len(repeated), "record")
             )
+        strangers = sorted(set(targets or {}) - set(records))
+        if strangers:
+            logger.warning(
+                "%s has no record for %s:\n%s",
+                path,
+                counted(len(strangers), "label"),
+                listing(strangers, 5),
+            )
         items = [(s, (targets or {}).get(n)) for n, s in records.items()]
-        dataset = cls.from_list(items, ids=list(records), max_length=max_length)
-        _warn_dna(dataset)
-        return dataset
+        return cls.from_list(
+            items, ids=list(records), max_length=max_length, level=level, path=path
+        )
 
     @classmethod
     def from_list(
@@ -233,6 +246,7 @@ class SequenceDataset:
         ids: Sequence[str] | None = None,
         max_length: int | None = None,
         level: Level = "sequence",
+        path: str | Path = "list",
     ) -> SequenceDataset:
         """Make a data set of sequences, or of (sequence, label) pairs.
 
@@ -248,6 +262,8 @@ class SequenceDataset:
         level
             ``"residue"`` checks that there is a label for each residue of a sequence (before it
             is cut to `max_length`); ``"sequence"`` takes labels as they are.
+        path
+            Where they come from, for messages.
 
         Raises
         ------
@@ -269,13 +285,16 @@ class SequenceDataset:
         if level == "residue":
             _check_lengths(names, pairs)
         table = Table(
-            path=Path("list"),
+            path=Path(path),
             ids=names,
             targets=_as_array([target for _, target in pairs]),
             metadata=pd.DataFrame(index=range(len(pairs))),
             lines=list(range(1, len(pairs) + 1)),
+            word="record" if path != "list" else "",
         )
-        return cls(table, [sequence for sequence, _ in pairs], max_length=max_length)
+        dataset = cls(table, [sequence for sequence, _ in pairs], max_length=max_length)
+        _warn_dna(dataset)
+        return dataset
 
     def __len__(self) -> int:
         return len(self._table)
@@ -292,13 +311,13 @@ class SequenceDataset:
             target=None if is_missing(target) else target,
             metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
             max_length=self.max_length,
+            origin=self._table.origin(index),
         )
 
     def _features(self, index: int) -> dict[str, np.ndarray] | None:
         if self._representations is None:
             return None
-        values = self._representations[index]
-        return {"mean" if values.ndim == 1 else "single": values}
+        return {self._representations.name: self._representations.arrays[index]}
 
     def __repr__(self) -> str:
         return f"SequenceDataset({len(self)} sequences from {self._table.path})"
@@ -321,13 +340,21 @@ class SequenceDataset:
     @property
     def lengths(self) -> np.ndarray:
         """Residues of each sequence that the model sees at most."""
-        lengths = np.array([len(s) for s in self._sequences], dtype=np.int64)
+        lengths = np.array([n_residues(s) for s in self._sequences], dtype=np.int64)
         return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
 
     @property
     def input_settings(self) -> dict[str, Any]:
         """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
-        return {"kind": "sequences", "max_length": self.max_length, **self._columns}
+        settings = {"kind": "sequences", "max_length": self.max_length, **self._columns}
+        if self._representations is not None:
+            settings["representations"] = self._representations.model
+        return settings
+
+    def digests(self) -> list[str]:
+        """Short sha256 of each sequence as the model sees it."""
+        seen = (s.replace(MASK, "?")[: self.max_length].upper() for s in self._sequences)
+        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in seen]
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Sequence of each sample, as the splits take them."""
@@ -348,7 +375,7 @@ class SequenceDataset:
             columns=self._columns,
             representations=None
             if self._representations is None
-            else [self._representations[i] for i in chosen],
+            else self._representations.take(chosen.tolist()),
         )
 
     def with_representations(
@@ -362,13 +389,15 @@ class SequenceDataset:
         Parameters
         ----------
         source
-            ``.npz`` file of ``molfun embed`` (samples are found by their ids), or arrays in the
-            order of the samples: (samples, channels) means, or one (length, channels) each.
+            ``.npz`` file of ``molfun embed``, in shards or not (samples are found by their ids and
+            compared by their sequences), or arrays in the order of the samples: (samples,
+            channels) means, or one (length, channels) each.
 
         Raises
         ------
         DataError
-            If the file cannot be read, samples are missing in it, or the numbers differ.
+            If the file cannot be read, samples are missing in it, it was made from other
+            sequences, or the numbers differ.
 
         Examples
         --------
@@ -376,11 +405,12 @@ class SequenceDataset:
         >>> data.with_representations(np.zeros((2, 320)))[1].features["mean"].shape
         (320,)
         """
-        arrays = (
-            _read_representations(Path(source).expanduser(), self.ids)
+        found = (
+            _read_representations(Path(source).expanduser(), self.ids, self.digests())
             if isinstance(source, str | Path)
-            else [np.asarray(a, dtype=np.float32) for a in source]
+            else _as_representations(source)
         )
+        arrays = found.arrays
         if len(arrays) != len(self):
             raise DataError(f"{len(arrays)} representations for {len(self)} samples.")
         lengths = self.lengths
@@ -396,7 +426,7 @@ class SequenceDataset:
             self._sequences,
             max_length=self.max_length,
             columns=self._columns,
-            representations=arrays,
+            representations=found,
         )
 
     def filter(self, **conditions: Any) -> SequenceDataset:
@@ -421,28 +451,92 @@ class SequenceDataset:
         return self.subset(rows)
 
 
-def _read_representations(path: Path, ids: Sequence[str]) -> list[np.ndarray]:
-    """Arrays of a file of ``molfun embed``, by id."""
-    if not path.is_file():
+@dataclass(frozen=True)
+class Representations:
+    """Outputs of a backbone for the samples of a data set.
+
+    Parameters
+    ----------
+    arrays
+        (channels,) or (length, channels) of each sample.
+    name
+        What they are: ``mean``, ``cls`` or ``single``.
+    model
+        Fingerprint of the backbone they are of, or ``unknown``.
+    """
+
+    arrays: Sequence[np.ndarray]
+    name: str
+    model: str
+
+    def take(self, indices: Sequence[int]) -> Representations:
+        """Those at `indices`."""
+        return replace(self, arrays=[self.arrays[i] for i in indices])
+
+
+def _as_representations(source: Iterable[np.ndarray]) -> Representations:
+    arrays = [np.asarray(a, dtype=np.float32) for a in source]
+    pooled = bool(arrays) and arrays[0].ndim == 1
+    return Representations(arrays, "mean" if pooled else "single", "unknown")
+
+
+def _read_representations(
+    path: Path, ids: Sequence[str], digests: Sequence[str]
+) -> Representations:
+    """Arrays of the files of ``molfun embed``, by id."""
+    files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.npz"))
+    if not files:
         raise DataError(f"No such file: {path}.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [str(n) for n in file["ids"]]
-            values = np.asarray(file["embeddings"], dtype=np.float32)
-            offsets = file["offsets"] if "offsets" in file.files else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is no file of representations ({error}). Write one with molfun embed."
-        ) from error
-    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
-    known = dict(zip(names, parts, strict=True))
+    known: dict[str, tuple[np.ndarray, str | None]] = {}
+    kinds = set()
+    for file in files:
+        parts, names, sequences, kind = _read_npz(file)
+        kinds.add(kind)
+        known.update(zip(names, zip(parts, sequences, strict=True), strict=True))
+    if len(kinds) > 1:
+        raise DataError(f"{path} has shards of different models or poolings. Embed again.")
     missing = [name for name in ids if name not in known]
     if missing:
         raise DataError(
             f"{path} has no representation of {len(missing)} of {len(ids)} samples:\n"
             f"{listing(missing)}"
         )
-    return [known[name] for name in ids]
+    found = [known[name] for name in ids]
+    other = [
+        name
+        for name, (_, theirs), ours in zip(ids, found, digests, strict=True)
+        if theirs is not None and theirs != ours
+    ]
+    if other:
+        raise DataError(
+            f"{path} was made from other sequences: {len(other)} of {len(ids)} samples have the id "
+            f"of another one there, or another max_length:\n{listing(other)}\nEmbed these "
+            f"sequences."
+        )
+    (name, model) = kinds.pop()
+    return Representations([array for array, _ in found], name, model)
+
+
+def _read_npz(
+    path: Path,
+) -> tuple[list[np.ndarray], list[str], list[str | None], tuple[str, str]]:
+    """Arrays, ids, digests of the sequences (None in files of others), and what they are of."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [str(n) for n in file["ids"]]
+            values = np.asarray(file["embeddings"], dtype=np.float32)
+            offsets = file["offsets"] if "offsets" in file.files else None
+            pooling = str(file["pooling"]) if "pooling" in file.files else "mean"
+            model = str(file["model"]) if "model" in file.files else "unknown"
+            digests: list[str | None] = [None] * len(names)
+            if "sequences" in file.files:
+                digests = [str(d) for d in file["sequences"]]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is no file of representations ({error}). Write one with molfun embed."
+        ) from error
+    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
+    return parts, names, digests, ("single" if offsets is not None else pooling, model)
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -555,24 +649,25 @@ class _RowReader:
         self._problems.append(f"{self.cells.where(row)}, column {self._names[what]}: {problem}")
 
     def _masked(self, row: int, values: Sequence[Any], sequence: str) -> list[Any]:
-        mask = self._masks[row]
-        if not mask or len(mask) > len(sequence) or mask.strip("01"):
+        mask, n = self._masks[row], n_residues(sequence)
+        if not mask or len(mask) > n or mask.strip("01"):
             self._note(
                 row,
                 "mask",
-                f"expected {len(sequence)} of 0 and 1, got {len(mask)}: {tables.shown(mask)}",
+                f"expected {n} of 0 and 1, got {len(mask)}: {tables.shown(mask)}",
             )
             return list(values)
-        if len(mask) < len(sequence):
+        if len(mask) < n:
             self._padded += 1
-            mask = mask.rjust(len(sequence), "0")
+            mask = mask.rjust(n, "0")
         return [v if m == "1" else None for v, m in zip(values, mask, strict=True)]
 
 
 def _length_problem(value: Sequence[Any], sequence: str) -> str | None:
-    if len(value) == len(sequence):
+    n = n_residues(sequence)
+    if len(value) == n:
         return None
-    return f"has {len(value)} labels for a sequence of {counted(len(sequence), 'residue')}"
+    return f"has {len(value)} labels for a sequence of {counted(n, 'residue')}"
 
 
 def _parser(labels: Labels, level: Level) -> Parse:
@@ -626,6 +721,7 @@ def _table(cells: Cells, id_column: str | None, targets: list[Any], used: set[st
         targets=_as_array(targets),
         metadata=metadata,
         lines=cells.lines,
+        word=cells.word,
     )
 
 

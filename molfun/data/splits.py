@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from molfun.data.clusters import Clusters, cluster_sequences, union
+from molfun.data.clusters import Clusters, cluster_sequences, comparable, union
 from molfun.data.tables import numeric
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing, nearest
@@ -359,8 +359,8 @@ def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDatase
 
 
 def _identical(dataset: Splittable) -> list[list[Hashable]]:
-    """One key a sample: its chains, in any order."""
-    return [[tuple(sorted(chains))] for chains in dataset.sequences()]
+    """One key a sample: its chains, in any order and either case."""
+    return [[tuple(sorted(map(comparable, chains)))] for chains in dataset.sequences()]
 
 
 def _together(links: Sequence[Sequence[Hashable]]) -> list[list[int]]:

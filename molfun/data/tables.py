@@ -58,6 +58,8 @@ class Table:
         The other columns, numbers where every value that is present is a number.
     lines
         Line of each row in the file (row number for Parquet), for messages.
+    word
+        What to call such a number; empty where there is no file.
     """
 
     path: Path
@@ -65,6 +67,11 @@ class Table:
     targets: Float64[np.ndarray, "rows"]
     metadata: pd.DataFrame
     lines: list[int]
+    word: str = "line"
+
+    def origin(self, index: int) -> str:
+        """Where a row was read, empty where there is no file."""
+        return f"{self.path.name}, {self.word} {self.lines[index]}" if self.word else ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,6 +98,7 @@ class Table:
             targets=self.targets[indices],
             metadata=self.metadata.iloc[indices].reset_index(drop=True),
             lines=[self.lines[i] for i in indices],
+            word=self.word,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.nn.pooling import MeanPool
-from molfun.sample import Sample
+from molfun.sample import Sample, n_residues
 from molfun.trunk import TrunkOutput
 
 Pooling = Literal["mean", "cls"]
@@ -114,6 +114,6 @@ def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:
 
 def _length(sample: Sample) -> int:
     if sample.sequence is not None:
-        n = len(sample.sequence)
+        n = n_residues(sample.sequence)
         return n if sample.max_length is None else min(n, sample.max_length)
     return len(sample.protein) if sample.protein is not None else BATCH_TOKENS

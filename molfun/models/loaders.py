@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
 
-from molfun.errors import ConfigError
-from molfun.sample import Sample, SampleBatch, is_missing
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, listing
+from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
 from molfun.training.runner import as_inputs
 
@@ -66,6 +67,34 @@ def check_labels(task: Task, val: Any) -> None:
     for target in [] if val is None else targets_of(val):
         if not is_missing(target):
             task.numbers(target)
+
+
+def check_sizes(task: Task, *data: Any) -> None:
+    """Refuse labels of residues or pairs that are more or fewer than the residues of a sequence.
+
+    Raises
+    ------
+    DataError
+        Naming the samples.
+    """
+    if task.level == "sequence":
+        return
+    dims = 2 if task.level == "pair" else 1
+    problems = []
+    for sample in samples_of(data):
+        if is_missing(sample.target) or sample.sequence is None:
+            continue
+        n = n_residues(sample.sequence)
+        size = task.numbers(sample.target).shape[:dims] if dims == 2 else (len(sample.target),)
+        if size != (n,) * dims:
+            what = " x ".join(map(str, size))
+            problems.append(f"{sample.id}: {what} labels for {counted(n, 'residue')}")
+    if problems:
+        raise DataError(
+            f"{counted(len(problems), 'sample')} whose labels do not fit the sequence:\n"
+            f"{listing(problems)}\nGive a label for each residue{' pair' * (dims - 1)}, None where "
+            f"there is none."
+        )
 
 
 def label_texts(targets: Sequence[Any]) -> list[str]:

@@ -31,6 +31,7 @@ from molfun.models.bootstrap import intervals
 from molfun.models.loaders import (
     as_loader,
     check_labels,
+    check_sizes,
     data_identity,
     dataset_of,
     digest,
@@ -282,6 +283,7 @@ class MolfunStructureModel(nn.Module):
         _check_arguments(train_loader, seed)
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
+        check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
         task.fit_targets(targets)
         check_labels(task, val_loader)
@@ -400,7 +402,7 @@ class MolfunStructureModel(nn.Module):
         Raises
         ------
         ConfigError
-            If the backbone lacks what the objective needs.
+            If the backbone lacks what the objective needs, or the strategy trains adapters.
         RunError
             If the backbone carries adapters, or a run cannot be resumed or written.
         """
@@ -413,6 +415,11 @@ class MolfunStructureModel(nn.Module):
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         self.check(train_loader, val_loader)
         strategy = strategy or pretraining.DEFAULT
+        if strategy.adds_adapters:
+            raise ConfigError(
+                f"Pre-training writes the backbone's own weights, and {strategy.name!r} trains "
+                f"adapters beside them. Use full or partial."
+            )
         if epochs is None and max_steps is None:
             epochs = 10
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
@@ -542,7 +549,7 @@ class MolfunStructureModel(nn.Module):
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
         if is_many(data):
-            result = self._runner().evaluate(as_loader(data), labels=False)
+            result = self._runner().evaluate(self._to_use(data), labels=False)
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, outputs)
@@ -551,9 +558,25 @@ class MolfunStructureModel(nn.Module):
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
         _, task = self._need_head("predict_and_score")
         runner = self._runner()
-        result = runner.evaluate(as_loader(data))
+        result = runner.evaluate(self._to_use(data))
         prediction = Prediction(ids=result.ids, **task.present(result.predictions))
         return prediction, runner.metrics(result)
+
+    def _to_use(self, data: Any) -> Any:
+        """A loader; says so if it brings other representations than the head was trained on."""
+        loader = as_loader(data)
+        settings = getattr(dataset_of(loader), "input_settings", {})
+        trained = self.data_settings.get("representations")
+        given = settings.get("representations")
+        if given is None and trained is not None:
+            given = self.backbone.state_fingerprint()
+        if given != trained and (trained is not None or given is not None):
+            logger.warning(
+                "The head was trained on %s, and predicts from %s: the numbers may mean nothing.",
+                _representations_of(trained),
+                _representations_of(given),
+            )
+        return loader
 
     @torch.no_grad()
     def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
@@ -646,7 +669,7 @@ class MolfunStructureModel(nn.Module):
         """
         self._need_head("evaluate")
         runner = self._runner()
-        result = runner.evaluate(as_loader(data))
+        result = runner.evaluate(self._to_use(data))
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
@@ -951,6 +974,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."
         )
     return place
+
+
+def _representations_of(model: str | None) -> str:
+    if model is None:
+        return "what this backbone gives"
+    if model == "unknown":
+        return "representations given as arrays"
+    return f"representations of the model {model[:12]}"
 
 
 def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:

@@ -79,9 +79,16 @@ class MaskedLMObjective(Objective):
     def prepare(
         self, features: dict[str, torch.Tensor], generator: torch.Generator | None
     ) -> dict[str, torch.Tensor]:
-        """Add ``selected`` (indices into the tokens) and ``labels`` (their true tokens)."""
+        """Add ``selected`` (indices into the tokens) and ``labels`` (their true tokens).
+
+        Only known amino acids are selected: there is nothing to learn about X or ``<mask>``.
+        """
         places = features["residues"]
+        places = places[torch.isin(features["tokens"][places], self._residues)]
         n = len(places)
+        if n == 0:
+            nothing = places.new_zeros(0)
+            return {**features, "selected": nothing, "labels": nothing}
         draw = torch.rand(n, generator=generator)
         ratio = self._config["mask_ratio"]
         chosen = draw < ratio

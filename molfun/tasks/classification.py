@@ -317,7 +317,7 @@ class MulticlassTask(_Classification):
         }
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Accuracy (Q3 for residues), balanced accuracy, F1, MCC, AUROC and AUPRC.
+        """Accuracy (Q3 for three classes of residues), balanced accuracy, F1, MCC, AUROC and AUPRC.
 
         F1, AUROC and AUPRC are those of the second class where there are two, else the mean over
         the classes that occur. NaN where undefined: without labels, with one class only, or where
@@ -326,7 +326,7 @@ class MulticlassTask(_Classification):
         present = np.isfinite(targets)
         probs, truth = predictions[present], targets[present].astype(int)
         result = _class_scores(probs, truth)
-        if self.level == "residue":
+        if self.level == "residue" and self._n == 3:
             result["q3"] = result["accuracy"]
         return result
 
@@ -563,7 +563,8 @@ def _class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "accuracy": float((hard == truth).mean()),
         "balanced_accuracy": float(np.mean(recalls)) if several else math.nan,
         "f1": float(f1) if several else math.nan,
-        "mcc": float(mcc) if several else math.nan,
+        # 0 / 0 where all predictions are alike
+        "mcc": float(mcc) if several and len(np.unique(hard)) > 1 else math.nan,
         **{
             name: _mean(float(score(truth == c, probs[:, c])) for c in chosen)
             if several

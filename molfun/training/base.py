@@ -82,6 +82,8 @@ class FinetuneStrategy(ABC):
     """
 
     name: ClassVar[str]
+    adds_adapters: ClassVar[bool] = False
+    """Whether it trains weights that are not the backbone's own."""
 
     scheduler: Scheduler = "cosine"
     warmup_steps: int = 0

@@ -51,6 +51,7 @@ class LoRAFinetune(FinetuneStrategy):
     """
 
     name: ClassVar[str] = "lora"
+    adds_adapters: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None

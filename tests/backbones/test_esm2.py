@@ -319,3 +319,38 @@ def test_inference_mode_leaves_nothing_behind() -> None:
     with torch.inference_mode():
         run(backbone, ["MKV"])
     run(backbone, ["MKV"]).single.sum().backward()
+
+
+# --- tokens of others ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_padded_tokens_with_and_without_begin_and_end(kernel: str) -> None:
+    backbone = make("esm2_tiny")
+    model = stock(backbone)
+    texts = ["MKTAYIAK", "GGSG", "MK"]
+    plain = [backbone.featurize(Sample(id="s", sequence=t))["tokens"][1:-1] for t in texts]
+    for begin, end in ((0, 2), (None, 2), (0, None), (None, None)):
+        rows = [
+            torch.tensor([*([begin] * (begin is not None)), *t.tolist(), *([end] * bool(end))])
+            for t in plain
+        ]
+        longest = max(map(len, rows))
+        for left in (False, True):
+            padded = torch.full((len(rows), longest), 1)
+            for row, tokens in zip(padded, rows, strict=True):
+                place = slice(longest - len(tokens), None) if left else slice(len(tokens))
+                row[place] = tokens
+            found = backbone({"tokens": padded})
+            assert found.mask.sum(1).tolist() == [8, 4, 2]
+            for i, tokens in enumerate(rows):
+                alone = model(tokens[None], repr_layers=[2])["representations"][2][0]
+                residues = alone[(tokens != 0) & (tokens != 2)]
+                single = found.single[i, : len(residues)]
+                assert float((single - residues).abs().max()) <= TOLERANCE
+    with pytest.raises(DataError, match="'cls' needs tokens that begin with <cls>"):
+        backbone({"tokens": torch.tensor([[5, 6, 2]])}, outputs=("cls",))
+    with pytest.raises(DataError, match="one piece between its tokens for beginning and end"):
+        backbone({"tokens": torch.tensor([[5, 6, 2]])}, outputs=("pair",))
+    with pytest.raises(DataError, match="no residue in row 1"):
+        backbone({"tokens": torch.tensor([[0, 5, 2], [0, 2, 1]])})

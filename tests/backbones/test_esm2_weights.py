@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from molfun import MolfunStructureModel
 from molfun.backbones.esm2 import ESM2Backbone
-from molfun.errors import CheckpointError, UnsafeFileError
+from molfun.errors import CheckpointError, ConfigError, UnsafeFileError
+from molfun.nn import kernels
 from molfun.sample import Sample
 
 CONFIG = "esm2_tiny"
@@ -335,3 +336,51 @@ def test_contacts_are_those_of_fair_esm(source: ESM2Backbone, tmp_path: Path) ->
             row = expected[samples.index(sample), :n, :n]
             # fair-esm corrects with sums over padding, which are zero but for its own end token
             assert torch.allclose(torch.from_numpy(contacts).float(), row, rtol=0, atol=1e-5)
+
+
+# --- the same numbers as transformers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["esm2_tiny", "esm2_t6_8M_UR50D", "esm2_t12_35M_UR50D"])
+@pytest.mark.parametrize("kernel", ["torch", "onednn"])
+def test_outputs_and_gradients_are_those_of_transformers(size: str, kernel: str) -> None:
+    ours = ESM2Backbone(size, seed=1).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    theirs = hugging_face(ours)
+    texts = ["MKTAYIAKQRQISFVKSH", "M", "ACDEFGHIKLMNPQRSTVWYXBUZO" * 3, "GG<mask><mask>AV"]
+    converter = ours.model.alphabet.get_batch_converter()
+    tokens = converter([(str(i), t) for i, t in enumerate(texts)])[2]
+    inside = (tokens != 0) & (tokens != 1) & (tokens != 2)
+    expected = theirs.esm(input_ids=tokens, attention_mask=(tokens != 1).long()).last_hidden_state[
+        inside
+    ]
+    samples = [Sample(id=str(i), sequence=t) for i, t in enumerate(texts)]
+    try:
+        kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]
+        output = ours(ours.collate([ours.featurize(s) for s in samples]))
+        found = output.single[output.mask.bool()]
+        weights = torch.randn(found.shape, generator=generator)
+        (found * weights).sum().backward()
+    except ConfigError as refused:
+        pytest.skip(str(refused))
+    finally:
+        kernels.set_matrix_kernel("auto")
+    (expected * weights).sum().backward()
+    assert float((found - expected).detach().abs().max()) <= 1e-5
+    last = ours.config.num_layers - 1
+    layers = theirs.esm.encoder.layer
+    pairs = [
+        (ours.model.embed_tokens.weight, theirs.esm.embeddings.word_embeddings.weight),
+        (ours.model.layers[0].self_attn.q_proj.weight, layers[0].attention.self.query.weight),
+        (ours.model.layers[last].fc1.weight, layers[last].intermediate.dense.weight),
+        (ours.model.emb_layer_norm_after.bias, theirs.esm.encoder.emb_layer_norm_after.bias),
+    ]
+    for mine, other in pairs:
+        assert mine.grad is not None
+        # embeddings of tokens that do not occur have no gradient here and a zero one there
+        difference = float((mine.grad - other.grad).norm() / other.grad.norm())
+        assert difference < 2e-5

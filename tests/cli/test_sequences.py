@@ -465,10 +465,16 @@ def one_line(result: Result, message: str) -> None:
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        ("MK1V", "p3: '1' at position 3 is no amino acid: digit one"),
-        ("MKVJ", "p3: 'J' at position 4 is no amino acid: it stands for leucine or isoleucine"),
-        ("MK*", "p3: '*' at position 3 is no amino acid: a stop codon"),
-        ("MK V-", "p3: ' ' at position 3 is no amino acid (and 1 more): a space"),
+        ("MK1V", "p3 (data.csv, line 5): '1' at position 3 is no amino acid: digit one"),
+        (
+            "MKVJ",
+            "p3 (data.csv, line 5): 'J' at position 4 is no amino acid: it stands for leucine",
+        ),
+        ("MK*", "p3 (data.csv, line 5): '*' at position 3 is no amino acid: a stop codon"),
+        (
+            "MK V-",
+            "p3 (data.csv, line 5): ' ' at position 3 is no amino acid (and 1 more): a space",
+        ),
     ],
 )
 def test_a_bad_letter_is_named_before_training(
@@ -556,22 +562,17 @@ def test_all_flags_of_other_tasks_are_named_at_once(
     assert "mask_column='mask' is for labels of residues (--level residue)" in result.stderr
 
 
-def test_a_class_that_only_validation_has_is_named(
-    fit: Command, table: Callable[..., object]
+@pytest.mark.parametrize("row", [14, 18], ids=["validation", "test"])
+def test_a_class_that_training_lacks_is_said_and_stops_nothing(
+    molfun: Command, fit: Command, table: Callable[..., object], folder: Path, row: int
 ) -> None:
-    table([*CLASSES[:14], "turn", *CLASSES[15:]])
-    result = fit("--task", "multiclass")
-    one_line(result, "unknown class")
-    assert "known: coil, helix, sheet:\n  'turn'" in result.stderr
-
-
-def test_a_class_that_only_validation_has_is_found_before_training(
-    fit: Command, table: Callable[..., object]
-) -> None:
-    table([*CLASSES[:14], "turn", *CLASSES[15:]])
-    result = fit("--task", "multiclass")
-    assert result.exit_code == 1
-    assert "Training for" not in result.stdout
+    table([*CLASSES[:row], "turn", *CLASSES[row + 1 :]])
+    result = fit("--task", "multiclass", "--class-weight", "balanced")
+    assert result.exit_code == 0, result.output
+    said = "No training sample has the class 'turn'; the model learns nothing about it."
+    assert said in result.stderr
+    assert "prob_turn" in rows_of(folder / "run/predictions_test.csv")[0]
+    assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
 
 
 def test_what_evaluation_needs(
@@ -592,7 +593,7 @@ def test_what_evaluation_needs(
         ("evaluate", "other.csv", "known: coil, helix, sheet:\n  'turn'"),
         ("evaluate", "absent.csv", "absent.csv does not exist"),
         ("predict", "absent.fasta", "No such file: absent.fasta."),
-        ("predict", "bad.csv", "r: '?' at position 3 is no amino acid"),
+        ("predict", "bad.csv", "r (bad.csv, line 3): '?' at position 3 is no amino acid"),
     ):
         one_line(molfun(command, "run/checkpoint", "--data", data), message)
     assert not (folder / "predictions.csv").exists()

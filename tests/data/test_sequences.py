@@ -802,3 +802,13 @@ def test_fasta_shards(real_data, caplog):
     data = SequenceDataset.from_fasta(real(real_data, "sequences", "valid_1000.fasta.gz"))
     assert len(data) == len(set(data.ids)) == 1000
     assert not caplog.messages
+
+
+def test_masked_residues_count_once():
+    data = SequenceDataset.from_list([("MK<mask>", "HHE")], level="residue")
+    assert data.lengths.tolist() == [3]
+
+
+def test_nucleotides_are_suspected_in_lists_too(caplog):
+    SequenceDataset.from_list(["ACGT" * 20])
+    assert "list: nearly all letters are A, C, G, T, U or N." in caplog.text

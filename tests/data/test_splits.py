@@ -426,3 +426,29 @@ def test_real_complexes_respect_the_published_clusters(real_data, no_mmseqs):
     assert_partition(dataset, parts)
     assert_no_shared_sequences(parts)
     assert all(len(part) > 0 for part in parts)
+
+
+def test_case_and_masked_residues_hide_nothing(no_mmseqs):
+    from molfun.data.sequences import SequenceDataset
+
+    members = families(6, 6, 0.95)
+    texts = [text for family in members for text in family]
+    upper = SequenceDataset.from_list(texts)
+    expected = [part.ids for part in DataSplitter.by_identity(upper, threshold=0.4)]
+    for change in (str.lower, lambda s: s[:60].lower() + s[60:]):
+        other = SequenceDataset.from_list([change(s) for s in texts])
+        found = [part.ids for part in DataSplitter.by_identity(other, threshold=0.4)]
+        assert found == expected
+    mixed = SequenceDataset.from_list([s.lower() if i % 2 else s for i, s in enumerate(texts)])
+    parts = DataSplitter.by_identity(mixed, threshold=0.4)
+    family = {text: i for i, family in enumerate(members) for text in family}
+    kept = [{family[s.upper()] for (s,) in part.sequences()} for part in parts]
+    assert not kept[0] & kept[1]
+    assert not kept[0] & kept[2]
+    assert not kept[1] & kept[2]
+    twice = SequenceDataset.from_list([s for text in texts[:10] for s in (text, text.lower())])
+    for part in DataSplitter.random(twice, val_frac=0.2, test_frac=0.2):
+        assert all(sum(s.upper() == t.upper() for (t,) in part.sequences()) == 2
+                   for (s,) in part.sequences())  # fmt: skip
+    short = SequenceDataset.from_list(["MK<mask>VLAAGG", "mkkvlaagg", "PPPPPPPPPP", "wwwwwww"])
+    assert sum(map(len, DataSplitter.by_identity(short, val_frac=0.25, test_frac=0.25))) == 4

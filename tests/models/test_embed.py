@@ -124,7 +124,43 @@ def test_h5(model: MolfunStructureModel, run: Any, fasta: Path, tmp_path: Path) 
     h5py = pytest.importorskip("h5py")
     run("--sequences", fasta, "--pooling", "none", "--output", tmp_path / "e.h5")
     with h5py.File(tmp_path / "e.h5") as file:
+        assert list(file) == [f"p{i}" for i in range(6)]
         assert np.allclose(file["p2"][()], model.embed(SEQUENCES)[2], rtol=0, atol=1e-6)
+
+
+def test_ids_that_an_h5_file_cannot_tell_apart(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    (tmp_path / "x.csv").write_text("name,sequence\na/b,MK\na|b,GG\n")
+    result = run("--sequences", tmp_path / "x.csv", "--id-column", "name",
+                 "--output", tmp_path / "e.h5")  # fmt: skip
+    assert result.exit_code == 1
+    assert "In an .h5 file a|b would stand for two ids" in result.stderr
+    path = tmp_path / "e.parquet"
+    run("--sequences", tmp_path / "x.csv", "--id-column", "name", "--output", path)
+    assert pd.read_parquet(path)["id"].tolist() == ["a/b", "a|b"]
+
+
+def test_parquet_holds_single_precision(run: Any, fasta: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    for pooling, kind in (("mean", "fixed_size_list"), ("none", "list<")):
+        path = tmp_path / f"{pooling}.parquet"
+        assert run("--sequences", fasta, "--pooling", pooling, "--output", path).exit_code == 0
+        text = str(pyarrow.parquet.read_schema(path).field("embedding").type)
+        assert text.startswith(kind)
+        assert "float>" in text
+
+
+def test_long_sequences_are_cropped_or_windowed(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "long.fasta").write_text(">a\n" + "MKVLAAGG" * 150 + "\n")
+    rows = {}
+    for policy in ("full", "crop", "window"):
+        path = tmp_path / f"{policy}.npz"
+        result = run("--sequences", tmp_path / "long.fasta", "--pooling", "none", "--long", policy,
+                     "--output", path)  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        rows[policy] = len(np.load(path)["embeddings"])
+    assert rows == {"full": 1200, "crop": 1022, "window": 1200}
 
 
 def test_shards_go_on_where_they_stopped(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -96,3 +97,20 @@ def test_adapters_on_random_weights_get_gradients() -> None:
     moved = [bool(torch.any(p != 0)) for p in ups]
     # attention over MSA columns and in the last block's pair stack does not reach `single`
     assert sum(moved) >= len(moved) // 2
+
+
+@pytest.mark.parametrize(
+    ("head", "items", "message"),
+    [
+        ("conv", [("MKVLA", "CHHE"), ("GGSG", "CCEEC")], "seq_1: 4 labels for 5 residues"),
+        ("contact", [("MKVLA", np.zeros((7, 7)))], "seq_1: 7 x 7 labels for 5 residues"),
+    ],
+)
+def test_labels_of_another_size_are_refused(head, items, message):
+    from molfun import SequenceDataset
+
+    settings = {"task_config": {"classes": ["C", "E", "H"]}} if head == "conv" else {}
+    model = MolfunStructureModel("esm2_tiny", head=head, device="cpu", **settings)
+    with pytest.raises(DataError, match="labels do not fit the sequence") as caught:
+        model.fit(SequenceDataset.from_list(items), strategy="head_only", epochs=1)
+    assert message in str(caught.value)

@@ -115,3 +115,39 @@ def test_refusals(tmp_path: Path) -> None:
     model().pretrain(DATA, epochs=1, output_dir=tmp_path)
     with pytest.raises(RunError, match=r"already holds a run \(resume, history.csv, weights.saf"):
         model().pretrain(DATA, epochs=1, output_dir=tmp_path)
+
+
+def test_nothing_is_learned_about_unknown_residues() -> None:
+    from molfun.sample import Sample
+
+    backbone, objective = ESM2Backbone("esm2_tiny"), MaskedLMObjective(mask_ratio=0.5)
+    objective.check(backbone)
+    features = backbone.featurize(Sample(id="s", sequence="XBUZO<mask>MK" * 30))
+    labels = objective.prepare(features, torch.Generator().manual_seed(0))["labels"]
+    assert set(labels.tolist()) == set(backbone.featurize(Sample(id="s", sequence="MK"))["tokens"]
+                                       .tolist()[1:-1])  # fmt: skip
+    empty = objective.prepare(backbone.featurize(Sample(id="s", sequence="XX<mask>")), None)
+    assert len(empty["selected"]) == len(empty["labels"]) == 0
+
+
+def test_sequences_of_unknown_residues_change_nothing() -> None:
+    with_unknown = SequenceDataset.from_list(["MKVLA", "XXXX", "ACDEF"])
+    history = model().pretrain(with_unknown, with_unknown, epochs=1)
+    assert math.isfinite(history[0]["train_loss"])
+    assert math.isfinite(history[0]["val/perplexity"])
+
+
+def test_adapters_are_refused_as_they_would_not_be_saved(tmp_path: Path) -> None:
+    start = model()
+    with pytest.raises(ConfigError, match=r"'lora' trains adapters beside them\. Use full or"):
+        start.pretrain(DATA, strategy=LoRAFinetune(), epochs=1, output_dir=tmp_path)
+    assert not any("lora" in name for name, _ in start.named_parameters())
+
+
+def test_a_random_contact_regression_is_not_passed_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model().pretrain(DATA, epochs=1, output_dir=tmp_path)
+    loaded = ESM2Backbone("esm2_tiny", weights=tmp_path / "weights.safetensors")
+    assert loaded.pretrained_head("contact") is None
+    assert "has no weights for contact_head" in caplog.text

@@ -902,3 +902,18 @@ def test_splitting_and_joining_leaves_out_the_padding(task, shape, expected):
 )
 def test_joining_nothing_gives_no_labels(task, shape):
     assert task.join([]).shape == shape
+
+
+def test_mcc_is_undefined_where_all_predictions_are_alike():
+    task = MulticlassTask(classes="ab")
+    metrics = task.metrics(np.array([[0.9, 0.1]] * 4), np.array([0.0, 1, 0, 1]))
+    assert np.isnan(metrics["mcc"])
+    assert metrics["accuracy"] == 0.5
+
+
+def test_q3_is_for_three_classes():
+    probs = np.eye(8)[[0, 1, 2, 3]]
+    names = {n: set(MulticlassTask(n_classes=n, level="residue").metrics(probs[:, :n],
+             np.array([0.0, 1, 2, 2]))) for n in (3, 8)}  # fmt: skip
+    assert "q3" in names[3]
+    assert "q3" not in names[8]

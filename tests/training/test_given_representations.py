@@ -82,3 +82,56 @@ def test_refusals(data: SequenceDataset, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", ids=np.array(["seq_1"]), embeddings=np.zeros((1, 32)))
     with pytest.raises(DataError, match=r"has no representation of 3 of 4 samples:\n  seq_2"):
         data.with_representations(tmp_path / "other.npz")
+
+
+def embedded(start: MolfunStructureModel, data: SequenceDataset, path: Path, **how: Any) -> Path:
+    from molfun.cli import embed as command
+
+    options: dict[str, Any] = {"pooling": "mean", "layer": -1, "shard_size": 10, "overwrite": False}
+    command.run(start, data, str(path), **{**options, **how})
+    return path
+
+
+def test_a_file_of_other_sequences_is_refused(data: SequenceDataset, tmp_path: Path) -> None:
+    """Ids are numbered where a table has none, so those of another table fit."""
+    path = embedded(model(), data, tmp_path / "e.npz")
+    other = SequenceDataset.from_list([("WWWWWWW", 1.0), *ITEMS[1:]])
+    with pytest.raises(DataError, match=r"was made from other sequences: 1 of 4 .*\n  seq_1\n"):
+        other.with_representations(path)
+    lower = SequenceDataset.from_list([(s.lower(), y) for s, y in ITEMS])
+    assert len(lower.with_representations(path)) == 4
+
+
+def test_shards_are_read_as_one_file(data: SequenceDataset, tmp_path: Path) -> None:
+    path = embedded(model(), data, tmp_path / "e.npz", shard_size=3)
+    assert not path.exists()
+    found = data.with_representations(path)
+    for i, expected in enumerate(model().embed(data, pooling="mean")):
+        assert np.array_equal((found[i].features or {})["mean"], expected)
+
+
+def test_vectors_of_cls_are_not_taken_for_means(data: SequenceDataset, tmp_path: Path) -> None:
+    given = data.with_representations(embedded(model(), data, tmp_path / "e.npz", pooling="cls"))
+    assert set(given[0].features or {}) == {"cls"}
+    with pytest.raises(DataError, match="comes with the representation cls, but the head reads"):
+        model().fit(given, strategy="head_only", epochs=1)
+    model(head_config={"pooling": "cls"}).fit(given, strategy="head_only", epochs=1)
+
+
+def test_a_head_says_when_its_representations_come_from_elsewhere(
+    data: SequenceDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, other = model(), model(seed=5)
+    given = data.with_representations(embedded(other, data, tmp_path / "e.npz"))
+    mine.fit(given, strategy="head_only", epochs=1)
+    caplog.clear()
+    mine.predict(given)
+    assert not caplog.messages
+    mine.predict(data)
+    (message,) = caplog.messages
+    assert message.startswith("The head was trained on representations of the model ")
+    assert message.endswith("the numbers may mean nothing.")
+    caplog.clear()
+    other.fit(given, strategy="head_only", epochs=1)
+    other.predict(data)
+    assert not caplog.messages

@@ -135,7 +135,7 @@ class ESM2Backbone(Backbone):
         }
 
     def _encode(self, sample: Sample) -> np.ndarray:
-        residues = tokens.encode(_sequence_of(sample), name=sample.id)
+        residues = tokens.encode(_sequence_of(sample), name=sample.shown)
         if sample.max_length is not None:
             residues = residues[: sample.max_length]
         if len(residues) > self.context and self.long == "crop":
@@ -168,7 +168,7 @@ class ESM2Backbone(Backbone):
         DataError
             Naming the sample and the letter.
         """
-        tokens.encode(_sequence_of(sample), name=sample.id)
+        tokens.encode(_sequence_of(sample), name=sample.shown)
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Put the tokens of all samples into one dimension; nothing is padded."""
@@ -179,6 +179,13 @@ class ESM2Backbone(Backbone):
         if name != "contact" or not self._has_contacts:
             return None
         return dict(self.model.contact_head.state_dict())
+
+    def published_state_dict(self) -> dict[str, torch.Tensor]:
+        """All but a contact regression that is random still."""
+        tensors = self.base_state_dict()
+        if self._has_contacts:
+            return tensors
+        return {n: t for n, t in tensors.items() if not n.startswith("model.contact_head.")}
 
     def featurize_key(self) -> str:
         """Settings that decide tokens."""
@@ -194,8 +201,8 @@ class ESM2Backbone(Backbone):
         Parameters
         ----------
         batch
-            As `collate` gives it, or ``{"tokens": (batch, length)}`` padded, with the tokens for
-            beginning and end, as fair-esm's batch converter gives them.
+            As `collate` gives it, or ``{"tokens": (batch, length)}`` padded, with or without the
+            tokens for beginning and end, as fair-esm's batch converter gives them.
         outputs
             Names among ``single``, ``mean``, ``cls`` and ``pair`` (attention of all layers and
             heads, for contacts).
@@ -298,9 +305,16 @@ class ESM2Backbone(Backbone):
         if "mean" in outputs:
             found["mean"] = torch.stack([part.mean(0) for part in residues.split(lengths)])
         if "cls" in outputs:
+            if "begins" not in batch:
+                raise DataError("'cls' needs tokens that begin with <cls>; these have none.")
             begins = x[batch["begins"]].split(n_windows)
             found["cls"] = torch.stack([part.mean(0) for part in begins])
         if maps is not None:
+            if any(n + 2 != w for n, w in zip(lengths, batch["windows"].tolist(), strict=False)):
+                raise DataError(
+                    "Contacts need each sequence in one piece between its tokens for beginning and "
+                    "end: use long='full' or long='crop' instead of long='window'."
+                )
             found["pair"] = _pair(maps, n_windows, max(lengths))
         return TrunkOutput.from_tensors(found)
 
@@ -368,28 +382,39 @@ def _join(features: Sequence[Features]) -> Features:
 
 
 def unpad(padded: torch.Tensor, padding: int) -> Features:
-    """Packed features of tokens (batch, length) that are padded at the end."""
-    lengths = (padded != padding).sum(1)
-    kept = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    """Packed features of tokens (batch, length), padded at either end.
+
+    Tokens for beginning and end may be there or not; ``cls`` needs them.
+
+    Raises
+    ------
+    DataError
+        If a row holds no residue.
+    """
+    kept = padded != padding
+    lengths = kept.sum(1)
+    packed_tokens = padded[kept]
+    special = torch.tensor([tokens.special("<cls>"), tokens.special("<eos>")]).to(padded)
+    is_residue = ~torch.isin(packed_tokens, special)
+    sequence = torch.repeat_interleave(torch.arange(len(padded), device=padded.device), lengths)
+    n_residues = torch.bincount(sequence[is_residue], minlength=len(padded))
+    empty = (n_residues == 0).nonzero().flatten().tolist()
+    if empty:
+        raise DataError(f"The token batch has no residue in row {empty[0]}.")
     begins = lengths.cumsum(0) - lengths
-    spans = zip(begins.tolist(), lengths.tolist(), strict=True)
-    residues = torch.cat([torch.arange(b + 1, b + n - 1) for b, n in spans])
-    return {
-        "tokens": padded[kept],
+    features = {
+        "tokens": packed_tokens,
         "windows": lengths,
-        "residues": residues.to(padded.device),
-        "begins": begins,
-        "shape": torch.stack([lengths - 2, torch.ones_like(lengths)], dim=1),
+        "residues": is_residue.nonzero().flatten(),
+        "shape": torch.stack([n_residues, torch.ones_like(lengths)], dim=1),
     }
+    if bool((packed_tokens[begins] == special[0]).all()):
+        features["begins"] = begins
+    return features
 
 
 def _pair(maps: list[list[torch.Tensor]], n_windows: Sequence[int], length: int) -> torch.Tensor:
     """Attention between residues: (batch, length, length, layers * heads)."""
-    if any(n > 1 for n in n_windows):
-        raise DataError(
-            "Contacts need each sequence in one piece: use long='full' or long='crop' instead of "
-            "long='window'."
-        )
     rows = []
     for sequence in range(len(n_windows)):
         attention = torch.cat([layer[sequence] for layer in maps])[:, 1:-1, 1:-1]
