@@ -104,14 +104,22 @@ def label_texts(targets: Sequence[Any]) -> list[str]:
 
 
 def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
-    """Samples of data sets, of loaders over them, and of lists of batches."""
+    """Samples of data sets, of parts of them, of loaders over these, and of lists of batches.
+
+    A data set whose first item is no sample is not read any further.
+    """
     for part in data:
-        dataset = getattr(part, "dataset", part)
-        if isinstance(dataset, Sequence) or hasattr(dataset, "ids"):
-            items = (dataset[i] for i in range(len(dataset)))
-            for item in items:
-                group = item if isinstance(item, SampleBatch | list | tuple) else [item]
-                yield from (sample for sample in group if isinstance(sample, Sample))
+        # a loader is asked for its data set; torch's Subset, which has one too, for its items
+        dataset: Any = part.dataset if isinstance(part, DataLoader) else part
+        if isinstance(dataset, Mapping) or not hasattr(dataset, "__getitem__"):
+            continue
+        for i in range(len(dataset)):
+            item = dataset[i]
+            group = item if isinstance(item, SampleBatch | list | tuple) else [item]
+            found = [sample for sample in group if isinstance(sample, Sample)]
+            if i == 0 and not found:
+                break
+            yield from found
 
 
 def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:

@@ -526,7 +526,7 @@ def test_the_average_is_that_of_the_trained_weights(
         HeadOnlyFinetune(lr=1e-3, scheduler="constant", ema_decay=0.9),
         LoRAFinetune(rank=2, lr_lora=1e-4, scheduler="constant", ema_decay=0.9),
         PartialFinetune(unfreeze_last_n=1, lr_trunk=1e-4, scheduler="constant"),
-        FullFinetune(lr=1e-4, scheduler="constant", ema_decay=0.9),
+        FullFinetune(lr=3e-4, scheduler="constant", ema_decay=0.9),
     ],
     ids=lambda s: s.name,
 )

@@ -135,3 +135,22 @@ def test_a_head_says_when_its_representations_come_from_elsewhere(
     other.fit(given, strategy="head_only", epochs=1)
     other.predict(data)
     assert not caplog.messages
+
+
+def test_a_part_of_a_data_set_by_torch_is_as_good_as_one_of_ours(data: SequenceDataset) -> None:
+    """Heads learn the scale of their inputs, and bad samples are found, in ``Subset`` too."""
+    from torch.utils.data import DataLoader, Subset
+
+    rows = [3, 0, 2]
+    ours, torchs = model(), model()
+    ours.fit(DataLoader(data.subset(rows), 2, collate_fn=data.collate_fn), strategy="head_only",
+             epochs=2)  # fmt: skip
+    torchs.fit(DataLoader(Subset(data, rows), 2, collate_fn=data.collate_fn), strategy="head_only",
+               epochs=2)  # fmt: skip
+    for name, tensor in ours.head.state_dict().items():  # type: ignore[union-attr]
+        assert torch.equal(tensor, torchs.head.state_dict()[name]), name  # type: ignore[union-attr]
+    assert bool(torchs.head.inputs_fitted)  # type: ignore[union-attr]
+    bad = SequenceDataset.from_list([("MKV", 1.0), ("M*", 2.0), ("GG", 3.0)])
+    with pytest.raises(DataError, match=r"1 samples cannot be used .*\n  seq_2: '\*' at position"):
+        model().fit(DataLoader(Subset(bad, [0, 1]), 2, collate_fn=bad.collate_fn),
+                    strategy="head_only", epochs=1)  # fmt: skip

@@ -43,6 +43,8 @@ SHALLOW = 16
 """MSA rows up to which the reassociated outer product is faster, as measured."""
 ROWS = 4096
 """Rows of a transition computed at a time where no graph is kept."""
+PAIRS = 2048
+"""Residue pairs projected at a time where no graph is kept, so that they stay in the cache."""
 TOKENS = 2**16
 """Tokens of all rows that attend at a time where no graph is kept."""
 CHANNELS = 32
@@ -371,14 +373,30 @@ class _TriangleMultiplication(_Fast):
         n = round(len(z) ** 0.5)
         weight = torch.cat([p.weight[channels] for p in parts])
         bias = torch.cat([p.bias[channels] for p in parts])
-        # first halves are values, second halves gates
-        ab = functional.glu(kernels.channel_first_linear(z, weight, bias), dim=0)
+        if torch.is_grad_enabled():
+            ab = _gated(z, weight, bias)
+        else:
+            ab = z.new_empty(len(weight) // 2, len(z))
+            for i in range(0, len(z), PAIRS):
+                ab[:, i : i + PAIRS] = _gated(z[i : i + PAIRS], weight, bias)
         if mask is not None:
-            ab = ab * mask.reshape(1, -1)
+            ab = (
+                ab * mask.reshape(1, -1)
+                if torch.is_grad_enabled()
+                else ab.mul_(mask.reshape(1, -1))
+            )
         a, b = ab.view(2, -1, n, n)
         if self._outgoing:
             return torch.bmm(a, b.transpose(1, 2))
         return torch.bmm(a.transpose(1, 2), b)
+
+
+def _gated(z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Values times the sigmoid of their gates, channels first: (channels, pairs).
+
+    The first half of `weight` gives the values, the second the gates.
+    """
+    return functional.glu(kernels.channel_first_linear(z, weight, bias), dim=0)
 
 
 # --- outer product -------------------------------------------------------------------------------
