@@ -20,7 +20,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 2**20
 """Attention weights formed at a time, small enough for the processor's cache."""
 
 
@@ -110,23 +110,24 @@ class _Attention(torch.autograd.Function):
         step = _rows_at_a_time(q, k)
         for i in range(0, q.shape[0], step):
             some = slice(i, i + step)
-            scaled = q[some] * scale
-            logits = torch.matmul(scaled, k[some].transpose(-1, -2))
+            rows = q[some].shape[:2]
+            scaled, keys, values, given = (t[some].flatten(0, 1) for t in (q, k, v, grad))
+            scaled = scaled * scale
+            weights = torch.bmm(scaled, keys.transpose(1, 2)).unflatten(0, rows)
             if bias is not None:
-                logits += bias
+                weights += bias
             if mask is not None:
-                logits += mask[some, None, None, :]
-            weights = torch.softmax(logits, dim=-1)
-            del logits
-            grads[2][some] = weights.transpose(-1, -2) @ grad[some]
-            grad_weights = torch.matmul(grad[some], v[some].transpose(-1, -2))
+                weights += mask[some, None, None, :]
+            weights = torch.softmax(weights, dim=-1).flatten(0, 1)
+            grads[2][some] = torch.bmm(weights.transpose(1, 2), given).unflatten(0, rows)
+            grad_weights = torch.bmm(given, values.transpose(1, 2))
             grad_logits = torch.ops.aten._softmax_backward_data(
                 grad_weights, weights, -1, weights.dtype
             )
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grads[0][some] = (grad_logits @ k[some]).mul_(scale)
-            grads[1][some] = grad_logits.transpose(-1, -2) @ scaled
+                grad_bias += grad_logits.unflatten(0, rows).sum(0)
+            grads[0][some] = torch.bmm(grad_logits, keys).mul_(scale).unflatten(0, rows)
+            grads[1][some] = torch.bmm(grad_logits.transpose(1, 2), scaled).unflatten(0, rows)
         return (*grads, grad_bias, None)
 
 

@@ -165,6 +165,16 @@ def _all_ones(mask: torch.Tensor | None) -> bool:
     return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
 
 
+def _unbind(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Tensors along the first dimension; of one alone without a copy in the backward pass."""
+    return [tensor.squeeze(0)] if tensor.shape[0] == 1 else tensor.unbind(0)
+
+
+def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`_unbind` undone."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
 # --- layers --------------------------------------------------------------------------------------
 
 
@@ -253,15 +263,10 @@ class _Attention(_Fast):
         if pair is not None:
             pair = pair.expand(*lead, 1, *pair.shape[-3:])
             pair = pair.reshape(q.shape[0], *pair.shape[-3:]).contiguous()
-        outputs = [
-            attention(
-                q[i], k[i], v[i],
-                None if pair is None else pair[i],
-                None if mask is None else mask[i],
-            )
-            for i in range(q.shape[0])
-        ]  # fmt: skip
-        o = outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
+        n = q.shape[0]
+        pairs, masks = ([None] * n if t is None else _unbind(t) for t in (pair, mask))
+        inputs = zip(_unbind(q), _unbind(k), _unbind(v), pairs, masks, strict=True)
+        o = _stack([attention(*one) for one in inputs])
         o = o.transpose(2, 3).reshape(*q_x.shape[:-1], -1)
         if gate is not None:
             o = o * torch.sigmoid(gate)
@@ -337,9 +342,8 @@ class _TriangleMultiplication(_Fast):
         n = z.shape[-2]
         flat = z.reshape(-1, n, n, z.shape[-1])
         masks = [None] * len(flat) if _all_ones(mask) else mask.reshape(-1, n, n)  # type: ignore[union-attr]
-        updates = [self._update(*one, parts) for one in zip(flat, masks, strict=True)]
-        update = updates[0] if len(updates) == 1 else torch.stack(updates)
-        update = update.view(z.shape)
+        pairs = zip(_unbind(flat), masks, strict=True)
+        update = _stack([self._update(*one, parts) for one in pairs]).view(z.shape)
         if not (inplace_safe and _add_with_inplace):
             return update
         z += update
@@ -423,7 +427,7 @@ class _OuterProductMean(_Fast):
         shape = m.shape[:-3]
         a, b = (t.reshape(-1, *t.shape[-3:]) for t in (a, b))
         compute = self._shallow if m.shape[-3] <= SHALLOW else self._deep
-        outer = torch.stack([compute(*one) for one in zip(a, b, strict=True)])
+        outer = _stack([compute(*one) for one in zip(_unbind(a), _unbind(b), strict=True)])
         outer = outer.view(*shape, *outer.shape[1:])
         count = torch.einsum("...sb,...sd->...bd", mask, mask).unsqueeze(-1) + self.eps
         return outer / count if torch.is_grad_enabled() else outer.div_(count)
