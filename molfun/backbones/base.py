@@ -66,6 +66,9 @@ class Backbone(nn.Module, ABC):
     pair_dim: int | None
     kernels: str = "stock"
     """Whose code runs now, "stock" or "fast"; `set_kernels` changes it."""
+    unread: frozenset[str] = frozenset()
+    """Weights that stayed random since the file had none and no representation needs them. They
+    depend on the seed, so they are no part of what identifies the model."""
 
     @abstractmethod
     def featurize(self, sample: Sample) -> Features:
@@ -172,24 +175,25 @@ class Backbone(nn.Module, ABC):
                 f"{self.display_name} has {self.kernels!r} kernels only. Use kernels='auto'."
             )
 
-    def base_state_dict(self) -> dict[str, torch.Tensor]:
+    def base_state_dict(self, *, whole: bool = False) -> dict[str, torch.Tensor]:
         """Weights of the backbone itself, without adapters, under the names it was built with.
 
-        A weight that is used in two places stands under the first of its names alone.
+        A weight that is used in two places stands under the first of its names alone. `unread`
+        weights are there only if `whole` asks for them.
         """
         tensors: dict[str, torch.Tensor] = {}
         seen = set()
         for name, tensor in self.state_dict().items():
             place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
-            if ".lora_" in name or (place in seen and tensor.numel()):
+            known = place in seen and tensor.numel()
+            if ".lora_" in name or known or (name in self.unread and not whole):
                 continue
             seen.add(place)
             tensors[name.replace(".base_layer.", ".")] = tensor
         return tensors
 
-    def published_state_dict(self) -> dict[str, torch.Tensor]:
-        """Weights to write as a file for ``weights=``: those that were read or trained."""
-        return self.base_state_dict()
+    def mark_trained(self) -> None:
+        """Be told that the weights of now, however they came about, are the model's own."""
 
     def fingerprint(self) -> str:
         """Sha256 over architecture and base weights, without adapters."""
@@ -197,7 +201,8 @@ class Backbone(nn.Module, ABC):
 
     def state_fingerprint(self) -> str:
         """Sha256 over architecture and all weights, adapters included: what decides outputs."""
-        return combine_digests(self.config_dict, tensor_digests(self.state_dict()))
+        tensors = {n: t for n, t in self.state_dict().items() if n not in self.unread}
+        return combine_digests(self.config_dict, tensor_digests(tensors))
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

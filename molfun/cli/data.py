@@ -189,6 +189,8 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
         config["loss"] = settings.loss
     if name in LABELS:
         config["classes"] = _classes(TASKS[name], level(settings), parts)
+        if name == "binary" and len(config["classes"]) == 2:
+            config["classes"] = _positive_last(config["classes"], settings.positive_class)
         config["class_weight"] = settings.class_weight
     if name in ("multiclass", "binary"):
         config["label_smoothing"] = settings.label_smoothing
@@ -197,12 +199,27 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
     return config
 
 
+def _positive_last(classes: list[str], positive: str | None) -> list[str]:
+    """The two classes with the positive one, which F1, AUROC and AUPRC are of, second."""
+    if positive is not None and positive not in classes:
+        raise ConfigError(f"--positive-class {positive}: the classes are {', '.join(classes)}.")
+    ordered = sorted(classes, key=lambda name: name == positive) if positive else classes
+    say(f"Classes: {ordered[0]} (negative), {ordered[1]} (positive)")
+    return ordered
+
+
 def _classes(task: Any, level: str, parts: Sequence[Dataset | None]) -> list[str]:
     """Names of the classes; those that no training sample has are named in a warning."""
     labels = [label for part in parts if part is not None for label in part.targets]
     names: list[str] = task.classes_in(labels, level=level)
     assert parts[0] is not None
     known = set(task.classes_in(parts[0].targets, level=level))
+    if len(names) > 20 and len(names) > len(parts[0]) / 2:
+        logger.warning(
+            "%d classes for %d training samples: are these numbers, for --task regression?",
+            len(names),
+            len(parts[0]),
+        )
     unseen = [name for name in names if name not in known]
     if unseen:
         logger.warning(
@@ -250,6 +267,7 @@ def open_for(
     max_length: int | None,
     skip_missing: bool,
     labels: bool,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Dataset:
     """Read what to predict, prepared as the training set was unless told otherwise.
 
@@ -267,7 +285,10 @@ def open_for(
         Whether rows without a file are left out.
     labels
         Whether every row has to have one.
+    columns
+        Names of columns where they are others than in training: ``id_column`` ...
     """
+    trained = {**trained, **{k: v for k, v in (columns or {}).items() if v is not None}}
     if max_length is None:
         max_length = trained.get("max_length")
     if trained.get("kind") == "sequences" and pdbs is None and features is None:

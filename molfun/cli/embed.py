@@ -43,19 +43,7 @@ def run(
     RunError
         If the file is there, or the shards beside it are of another run.
     """
-    path = Path(output).expanduser()
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
-    if path.suffix == ".h5":
-        require("h5py", "pip install h5py")
-        twice = [name for name, n in Counter(map(_h5_name, data.ids)).items() if n > 1]
-        if twice:
-            raise ConfigError(
-                f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
-                f"'|' there. Write .npz or .parquet."
-            )
-    if shard_size < 1:
-        raise ConfigError(f"--shard-size must be at least 1, got {shard_size}.")
+    path = check_output(output, data.ids, shard_size)
     model.check(data)
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
     if len(parts) == 1:
@@ -67,8 +55,8 @@ def run(
         return
     with DirectoryLock(path.parent):
         names = _shards(path, len(parts))
-        _claim(path, _identity(model, data, pooling, layer, shard_size), names, overwrite=overwrite)
-        work = [(n, p) for n, p in zip(names, parts, strict=True) if not n.exists()]
+        _claim(path, _identity(model, data, pooling, layer, shard_size), overwrite=overwrite)
+        work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n)]
         if len(work) < len(parts):
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in progress(work, "embedding"):
@@ -76,6 +64,24 @@ def run(
             about = _about(model, subset, pooling, layer)
             _write(name, subset.ids, _embed(model, subset, pooling, layer), about)
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
+
+
+def check_output(output: str, ids: Sequence[str], shard_size: int) -> Path:
+    """The file to write, refused before anything is computed if it cannot be."""
+    path = Path(output).expanduser()
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
+    if shard_size < 1:
+        raise ConfigError(f"--shard-size must be at least 1, got {shard_size}.")
+    if path.suffix == ".h5":
+        require("h5py", "pip install h5py")
+        twice = [name for name, n in Counter(map(_h5_name, ids)).items() if n > 1]
+        if twice:
+            raise ConfigError(
+                f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
+                f"'|' there. Write .npz or .parquet."
+            )
+    return path
 
 
 def _embed(
@@ -103,13 +109,35 @@ def _identity(
     }
 
 
-def _claim(path: Path, identity: dict[str, Any], names: Sequence[Path], *, overwrite: bool) -> None:
+def _is_whole(path: Path) -> bool:
+    """Whether a shard is there and can be opened; one that cannot is made anew."""
+    if not path.exists():
+        return False
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                return "embeddings" in file.files
+        if path.suffix == ".h5":
+            import h5py
+
+            with h5py.File(path) as file:
+                return len(file) > 0
+        import pyarrow.parquet
+
+        return bool(pyarrow.parquet.read_metadata(path).num_rows)
+    except Exception as error:
+        logger.warning("%s is damaged (%s) and is made anew.", path, error)
+        return False
+
+
+def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
     """Go on from shards of the same model, sequences and settings only."""
     note = path.with_name(f"{path.stem}.json")
+    present = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
     if overwrite:
-        for name in names:
+        for name in present:
             name.unlink(missing_ok=True)
-    elif any(name.exists() for name in names):
+    elif present:
         try:
             stored = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -117,8 +145,8 @@ def _claim(path: Path, identity: dict[str, Any], names: Sequence[Path], *, overw
         different = [key for key in identity if stored.get(key) != identity[key]]
         if different:
             raise RunError(
-                f"{names[0].parent} holds shards made with another {', '.join(different)}. Replace "
-                f"them with --overwrite, or choose another name."
+                f"{path.parent} holds shards {present[0].name} ... made with another "
+                f"{', '.join(different)}. Replace them with --overwrite, or choose another name."
             )
     write_json(note, identity)
 

@@ -39,7 +39,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
             set_up_logging(str(folder / "run.log"), debug=debug)
         train, val, test = open_training(settings)
         model = _model(settings, train, val, test)
-        strategy = _strategy(settings, len(train))
+        strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test), old=replaces)
@@ -149,12 +149,12 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
     )
 
 
-def _strategy(settings: FineTuneSettings, n_train: int) -> FinetuneStrategy:
+def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
     if settings.strategy != "auto":
-        return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy))
+        return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy, n_blocks))
     chosen, why = recommend(n_train)
     say(f"Chosen for {n_train} training samples: {chosen.name} ({why})")
-    options = settings.strategy_options(chosen.name)
+    options = settings.strategy_options(chosen.name, n_blocks)
     if isinstance(chosen, LoRAFinetune):
         options = {"rank": chosen.rank, **options}
     return FinetuneStrategy.from_dict(options)

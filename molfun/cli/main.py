@@ -69,6 +69,9 @@ def fine_tune(
     level: Annotated[Text, _flag("sequence or residue: what has a label.", MODEL)] = None,
     loss: Annotated[Text, _flag("mse, mae or huber [mse].", MODEL)] = None,
     class_weight: Annotated[Text, _flag("balanced, for classes.", MODEL)] = None,
+    positive_class: Annotated[
+        Text, _flag("The class that F1 and AUROC are of [the second by name].", MODEL)
+    ] = None,
     strategy: Annotated[
         Text, _flag("head_only, lora, partial, full or auto [lora].", TRAINING)
     ] = None,
@@ -78,7 +81,7 @@ def fine_tune(
     ] = None,
     lora_rank: Annotated[int | None, _flag("Rank of the adapters [8].", TRAINING)] = None,
     unfreeze_blocks: Annotated[
-        int | None, _flag("Blocks that train with partial [4].", TRAINING)
+        int | None, _flag("Blocks that train with partial [4, or all of fewer].", TRAINING)
     ] = None,
     epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
     batch_size: Annotated[
@@ -164,6 +167,13 @@ Kernels = Annotated[
 ]
 Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
 Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+IdColumn = Annotated[Text, typer.Option("--id-column", help="Column of ids, as in training.")]
+SequenceColumn = Annotated[
+    Text, typer.Option("--sequence-column", help="Column of sequences, as in training.")
+]
+TargetColumn = Annotated[
+    Text, typer.Option("--target-column", help="Column of labels, as in training.")
+]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -211,6 +221,7 @@ def embed(
 
         set_up_logging(None, debug=debug)
         data = open_sequences(sequences, sequence_column, max_length, id_column=id_column)
+        command.check_output(output, data.ids, shard_size)
         arguments = with_long({}, long)
         if checkpoint is not None and long is not None:
             raise ConfigError("--long is for --backbone; a checkpoint keeps its own.")
@@ -325,6 +336,9 @@ def predict(
     features: Features = None,
     alignments: Alignments = None,
     output: Annotated[str, typer.Option("--output", help="Table to write.")] = "predictions.csv",
+    id_column: IdColumn = None,
+    sequence_column: SequenceColumn = None,
+    target_column: TargetColumn = None,
     weights: Weights = None,
     device: Device = "auto",
     max_length: Length = None,
@@ -337,6 +351,7 @@ def predict(
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
+        columns=_columns(id_column, sequence_column, target_column),
     )  # fmt: skip
 
 
@@ -351,6 +366,9 @@ def evaluate(
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", help="Draws for 95 % intervals of the metrics.")
     ] = 0,
+    id_column: IdColumn = None,
+    sequence_column: SequenceColumn = None,
+    target_column: TargetColumn = None,
     weights: Weights = None,
     device: Device = "auto",
     max_length: Length = None,
@@ -363,8 +381,12 @@ def evaluate(
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
-        bootstrap=bootstrap,
+        columns=_columns(id_column, sequence_column, target_column), bootstrap=bootstrap,
     )  # fmt: skip
+
+
+def _columns(ids: str | None, sequences: str | None, targets: str | None) -> dict[str, str | None]:
+    return {"id_column": ids, "sequence_column": sequences, "target_column": targets}
 
 
 def _with_model(
@@ -383,6 +405,7 @@ def _with_model(
     *,
     skip_missing: bool,
     debug: bool,
+    columns: dict[str, str | None],
     **options: Any,
 ) -> None:
     from molfun.cli.console import errors_in_one_line, set_up_logging
@@ -404,6 +427,7 @@ def _with_model(
             max_length=max_length,
             skip_missing=skip_missing,
             labels=verb == "evaluate",
+            columns=columns,
         )
         model = MolfunStructureModel.from_checkpoint(
             checkpoint, weights=weights, device=device, kernels=kernels

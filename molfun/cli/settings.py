@@ -43,12 +43,13 @@ class FineTuneSettings(Settings):
     level: Literal["sequence", "residue"] | None = None
     loss: Literal["mse", "mae", "huber"] = "mse"
     class_weight: Literal["balanced"] | list[float] | None = None
+    positive_class: str | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     strategy: Literal["head_only", "lora", "partial", "full", "auto"] = "lora"
     lr: float | None = Field(default=None, gt=0)
     lora_rank: int | None = Field(default=None, ge=1)
-    unfreeze_blocks: int = Field(default=4, ge=1)
+    unfreeze_blocks: int | None = Field(default=None, ge=1)
     epochs: int = Field(default=20, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     accum: int | None = Field(default=None, ge=1)
@@ -118,8 +119,8 @@ class FineTuneSettings(Settings):
             return self.accum
         return 1 if self.demo or self.on_sequences else 8
 
-    def strategy_options(self, name: str) -> dict[str, Any]:
-        """Arguments of the strategy called `name`."""
+    def strategy_options(self, name: str, n_blocks: int) -> dict[str, Any]:
+        """Arguments of the strategy called `name` for a backbone with so many blocks."""
         options: dict[str, Any] = {
             "name": name,
             "scheduler": self.scheduler,
@@ -140,7 +141,7 @@ class FineTuneSettings(Settings):
         if name == "lora" and self.lora_rank is not None:
             options["rank"] = self.lora_rank
         if name == "partial":
-            options["unfreeze_last_n"] = self.unfreeze_blocks
+            options["unfreeze_last_n"] = self.unfreeze_blocks or min(4, n_blocks)
         return options
 
     def to_yaml(self, **resolved: Any) -> str:

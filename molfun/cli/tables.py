@@ -12,10 +12,11 @@ import numpy as np
 
 from molfun._io import write_text
 from molfun.data.tables import escape, parse_number
+from molfun.sample import is_missing
 
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
-    """Write ids, labels (blank where not known), predictions and probabilities.
+    """Write ids, labels (blank where not known), predictions, probabilities, and other columns.
 
     Parameters
     ----------
@@ -37,6 +38,9 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
         names = result.get("classes") or range(probs.shape[1])
         for index, name in enumerate(names):
             columns[_free(f"prob_{name}", columns)] = [_cell(p) for p in probs[:, index]]
+    for name in dataset.metadata.columns:
+        if name not in columns:  # a file of predictions is predicted anew
+            columns[name] = [_plain(value) for value in dataset.metadata[name]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -49,6 +53,15 @@ def _free(name: str, taken: Iterable[str]) -> str:
     while name in taken:
         name += "_molfun"
     return name
+
+
+def _plain(value: Any) -> str:
+    """A cell of another column as it was: whole numbers without a point, missing ones blank."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return escape(value) if isinstance(value, str) else str(value)
 
 
 def _cell(value: Any) -> str:

@@ -487,6 +487,8 @@ def _read_representations(
     files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.npz"))
     if not files:
         raise DataError(f"No such file: {path}.")
+    if path.suffix != ".npz":
+        raise DataError(f"{path}: representations are read from .npz files; embed into one.")
     known: dict[str, tuple[np.ndarray, str | None]] = {}
     kinds = set()
     for file in files:
@@ -522,7 +524,7 @@ def _read_npz(
 ) -> tuple[list[np.ndarray], list[str], list[str | None], tuple[str, str]]:
     """Arrays, ids, digests of the sequences (None in files of others), and what they are of."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = [str(n) for n in file["ids"]]
             values = np.asarray(file["embeddings"], dtype=np.float32)
             offsets = file["offsets"] if "offsets" in file.files else None
@@ -533,10 +535,16 @@ def _read_npz(
                 digests = [str(d) for d in file["sequences"]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} is no file of representations ({error}). Write one with molfun embed."
+            f"{path} is damaged or no file of representations ({_first(error)}). Write it with "
+            f"molfun embed, which makes damaged shards anew."
         ) from error
     parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
     return parts, names, digests, ("single" if offsets is not None else pooling, model)
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of numpy's message; the rest advises to read pickles."""
+    return str(error).split(". ")[0].rstrip(".") if "pickle" not in str(error) else "no npz file"
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
@@ -609,7 +617,7 @@ class _RowReader:
         self._labels = cells.column(target) if target in cells.header else [""] * n
         self._masks = cells.column(mask) if mask else [""] * n
         self._problems: list[str] = list(cells.ragged)
-        self._padded = 0
+        self._padded: list[str] = []
 
     def read(self, parse: Parse, *, residues: bool, must: bool) -> list[Any]:
         """Labels, or one error with all that is wrong."""
@@ -632,9 +640,10 @@ class _RowReader:
         if self._padded:
             logger.warning(
                 "%s: %s shorter than the sequence, as when 0011 was once read as the number 11; "
-                "zeros are put back in front, so labels there are left out.",
+                "zeros are put back in front, so labels there are left out:\n%s",
                 self.cells.path,
-                counted(self._padded, "mask"),
+                counted(len(self._padded), "mask"),
+                listing(self._padded, 3),
             )
         if unused:
             logger.warning(
@@ -650,7 +659,9 @@ class _RowReader:
 
     def _masked(self, row: int, values: Sequence[Any], sequence: str) -> list[Any]:
         mask, n = self._masks[row], n_residues(sequence)
-        if not mask or len(mask) > n or mask.strip("01"):
+        # a number that lost its zeros begins with 1, but for 0 itself
+        short = len(mask) < n and not (mask.startswith("1") or mask == "0")
+        if not mask or len(mask) > n or mask.strip("01") or short:
             self._note(
                 row,
                 "mask",
@@ -658,7 +669,7 @@ class _RowReader:
             )
             return list(values)
         if len(mask) < n:
-            self._padded += 1
+            self._padded.append(f"{self.cells.where(row)}: {len(mask)} for {n} residues")
             mask = mask.rjust(n, "0")
         return [v if m == "1" else None for v, m in zip(values, mask, strict=True)]
 

@@ -109,8 +109,8 @@ def write_checkpoint(
             _write_trunk(folder / TRUNK, trunk, Path(path) / TRUNK)
         if save_adapter is not None:
             save_adapter(folder / ADAPTER)
-        write_text(folder / CARD, _card(meta))
         write_json(folder / MANIFEST, _measure(folder))
+        write_text(folder / CARD, _card(meta))  # for people to edit, so no part of what is checked
 
 
 def _refuse_other_folders(path: Path) -> None:
@@ -233,11 +233,12 @@ def verify(folder: Path) -> None:
         )
     try:
         entries = dict(json.loads(manifest.read_text(encoding="utf-8")))
+        entries.pop(CARD, None)  # checkpoints of older versions list it
         problems = [p for name, entry in entries.items() if (p := _problem(folder, name, entry))]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} is damaged: {error!r}.") from error
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    unlisted = sorted({META, HEAD, *files} - {MANIFEST, *entries})
+    unlisted = sorted({META, HEAD, *files} - {MANIFEST, CARD, *entries})
     problems += [f"{name}: not in the manifest" for name in unlisted]
     if problems:
         raise CheckpointError(

@@ -98,5 +98,6 @@ def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], Non
 
 def save_weights(backbone: Backbone, path: Path) -> None:
     """Write the weights of a backbone as a file that ``weights=`` reads."""
+    backbone.mark_trained()
     metadata: Mapping[str, str] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint()}
-    save_safetensors(path, backbone.published_state_dict(), metadata)
+    save_safetensors(path, backbone.base_state_dict(), metadata)

@@ -455,6 +455,7 @@ class MolfunStructureModel(nn.Module):
 
     def _rebase(self, weights: Path | None) -> None:
         """Let the weights of now be the base that checkpoints refer to."""
+        self.backbone.mark_trained()
         self.weights = None if weights is None else str(weights.resolve())
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
@@ -760,9 +761,9 @@ class MolfunStructureModel(nn.Module):
 
     def _trunk_to_save(self) -> dict[str, torch.Tensor]:
         """Everything where the base came from no file, else what differs from the base."""
-        tensors = self.backbone.base_state_dict()
         if self.weights is None:
-            return tensors
+            return self.backbone.base_state_dict(whole=True)
+        tensors = self.backbone.base_state_dict()
         present = tensor_digests(tensors)
         return {n: t for n, t in tensors.items() if present[n] != self._base_digests.get(n)}
 
@@ -839,7 +840,7 @@ class MolfunStructureModel(nn.Module):
 
     @torch.no_grad()
     def _load_trunk(self, folder: Path, trunk: Mapping[str, torch.Tensor], *, whole: bool) -> None:
-        own = self.backbone.base_state_dict()
+        own = self.backbone.base_state_dict(whole=True)
         missing = sorted(own.keys() - trunk.keys()) if whole else []
         extra = sorted(trunk.keys() - own.keys())
         shapes = [n for n in trunk.keys() & own.keys() if trunk[n].shape != own[n].shape]

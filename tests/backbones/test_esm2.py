@@ -253,7 +253,9 @@ def test_long_sequences_are_cropped_or_run_whole_and_that_is_said(
 ) -> None:
     crop = make("esm2_tiny", long="crop", context=10)
     assert torch.equal(run(crop, ["ACDEF" * 5]).single, run(crop, ["ACDEF" * 2]).single)
-    assert not caplog.messages
+    (message,) = caplog.messages
+    assert message == "s0 has 25 residues and is cut to the first 10, as are all longer ones."
+    caplog.clear()
     full = make("esm2_tiny", context=10)
     for _ in range(2):
         assert run(full, ["ACDEF" * 5]).single.shape == (1, 25, 32)

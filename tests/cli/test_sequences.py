@@ -144,6 +144,7 @@ def test_a_run_is_reproduced_from_its_checkpoint(
         assert [row["name"] for row in theirs] == [row["name"] for row in chosen]
         for row in (*ours, *theirs):
             row.pop("target")  # masked in the one, as it was in the other
+            row.pop("mask", None)  # a column like others where no labels are read
         assert ours == theirs
 
 
@@ -272,7 +273,7 @@ def test_columns_keep_the_names_of_the_table(
     result = fit("--sequence-column", "seq", "--target-column", "fitness")
     assert result.exit_code == 0, result.output
     assert list(rows_of(folder / "run/predictions_val.csv")[0]) == [
-        "name", "seq", "fitness", "prediction",
+        "name", "seq", "fitness", "prediction", "split",
     ]  # fmt: skip
     assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
     assert [(row["name"], row["split"]) for row in rows_of(folder / "run/splits.csv")] == [
@@ -317,7 +318,7 @@ def test_columns_of_probabilities_are_named_after_the_classes(
     table(labels)
     assert fit(*arguments).exit_code == 0
     names = list(rows_of(folder / "run/predictions_val.csv")[0])
-    assert names[-3:] == ["prob_coil", "prob_helix", "prob_sheet"]
+    assert names[-5:] == ["prob_coil", "prob_helix", "prob_sheet", "mask", "split"]
 
 
 @pytest.mark.parametrize(
@@ -650,3 +651,109 @@ def test_a_bad_table_is_refused_before_training(
     assert "line 7, column mask: expected 6 of 0 and 1, got 30" in result.stderr
     assert "line 9, column sequence: is blank" in result.stderr
     assert not (folder / "run/checkpoint").exists()
+
+
+# What a trial by a new user found
+
+
+@pytest.mark.parametrize("strategy", ["head_only", "lora", "partial", "full"])
+def test_a_pretrained_file_leads_to_a_checkpoint_that_loads(
+    molfun: Command, fit: Command, table: Callable[..., object], folder: Path, strategy: str
+) -> None:
+    """The file has no contact regression, which starts at random: no part of the identity."""
+    table(TASKS["regression"][0])
+    result = molfun(
+        "pretrain", "--backbone", "esm2", "--preset", "esm2_t1_d16_h2", "--sequences", "data.csv",
+        "--max-steps", 2, "--val-frac", 0, "--output", "pre",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    weights = ("--weights", "pre/weights.safetensors")
+    result = fit(*weights, "--seed", 7, strategy=strategy)
+    assert result.exit_code == 0, result.output
+    assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
+    moved = folder / "elsewhere.safetensors"
+    (folder / "pre/weights.safetensors").rename(moved)
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "data.csv", "--weights", moved, "--output", "p.csv"
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_other_columns_stay_in_the_predictions(
+    molfun: Command, fit: Command, table: Callable[..., object], folder: Path
+) -> None:
+    table(TASKS["regression"][0])
+    assert fit().exit_code == 0
+    write_rows(
+        folder / "new.csv",
+        [{"seq": "MKV", "label": "wild type", "count": 3}, {"seq": "ACD", "label": "", "count": 4}],
+    )
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "new.csv", "--sequence-column", "seq",
+        "--id-column", "label", "--output", "p.csv",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "the id is blank" in result.stderr
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "new.csv", "--sequence-column", "seq",
+        "--id-column", "count", "--output", "p.csv",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = rows_of(folder / "p.csv")
+    assert list(rows[0]) == ["count", "seq", "target", "prediction", "label"]
+    assert [row["label"] for row in rows] == ["wild type", ""]
+
+
+@pytest.mark.parametrize(("mask", "refused"), [("01111", True), ("0111111", True), ("11", False)])
+def test_short_masks_are_padded_only_if_they_can_be_numbers(
+    fit: Command, table: Callable[..., list[dict[str, object]]], folder: Path,
+    mask: str, refused: bool,
+) -> None:  # fmt: skip
+    rows = table(SECONDARY)
+    rows[2]["mask"] = mask
+    write_rows(folder / "data.csv", rows)
+    result = fit("--head", "conv", "--mask-column", "mask")
+    if refused:
+        assert result.exit_code == 1
+        assert f"line 4, column mask: expected 8 of 0 and 1, got {len(mask)}" in result.stderr
+    else:
+        assert result.exit_code == 0, result.output
+        assert "line 4: 2 for 8 residues" in result.stderr
+
+
+def test_the_positive_class_is_said_and_chosen(
+    molfun: Command, fit: Command, table: Callable[..., object], folder: Path
+) -> None:
+    table(TASKS["binary"][0])
+    for chosen, arguments in (("yes", ()), ("no", ("--positive-class", "no", "--overwrite"))):
+        result = fit("--task", "binary", *arguments)
+        assert result.exit_code == 0, result.output
+        assert f"{chosen} (positive)" in result.stdout
+        rows = rows_of(folder / "run/predictions_val.csv")
+        truth = [row["target"] == chosen for row in rows]
+        hard = [row["prediction"] == chosen for row in rows]
+        both = sum(t and h for t, h in zip(truth, hard, strict=True))
+        _, metrics = judged(molfun, folder, "run/predictions_val.csv")
+        assert metrics["f1"] == pytest.approx(2 * both / (sum(truth) + sum(hard)))
+    result = fit("--task", "binary", "--positive-class", "maybe", "--overwrite")
+    assert "--positive-class maybe: the classes are no, yes." in result.stderr
+
+
+def test_numbers_taken_for_classes_are_suspected(fit: Command, folder: Path) -> None:
+    rows = [
+        {"name": f"p{i}", "sequence": SEQUENCES[i % N] + "A" * (i // N), "target": f"{i / 7:.4f}",
+         "split": "val" if i > 25 else "train"}
+        for i in range(30)
+    ]  # fmt: skip
+    write_rows(folder / "data.csv", rows)
+    result = fit("--task", "multiclass")
+    assert "30 classes for 26 training samples: are these numbers, for --task" in result.stderr
+
+
+def test_a_model_card_may_be_edited(
+    molfun: Command, fit: Command, table: Callable[..., object], folder: Path
+) -> None:
+    table(TASKS["regression"][0])
+    assert fit().exit_code == 0
+    (folder / "run/checkpoint/README.md").write_text("# Mine\n")
+    assert molfun("predict", "run/checkpoint", "--data", "data.csv").exit_code == 0

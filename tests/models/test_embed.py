@@ -189,7 +189,13 @@ def test_shards_go_on_where_they_stopped(
     assert ids == [f"p{i}" for i in range(6)]
     other = run(*options, "--pooling", "cls")
     assert other.exit_code == 1
-    assert "holds shards made with another pooling. Replace them with --overw" in other.stderr
+    assert "made with another pooling. Replace them with --overwrite" in other.stderr
+    assert run(*options[:-1], 3).exit_code == 1, "shards of another size are no less in the way"
+    first.write_bytes(first.read_bytes()[:300])
+    result = run(*options)
+    assert result.exit_code == 0
+    assert "e-00000-of-00003.npz is damaged" in result.stderr
+    assert len(np.load(first)["embeddings"]) == 2
     assert run(*options, "--pooling", "cls", "--overwrite").exit_code == 0
 
 

@@ -77,7 +77,9 @@ def test_refusals(data: SequenceDataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         data.with_representations(tmp_path / "absent.npz")
     (tmp_path / "bad.npz").write_bytes(b"no zip")
-    with pytest.raises(DataError, match=r"is no file of representations .* with molfun embed"):
+    with pytest.raises(
+        DataError, match=r"damaged or no file of representations .* with molfun embed"
+    ):
         data.with_representations(tmp_path / "bad.npz")
     np.savez(tmp_path / "other.npz", ids=np.array(["seq_1"]), embeddings=np.zeros((1, 32)))
     with pytest.raises(DataError, match=r"has no representation of 3 of 4 samples:\n  seq_2"):

@@ -101,6 +101,7 @@ class ESM2Backbone(Backbone):
         if weights is not None:
             random = load_weights(self.model, weights, self.config)
             self._has_contacts = not any(name.startswith("contact_head") for name in random)
+            self.unread = frozenset(f"model.{name}" for name in random)
         self.single_dim = self.config.embed_dim
         self.pair_dim = self.config.num_layers * self.config.attention_heads
         self._said_long = False
@@ -139,6 +140,14 @@ class ESM2Backbone(Backbone):
         if sample.max_length is not None:
             residues = residues[: sample.max_length]
         if len(residues) > self.context and self.long == "crop":
+            if not self._said_long:
+                self._said_long = True
+                logger.warning(
+                    "%s has %d residues and is cut to the first %d, as are all longer ones.",
+                    sample.id,
+                    len(residues),
+                    self.context,
+                )
             residues = residues[: self.context]
         if len(residues) > self.context and self.long == "full" and not self._said_long:
             self._said_long = True
@@ -180,12 +189,10 @@ class ESM2Backbone(Backbone):
             return None
         return dict(self.model.contact_head.state_dict())
 
-    def published_state_dict(self) -> dict[str, torch.Tensor]:
-        """All but a contact regression that is random still."""
-        tensors = self.base_state_dict()
-        if self._has_contacts:
-            return tensors
-        return {n: t for n, t in tensors.items() if not n.startswith("model.contact_head.")}
+    def mark_trained(self) -> None:
+        """Only a contact regression that was never read is still random then."""
+        names = self.state_dict() if not self._has_contacts else {}
+        self.unread = frozenset(n for n in names if n.startswith("model.contact_head."))
 
     def featurize_key(self) -> str:
         """Settings that decide tokens."""
