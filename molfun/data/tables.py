@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
 import io
 import logging
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
+LARGEST_TABLE = 2**31
+"""Bytes of a table that was packed with gzip."""
 LARGEST_LABEL = 1e18
 """Labels beyond this are refused: their square overflows float32 and the loss would be inf."""
 OUTLIER_RANGES = 50
@@ -327,6 +331,8 @@ def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
+    if raw.startswith(b"\x1f\x8b"):
+        raw = _unpacked(path)
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif raw[:4].count(0) == 2:
@@ -341,6 +347,18 @@ def _decode(path: Path) -> str:
             raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
     logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
     return raw.decode("latin-1")
+
+
+def _unpacked(path: Path) -> bytes:
+    """Content of a gzip file, up to a limit."""
+    try:
+        with gzip.open(path) as file:
+            raw = file.read(LARGEST_TABLE + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TableError(f"{path} is a damaged gzip file: {error}.") from error
+    if len(raw) > LARGEST_TABLE:
+        raise TableError(f"{path} unpacks to more than {LARGEST_TABLE:,} bytes.")
+    return raw
 
 
 def _sniff_delimiter(text: str, id_column: str) -> str:

@@ -340,3 +340,22 @@ def test_any_bytes_give_a_table_or_an_error_of_ours(write, raw):
     for name in ("fuzz.csv", "fuzz.parquet"):
         with contextlib.suppress(MolfunError):
             read_table(write(name, raw))
+
+
+def test_packed_tables(tmp_path, monkeypatch):
+    import gzip
+
+    from molfun.data import SequenceDataset, tables
+    from molfun.errors import TableError
+
+    path = tmp_path / "data.csv.gz"
+    path.write_bytes(gzip.compress(b"sequence,target\nMKV,1\nACD,2\n"))
+    assert SequenceDataset.from_csv(path).targets.tolist() == [1.0, 2.0]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12])
+    with pytest.raises(TableError, match=r"data\.csv\.gz is a damaged gzip file"):
+        SequenceDataset.from_csv(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(tables, "LARGEST_TABLE", 10)
+    with pytest.raises(TableError, match="unpacks to more than 10 bytes"):
+        SequenceDataset.from_csv(path)
