@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -204,7 +205,8 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = ()) -> Any:
         raise CheckpointError(f"No such file: {path}.")
     try:
         _refuse_bombs(path)
-        with torch.serialization.safe_globals(list(allow)):
+        with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's words on pickles; ours follow
             return torch.load(path, map_location="cpu", weights_only=True)
     except MolfunError:
         raise

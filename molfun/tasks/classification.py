@@ -369,7 +369,13 @@ class BinaryTask(MulticlassTask):
                 f"A binary task has two classes, found {', '.join(map(repr, classes)) or 'none'}. "
                 f"Check the labels of the training set, or name both classes."
             )
-        if n_classes != 2 or (classes is not None and len(classes) != 2):
+        if classes is not None and len(classes) > 2:
+            names = ", ".join(repr(name) for name in list(classes)[:5])
+            raise ConfigError(
+                f"A binary task has two classes, found {len(classes)} ({names}"
+                f"{' ...' if len(classes) > 5 else ''}). Use 'multiclass'."
+            )
+        if n_classes != 2:
             raise ConfigError("A binary task has two classes; use 'multiclass' for more.")
         super().__init__(
             classes=classes,

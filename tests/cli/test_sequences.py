@@ -498,7 +498,11 @@ def test_a_bad_letter_is_named_before_training(
         ("binary", ("--task", "binary", "--level", "pair"), "level: Input should be 'sequence' or"),
         ("binary", ("--head", "conv", "--task", "binary", "--level", "sequence"), "Use head='mlp'"),
         ("regression", ("--task", "regresion"), "Did you mean 'regression'?"),
-        ("multiclass", ("--task", "binary"), "A binary task has two classes; use 'multiclass'"),
+        (
+            "multiclass",
+            ("--task", "binary"),
+            "A binary task has two classes, found 3 ('coil', 'helix', 'sheet')",
+        ),
         ("multiclass", (), "line 2, column target: 'coil' is not a number"),
         ("multiclass", ("--task", "multiclass", "--class-weight", "equal"), "(got 'equal')"),
         ("multiclass", ("--task", "multiclass", "--head", "affinity"), "Use head='mlp'"),

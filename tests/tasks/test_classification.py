@@ -754,7 +754,10 @@ def test_the_state_is_a_copy():
         (lambda: MulticlassTask(n_classes=-2), r"n_classes=-2 does not fit"),
         (lambda: MulticlassTask(classes="abc", n_classes=4), r"n_classes=4 does .* expected 3\."),
         (lambda: BinaryTask(n_classes=3), r"A binary task has two classes; use 'multiclass'"),
-        (lambda: BinaryTask(classes="abc"), r"A binary task has two classes; use 'multiclass'"),
+        (
+            lambda: BinaryTask(classes="abc"),
+            r"two classes, found 3 \('a', 'b', 'c'\)\. Use 'multiclass'",
+        ),
         (lambda: BinaryTask(level="residues"), r"Unknown level 'residues'.*Did you mean 'residue'"),
         (
             lambda: BinaryTask(class_weight="balance"),
