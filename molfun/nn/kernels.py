@@ -2,15 +2,16 @@
 
 PyTorch sends float32 products on x86 to MKL, which is slow on AMD processors (pytorch/builder#504);
 oneDNN, which PyTorch ships for other types, is up to twice as fast there at the same precision. It
-is reached through a private operator of torch, so it is looked for, timed and compared once, and
-left alone where it is missing, wrong or no faster.
+is reached through a private operator of torch, so it is looked for and compared once, and left
+alone where it is missing or wrong. Which one is taken follows from the processor's maker and not
+from a race between the two: a run has to give the same bits again in the next process.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MatrixKernel = Literal["auto", "torch", "onednn"]
-WORTH_IT = 1.05
-"""How many times faster than torch's own product the other has to be to be used."""
-
 _choice: MatrixKernel = "auto"
 _probed: bool | None = None
 
@@ -37,8 +35,8 @@ def set_matrix_kernel(kernel: MatrixKernel) -> None:
     Parameters
     ----------
     kernel
-        ``"auto"`` times both once and takes the faster, ``"torch"`` is torch's own product,
-        ``"onednn"`` insists on the other.
+        ``"auto"`` is oneDNN's on AMD processors, if it gives the same numbers, and torch's own
+        elsewhere; ``"torch"`` and ``"onednn"`` insist on one.
 
     Raises
     ------
@@ -62,7 +60,7 @@ def matrix_kernel() -> Literal["torch", "onednn"]:
     if _choice != "auto":
         return _choice
     if _probed is None:
-        _probed = _agrees() and _speed_up() > WORTH_IT
+        _probed = _is_amd() and _agrees()
         logger.info("float32 products on the CPU: %s", "oneDNN" if _probed else "torch")
     return "onednn" if _probed else "torch"
 
@@ -223,19 +221,7 @@ def _agrees() -> bool:
     return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, wanted, strict=True))
 
 
-def _speed_up() -> float:
-    """How many times faster oneDNN multiplies a matrix of the usual size."""
-    x, weight = torch.ones(1024, 320), torch.ones(960, 320)
-    return _time(lambda: functional.linear(x, weight)) / _time(lambda: _product(x, weight))
-
-
-def _time(function: Callable[[], Any]) -> float:
-    """CPU seconds of a call: the least of five, after one to warm up."""
-    function()
-    best = float("inf")
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(4):
-            function()
-        best = min(best, time.process_time() - start)
-    return best
+def _is_amd() -> bool:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else platform.processor()
+    return "AuthenticAMD" in text

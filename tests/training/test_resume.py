@@ -266,8 +266,8 @@ def test_a_signal_in_the_last_validation_comes_too_late(
 def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
     class Twice(Callback):
         def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # handled before it returns, unlike os.kill
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as caught:
         run_fit(tmp_path, callbacks=[Twice()])
