@@ -269,8 +269,13 @@ def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)  # handled before it returns, unlike os.kill
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        run_fit(tmp_path, callbacks=[Twice()])
+    # a shell starts background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run_fit(tmp_path, callbacks=[Twice()])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, Interrupted)
 
 
