@@ -45,24 +45,28 @@ def run(
     """
     path = check_output(output, data.ids, shard_size)
     model.check(data)
+    fingerprint = model.backbone.state_fingerprint()
+
+    def write(file: Path, some: SequenceDataset) -> None:
+        arrays = list(model.embed(some, pooling=pooling, layer=layer))  # type: ignore[arg-type]  # checked there
+        _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
+
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
     if len(parts) == 1:
         if path.exists() and not overwrite:
             raise RunError(f"{path} exists. Replace it with --overwrite, or choose another name.")
-        about = _about(model, data, pooling, layer)
-        _write(path, data.ids, _embed(model, data, pooling, layer), about)
+        write(path, data)
         say(f"{len(data):,} sequences embedded: {path}")
         return
     with DirectoryLock(path.parent):
         names = _shards(path, len(parts))
-        _claim(path, _identity(model, data, pooling, layer, shard_size), overwrite=overwrite)
+        identity = _identity(model, fingerprint, data, pooling, layer, shard_size)
+        _claim(path, identity, overwrite=overwrite)
         work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n)]
         if len(work) < len(parts):
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in progress(work, "embedding"):
-            subset = data.subset(list(part))
-            about = _about(model, subset, pooling, layer)
-            _write(name, subset.ids, _embed(model, subset, pooling, layer), about)
+            write(name, data.subset(list(part)))
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
 
 
@@ -84,22 +88,21 @@ def check_output(output: str, ids: Sequence[str], shard_size: int) -> Path:
     return path
 
 
-def _embed(
-    model: MolfunStructureModel, data: SequenceDataset, pooling: Any, layer: int
-) -> list[np.ndarray]:
-    return list(model.embed(data, pooling=pooling, layer=layer))
-
-
 def _shards(path: Path, n: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{i:05d}-of-{n:05d}{path.suffix}") for i in range(n)]
 
 
 def _identity(
-    model: MolfunStructureModel, data: SequenceDataset, pooling: str | None, layer: int, size: int
+    model: MolfunStructureModel,
+    fingerprint: str,
+    data: SequenceDataset,
+    pooling: str | None,
+    layer: int,
+    size: int,
 ) -> dict[str, Any]:
     content = [f"{i} {chain}" for i, (chain,) in zip(data.ids, data.sequences(), strict=True)]
     return {
-        "model": model.backbone.state_fingerprint(),
+        "model": fingerprint,
         "settings": model.backbone.featurize_key(),
         "sequences": hashlib.sha256("\n".join(content).encode()).hexdigest(),
         "max_length": data.max_length,
@@ -152,13 +155,13 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def _about(
-    model: MolfunStructureModel, data: SequenceDataset, pooling: str | None, layer: int
+    fingerprint: str, data: SequenceDataset, pooling: str | None, layer: int
 ) -> dict[str, Any]:
     """What the arrays are of, so that nothing else is taken for them."""
+    model = fingerprint if layer == -1 else f"{fingerprint} layer {layer}"
     return {
-        "model": np.array(model.backbone.state_fingerprint()),
+        "model": np.array(model),
         "pooling": np.array(pooling or "none"),
-        "layer": np.array(layer),
         "sequences": np.array(data.digests()),
     }
 
@@ -170,7 +173,7 @@ def _write(
 
     ``.npz``: ``ids`` and ``embeddings`` (samples, channels); for residues (residues, channels) of
     all samples with ``offsets``, so that sample i is ``embeddings[offsets[i]:offsets[i + 1]]``;
-    ``model``, ``pooling``, ``layer`` and ``sequences`` say what they are of.
+    ``model``, ``pooling`` and ``sequences`` say what they are of.
     ``.h5``: one data set an id. ``.parquet``: columns ``id`` and ``embedding``.
     """
     with atomic_path(path) as temporary:

@@ -317,7 +317,8 @@ class ESM2Backbone(Backbone):
             begins = x[batch["begins"]].split(n_windows)
             found["cls"] = torch.stack([part.mean(0) for part in begins])
         if maps is not None:
-            if any(n + 2 != w for n, w in zip(lengths, batch["windows"].tolist(), strict=False)):
+            # one window a sequence, each with its two special tokens
+            if batch["windows"].tolist() != [n + 2 for n in lengths]:
                 raise DataError(
                     "Contacts need each sequence in one piece between its tokens for beginning and "
                     "end: use long='full' or long='crop' instead of long='window'."

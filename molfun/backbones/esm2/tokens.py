@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from molfun.errors import DataError
+from molfun.sample import MASK
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
 """The 20 amino acids, and the letters ESM-2 has besides: X, B, U, Z, O."""
-MASK = "<mask>"
 _REMEDIES = {
     "J": "it stands for leucine or isoleucine; write X",
     "*": "a stop codon; end the sequence before it",

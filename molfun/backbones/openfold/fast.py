@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -120,7 +120,11 @@ def remove(model: nn.Module) -> None:
 class _Fast:
     """A forward pass put in front of that of an openfold class."""
 
-    stock: type
+    stock: ClassVar[Any]
+
+    def _by_openfold(self, *args: Any, **kwargs: Any) -> Any:
+        """The pass of openfold's own class."""
+        return self.stock.forward(self, *args, **kwargs)
 
     @staticmethod
     def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
@@ -187,7 +191,7 @@ class _Linear(_Fast):
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if _reduced(x) or x.is_cuda:
-            result: torch.Tensor = super().forward(x)  # type: ignore[misc]
+            result: torch.Tensor = self._by_openfold(x)
             return result
         flat = x.reshape(-1, x.shape[-1])
         return kernels.linear(flat, self.weight, self.bias).view(*x.shape[:-1], -1)
@@ -229,7 +233,7 @@ class _Attention(_Fast):
         others.pop("use_memory_efficient_kernel", None)
         split = _split_biases(biases or [])
         if others or split is None or q_x.ndim < 3 or q_x.dtype == torch.float16 or _is_half(q_x):
-            result: torch.Tensor = super().forward(q_x, kv_x, biases, **options)  # type: ignore[misc]
+            result: torch.Tensor = self._by_openfold(q_x, kv_x, biases, **options)
             return result
         mask, pair = split
         step = max(1, TOKENS // q_x.shape[-2])
@@ -335,13 +339,13 @@ class _TriangleMultiplication(_Fast):
         projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
         parts = [low_rank_parts(module) for module in projections]
         if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
-            result: torch.Tensor = super().forward(  # type: ignore[misc]
+            result: torch.Tensor = self._by_openfold(
                 z, mask, inplace_safe=inplace_safe, _add_with_inplace=_add_with_inplace, **options
             )
             return result
         n = z.shape[-2]
         flat = z.reshape(-1, n, n, z.shape[-1])
-        masks = [None] * len(flat) if _all_ones(mask) else mask.reshape(-1, n, n)  # type: ignore[union-attr]
+        masks = [None] * len(flat) if mask is None or _all_ones(mask) else mask.reshape(-1, n, n)
         pairs = zip(_unbind(flat), masks, strict=True)
         update = _stack([self._update(*one, parts) for one in pairs]).view(z.shape)
         if not (inplace_safe and _add_with_inplace):
@@ -416,7 +420,7 @@ class _OuterProductMean(_Fast):
     ) -> torch.Tensor:
         part = low_rank_parts(self.linear_out)
         if _reduced(m) or part is None or part.down is not None:
-            result: torch.Tensor = super().forward(  # type: ignore[misc]
+            result: torch.Tensor = self._by_openfold(
                 m, mask, chunk_size=chunk_size, inplace_safe=inplace_safe
             )
             return result
@@ -469,19 +473,13 @@ class _Templates1(_Fast):
 
     def embed_templates(
         self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
+    ) -> Any:
         config = self.config.template
         special = config.get("offload_templates") or config.get("average_templates")
         if special or _any_template(batch):
-            result: dict[str, torch.Tensor] = super().embed_templates(batch, z, *args, **kwargs)  # type: ignore[misc]
-            return result
-        embedded = {"template_pair_embedding": z.new_zeros(())}
-        if config.embed_angles:
-            from openfold.utils.feats import build_template_angle_feat
-
-            angles = build_template_angle_feat(batch)
-            embedded["template_angle_embedding"] = self.template_angle_embedder(angles)
-        return embedded
+            return self.stock.embed_templates(self, batch, z, *args, **kwargs)
+        embedder = self.template_angle_embedder if config.embed_angles else None
+        return _no_pairs(batch, z, "template_angle_embedding", embedder)
 
 
 class _Templates2(_Fast):
@@ -489,17 +487,23 @@ class _Templates2(_Fast):
 
     def forward(
         self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
+    ) -> Any:
         if _any_template(batch):
-            result: dict[str, torch.Tensor] = super().forward(batch, z, *args, **kwargs)  # type: ignore[misc]
-            return result
-        embedded = {"template_pair_embedding": z.new_zeros(())}
-        if self.config.embed_angles:
-            from openfold.utils.feats import build_template_angle_feat
+            return self._by_openfold(batch, z, *args, **kwargs)
+        embedder = self.template_single_embedder if self.config.embed_angles else None
+        return _no_pairs(batch, z, "template_single_embedding", embedder)
 
-            angles = build_template_angle_feat(batch)
-            embedded["template_single_embedding"] = self.template_single_embedder(angles)
-        return embedded
+
+def _no_pairs(
+    batch: dict[str, Any], z: torch.Tensor, name: str, embedder: Any
+) -> dict[str, torch.Tensor]:
+    """What embedding gives where all templates are masked: no pairs, and rows for the MSA."""
+    embedded = {"template_pair_embedding": z.new_zeros(())}
+    if embedder is not None:
+        from openfold.utils.feats import build_template_angle_feat
+
+        embedded[name] = embedder(build_template_angle_feat(batch))
+    return embedded
 
 
 def _any_template(batch: dict[str, Any]) -> bool:
