@@ -20,19 +20,15 @@ import argparse
 import copy
 import logging
 import math
-import multiprocessing
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+import harness
 import numpy as np
 import torch
+from harness import Variant
 from torch import nn
 from torch.nn import functional
 
@@ -56,9 +52,9 @@ TITLES = {
     "head": f"Head-only, {EPOCHS} epochs",
     "partial": f"Partial (last 2 blocks), {EPOCHS} epochs",
 }
+LONG_RUNS = ("head", "partial")
+"""Modes of several epochs."""
 Batches = list[list[int]]
-Measure = Callable[[], tuple[float, float]]
-"""A pass, or a number of epochs: its CPU seconds, and the loss of the first pass."""
 
 
 def sequences(n: int, seed: int) -> list[str]:
@@ -172,10 +168,12 @@ class Molfun(Peer):
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One row of a table."""
+class Case:
+    """What one row runs."""
 
-    label: str
+    mode: str
+    size: str
+    texts: tuple[str, ...]
     package: Literal["transformers", "fair-esm", "molfun"]
     order: Literal["random", "sorted"] = "random"
     kernel: Literal["torch", "onednn"] = "torch"
@@ -183,35 +181,37 @@ class Variant:
     cache: Literal["off", "memory"] = "off"
 
 
-def variants_of(mode: str, args: argparse.Namespace) -> list[Variant]:
+def variants_of(mode: str, texts: tuple[str, ...], args: argparse.Namespace) -> list[Variant]:
     """Rows of a table, the baseline first."""
-    if mode in ("head", "partial"):
+
+    def row(label: str, package: Any, **options: Any) -> Variant:
+        allocator = "keep" if package == "molfun" else "system"
+        case = Case(mode, args.size, texts, package, **options)
+        return Variant(label, case, {"MOLFUN_ALLOCATOR": allocator})
+
+    best = "onednn" if args.onednn else "torch"
+    if mode in LONG_RUNS:
         once = f"({EPOCHS} x one)"
         return [
-            Variant(f"transformers, default {once}", "transformers"),
-            Variant(f"transformers, sorted {once}", "transformers", order="sorted"),
-            Variant(f"molfun, no cache {once}", "molfun", kernel=args.best_kernel),
-            Variant(
-                f"molfun, cache ({EPOCHS} epochs run)",
-                "molfun",
-                kernel=args.best_kernel,
-                cache="memory",
-            ),
+            row(f"transformers, default {once}", "transformers"),
+            row(f"transformers, sorted {once}", "transformers", order="sorted"),
+            row(f"molfun, no cache {once}", "molfun", kernel=best),
+            row(f"molfun, cache ({EPOCHS} epochs run)", "molfun", kernel=best, cache="memory"),
         ]
     rows = [
-        Variant("transformers sdpa, default", "transformers"),
-        Variant("transformers sdpa, sorted", "transformers", order="sorted"),
+        row("transformers sdpa, default", "transformers"),
+        row("transformers sdpa, sorted", "transformers", order="sorted"),
     ]
     if mode != "lora" and args.fair_esm:
-        rows.append(Variant("fair-esm, default", "fair-esm"))
-    rows.append(Variant("molfun, torch's product", "molfun"))
-    if args.best_kernel == "onednn":
-        rows.append(Variant("molfun, oneDNN's product", "molfun", kernel="onednn"))
+        rows.append(row("fair-esm, default", "fair-esm"))
+    rows.append(row("molfun, torch's product", "molfun"))
+    if args.onednn:
+        rows.append(row("molfun, oneDNN's product", "molfun", kernel="onednn"))
     if args.bf16:
         rows += [
-            Variant("transformers bf16, default", "transformers", bf16=True),
-            Variant("transformers bf16, sorted", "transformers", order="sorted", bf16=True),
-            Variant("molfun bf16", "molfun", bf16=True),
+            row("transformers bf16, default", "transformers", bf16=True),
+            row("transformers bf16, sorted", "transformers", order="sorted", bf16=True),
+            row("molfun bf16", "molfun", bf16=True),
         ]
     return rows
 
@@ -220,160 +220,96 @@ def batches_of(order: Sequence[int]) -> Batches:
     return [list(order[i : i + BATCH]) for i in range(0, len(order), BATCH)]
 
 
-def one_pass(
-    peer: Peer, texts: Sequence[str], batches: Batches, *, train: bool, bf16: bool
-) -> tuple[float, float]:
-    """CPU seconds of a pass over all sequences, and its loss before any step."""
+def one_pass(peer: Peer, case: Case, batches: Batches) -> float:
+    """The mean loss over all sequences, before any step."""
     parameters = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # rate 0: every round sees the same weights
-    context: Any = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+    context: Any = torch.autocast("cpu", torch.bfloat16) if case.bf16 else nullcontext()
+    train = case.mode != "inference"
     total = 0.0
-    start = time.process_time()
     for batch in batches:
-        labels = torch.tensor([len(texts[i]) / 100 for i in batch])
+        texts = [case.texts[i] for i in batch]
+        labels = torch.tensor([len(text) / 100 for text in texts])
         with context, torch.set_grad_enabled(train):
-            loss = peer([texts[i] for i in batch], labels)
+            loss = peer(texts, labels)
         if train:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         total += float(loss.detach())
-    return time.process_time() - start, total
+    return total / len(case.texts)
 
 
-def passes(variant: Variant, mode: str, texts: list[str], source: Any) -> tuple[Measure, Measure]:
+def passes(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
     """A pass over one batch, to warm up, and one over all."""
     classes = {"transformers": HuggingFace, "fair-esm": FairESM, "molfun": Molfun}
-    kind = {"head": "head", "inference": "head"}.get(mode, mode)
-    peer = classes[variant.package](source, kind)
-    batches = batches_in(variant.order, texts)
-    # the trunk of a peer runs in every epoch, so one epoch is measured and multiplied
-    times = EPOCHS if mode in ("head", "partial") else 1
-
-    def run(part: Batches) -> tuple[float, float]:
-        train = mode != "inference"
-        seconds, loss = one_pass(peer, texts, part, train=train, bf16=variant.bf16)
-        return seconds * times, loss / len(texts)
-
-    return lambda: run(batches[:1]), lambda: run(batches)
+    kind = {"head": "head", "inference": "head"}.get(case.mode, case.mode)
+    peer = classes[case.package](source, kind)
+    batches = batches_in(case.order, case.texts)
+    return lambda: one_pass(peer, case, batches[:1]), lambda: one_pass(peer, case, batches)
 
 
-def fits(variant: Variant, mode: str, texts: list[str], source: Any) -> tuple[Measure, Measure]:
+def fits(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
     """``fit`` on one batch, to warm up, and on all."""
-    data = SequenceDataset.from_list([(t, len(t) / 100) for t in texts])
-    loader = [SampleBatch([data[i] for i in b]) for b in batches_in(variant.order, texts)]
+    data = SequenceDataset.from_list([(t, len(t) / 100) for t in case.texts])
+    loader = [SampleBatch([data[i] for i in b]) for b in batches_in(case.order, case.texts)]
     strategy = (
         PartialFinetune(unfreeze_last_n=2, lr_trunk=1e-9)
-        if mode == "partial"
+        if case.mode == "partial"
         else HeadOnlyFinetune(lr=1e-9)
     )
-    n_epochs = EPOCHS if variant.cache == "memory" else 1
 
-    def run(part: Any, n: int) -> tuple[float, float]:
+    def run(part: Any, n: int) -> float:
         model = copy.deepcopy(source)
-        start = time.process_time()
-        history = model.fit(part, strategy=strategy, epochs=n, cache=variant.cache)
-        taken = (time.process_time() - start) * EPOCHS / n
-        return taken, history[0]["train_loss"]
+        history = model.fit(part, strategy=strategy, epochs=n, cache=case.cache)
+        return float(history[0]["train_loss"])
 
+    n_epochs = EPOCHS if case.cache == "memory" else 1
     return lambda: run(loader[:1], 1), lambda: run(loader, n_epochs)
 
 
 def batches_in(order: str, texts: Sequence[str]) -> Batches:
     """Batches in random order, or of neighbours in length."""
     if order == "sorted":
-        return batches_of(np.argsort([len(t) for t in texts]))
-    return batches_of(np.random.default_rng(1).permutation(len(texts)))
+        return batches_of(np.argsort([len(t) for t in texts]).tolist())
+    return batches_of(np.random.default_rng(1).permutation(len(texts)).tolist())
 
 
-def held(field: str) -> float:
-    """Memory of this process in MB, from Linux: VmRSS now, VmHWM at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return math.nan
-
-
-def load(size: str) -> MolfunStructureModel:
-    """The model that every variant starts from."""
-    return MolfunStructureModel(
-        NAMES[size],
+def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
+    """What is measured, in a process of its own; every variant starts from the same weights."""
+    logging.disable(logging.WARNING)
+    kernels.set_matrix_kernel(case.kernel)
+    source = MolfunStructureModel(
+        NAMES[case.size],
         head="linear",
         head_config={"standardize": False},
         task_config={"standardize": False},
         device="cpu",
         seed=0,
     )
+    through_fit = case.package == "molfun" and case.mode in LONG_RUNS
+    return (fits if through_fit else passes)(case, source)
 
 
-def serve(pipe: Any, variant: Variant, mode: str, args: argparse.Namespace) -> None:
-    """Measure once for each word from the other end, in a process of its own."""
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(args.threads)
-    kernels.set_matrix_kernel(variant.kernel)
-    texts = sequences(args.sequences, args.seed)
-    through_fit = variant.package == "molfun" and mode in ("head", "partial")
-    warm_up, measure = (fits if through_fit else passes)(variant, mode, texts, load(args.size))
-    loaded = held("VmRSS")
-    warm_up()
-    pipe.send("ready")
-    while pipe.recv() == "measure":
-        pipe.send((*measure(), held("VmHWM") - loaded))
-
-
-def table(mode: str, args: argparse.Namespace) -> None:
+def table(mode: str, texts: tuple[str, ...], args: argparse.Namespace) -> None:
     """Measure the variants in turns and print their medians."""
-    processes = []
-    spawn = multiprocessing.get_context("spawn")
-    variants = variants_of(mode, args)
-    for variant in variants:
-        os.environ["MOLFUN_ALLOCATOR"] = "keep" if variant.package == "molfun" else "system"
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(there, variant, mode, args))
-        process.start()
-        there.close()
-        here.recv()
-        processes.append((process, here))
-    found: list[list[tuple[float, float, float]]] = [[] for _ in variants]
-    for _ in range(args.rounds):
-        for (_process, pipe), results in zip(processes, found, strict=True):
-            pipe.send("measure")
-            results.append(pipe.recv())
-    for process, pipe in processes:
-        pipe.send("end")
-        process.join()
-    work = args.residues * (EPOCHS if mode in ("head", "partial") else 1)
-    middles = [statistics.median(seconds for seconds, _, _ in rows) for rows in found]
-    print(f"\n{TITLES[mode]}, {args.size}, {args.sequences} sequences, batches of {BATCH}")
+    variants = variants_of(mode, texts, args)
+    results = harness.compare(variants, prepare, rounds=args.rounds, threads=args.threads)
+    epochs = EPOCHS if mode in LONG_RUNS else 1
+    # what has no cache runs the trunk in every epoch: one is measured, and multiplied
+    seconds = [
+        r.cpu * (1 if v.settings.cache == "memory" else epochs)
+        for r, v in zip(results, variants, strict=True)
+    ]
+    work = epochs * sum(map(len, texts))
+    print(f"\n{TITLES[mode]}, {args.size}, {len(texts)} sequences, batches of {BATCH}")
     print(f"  {'variant':<34}{'res/s':>9}{'x first':>9}{'spread':>9}{'MB':>7}{'loss':>12}")
-    for variant, rows, middle in zip(variants, found, middles, strict=True):
-        seconds = [row[0] for row in rows]
-        spread = (max(seconds) - min(seconds)) / middle
-        memory = max(row[2] for row in rows)
+    for result, taken in zip(results, seconds, strict=True):
         print(
-            f"  {variant.label:<34}{work / middle:>9.0f}{middles[0] / middle:>9.2f}{spread:>8.0%}"
-            f"{memory:>8.0f}{rows[0][1]:>12.6f}",
+            f"  {result.label:<34}{work / taken:>9.0f}{seconds[0] / taken:>9.2f}"
+            f"{result.spread:>8.0%}{result.memory:>8.0f}{result.value:>12.6f}",
             flush=True,
         )
-
-
-def gemm_peak() -> Iterator[tuple[str, float]]:
-    """Best rates of float32 products at ESM-2's shapes, in GFLOP/s."""
-    for kernel in ("torch", "onednn"):
-        try:
-            kernels.set_matrix_kernel(kernel)  # type: ignore[arg-type]  # a name
-        except ValueError:
-            continue
-        best = 0.0
-        for inner, outer in ((320, 960), (320, 1280), (1280, 320), (480, 1920)):
-            x, weight = torch.randn(2048, inner), torch.randn(outer, inner)
-            for _ in range(20):
-                start = time.process_time()
-                kernels.linear(x, weight)
-                taken = time.process_time() - start
-                best = max(best, 2 * 2048 * inner * outer / taken / 1e9)
-        yield kernel, best
-    kernels.set_matrix_kernel("auto")
 
 
 def main() -> None:
@@ -389,19 +325,12 @@ def main() -> None:
     parser.add_argument("--no-fair-esm", dest="fair_esm", action="store_false")
     parser.add_argument("--modes", nargs="+", choices=TITLES, default=list(TITLES))
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    peaks = dict(gemm_peak())
-    args.best_kernel = "onednn" if args.onednn and "onednn" in peaks else "torch"
-    texts = sequences(args.sequences, args.seed)
-    args.residues = sum(map(len, texts))
-    rates = ", ".join(f"{kernel} {rate:.0f} GFLOP/s" for kernel, rate in peaks.items())
-    print(
-        f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch "
-        f"{torch.__version__}, float32 products: {rates}"
-    )
-    print(f"{args.residues:,} residues in {len(texts)} sequences", flush=True)
+    texts = tuple(sequences(args.sequences, args.seed))
+    args.onednn = args.onednn and "onednn" in harness.gemm_peaks(args.threads)
+    print(harness.machine(args.threads))
+    print(f"{sum(map(len, texts)):,} residues in {len(texts)} sequences", flush=True)
     for mode in args.modes:
-        table(mode, args)
+        table(mode, texts, args)
 
 
 if __name__ == "__main__":
