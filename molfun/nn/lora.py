@@ -100,7 +100,7 @@ def inject(backbone: nn.Module, spec: LoRASpec) -> None:
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(_peft_config(spec), backbone, adapter_name=ADAPTER)
-    backbone.molfun_lora = spec  # type: ignore[assignment]
+    backbone.molfun_lora = spec  # type: ignore[assignment]  # a note on the module
 
 
 def _peft_config(spec: LoRASpec) -> Any:
@@ -238,16 +238,16 @@ def merge(backbone: nn.Module) -> None:
         weight = layer.get_base_layer().weight
         kept.append((layer, weight.detach().clone()))
         layer.merge(safe_merge=True)
-    backbone._molfun_unmerged = kept  # type: ignore[assignment]
+    backbone._molfun_unmerged = kept  # type: ignore[assignment]  # as above
 
 
 @torch.no_grad()
 def unmerge(backbone: nn.Module) -> None:
     """Take the adapters out again; the base weights come back bit by bit."""
-    for layer, weight in backbone._molfun_unmerged:  # type: ignore[union-attr]
+    for layer, weight in backbone._molfun_unmerged:  # type: ignore[union-attr]  # as above
         layer.unmerge()
         layer.get_base_layer().weight.copy_(weight)
-    backbone._molfun_unmerged = []  # type: ignore[assignment]
+    backbone._molfun_unmerged = []  # type: ignore[assignment]  # as above
 
 
 @contextlib.contextmanager

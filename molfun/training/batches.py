@@ -46,7 +46,7 @@ class EpochBatches:
         self.loader = loader
         self.seed = seed
         try:
-            self.n_batches = len(loader)  # type: ignore[arg-type]
+            self.n_batches = len(loader)  # type: ignore[arg-type]  # sized or refused
         except TypeError:
             raise DataError(
                 "The training loader has no length, so the learning-rate schedule cannot be "
@@ -85,7 +85,7 @@ def _order(loader: DataLoader[Any], seed: int) -> list[list[int]]:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
     with _Streams(seed):
-        return [list(batch) for batch in loader.batch_sampler]  # type: ignore[union-attr]
+        return [list(batch) for batch in loader.batch_sampler]  # type: ignore[union-attr]  # batches are made here
 
 
 def _has_index_batches(loader: DataLoader[Any]) -> bool:

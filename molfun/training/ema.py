@@ -61,8 +61,8 @@ class WeightAverage:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Put back what `state_dict` gave."""
-        self.updates = int(state["updates"])  # type: ignore[call-overload]
-        for name, tensor in state["average"].items():  # type: ignore[attr-defined]
+        self.updates = int(state["updates"])  # type: ignore[call-overload]  # as written
+        for name, tensor in state["average"].items():  # type: ignore[attr-defined]  # as written
             self.average[name].copy_(tensor)
 
 

@@ -64,7 +64,7 @@ def _read(path: Path) -> Features | None:
     if not path.is_file():
         return None
     try:
-        features: Features = dict(read_features(path))  # type: ignore[arg-type]
+        features: Features = dict(read_features(path))  # type: ignore[arg-type]  # tensors
     except DataError as error:
         logger.warning("Cached features are computed again: %s", error)
         return None

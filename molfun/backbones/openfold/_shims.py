@@ -77,6 +77,7 @@ def _add_scop_data() -> None:
     from Bio.Data import PDBData
 
     module = types.ModuleType("Bio.Data.SCOPData")
+    # a module made here has no attributes that mypy knows
     module.protein_letters_3to1 = PDBData.protein_letters_3to1_extended  # type: ignore[attr-defined]
     sys.modules["Bio.Data.SCOPData"] = module
     import Bio.Data
@@ -89,11 +90,11 @@ def _numpy_object() -> Iterator[None]:
     if "object" in np.__dict__:
         yield
         return
-    np.object = object  # type: ignore[attr-defined]
+    np.object = object  # type: ignore[attr-defined]  # gone from NumPy, for a moment
     try:
         yield
     finally:
-        del np.object  # type: ignore[attr-defined]
+        del np.object  # type: ignore[attr-defined]  # as above
 
 
 def _replace_kernels() -> None:
@@ -137,4 +138,4 @@ def _use_nonreentrant_checkpoints() -> None:
     for module in list(sys.modules.values()):
         ours = getattr(module, "__name__", "").startswith("openfold.")
         if ours and getattr(module, "get_checkpoint_fn", None) is upstream:
-            module.get_checkpoint_fn = lambda: fixed  # type: ignore[attr-defined]
+            module.get_checkpoint_fn = lambda: fixed  # type: ignore[attr-defined]  # checked above
