@@ -3,8 +3,8 @@
 >>> import molfun
 >>> sorted(molfun.__all__)
 ['AffinityDataset', 'DataSplitter', 'FinetuneStrategy', 'FullFinetune', 'HeadOnlyFinetune',
-'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune', 'SequenceDataset',
-'__version__']
+'LengthBatchSampler', 'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune',
+'SequenceDataset', '__version__']
 """
 
 from molfun._lazy import attach
@@ -19,6 +19,7 @@ __getattr__, _names = attach(
         "FullFinetune": "molfun.training",
         "HeadOnlyFinetune": "molfun.training",
         "LoRAFinetune": "molfun.training",
+        "LengthBatchSampler": "molfun.data",
         "MolfunError": "molfun.errors",
         "MolfunStructureModel": "molfun.models.structure",
         "PartialFinetune": "molfun.training",

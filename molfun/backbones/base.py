@@ -61,6 +61,8 @@ class Backbone(nn.Module, ABC):
     """What a sample may be: "structure", "sequence"."""
     default_head: ClassVar[str] = "affinity"
     """Head where none is asked for on the command line."""
+    length_power: ClassVar[float] = 2.0
+    """Power of the length with which the cost of a sample grows: 2 for padded attention."""
 
     single_dim: int
     pair_dim: int | None
@@ -118,8 +120,15 @@ class Backbone(nn.Module, ABC):
         return False
 
     def run_prefix(self, batch: Features, block: int) -> Features:
-        """Run all before `block`; the result goes through `collate` like features."""
+        """Run all before `block`, without a graph.
+
+        The result of a batch of one sample is what a cache keeps.
+        """
         raise NotImplementedError  # reached only if `splits_before` promises what is not there
+
+    def join_states(self, states: Sequence[Features]) -> Features:
+        """One batch from what `run_prefix` gave for samples one by one."""
+        return self.collate(states)
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
         """Go on from `run_prefix`: the same output as `forward`."""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
+from molfun.data.batching import LengthBatchSampler
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
@@ -77,9 +78,20 @@ def _check_flags(settings: FineTuneSettings) -> None:
 
 def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]:
     """Batches of a data set."""
+    return _loader(dataset, batch_size=batch_size, **options)
+
+
+def loader_by_length(
+    dataset: Dataset, batch_size: int, *, power: float, num_workers: int
+) -> DataLoader[Any]:
+    """Shuffled batches of samples of similar length."""
+    sampler = LengthBatchSampler.from_dataset(dataset, batch_size=batch_size, power=power)
+    return _loader(dataset, batch_sampler=sampler, num_workers=num_workers)
+
+
+def _loader(dataset: Dataset, **options: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # map-style by its methods, not by its class
-        batch_size=batch_size,
         collate_fn=dataset.collate_fn,
         **options,
     )

@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
-from molfun.cli.data import Dataset, files_of_a_run, loader, open_training, task_config
+from molfun.cli.data import (
+    Dataset,
+    files_of_a_run,
+    loader,
+    loader_by_length,
+    open_training,
+    task_config,
+)
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
@@ -46,7 +53,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         shown = ConsoleProgress()
         try:
             history = model.fit(
-                _loader(train, settings, shuffle=True),
+                _training_loader(train, settings, model.backbone.length_power),
                 _loader(val, settings),
                 strategy=strategy,
                 epochs=settings.epochs,
@@ -54,7 +61,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 resume=resume,
                 seed=settings.seed,
                 precision=settings.precision,
-                cache=settings.cache,
+                cache=settings.cache_config,
                 callbacks=[files, shown],
                 overwrite=True,
             )
@@ -160,14 +167,17 @@ def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> Finetu
     return FinetuneStrategy.from_dict(options)
 
 
-def _loader(
-    dataset: Dataset | None, settings: FineTuneSettings, *, shuffle: bool = False
-) -> DataLoader[Any] | None:
+def _training_loader(dataset: Dataset, settings: FineTuneSettings, power: float) -> DataLoader[Any]:
+    size, workers = settings.samples_per_batch, settings.workers
+    if settings.group_by_length and size > 1:
+        return loader_by_length(dataset, size, power=power, num_workers=workers)
+    return loader(dataset, size, shuffle=True, num_workers=workers)
+
+
+def _loader(dataset: Dataset | None, settings: FineTuneSettings) -> DataLoader[Any] | None:
     if dataset is None:
         return None
-    return loader(
-        dataset, settings.samples_per_batch, shuffle=shuffle, num_workers=settings.workers
-    )
+    return loader(dataset, settings.samples_per_batch, num_workers=settings.workers)
 
 
 def _report(
@@ -179,6 +189,8 @@ def _report(
 ) -> None:
     if history.stopped == "early_stopping":
         say(f"Stopped early: no better {settings.monitor} for {settings.patience} epochs.")
+    if history.cache_report:
+        say(history.cache_report)
     say()
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:

@@ -81,11 +81,16 @@ def fine_tune(
     ] = None,
     lora_rank: Annotated[int | None, _flag("Rank of the adapters [8].", TRAINING)] = None,
     unfreeze_blocks: Annotated[
-        int | None, _flag("Blocks that train with partial [4, or all of fewer].", TRAINING)
+        int | None,
+        _flag("Last blocks that train: partial [4, or all of fewer], lora [all].", TRAINING),
     ] = None,
     epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
     batch_size: Annotated[
         int | None, _flag("Samples per batch [1; sequences 8].", TRAINING)
+    ] = None,
+    group_by_length: Annotated[
+        bool | None,
+        _flag("Put samples of similar length into a batch.", TRAINING, "--group-by-length"),
     ] = None,
     accum: Annotated[
         int | None, _flag("Batches per optimizer step [8; sequences 1].", TRAINING)
@@ -123,7 +128,17 @@ def fine_tune(
     seed: Annotated[int | None, _flag("Seed of split, order, weights, dropout [42].", RUN)] = None,
     workers: Annotated[int | None, _flag("Processes that load data [0].", RUN)] = None,
     cache: Annotated[
-        Text, _flag("Cache of a frozen trunk: auto, memory, disk, off [auto].", RUN)
+        Text, _flag("Cache of what is frozen: auto, memory, disk, off [auto].", RUN)
+    ] = None,
+    cache_dir: Annotated[
+        Text, _flag("Its folder, which runs may share [OUTPUT/cache].", RUN)
+    ] = None,
+    cache_memory_gb: Annotated[float | None, _flag("Entries kept in memory [4].", RUN)] = None,
+    cache_disk_gb: Annotated[
+        float | None, _flag("Largest size of the folder [all but 1 GB of the disk].", RUN)
+    ] = None,
+    cache_precision: Annotated[
+        Text, _flag("float32, or bfloat16 for half the size [float32].", RUN)
     ] = None,
     demo: Annotated[
         bool | None, _flag("Synthetic data: no files, weights or GPU needed.", RUN, "--demo")

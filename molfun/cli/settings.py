@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from molfun.config import Settings, dump_yaml
 from molfun.registry import BACKBONES
+from molfun.training.cache import CacheConfig
 
 DEMO_VALIDATION = 2
 LR_NAMES = {"head_only": "lr", "lora": "lr_lora", "partial": "lr_trunk", "full": "lr"}
@@ -52,6 +53,7 @@ class FineTuneSettings(Settings):
     unfreeze_blocks: int | None = Field(default=None, ge=1)
     epochs: int = Field(default=20, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
+    group_by_length: bool = False
     accum: int | None = Field(default=None, ge=1)
     ema: float = Field(default=0.999, ge=0, lt=1)
     warmup: int | None = Field(default=None, ge=0)
@@ -69,6 +71,10 @@ class FineTuneSettings(Settings):
     seed: int = 42
     workers: int = Field(default=0, ge=0)
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
+    cache_dir: str | None = None
+    cache_memory_gb: float = Field(default=4.0, ge=0)
+    cache_disk_gb: float | None = Field(default=None, ge=0)
+    cache_precision: Literal["float32", "bfloat16"] = "float32"
 
     demo: bool = False
     demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
@@ -119,6 +125,17 @@ class FineTuneSettings(Settings):
             return self.accum
         return 1 if self.demo or self.on_sequences else 8
 
+    @property
+    def cache_config(self) -> CacheConfig:
+        """Where what is frozen is kept."""
+        return CacheConfig(
+            mode=self.cache,
+            directory=self.cache_dir,
+            memory_gb=self.cache_memory_gb,
+            disk_gb=self.cache_disk_gb,
+            precision=self.cache_precision,
+        )
+
     def strategy_options(self, name: str, n_blocks: int) -> dict[str, Any]:
         """Arguments of the strategy called `name` for a backbone with so many blocks."""
         options: dict[str, Any] = {
@@ -140,6 +157,8 @@ class FineTuneSettings(Settings):
             options[LR_NAMES[name]] = self.lr
         if name == "lora" and self.lora_rank is not None:
             options["rank"] = self.lora_rank
+        if name == "lora" and self.unfreeze_blocks is not None:
+            options["adapt_last_n"] = self.unfreeze_blocks
         if name == "partial":
             options["unfreeze_last_n"] = self.unfreeze_blocks or min(4, n_blocks)
         return options

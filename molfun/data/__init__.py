@@ -12,6 +12,7 @@ __getattr__, __all__ = attach(
     __name__,
     {
         "AffinityDataset": "molfun.data.affinity",
+        "LengthBatchSampler": "molfun.data.batching",
         "SequenceDataset": "molfun.data.sequences",
         "read_fasta": "molfun.data.sequences",
         "DataSplitter": "molfun.data.splits",

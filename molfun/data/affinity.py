@@ -21,7 +21,7 @@ from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample, SampleBatch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Float64, Int64
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +272,12 @@ class AffinityDataset:
     def max_length(self) -> int | None:
         """Residues kept of each structure."""
         return self._source.max_length
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "samples"]:
+        """Residues of each sample that the model sees at most; files not read yet are read."""
+        lengths = np.array([sum(map(len, c)) for c in self.sequences()], dtype=np.int64)
+        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
 
     @property
     def input_settings(self) -> dict[str, Any]:

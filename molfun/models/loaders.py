@@ -127,9 +127,11 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
     validation = None
     if val is not None:
         validation = digest([*ids_of(val), *label_texts(targets_of(val))])
+    grouping = getattr(getattr(train, "batch_sampler", None), "settings", None)
     return {
         "batches": len(train),
-        "batch size": getattr(train, "batch_size", None),
+        "batches by length": grouping,
+        "batch size": grouping["batch_size"] if grouping else getattr(train, "batch_size", None),
         "training set": digest(ids_of(train)),
         "labels": digest(label_texts(targets)),
         "validation set": validation,

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +47,7 @@ from molfun.sample import is_missing
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
-from molfun.training.cache import CacheMode, PrefixCache, make_cache
+from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
 from molfun.training.callbacks import Callback, CSVLog
 from molfun.training.engine import (
     Engine,
@@ -224,7 +225,7 @@ class MolfunStructureModel(nn.Module):
         resume: bool = False,
         seed: int = 0,
         precision: str | None = None,
-        cache: CacheMode = "auto",
+        cache: CacheMode | CacheConfig = "auto",
         cache_dir: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         save_every_steps: int | None = None,
@@ -252,7 +253,9 @@ class MolfunStructureModel(nn.Module):
         precision
             Overrides the strategy's ``amp``: "32-true", "bf16-mixed", "16-mixed".
         cache
-            Where outputs of a frozen backbone are kept: "auto", "memory", "disk" or "off".
+            Where what is frozen is kept, its outputs or its activations before the first block
+            that trains: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets and
+            precision.
         cache_dir
             Folder for "auto" and "disk", which several runs may share; by default in
             `output_dir`.
@@ -295,9 +298,8 @@ class MolfunStructureModel(nn.Module):
         if epochs is None and max_steps is None:
             epochs = 20
         optimizer, parameters = make_optimizer(strategy, self)
-        if cache_dir is None and run_dir is not None:
-            cache_dir = run_dir / "cache"
-        store = self._make_cache(cache, cache_dir, chosen)
+        cache = _cache_config(cache, cache_dir, run_dir)
+        store = self._make_cache(cache, chosen)
         kept: list[int] = []
 
         def keep(history: History) -> None:
@@ -313,7 +315,7 @@ class MolfunStructureModel(nn.Module):
             device=self.device,
             autocast=fabric.autocast,
             cache=store,
-            features=self._feature_cache(cache, cache_dir),
+            features=self._feature_cache(cache),
         )
         if runner.frozen:
             set_modes(self.backbone, training=False)
@@ -355,7 +357,9 @@ class MolfunStructureModel(nn.Module):
             # what was best is on disk already, unless an earlier process of this run wrote it
             if run_dir is not None and not kept and (restore_best or not engine.state.best_epoch):
                 self.save(run_dir / "checkpoint")
-        _report_cache(store)
+        if store is not None:
+            history.cache_report = store.report()
+            logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
         return history
 
     def pretrain(
@@ -460,20 +464,16 @@ class MolfunStructureModel(nn.Module):
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
 
-    def _make_cache(
-        self, mode: CacheMode, folder: str | Path | None, precision: str
-    ) -> PrefixCache | None:
+    def _make_cache(self, config: CacheConfig, precision: str) -> PrefixCache | None:
         """Cache for what is frozen: all of the backbone, or its first blocks."""
         assert self.head is not None
         backbone, needs = self.backbone, self.head.needs
         trains = any(p.requires_grad for p in backbone.parameters())
         n_frozen = backbone.frozen_blocks()
         if trains and not (n_frozen and backbone.splits_before(n_frozen, needs)):
-            if mode in ("memory", "disk"):
+            if config.mode in ("memory", "disk"):
                 logger.warning(
-                    "cache=%r keeps nothing in this run: parts of the backbone train, so its "
-                    "outputs change at every step.",
-                    mode,
+                    "cache=%r keeps nothing in this run: %s.", config.mode, _why_uncached(n_frozen)
                 )
             return None
         prefix = (
@@ -483,11 +483,11 @@ class MolfunStructureModel(nn.Module):
             f"{__version__}",
             *((f"before block {n_frozen}",) if trains else needs),
         )
-        return make_cache(mode, prefix, folder)
+        return make_cache(config, prefix)
 
-    def _feature_cache(self, mode: CacheMode, folder: str | Path | None) -> FeatureCache:
-        on_disk = folder is not None and mode in ("auto", "disk")
-        return FeatureCache(self.backbone, Path(folder or "") / "features" if on_disk else None)
+    def _feature_cache(self, config: CacheConfig) -> FeatureCache:
+        folder = config.directory if config.mode in ("auto", "disk") else None
+        return FeatureCache(self.backbone, None if folder is None else Path(folder) / "features")
 
     def _model_identity(self) -> dict[str, Any]:
         """What of the model a run does not change, as plain values."""
@@ -1077,10 +1077,18 @@ def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         ) from error
 
 
-def _report_cache(cache: PrefixCache | None) -> None:
-    if cache is not None and cache.hits:
-        logger.info(
-            "Frozen-prefix cache: the frozen part of the backbone ran %d times instead of %d.",
-            cache.misses,
-            cache.misses + cache.hits,
-        )
+def _cache_config(
+    cache: CacheMode | CacheConfig, folder: str | Path | None, run_dir: Path | None
+) -> CacheConfig:
+    config = cache if isinstance(cache, CacheConfig) else CacheConfig(mode=cache)
+    if folder is None:
+        folder = config.directory
+    if folder is None and run_dir is not None:
+        folder = run_dir / "cache"
+    return replace(config, directory=None if folder is None else Path(folder).expanduser())
+
+
+def _why_uncached(n_frozen: int) -> str:
+    if n_frozen == 0:
+        return "parts of the backbone train, so its outputs change at every step"
+    return "what the head reads, or recycling, passes through blocks that train"

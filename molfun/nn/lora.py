@@ -53,6 +53,8 @@ class LoRASpec:
         Last parts of module names, matched whole: ``linear_q`` never hits ``linear_q_points``.
     scope
         Module path of the list of blocks to search.
+    blocks
+        Numbers of the blocks to search; None takes all.
     use_dora
         Weight-decomposed adapters (Liu et al. 2024).
     use_rslora
@@ -66,12 +68,14 @@ class LoRASpec:
     scope: str
     use_dora: bool = False
     use_rslora: bool = False
+    blocks: tuple[int, ...] | None = None
 
     @property
     def pattern(self) -> str:
         """Regular expression that full module names have to match."""
         targets = "|".join(re.escape(t) for t in self.target_modules)
-        return rf"{re.escape(self.scope)}\.\d+\.(?:.*\.)?(?:{targets})"
+        blocks = r"\d+" if self.blocks is None else f"(?:{'|'.join(map(str, self.blocks))})"
+        return rf"{re.escape(self.scope)}\.{blocks}\.(?:.*\.)?(?:{targets})"
 
 
 def inject(backbone: nn.Module, spec: LoRASpec) -> None:
@@ -293,6 +297,8 @@ def read_spec(folder: str | Path) -> LoRASpec:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["target_modules"] = tuple(content["target_modules"])
+        if content.get("blocks") is not None:
+            content["blocks"] = tuple(content["blocks"])
         spec = LoRASpec(**content)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error!r}") from error

@@ -5,6 +5,7 @@ from molfun._lazy import attach
 __getattr__, __all__ = attach(
     __name__,
     {
+        "CacheConfig": "molfun.training.cache",
         "Callback": "molfun.training.callbacks",
         "FinetuneStrategy": "molfun.training.base",
         "FullFinetune": "molfun.training.full",

@@ -1,7 +1,8 @@
-"""Outputs of a frozen backbone, computed once and used in every later epoch.
+"""What the frozen part of a backbone gives, computed once and used in every later epoch.
 
-An entry is what the head reads of one sample's trunk output, unpadded. Its key covers all that the
-entry depends on: the backbone's weights and configuration, the sample's content, the feature
+An entry is what comes next needs of one sample: the trunk's output where all of it is frozen, or
+the activations before the first block that trains. Its key covers all that the entry depends on:
+the weights and configuration of the frozen part, the sample's content and crop, the feature
 settings, the representations, the precision, the device and the versions of the software. A
 changed input gives another key; a damaged entry fails its checksum and is computed again.
 """
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -22,8 +26,61 @@ from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
 logger = logging.getLogger(__name__)
 
 CacheMode = Literal["auto", "memory", "disk", "off"]
-MEMORY_BUDGET = 4 * 2**30
-"""Bytes of entries kept in memory; beyond it "auto" goes to disk if it has a folder."""
+CachePrecision = Literal["float32", "bfloat16"]
+SUFFIX = ".safetensors"
+RESERVE = 2**30
+"""Bytes of the disk that are left free where no budget is given."""
+STALE_SECONDS = 3600.0
+"""Age at which a temporary file is taken for what a killed process left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where and how what is frozen is kept.
+
+    Parameters
+    ----------
+    mode
+        ``"auto"`` fills memory first and then the folder, if there is one; ``"memory"`` never
+        writes; ``"disk"`` always does; ``"off"`` computes everything each time.
+    directory
+        Folder for "auto" and "disk", which several runs may share; by default in the run's.
+    memory_gb
+        Entries kept in memory, in GB (2**30 bytes).
+    disk_gb
+        Largest size of the folder, in GB; None writes until 1 GB of the disk is left.
+    precision
+        ``"bfloat16"`` halves every entry, at a relative error of up to 0.4 % in each number. Used
+        from the first epoch on, so that a run stays exact in itself.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown or a budget negative.
+
+    Examples
+    --------
+    >>> CacheConfig(mode="disk", directory="cache", disk_gb=50).memory_gb
+    4.0
+    """
+
+    mode: CacheMode = "auto"
+    directory: str | Path | None = None
+    memory_gb: float = 4.0
+    disk_gb: float | None = None
+    precision: CachePrecision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(CacheMode):
+            raise ConfigError(unknown_name("cache mode", self.mode, get_args(CacheMode)))
+        if self.precision not in get_args(CachePrecision):
+            raise ConfigError(
+                unknown_name("cache precision", self.precision, get_args(CachePrecision))
+            )
+        for name in ("memory_gb", "disk_gb"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} must be 0 or more, got {value!r}.")
 
 
 class PrefixCache:
@@ -37,11 +94,19 @@ class PrefixCache:
         Folder for entries on disk; several processes may share it. None keeps to memory.
     memory_budget
         Bytes kept in memory; 0 writes every entry to disk.
+    disk_budget
+        Bytes the folder may grow to; None leaves `RESERVE` of the disk.
+    dtype
+        Type that floating-point numbers are kept in.
 
     Attributes
     ----------
     hits, misses
         Number of entries found and not found.
+    seconds
+        Time that computing the missing ones took, as `put` is told.
+    written
+        Bytes written to disk.
     """
 
     def __init__(
@@ -49,16 +114,24 @@ class PrefixCache:
         prefix: str,
         *,
         directory: Path | None = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int = 4 * 2**30,
+        disk_budget: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._prefix = prefix
         self._directory = directory
         self._budget = memory_budget
+        self._disk_budget = disk_budget
+        self._dtype = dtype
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
-        self._bytes = 0
+        self._folder_bytes: int | None = None
         self._disk_works = directory is not None
+        self._told_full = False
+        self.held = 0
+        self.written = 0
         self.hits = 0
         self.misses = 0
+        self.seconds = 0.0
 
     def key(self, content: str) -> str:
         """Key of a sample with that content key."""
@@ -73,21 +146,56 @@ class PrefixCache:
             self.misses += 1
             return None
         self.hits += 1
-        return tensors
+        return self._as_read(tensors)
 
-    def put(self, key: str, output: Mapping[str, torch.Tensor]) -> None:
-        """Keep `output` (one sample) under `key`."""
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in output.items()}
+    def put(
+        self, key: str, output: Mapping[str, torch.Tensor], *, seconds: float = 0.0
+    ) -> dict[str, torch.Tensor]:
+        """Keep `output` (one sample) under `key`; gives what `get` will give."""
+        self.seconds += seconds
+        tensors = {name: self._as_kept(tensor) for name, tensor in output.items()}
         size = sum(t.numel() * t.element_size() for t in tensors.values())
-        if self._bytes + size <= self._budget:
+        if self.held + size <= self._budget:
             self._memory[key] = tensors
-            self._bytes += size
-        elif self._disk_works:
-            self._write(key, tensors)
+            self.held += size
+        elif self._disk_works and self._has_room(size):
+            self._write(key, tensors, size)
+        elif not self._told_full:
+            self._told_full = True
+            logger.warning(
+                "The frozen-prefix cache is full (%s in memory, %s written): what does not fit is "
+                "computed again in every epoch. Raise its budgets, or keep entries in bfloat16.",
+                megabytes(self.held),
+                megabytes(self.written),
+            )
+        return self._as_read(tensors)
+
+    def _as_kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        kept = tensor.detach().cpu()
+        floats = kept.is_floating_point() and self._dtype == torch.bfloat16
+        return kept.to(self._dtype, copy=True) if floats else kept.clone()
+
+    def _as_read(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._dtype != torch.bfloat16:
+            return tensors
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
     def _path(self, key: str) -> Path:
         assert self._directory is not None
-        return self._directory / key[:2] / f"{key}.safetensors"
+        return self._directory / key[:2] / f"{key}{SUFFIX}"
+
+    def _has_room(self, size: int) -> bool:
+        assert self._directory is not None
+        if self._disk_budget is None:
+            existing = self._directory
+            while not existing.exists():
+                existing = existing.parent
+            return shutil.disk_usage(existing).free - size > RESERVE
+        if self._folder_bytes is None:
+            self._folder_bytes = sum(
+                path.stat().st_size for path in self._directory.glob(f"??/*{SUFFIX}")
+            )
+        return self._folder_bytes + size <= self._disk_budget
 
     def _read(self, key: str) -> dict[str, torch.Tensor] | None:
         if self._directory is None or not self._path(key).is_file():
@@ -103,12 +211,33 @@ class PrefixCache:
             return None
         return tensors
 
-    def _write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+    def _write(self, key: str, tensors: dict[str, torch.Tensor], size: int) -> None:
+        path = self._path(key)
         try:
-            save_safetensors(self._path(key), {**tensors, "checksum": checksum(tensors)})
+            sweep(path.parent)
+            save_safetensors(path, {**tensors, "checksum": checksum(tensors)})
         except (RunError, OSError) as error:
             self._disk_works = False
             logger.warning("The cache stops writing to disk: %s", error)
+            return
+        self.written += size
+        if self._folder_bytes is not None:
+            self._folder_bytes += size
+
+    def report(self) -> str:
+        """What the cache saved, in one sentence; empty where it was of no use."""
+        if not self.hits:
+            return ""
+        text = (
+            f"Frozen-prefix cache: the frozen part of the backbone ran {self.misses} times instead "
+            f"of {self.misses + self.hits}"
+        )
+        if self.misses and self.seconds:
+            saved = self.hits * self.seconds / self.misses
+            text += f", which saved about {_duration(saved)}"
+        places = {"memory": self.held, "disk": self.written}
+        kept = [f"{megabytes(n)} {where}" for where, n in places.items() if n]
+        return f"{text} ({', '.join(kept)})." if kept else f"{text}."
 
 
 def checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -120,20 +249,57 @@ def checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-def make_cache(
-    mode: CacheMode, prefix: Sequence[str], directory: str | Path | None
-) -> PrefixCache | None:
-    """Make the cache of a mode.
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed in the middle of a write left in `folder`."""
+    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # another process swept it, or finished it
 
-    ``"memory"`` never writes; ``"disk"`` always does (and needs `directory`); ``"auto"`` fills
-    memory first and then the directory, if there is one; ``"off"`` gives None.
+
+def megabytes(n: float) -> str:
+    """A number of bytes for people.
+
+    Examples
+    --------
+    >>> megabytes(3 * 2**20), megabytes(5.5 * 2**30), megabytes(2500)
+    ('3 MB', '5.5 GB', '3 kB')
     """
-    if mode not in get_args(CacheMode):
-        raise ConfigError(unknown_name("cache mode", mode, get_args(CacheMode)))
-    if mode == "off":
+    if n >= 2**30:
+        return f"{n / 2**30:.1f} GB"
+    return f"{n / 2**20:.0f} MB" if n >= 2**20 else f"{-(-n // 1000):.0f} kB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None:
+    """Make the cache of a configuration; None where it is off.
+
+    Raises
+    ------
+    RunError
+        If entries are to go to disk and there is no folder.
+    """
+    if config.mode == "off":
         return None
-    folder = None if directory is None or mode == "memory" else Path(directory)
-    if mode == "disk" and folder is None:
+    folder: Path | None = None
+    if config.directory is not None and config.mode != "memory":
+        folder = Path(config.directory).expanduser()
+    if config.mode == "disk" and folder is None:
         raise RunError("cache='disk' needs a folder: pass cache_dir=... or output_dir=....")
-    budget = 0 if mode == "disk" else MEMORY_BUDGET
-    return PrefixCache("|".join(prefix), directory=folder, memory_budget=budget)
+    options: dict[str, Any] = {}
+    if config.disk_gb is not None:
+        options["disk_budget"] = int(config.disk_gb * 2**30)
+    return PrefixCache(
+        "|".join([*prefix, *(["bfloat16"] if config.precision == "bfloat16" else [])]),
+        directory=folder,
+        memory_budget=0 if config.mode == "disk" else int(config.memory_gb * 2**30),
+        dtype=getattr(torch, config.precision),
+        **options,
+    )

@@ -26,6 +26,8 @@ class History(list[Row]):
         Why training ended: "epochs", "max_steps" or "early_stopping".
     monitor, higher_is_better
         What `best` goes by, and in which direction.
+    cache_report
+        What the frozen-prefix cache saved, in one sentence; empty where it was of no use.
 
     Examples
     --------
@@ -37,6 +39,7 @@ class History(list[Row]):
     stopped: str = "epochs"
     monitor: str = "val/loss"
     higher_is_better: bool = False
+    cache_report: str = ""
 
     @property
     def best(self) -> Row:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from molfun.backbones.base import Backbone
+from molfun.errors import ConfigError
 from molfun.nn import lora
 from molfun.training.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
 
@@ -30,6 +31,9 @@ class LoRAFinetune(FinetuneStrategy):
     target_modules
         Last parts of the names of the layers to adapt, matched whole; None takes the backbone's
         default (query and value projections of every attention in every block).
+    adapt_last_n
+        Adapt only so many blocks, counted from the end; the others are computed once per sample
+        and kept (see `molfun.training.CacheConfig`). None adapts all.
     lr_lora
         Learning rate of the adapters.
     lr_head
@@ -57,6 +61,7 @@ class LoRAFinetune(FinetuneStrategy):
     alpha: float | None = None
     dropout: float = 0.0
     target_modules: tuple[str, ...] | list[str] | None = None
+    adapt_last_n: int | None = None
     lr_lora: float = 1e-4
     lr_head: float | None = None
     use_hf: bool = True
@@ -72,6 +77,8 @@ class LoRAFinetune(FinetuneStrategy):
         yield from self._positive("lr_lora", "lr_head", "alpha")
         if not 1 <= self.rank <= lora.MAX_RANK:
             yield f"rank must be from 1 to {lora.MAX_RANK}, got {self.rank}."
+        if self.adapt_last_n is not None and self.adapt_last_n < 1:
+            yield f"adapt_last_n must be at least 1, got {self.adapt_last_n}."
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}."
         if isinstance(self.target_modules, str):
@@ -94,7 +101,19 @@ class LoRAFinetune(FinetuneStrategy):
         lora.inject(backbone, self.spec(backbone))
 
     def spec(self, backbone: Backbone) -> lora.LoRASpec:
-        """What is injected into this backbone."""
+        """What is injected into this backbone.
+
+        Raises
+        ------
+        ConfigError
+            If `adapt_last_n` is more than its blocks.
+        """
+        n_blocks, last = len(backbone.blocks()), self.adapt_last_n
+        if last is not None and last > n_blocks:
+            raise ConfigError(
+                f"adapt_last_n={last}, but {backbone.display_name} has {n_blocks} blocks. Use at "
+                f"most {n_blocks}, or leave it out to adapt all."
+            )
         return lora.LoRASpec(
             rank=self.rank,
             alpha=2.0 * self.rank if self.alpha is None else float(self.alpha),
@@ -103,6 +122,7 @@ class LoRAFinetune(FinetuneStrategy):
             scope=backbone.block_prefix,
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
+            blocks=None if last is None else tuple(range(n_blocks - last, n_blocks)),
         )
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:

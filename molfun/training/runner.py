@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -170,7 +171,8 @@ class ModelRunner:
         self.device, self.autocast, self.cache = device, autocast, cache
         self.metric_names = task.metric_names
         self.higher_is_better = task.higher_is_better
-        self._n_frozen = backbone.frozen_blocks() if cache is not None else 0
+        self._n_frozen = backbone.frozen_blocks()
+        self._splits = self._n_frozen > 0 and backbone.splits_before(self._n_frozen, head.needs)
         self._featurizer = features or FeatureCache(backbone, None)
 
     @property
@@ -201,9 +203,9 @@ class ModelRunner:
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen:
             self._refuse_given(inputs)
-            if self.cache is None or not inputs.samples:
-                return self._run(self._features(inputs))
-            return self._run_from_prefix(inputs.samples)
+            return (
+                self._run_from_prefix(inputs) if self._splits else self._run(self._features(inputs))
+            )
         with torch.no_grad():
             if inputs.features is not None:
                 return self._run(inputs.features)
@@ -218,11 +220,12 @@ class ModelRunner:
             return self._run(self._collate([sample]))
         key = self.cache.key(sample.content_key())
         stored = self.cache.get(key)
-        if stored is not None:
-            return TrunkOutput.from_tensors({n: t.to(self.device) for n, t in stored.items()})
-        output = self._run(self._collate([sample]))
-        self.cache.put(key, output.tensors())
-        return output
+        if stored is None:
+            start = time.perf_counter()
+            output = self._run(self._collate([sample]))
+            spent = time.perf_counter() - start
+            stored = self.cache.put(key, output.tensors(), seconds=spent)
+        return TrunkOutput.from_tensors(self._to_device(stored))
 
     @torch.no_grad()
     def representations(self, samples: Iterable[Sample]) -> Iterator[TrunkOutput]:
@@ -268,23 +271,30 @@ class ModelRunner:
             {**tensors, "mask": torch.ones(1, length, device=self.device)}
         )
 
-    def _run_from_prefix(self, samples: Sequence[Sample]) -> TrunkOutput:
-        """Run the part that trains on activations that were computed once."""
+    def _run_from_prefix(self, inputs: Inputs) -> TrunkOutput:
+        """Run the part that trains on what the frozen blocks give, computed now or before."""
         with torch.no_grad():
-            states = [self._prefix_one(sample) for sample in samples]
-        joined = {k: v.to(self.device) for k, v in self.backbone.collate(states).items()}
-        return self.backbone.run_suffix(joined, self._n_frozen, outputs=self.head.needs)
+            if self.cache is None or not inputs.samples:
+                features = self._to_device(self._features(inputs))
+                state = self.backbone.run_prefix(features, self._n_frozen)
+            else:
+                # one by one, so that a resumed run computes the same bits in any order of samples
+                states = [self._prefix_one(sample, self.cache) for sample in inputs.samples]
+                state = self._to_device(self.backbone.join_states(states))
+        return self.backbone.run_suffix(state, self._n_frozen, outputs=self.head.needs)
 
-    def _prefix_one(self, sample: Sample) -> Features:
-        # one by one, so that a resumed run computes the same bits in another order of samples
-        assert self.cache is not None
-        key = self.cache.key(sample.content_key())
-        state = self.cache.get(key)
+    def _prefix_one(self, sample: Sample, cache: PrefixCache) -> Features:
+        key = cache.key(sample.content_key())
+        state = cache.get(key)
         if state is None:
-            features = {k: v.to(self.device) for k, v in self._collate([sample]).items()}
-            state = self.backbone.run_prefix(features, self._n_frozen)
-            self.cache.put(key, state)
+            start = time.perf_counter()
+            features = self._to_device(self._collate([sample]))
+            fresh = self.backbone.run_prefix(features, self._n_frozen)
+            state = cache.put(key, fresh, seconds=time.perf_counter() - start)
         return state
+
+    def _to_device(self, features: Features) -> Features:
+        return {k: v.to(self.device, non_blocking=True) for k, v in features.items()}
 
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:
@@ -295,7 +305,7 @@ class ModelRunner:
         return self.backbone.collate([self._featurizer.features(sample) for sample in samples])
 
     def _run(self, features: Features) -> TrunkOutput:
-        moved = {k: v.to(self.device, non_blocking=True) for k, v in features.items()}
+        moved = self._to_device(features)
         return self.backbone(moved, outputs=self.head.needs).select(self.head.needs)
 
     @torch.no_grad()

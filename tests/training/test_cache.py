@@ -21,7 +21,7 @@ from molfun.models.structure import MolfunStructureModel
 from molfun.protein import Protein
 from molfun.sample import Sample, SampleBatch
 from molfun.training import FullFinetune, HeadOnlyFinetune, History
-from molfun.training.cache import PrefixCache, make_cache
+from molfun.training.cache import CacheConfig, PrefixCache, make_cache
 
 ModelFactory = Callable[..., MolfunStructureModel]
 BatchFactory = Callable[..., list[SampleBatch]]
@@ -369,7 +369,7 @@ def test_an_interrupted_write_leaves_no_entry(
 
 def test_disk_mode_needs_a_folder() -> None:
     with pytest.raises(RunError) as caught:
-        make_cache("disk", ["p"], None)
+        make_cache(CacheConfig(mode="disk"), ["p"])
     assert str(caught.value) == (
         "cache='disk' needs a folder: pass cache_dir=... or output_dir=...."
     )
@@ -377,7 +377,7 @@ def test_disk_mode_needs_a_folder() -> None:
 
 def test_an_unknown_mode_gets_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_cache("dsk", ["p"], None)  # type: ignore[arg-type]
+        CacheConfig(mode="dsk")  # type: ignore[arg-type]
     assert str(caught.value) == (
         "Unknown cache mode 'dsk'; known: auto, disk, memory, off. Did you mean 'disk'?"
     )

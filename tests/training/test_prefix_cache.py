@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def test_the_frozen_blocks_run_once_a_sample(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        fit(model, batches)
+        _, history = fit(model, batches)
     # three of the six are validated in every epoch, too
     assert prefixes == [2] * 6
-    assert (
-        "Frozen-prefix cache: the frozen part of the backbone ran 6 times instead of 36."
-        in caplog.messages
+    assert history.cache_report in caplog.messages
+    assert re.fullmatch(
+        r"Frozen-prefix cache: the frozen part of the backbone ran 6 times instead of 36, which "
+        r"saved about [\d.]+ s \(\d+ kB memory\)\.",
+        history.cache_report,
     )
 
 
@@ -121,8 +124,9 @@ def test_other_weights_in_front_never_hit(
 def test_nothing_is_kept_where_the_first_block_trains(
     model: MolfunStructureModel, batches: list[SampleBatch], prefixes: list[int], strategy: Any
 ) -> None:
-    fit(model, batches, strategy=strategy)
+    _, history = fit(model, batches, strategy=strategy)
     assert not prefixes
+    assert history.cache_report == ""
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(

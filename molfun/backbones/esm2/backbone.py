@@ -70,6 +70,7 @@ class ESM2Backbone(Backbone):
     display_name = "ESM-2"
     block_prefix = "model.layers"
     lora_targets = ("q_proj", "v_proj")
+    length_power = 1.0
     inputs = ("sequence", "structure")
     default_head = "mlp"
     kernels = "fast"

@@ -7,6 +7,7 @@ The stock ``openfold.model.model.AlphaFold`` does all the work. This module choo
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import json
 import logging
@@ -83,6 +84,7 @@ class OpenFoldBackbone(Backbone):
     display_name = "OpenFold"
     block_prefix = "model.evoformer.blocks"
     lora_targets = ("linear_q", "linear_v")
+    length_power = 3.0
 
     def __init__(
         self,
@@ -247,6 +249,62 @@ class OpenFoldBackbone(Backbone):
             handle.remove()
         raise AssertionError("the structure module was never reached")
 
+    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
+        """Before every block, if the input passes through the blocks once."""
+        return self.settings["recycling"] == 0 and block > 0 and "structure" not in outputs
+
+    def run_prefix(self, batch: Features, block: int) -> Features:
+        """Embedders, templates, extra MSA and the blocks before `block`.
+
+        Gives ``m`` (batch, rows, length, 256), ``z`` (batch, length, length, 128) and their masks
+        ``msa_mask`` and ``seq_mask``.
+        """
+        mask = batch["seq_mask"][..., -1]
+        self._set_memory(*mask.shape)
+
+        def stop(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            raise _TrunkDone({"m": output[0], "z": output[1], "msa_mask": kwargs["msa_mask"]})
+
+        holders = (self.model, self.model.evoformer)
+        modes = [module.training for module in holders]
+        last = self.model.evoformer.blocks[block - 1]
+        handle = last.register_forward_hook(stop, with_kwargs=True)
+        try:
+            # the same arithmetic, whether a suffix trains or is evaluated
+            for module in holders:
+                module.training = False
+            self.model(dict(batch))
+        except _TrunkDone as done:
+            return {**done.outputs, "seq_mask": mask}
+        finally:
+            handle.remove()
+            for module, mode in zip(holders, modes, strict=True):
+                module.training = mode
+        raise AssertionError(f"block {block} was never reached")
+
+    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
+        """The blocks from `block` on."""
+        mask = state["seq_mask"]
+        self._set_memory(*mask.shape)
+        stack = copy.copy(self.model.evoformer)  # another list of blocks, the same blocks
+        stack._modules = {**stack._modules, "blocks": stack.blocks[block:]}
+        inplace = not (torch.is_grad_enabled() or self.model.training)
+        m, z = state["m"], state["z"]
+        _, pair, single = stack(
+            m.clone() if inplace else m,
+            z.clone() if inplace else z,
+            msa_mask=state["msa_mask"],
+            pair_mask=mask.unsqueeze(-1) * mask.unsqueeze(-2),
+            chunk_size=self.model.globals.chunk_size,
+            inplace_safe=inplace,
+            _mask_trans=self.config.model._mask_trans,
+        )
+        return TrunkOutput(single=single, pair=pair if "pair" in outputs else None, mask=mask)
+
+    def join_states(self, states: Sequence[Features]) -> Features:
+        """Pad to common sizes and put together along the batch dimension."""
+        return {key: _pad_and_join([state[key] for state in states]) for key in states[0]}
+
     def _structure(self, raw: dict[str, Any], mask: torch.Tensor) -> dict[str, torch.Tensor]:
         result = {
             "positions": raw["final_atom_positions"],
@@ -392,6 +450,19 @@ class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         super().__init__("trunk done")
         self.outputs = outputs
+
+
+def _pad_and_join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first dimension, the others padded with zeros."""
+    sizes = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].ndim)]
+    if all(list(t.shape[1:]) == sizes for t in tensors):
+        return torch.cat(list(tensors))
+    joined = tensors[0].new_zeros((sum(len(t) for t in tensors), *sizes))
+    start = 0
+    for tensor in tensors:
+        joined[(slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
+        start += len(tensor)
+    return joined
 
 
 @contextlib.contextmanager

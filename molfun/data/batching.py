@@ -1,0 +1,240 @@
+"""Batches of samples of similar length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler, Subset
+
+from molfun.data.words import counted
+from molfun.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
+
+COST_SLACK = 0.15
+"""Samples change places at random where their costs differ by less than about twice this share.
+
+More mixes the samples better and pads more: with this much, batches cost less than a tenth more
+than those of the sorted data set, and most of the others in a batch are new in each epoch.
+"""
+LARGEST_POWER = 10.0
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    r"""Batches of samples of similar length, so that one long sample does not slow down three.
+
+    A model that pads a batch to its longest sample pays
+    :math:`n \cdot \max_i(\mathrm{length}_i)^p` for :math:`n` samples. In each epoch the samples are
+    sorted by their cost :math:`\mathrm{length}_i^p` times a random factor near 1, cut into batches,
+    and the batches are shuffled: every sample comes once, beside others in every epoch.
+
+    The sizes of the batches are fixed by the lengths alone, so all epochs have ``len(sampler)``
+    batches. The order is a function of the generator's seed; `MolfunStructureModel.fit` seeds it
+    from its own seed and the epoch, so runs are reproduced and resumed as with any other loader.
+
+    Parameters
+    ----------
+    lengths
+        Residues of each sample; see `from_dataset`.
+    batch_size
+        Most samples in a batch.
+    power
+        How the cost of a sample grows with its length: 3 for OpenFold, whose triangle updates are
+        cubic, 1 for models that take packed tokens.
+    max_cost
+        Largest cost of a batch, ``len(batch) * max(length) ** power``: long samples come in smaller
+        batches, and one that is above it alone has a batch to itself. ``4 * 256**3`` is as much
+        as 4 proteins of 256 residues, or 8 of 203. None bounds nothing but `batch_size`.
+    shuffle
+        False gives the same batches each time, the most costly first.
+    seed
+        First seed of the generator, for use outside `fit`.
+
+    Raises
+    ------
+    ConfigError
+        Naming all arguments that are not allowed.
+
+    Examples
+    --------
+    >>> sampler = LengthBatchSampler(lengths=[50, 400, 52, 410], batch_size=2)
+    >>> sorted(sorted(batch) for batch in sampler)
+    [[0, 2], [1, 3]]
+    >>> len(LengthBatchSampler(lengths=[50, 400, 52, 410], batch_size=2, max_cost=400**3))
+    3
+    """
+
+    def __init__(
+        self,
+        *,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        power: float = 3.0,
+        max_cost: float | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        _check(np.asarray(lengths), batch_size, power, max_cost)
+        self.batch_size, self.power, self.max_cost = batch_size, power, max_cost
+        self.shuffle = shuffle
+        self.generator = torch.Generator().manual_seed(seed)
+        self._costs = np.asarray(lengths, np.float64) ** power
+        sizes = _batch_sizes(self._costs, batch_size, max_cost)
+        self._sections = _sections(self._costs, sizes)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, **options: Any) -> LengthBatchSampler:
+        """Make one for a data set, or for torch's ``Subset`` of one.
+
+        Parameters
+        ----------
+        dataset
+            `AffinityDataset` (structures that have not been read yet are read now, and kept),
+            `SequenceDataset`, or any other with ``lengths``. Crops to ``max_length`` count.
+        **options
+            All other arguments of the class.
+
+        Raises
+        ------
+        ConfigError
+            If the data set does not give lengths, or an argument is not allowed.
+        DataError
+            If structures cannot be read; all of them are listed.
+
+        Examples
+        --------
+        >>> from molfun.data import AffinityDataset
+        >>> data = AffinityDataset.synthetic(6, length=12)
+        >>> [len(batch) for batch in LengthBatchSampler.from_dataset(data, batch_size=3)]
+        [3, 3]
+        """
+        return cls(lengths=lengths_of(dataset), **options)
+
+    def __len__(self) -> int:
+        return sum(math.ceil(len(members) / size) for members, size in self._sections)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = [batch for section in self._sections for batch in self._cut(*section)]
+        if self.shuffle:
+            order = torch.randperm(len(batches), generator=self.generator)
+            batches = [batches[i] for i in order.tolist()]
+        return iter(batches)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the batches besides the lengths and the seed, as plain values."""
+        names = ("batch_size", "power", "max_cost", "shuffle")
+        return {name: getattr(self, name) for name in names}
+
+    def _cut(self, members: Int64[np.ndarray, "members"], size: int) -> list[list[int]]:
+        """Batches of `size`, and one with what is left over."""
+        whole, rest = divmod(len(members), size)
+        sizes, place = [size] * whole, whole
+        if self.shuffle:
+            members = members[np.argsort(self._near(self._costs[members]), kind="stable")]
+            # at no fixed end: a batch of one is a step of its own where nothing is accumulated
+            place = int(torch.randint(whole + 1, (), generator=self.generator))
+        if rest:
+            sizes.insert(place, rest)
+        return [batch.tolist() for batch in np.split(members, np.cumsum(sizes)[:-1])]
+
+    def _near(self, costs: Float64[np.ndarray, "members"]) -> Float64[np.ndarray, "members"]:
+        """Costs times a random factor near 1."""
+        draws = torch.rand(len(costs), generator=self.generator, dtype=torch.float64)
+        return costs * (1 + COST_SLACK * (2 * draws.numpy() - 1))
+
+
+def lengths_of(dataset: Any) -> Int64[np.ndarray, "samples"]:
+    """Residues of each sample that the model sees at most.
+
+    Parameters
+    ----------
+    dataset
+        A data set with ``lengths``, or torch's ``Subset`` of one.
+
+    Raises
+    ------
+    ConfigError
+        If there are none.
+
+    Examples
+    --------
+    >>> from molfun.data import SequenceDataset
+    >>> lengths_of(SequenceDataset.from_list(["MKV", "ACDEF"], max_length=4)).tolist()
+    [3, 4]
+    """
+    if isinstance(dataset, Subset):
+        whole: Any = dataset.dataset
+        if hasattr(whole, "subset"):  # which reads the structures of no other sample
+            return lengths_of(whole.subset(dataset.indices))
+        return lengths_of(whole)[list(dataset.indices)]
+    lengths = getattr(dataset, "lengths", None)
+    if lengths is None:
+        raise ConfigError(
+            f"{type(dataset).__name__} does not tell the lengths of its samples. Pass them: "
+            f"LengthBatchSampler(lengths=[...], ...)."
+        )
+    return np.asarray(lengths)
+
+
+def _check(lengths: np.ndarray, batch_size: int, power: float, max_cost: float | None) -> None:
+    problems = [_problem_of(lengths)]
+    if not isinstance(batch_size, int) or batch_size < 1:
+        problems.append(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+    if not 0 < power <= LARGEST_POWER:
+        problems.append(f"power must be above 0 and at most {LARGEST_POWER:g}, got {power!r}.")
+    if max_cost is not None and not max_cost > 0:
+        problems.append(f"max_cost must be above 0, got {max_cost!r}. None sets no bound.")
+    if any(problems):
+        raise ConfigError(" ".join(filter(None, problems)))
+
+
+def _problem_of(lengths: np.ndarray) -> str:
+    if lengths.size == 0:
+        return "There are no lengths, so there is nothing to make batches of."
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        return f"lengths must be whole numbers, one a sample, got {lengths.dtype}{lengths.shape}."
+    wrong = np.flatnonzero(lengths < 1)
+    if len(wrong):
+        first = int(wrong[0])
+        return (
+            f"lengths must be at least 1; {counted(len(wrong), 'sample')} below that, the first "
+            f"at index {first} with {lengths[first]}."
+        )
+    return ""
+
+
+def _batch_sizes(
+    costs: Float64[np.ndarray, "samples"], batch_size: int, max_cost: float | None
+) -> Int64[np.ndarray, "samples"]:
+    """Largest batch in which each sample may be the most costly one."""
+    if max_cost is None:
+        return np.full(len(costs), batch_size)
+    distinct, place = np.unique(costs, return_inverse=True)
+    fits = np.arange(2, batch_size + 1) * distinct[:, None] <= max_cost
+    return (1 + fits.sum(axis=1))[place]
+
+
+def _sections(
+    costs: Float64[np.ndarray, "samples"], sizes: Int64[np.ndarray, "samples"]
+) -> list[tuple[Int64[np.ndarray, "members"], int]]:
+    """Samples from the most to the least costly, in sections of one batch size each.
+
+    Any `size` members of a section together are within the bound of the cost, as each of them is
+    allowed in a batch of that size. A section is filled up with the next, less costly samples to
+    whole batches, so only the last section of all leaves a smaller batch.
+    """
+    order = np.argsort(-costs, kind="stable")
+    sections, start = [], 0
+    while start < len(order):
+        size = int(sizes[order[start]])
+        end = int(np.searchsorted(sizes[order], size, side="right"))
+        end = start + size * math.ceil((end - start) / size)
+        sections.append((order[start:end], size))
+        start = end
+    return sections
