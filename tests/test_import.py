@@ -17,6 +17,7 @@ PUBLIC = {
         "FinetuneStrategy",
         "FullFinetune",
         "HeadOnlyFinetune",
+        "LengthBatchSampler",
         "LoRAFinetune",
         "MolfunError",
         "MolfunStructureModel",

@@ -31,6 +31,25 @@ KERNELS_SWITCH = "MOLFUN_KERNELS"
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """How a backbone will keep activations, and what a training step will take.
+
+    Parameters
+    ----------
+    peak
+        Bytes of a step over what the process holds before it, as predicted.
+    how
+        What was chosen, for people.
+    fits_up_to
+        Length of which a step fits; 0 where none does, or it fits as it is.
+    """
+
+    peak: int
+    how: str
+    fits_up_to: int = 0
+
+
+@dataclass(frozen=True)
 class Layer:
     """Where a parameter sits, from the input to the output of the backbone.
 
@@ -150,6 +169,13 @@ class Backbone(nn.Module, ABC):
 
     def structure_module(self) -> nn.Module | None:
         """Module that predicts coordinates; None where there is none."""
+        return None
+
+    def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan | None:  # noqa: ARG002
+        """Choose how activations are kept, so that a step on such a batch fits into so many bytes.
+
+        None where there is nothing to choose or to predict.
+        """
         return None
 
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002

@@ -27,7 +27,7 @@ from molfun.errors import (
 )
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
-from molfun.models import embedding, pretraining
+from molfun.models import embedding, memory, pretraining
 from molfun.models.bootstrap import intervals
 from molfun.models.loaders import (
     as_loader,
@@ -298,6 +298,9 @@ class MolfunStructureModel(nn.Module):
         if epochs is None and max_steps is None:
             epochs = 20
         optimizer, parameters = make_optimizer(strategy, self)
+        n_trained = sum(p.numel() for p in parameters.values())
+        if any(p.requires_grad for p in self.backbone.parameters()):
+            memory.plan(self.backbone, train_loader, self.device, trained=n_trained)
         cache = _cache_config(cache, cache_dir, run_dir)
         store = self._make_cache(cache, chosen)
         kept: list[int] = []

@@ -12,6 +12,7 @@ logits less their rounded sum, gives each key the weight 1 there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,41 @@ def attention(
     return _fused(q, k, v, bias, mask)
 
 
+def gated_attention(
+    joint: Float[torch.Tensor, "rows tokens 4*width"],
+    bias: Float[torch.Tensor, "heads tokens tokens"] | None = None,
+    mask: Float[torch.Tensor, "rows tokens"] | None = None,
+    *,
+    heads: int,
+) -> Float[torch.Tensor, "rows tokens width"]:
+    """Self-attention of each row, times the sigmoid of a gate.
+
+    Parameters
+    ----------
+    joint
+        Queries, keys, values and gates side by side, the heads side by side in each of them.
+    bias, mask
+        As for `attention`.
+    heads
+        Number of heads.
+
+    Examples
+    --------
+    >>> gated_attention(torch.zeros(2, 5, 4 * 8), heads=2).shape
+    torch.Size([2, 5, 8])
+    """
+    q, k, v = _heads(joint, heads)[:3]
+    gate = joint.chunk(4, dim=-1)[3]
+    added = [t for t in (bias, mask) if t is not None]
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (joint, *added))
+    alike = all(t.dtype == joint.dtype for t in added)
+    if tracked and alike and joint.shape[1] > 1 and not joint.is_cuda:
+        result: torch.Tensor = _GatedAttention.apply(joint, bias, mask, heads)
+        return result
+    output = attention(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)
+    return output * torch.sigmoid(gate) if tracked else output * gate.sigmoid_()
+
+
 def _fused(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -103,33 +139,82 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         q, k, v, bias, mask = ctx.saved_tensors
-        scale = 1 / math.sqrt(q.shape[-1])
         # laid out like the outputs of the projections that they are gradients of
-        grads = [t.new_empty(_by_token(t).shape).transpose(1, 2) for t in (q, k, v)]
-        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
-        step = _rows_at_a_time(q, k)
-        for i in range(0, q.shape[0], step):
-            some = slice(i, i + step)
-            rows = q[some].shape[:2]
-            scaled, keys, values, given = (t[some].flatten(0, 1) for t in (q, k, v, grad))
-            scaled = scaled * scale
-            weights = torch.bmm(scaled, keys.transpose(1, 2)).unflatten(0, rows)
-            if bias is not None:
-                weights += bias
-            if mask is not None:
-                weights += mask[some, None, None, :]
-            weights = torch.softmax(weights, dim=-1).flatten(0, 1)
-            grads[2][some] = torch.bmm(weights.transpose(1, 2), given).unflatten(0, rows)
-            grad_weights = torch.bmm(given, values.transpose(1, 2))
-            grad_logits = torch.ops.aten._softmax_backward_data(
-                grad_weights, weights, -1, weights.dtype
-            )
-            if grad_bias is not None:
-                grad_bias += grad_logits.unflatten(0, rows).sum(0)
-            grads[0][some] = torch.bmm(grad_logits, keys).mul_(scale).unflatten(0, rows)
-            grads[1][some] = torch.bmm(grad_logits.transpose(1, 2), scaled).unflatten(0, rows)
+        grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v)]
+        grad_bias = _backward(
+            (q, k, v), grad, bias, mask, into=grads, needs_bias=ctx.needs_input_grad[3]
+        )
         return (*grads, grad_bias, None)
 
 
-def _by_token(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.transpose(1, 2)
+class _GatedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, joint: Any, bias: Any, mask: Any, heads: int) -> Any:
+        q, k, v = _heads(joint, heads)[:3]
+        gate = joint.chunk(4, dim=-1)[3]
+        output = _fused(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)
+        output = output.mul_(torch.sigmoid(gate))
+        ctx.save_for_backward(joint, bias, mask, output)
+        ctx.heads = heads
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        joint, bias, mask, output = ctx.saved_tensors
+        grads = torch.empty_like(joint)
+        gate = torch.sigmoid(joint.chunk(4, dim=-1)[3])
+        # output = attended * gate, so the gate's logits get grad * output * (1 - gate)
+        of_gate = torch.mul(grad, output, out=grads.chunk(4, dim=-1)[3])
+        of_gate.addcmul_(of_gate, gate, value=-1)
+        of_output = gate.mul_(grad).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
+        grad_bias = _backward(
+            _heads(joint, ctx.heads)[:3],
+            of_output,
+            bias,
+            mask,
+            into=_heads(grads, ctx.heads)[:3],
+            needs_bias=ctx.needs_input_grad[1],
+        )
+        return grads, grad_bias, None, None
+
+
+def _heads(joint: torch.Tensor, heads: int) -> list[torch.Tensor]:
+    """Views (rows, heads, tokens, channels) of four projections side by side."""
+    return [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in joint.chunk(4, dim=-1)]
+
+
+def _backward(
+    inputs: Sequence[torch.Tensor],
+    grad: torch.Tensor,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    *,
+    into: Sequence[torch.Tensor],
+    needs_bias: bool,
+) -> torch.Tensor | None:
+    """Write the gradients of queries, keys and values; give that of the bias."""
+    q, k, v = inputs
+    grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+    scale = 1 / math.sqrt(q.shape[-1])
+    step = _rows_at_a_time(q, k)
+    for i in range(0, q.shape[0], step):
+        some = slice(i, i + step)
+        rows = q[some].shape[:2]
+        scaled, keys, values, given = (t[some].flatten(0, 1) for t in (q, k, v, grad))
+        scaled = scaled * scale
+        weights = torch.bmm(scaled, keys.transpose(1, 2)).unflatten(0, rows)
+        if bias is not None:
+            weights += bias
+        if mask is not None:
+            weights += mask[some, None, None, :]
+        weights = torch.softmax(weights, dim=-1).flatten(0, 1)
+        into[2][some] = torch.bmm(weights.transpose(1, 2), given).unflatten(0, rows)
+        grad_weights = torch.bmm(given, values.transpose(1, 2))
+        grad_logits = torch.ops.aten._softmax_backward_data(
+            grad_weights, weights, -1, weights.dtype
+        )
+        if grad_bias is not None:
+            grad_bias += grad_logits.unflatten(0, rows).sum(0)
+        into[0][some] = torch.bmm(grad_logits, keys).mul_(scale).unflatten(0, rows)
+        into[1][some] = torch.bmm(grad_logits.transpose(1, 2), scaled).unflatten(0, rows)
+    return grad_bias

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from pdb_text import pdb_chain
+
+from molfun.sample import SampleBatch
+from molfun.training import engine
 
 Command = Callable[..., Result]
 
@@ -335,6 +339,56 @@ def test_auto_says_why_and_config_holds_what_was_used(train: Command, project: P
     stored = yaml.safe_load((project / "run/config.yaml").read_text())
     assert (stored["strategy"], stored["lr"], stored["precision"]) == ("head_only", 1e-3, "32-true")
     assert stored["device"] == "cpu"
+
+
+def test_batches_by_length(train: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of 6 and of 18 residues; no more than one of the batches has both."""
+    rows = ["pdb_id,affinity,split"]
+    for i in range(10):
+        chain = pdb_chain(["ALA", "GLY", "LEU"] * (6 if i % 2 else 2))
+        (project / f"pdbs/s{i:03d}.pdb").write_text("\n".join([*chain, "END", ""]))
+        rows.append(f"s{i:03d},{6 + i / 7:.3f},{'train' if i < 9 else 'val'}")
+    (project / "data.csv").write_text("\n".join(rows) + "\n")
+    batches: list[list[int]] = []
+    original = engine.as_inputs
+
+    def recording(batch: SampleBatch) -> object:
+        batches.append([len(sample.protein) for sample in batch])
+        return original(batch)
+
+    monkeypatch.setattr(engine, "as_inputs", recording)
+    arguments = ("--split", "column", "--batch-size", 2)
+    result = train(*arguments, "--group-by-length")
+    assert result.exit_code == 0, result.output
+    assert len(batches) == 2 * 5
+    for epoch in (batches[:5], batches[5:]):
+        assert sorted(n for batch in epoch for n in batch) == [6] * 5 + [18] * 4
+        assert sum(len(set(batch)) > 1 for batch in epoch) <= 1
+    stored = yaml.safe_load((project / "run/config.yaml").read_text())
+    assert stored["group_by_length"] is True
+    history = (project / "run/history.csv").read_text()
+
+    (project / "grouped.yaml").write_text("group_by_length: true\n")
+    again = train(*arguments, "--config", "grouped.yaml", "--overwrite")
+    assert again.exit_code == 0, again.output
+    assert (project / "run/history.csv").read_text() == history
+    (project / "other.yaml").write_text("group_by_length: false\n")
+    result = train(*arguments, "--config", "other.yaml", "--resume")
+    assert result.exit_code == 1
+    assert (
+        "batches by length: {'batch_size': 2, 'power': 3.0, 'max_cost': None, 'shuffle': True} in "
+        "the run, None now"
+    ) in result.stderr
+    assert "batch size: " not in result.stderr
+
+
+def test_single_samples_are_not_grouped(train: Command, project: Path) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    before = (project / "run/history.csv").read_text()
+    result = train("--strategy", "head_only", "--group-by-length", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert (project / "run/history.csv").read_text() == before
+    assert train("--strategy", "head_only", "--resume").exit_code == 0
 
 
 # In processes of their own

@@ -442,6 +442,18 @@ def test_a_stopped_run_resumes_to_the_same_end(
         assert (folder / "run" / file).read_text() == (folder / "whole" / file).read_text()
 
 
+def test_batches_by_length(fit: Command, table: Callable[..., object], folder: Path) -> None:
+    labels, arguments = TASKS["regression"]
+    table(labels)
+    result = fit(*arguments, "--group-by-length")
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load((folder / "run/config.yaml").read_text())["group_by_length"] is True
+    (folder / "other.yaml").write_text("group_by_length: false\n")
+    result = fit(*arguments, "--resume", "--config", "other.yaml")
+    assert result.exit_code == 1
+    assert "batches by length: {'batch_size': 2, 'power': 1.0, " in result.stderr
+
+
 def test_other_labels_are_no_resume(fit: Command, table: Callable[..., object]) -> None:
     labels, arguments = TASKS["multiclass"]
     table(labels)

@@ -10,16 +10,17 @@ import math
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny import build_batches, build_samples, build_tiny_model
+from tiny import LENGTHS, build_batches, build_samples, build_tiny_model
 from torch.utils.data import DataLoader, Dataset
 
+from molfun.data.batching import LengthBatchSampler
 from molfun.models.structure import MolfunStructureModel
 from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, LoRAFinetune
@@ -103,17 +104,21 @@ def run_fit(
     model: MolfunStructureModel | None = None,
     with_val: bool = True,
     infinite: str | None = None,
+    by_length: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Outcome:
-    """Fit a fresh tiny model on `N_SAMPLES` shuffled single samples."""
+    """Fit a fresh tiny model on `N_SAMPLES` shuffled single samples, or on batches by length."""
     if model is None:
         model = build_tiny_model(backbone_config={"fill_zero_init": 0.1, "checkpointing": False})
+    batching: dict[str, Any] = {"batch_size": 1, "shuffle": True}
+    if by_length is not None:
+        lengths = LENGTHS[:N_SAMPLES]
+        batching = {"batch_sampler": LengthBatchSampler(lengths=lengths, **by_length)}
     train = DataLoader(
         NoisySamples(build_samples(N_SAMPLES), infinite=infinite),
-        batch_size=1,
-        shuffle=True,
         num_workers=num_workers,
         collate_fn=SampleBatch,
+        **batching,
     )
     stops = [] if stop_at is None else [StopAt(stop_at, number)]
     order: list[str] = []

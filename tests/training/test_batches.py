@@ -19,6 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from molfun.data.batching import LengthBatchSampler
 from molfun.errors import DataError
 from molfun.training.batches import EpochBatches, epoch_seed
 
@@ -108,6 +109,12 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "numpy sampler": lambda: DataLoader(Numbers(), batch_size=2, sampler=NumpySampler()),
     "batch sampler": lambda: DataLoader(
         Numbers(), batch_sampler=BatchSampler(RandomSampler(range(N)), 4, False)
+    ),
+    "by length": lambda: DataLoader(
+        Numbers(),
+        batch_sampler=LengthBatchSampler(
+            lengths=[5, 9, 5, 7, 20, 6, 5, 8, 19, 6, 7], batch_size=3, max_cost=2 * 10**3
+        ),
     ),
     "told the epoch": lambda: DataLoader(Numbers(), batch_sampler=OwnOrder()),
     "subset": lambda: DataLoader(Subset(Numbers(), [5, 1, 8]), shuffle=True),

@@ -174,6 +174,33 @@ def test_save_every_steps(tmp_path: Path, uninterrupted: Outcome) -> None:
     check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=3)
 
 
+BY_LENGTH = {"batch_size": 3, "max_cost": 2 * 10.0**3}
+
+
+@pytest.mark.parametrize("stop_at", [2, 7])
+def test_batches_by_length_resume(tmp_path: Path, stop_at: int) -> None:
+    """In the first and in the second of two epochs of four batches."""
+    expected = run_fit(tmp_path / "whole", by_length=BY_LENGTH)
+    assert [row["steps"] for row in expected.history] == [2, 4]
+    with pytest.raises(Crash):
+        run_fit(tmp_path / "killed", by_length=BY_LENGTH, stop_at=stop_at)
+    fit = read_state(tmp_path / "killed" / "resume")["fit"]
+    assert (fit["epoch"], fit["batch"]) == divmod(stop_at - 1, 4)
+    resumed = run_fit(tmp_path / "killed", by_length=BY_LENGTH, resume=True)
+    assert 0 < len(resumed.order) < len(expected.order)
+    check_continues(expected, resumed, after=len(expected.order) - len(resumed.order))
+
+
+def test_other_batches_are_no_resume(tmp_path: Path, started: Path) -> None:
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(RunError) as caught:
+        run_fit(tmp_path, resume=True, by_length={"batch_size": 1})
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  batches by length: None in the run, {'batch_size': 1, 'power': 3.0, 'max_cost': None, "
+        "'shuffle': True} now"
+    ]
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_inside_an_accumulation_window(

@@ -20,8 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun.backbones.base import KERNELS_SWITCH, Backbone, Features, Kernels, Layer
-from molfun.backbones.openfold import _shims, fast, features, presets
+from molfun.backbones.base import (
+    KERNELS_SWITCH,
+    Backbone,
+    Features,
+    Kernels,
+    Layer,
+    MemoryPlan,
+)
+from molfun.backbones.openfold import _shims, fast, features, memory, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.sample import Sample
@@ -29,10 +36,12 @@ from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_ABOVE = 40
-"""Length (of one sample) from which the graph of 48 blocks outgrows about 4 GB in float32."""
+CHECKPOINT_ABOVE = 64
+"""Length (of one sample) from which blocks are computed again where nobody planned the memory."""
 CHUNK_ABOVE = 384
 """Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
+EXTRA_BLOCKS = 4
+"""Blocks of the extra-MSA stack, which keep a graph where all of the trunk trains."""
 RANDOM_FILL = 0.005
 """AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
 gradient at all. Without pretrained weights they start from this standard deviation instead."""
@@ -61,8 +70,8 @@ class OpenFoldBackbone(Backbone):
         same input.
     checkpointing
         Recompute activations of each block in the backward pass instead of keeping them: a
-        quarter of the memory for a quarter more time. None decides by the size of the batch
-        (`CHECKPOINT_ABOVE`).
+        tenth of the memory for a third more time, and the same numbers. None decides by the memory
+        that is free before training (`plan_memory`).
     fill_zero_init
         Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
         every residual branch). None: `RANDOM_FILL` without `weights`, so that every block does
@@ -117,6 +126,7 @@ class OpenFoldBackbone(Backbone):
             "mask_msa": mask_msa,
         }
         self.checkpointing = checkpointing
+        self._planned: memory.Level | None = None
         self.data_config = features.data_config(self.config.data, **self.settings)
         self._schema = features.Schema(self.config.data)
         with _seeded(seed):
@@ -327,19 +337,52 @@ class OpenFoldBackbone(Backbone):
         ]
         return torch.stack(scores)
 
+    def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan:
+        """Keep all activations if they fit, else those between blocks, else as few as possible.
+
+        What is kept decides memory and time, not the numbers. `checkpointing` given to the
+        constructor stands.
+        """
+        rows = self.featurize(longest)["msa_feat"].shape[0]
+        if self.config.model.template.enabled and self.config.model.template.embed_angles:
+            rows += int(self.config.data.predict.max_templates or 0)
+        length = len(longest.protein) if longest.protein is not None else 0
+        first = self.frozen_blocks()
+        shape = memory.Shape(
+            batch=batch_size,
+            length=length,
+            rows=rows,
+            c_m=int(self.config.globals.c_m),
+            c_z=int(self.config.globals.c_z),
+            blocks=len(self.blocks()) - first + (EXTRA_BLOCKS if first == 0 else 0),
+        )
+        fast = self.kernels == "fast"
+        if self.checkpointing is None:
+            level, peak = memory.choose(shape, available, fast=fast)
+        else:
+            level = "checkpoint" if self.checkpointing else "keep"
+            peak = memory.peak_bytes(shape, level, fast=fast)
+        self._planned = level
+        fits = 0 if peak <= available else memory.longest_that_fits(shape, available, fast=fast)
+        return MemoryPlan(peak, memory.WORDS[level], fits)
+
     def _set_memory(self, batch: int, length: int) -> None:
         """Checkpoint blocks where a large graph is kept, chunk long inputs where none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        wanted = self.checkpointing
-        if wanted is None:
-            wanted = batch * length**2 > CHECKPOINT_ABOVE**2
-        per_checkpoint = 1 if keeps_graph and wanted else None
+        if self.checkpointing is not None:
+            level: memory.Level = "checkpoint" if self.checkpointing else "keep"
+        elif self._planned is not None:
+            level = self._planned
+        else:
+            level = "checkpoint" if batch * length**2 > CHECKPOINT_ABOVE**2 else "keep"
+        per_checkpoint = 1 if keeps_graph and level != "keep" else None
         self.model.evoformer.blocks_per_ckpt = per_checkpoint
         for module in self.model.modules():
             if type(module).__name__ == "TemplatePairStack":
                 module.blocks_per_ckpt = per_checkpoint
             elif type(module).__name__ == "ExtraMSABlock":
                 module.ckpt = per_checkpoint is not None
+        fast.set_lean(self.model, keeps_graph and level == "lean")
         # the fast kernels divide long inputs themselves
         whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
         chunk = None if whole else 4

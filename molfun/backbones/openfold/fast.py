@@ -25,17 +25,20 @@ openfold's own code. What differs, by openfold's class:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from molfun.nn import kernels
-from molfun.nn.attention import attention
+from molfun.nn.attention import attention, gated_attention
 from molfun.nn.joint import joint_linear, plain_linear
 from molfun.nn.lora import low_rank_parts
+from molfun.nn.tiled import relu_mlp, triangle_product
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +46,6 @@ SHALLOW = 16
 """MSA rows up to which the reassociated outer product is faster, as measured."""
 ROWS = 4096
 """Rows of a transition computed at a time where no graph is kept."""
-PAIRS = 2048
-"""Residue pairs projected at a time where no graph is kept, so that they stay in the cache."""
 TOKENS = 2**16
 """Tokens of all rows that attend at a time where no graph is kept."""
 CHANNELS = 32
@@ -117,10 +118,27 @@ def remove(model: nn.Module) -> None:
             module.__class__ = type(module).stock
 
 
+def set_lean(model: nn.Module, lean: bool) -> None:
+    """Let the parts of a block keep only their inputs for the backward pass, or all they need.
+
+    Twice the work of their forward pass, a third of the memory of a block.
+    """
+    for module in model.modules():
+        if isinstance(module, _Fast):
+            module.lean = lean
+
+
 class _Fast:
     """A forward pass put in front of that of an openfold class."""
 
     stock: ClassVar[Any]
+    lean = False
+
+    def _kept(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call, and keep only the arguments for the backward pass where memory is short."""
+        if not self.lean or not torch.is_grad_enabled():
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=False)
 
     def _by_openfold(self, *args: Any, **kwargs: Any) -> Any:
         """The pass of openfold's own class."""
@@ -201,7 +219,7 @@ class _Transition(_Fast):
     def _transition(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         x, mask = args if args else (kwargs.get("z", kwargs.get("m")), kwargs["mask"])
         if torch.is_grad_enabled() or x.is_cuda or _reduced(x):
-            return self._layers(x, mask)
+            return self._kept(self._layers, x, mask)
         rows, masks = x.reshape(-1, x.shape[-1]), mask.reshape(-1, 1)
         result = torch.empty_like(rows)
         for i in range(0, len(rows), ROWS):
@@ -209,9 +227,23 @@ class _Transition(_Fast):
         return result.view(x.shape)
 
     def _layers(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = functional.relu(self.linear_1(self.layer_norm(x)), inplace=True)
-        result: torch.Tensor = self.linear_2(hidden)
+        x = self.layer_norm(x)
+        result = self._tiled(x)
+        if result is None:
+            result = self.linear_2(functional.relu(self.linear_1(x), inplace=True))
         return result if _all_ones(mask) else result * mask
+
+    def _tiled(self: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """Both layers in one step, where a graph is kept and neither has an adapter."""
+        if not torch.is_grad_enabled() or x.is_cuda or _reduced(x):
+            return None
+        tensors: list[torch.Tensor] = []
+        for layer in (self.linear_1, self.linear_2):
+            part = low_rank_parts(layer)
+            if part is None or part.down is not None or part.bias is None:
+                return None
+            tensors += [part.weight, part.bias]
+        return relu_mlp(x.reshape(-1, x.shape[-1]), *tensors).view(x.shape)
 
     def _chunk(self: Any, x: torch.Tensor, mask: torch.Tensor, chunk_size: int) -> torch.Tensor:  # noqa: ARG002
         result: torch.Tensor = self._transition(x, mask)
@@ -238,7 +270,7 @@ class _Attention(_Fast):
         mask, pair = split
         step = max(1, TOKENS // q_x.shape[-2])
         if torch.is_grad_enabled() or q_x is not kv_x or q_x.shape[-3] <= step:
-            return self._attended(q_x, kv_x, mask, pair)
+            return self._kept(self._attended, q_x, kv_x, mask, pair)
         parts = []
         for i in range(0, q_x.shape[-3], step):
             some = q_x[..., i : i + step, :, :]
@@ -253,44 +285,42 @@ class _Attention(_Fast):
         mask: torch.Tensor | None,
         pair: torch.Tensor | None,
     ) -> torch.Tensor:
-        q, k, v, gate = self._projected(q_x, kv_x)
-        heads = self.no_heads
-        lead = q_x.shape[:-3]
-        shape = (-1, q_x.shape[-3])
-        q, k, v = (
-            t.view(*shape, t.shape[-2], heads, t.shape[-1] // heads).transpose(2, 3)
-            for t in (q, k, v)
-        )
+        lead, rows = q_x.shape[:-3], q_x.shape[-3]
+        count = math.prod(lead)
         if mask is not None:
-            mask = None if _is_zero(mask) else mask.expand(*lead, q.shape[1], 1, 1, -1)
-            mask = mask if mask is None else mask.reshape(q.shape[0], q.shape[1], -1)
+            mask = None if _is_zero(mask) else mask.expand(*lead, rows, 1, 1, -1)
+            mask = mask if mask is None else mask.reshape(count, rows, -1)
         if pair is not None:
             pair = pair.expand(*lead, 1, *pair.shape[-3:])
-            pair = pair.reshape(q.shape[0], *pair.shape[-3:]).contiguous()
-        n = q.shape[0]
-        pairs, masks = ([None] * n if t is None else _unbind(t) for t in (pair, mask))
-        inputs = zip(_unbind(q), _unbind(k), _unbind(v), pairs, masks, strict=True)
+            pair = pair.reshape(count, *pair.shape[-3:]).contiguous()
+        added = [[None] * count if t is None else _unbind(t) for t in (pair, mask)]
+        joint = self._joint(q_x) if q_x is kv_x else None
+        if joint is not None:
+            inputs = zip(_unbind(joint.view(count, *joint.shape[-3:])), *added, strict=True)
+            attended = [gated_attention(*one, heads=self.no_heads) for one in inputs]
+            return self._out(_stack(attended).view(*q_x.shape[:-1], -1))
+        q, k, v = (
+            layer(x).view(count, rows, x.shape[-2], self.no_heads, -1).transpose(2, 3)
+            for layer, x in ((self.linear_q, q_x), (self.linear_k, kv_x), (self.linear_v, kv_x))
+        )
+        inputs = zip(_unbind(q), _unbind(k), _unbind(v), *added, strict=True)
         o = _stack([attention(*one) for one in inputs])
         o = o.transpose(2, 3).reshape(*q_x.shape[:-1], -1)
-        if gate is not None:
-            o = o * torch.sigmoid(gate)
-        projected: torch.Tensor = self.linear_o(o)
+        if self.linear_g is not None:
+            o = o * torch.sigmoid(self.linear_g(q_x))
+        return self._out(o)
+
+    def _out(self: Any, x: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.linear_o(x)
         return projected
 
-    def _projected(
-        self: Any, q_x: torch.Tensor, kv_x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Queries, keys, values and gate (before its sigmoid), heads still side by side."""
-        modules = [self.linear_q, self.linear_k, self.linear_v]
-        if self.linear_g is not None:
-            modules.append(self.linear_g)
-        if q_x is kv_x and not _reduced(q_x):
-            joint = joint_linear(modules, q_x.reshape(-1, q_x.shape[-1]))
-            if joint is not None:
-                parts = joint.view(*q_x.shape[:-1], -1).chunk(len(modules), dim=-1)
-                return parts[0], parts[1], parts[2], parts[3] if len(parts) > 3 else None
-        gate = None if self.linear_g is None else self.linear_g(q_x)
-        return self.linear_q(q_x), self.linear_k(kv_x), self.linear_v(kv_x), gate
+    def _joint(self: Any, x: torch.Tensor) -> torch.Tensor | None:
+        """Queries, keys, values and gates (before their sigmoid) side by side, in one product."""
+        if self.linear_g is None or _reduced(x):
+            return None
+        layers = [self.linear_q, self.linear_k, self.linear_v, self.linear_g]
+        joint = joint_linear(layers, x.reshape(-1, x.shape[-1]))
+        return None if joint is None else joint.view(*x.shape[:-1], -1)
 
 
 def _is_half(x: torch.Tensor) -> bool:
@@ -347,7 +377,8 @@ class _TriangleMultiplication(_Fast):
         flat = z.reshape(-1, n, n, z.shape[-1])
         masks = [None] * len(flat) if mask is None or _all_ones(mask) else mask.reshape(-1, n, n)
         pairs = zip(_unbind(flat), masks, strict=True)
-        update = _stack([self._update(*one, parts) for one in pairs]).view(z.shape)
+        updates = [self._kept(self._update, *one, parts) for one in pairs]
+        update = _stack(updates).view(z.shape)
         if not (inplace_safe and _add_with_inplace):
             return update
         z += update
@@ -364,9 +395,9 @@ class _TriangleMultiplication(_Fast):
         products = [
             self._product(z, mask, parts, slice(i, i + step)) for i in range(0, hidden, step)
         ]
-        x = products[0] if len(products) == 1 else torch.cat(products)
+        x = products[0] if len(products) == 1 else torch.cat(products, dim=1)
         del products
-        x = self.linear_z(self.layer_norm_out(x.view(hidden, n * n).t()))
+        x = self.linear_z(self.layer_norm_out(x))
         gate = torch.sigmoid(self.linear_g(z))
         return (x * gate if keeps_graph else x.mul_(gate)).view(n, n, -1)
 
@@ -377,34 +408,14 @@ class _TriangleMultiplication(_Fast):
         parts: Sequence[Any],
         channels: slice,
     ) -> torch.Tensor:
-        """The product over residues of some channels: (channels, length, length)."""
-        n = round(len(z) ** 0.5)
-        weight = torch.cat([p.weight[channels] for p in parts])
-        bias = torch.cat([p.bias[channels] for p in parts])
-        if torch.is_grad_enabled():
-            ab = _gated(z, weight, bias)
-        else:
-            ab = z.new_empty(len(weight) // 2, len(z))
-            for i in range(0, len(z), PAIRS):
-                ab[:, i : i + PAIRS] = _gated(z[i : i + PAIRS], weight, bias)
-        if mask is not None:
-            ab = (
-                ab * mask.reshape(1, -1)
-                if torch.is_grad_enabled()
-                else ab.mul_(mask.reshape(1, -1))
-            )
-        a, b = ab.view(2, -1, n, n)
-        if self._outgoing:
-            return torch.bmm(a, b.transpose(1, 2))
-        return torch.bmm(a.transpose(1, 2), b)
-
-
-def _gated(z: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Values times the sigmoid of their gates, channels first: (channels, pairs).
-
-    The first half of `weight` gives the values, the second the gates.
-    """
-    return functional.glu(kernels.channel_first_linear(z, weight, bias), dim=0)
+        """The product over residues of some channels: (pairs, channels)."""
+        return triangle_product(
+            z,
+            torch.cat([p.weight[channels] for p in parts]),
+            torch.cat([p.bias[channels] for p in parts]),
+            None if mask is None else mask.reshape(-1),
+            outgoing=self._outgoing,
+        )
 
 
 # --- outer product -------------------------------------------------------------------------------

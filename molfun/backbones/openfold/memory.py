@@ -1,0 +1,124 @@
+"""How much memory a training step of OpenFold takes, and how to take less.
+
+The model of `peak_bytes` counts in units of the pair and the MSA representation of a batch. Its
+coefficients are fitted to peaks of resident memory by ``benchmarks/memory_model.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Level = Literal["keep", "checkpoint", "lean"]
+"""What is kept for the backward pass: everything, the inputs of each block, or, while a block is
+computed again, only the inputs of its parts."""
+LEVELS: tuple[Level, ...] = get_args(Level)
+WORDS: Mapping[Level, str] = {
+    "keep": "activations are kept",
+    "checkpoint": "activations of a block are computed again in the backward pass",
+    "lean": "activations are computed again in the backward pass, twice inside of blocks",
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Peak of a level: bytes a unit of the pair and of the MSA representation.
+
+    ``block`` counts for every block behind the first that trains, ``once`` for the step.
+    """
+
+    block_pair: float
+    block_msa: float
+    once_pair: float
+    once_msa: float
+
+
+FAST: Mapping[Level, Costs] = {
+    "keep": Costs(34.0, 30.0, 12.0, 10.0),
+    "checkpoint": Costs(1.0, 1.0, 46.0, 40.0),
+    "lean": Costs(1.0, 1.0, 24.0, 40.0),
+}
+STOCK: Mapping[Level, Costs] = {
+    "keep": Costs(85.0, 40.0, 30.0, 20.0),
+    "checkpoint": Costs(1.0, 1.0, 115.0, 60.0),
+}
+"""Without attention logits, which `peak_bytes` adds: they grow with the cube of the length."""
+HEADS = 4
+"""Heads of the pair stack, in every published preset."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides the memory of a step.
+
+    Parameters
+    ----------
+    batch, length, rows
+        Samples, residues of the longest, rows of its alignment (templates included).
+    c_m, c_z
+        Channels of the MSA and of the pair representation.
+    blocks
+        Blocks from the first that trains on.
+    """
+
+    batch: int
+    length: int
+    rows: int
+    c_m: int
+    c_z: int
+    blocks: int
+
+    @property
+    def pair_bytes(self) -> int:
+        """Bytes of a pair representation in float32."""
+        return 4 * self.batch * self.length**2 * self.c_z
+
+    @property
+    def msa_bytes(self) -> int:
+        """Bytes of an MSA representation in float32."""
+        return 4 * self.batch * self.rows * self.length * self.c_m
+
+
+def levels(*, fast: bool) -> tuple[Level, ...]:
+    """Levels that a kind of kernels has, most memory first."""
+    return tuple(FAST if fast else STOCK)
+
+
+def peak_bytes(shape: Shape, level: Level, *, fast: bool) -> int:
+    """Memory of a training step over what the process holds before it, in bytes."""
+    costs = (FAST if fast else STOCK)[level]
+    pair = shape.blocks * costs.block_pair + costs.once_pair
+    msa = shape.blocks * costs.block_msa + costs.once_msa
+    total = pair * shape.pair_bytes + msa * shape.msa_bytes
+    if not fast:
+        # logits and weights of two triangle attentions, kept in each block or in one at a time
+        logits = 4 * shape.batch * HEADS * shape.length**3
+        total += 4 * logits * (shape.blocks if level == "keep" else 1)
+    return int(total)
+
+
+def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
+    """The level with the least work that fits `available` bytes, else the smallest, and its peak.
+
+    Examples
+    --------
+    >>> shape = Shape(batch=1, length=64, rows=2, c_m=256, c_z=128, blocks=48)
+    >>> choose(shape, 16 * 2**30, fast=True)[0], choose(shape, 2**30, fast=True)[0]
+    ('keep', 'checkpoint')
+    """
+    for level in levels(fast=fast):
+        peak = peak_bytes(shape, level, fast=fast)
+        if peak <= available:
+            break
+    return level, peak
+
+
+def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
+    """Largest length of which a step fits, in steps of 8; 0 if none does."""
+    level = levels(fast=fast)[-1]
+    for length in range(shape.length - shape.length % 8, 0, -8):
+        smaller = Shape(**{**shape.__dict__, "length": length})
+        if peak_bytes(smaller, level, fast=fast) <= available:
+            return length
+    return 0

@@ -1,0 +1,102 @@
+"""Whether a step on the longest sample fits into memory, before the first one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from molfun.backbones.base import Backbone, MemoryPlan
+from molfun.data.batching import lengths_of
+from molfun.errors import ConfigError
+from molfun.models.loaders import samples_of
+from molfun.nn.memory import free_bytes
+from molfun.sample import Sample
+from molfun.training.cache import megabytes
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.9
+"""Part of the free memory that a step may be planned to take."""
+BYTES_A_WEIGHT = 16
+"""Of each weight that trains: its gradient, two moments of AdamW and the average."""
+
+
+def plan(backbone: Backbone, loader: Any, device: torch.device, *, trained: int) -> None:
+    """Let the backbone choose how it keeps activations, and say what to lower if nothing fits.
+
+    Parameters
+    ----------
+    backbone
+        Set up for training.
+    loader
+        The training data; what is no list of samples is left alone.
+    device
+        Where the step runs.
+    trained
+        Number of weights that train.
+    """
+    sample, length = longest_sample(loader)
+    free = free_bytes(device)
+    if sample is None or free is None:
+        return
+    size = largest_batch(loader)
+    available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained)
+    found = backbone.plan_memory(sample, size, available)
+    if found is None:
+        return
+    what = (
+        f"A step on {size} of the longest samples" if size > 1 else "A step on the longest sample"
+    )
+    text = (
+        f"{what} ({sample.id}: {length} residues) takes about "
+        f"{megabytes(found.peak)}, {megabytes(free)} are free: {found.how}."
+    )
+    if found.peak <= available:
+        logger.info("%s", text)
+    else:
+        logger.warning("%s It may not fit: %s.", text, _advice(found, size))
+
+
+def _advice(found: MemoryPlan, size: int) -> str:
+    lower = ["the batch size"] if size > 1 else []
+    if found.fits_up_to:
+        lower.append(f"max_length (to {found.fits_up_to} residues)")
+    lower.append("the number of blocks that train")
+    return f"lower {' or '.join(lower)}"
+
+
+def longest_sample(loader: Any) -> tuple[Sample | None, int]:
+    """The sample with the most residues, and how many; None where none tells."""
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    try:
+        lengths = lengths_of(dataset)
+    except ConfigError:
+        lengths = np.array([_length(sample) for sample in samples_of([loader])])
+        samples: Any = list(samples_of([loader]))
+    else:
+        samples = dataset
+    if len(lengths) == 0 or not lengths.max():
+        return None, 0
+    place = int(lengths.argmax())
+    item = samples[place]
+    return (item, int(lengths[place])) if isinstance(item, Sample) else (None, 0)
+
+
+def _length(sample: Sample) -> int:
+    return len(sample.protein) if sample.protein is not None else 0
+
+
+def largest_batch(loader: Any) -> int:
+    """Samples in the largest batch."""
+    if isinstance(loader, DataLoader):
+        if loader.batch_size is not None:
+            return int(loader.batch_size)
+        size = getattr(loader.batch_sampler, "batch_size", None)
+        return int(size) if size else 1
+    batches: Iterable[Any] = loader if isinstance(loader, list) else []
+    return max((len(b) for b in batches if isinstance(b, Sized)), default=1)

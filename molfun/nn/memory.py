@@ -1,0 +1,50 @@
+"""How much memory a device has left for this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on `device`; None where the system does not say.
+
+    On a CPU this is the kernel's estimate without swapping, or what the control group (a container,
+    a batch job) leaves if that is less.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    found = [n for n in (_of_machine(), _of_group()) if n is not None]
+    return min(found, default=None)
+
+
+def _of_machine() -> int | None:
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _of_group() -> int | None:
+    """Limit of the control group (version 2) less what is in use and cannot be dropped."""
+    limit, used = _read(CGROUP / "memory.max").strip(), _read(CGROUP / "memory.current").strip()
+    if not limit.isdigit() or not used.isdigit():
+        return None
+    files = [
+        int(line.split()[1])
+        for line in _read(CGROUP / "memory.stat").splitlines()
+        if line.startswith("inactive_file ")
+    ]
+    return max(0, int(limit) - int(used) + sum(files))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
