@@ -93,7 +93,7 @@ def gated_attention(
         result: torch.Tensor = _GatedAttention.apply(joint, bias, mask, heads)
         return result
     output = attention(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)
-    return output * torch.sigmoid(gate) if tracked else output * gate.sigmoid_()
+    return output * torch.sigmoid(gate)
 
 
 def _fused(

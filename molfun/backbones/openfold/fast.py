@@ -270,21 +270,22 @@ class _Attention(_Fast):
         mask, pair = split
         step = max(1, TOKENS // q_x.shape[-2])
         if torch.is_grad_enabled() or q_x is not kv_x or q_x.shape[-3] <= step:
-            return self._kept(self._attended, q_x, kv_x, mask, pair)
+            return self._kept(self._attended, q_x, None if kv_x is q_x else kv_x, mask, pair)
         parts = []
         for i in range(0, q_x.shape[-3], step):
             some = q_x[..., i : i + step, :, :]
             of_some = None if mask is None else mask[..., i : i + step, :, :, :]
-            parts.append(self._attended(some, some, of_some, pair))
+            parts.append(self._attended(some, None, of_some, pair))
         return torch.cat(parts, dim=-3)
 
     def _attended(
         self: Any,
         q_x: torch.Tensor,
-        kv_x: torch.Tensor,
+        kv_x: torch.Tensor | None,
         mask: torch.Tensor | None,
         pair: torch.Tensor | None,
     ) -> torch.Tensor:
+        """Attention of `q_x` to `kv_x`, or to itself where that is None."""
         lead, rows = q_x.shape[:-3], q_x.shape[-3]
         count = math.prod(lead)
         if mask is not None:
@@ -294,11 +295,12 @@ class _Attention(_Fast):
             pair = pair.expand(*lead, 1, *pair.shape[-3:])
             pair = pair.reshape(count, *pair.shape[-3:]).contiguous()
         added = [[None] * count if t is None else _unbind(t) for t in (pair, mask)]
-        joint = self._joint(q_x) if q_x is kv_x else None
+        joint = self._joint(q_x) if kv_x is None else None
         if joint is not None:
             inputs = zip(_unbind(joint.view(count, *joint.shape[-3:])), *added, strict=True)
             attended = [gated_attention(*one, heads=self.no_heads) for one in inputs]
             return self._out(_stack(attended).view(*q_x.shape[:-1], -1))
+        kv_x = q_x if kv_x is None else kv_x
         q, k, v = (
             layer(x).view(count, rows, x.shape[-2], self.no_heads, -1).transpose(2, 3)
             for layer, x in ((self.linear_q, q_x), (self.linear_k, kv_x), (self.linear_v, kv_x))

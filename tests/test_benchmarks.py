@@ -1,0 +1,137 @@
+"""What the benchmarks share: medians, the history, processes in turns, and the list of suites."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+TRIVIAL = """
+def prepare(settings):
+    def measure():
+        return sum(range(settings))
+    return measure, measure
+"""
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import harness
+
+    return harness
+
+
+@pytest.fixture
+def suites(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import run
+
+    return run
+
+
+def test_medians_and_spread(harness: ModuleType) -> None:
+    rows = [(2.0, 1.0, 5.0, 7.0), (4.0, 3.0, 9.0, 7.0), (3.0, 2.0, 6.0, 7.0)]
+    result = harness._median("label", rows)
+    assert (result.wall, result.cpu, result.memory, result.value) == (3.0, 2.0, 9.0, 7.0)
+    assert result.spread == pytest.approx(2 / 3)
+
+
+def test_a_table_has_ratios_to_its_first_row(
+    harness: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = harness.Result("slow", wall=2.0, cpu=1.0, spread=0.25, memory=10, value=3.5)
+    fast = harness.Result("fast", wall=0.5, cpu=0.5, spread=0.0, memory=20, value=3.5)
+    harness.show("Title", [slow, fast], value="loss")
+    _, title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Title"
+    assert header.split() == ["s", "CPU", "s", "x", "spread", "MB", "loss"]
+    assert [row.split() for row in rows] == [
+        ["slow", "2.000", "1.000", "1.00", "25%", "10", "3.5"],
+        ["fast", "0.500", "0.500", "4.00", "0%", "20", "3.5"],
+    ]
+
+
+def test_the_history_has_one_header(harness: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.csv"
+    result = harness.Result("a, b", wall=1.5, cpu=1.0, spread=0.1, memory=2, value=3.0)
+    harness.record(path, "suite", "first", [result, result], "a machine")
+    harness.record(path, "suite", "second", [result], "a machine")
+    assert path.read_text().count("wall_s") == 1
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["table"] for row in rows] == ["first", "first", "second"]
+    assert rows[0]["variant"] == "a, b"
+    assert float(rows[2]["wall_s"]) == 1.5
+
+
+@pytest.mark.slow
+def test_variants_run_in_processes_of_their_own(
+    harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trivial_benchmark.py").write_text(TRIVIAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    from trivial_benchmark import prepare
+
+    variants = [harness.Variant("small", 10), harness.Variant("large", 100_000)]
+    small, large = harness.compare(variants, prepare, rounds=3, threads=1)
+    assert (small.label, small.value) == ("small", 45)
+    assert (large.label, large.value) == ("large", 4_999_950_000)
+    assert 0 < small.wall < large.wall
+
+
+def test_every_suite_is_a_script(suites: ModuleType) -> None:
+    assert set(suites.SUITES) == {
+        *("openfold_kernels", "esm2_vs_peers", "engine_overhead"),
+        *("data_loading", "start_up", "prefix_cache"),
+    }
+    for name, suite in suites.SUITES.items():
+        text = (FOLDER / f"{name}.py").read_text()
+        for option in (*suite.full, *suite.quick):
+            assert not option.startswith("--") or f'"{option}"' in text, (name, option)
+
+
+def test_an_unknown_suite_gives_one_line() -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), "--only", "data_load"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "data_load" in line
+    assert "data_loading" in line
+
+
+def test_a_suite_that_fails_gives_one_line_and_the_next_one_runs(
+    suites: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bad.py").write_text("raise ValueError('no such file')")
+    (tmp_path / "good.py").write_text("print('a table')")
+    monkeypatch.setattr(suites, "HERE", tmp_path)
+    monkeypatch.setattr(suites, "SUITES", {"bad": suites.Suite(), "good": suites.Suite()})
+    with pytest.raises(SystemExit, match="1 of 2 suites failed: bad"):
+        suites.main(["--only", "bad", "good"])
+    out, err = capfd.readouterr()
+    assert "bad failed: ValueError: no such file\n" in out
+    assert "a table\n" in out
+    assert not err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Traceback:\nImportError: no esm\nTraceback:\n  x()\nEOFError\n", "ImportError: no esm"),
+        ("molfun.errors.DataError: bad row\n", "molfun.errors.DataError: bad row"),
+        ("no weights for ['a']\n", "no weights for ['a']"),
+        ("", "exit code 3"),
+    ],
+)
+def test_the_reason_of_a_failure(suites: ModuleType, text: str, said: str) -> None:
+    assert suites.reason(text, 3) == said
