@@ -23,7 +23,7 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
 
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check bench clean
 .DEFAULT_GOAL := help
 
 # $(call step,what is done,command): one line with the time; the end of the output if it fails
@@ -39,6 +39,7 @@ help:
 	@echo 'make demo    set up, then fine-tune on synthetic data with LoRA; writes runs/demo'
 	@echo 'make test    set up, then run all tests, the slow ones too'
 	@echo 'make check   set up, then lint, types, layers and the fast tests'
+	@echo 'make bench   set up, then run the benchmarks; QUICK=1 for small sizes'
 	@echo 'make clean   remove caches, build files and runs/demo; .venv stays'
 	@echo 'PYTHON=...   interpreter to build .venv with (3.11.4 or newer)'
 	@echo 'PIP_FLAGS=.. more flags for pip, such as an index with CPU builds of torch'
@@ -82,6 +83,9 @@ check: setup
 	@echo 'types'; $(PY) -m mypy
 	@echo 'layers'; $(VENV)/bin/lint-imports --no-logo
 	@echo 'fast tests'; $(PYTEST) -m 'not slow'
+
+bench: setup
+	@$(PY) benchmarks/run.py $(if $(QUICK),--quick)
 
 clean:
 	@rm -rf build dist runs/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -18,16 +18,18 @@ logger = logging.getLogger(__name__)
 SWITCH = "MOLFUN_ALLOCATOR"
 """Environment variable: ``system`` leaves the allocator as it is."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3), from malloc.h
-_LARGEST_THRESHOLD = 32 * 2**20
-"""The highest that glibc accepts."""
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of mallopt(3), from malloc.h
 _NEVER = 2**31 - 1
 
 _kept = False
 
 
 def keep_large_buffers() -> bool:
-    """Let the C library keep freed buffers of up to 32 MB; once per process.
+    """Let the C library keep freed buffers, once per process.
+
+    All come from the heap then, whatever their size, and the heap is not trimmed. (A higher
+    threshold for mappings of their own would not do: glibc accepts 32 MB at most, and the pair
+    representation of 256 residues has more.)
 
     Returns
     -------
@@ -41,6 +43,6 @@ def keep_large_buffers() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    _kept = bool(mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    _kept = bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
     logger.debug("glibc keeps freed buffers: %s", _kept)
     return _kept

@@ -11,6 +11,7 @@ logits less their rounded sum, gives each key the weight 1 there.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2**20
 """Attention weights formed at a time, small enough for the processor's cache."""
+SMALL_BYTES = 2**19
+"""Attention weights that are formed as they are and kept: a fused kernel does not pay for them."""
 
 
 def attention(
@@ -52,6 +55,8 @@ def attention(
     """
     if k.shape[2] == 1:  # it has all the weight, whatever is added
         return v.expand(-1, -1, q.shape[2], -1)
+    if _is_small(q, k):
+        return _plain(q, k, v, bias, mask)
     added = [t for t in (bias, mask) if t is not None]
     if added and torch.is_grad_enabled() and not q.is_cuda:
         needs_grad = any(t.requires_grad for t in (q, k, v, *added))
@@ -89,11 +94,32 @@ def gated_attention(
     added = [t for t in (bias, mask) if t is not None]
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (joint, *added))
     alike = all(t.dtype == joint.dtype for t in added)
-    if tracked and alike and joint.shape[1] > 1 and not joint.is_cuda:
+    if tracked and alike and not (joint.is_cuda or _is_small(q, k)):
         result: torch.Tensor = _GatedAttention.apply(joint, bias, mask, heads)
         return result
     output = attention(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)
     return output * torch.sigmoid(gate)
+
+
+def _is_small(q: torch.Tensor, k: torch.Tensor) -> bool:
+    n_rows, heads, queries, _ = q.shape
+    return 4 * n_rows * heads * queries * k.shape[2] <= SMALL_BYTES and not q.is_cuda
+
+
+def _plain(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """The definition, step by step."""
+    logits = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = logits + mask[:, None, None, :]
+    return torch.softmax(logits, dim=-1) @ v
 
 
 def _fused(
@@ -134,7 +160,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any) -> Any:
         ctx.save_for_backward(q, k, v, bias, mask)
-        return _fused(q, k, v, bias, mask)
+        return _fused(*_without_graph(q, k, v, bias, mask))
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -150,12 +176,12 @@ class _Attention(torch.autograd.Function):
 class _GatedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, joint: Any, bias: Any, mask: Any, heads: int) -> Any:
-        q, k, v = _heads(joint, heads)[:3]
-        gate = joint.chunk(4, dim=-1)[3]
-        output = _fused(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)
+        ctx.heads = heads
+        plain, *added = _without_graph(joint, bias, mask)
+        gate = plain.chunk(4, dim=-1)[3]
+        output = _fused(*_heads(plain, heads)[:3], *added).transpose(1, 2).reshape(gate.shape)
         output = output.mul_(torch.sigmoid(gate))
         ctx.save_for_backward(joint, bias, mask, output)
-        ctx.heads = heads
         return output
 
     @staticmethod
@@ -178,6 +204,15 @@ class _GatedAttention(torch.autograd.Function):
         return grads, grad_bias, None, None
 
 
+def _without_graph(*tensors: Any) -> list[Any]:
+    """The same tensors, not marked as needing gradients.
+
+    Inside of a function's forward pass they still are, and a bias that needs a gradient makes
+    torch leave its fused kernel.
+    """
+    return [None if t is None else t.detach() for t in tensors]
+
+
 def _heads(joint: torch.Tensor, heads: int) -> list[torch.Tensor]:
     """Views (rows, heads, tokens, channels) of four projections side by side."""
     return [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in joint.chunk(4, dim=-1)]
@@ -194,27 +229,30 @@ def _backward(
 ) -> torch.Tensor | None:
     """Write the gradients of queries, keys and values; give that of the bias."""
     q, k, v = inputs
+    n_rows, n_heads, n_queries, channels = q.shape
     grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
-    scale = 1 / math.sqrt(q.shape[-1])
-    step = _rows_at_a_time(q, k)
-    for i in range(0, q.shape[0], step):
-        some = slice(i, i + step)
-        rows = q[some].shape[:2]
-        scaled, keys, values, given = (t[some].flatten(0, 1) for t in (q, k, v, grad))
-        scaled = scaled * scale
-        weights = torch.bmm(scaled, keys.transpose(1, 2)).unflatten(0, rows)
-        if bias is not None:
-            weights += bias
+    scale = 1 / math.sqrt(channels)
+    step = max(1, CHUNK_BYTES // (n_queries * k.shape[2] * q.element_size()))
+    # one head at a time: its rows are matrices with a stride, which a batched product takes as
+    # they are
+    for head, start in itertools.product(range(n_heads), range(0, n_rows, step)):
+        some = slice(start, start + step)
+        queries, keys, values, given = (t[some, head] for t in (q, k, v, grad))
+        if bias is None:
+            logits = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+        else:
+            square = bias[head].expand(len(queries), -1, -1)
+            logits = torch.baddbmm(square, queries, keys.transpose(1, 2), alpha=scale)
         if mask is not None:
-            weights += mask[some, None, None, :]
-        weights = torch.softmax(weights, dim=-1).flatten(0, 1)
-        into[2][some] = torch.bmm(weights.transpose(1, 2), given).unflatten(0, rows)
+            logits += mask[some, None, :]
+        weights = torch.softmax(logits, dim=-1)
+        into[2][some, head] = torch.bmm(weights.transpose(1, 2), given)
         grad_weights = torch.bmm(given, values.transpose(1, 2))
         grad_logits = torch.ops.aten._softmax_backward_data(
             grad_weights, weights, -1, weights.dtype
         )
         if grad_bias is not None:
-            grad_bias += grad_logits.unflatten(0, rows).sum(0)
-        into[0][some] = torch.bmm(grad_logits, keys).mul_(scale).unflatten(0, rows)
-        into[1][some] = torch.bmm(grad_logits.transpose(1, 2), scaled).unflatten(0, rows)
+            grad_bias[head] += grad_logits.sum(0)
+        into[0][some, head] = torch.bmm(grad_logits, keys).mul_(scale)
+        into[1][some, head] = torch.bmm(grad_logits.transpose(1, 2), queries).mul_(scale)
     return grad_bias

@@ -20,10 +20,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors
@@ -39,6 +38,9 @@ from molfun.training.interrupt import Interrupted, SignalWatch
 from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
 from molfun.training.schedule import multiplier, warmup_of
 from molfun.training.state import FitState
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -513,5 +515,7 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
 
 def make_fabric(device: torch.device, precision: str) -> Fabric:
     """Fabric on one device."""
+    from lightning_fabric import Fabric  # takes seconds, and only training needs it
+
     devices: Any = [device.index or 0] if device.type == "cuda" else 1
     return Fabric(accelerator=device.type, devices=devices, precision=precision)

@@ -1,0 +1,212 @@
+"""What keeping the outputs of frozen blocks saves, by strategy and by where they are kept.
+
+    python benchmarks/prefix_cache.py --backbones esm2
+    python benchmarks/prefix_cache.py --quick
+
+Several epochs of ``fit`` without a cache, with entries in memory and with entries on disk (a new
+folder each time, and every entry is written and read), on the same weights and data. ESM-2 8M
+trains on proteins of log-normal lengths in batches of 8, the full OpenFold on single sequences of
+one length, one at a time. LoRA changes the first block, so there is nothing to keep; it is shown
+as the case that a cache cannot help. The wall and CPU seconds are those of the whole fit. Beneath
+are the seconds of an epoch after the first, how often the first block ran (on single samples where
+outputs are kept or the backbone is frozen, on batches elsewhere), and the files on disk. The value
+is the training loss of the last epoch. In full the rows of OpenFold take most of the time; lower it
+with --proteins and --rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+import numpy as np
+import torch
+from harness import Variant
+
+STRATEGIES = {"esm2": ("head_only", "partial"), "openfold": ("head_only", "partial", "lora")}
+NAMES = {
+    "head_only": "head-only",
+    "partial": "partial, last {} blocks",
+    "lora": "LoRA, rank 8",
+}
+BATCH = {"esm2": 8, "openfold": 1}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one row runs."""
+
+    backbone: Literal["esm2", "openfold"]
+    config: str
+    strategy: str
+    cache: Literal["off", "memory", "disk"]
+    samples: tuple[str, ...]
+    epochs: int
+    blocks: int
+    notes: Path
+
+
+def sequences(n: int, length: int | None) -> tuple[str, ...]:
+    """Random proteins, of one length or of log-normal ones."""
+    rng = np.random.default_rng(0)
+    lengths = [length] * n
+    if length is None:
+        lengths = np.clip(np.exp(rng.normal(math.log(250), 0.6, n)), 50, 1000).astype(int).tolist()
+    return tuple("".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), k)) for k in lengths)
+
+
+def batches_of(case: Case) -> list[Any]:
+    """Samples with a label each."""
+    from molfun.protein import Protein
+    from molfun.sample import Sample, SampleBatch
+
+    samples = []
+    for i, text in enumerate(case.samples):
+        label = 5.0 + math.sin(i)
+        if case.backbone == "openfold":
+            protein = Protein.from_sequence(text, name=f"s{i}")
+            samples.append(Sample(id=f"s{i}", protein=protein, target=label))
+        else:
+            samples.append(Sample(id=f"s{i}", sequence=text, target=label))
+    size = BATCH[case.backbone]
+    return [SampleBatch(samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def strategy_of(case: Case) -> Any:
+    """The strategy; rates small enough that OpenFold with random weights stays finite."""
+    from molfun import HeadOnlyFinetune, LoRAFinetune, PartialFinetune
+
+    if case.strategy == "head_only":
+        return HeadOnlyFinetune(lr=1e-3)
+    if case.strategy == "lora":
+        return LoRAFinetune(rank=8, lr_lora=1e-5)
+    extra = {"unfreeze_structure_module": False} if case.backbone == "openfold" else {}
+    return PartialFinetune(unfreeze_last_n=case.blocks, lr_trunk=1e-6, **extra)
+
+
+def model_of(case: Case) -> Any:
+    """The same random weights in every process."""
+    from molfun import MolfunStructureModel
+
+    head = "affinity" if case.backbone == "openfold" else "linear"
+    extra = {"fill_zero_init": 0.005} if case.backbone == "openfold" else {}
+    return MolfunStructureModel(
+        case.backbone, config=case.config, head=head, device="cpu", backbone_config=extra
+    )
+
+
+def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
+    """A model, and fits of copies of it, in a process of its own."""
+    from molfun.training import Callback
+
+    logging.disable(logging.WARNING)
+    source, batches = model_of(case), batches_of(case)
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    class Clock(Callback):
+        def __init__(self) -> None:
+            self.marks: list[float] = []
+
+        def on_epoch_end(self, *_: object) -> None:
+            self.marks.append(time.perf_counter())
+
+    def run(part: Sequence[Any], epochs: int) -> float:
+        nonlocal passes
+        model, clock, passes = copy.deepcopy(source), Clock(), 0
+        # how often the first block ran tells what a cache saved
+        model.backbone.blocks()[0].register_forward_pre_hook(count)
+        with tempfile.TemporaryDirectory() as folder:
+            history = model.fit(
+                part,
+                strategy=strategy_of(case),
+                epochs=epochs,
+                cache=case.cache,
+                cache_dir=folder if case.cache == "disk" else None,
+                callbacks=[clock],
+            )
+            files = [p.stat().st_size for p in Path(folder).rglob("*.safetensors")]
+        gaps = [b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)]
+        note = {
+            "later": statistics.mean(gaps) if gaps else math.nan,
+            "passes": passes,
+            "entries": len(files),
+            "bytes": sum(files),
+        }
+        case.notes.write_text(json.dumps(note))
+        return float(history[-1]["train_loss"])
+
+    return lambda: run(batches[:1], 1), lambda: run(batches, case.epochs)
+
+
+def table(backbone: Any, strategy: str, args: argparse.Namespace, about: str) -> None:
+    """Measure the three ways in turns, and print what each saves."""
+    n, length = args.sequences, None
+    config = "esm2_tiny" if args.quick else "esm2_t6_8M_UR50D"
+    if backbone == "openfold":
+        n, length, config = args.proteins, args.length, "tiny" if args.quick else "model_1_ptm"
+    blocks = 1 if args.quick else {"esm2": 2, "openfold": 4}[backbone]
+    what = NAMES[strategy].format(blocks)
+    title = f"{backbone} {config}, {what}, {n} samples, {args.epochs} epochs"
+    with tempfile.TemporaryDirectory() as name:
+        cases = [
+            Case(backbone, config, strategy, cache, sequences(n, length), args.epochs, blocks,
+                 Path(name) / cache)
+            for cache in ("off", "memory", "disk")
+        ]  # fmt: skip
+        variants = [Variant(f"cache {c.cache}", c) for c in cases]
+        results = harness.compare(variants, prepare, rounds=args.rounds, threads=args.threads)
+        notes = [json.loads(case.notes.read_text()) for case in cases]
+    harness.show(title, results, value="training loss")
+    harness.record(args.history, "prefix_cache", title, results, about)
+    header = f"{'s a later epoch':>17}{'x':>8}{'passes':>9}{'entries on disk':>21}"
+    print(f"\n  {'in the last round':<17}{header}")
+    for result, note in zip(results, notes, strict=True):
+        kept = f"{note['entries']}, {note['bytes'] / 1e6:.2f} MB" if note["entries"] else "-"
+        ratio = notes[0]["later"] / note["later"]
+        print(
+            f"  {result.label:<17}{note['later']:>17.3f}{ratio:>8.1f}{note['passes']:>9}{kept:>21}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--sequences", type=int, default=64, help="samples of ESM-2")
+    parser.add_argument("--proteins", type=int, default=4, help="samples of OpenFold")
+    parser.add_argument("--length", type=int, default=48, help="residues of each for OpenFold")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--history", type=Path, default=Path("runs/benchmarks.csv"))
+    parser.add_argument("--quick", action="store_true", help="tiny models, two epochs, one round")
+    args = parser.parse_args()
+    if args.quick:
+        args.epochs, args.rounds, args.sequences, args.length = 2, 1, 16, 16
+    about = harness.machine(args.threads)
+    print(about)
+    for backbone in args.backbones:
+        for strategy in STRATEGIES[backbone]:
+            if strategy in args.strategies:
+                table(backbone, strategy, args, about)
+
+
+if __name__ == "__main__":
+    main()
