@@ -92,12 +92,17 @@ def compare(
         before = dict(os.environ)
         os.environ.update(variant.environment)
         here, there = spawn.Pipe()
-        process = spawn.Process(target=_serve, args=(there, prepare, variant, threads))
+        process = spawn.Process(target=_serve, args=(there, prepare, variant, threads), daemon=True)
         process.start()
         os.environ.clear()
         os.environ.update(before)
         there.close()
-        here.recv()  # prepared one after the other, so that none slows another's warm-up
+        try:
+            here.recv()  # prepared one after the other, so that none slows another's warm-up
+        except EOFError:
+            raise SystemExit(
+                f"{variant.label}: could not be prepared; its error is above."
+            ) from None
         workers.append((process, here))
     found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
     for _ in range(rounds):

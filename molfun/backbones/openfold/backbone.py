@@ -32,6 +32,7 @@ from molfun.backbones.base import (
 from molfun.backbones.openfold import _shims, fast, features, memory, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.nn.allocator import return_large_buffers
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -366,6 +367,8 @@ class OpenFoldBackbone(Backbone):
             level = "checkpoint" if self.checkpointing else "keep"
             peak = memory.peak_bytes(shape, level, fast=fast)
         self._planned = level
+        if level in ("compact", "lean"):
+            return_large_buffers()
         fits = 0 if peak <= available else memory.longest_that_fits(shape, available, fast=fast)
         return MemoryPlan(peak, memory.WORDS[level], fits)
 

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Level = Literal["keep", "checkpoint", "lean"]
-"""What is kept for the backward pass: everything, the inputs of each block, or, while a block is
-computed again, only the inputs of its parts."""
+Level = Literal["keep", "checkpoint", "compact", "lean"]
+"""What is kept for the backward pass.
+
+``keep``: everything. ``checkpoint``: the inputs of each block. ``compact``: the same, and large
+buffers go back to the system as soon as they are free (`molfun.nn.allocator`), which takes time.
+``lean``: while a block is computed again, only the inputs of its parts, too.
+"""
 LEVELS: tuple[Level, ...] = get_args(Level)
 WORDS: Mapping[Level, str] = {
     "keep": "activations are kept",
     "checkpoint": "activations of a block are computed again in the backward pass",
+    "compact": "activations of a block are computed again in the backward pass, and buffers are "
+    "given back at once",
     "lean": "activations are computed again in the backward pass, twice inside of blocks",
 }
 
@@ -35,13 +41,15 @@ class Costs:
 
 
 FAST: Mapping[Level, Costs] = {
-    "keep": Costs(34.0, 30.0, 12.0, 10.0),
-    "checkpoint": Costs(1.0, 1.0, 46.0, 40.0),
-    "lean": Costs(1.0, 1.0, 24.0, 40.0),
+    "keep": Costs(39.0, 19.0, 4.0, 9.0),
+    "checkpoint": Costs(9.0, 1.0, 48.0, 36.0),
+    "compact": Costs(1.3, 0.7, 41.0, 27.0),
+    "lean": Costs(1.4, 0.7, 21.0, 12.0),
 }
 STOCK: Mapping[Level, Costs] = {
-    "keep": Costs(85.0, 40.0, 30.0, 20.0),
-    "checkpoint": Costs(1.0, 1.0, 115.0, 60.0),
+    "keep": Costs(83.0, 13.0, 5.0, 37.0),
+    "checkpoint": Costs(24.0, 2.0, 89.0, 35.0),
+    "compact": Costs(1.6, 0.4, 48.0, 25.0),
 }
 """Without attention logits, which `peak_bytes` adds: they grow with the cube of the length."""
 HEADS = 4

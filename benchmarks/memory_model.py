@@ -1,0 +1,136 @@
+"""Peaks of a training step on OpenFold's blocks, and the model of memory fitted to them.
+
+    python benchmarks/memory_model.py            # two numbers of blocks, lengths and rows each
+    python benchmarks/memory_model.py --quick
+
+Every case is a process of its own: forward and backward through Evoformer blocks with adapters,
+the peak of resident memory less what was held before. The coefficients printed at the end are those
+of `molfun.backbones.openfold.memory`, in units of the pair and the MSA representation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from dataclasses import dataclass
+from typing import Any
+
+import harness
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run."""
+
+    kernels: str
+    level: str
+    blocks: int
+    length: int
+    rows: int
+
+
+def peak(case: Case, pipe: Any) -> None:
+    """Send the peak of one case in bytes."""
+    import logging
+
+    logging.disable(logging.WARNING)
+    from molfun import LoRAFinetune, MolfunStructureModel
+    from molfun.backbones.openfold import _shims
+    from molfun.nn import allocator
+
+    _shims.prepare()
+    from openfold.config import model_config
+
+    config = model_config("model_1_ptm")
+    config.model.evoformer_stack.no_blocks = case.blocks
+    config.model.extra_msa.extra_msa_stack.no_blocks = 1
+    model = MolfunStructureModel(
+        "openfold", config=config, head="affinity", device="cpu", kernels=case.kernels
+    )
+    LoRAFinetune(rank=8).setup(model)
+    backbone: Any = model.backbone.train()
+    backbone._planned = case.level
+    if case.level in ("compact", "lean"):
+        allocator.return_large_buffers()
+    n, rows, sizes = case.length, case.rows, backbone.config.globals
+    state = {
+        "m": torch.randn(1, rows, n, sizes.c_m),
+        "z": torch.randn(1, n, n, sizes.c_z),
+        "msa_mask": torch.ones(1, rows, n),
+        "seq_mask": torch.ones(1, n),
+    }
+    before = harness.held("VmRSS")
+    backbone.run_suffix(state, 0, outputs=("single",)).single.square().sum().backward()
+    pipe.send((harness.held("VmHWM") - before) * 2**20)
+
+
+def measure(case: Case) -> float:
+    """Run a case in a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=peak, args=(case, there), daemon=True)
+    process.start()
+    there.close()
+    found = float(here.recv())
+    process.join()
+    return found
+
+
+def units(case: Case) -> tuple[float, float, float]:
+    """Bytes of the pair and the MSA representation and of the weights of one pair attention."""
+    n = case.length
+    return 4.0 * n * n * 128, 4.0 * case.rows * n * 256, 4.0 * 4 * n**3
+
+
+def main() -> None:
+    """Print peaks and coefficients."""
+    from molfun.backbones.openfold import memory
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--rows", nargs="+", type=int, default=[2, 24])
+    parser.add_argument("--blocks", nargs="+", type=int, default=[3, 8])
+    parser.add_argument("--levels", nargs="+", default=list(memory.LEVELS))
+    parser.add_argument("--quick", action="store_true", help="Few and small cases.")
+    args = parser.parse_args()
+    if args.quick:
+        args.lengths, args.rows, args.blocks = [32, 48], [2, 8], [1, 3]
+    for kernels in ("fast", "stock"):
+        for level in memory.levels(fast=kernels == "fast"):
+            if level not in args.levels:
+                continue
+            cases = [
+                Case(kernels, level, *sizes)
+                for sizes in itertools.product(args.blocks, args.lengths, args.rows)
+            ]
+            rows, peaks = [], []
+            for case in cases:
+                found = measure(case)
+                pair, msa, weights = units(case)
+                shape = memory.Shape(
+                    batch=1, length=case.length, rows=case.rows, c_m=256, c_z=128,
+                    blocks=case.blocks,
+                )  # fmt: skip
+                predicted = memory.peak_bytes(shape, case.level, fast=kernels == "fast")  # type: ignore[arg-type]
+                print(
+                    f"{kernels:<6}{level:<11}{case.blocks:>3} blocks {case.length:>4} residues "
+                    f"{case.rows:>3} rows {found / 2**20:>8.0f} MB, predicted "
+                    f"{predicted / 2**20:>8.0f}",
+                    flush=True,
+                )
+                kept = 4 * weights * (case.blocks if level == "keep" else 1)
+                rows.append([case.blocks * pair, case.blocks * msa, pair, msa])
+                peaks.append(found - (0 if kernels == "fast" else kept))
+            matrix, wanted = np.array(rows), np.array(peaks)
+            weight = 1 / np.maximum(wanted, 1)
+            found_costs = np.linalg.lstsq(matrix * weight[:, None], wanted * weight, rcond=None)[0]
+            names = ("block_pair", "block_msa", "once_pair", "once_msa")
+            text = ", ".join(f"{n}={c:.1f}" for n, c in zip(names, found_costs, strict=True))
+            print(f"  {kernels} {level}: {text}")
+
+
+if __name__ == "__main__":
+    main()
