@@ -39,6 +39,7 @@ SUITES = {
     "openfold_kernels": Suite(
         full=("--modes", "forward", "lora"), quick=("--quick", "--rounds", "1")
     ),
+    "memory_model": Suite(),
     "esm2_vs_peers": Suite(
         full=("--size", "8M", "--sequences", "64"),
         quick=("--size", "tiny", "--sequences", "8", "--rounds", "1",

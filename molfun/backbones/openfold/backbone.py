@@ -32,6 +32,7 @@ from molfun.backbones.base import (
 from molfun.backbones.openfold import _shims, fast, features, memory, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.nn import cuequivariance
 from molfun.nn.allocator import return_large_buffers
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
@@ -42,6 +43,8 @@ CHECKPOINT_ABOVE = 64
 """Length (of one sample) from which blocks are computed again where nobody planned the memory."""
 CHUNK_ABOVE = 384
 """Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
+CUEQUIVARIANCE_SWITCH = "MOLFUN_CUEQUIVARIANCE"
+"""Environment variable: ``on`` asks for NVIDIA's triangle kernels on a GPU."""
 STD_OF_TRUNCATED_NORMAL = 0.8796256610342398
 """Standard deviation of a standard normal distribution cut off at -2 and 2."""
 EXTRA_BLOCKS = 4
@@ -415,6 +418,8 @@ class OpenFoldBackbone(Backbone):
         if error <= fast.TOLERANCE:
             replaced = fast.install(self.model)
             self.kernels = "fast"
+            if os.environ.get(CUEQUIVARIANCE_SWITCH) == "on":
+                self._try_cuequivariance()
             logger.debug("fast kernels, by openfold's class: %s", replaced)
         elif kernels == "fast":
             raise ConfigError(
@@ -428,6 +433,33 @@ class OpenFoldBackbone(Backbone):
                 error,
                 fast.TOLERANCE,
             )
+
+    def _try_cuequivariance(self) -> None:
+        """Use NVIDIA's triangle kernels for long proteins, after a test of them on this GPU.
+
+        Raises
+        ------
+        ConfigError
+            If they are not there, or give other numbers.
+        """
+        problem = cuequivariance.problem()
+        if not problem and next(self.parameters()).device.type != "cuda":
+            problem = "the model is not on a GPU"
+        if problem:
+            raise ConfigError(
+                f"{CUEQUIVARIANCE_SWITCH}=on, but {problem}. Unset it, or install molfun[cueq] on "
+                f"a machine with a GPU."
+            )
+        fast.remove(self.model)
+        length = cuequivariance.SHORTEST
+        error = fast.self_test(self.model, length=length, with_cuequivariance=True)
+        fast.install(self.model)
+        if not error <= fast.TF32_TOLERANCE:
+            raise ConfigError(
+                f"cuequivariance_torch differs from openfold by {error:.1e} on this GPU (allowed: "
+                f"{fast.TF32_TOLERANCE:.0e}). Unset {CUEQUIVARIANCE_SWITCH}."
+            )
+        fast.set_cuequivariance(self.model, True)
 
     def set_precision(self, precision: str) -> None:
         """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from molfun.nn import kernels
+from molfun.nn import cuequivariance, kernels
 from molfun.nn.attention import attention, gated_attention
 from molfun.nn.joint import joint_linear, plain_linear
 from molfun.nn.lora import low_rank_parts
@@ -56,12 +56,15 @@ LONG = 384
 
 TOLERANCE = 1e-4
 """Largest relative difference to openfold's own code that `self_test` may find, in float32."""
+TF32_TOLERANCE = 1e-2
+"""The same for NVIDIA's kernels, whose products are in TF32."""
 
 
-def self_test(model: Any) -> float:
+def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False) -> float:
     """Largest relative difference between the two, over outputs and gradients of one block.
 
-    Takes the first Evoformer block of an ``AlphaFold`` and a small random input, masked in part.
+    Takes the first Evoformer block of an ``AlphaFold`` with its own classes, and a random input of
+    that length, masked in part.
     """
     block = model.evoformer.blocks[0]
     weight = next(block.parameters())
@@ -70,27 +73,33 @@ def self_test(model: Any) -> float:
     modes = [module.training for module in block.modules()]
     generator = torch.Generator().manual_seed(0)
     config = model.config.evoformer_stack
-    msa = torch.randn(1, 3, 11, config.c_m, generator=generator).to(weight.device)
-    pair = torch.randn(1, 11, 11, config.c_z, generator=generator).to(weight.device)
-    mask = torch.ones(1, 11, device=weight.device)
+    msa = torch.randn(1, 3, length, config.c_m, generator=generator).to(weight.device)
+    pair = torch.randn(1, length, length, config.c_z, generator=generator).to(weight.device)
+    mask = torch.ones(1, length, device=weight.device)
     mask[:, -3:] = 0
     masks = {
         "msa_mask": mask.unsqueeze(1).expand(-1, 3, -1),
         "pair_mask": mask.unsqueeze(1) * mask.unsqueeze(2),
     }
 
+    def counted(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Without padding, which nothing reads and every kernel fills in its own way."""
+        pairs = zip(outputs, (masks["msa_mask"], masks["pair_mask"]), strict=True)
+        return [t * m.unsqueeze(-1) for t, m in pairs]
+
     def run() -> list[torch.Tensor]:
         inputs = [t.clone().requires_grad_() for t in (msa, pair)]
         with torch.enable_grad():
-            outputs = block(*(t.clone() for t in inputs), **masks)
+            outputs = counted(block(*(t.clone() for t in inputs), **masks))
             grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), inputs)
         with torch.no_grad():
-            again = block(msa.clone(), pair.clone(), inplace_safe=True, **masks)
+            again = counted(block(msa.clone(), pair.clone(), inplace_safe=True, **masks))
         return [*(t.detach() for t in outputs), *grads, *again]
 
     block.eval()
     stock = run()
     install(block)
+    set_cuequivariance(block, with_cuequivariance)
     ours = run()
     remove(block)
     for module, mode in zip(block.modules(), modes, strict=True):
@@ -118,6 +127,13 @@ def remove(model: nn.Module) -> None:
             module.__class__ = type(module).stock
 
 
+def set_cuequivariance(model: nn.Module, on: bool) -> None:
+    """Let NVIDIA's kernels compute the triangles of long proteins on a GPU, or our own code."""
+    for module in model.modules():
+        if isinstance(module, _Fast):
+            module.uses_cuequivariance = on
+
+
 def set_lean(model: nn.Module, lean: bool) -> None:
     """Let the parts of a block keep only their inputs for the backward pass, or all they need.
 
@@ -133,6 +149,7 @@ class _Fast:
 
     stock: ClassVar[Any]
     lean = False
+    uses_cuequivariance = False
 
     def _kept(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call, and keep only the arguments for the backward pass where memory is short."""
@@ -298,7 +315,9 @@ class _Attention(_Fast):
         joint = self._joint(q_x) if kv_x is None else None
         if joint is not None:
             inputs = zip(_unbind(joint.view(count, *joint.shape[-3:])), *added, strict=True)
-            attended = [gated_attention(*one, heads=self.no_heads) for one in inputs]
+            long = self.uses_cuequivariance and q_x.shape[-2] >= cuequivariance.SHORTEST
+            run = cuequivariance.gated_attention if long and pair is not None else gated_attention
+            attended = [run(*one, heads=self.no_heads) for one in inputs]
             return self._out(_stack(attended).view(*q_x.shape[:-1], -1))
         kv_x = q_x if kv_x is None else kv_x
         q, k, v = (
@@ -368,6 +387,8 @@ class _TriangleMultiplication(_Fast):
         _add_with_inplace: bool = False,
         **options: Any,
     ) -> torch.Tensor:
+        if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
+            return self._by_cuequivariance(z, mask, add=inplace_safe and _add_with_inplace)
         projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
         parts = [low_rank_parts(module) for module in projections]
         if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
@@ -382,6 +403,46 @@ class _TriangleMultiplication(_Fast):
         updates = [self._kept(self._update, *one, parts) for one in pairs]
         update = _stack(updates).view(z.shape)
         if not (inplace_safe and _add_with_inplace):
+            return update
+        z += update
+        return z
+
+    def _is_plain(self: Any) -> bool:
+        """Whether no layer has an adapter."""
+        layers = [m for n, m in self.named_children() if n.startswith("linear_")]
+        parts = [low_rank_parts(layer) for layer in layers]
+        return all(p is not None and p.down is None for p in parts)
+
+    def _by_cuequivariance(
+        self: Any, z: torch.Tensor, mask: torch.Tensor | None, *, add: bool
+    ) -> torch.Tensor:
+        n = z.shape[-2]
+        joined = {
+            f"{name}_in_{kind}": torch.cat([getattr(layer, kind) for layer in layers])
+            for name, layers in {
+                "p": (self.linear_a_p, self.linear_b_p),
+                "g": (self.linear_a_g, self.linear_b_g),
+            }.items()
+            for kind in ("weight", "bias")
+        }
+        single = {
+            f"{name}_{kind}": getattr(layer, kind)
+            for name, layer in {
+                "norm_in": self.layer_norm_in,
+                "norm_out": self.layer_norm_out,
+                "p_out": self.linear_z,
+                "g_out": self.linear_g,
+            }.items()
+            for kind in ("weight", "bias")
+        }
+        update = cuequivariance.triangle_update(
+            z.reshape(-1, n, n, z.shape[-1]),
+            None if mask is None else mask.reshape(-1, n, n),
+            {**joined, **single},
+            outgoing=self._outgoing,
+            eps=self.layer_norm_in.eps,
+        ).view(z.shape)
+        if not add:
             return update
         z += update
         return z
