@@ -83,36 +83,63 @@ def _serve(pipe: Any, prepare: Prepare, variant: Variant, threads: int) -> None:
 
 
 def compare(
-    variants: Sequence[Variant], prepare: Prepare, *, rounds: int, threads: int
+    variants: Sequence[Variant],
+    prepare: Prepare,
+    *,
+    rounds: int,
+    threads: int,
+    apart: bool = False,
 ) -> list[Result]:
-    """Measure all variants in turns."""
-    spawn = multiprocessing.get_context("spawn")
-    workers = []
-    for variant in variants:
+    """Measure all variants in turns.
+
+    Their processes live side by side, each with what it keeps in memory; with `apart`, each is made
+    anew in every round and ends before the next one starts.
+    """
+    found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
+    workers = [] if apart else [_Worker(v, prepare, threads) for v in variants]
+    for _ in range(rounds):
+        for i, variant in enumerate(variants):
+            worker = _Worker(variant, prepare, threads) if apart else workers[i]
+            found[i].append(worker.measure())
+            if apart:
+                worker.end()
+    for worker in workers:
+        worker.end()
+    return [_median(variant.label, rows) for variant, rows in zip(variants, found, strict=True)]
+
+
+class _Worker:
+    """The process of a variant, warmed up."""
+
+    def __init__(self, variant: Variant, prepare: Prepare, threads: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
         before = dict(os.environ)
         os.environ.update(variant.environment)
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=_serve, args=(there, prepare, variant, threads), daemon=True)
-        process.start()
+        self._pipe, there = spawn.Pipe()
+        self._process = spawn.Process(
+            target=_serve, args=(there, prepare, variant, threads), daemon=True
+        )
+        self._process.start()
         os.environ.clear()
         os.environ.update(before)
         there.close()
         try:
-            here.recv()  # prepared one after the other, so that none slows another's warm-up
+            self._pipe.recv()  # one after the other, so that none slows another's warm-up
         except EOFError:
             raise SystemExit(
                 f"{variant.label}: could not be prepared; its error is above."
             ) from None
-        workers.append((process, here))
-    found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
-    for _ in range(rounds):
-        for (_process, pipe), rows in zip(workers, found, strict=True):
-            pipe.send("measure")
-            rows.append(pipe.recv())
-    for process, pipe in workers:
-        pipe.send("end")
-        process.join()
-    return [_median(variant.label, rows) for variant, rows in zip(variants, found, strict=True)]
+
+    def measure(self) -> tuple[float, float, float, float]:
+        """Wall and CPU seconds, peak memory, and the number."""
+        self._pipe.send("measure")
+        row: tuple[float, float, float, float] = self._pipe.recv()
+        return row
+
+    def end(self) -> None:
+        """Stop the process."""
+        self._pipe.send("end")
+        self._process.join()
 
 
 def _median(label: str, rows: Sequence[tuple[float, float, float, float]]) -> Result:

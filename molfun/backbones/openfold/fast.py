@@ -91,7 +91,8 @@ def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False
         inputs = [t.clone().requires_grad_() for t in (msa, pair)]
         with torch.enable_grad():
             outputs = counted(block(*(t.clone() for t in inputs), **masks))
-            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), inputs)
+            total = torch.stack([t.square().sum() for t in outputs]).sum()
+            grads = torch.autograd.grad(total, inputs)
         with torch.no_grad():
             again = counted(block(msa.clone(), pair.clone(), inplace_safe=True, **masks))
         return [*(t.detach() for t in outputs), *grads, *again]
