@@ -178,6 +178,9 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def forget_plan(self) -> None:
+        """Undo what `plan_memory` chose."""
+
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
         """Weights that came with the backbone for the head of that name; None without any."""
         return None

@@ -83,6 +83,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.batch_size, self.power, self.max_cost = batch_size, power, max_cost
         self.shuffle = shuffle
         self.generator = torch.Generator().manual_seed(seed)
+        self._lengths = np.asarray(lengths, np.int64)
         self._costs = np.asarray(lengths, np.float64) ** power
         sizes = _batch_sizes(self._costs, batch_size, max_cost)
         self._sections = _sections(self._costs, sizes)
@@ -124,6 +125,17 @@ class LengthBatchSampler(Sampler[list[int]]):
             order = torch.randperm(len(batches), generator=self.generator)
             batches = [batches[i] for i in order.tolist()]
         return iter(batches)
+
+    def heaviest(self) -> tuple[int, int]:
+        """Index of a sample and a number of samples: the batch with the most pairs of residues.
+
+        Examples
+        --------
+        >>> LengthBatchSampler(lengths=[10, 40, 10, 10], batch_size=3, max_cost=40**3).heaviest()
+        (1, 1)
+        """
+        batches = [(int(members[0]), min(size, len(members))) for members, size in self._sections]
+        return max(batches, key=lambda batch: batch[1] * int(self._lengths[batch[0]]) ** 2)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from molfun.backbones.base import Backbone, MemoryPlan
-from molfun.data.batching import lengths_of
+from molfun.data.batching import LengthBatchSampler, lengths_of
 from molfun.errors import ConfigError
 from molfun.models.loaders import samples_of
 from molfun.nn.memory import free_bytes
@@ -26,7 +26,9 @@ BYTES_A_WEIGHT = 16
 """Of each weight that trains: its gradient, two moments of AdamW and the average."""
 
 
-def plan(backbone: Backbone, loader: Any, device: torch.device, *, trained: int) -> None:
+def plan(
+    backbone: Backbone, loader: Any, device: torch.device, *, trained: int, reserved: int = 0
+) -> None:
     """Let the backbone choose how it keeps activations, and say what to lower if nothing fits.
 
     Parameters
@@ -39,13 +41,15 @@ def plan(backbone: Backbone, loader: Any, device: torch.device, *, trained: int)
         Where the step runs.
     trained
         Number of weights that train.
+    reserved
+        Bytes that something else will take, such as a cache.
     """
-    sample, length = longest_sample(loader)
+    backbone.forget_plan()
+    sample, length, size = heaviest_batch(loader)
     free = free_bytes(device)
     if sample is None or free is None:
         return
-    size = largest_batch(loader)
-    available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained)
+    available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained - reserved)
     found = backbone.plan_memory(sample, size, available)
     if found is None:
         return
@@ -70,21 +74,27 @@ def _advice(found: MemoryPlan, size: int) -> str:
     return f"lower {' or '.join(lower)}"
 
 
-def longest_sample(loader: Any) -> tuple[Sample | None, int]:
-    """The sample with the most residues, and how many; None where none tells."""
+def heaviest_batch(loader: Any) -> tuple[Sample | None, int, int]:
+    """A sample of the batch that takes most, its residues, and how many there are of that length.
+
+    None instead of a sample where the data tells no lengths.
+    """
     dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    samples: Any = dataset
     try:
         lengths = lengths_of(dataset)
     except ConfigError:
-        lengths = np.array([_length(sample) for sample in samples_of([loader])])
-        samples: Any = list(samples_of([loader]))
-    else:
-        samples = dataset
+        samples = list(samples_of([loader]))
+        lengths = np.array([_length(sample) for sample in samples])
     if len(lengths) == 0 or not lengths.max():
-        return None, 0
-    place = int(lengths.argmax())
+        return None, 0, 0
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, LengthBatchSampler):
+        place, size = sampler.heaviest()
+    else:
+        place, size = int(lengths.argmax()), largest_batch(loader)
     item = samples[place]
-    return (item, int(lengths[place])) if isinstance(item, Sample) else (None, 0)
+    return (item, int(lengths[place]), size) if isinstance(item, Sample) else (None, 0, 0)
 
 
 def _length(sample: Sample) -> int:

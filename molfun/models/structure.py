@@ -42,6 +42,7 @@ from molfun.models.loaders import (
 )
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
+from molfun.nn.kernels import matrix_kernel
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
 from molfun.sample import is_missing
 from molfun.tasks.base import Task
@@ -299,10 +300,13 @@ class MolfunStructureModel(nn.Module):
             epochs = 20
         optimizer, parameters = make_optimizer(strategy, self)
         n_trained = sum(p.numel() for p in parameters.values())
-        if any(p.requires_grad for p in self.backbone.parameters()):
-            memory.plan(self.backbone, train_loader, self.device, trained=n_trained)
         cache = _cache_config(cache, cache_dir, run_dir)
         store = self._make_cache(cache, chosen)
+        if any(p.requires_grad for p in self.backbone.parameters()):
+            reserved = 0 if store is None else store.memory_budget
+            memory.plan(
+                self.backbone, train_loader, self.device, trained=n_trained, reserved=reserved
+            )
         kept: list[int] = []
 
         def keep(history: History) -> None:
@@ -336,6 +340,7 @@ class MolfunStructureModel(nn.Module):
                 identity={
                     **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
+                    **{"kernels": self._arithmetic(), "cache precision": cache.precision},
                     **self._model_identity(),
                     **data_identity(train_loader, targets, val_loader),
                 },
@@ -356,6 +361,7 @@ class MolfunStructureModel(nn.Module):
                 raise
             finally:
                 self.eval()
+                self.backbone.forget_plan()
             self.result = dict(history.best if restore_best else history[-1])
             # what was best is on disk already, unless an earlier process of this run wrote it
             if run_dir is not None and not kept and (restore_best or not engine.state.best_epoch):
@@ -446,6 +452,7 @@ class MolfunStructureModel(nn.Module):
                 identity={
                     **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
+                    **{"kernels": self._arithmetic()},
                     "base weights": self.base_fingerprint,
                     "objective": {"name": objective, **goal.config_dict},
                     **data_identity(train_loader, [], val_loader),
@@ -479,14 +486,22 @@ class MolfunStructureModel(nn.Module):
                     "cache=%r keeps nothing in this run: %s.", config.mode, _why_uncached(n_frozen)
                 )
             return None
+        spec = lora.installed_spec(backbone)
+        if trains and spec is not None and min(spec.blocks or (0,)) >= n_frozen:
+            spec = None  # no adapter in front
         prefix = (
             backbone.prefix_fingerprint(n_frozen) if trains else backbone.state_fingerprint(),
             backbone.featurize_key(),
-            f"{precision} {self.device.type} {backbone.kernels} torch {torch.__version__} molfun "
-            f"{__version__}",
+            f"{precision} {self._arithmetic()} torch {torch.__version__} molfun {__version__}",
+            repr(spec),
             *((f"before block {n_frozen}",) if trains else needs),
         )
         return make_cache(config, prefix)
+
+    def _arithmetic(self) -> str:
+        """Whose code computes, in which order of sums."""
+        products = matrix_kernel() if self.device.type == "cpu" else "torch"
+        return f"{self.backbone.kernels} on {self.device.type}, products by {products}"
 
     def _feature_cache(self, config: CacheConfig) -> FeatureCache:
         folder = config.directory if config.mode in ("auto", "disk") else None

@@ -13,6 +13,7 @@ any time. Given back, large buffers leave no holes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -24,7 +25,7 @@ SWITCH = "MOLFUN_ALLOCATOR"
 """Environment variable: ``system`` leaves the allocator as it is."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # names of mallopt(3), from malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1
 _MAPPINGS = 2**16
 """As many as glibc allows by default."""
 LARGE = 2**20
@@ -55,6 +56,13 @@ def return_large_buffers() -> bool:
         As for `keep_large_buffers`.
     """
     return _set({_MMAP_THRESHOLD: LARGE, _MMAP_MAX: _MAPPINGS})
+
+
+def trim() -> None:
+    """Give freed memory back to the system now, so that it counts as free."""
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _set(options: dict[int, int]) -> bool:

@@ -6,19 +6,22 @@ from pathlib import Path
 
 import torch
 
+from molfun.nn import allocator
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that can still be allocated on `device`; None where the system does not say.
 
-    On a CPU this is the kernel's estimate without swapping, or what the control group (a container,
-    a batch job) leaves if that is less.
+    On a CPU this is the kernel's estimate without swapping, or what a container's control group
+    leaves if that is less. Buffers that the process has freed and kept are given back first.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + unused)
+    allocator.trim()
     found = [n for n in (_of_machine(), _of_group()) if n is not None]
     return min(found, default=None)
 

@@ -9,6 +9,7 @@ changed input gives another key; a damaged entry fails its checksum and is compu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -95,7 +96,8 @@ class PrefixCache:
     memory_budget
         Bytes kept in memory; 0 writes every entry to disk.
     disk_budget
-        Bytes the folder may grow to; None leaves `RESERVE` of the disk.
+        Bytes the folder may grow to, as far as this process knows; None leaves `RESERVE` of the
+        disk.
     dtype
         Type that floating-point numbers are kept in.
 
@@ -104,7 +106,7 @@ class PrefixCache:
     hits, misses
         Number of entries found and not found.
     seconds
-        Time that computing the missing ones took, as `put` is told.
+        Time that computing the missing ones took.
     written
         Bytes written to disk.
     """
@@ -120,7 +122,7 @@ class PrefixCache:
     ) -> None:
         self._prefix = prefix
         self._directory = directory
-        self._budget = memory_budget
+        self.memory_budget = memory_budget
         self._disk_budget = disk_budget
         self._dtype = dtype
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
@@ -142,6 +144,9 @@ class PrefixCache:
         tensors = self._memory.get(key)
         if tensors is None:
             tensors = self._read(key)
+            if tensors is not None and self.held + _size(tensors) <= self.memory_budget:
+                self._memory[key] = tensors
+                self.held += _size(tensors)
         if tensors is None:
             self.misses += 1
             return None
@@ -149,13 +154,17 @@ class PrefixCache:
         return self._as_read(tensors)
 
     def put(
-        self, key: str, output: Mapping[str, torch.Tensor], *, seconds: float = 0.0
+        self, key: str, output: Mapping[str, torch.Tensor], *, since: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Keep `output` (one sample) under `key`; gives what `get` will give."""
-        self.seconds += seconds
+        """Keep `output` (one sample) under `key`; gives what `get` will give.
+
+        `since` is when its computation began (``time.perf_counter()``).
+        """
         tensors = {name: self._as_kept(tensor) for name, tensor in output.items()}
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
-        if self.held + size <= self._budget:
+        if since is not None:  # only now has a GPU finished
+            self.seconds += time.perf_counter() - since
+        size = _size(tensors)
+        if self.held + size <= self.memory_budget:
             self._memory[key] = tensors
             self.held += size
         elif self._disk_works and self._has_room(size):
@@ -198,16 +207,22 @@ class PrefixCache:
         return self._folder_bytes + size <= self._disk_budget
 
     def _read(self, key: str) -> dict[str, torch.Tensor] | None:
-        if self._directory is None or not self._path(key).is_file():
+        if self._directory is None:
             return None
         try:
+            if not self._path(key).is_file():
+                return None
             tensors = load_safetensors(self._path(key))
             stored = tensors.pop("checksum")
+        except OSError as error:
+            logger.warning("Cache entry %s cannot be read: %s.", self._path(key), error.strerror)
+            return None
         except (CheckpointError, KeyError):
             stored, tensors = torch.zeros(0), {}
-        if not tensors or not torch.equal(stored, checksum(tensors)):
+        if not tensors or not torch.equal(stored, checksum(tensors, key)):
             logger.warning("Cache entry %s is damaged; it is computed again.", self._path(key))
-            self._path(key).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path(key).unlink(missing_ok=True)
             return None
         return tensors
 
@@ -215,9 +230,9 @@ class PrefixCache:
         path = self._path(key)
         try:
             sweep(path.parent)
-            save_safetensors(path, {**tensors, "checksum": checksum(tensors)})
+            save_safetensors(path, {**tensors, "checksum": checksum(tensors, key)})
         except (RunError, OSError) as error:
-            self._disk_works = False
+            self._disk_works, self._told_full = False, True
             logger.warning("The cache stops writing to disk: %s", error)
             return
         self.written += size
@@ -240,13 +255,17 @@ class PrefixCache:
         return f"{text} ({', '.join(kept)})." if kept else f"{text}."
 
 
-def checksum(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sha256 over names, shapes and bytes, as 32 bytes."""
-    digest = hashlib.sha256()
+def checksum(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    """Sha256 over the key, names, types, shapes and bytes, as 32 bytes."""
+    digest = hashlib.sha256(key.encode())
     for name in sorted(tensors):
-        digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
         digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _size(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def sweep(folder: Path) -> None:

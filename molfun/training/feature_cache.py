@@ -48,19 +48,19 @@ class FeatureCache:
         key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"
-        stored = _read(path)
+        stored = _read(path, name)
         if stored is not None:
             return stored
         features = self._backbone.featurize(sample)
         try:
-            write_features(path, {**features, CHECKSUM: checksum(features)})
+            write_features(path, {**features, CHECKSUM: checksum(features, name)})
         except RunError as error:
             logger.warning("The feature cache stops: %s", error)
             self._directory = None
         return features
 
 
-def _read(path: Path) -> Features | None:
+def _read(path: Path, name: str) -> Features | None:
     if not path.is_file():
         return None
     try:
@@ -69,7 +69,7 @@ def _read(path: Path) -> Features | None:
         logger.warning("Cached features are computed again: %s", error)
         return None
     stored = features.pop(CHECKSUM, None)
-    if stored is None or not torch.equal(stored, checksum(features)):
+    if stored is None or not torch.equal(stored, checksum(features, name)):
         logger.warning("Cached features are computed again: %s is damaged.", path)
         return None
     return features

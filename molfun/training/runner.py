@@ -223,8 +223,7 @@ class ModelRunner:
         if stored is None:
             start = time.perf_counter()
             output = self._run(self._collate([sample]))
-            spent = time.perf_counter() - start
-            stored = self.cache.put(key, output.tensors(), seconds=spent)
+            stored = self.cache.put(key, output.tensors(), since=start)
         return TrunkOutput.from_tensors(self._to_device(stored))
 
     @torch.no_grad()
@@ -290,7 +289,7 @@ class ModelRunner:
             start = time.perf_counter()
             features = self._to_device(self._collate([sample]))
             fresh = self.backbone.run_prefix(features, self._n_frozen)
-            state = cache.put(key, fresh, seconds=time.perf_counter() - start)
+            state = cache.put(key, fresh, since=start)
         return state
 
     def _to_device(self, features: Features) -> Features:

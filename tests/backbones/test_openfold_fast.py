@@ -22,6 +22,13 @@ from molfun.training import FinetuneStrategy
 LENGTH = 13
 
 
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small inputs take the way of large ones, whatever the environment asks for."""
+    monkeypatch.delenv("MOLFUN_KERNELS", raising=False)
+    monkeypatch.setattr(attention_module, "SMALL_BYTES", 0)
+
+
 @pytest.fixture(scope="module")
 def published() -> OpenFoldBackbone:
     """Two blocks of the published widths; every weight counts."""
@@ -340,3 +347,36 @@ def test_kernels_that_differ_are_not_used(
 def test_unknown_kernels_are_named(tiny: OpenFoldBackbone) -> None:
     with pytest.raises(ConfigError, match=r"kernels.*'fsat'.*fast"):
         tiny.set_kernels("fsat")  # type: ignore[arg-type]
+
+
+def test_the_self_test_goes_the_ways_of_long_proteins(
+    tiny: OpenFoldBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: set[str] = set()
+
+    def noting(function: Any, name: str) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            ran.add(name)
+            return function(*args, **kwargs)
+
+        return noted
+
+    monkeypatch.setattr(attention_module, "SMALL_BYTES", 2**19)
+    for owner, name in (
+        (attention_module, "_fused"),
+        (attention_module, "_backward"),
+        (attention_module, "_plain"),
+        (fast._OuterProductMean, "_deep"),
+        (fast._OuterProductMean, "_shallow"),
+    ):
+        monkeypatch.setattr(owner, name, noting(getattr(owner, name), name))
+    tiny.set_kernels("stock")
+    assert fast.self_test(tiny.model) < fast.TOLERANCE
+    assert ran == {"_fused", "_backward", "_plain", "_deep", "_shallow"}
+    assert attention_module.SMALL_BYTES == 2**19
+    monkeypatch.setattr(
+        attention_module,
+        "_backward",
+        lambda *_, into, **__: [t.zero_() for t in into] and None,
+    )
+    assert fast.self_test(tiny.model) > fast.TOLERANCE

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from molfun.nn import tiled
+from molfun.nn import attention, tiled
 from molfun.nn.attention import gated_attention
 
 Function = Callable[..., torch.Tensor]
@@ -76,8 +76,10 @@ def test_triangle_product(
     check(ours, defined, given((n * n, 4), (4 * hidden, 4), (4 * hidden,)), 1e-4)
 
 
+@pytest.mark.parametrize("small", [0, attention.SMALL_BYTES])
 @pytest.mark.parametrize("masked", [False, True])
-def test_gated_attention(masked: bool) -> None:
+def test_gated_attention(monkeypatch: pytest.MonkeyPatch, masked: bool, small: int) -> None:
+    monkeypatch.setattr(attention, "SMALL_BYTES", small)
     rows, n, heads, width = 3, 5, 2, 8
     mask = torch.zeros(rows, n)
     mask[1, 3:] = -1e9

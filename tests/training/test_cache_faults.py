@@ -148,6 +148,26 @@ def test_a_run_goes_on_when_its_entries_vanish_or_rot(
     assert "ran 10 times instead of 12" in history.cache_report
 
 
+def test_an_entry_under_another_name_is_not_believed(tmp_path: Path) -> None:
+    fill(tmp_path, "never")
+    cache = PrefixCache("p", directory=tmp_path, memory_budget=0)
+    first, second = (cache._path(cache.key(i)) for i in "01")
+    second.write_bytes(first.read_bytes())
+    assert cache.get(cache.key("1")) is None
+    assert cache.get(cache.key("0")) is not None
+
+
+def test_what_was_read_stays_in_memory_where_it_fits(tmp_path: Path) -> None:
+    fill(tmp_path, "never")
+    cache = PrefixCache("p", directory=tmp_path, memory_budget=SIZE)
+    for i in "01":
+        assert cache.get(cache.key(i)) is not None
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    assert cache.get(cache.key("0")) is not None
+    assert cache.get(cache.key("1")) is None
+
+
 # --- budgets -------------------------------------------------------------------------------------
 
 SIZE = (50 * 20 + 50) * 4

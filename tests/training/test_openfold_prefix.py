@@ -13,7 +13,7 @@ import torch
 
 from molfun import LoRAFinetune, MolfunStructureModel, PartialFinetune
 from molfun.backbones.openfold import OpenFoldBackbone
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, SampleBatch
 from molfun.training import CacheConfig, FinetuneStrategy, History
 
@@ -128,6 +128,24 @@ def test_recycling_passes_through_what_trains(
     ) in caplog.messages
 
 
+def test_features_with_recycling_are_refused_where_blocks_are_split_off(
+    tiny_model: ModelFactory, samples: Callable[..., list[Sample]]
+) -> None:
+    recycled = tiny_model(backbone_config={"fill_zero_init": 0.1, "recycling": 2}).backbone
+    sample = samples(1)[0]
+    features = {k: v.numpy() for k, v in recycled.featurize(sample).items()}
+    given = [SampleBatch([Sample(id="p", features=features, target=1.0)])]
+    with pytest.raises(DataError) as caught:
+        fit(tiny_model(), given, cache="off")
+    assert str(caught.value) == (
+        "The features were made for 2 recycling passes, which go through the blocks that train, so "
+        "that these cannot be split off. Make them without, or pass "
+        "backbone_config={'recycling': 2}."
+    )
+    whole = tiny_model(backbone_config={"fill_zero_init": 0.1, "recycling": 2})
+    assert len(fit(whole, given, cache="off")) == 3
+
+
 def test_what_changes_the_prefix_never_hits(
     tiny_model: ModelFactory,
     samples: Callable[..., list[Sample]],
@@ -140,6 +158,7 @@ def test_what_changes_the_prefix_never_hits(
     def ran(
         sample: Sample = plain, strategy: FinetuneStrategy = PARTIAL, **settings: Any
     ) -> list[int]:
+        settings.setdefault("kernels", "fast")
         prefixes.clear()
         batch = [SampleBatch([sample])]
         options: dict[str, Any] = {"cache": "disk", "cache_dir": tmp_path, "epochs": 1}

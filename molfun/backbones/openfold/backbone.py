@@ -33,7 +33,7 @@ from molfun.backbones.openfold import _shims, fast, features, memory, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.nn import cuequivariance
-from molfun.nn.allocator import return_large_buffers
+from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -134,6 +134,7 @@ class OpenFoldBackbone(Backbone):
         }
         self.checkpointing = checkpointing
         self._planned: memory.Level | None = None
+        self._precision = "32-true"
         self.data_config = features.data_config(self.config.data, **self.settings)
         self._schema = features.Schema(self.config.data)
         with _seeded(seed), _quick_initialisation(draw=weights is None):
@@ -276,6 +277,13 @@ class OpenFoldBackbone(Backbone):
         Gives ``m`` (batch, rows, length, 256), ``z`` (batch, length, length, 128) and their masks
         ``msa_mask`` and ``seq_mask``.
         """
+        passes = batch["aatype"].shape[-1]
+        if passes != 1:
+            raise DataError(
+                f"The features were made for {passes - 1} recycling passes, which go through the "
+                f"blocks that train, so that these cannot be split off. Make them without, or pass "
+                f"backbone_config={{'recycling': {passes - 1}}}."
+            )
         mask = batch["seq_mask"][..., -1]
         self._set_memory(*mask.shape)
 
@@ -355,15 +363,19 @@ class OpenFoldBackbone(Backbone):
             rows += int(self.config.data.predict.max_templates or 0)
         length = len(longest.protein) if longest.protein is not None else 0
         first = self.frozen_blocks()
+        early = any(
+            p.requires_grad and self.layer_of(n).kind in ("embedder", "early")
+            for n, p in self.named_parameters()
+        )
         shape = memory.Shape(
             batch=batch_size,
             length=length,
             rows=rows,
             c_m=int(self.config.globals.c_m),
             c_z=int(self.config.globals.c_z),
-            blocks=len(self.blocks()) - first + (EXTRA_BLOCKS if first == 0 else 0),
+            blocks=len(self.blocks()) - first + (EXTRA_BLOCKS if early else 0),
         )
-        fast = self.kernels == "fast"
+        fast = self.kernels == "fast" and self._precision == "32-true"
         if self.checkpointing is None:
             level, peak = memory.choose(shape, available, fast=fast)
         else:
@@ -374,6 +386,12 @@ class OpenFoldBackbone(Backbone):
             return_large_buffers()
         fits = 0 if peak <= available else memory.longest_that_fits(shape, available, fast=fast)
         return MemoryPlan(peak, memory.WORDS[level], fits)
+
+    def forget_plan(self) -> None:
+        """Decide by the size of each batch again, and let the process keep freed buffers."""
+        self._planned = None
+        if next(self.parameters()).device.type == "cpu":
+            keep_large_buffers()
 
     def _set_memory(self, batch: int, length: int) -> None:
         """Checkpoint blocks where a large graph is kept, chunk long inputs where none is."""
@@ -468,6 +486,7 @@ class OpenFoldBackbone(Backbone):
         (an empty MSA or template) would give NaN otherwise. Any other precision puts openfold's
         own values back.
         """
+        self._precision = precision
         half = precision == "16-mixed"
         for module, infinity, epsilon in self._limits:
             if infinity is not None:

@@ -24,9 +24,10 @@ openfold's own code. What differs, by openfold's class:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +35,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from molfun.nn import cuequivariance, kernels
+from molfun.nn import attention as attention_module
+from molfun.nn import cuequivariance, kernels, tiled
 from molfun.nn.attention import attention, gated_attention
 from molfun.nn.joint import joint_linear, plain_linear
 from molfun.nn.lora import low_rank_parts
@@ -63,9 +65,29 @@ TF32_TOLERANCE = 1e-2
 def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False) -> float:
     """Largest relative difference between the two, over outputs and gradients of one block.
 
-    Takes the first Evoformer block of an ``AlphaFold`` with its own classes, and a random input of
-    that length, masked in part.
+    Takes the first Evoformer block of an ``AlphaFold`` with its own classes, and random inputs of
+    that length, masked in part: a shallow alignment as it comes, and a deep one with everything in
+    small tiles, so that the paths of long proteins are gone through, too.
     """
+    plain = _difference(model, length, 3, with_cuequivariance)
+    with _small_tiles():
+        return max(plain, _difference(model, length, SHALLOW + 1, with_cuequivariance))
+
+
+@contextlib.contextmanager
+def _small_tiles() -> Iterator[None]:
+    """Let a small input be divided as a large one is."""
+    global ROWS, TOKENS
+    before = ROWS, TOKENS, tiled.TILE, kernels.TILE, attention_module.SMALL_BYTES
+    ROWS = TOKENS = tiled.TILE = kernels.TILE = 50
+    attention_module.SMALL_BYTES = 0
+    try:
+        yield
+    finally:
+        ROWS, TOKENS, tiled.TILE, kernels.TILE, attention_module.SMALL_BYTES = before
+
+
+def _difference(model: Any, length: int, rows: int, with_cuequivariance: bool) -> float:
     block = model.evoformer.blocks[0]
     weight = next(block.parameters())
     if weight.dtype != torch.float32:
@@ -73,12 +95,12 @@ def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False
     modes = [module.training for module in block.modules()]
     generator = torch.Generator().manual_seed(0)
     config = model.config.evoformer_stack
-    msa = torch.randn(1, 3, length, config.c_m, generator=generator).to(weight.device)
+    msa = torch.randn(1, rows, length, config.c_m, generator=generator).to(weight.device)
     pair = torch.randn(1, length, length, config.c_z, generator=generator).to(weight.device)
     mask = torch.ones(1, length, device=weight.device)
     mask[:, -3:] = 0
     masks = {
-        "msa_mask": mask.unsqueeze(1).expand(-1, 3, -1),
+        "msa_mask": mask.unsqueeze(1).expand(-1, rows, -1),
         "pair_mask": mask.unsqueeze(1) * mask.unsqueeze(2),
     }
 
