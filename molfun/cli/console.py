@@ -152,8 +152,8 @@ def errors_in_one_line(*, debug: bool) -> Iterator[None]:
 
 def _out_of_memory() -> str:
     return (
-        "Out of memory. Lower --max-length (memory grows with its square), --batch-size or "
-        "--lora-rank, or use --strategy head_only."
+        "Out of memory. Lower --max-length (memory grows with its square), --batch-size or the "
+        "blocks that train (--unfreeze-blocks), or use --strategy head_only."
     )
 
 
