@@ -20,13 +20,16 @@ import harness
 import numpy as np
 import torch
 
+from molfun.backbones.openfold import memory
+from molfun.backbones.openfold.memory import Level
+
 
 @dataclass(frozen=True)
 class Case:
     """What is run."""
 
     kernels: str
-    level: str
+    level: Level
     blocks: int
     length: int
     rows: int
@@ -87,8 +90,6 @@ def units(case: Case) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print peaks and coefficients."""
-    from molfun.backbones.openfold import memory
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rows", nargs="+", type=int, default=[2, 24])
@@ -114,7 +115,7 @@ def main() -> None:
                     batch=1, length=case.length, rows=case.rows, c_m=256, c_z=128,
                     blocks=case.blocks,
                 )  # fmt: skip
-                predicted = memory.peak_bytes(shape, case.level, fast=kernels == "fast")  # type: ignore[arg-type]
+                predicted = memory.peak_bytes(shape, case.level, fast=kernels == "fast")
                 print(
                     f"{kernels:<6}{level:<11}{case.blocks:>3} blocks {case.length:>4} residues "
                     f"{case.rows:>3} rows {found / 2**20:>8.0f} MB, predicted "

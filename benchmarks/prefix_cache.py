@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import math
@@ -140,7 +141,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
                 callbacks=[clock],
             )
             files = [p.stat().st_size for p in Path(folder).rglob("*.safetensors")]
-        gaps = [b - a for a, b in zip(clock.marks, clock.marks[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(clock.marks)]
         note = {
             "later": statistics.mean(gaps) if gaps else math.nan,
             "passes": passes,

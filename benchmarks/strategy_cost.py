@@ -12,6 +12,7 @@ Number of threads: torch's default, or ``OMP_NUM_THREADS``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import resource
@@ -44,7 +45,7 @@ def measure(name: str, length: int, steps: int) -> dict[str, float]:
     model.fit(
         data, strategy=FinetuneStrategy.from_dict({"name": name}), epochs=1, callbacks=[Clock()]
     )
-    pairs = list(zip(Clock.marks, Clock.marks[1:], strict=False))
+    pairs = list(itertools.pairwise(Clock.marks))
     return {
         "cpu": statistics.median(b[0] - a[0] for a, b in pairs),
         "wall": statistics.median(b[1] - a[1] for a, b in pairs),

@@ -12,3 +12,16 @@ def counted(n: int, noun: str) -> str:
     ('1 bad row', '12 bad rows')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def megabytes(n: float) -> str:
+    """A number of bytes for people.
+
+    Examples
+    --------
+    >>> megabytes(3 * 2**20), megabytes(5.5 * 2**30), megabytes(2500)
+    ('3 MB', '5.5 GB', '3 kB')
+    """
+    if n >= 2**30:
+        return f"{n / 2**30:.1f} GB"
+    return f"{n / 2**20:.0f} MB" if n >= 2**20 else f"{-(-n // 1000):.0f} kB"

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from molfun._io import load_safetensors, save_safetensors
+from molfun.data.words import megabytes
 from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -276,19 +277,6 @@ def sweep(folder: Path) -> None:
                 path.unlink()
         except FileNotFoundError:
             continue  # another process swept it, or finished it
-
-
-def megabytes(n: float) -> str:
-    """A number of bytes for people.
-
-    Examples
-    --------
-    >>> megabytes(3 * 2**20), megabytes(5.5 * 2**30), megabytes(2500)
-    ('3 MB', '5.5 GB', '3 kB')
-    """
-    if n >= 2**30:
-        return f"{n / 2**30:.1f} GB"
-    return f"{n / 2**20:.0f} MB" if n >= 2**20 else f"{-(-n // 1000):.0f} kB"
 
 
 def _duration(seconds: float) -> str:
