@@ -1,7 +1,8 @@
 """How much memory a training step of OpenFold takes, and how to take less.
 
 The model of `peak_bytes` counts in units of the pair and the MSA representation of a batch. Its
-coefficients are fitted to peaks of resident memory by ``benchmarks/memory_model.py``.
+coefficients are fitted to peaks of resident memory by ``benchmarks/memory_model.py``; some 50 MB of
+every step, which do not grow with it, are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WORDS: Mapping[Level, str] = {
 class Costs:
     """Peak of a level: bytes a unit of the pair and of the MSA representation.
 
-    ``block`` counts for every block behind the first that trains, ``once`` for the step.
+    ``block`` counts for every block from the first that trains on, ``once`` for the step.
     """
 
     block_pair: float
