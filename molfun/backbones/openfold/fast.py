@@ -411,24 +411,34 @@ class _TriangleMultiplication(_Fast):
         **options: Any,
     ) -> torch.Tensor:
         if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
-            return self._by_cuequivariance(z, mask, add=inplace_safe and _add_with_inplace)
-        projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
-        parts = [low_rank_parts(module) for module in projections]
-        if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
-            result: torch.Tensor = self._by_openfold(
-                z, mask, inplace_safe=inplace_safe, _add_with_inplace=_add_with_inplace, **options
-            )
-            return result
-        n = z.shape[-2]
-        flat = z.reshape(-1, n, n, z.shape[-1])
-        masks = [None] * len(flat) if mask is None or _all_ones(mask) else mask.reshape(-1, n, n)
-        pairs = zip(_unbind(flat), masks, strict=True)
-        updates = [self._kept(self._update, *one, parts) for one in pairs]
-        update = _stack(updates).view(z.shape)
+            update = self._by_cuequivariance(z, mask)
+        else:
+            projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
+            parts = [low_rank_parts(module) for module in projections]
+            if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
+                result: torch.Tensor = self._by_openfold(
+                    z,
+                    mask,
+                    inplace_safe=inplace_safe,
+                    _add_with_inplace=_add_with_inplace,
+                    **options,
+                )
+                return result
+            update = self._updates(z, mask, parts)
         if not (inplace_safe and _add_with_inplace):
             return update
         z += update
         return z
+
+    def _updates(
+        self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
+    ) -> torch.Tensor:
+        """The update of a batch of pair representations, one at a time."""
+        n = z.shape[-2]
+        flat = z.reshape(-1, n, n, z.shape[-1])
+        masks = [None] * len(flat) if mask is None or _all_ones(mask) else mask.reshape(-1, n, n)
+        pairs = zip(_unbind(flat), masks, strict=True)
+        return _stack([self._kept(self._update, *one, parts) for one in pairs]).view(z.shape)
 
     def _is_plain(self: Any) -> bool:
         """Whether no layer has an adapter."""
@@ -436,9 +446,7 @@ class _TriangleMultiplication(_Fast):
         parts = [low_rank_parts(layer) for layer in layers]
         return all(p is not None and p.down is None for p in parts)
 
-    def _by_cuequivariance(
-        self: Any, z: torch.Tensor, mask: torch.Tensor | None, *, add: bool
-    ) -> torch.Tensor:
+    def _by_cuequivariance(self: Any, z: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         n = z.shape[-2]
         joined = {
             f"{name}_in_{kind}": torch.cat([getattr(layer, kind) for layer in layers])
@@ -458,17 +466,13 @@ class _TriangleMultiplication(_Fast):
             }.items()
             for kind in ("weight", "bias")
         }
-        update = cuequivariance.triangle_update(
+        return cuequivariance.triangle_update(
             z.reshape(-1, n, n, z.shape[-1]),
             None if mask is None else mask.reshape(-1, n, n),
             {**joined, **single},
             outgoing=self._outgoing,
             eps=self.layer_norm_in.eps,
         ).view(z.shape)
-        if not add:
-            return update
-        z += update
-        return z
 
     def _update(
         self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
