@@ -254,6 +254,26 @@ def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Texts that a safetensors file carries beside its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"No such file: {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+
+
 def save_safetensors(
     path: str | Path,
     tensors: Mapping[str, torch.Tensor],

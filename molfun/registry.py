@@ -72,6 +72,10 @@ class Registry:
             raise ConfigError(unknown_name(self.singular, name, [*self, *self._aliases]))
         return target, dict(arguments)
 
+    def __setitem__(self, name: str, entry: type | str) -> None:
+        """Register a class or an import path under `name`."""
+        self._entries[name] = entry
+
     def __getitem__(self, name: str) -> Any:
         name, _ = self.resolve(name)
         entry = self._entries[name]
@@ -102,9 +106,13 @@ HEADS = Registry("heads")
 TASKS = Registry("tasks")
 STRATEGIES = Registry("strategies", "strategy")
 OBJECTIVES = Registry("objectives")
+ENCODERS = Registry("encoders")
+ENCODER_CONFIGS = Registry("encoder_configs")
+"""Configurations of encoders that do not name theirs in ``config_class``."""
 
 BACKBONES.register("openfold", "molfun.backbones.openfold:OpenFoldBackbone")
 BACKBONES.register("esm2", "molfun.backbones.esm2:ESM2Backbone")
+BACKBONES.register("timeseries", "molfun.backbones.timeseries:TimeSeriesBackbone")
 for _size in (
     "esm2_t6_8M_UR50D",
     "esm2_t12_35M_UR50D",
@@ -126,7 +134,16 @@ TASKS.register("multiclass", "molfun.tasks.classification:MulticlassTask")
 TASKS.register("multilabel", "molfun.tasks.classification:MultilabelTask")
 TASKS.register("contact", "molfun.tasks.contact:ContactTask")
 OBJECTIVES.register("masked_lm", "molfun.objectives.masked_lm:MaskedLMObjective")
+OBJECTIVES.register("mae", "molfun.objectives.mae:MAEObjective")
+OBJECTIVES.register("contrastive", "molfun.objectives.contrastive:ContrastiveObjective")
+OBJECTIVES.register("jepa", "molfun.objectives.jepa:JEPAObjective")
+ENCODERS.register(
+    "transformer", "molfun.backbones.timeseries.encoders.transformer:TransformerEncoder"
+)
+ENCODERS.register("gru_d", "molfun.backbones.timeseries.encoders.gru_d:GRUDEncoder")
+ENCODERS.register("linear", "molfun.backbones.timeseries.encoders.linear:LinearEncoder")
 STRATEGIES.register("head_only", "molfun.training.head_only:HeadOnlyFinetune")
 STRATEGIES.register("lora", "molfun.training.lora:LoRAFinetune")
 STRATEGIES.register("partial", "molfun.training.partial:PartialFinetune")
 STRATEGIES.register("full", "molfun.training.full:FullFinetune")
+STRATEGIES.register("gradual", "molfun.training.gradual:GradualFinetune")

@@ -52,6 +52,24 @@ def build_samples(
     return samples
 
 
+def build_series(
+    n: int = 6, *, lengths: Sequence[int] = LENGTHS, seed: int = 0, prefix: str = "s"
+) -> list[Sample]:
+    """`n` series of three noisy waves with a tenth missing; the label is the frequency."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        rate = rng.uniform(0.2, 1.5)
+        steps = np.arange(lengths[i % len(lengths)])[:, None]
+        values = np.sin(rate * steps + rng.uniform(0, 6, (1, 3))) + 0.1 * rng.normal(
+            size=(len(steps), 3)
+        )
+        mask = rng.uniform(size=values.shape) > 0.1
+        features = {"timeseries": values.astype(np.float32), "mask": mask}
+        samples.append(Sample(id=f"{prefix}{i}", features=features, target=float(rate)))
+    return samples
+
+
 def build_batches(n: int = 6, *, batch_size: int = 1, **settings: Any) -> list[SampleBatch]:
     """`build_samples` in batches; the last one may be smaller."""
     samples = build_samples(n, **settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -94,6 +94,12 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def featurize(self, sample: Sample) -> Features:
         """Turn one sample into input tensors; the same sample always gives the same tensors."""
+
+    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+        """Learn the scale of the inputs from the training samples, where that is not known yet.
+
+        Not looking at them costs nothing.
+        """
 
     def check(self, sample: Sample) -> None:
         """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""

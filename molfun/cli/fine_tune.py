@@ -30,6 +30,7 @@ from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.gradual import GradualFinetune
 from molfun.training.history import History
 from molfun.training.lora import LoRAFinetune
 
@@ -107,16 +108,20 @@ class RunFiles(Callback):
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        strategy = self._strategy
+        inner = strategy.inner if isinstance(strategy, GradualFinetune) else strategy
         resolved = {
-            "strategy": self._strategy.name,
-            "lr": self._strategy.main_lr,
+            "strategy": inner.name,
+            "lr": strategy.main_lr,
             "batch_size": self._settings.samples_per_batch,
-            "accum": self._strategy.accumulation_steps,
+            "accum": strategy.accumulation_steps,
             "device": str(self._model.device),
             "precision": self._model.precision,
         }
-        if isinstance(self._strategy, LoRAFinetune):
-            resolved["lora_rank"] = self._strategy.rank
+        if isinstance(inner, LoRAFinetune):
+            resolved["lora_rank"] = inner.rank
+        if isinstance(strategy, GradualFinetune):
+            resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
         write_text(self._folder / "config.yaml", self._settings.to_yaml(**resolved))
         _write_splits(self._folder / "splits.csv", self._parts)
 

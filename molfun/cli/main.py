@@ -73,7 +73,7 @@ def fine_tune(
         Text, _flag("The class that F1 and AUROC are of [the second by name].", MODEL)
     ] = None,
     strategy: Annotated[
-        Text, _flag("head_only, lora, partial, full or auto [lora].", TRAINING)
+        Text, _flag("head_only, lora, partial, full, gradual or auto [lora].", TRAINING)
     ] = None,
     lr: Annotated[
         float | None,
@@ -83,6 +83,14 @@ def fine_tune(
     unfreeze_blocks: Annotated[
         int | None,
         _flag("Last blocks that train: partial [4, or all of fewer], lora [all].", TRAINING),
+    ] = None,
+    unfreeze_epoch: Annotated[
+        int | None,
+        _flag("Epochs in which the head trains alone, with any strategy [0; gradual 1].", TRAINING),
+    ] = None,
+    blocks_per_stage: Annotated[
+        int | None,
+        _flag("Blocks more that train in each epoch from then on, from the last [all].", TRAINING),
     ] = None,
     epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
     batch_size: Annotated[

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from molfun.config import Settings, dump_yaml
-from molfun.registry import BACKBONES
+from molfun.errors import unknown_name
+from molfun.registry import BACKBONES, STRATEGIES
 from molfun.training.cache import CacheConfig
 
 DEMO_VALIDATION = 2
-LR_NAMES = {"head_only": "lr", "lora": "lr_lora", "partial": "lr_trunk", "full": "lr"}
+GRADUAL = "gradual"
 
 
 class FineTuneSettings(Settings):
@@ -47,10 +48,12 @@ class FineTuneSettings(Settings):
     positive_class: str | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    strategy: Literal["head_only", "lora", "partial", "full", "auto"] = "lora"
+    strategy: str = "lora"
     lr: float | None = Field(default=None, gt=0)
     lora_rank: int | None = Field(default=None, ge=1)
     unfreeze_blocks: int | None = Field(default=None, ge=1)
+    unfreeze_epoch: int | None = Field(default=None, ge=1)
+    blocks_per_stage: int | None = Field(default=None, ge=1)
     epochs: int = Field(default=20, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     group_by_length: bool = False
@@ -79,6 +82,20 @@ class FineTuneSettings(Settings):
     demo: bool = False
     demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
     demo_seq_len: int = Field(default=32, ge=1)
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_a_strategy(cls, name: str) -> str:
+        known = [*STRATEGIES, "auto"]
+        if name not in known:
+            raise ValueError(unknown_name("strategy", name, known))
+        return name
+
+    @model_validator(mode="after")
+    def _stages_need_a_beginning(self) -> FineTuneSettings:
+        if self.blocks_per_stage and self.unfreeze_epoch is None and self.strategy != GRADUAL:
+            raise ValueError("blocks_per_stage needs unfreeze_epoch, or the strategy gradual")
+        return self
 
     @model_validator(mode="after")
     def _needs_data(self) -> FineTuneSettings:
@@ -137,7 +154,19 @@ class FineTuneSettings(Settings):
         )
 
     def strategy_options(self, name: str, n_blocks: int) -> dict[str, Any]:
-        """Arguments of the strategy called `name` for a backbone with so many blocks."""
+        """Arguments of the strategy called `name` for a backbone with so many blocks.
+
+        With `unfreeze_epoch` it is wrapped into the strategy "gradual".
+        """
+        if name == GRADUAL or self.unfreeze_epoch is not None:
+            options = self._options_of("full" if name == GRADUAL else name, n_blocks)
+            stages = {"unfreeze_epoch": self.unfreeze_epoch or 1}
+            if self.blocks_per_stage is not None:
+                stages["blocks_per_stage"] = self.blocks_per_stage
+            return {"name": GRADUAL, "inner": options, **stages}
+        return self._options_of(name, n_blocks)
+
+    def _options_of(self, name: str, n_blocks: int) -> dict[str, Any]:
         options: dict[str, Any] = {
             "name": name,
             "scheduler": self.scheduler,
@@ -154,7 +183,7 @@ class FineTuneSettings(Settings):
         else:
             options["warmup_steps"] = self.warmup
         if self.lr is not None:
-            options[LR_NAMES[name]] = self.lr
+            options[STRATEGIES[name].lr_name] = self.lr
         if name == "lora" and self.lora_rank is not None:
             options["rank"] = self.lora_rank
         if name == "lora" and self.unfreeze_blocks is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,10 @@ def run(
     callbacks: list[Callback],
 ) -> History:
     """Train `backbone` on `objective`; see `MolfunStructureModel.pretrain`."""
+    objective.check(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        objective.build(backbone)
     shell = Pretraining(backbone, objective.to(device))
     fabric = make_fabric(device, precision)
     runner = ObjectiveRunner(backbone, objective, device=device, autocast=fabric.autocast)
@@ -99,5 +104,9 @@ def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], Non
 def save_weights(backbone: Backbone, path: Path) -> None:
     """Write the weights of a backbone as a file that ``weights=`` reads."""
     backbone.mark_trained()
-    metadata: Mapping[str, str] = {"backbone": backbone.name, "fingerprint": backbone.fingerprint()}
+    metadata: Mapping[str, str] = {
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint(),
+        "config": json.dumps(backbone.config_dict, default=str),
+    }
     save_safetensors(path, backbone.base_state_dict(), metadata)

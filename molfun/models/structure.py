@@ -54,6 +54,7 @@ from molfun.training.engine import (
     Engine,
     EngineConfig,
     choose_precision,
+    let_train,
     make_fabric,
     make_optimizer,
 )
@@ -291,8 +292,10 @@ class MolfunStructureModel(nn.Module):
         targets = targets_of(train_loader)
         task.fit_targets(targets)
         check_labels(task, val_loader)
+        self.backbone.fit_inputs(samples_of([train_loader]))
         strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
+        identity = self._model_identity()
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         self._use_precision(chosen)
         fabric = make_fabric(self.device, chosen)
@@ -301,12 +304,12 @@ class MolfunStructureModel(nn.Module):
         optimizer, parameters = make_optimizer(strategy, self)
         n_trained = sum(p.numel() for p in parameters.values())
         cache = _cache_config(cache, cache_dir, run_dir)
-        store = self._make_cache(cache, chosen)
         if any(p.requires_grad for p in self.backbone.parameters()):
-            reserved = 0 if store is None else store.memory_budget
+            reserved = cache.memory_bytes if self._caches(cache) else 0
             memory.plan(
                 self.backbone, train_loader, self.device, trained=n_trained, reserved=reserved
             )
+        let_train(optimizer, epoch=0)
         kept: list[int] = []
 
         def keep(history: History) -> None:
@@ -321,7 +324,7 @@ class MolfunStructureModel(nn.Module):
             task,
             device=self.device,
             autocast=fabric.autocast,
-            cache=store,
+            make_cache=lambda: self._make_cache(cache, chosen),
             features=self._feature_cache(cache),
         )
         if runner.frozen:
@@ -338,10 +341,10 @@ class MolfunStructureModel(nn.Module):
                 save_every_steps=save_every_steps,
                 restore_best=restore_best,
                 identity={
-                    **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
+                    **_settings_of(strategy),
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
                     **{"kernels": self._arithmetic(), "cache precision": cache.precision},
-                    **self._model_identity(),
+                    **identity,
                     **data_identity(train_loader, targets, val_loader),
                 },
             ),
@@ -366,8 +369,8 @@ class MolfunStructureModel(nn.Module):
             # what was best is on disk already, unless an earlier process of this run wrote it
             if run_dir is not None and not kept and (restore_best or not engine.state.best_epoch):
                 self.save(run_dir / "checkpoint")
-        if store is not None:
-            history.cache_report = store.report()
+        history.cache_report = "\n".join(runner.cache_reports())
+        if history.cache_report or runner.cache is not None:
             logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
         return history
 
@@ -437,6 +440,7 @@ class MolfunStructureModel(nn.Module):
             epochs = 10
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         goal = _build("objective_config", OBJECTIVES[objective], dict(objective_config or {}))
+        self.backbone.fit_inputs(samples_of([train_loader]))
         history = pretraining.run(
             self.backbone,
             goal,
@@ -450,7 +454,7 @@ class MolfunStructureModel(nn.Module):
                 state_dir=None if run_dir is None else run_dir / "resume",
                 save_every_steps=save_every_steps,
                 identity={
-                    **{f"strategy.{k}": v for k, v in _plain(strategy.to_dict()).items()},
+                    **_settings_of(strategy),
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
                     **{"kernels": self._arithmetic()},
                     "base weights": self.base_fingerprint,
@@ -480,7 +484,7 @@ class MolfunStructureModel(nn.Module):
         backbone, needs = self.backbone, self.head.needs
         trains = any(p.requires_grad for p in backbone.parameters())
         n_frozen = backbone.frozen_blocks()
-        if trains and not (n_frozen and backbone.splits_before(n_frozen, needs)):
+        if not self._caches(config):
             if config.mode in ("memory", "disk"):
                 logger.warning(
                     "cache=%r keeps nothing in this run: %s.", config.mode, _why_uncached(n_frozen)
@@ -497,6 +501,14 @@ class MolfunStructureModel(nn.Module):
             *((f"before block {n_frozen}",) if trains else needs),
         )
         return make_cache(config, prefix)
+
+    def _caches(self, config: CacheConfig) -> bool:
+        """Whether something of the backbone is frozen that can be kept."""
+        assert self.head is not None
+        n_frozen = self.backbone.frozen_blocks()
+        frozen = not any(p.requires_grad for p in self.backbone.parameters())
+        splits = n_frozen > 0 and self.backbone.splits_before(n_frozen, self.head.needs)
+        return config.mode != "off" and (frozen or splits)
 
     def _arithmetic(self) -> str:
         """Whose code computes, in which order of sums."""
@@ -1064,9 +1076,10 @@ def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneSt
     return choose_strategy(n_samples) if strategy == "auto" else STRATEGIES[strategy]()
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists for tuples, as they come back from a file."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+def _settings_of(strategy: FinetuneStrategy) -> dict[str, Any]:
+    """Settings under dotted names, with lists for tuples, as they come back from a file."""
+    flat = _flat({"strategy": strategy.to_dict()})
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,11 +20,17 @@ class ParameterGroup:
         Peak learning rate.
     parameters
         Names and tensors.
+    start_epoch
+        Epoch (from 0) before which they are frozen.
+    start_warmup
+        Optimizer steps from there on over which the learning rate rises linearly.
     """
 
     name: str
     lr: float
     parameters: list[tuple[str, nn.Parameter]] = field(default_factory=list)
+    start_epoch: int = 0
+    start_warmup: int = 0
 
 
 def collect(entries: Iterable[tuple[str, float, str, nn.Parameter]]) -> list[ParameterGroup]:
@@ -52,6 +58,8 @@ def for_optimizer(groups: Iterable[ParameterGroup], weight_decay: float) -> list
                         "name": group.name,
                         "lr": group.lr,
                         "weight_decay": decay,
+                        "start_epoch": group.start_epoch,
+                        "start_warmup": group.start_warmup,
                         "params": [p for _, p in part],
                         "param_names": [n for n, _ in part],
                     }

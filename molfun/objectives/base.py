@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,7 +32,7 @@ class ObjectiveOutput:
 
     total: torch.Tensor
     n_labels: int
-    sums: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, float | np.ndarray] = field(default_factory=dict)
 
 
 class Objective(nn.Module, ABC):
@@ -57,6 +58,9 @@ class Objective(nn.Module, ABC):
             Naming what is missing.
         """
 
+    def build(self, backbone: Any) -> None:
+        """Make the weights it needs for this backbone; once, with torch's generator seeded."""
+
     @abstractmethod
     def prepare(
         self, features: dict[str, torch.Tensor], generator: torch.Generator | None
@@ -77,11 +81,18 @@ class Objective(nn.Module, ABC):
         """Loss of a batch of prepared features."""
 
     @abstractmethod
-    def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
+    def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
         """Metrics over a whole data set from its mean loss and its sums."""
 
     def after_step(self, progress: float) -> None:
         """After each optimizer step, with the share of all steps done (for EMA teachers)."""
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """What it holds beside its parameters, such as the weights of a teacher."""
+        return {}
+
+    def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `resume_state` gave."""
 
     @property
     @abstractmethod

@@ -9,6 +9,7 @@ __getattr__, __all__ = attach(
         "Callback": "molfun.training.callbacks",
         "FinetuneStrategy": "molfun.training.base",
         "FullFinetune": "molfun.training.full",
+        "GradualFinetune": "molfun.training.gradual",
         "HeadOnlyFinetune": "molfun.training.head_only",
         "History": "molfun.training.history",
         "LoRAFinetune": "molfun.training.lora",

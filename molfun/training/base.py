@@ -82,8 +82,8 @@ class FinetuneStrategy(ABC):
     """
 
     name: ClassVar[str]
-    adds_adapters: ClassVar[bool] = False
-    """Whether it trains weights that are not the backbone's own."""
+    lr_name: ClassVar[str] = "lr"
+    """Setting that holds `main_lr`."""
 
     scheduler: Scheduler = "cosine"
     warmup_steps: int = 0
@@ -146,6 +146,11 @@ class FinetuneStrategy(ABC):
     def _problems(self) -> Iterable[str]:
         """What is wrong with the strategy's own settings."""
         return ()
+
+    @property
+    def adds_adapters(self) -> bool:
+        """Whether it trains weights that are not the backbone's own."""
+        return False
 
     @property
     @abstractmethod

@@ -72,6 +72,11 @@ class CacheConfig:
     disk_gb: float | None = None
     precision: CachePrecision = "float32"
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of entries that are kept in memory."""
+        return 0 if self.mode in ("disk", "off") else int(self.memory_gb * 2**30)
+
     def __post_init__(self) -> None:
         if self.mode not in get_args(CacheMode):
             raise ConfigError(unknown_name("cache mode", self.mode, get_args(CacheMode)))
@@ -306,7 +311,7 @@ def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None
     return PrefixCache(
         "|".join([*prefix, *(["bfloat16"] if config.precision == "bfloat16" else [])]),
         directory=folder,
-        memory_budget=0 if config.mode == "disk" else int(config.memory_gb * 2**30),
+        memory_budget=config.memory_bytes,
         dtype=getattr(torch, config.precision),
         **options,
     )

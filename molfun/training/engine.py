@@ -4,7 +4,8 @@ Rules it keeps, each with a test:
 
 * Optimizer steps per epoch are ``ceil(batches / accumulation_steps)``; the gradient of a window is
   the sum over its labels divided by their number, also in the last, shorter window.
-* Frozen modules are in eval mode and build no graph; trainable set = optimizer set.
+* Frozen modules are in eval mode and build no graph; trainable set = optimizer set, less what a
+  strategy lets train only in a later epoch.
 * What is validated is what is kept: the moving average where there is one.
 * A window with a loss or gradient that is not finite is left out and counted.
 * State is written so that a resumed run continues bit by bit.
@@ -36,7 +37,7 @@ from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
 from molfun.training.interrupt import Interrupted, SignalWatch
 from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
-from molfun.training.schedule import multiplier, warmup_of
+from molfun.training.schedule import delayed, multiplier, warmup_of
 from molfun.training.state import FitState
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Engine:
         batches = EpochBatches(train, self.config.seed)
         plan = self._plan(len(batches))
         self._total_steps = plan.total_steps
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor(plan))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factors(plan))
         run_state.seed_everything(self.config.seed)
         if resume:
             self._restore()
@@ -212,13 +213,27 @@ class Engine:
             total_steps=total,
         )
 
-    def _factor(self, plan: FitPlan) -> Callable[[int], float]:
-        return multiplier(
+    def _factors(self, plan: FitPlan) -> list[Callable[[int], float]]:
+        """Factor on the learning rate of each parameter group, by optimizer step."""
+        schedule = multiplier(
             self.strategy.scheduler,
             total_steps=plan.total_steps,
             warmup_steps=warmup_of(self.strategy, plan.total_steps),
             floor=self.strategy.min_lr_ratio,
         )
+        late = [g for g in self.optimizer.param_groups if g["start_epoch"] >= plan.epochs]
+        if late:
+            names = ", ".join(dict.fromkeys(str(group["name"]) for group in late))
+            logger.warning(
+                "%s begin to train in epoch %d, and this run has %d: they stay as they are.",
+                names,
+                1 + min(int(group["start_epoch"]) for group in late),
+                plan.epochs,
+            )
+        return [
+            delayed(schedule, group["start_epoch"] * plan.steps_per_epoch, group["start_warmup"])
+            for group in self.optimizer.param_groups
+        ]
 
     # --- one epoch -----------------------------------------------------------------------------
 
@@ -226,6 +241,7 @@ class Engine:
         state = self.state
         if self._out_of_steps():  # a run that was stopped right after its last step
             return
+        self._begin_epoch()
         self._set_modes(training=True)
         for batch in batches.epoch(state.epoch, start=state.batch):
             self._micro_step(as_inputs(batch))
@@ -236,6 +252,15 @@ class Engine:
             self._save_or_stop(window_closed=state.window_batches == 0)
             if self._out_of_steps():
                 break
+
+    def _begin_epoch(self) -> None:
+        """Let those parameters train that do in this epoch."""
+        state = self.state
+        if let_train(self.optimizer, state.epoch):
+            self.runner.trainable_changed()
+        starts = [group["start_epoch"] for group in self.optimizer.param_groups]
+        if state.epoch and state.epoch in starts and state.batch == 0:
+            state.since_best = 0  # patience starts anew with more weights
 
     def _out_of_steps(self) -> bool:
         """Whether max_steps is reached (windows, not steps, so that skipped ones count)."""
@@ -437,6 +462,7 @@ class Engine:
             "weights": {n: p.detach() for n, p in self.parameters.items()},
             "average": None if self.average is None else self.average.state_dict(),
             "random": run_state.random_state(),
+            "runner": self.runner.resume_state(),
         }
         if not self.state.finished:  # a finished run is only looked at; moments are most of it
             gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
@@ -457,6 +483,7 @@ class Engine:
         copy_weights(content["weights"], self.parameters)
         if self.average is not None:
             self.average.load_state_dict(content["average"])
+        self.runner.load_resume_state(content["runner"])
         run_state.set_random_state(content["random"])
         if not self.state.finished:
             self._restore_progress(content["progress"])
@@ -490,6 +517,17 @@ def make_optimizer(
     parameters = {name: p for group in groups for name, p in group.parameters}
     optimizer = torch.optim.AdamW(for_optimizer(groups, strategy.weight_decay))
     return optimizer, parameters
+
+
+def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
+    """Freeze what begins after `epoch` (from 0), unfreeze the rest; whether any changed."""
+    changed = False
+    for group in optimizer.param_groups:
+        active = epoch >= group["start_epoch"]
+        for parameter in group["params"]:
+            changed |= parameter.requires_grad != active
+            parameter.requires_grad_(active)
+    return changed
 
 
 def choose_precision(device: torch.device, *, amp: bool, precision: str | None) -> str:

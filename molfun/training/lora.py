@@ -55,7 +55,7 @@ class LoRAFinetune(FinetuneStrategy):
     """
 
     name: ClassVar[str] = "lora"
-    adds_adapters: ClassVar[bool] = True
+    lr_name: ClassVar[str] = "lr_lora"
 
     rank: int = 8
     alpha: float | None = None
@@ -85,6 +85,11 @@ class LoRAFinetune(FinetuneStrategy):
             yield f"target_modules must be a list of names, got {self.target_modules!r}."
         if self.target_modules is not None and not self.target_modules:
             yield "target_modules is empty; leave it out for the backbone's default."
+
+    @property
+    def adds_adapters(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def main_lr(self) -> float:

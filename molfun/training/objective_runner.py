@@ -24,7 +24,7 @@ from molfun.training.runner import Evaluation, Inputs, as_inputs
 class ObjectiveEvaluation(Evaluation):
     """Loss over a data set, and the sums the metrics are made of."""
 
-    sums: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)  # of numbers or arrays
 
 
 class ObjectiveRunner:
@@ -48,7 +48,6 @@ class ObjectiveRunner:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> None:
-        objective.check(backbone)
         self.backbone, self.head = backbone, objective
         self.device, self.autocast = device, autocast
         self.metric_names = list(objective.metric_names)
@@ -66,6 +65,17 @@ class ObjectiveRunner:
     def after_step(self, progress: float) -> None:
         """Tell the objective of an optimizer step."""
         self.head.after_step(progress)
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """What the objective holds beside its parameters."""
+        return self.head.resume_state()
+
+    def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put it back."""
+        self.head.load_resume_state(state)
+
+    def trainable_changed(self) -> None:
+        """Nothing depends on it."""
 
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
         if not inputs.samples:

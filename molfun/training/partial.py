@@ -35,6 +35,7 @@ class PartialFinetune(FinetuneStrategy):
     """
 
     name: ClassVar[str] = "partial"
+    lr_name: ClassVar[str] = "lr_trunk"
 
     unfreeze_last_n: int = 4
     unfreeze_structure_module: bool = True

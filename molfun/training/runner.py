@@ -131,6 +131,15 @@ class Runner(Protocol):
     def after_step(self, progress: float) -> None:
         """Be told of an optimizer step, with the share of all that are done."""
 
+    def trainable_changed(self) -> None:
+        """Be told that other parameters train from now on."""
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs besides the parameters."""
+
+    def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `resume_state` gave."""
+
     def evaluate(self, batches: Iterable[Any]) -> Any:
         """Run over batches in eval mode; gives something with ``loss``."""
 
@@ -149,9 +158,9 @@ class ModelRunner:
         Where they are.
     autocast
         Makes the context for mixed precision.
-    cache
-        Cache of what the frozen part of the backbone gives: its outputs, or its activations at
-        the first block that trains. None computes them each time.
+    make_cache
+        Makes the cache of what the frozen part of the backbone gives: its outputs, or its
+        activations at the first block that trains. None computes them each time.
     features
         Featurises samples; None asks the backbone every time.
     """
@@ -164,16 +173,39 @@ class ModelRunner:
         *,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-        cache: PrefixCache | None = None,
+        make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
     ) -> None:
         self.backbone, self.head, self.task = backbone, head, task
-        self.device, self.autocast, self.cache = device, autocast, cache
+        self.device, self.autocast = device, autocast
         self.metric_names = task.metric_names
         self.higher_is_better = task.higher_is_better
-        self._n_frozen = backbone.frozen_blocks()
-        self._splits = self._n_frozen > 0 and backbone.splits_before(self._n_frozen, head.needs)
+        self._make_cache = make_cache
+        self._reports: list[str] = []
+        self.cache: PrefixCache | None = None
+        self.trainable_changed()
         self._featurizer = features or FeatureCache(backbone, None)
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Nothing."""
+
+    def trainable_changed(self) -> None:
+        """Look anew at what is frozen: the cache of before holds something else."""
+        self._reports = self.cache_reports()
+        needs = self.head.needs
+        self._n_frozen = self.backbone.frozen_blocks()
+        self._splits = self._n_frozen > 0 and self.backbone.splits_before(self._n_frozen, needs)
+        self.cache = None  # frees the entries before there are others
+        self.cache = self._make_cache()
+
+    def cache_reports(self) -> list[str]:
+        """What each cache saved, where it was of use."""
+        last = "" if self.cache is None else self.cache.report()
+        return [*self._reports, *([last] if last else [])]
 
     @property
     def frozen(self) -> bool:

@@ -24,6 +24,27 @@ def warmup_of(strategy: FinetuneStrategy, total_steps: int) -> int:
     return warmup
 
 
+def delayed(
+    factor: Callable[[int], float], first_step: int, warmup_steps: int
+) -> Callable[[int], float]:
+    """`factor` for parameters that begin at `first_step`, with a warm-up of their own.
+
+    Examples
+    --------
+    >>> late = delayed(lambda step: 0.5, first_step=10, warmup_steps=3)
+    >>> [late(step) for step in (10, 11, 13)]
+    [0.125, 0.25, 0.5]
+    """
+    if warmup_steps == 0:
+        return factor
+
+    def risen(step: int) -> float:
+        done = max(0, step - first_step) + 1
+        return factor(step) * min(1.0, done / (warmup_steps + 1))
+
+    return risen
+
+
 def multiplier(
     scheduler: str, *, total_steps: int, warmup_steps: int, floor: float
 ) -> Callable[[int], float]:

@@ -137,7 +137,8 @@ def test_a_wrong_settings_file_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--strategy", "lorra"), "strategy: Input should be 'head_only', 'lora'"),
+        (("--strategy", "lorra"), "strategy: Unknown strategy 'lorra'; known: auto, full, gradual"),
+        (("--blocks-per-stage", 1), "blocks_per_stage needs unfreeze_epoch"),
         (("--device", "cuda:7"), "torch sees no CUDA GPU here"),
         (("--preset", "model_9"), "Unknown openfold preset 'model_9'"),
         (("--weights", "none.pt"), "No such file: none.pt"),

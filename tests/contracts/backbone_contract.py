@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -78,7 +79,7 @@ class BackboneContract:
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
         sample = samples(1)[0]
-        other = Sample(id=sample.id, protein=sample.protein, target=99.0)
+        other = replace(sample, target=99.0)
         first, second = backbone.featurize(sample), backbone.featurize(other)
         assert all(torch.equal(first[key], second[key]) for key in first)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from backbone_contract import BackboneContract
+import pytest
+from backbone_contract import BackboneContract, SampleFactory
+from tiny import build_series
 
 from molfun.backbones.esm2 import ESM2Backbone
 from molfun.backbones.openfold import OpenFoldBackbone
+from molfun.backbones.timeseries import TimeSeriesBackbone
 
 
 class TestOpenFold(BackboneContract):
@@ -16,3 +19,25 @@ class TestOpenFold(BackboneContract):
 class TestESM2(BackboneContract):
     backbone_class = ESM2Backbone
     settings = {"config": "esm2_tiny"}  # noqa: RUF012
+
+
+class SeriesContract(BackboneContract):
+    backbone_class = TimeSeriesBackbone
+
+    @pytest.fixture
+    def samples(self) -> SampleFactory:
+        return build_series
+
+
+class TestTransformer(SeriesContract):
+    settings = {"config": {"d_input": 3, "d_model": 16, "n_heads": 2}}  # noqa: RUF012
+
+
+class TestTransformerWithSummary(SeriesContract):
+    settings = {  # noqa: RUF012
+        "config": {"d_input": 3, "d_model": 16, "n_heads": 2, "cls": True, "prenorm": False}
+    }
+
+
+class TestGRUD(SeriesContract):
+    settings = {"config": {"name": "gru_d", "d_input": 3, "d_model": 16}}  # noqa: RUF012

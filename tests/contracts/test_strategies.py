@@ -1,10 +1,16 @@
-"""The four strategies keep the contract."""
+"""The strategies keep the contract."""
 
 from __future__ import annotations
 
 from strategy_contract import StrategyContract
 
-from molfun.training import FullFinetune, HeadOnlyFinetune, LoRAFinetune, PartialFinetune
+from molfun.training import (
+    FullFinetune,
+    GradualFinetune,
+    HeadOnlyFinetune,
+    LoRAFinetune,
+    PartialFinetune,
+)
 
 
 class TestHeadOnly(StrategyContract):
@@ -25,3 +31,15 @@ class TestPartial(StrategyContract):
 class TestFull(StrategyContract):
     strategy_class = FullFinetune
     settings = {"lr": 1e-3}  # noqa: RUF012
+
+
+class TestGradual(StrategyContract):
+    strategy_class = GradualFinetune
+    settings = {"inner": FullFinetune(lr=1e-3)}  # noqa: RUF012
+
+
+class TestGradualLoRA(StrategyContract):
+    strategy_class = GradualFinetune
+    settings = {  # noqa: RUF012
+        "inner": {"name": "lora", "rank": 2, "lr_lora": 1e-2, "target_modules": ["linear_q"]}
+    }

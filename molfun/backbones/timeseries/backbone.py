@@ -1,0 +1,379 @@
+"""Time series behind the backbone interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, Features, Layer
+from molfun.backbones.timeseries.encoders.base import (
+    BaseEncoder,
+    EncoderConfig,
+    LayeredEncoder,
+    complete,
+    make_config,
+)
+from molfun.backbones.timeseries.weights import load_weights, read_weights
+from molfun.errors import ConfigError, DataError
+from molfun.registry import ENCODER_CONFIGS, ENCODERS
+from molfun.sample import Sample
+from molfun.trunk import TrunkOutput, pad
+
+DEFAULT_ENCODER = "transformer"
+FEW_SAMPLES = 2
+
+
+class TimeSeriesBackbone(Backbone):
+    """An encoder of multivariate time series with missing values.
+
+    Values are brought to mean 0 and deviation 1 in each feature, as they are over the training
+    data of the first `fit` or `pretrain`; the scale is part of the weights.
+
+    Parameters
+    ----------
+    config
+        Registered name of an encoder (``"transformer"``, ``"gru_d"``, ``"linear"``), its settings
+        as a dict with ``name``, or a configuration object. None takes what `weights` were trained
+        with, else a transformer.
+    weights
+        ``weights.safetensors`` of a pre-training run, or an encoder's ``.pt`` or ``.ckpt``; None
+        starts from random weights.
+    seed
+        Seed of the random weights.
+    d_input
+        Features of the series, where `config` does not say.
+    standardize
+        Whether values are brought to mean 0 and deviation 1.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or has no sense.
+    CheckpointError
+        If the weights do not fit.
+
+    Examples
+    --------
+    >>> backbone = TimeSeriesBackbone({"name": "gru_d", "d_input": 3, "d_model": 8})
+    >>> batch = {"timeseries": torch.zeros(2, 5, 3)}
+    >>> backbone(batch).single.shape
+    torch.Size([2, 5, 8])
+    """
+
+    name = "timeseries"
+    display_name = "Time series"
+    block_prefix = "encoder.layers"
+    lora_targets = ("q_proj", "v_proj")
+    inputs = ("series",)
+    default_head = "mlp"
+
+    input_mean: torch.Tensor
+    input_std: torch.Tensor
+    inputs_fitted: torch.Tensor
+
+    def __init__(
+        self,
+        config: str | Mapping[str, Any] | EncoderConfig | None = None,
+        *,
+        weights: str | Path | None = None,
+        seed: int = 0,
+        d_input: int | None = None,
+        standardize: bool = True,
+    ) -> None:
+        super().__init__()
+        stored = None if weights is None else read_weights(weights)
+        if config is None and stored is not None and stored.encoder is not None:
+            config = stored.encoder
+        self.config = resolve(config or DEFAULT_ENCODER, d_input)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder: BaseEncoder = ENCODERS[self.config.name](self.config)
+        self.standardize = standardize
+        self.d_input, self.single_dim = self.config.d_input, self.config.d_model
+        self.pair_dim = None
+        self.register_buffer("input_mean", torch.zeros(self.d_input))
+        self.register_buffer("input_std", torch.ones(self.d_input))
+        self.register_buffer("inputs_fitted", torch.tensor(data=False))
+        self.lora_targets = self.encoder.lora_targets  # type: ignore[misc]  # of this encoder
+        if not isinstance(self.encoder, LayeredEncoder):
+            self.block_prefix = "encoder"  # type: ignore[misc]  # as above
+        if stored is not None:
+            load_weights(self, stored)
+
+    # --- input ---------------------------------------------------------------------------------
+
+    def featurize(self, sample: Sample) -> Features:
+        """Values and mask of one series: (time, features) each.
+
+        Raises
+        ------
+        DataError
+            If the sample has no series, an empty one, or one with another number of features.
+        """
+        values, mask = self._arrays(sample)
+        if sample.max_length is not None:
+            values, mask = values[: sample.max_length], mask[: sample.max_length]
+        return {
+            "timeseries": torch.where(mask, values, torch.zeros_like(values)),
+            "mask": mask,
+            "padding_mask": torch.ones(len(values), dtype=torch.bool),
+        }
+
+    def _arrays(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        features = sample.features or {}
+        if "timeseries" not in features:
+            raise DataError(
+                f"{sample.shown} has neither a time series nor features that hold one. Use "
+                f"TimeSeriesDataset."
+            )
+        values = torch.as_tensor(features["timeseries"], dtype=torch.float32)
+        if values.ndim != 2 or len(values) == 0 or values.shape[1] != self.d_input:
+            raise DataError(
+                f"{sample.shown} has a series of shape {tuple(values.shape)}; this model takes "
+                f"(time, {self.d_input})."
+            )
+        mask = ~torch.isnan(values)
+        if features.get("mask") is not None:
+            given = torch.as_tensor(features["mask"]).bool()
+            if given.shape != values.shape:
+                raise DataError(
+                    f"{sample.shown} has a mask of shape {tuple(given.shape)} for a series of "
+                    f"shape {tuple(values.shape)}."
+                )
+            mask &= given
+        if bool(torch.isinf(values[mask]).any()):
+            raise DataError(f"{sample.shown} has infinite values in its series.")
+        return values, mask
+
+    def check(self, sample: Sample) -> None:
+        """Refuse what `featurize` could not take.
+
+        Raises
+        ------
+        DataError
+            Naming the sample.
+        """
+        self._arrays(sample)
+
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Pad all tensors along time to the longest series: (batch, time, ...)."""
+        length = max(len(next(iter(f.values()))) for f in features)
+        return {key: torch.stack([pad(f[key], 0, length) for f in features]) for key in features[0]}
+
+    @torch.no_grad()
+    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+        """Take mean and deviation of each feature's observed values, the first time only."""
+        if self.inputs_fitted or not self.standardize:
+            return
+        count = total = squares = torch.zeros(self.d_input, dtype=torch.float64)
+        shift: torch.Tensor | None = None
+        for sample in samples:
+            values, mask = self._arrays(sample)
+            wide, observed = values.double().nan_to_num(0.0), mask.double()
+            if shift is None:  # the mean may be large beside the deviation
+                shift = (wide * observed).sum(0) / observed.sum(0).clamp(min=1)
+            off = (wide - shift) * observed
+            count, total = count + observed.sum(0), total + off.sum(0)
+            squares = squares + off.square().sum(0)
+        if shift is None or bool((count < FEW_SAMPLES).all()):
+            return
+        known = count.clamp(min=1)
+        mean = total / known
+        std = (squares / known - mean.square()).clamp(min=0).sqrt()
+        scale = (shift + mean).abs().clamp(min=1e-12)
+        # a feature that never varies stays as it is, but for its mean
+        std = torch.where((count >= FEW_SAMPLES) & (std > 1e-7 * scale), std, torch.ones_like(std))
+        self.input_mean.copy_(shift + mean)
+        self.input_std.copy_(std)
+        self.inputs_fitted.fill_(value=True)
+
+    def featurize_key(self) -> str:
+        """Settings that decide features."""
+        return json.dumps([self.name, self.d_input])
+
+    # --- forward -------------------------------------------------------------------------------
+
+    def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        batch
+            ``timeseries`` (batch, time, features); optionally ``mask`` of the same shape, True
+            where observed (else all but NaN is), and ``padding_mask`` (batch, time), True for time
+            steps that are no padding (else all are).
+        outputs
+            Names among ``single`` (one vector a time step), ``mean`` and ``cls``.
+        """
+        x, mask, padding_mask = self._inputs(batch)
+        return self._output(self.encoder(x, mask, padding_mask), padding_mask, outputs)
+
+    def encode(self, batch: Features) -> torch.Tensor:
+        """One vector a time step, (batch, time, channels), for objectives.
+
+        Raises
+        ------
+        ConfigError
+            If the encoder gives one vector a series.
+        """
+        single: torch.Tensor = self.forward(batch).need("single")
+        return single
+
+    def scaled(self, timeseries: torch.Tensor) -> torch.Tensor:
+        """Values as the encoder sees them: mean 0 and deviation 1 over the training data."""
+        return (timeseries - self.input_mean) / self.input_std
+
+    def _inputs(self, batch: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        values = batch["timeseries"]
+        if values.ndim != 3 or values.shape[-1] != self.d_input:
+            raise DataError(
+                f"timeseries must be (batch, time, {self.d_input}), got {tuple(values.shape)}."
+            )
+        mask, padding_mask = complete(values, batch.get("mask"), batch.get("padding_mask"))
+        mask = mask & ~torch.isnan(values) & padding_mask.unsqueeze(-1)
+        x = torch.where(mask, self.scaled(values), torch.zeros((), device=values.device))
+        return x, mask, padding_mask
+
+    def _output(
+        self, encoded: torch.Tensor, padding_mask: torch.Tensor, outputs: Sequence[str]
+    ) -> TrunkOutput:
+        weight = padding_mask.to(encoded.dtype)
+        found: dict[str, torch.Tensor] = {"mask": weight}
+        if encoded.ndim == 2:
+            if set(outputs) - {"mean"}:
+                raise ConfigError(
+                    f"The encoder {self.config.name!r} gives one vector a series; {outputs[0]!r} "
+                    f"needs one a time step. Choose pooling='mean'."
+                )
+            return TrunkOutput.from_tensors({**found, "mean": encoded})
+        steps = encoded[:, 1:] if self.encoder.has_cls else encoded
+        steps = steps * weight.unsqueeze(-1)
+        if "cls" in outputs:
+            if not self.encoder.has_cls:
+                raise ConfigError(
+                    f"This {self.config.name} has no summary token. Build it with cls=True, or "
+                    f"choose pooling='mean' or 'attention'."
+                )
+            found["cls"] = encoded[:, 0]
+        if "single" in outputs:
+            found["single"] = steps
+        if "mean" in outputs:
+            found["mean"] = steps.sum(1) / weight.sum(1, keepdim=True).clamp(min=1)
+        return TrunkOutput.from_tensors(found)
+
+    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:  # noqa: ARG002
+        """Before every layer, where the encoder has layers."""
+        return block > 0 and isinstance(self.encoder, LayeredEncoder)
+
+    def run_prefix(self, batch: Features, block: int) -> Features:
+        """The embedding and the layers before `block`: ``hidden`` (batch, time, channels)."""
+        x, mask, padding_mask = self._inputs(batch)
+        encoder: Any = self.encoder
+        hidden = encoder.run_layers(
+            encoder.embed(x, mask, padding_mask), padding_mask, range(block)
+        )
+        if encoder.has_cls:
+            # apart from the time steps, so that series of all lengths are padded alike
+            return {"hidden": hidden[:, 1:], "first": hidden[:, 0], "padding_mask": padding_mask}
+        return {"hidden": hidden, "padding_mask": padding_mask}
+
+    def join_states(self, states: Sequence[Features]) -> Features:
+        """One padded batch of states."""
+        length = max(s["hidden"].shape[1] for s in states)
+        return {
+            key: torch.cat([s[key] if key == "first" else pad(s[key], 1, length) for s in states])
+            for key in states[0]
+        }
+
+    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
+        """The layers from `block` on."""
+        encoder: Any = self.encoder
+        hidden, padding_mask = state["hidden"], state["padding_mask"]
+        if "first" in state:
+            hidden = torch.cat([state["first"].unsqueeze(1), hidden], dim=1)
+        hidden = encoder.run_layers(hidden, padding_mask, range(block, len(encoder.layers)))
+        return self._output(encoder.finish(hidden), padding_mask, outputs)
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers of the encoder; an encoder without layers is one block."""
+        if isinstance(self.encoder, LayeredEncoder):
+            return list(self.encoder.layers)
+        return [self.encoder]
+
+    def embedder(self) -> nn.Module | None:
+        """The embedding of values and mask, where the encoder has layers behind it."""
+        return self.encoder.embedding if isinstance(self.encoder, LayeredEncoder) else None
+
+    def layer_of(self, parameter: str) -> Layer:
+        """Where a parameter sits.
+
+        Examples
+        --------
+        >>> TimeSeriesBackbone(d_input=3).layer_of("encoder.layers.1.fc1.weight")
+        Layer(kind='block', index=1)
+        """
+        parts = parameter.split(".")
+        if parts[0] != "encoder":
+            return Layer("embedder")
+        if not isinstance(self.encoder, LayeredEncoder):
+            return Layer("block", 0)
+        if parts[1] == "layers":
+            return Layer("block", int(parts[2]))
+        if parts[1] == "final_norm":
+            return Layer("block", len(self.encoder.layers) - 1)
+        return Layer("embedder")
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Name and settings of the encoder, and whether values are standardised."""
+        encoder = {**dataclasses.asdict(self.config), "name": self.config.name}
+        return {"encoder": encoder, "standardize": self.standardize}
+
+    @classmethod
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Turn `config_dict` back into constructor arguments."""
+        arguments = dict(config)
+        return {"config": arguments.pop("encoder"), **arguments}
+
+
+def resolve(config: str | Mapping[str, Any] | EncoderConfig, d_input: int | None) -> Any:
+    """A configuration object from a name, settings, or such an object.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder or a setting is unknown, or the number of features is not known.
+    """
+    if isinstance(config, EncoderConfig):
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        if d_input in (None, config.d_input):
+            ENCODERS.resolve(config.name)
+            return config
+        return _with_width(type(config), values, d_input)
+    values = {"name": config} if isinstance(config, str) else dict(config)
+    values.setdefault("name", DEFAULT_ENCODER)
+    name = values["name"]
+    encoder = ENCODERS[name]
+    known = name in ENCODER_CONFIGS
+    return _with_width(ENCODER_CONFIGS[name] if known else encoder.config_class, values, d_input)
+
+
+def _with_width(config_class: Any, values: dict[str, Any], d_input: int | None) -> Any:
+    stated = values.get("d_input") or None
+    if stated is not None and d_input is not None and stated != d_input:
+        raise ConfigError(f"d_input={d_input}, but the encoder's settings say d_input={stated}.")
+    width = stated or d_input
+    if width is None:
+        raise ConfigError(
+            "The number of features is not known. Pass backbone_config={'d_input': "
+            "dataset.n_features}."
+        )
+    return make_config(config_class, {**values, "d_input": width})

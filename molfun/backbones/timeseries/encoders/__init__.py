@@ -1,0 +1,22 @@
+"""Encoders of time series, and the registries to add more.
+
+``ENCODER_REGISTRY["my_encoder"] = MyEncoder`` suffices where the class names its configuration in
+``config_class``; ``ENCODER_CONFIG_REGISTRY["my_encoder"] = MyEncoderConfig`` names it otherwise.
+"""
+
+from molfun._lazy import attach
+from molfun.registry import ENCODER_CONFIGS as ENCODER_CONFIG_REGISTRY
+from molfun.registry import ENCODERS as ENCODER_REGISTRY
+
+__getattr__, _names = attach(
+    __name__,
+    {
+        "BaseEncoder": "molfun.backbones.timeseries.encoders.base",
+        "EncoderConfig": "molfun.backbones.timeseries.encoders.base",
+        "LayeredEncoder": "molfun.backbones.timeseries.encoders.base",
+        "GRUDEncoder": "molfun.backbones.timeseries.encoders.gru_d",
+        "LinearEncoder": "molfun.backbones.timeseries.encoders.linear",
+        "TransformerEncoder": "molfun.backbones.timeseries.encoders.transformer",
+    },
+)
+__all__ = [*_names, "ENCODER_CONFIG_REGISTRY", "ENCODER_REGISTRY"]

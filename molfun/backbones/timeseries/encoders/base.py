@@ -1,0 +1,170 @@
+"""What the backbone needs of an encoder of time series.
+
+A new encoder is one file with a configuration and a class, and one line that registers it, inside
+or outside of this package::
+
+    ENCODERS.register("my_encoder", "my_package.encoders:MyEncoder")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from molfun.errors import ConfigError, listing, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+@dataclass
+class EncoderConfig:
+    """Settings that all encoders share.
+
+    Parameters
+    ----------
+    name
+        Registered name of the encoder.
+    d_input
+        Features of the series; taken from the data where a data set is at hand.
+    d_model
+        Channels of the encoding.
+    dropout
+        Share of the activations that is dropped in training.
+    """
+
+    name: str = ""
+    d_input: int = 0
+    d_model: int = 64
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        problems = list(self.problems())
+        if problems:
+            raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings."""
+        found = [
+            f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}."
+            for name in ("d_input", "d_model")
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)
+        ]
+        if not 0 <= self.dropout < 1:
+            found.append(f"dropout must be in [0, 1), got {self.dropout!r}.")
+        return found
+
+
+class BaseEncoder(nn.Module, ABC):
+    """Maps a series with missing values to one vector a time step, or to one in all.
+
+    Parameters
+    ----------
+    config
+        The settings, kept as ``config``.
+    """
+
+    config_class: ClassVar[type[EncoderConfig]] = EncoderConfig
+    lora_targets: ClassVar[tuple[str, ...]] = ("projection",)
+    """Module-name suffixes that LoRA adapts by default."""
+    has_cls: bool = False
+    """Whether a summary token precedes the time steps in what `forward` gives."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[torch.Tensor, "batch time features"],
+        mask: Bool[torch.Tensor, "batch time features"] | None = None,
+        padding_mask: Bool[torch.Tensor, "batch time"] | None = None,
+    ) -> torch.Tensor:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        x
+            (batch, time, features) standardised values; 0 where nothing was observed.
+        mask
+            True where a value was observed; None means everywhere.
+        padding_mask
+            True for time steps of the series, False for padding behind it; None means no padding.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time, d_model), with one step more in front if `has_cls`; or (batch, d_model)
+            from encoders that give one vector a series.
+        """
+
+
+class LayeredEncoder(BaseEncoder):
+    """An encoder of an embedding, layers one after the other, and an end.
+
+    Strategies can train some of the layers, and the frozen-prefix cache keeps what the others give.
+    """
+
+    embedding: nn.Module
+    layers: nn.ModuleList
+
+    @abstractmethod
+    def embed(
+        self, x: torch.Tensor, mask: torch.Tensor, padding_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """What enters the first layer."""
+
+    @abstractmethod
+    def run_layers(
+        self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
+    ) -> torch.Tensor:
+        """Run some of the layers."""
+
+    @abstractmethod
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What `forward` gives, from the output of the last layer."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed, run all layers, finish."""
+        mask, padding_mask = complete(x, mask, padding_mask)
+        hidden = self.embed(x, mask, padding_mask)
+        return self.finish(self.run_layers(hidden, padding_mask, range(len(self.layers))))
+
+
+def complete(
+    x: torch.Tensor, mask: torch.Tensor | None, padding_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both masks, where they were left out, all True."""
+    if mask is None:
+        mask = torch.ones_like(x, dtype=torch.bool)
+    if padding_mask is None:
+        padding_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    return mask.bool(), padding_mask.bool()
+
+
+def make_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """A configuration from plain values.
+
+    Raises
+    ------
+    ConfigError
+        Naming unknown settings, each with the nearest one that exists.
+    """
+    known = [setting.name for setting in dataclasses.fields(config_class)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        kind = f"setting of {config_class.__name__}"
+        raise ConfigError(listing([unknown_name(kind, name, known) for name in unknown]).strip())
+    return config_class(**values)

@@ -1,0 +1,134 @@
+"""Read the weights of an encoder, however they were saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun._io import load_safetensors, load_torch, read_metadata
+from molfun.backbones.fitting import fit_keys, shape_conflicts
+from molfun.errors import CheckpointError, listing
+
+logger = logging.getLogger(__name__)
+
+ENCODER_VERSION = 3
+"""Version of the ``.pt`` layout: encoder_state_dict, encoder_config, version."""
+SCALE = ("input_mean", "input_std", "inputs_fitted")
+"""What belongs to the backbone beside the encoder."""
+_PREFIXES = ("model.", "module.", "backbone.")
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors of a file under the backbone's names.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tensors
+        ``encoder.*`` and, where the file has them, mean and deviation of the features.
+    encoder
+        Name and settings of the encoder, where the file tells.
+    """
+
+    path: Path
+    tensors: Mapping[str, torch.Tensor]
+    encoder: dict[str, Any] | None
+
+
+def read_weights(path: str | Path) -> StoredWeights:
+    """Read a ``.safetensors``, an encoder's ``.pt`` or a Lightning ``.ckpt``; nothing is executed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or holds no weights of an encoder.
+    UnsafeFileError
+        If it holds anything but tensors and plain values.
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".safetensors":
+        tensors = load_safetensors(path)
+        config = json.loads(read_metadata(path).get("config", "{}"))
+        return StoredWeights(path, _named(tensors, path), config.get("encoder"))
+    content = load_torch(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds no weights by name.")
+    if "encoder_state_dict" in content:
+        named = {f"encoder.{n}": t for n, t in content["encoder_state_dict"].items()}
+        scale = {n: content[n] for n in SCALE if n in content}
+        return StoredWeights(path, {**named, **scale}, content.get("encoder_config"))
+    config = None
+    hyper = content.get("hyper_parameters")
+    if isinstance(hyper, Mapping):
+        hyper = hyper.get("config", hyper)
+        config = dict(hyper["encoder"]) if isinstance(hyper.get("encoder"), Mapping) else None
+    return StoredWeights(path, _named(content.get("state_dict", content), path), config)
+
+
+def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """Weights of the encoder under the backbone's names; those of objectives are left out."""
+    plain = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor)}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in plain.items():
+        own = name
+        for prefix in _PREFIXES:
+            own = own.removeprefix(prefix)
+        if own.startswith("encoder.") or own in SCALE:
+            found[own] = tensor
+    if not found and plain and not any("." in n and n.split(".")[0] == "head" for n in plain):
+        found = {f"encoder.{name}": tensor for name, tensor in plain.items()}
+    if not found:
+        raise CheckpointError(f"{path} holds no weights of an encoder.")
+    return found
+
+
+def load_weights(backbone: nn.Module, stored: StoredWeights) -> None:
+    """Put stored weights into a backbone.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the settings that differ, and the weights that do not fit.
+    """
+    differing = _differing(backbone, stored)
+    target = backbone.state_dict()
+    fitted, report = fit_keys(stored.tensors, target, lambda name: name)
+    missing = [n for n in report.missing if n not in SCALE]
+    wrong = shape_conflicts(fitted, target)
+    if missing or wrong or report.unexpected:
+        problems = [
+            *differing,
+            *[f"{n}: not in the file" for n in missing],
+            *[f"{n}: has no place in this encoder" for n in report.unexpected],
+            *wrong,
+        ]
+        raise CheckpointError(
+            f"{stored.path} does not fit this encoder:\n{listing(problems, 10)}\nLeave the "
+            f"encoder's settings out to take those of the file."
+        )
+    if differing:
+        logger.warning(
+            "%s was trained with other settings, which its weights do not show:\n%s",
+            stored.path,
+            listing(differing),
+        )
+    backbone.load_state_dict({**target, **fitted})
+
+
+def _differing(backbone: Any, stored: StoredWeights) -> list[str]:
+    ours = backbone.config_dict["encoder"]
+    theirs = stored.encoder or {}
+    return [
+        f"{key}: {theirs[key]!r} in the file, {value!r} here"
+        for key, value in ours.items()
+        if key in theirs and theirs[key] != value
+    ]

@@ -1,0 +1,70 @@
+"""What objectives on time series share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun.errors import ConfigError
+
+NEEDED = ("encode", "scaled", "single_dim", "d_input")
+
+
+def need_series(objective: str, backbone: Any) -> None:
+    """Refuse a backbone that is none of time series.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is missing.
+    """
+    missing = [name for name in NEEDED if not hasattr(backbone, name)]
+    if missing:
+        raise ConfigError(
+            f"The objective {objective!r} needs a backbone of time series; "
+            f"{getattr(backbone, 'display_name', type(backbone).__name__)} has no "
+            f"{' and no '.join(missing)}."
+        )
+
+
+def two_layers(width: int, out: int) -> nn.Sequential:
+    """A hidden layer as wide as the input, and a linear one."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
+
+
+def random_blocks(
+    length: int, share: float, n_blocks: int, generator: torch.Generator | None
+) -> torch.Tensor:
+    """Mark about `share` of the steps in `n_blocks` pieces that may overlap: (length,) bool.
+
+    At least one step is marked, and at least one is not where there are two.
+
+    Examples
+    --------
+    >>> marked = random_blocks(20, 0.5, 2, torch.Generator().manual_seed(0))
+    >>> 5 <= int(marked.sum()) <= 10
+    True
+    """
+    size = max(1, round(share * length / n_blocks))
+    if length > 1:
+        size = min(size, length - 1)
+    starts = torch.randint(0, length - size + 1, (n_blocks,), generator=generator)
+    steps = torch.arange(length)
+    marked = ((steps >= starts[:, None]) & (steps < starts[:, None] + size)).any(0)
+    if length > 1 and bool(marked.all()):
+        marked[torch.randint(0, length, (), generator=generator)] = False
+    return marked
+
+
+def check_share(name: str, value: float) -> None:
+    """Refuse what is no share between 0 and 1.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting.
+    """
+    if not 0 < value < 1:
+        raise ConfigError(f"{name} must be above 0 and below 1, got {value}.")
