@@ -138,7 +138,7 @@ class ContrastiveObjective(Objective):
         total, count, right = nt_xent(pairs, self._config["temperature"])
         if count == 0:
             self._say_single()
-            total = sum(x.sum() for x in steps) * 0.0
+            total = (steps[0].sum() + steps[1].sum()) * 0.0
         return ObjectiveOutput(total, count, {"right": float(right)})
 
     def _say_single(self) -> None:

@@ -65,7 +65,7 @@ class JEPAObjective(Objective):
                 f"0 <= momentum <= final_momentum <= 1 must hold, got {momentum} and "
                 f"{final_momentum}."
             )
-        self._config = {
+        self._config: dict[str, Any] = {
             "mask_ratio": mask_ratio,
             "n_blocks": n_blocks,
             "momentum": momentum,
@@ -92,7 +92,7 @@ class JEPAObjective(Objective):
         """Hide pieces of time: ``mask`` is what is left, ``hidden`` the time steps asked for."""
         mask = features["mask"]
         hidden = random_blocks(
-            len(mask), self._config["mask_ratio"], int(self._config["n_blocks"]), generator
+            len(mask), self._config["mask_ratio"], self._config["n_blocks"], generator
         )
         return {**features, "seen": mask, "mask": mask & ~hidden[:, None], "hidden": hidden}
 
@@ -107,13 +107,14 @@ class JEPAObjective(Objective):
         with torch.no_grad():
             n = len(target)
             cosine = functional.cosine_similarity(predicted, target, dim=-1).sum()
-            sums = {"cosine": float(cosine), "target": target.sum(0).cpu().numpy()}
+            sums: dict[str, Any] = {"cosine": float(cosine), "target": target.sum(0).cpu().numpy()}
         return ObjectiveOutput(total, n, sums)
 
     def momentum_at(self, progress: float) -> float:
         """Decay of the teacher when that share of all steps is done."""
         start, end = self._config["momentum"], self._config["final_momentum"]
-        return start + (end - start) * progress
+        now: float = start + (end - start) * progress
+        return now
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

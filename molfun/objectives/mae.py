@@ -57,7 +57,11 @@ class MAEObjective(Objective):
             raise ConfigError(unknown_name("mask unit", mask_unit, get_args(MaskUnit)))
         if n_blocks < 1:
             raise ConfigError(f"n_blocks must be at least 1, got {n_blocks}.")
-        self._config = {"mask_ratio": mask_ratio, "mask_unit": mask_unit, "n_blocks": n_blocks}
+        self._config: dict[str, Any] = {
+            "mask_ratio": mask_ratio,
+            "mask_unit": mask_unit,
+            "n_blocks": n_blocks,
+        }
         self.decoder: nn.Module = nn.Identity()
 
     def check(self, backbone: nn.Module) -> None:
@@ -86,7 +90,7 @@ class MAEObjective(Objective):
             return torch.rand(mask.shape, generator=generator) < ratio
         if unit == "step":
             return (torch.rand(len(mask), generator=generator) < ratio).unsqueeze(-1)
-        blocks = random_blocks(len(mask), float(ratio), int(self._config["n_blocks"]), generator)
+        blocks = random_blocks(len(mask), ratio, self._config["n_blocks"], generator)
         return blocks.unsqueeze(-1)
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:

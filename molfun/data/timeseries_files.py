@@ -1,0 +1,356 @@
+"""Series of numbers and what belongs to them: arrays and numpy files, checked and in one form.
+
+All readers end in a `SeriesTable`: one float32 array (frames, features) a series, NaN where nothing
+was observed, and a `Table` of ids, labels and other columns.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from molfun.data import tables
+from molfun.data.sequences import _as_array
+from molfun.data.tables import Table
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, listing, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64, Int64
+
+logger = logging.getLogger(__name__)
+
+LARGEST_VALUE = float(np.finfo(np.float32).max)
+"""Series are kept as float32; what is beyond would become infinite."""
+ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
+"""How a value that was not observed is written, in any case."""
+RESERVED = ("start", "series")
+"""Columns of the metadata that the data set writes itself."""
+UNEVEN = 1e-3
+"""Time steps that differ by more than this share are said to be uneven."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesTable:
+    """Series that passed every check.
+
+    Parameters
+    ----------
+    table
+        Ids, labels, other columns; ``group`` among them where groups are known.
+    series
+        One (frames, features) array each, NaN where nothing was observed.
+    feature_names
+        Names of the features, in order.
+    named
+        Whether ids or groups were given; if not, ids are numbers that say nothing.
+    """
+
+    table: Table
+    series: list[Float32[np.ndarray, "frames features"]]
+    feature_names: list[str]
+    named: bool = True
+
+
+# Arrays
+
+
+def from_values(
+    values: Any,
+    *,
+    mask: Any = None,
+    labels: Any = None,
+    ids: Sequence[Any] | None = None,
+    groups: Sequence[Any] | None = None,
+    feature_names: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    path: Path,
+) -> SeriesTable:
+    """Check arrays and what belongs to them; see `TimeSeriesDataset.from_arrays`.
+
+    Raises
+    ------
+    ConfigError
+        If there are more or fewer labels, ids, groups, masks or names than needed.
+    DataError
+        If any series or id is bad; all of them are listed.
+    """
+    arrays = _listed_arrays(values, "timeseries")
+    masks = None if mask is None else _listed_arrays(mask, "mask")
+    n = len(arrays)
+    given = [("labels", labels), ("ids", ids), ("groups", groups), ("mask", masks)]
+    given += list((metadata or {}).items())
+    wrong = [f"{len(v)} in {name}" for name, v in given if v is not None and len(v) != n]
+    if wrong:
+        raise ConfigError(f"{counted(n, 'sample')}, but {', '.join(wrong)}. Give one for each.")
+    if n == 0:
+        raise DataError(f"{path}: there are no series.")
+    names = numbered(n) if ids is None else [str(name) for name in ids]
+    series = _checked_series(arrays, masks, names, path)
+    columns = {} if metadata is None else {name: _column(col) for name, col in metadata.items()}
+    if groups is not None:
+        columns["group"] = _column([str(group) for group in groups])
+    targets = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    table = Table(
+        path=path,
+        ids=names,
+        targets=_as_array([None] * n if targets is None else list(targets)),
+        metadata=pd.DataFrame(columns, index=range(n)),
+        lines=list(range(1, n + 1)),
+        word="" if path.suffix == "" else "series",
+    )
+    return SeriesTable(
+        table=table,
+        series=series,
+        feature_names=checked_names(feature_names, series[0].shape[1], path),
+        named=ids is not None or groups is not None,
+    )
+
+
+def _listed_arrays(values: Any, what: str) -> list[np.ndarray]:
+    if isinstance(values, np.ndarray) and values.ndim != 3:
+        raise DataError(
+            f"{what} has the shape {values.shape}; expected (series, time, features). Use "
+            f"array[..., None] for one feature, array[None] for one series, or a list of arrays."
+        )
+    return [np.asarray(value) for value in values]
+
+
+def _checked_series(
+    arrays: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray] | None,
+    ids: Sequence[str],
+    path: Path,
+) -> list[np.ndarray]:
+    """Arrays as float32 with NaN where they are masked, or one error with all that is wrong."""
+    problems = [
+        f"the id {name!r} {problem}" for name in ids if (problem := tables.id_problem(name))
+    ]
+    problems += repeated_ids(ids)
+    series: list[np.ndarray] = []
+    for index, (name, raw) in enumerate(zip(ids, arrays, strict=True)):
+        mask = None if masks is None else masks[index]
+        values, problem = _as_series(raw, mask)
+        if not problem and series and values.shape[1] != series[0].shape[1]:
+            problem = (
+                f"has {counted(values.shape[1], 'feature')} where the first series has "
+                f"{series[0].shape[1]}"
+            )
+        if problem:
+            problems.append(f"{name} {problem}")
+        else:
+            series.append(values)
+    if problems:
+        raise DataError(f"{path} has {counted(len(problems), 'bad sample')}:\n{listing(problems)}")
+    return series
+
+
+def _as_series(raw: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, str]:
+    values = raw[:, None] if raw.ndim == 1 else raw
+    if values.ndim != 2 or 0 in values.shape:
+        return values, f"has the shape {raw.shape}; expected (time, features), neither of them 0"
+    if values.dtype.kind not in "fiub":
+        return values, f"holds {values.dtype}, not numbers"
+    if mask is not None:
+        mask = mask[:, None] if mask.ndim == 1 else mask
+        problem = _mask_problem(mask, values.shape)
+        if problem:
+            return values, problem
+        values = np.where(mask.astype(bool), values, np.nan)
+    with np.errstate(over="ignore"):
+        values = np.asarray(values, dtype=np.float32)
+    infinite = np.argwhere(np.isinf(values))
+    if len(infinite):
+        frame, feature = infinite[0].tolist()
+        return values, (
+            f"has {counted(len(infinite), 'value')} that float32 cannot hold, the first in frame "
+            f"{frame}, feature {feature}: {raw.reshape(values.shape)[frame, feature]}; write NaN "
+            f"where nothing was observed"
+        )
+    if np.isnan(values).all():
+        return values, "has no observed value"
+    return values, ""
+
+
+def _mask_problem(mask: np.ndarray, shape: tuple[int, ...]) -> str:
+    if mask.shape != shape:
+        return f"has a mask of the shape {mask.shape} for values of {shape}"
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+        return "has a mask of other values than True and False (or 1 and 0)"
+    return ""
+
+
+def checked_names(names: Sequence[str] | None, n: int, path: Path) -> list[str]:
+    """Names of `n` features, made up where there are none.
+
+    Raises
+    ------
+    ConfigError
+        If there are more or fewer, or one comes twice.
+    """
+    if names is None:
+        return [f"feature_{i}" for i in range(n)]
+    texts = [str(name) for name in names]
+    if len(texts) != n:
+        raise ConfigError(f"{path}: {len(texts)} feature names for {counted(n, 'feature')}.")
+    twice = [name for name, count in Counter(texts).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{path}: the feature {twice[0]!r} comes more than once.")
+    return texts
+
+
+def numbered(n: int) -> list[str]:
+    """Ids for series without any."""
+    return [f"series_{i}" for i in range(1, n + 1)]
+
+
+def repeated_ids(ids: Sequence[str]) -> list[str]:
+    """A line of text for each id that comes more than once."""
+    counts = Counter(ids)
+    return [f"the id {name!r} comes more than once" for name, n in counts.items() if n > 1]
+
+
+def _column(values: Iterable[Any]) -> pd.Series:
+    """A column of metadata: numbers as they are, everything else as objects."""
+    column = pd.Series(list(values))
+    return column if column.dtype.kind in "iufb" else column.astype(object)
+
+
+# Texts
+
+
+def parse_value(text: str) -> tuple[float, str | None]:
+    """An observed value, NaN where there is none, and why a text is neither.
+
+    Examples
+    --------
+    >>> parse_value("1.5"), parse_value("?"), parse_value("1e60")
+    ((1.5, None), (nan, None), (nan, 'is beyond 3.40282e+38, the largest number of float32'))
+    """
+    if text.casefold() in ABSENT:
+        return math.nan, None
+    value, problem = tables.parse_number(text)
+    if abs(value) > LARGEST_VALUE:
+        return math.nan, f"is beyond {LARGEST_VALUE:g}, the largest number of float32"
+    # labels have a narrower range than values
+    return value, None if math.isfinite(value) else problem
+
+
+def parse_values(
+    texts: Sequence[str],
+) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
+    """Values of many texts, and the places of the bad ones with the reason."""
+    try:
+        values = np.array([float(text) if text else math.nan for text in texts])
+    except ValueError:
+        values = np.full(1, np.inf)
+    together = "".join(texts)
+    # float() also takes 1_000 and the digits of other scripts
+    if together.isascii() and "_" not in together and not (np.abs(values) > LARGEST_VALUE).any():
+        return values, []
+    parsed = [parse_value(text) for text in texts]
+    bad = [(i, problem) for i, (_, problem) in enumerate(parsed) if problem]
+    return np.array([value for value, _ in parsed]), bad
+
+
+def parse_times(texts: Sequence[str]) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
+    """Times that are numbers, or dates as seconds since 1970; and the bad ones with the reason."""
+    values, _ = parse_values(texts)
+    bad = np.flatnonzero(np.isnan(values))
+    if len(bad) == len(values):
+        dates = pd.to_datetime(
+            pd.Series(texts, dtype=object), format="ISO8601", errors="coerce", utc=True
+        )
+        since = dates - pd.Timestamp(0, tz="UTC")
+        values = since.dt.total_seconds().to_numpy(np.float64)
+        bad = np.flatnonzero(np.isnan(values))
+    return values, [(int(i), "is no time: a number, or a date as 2024-05-01 12:30") for i in bad]
+
+
+def warn_uneven(path: Path, times: Iterable[np.ndarray]) -> None:
+    """Say so where the frames of a series are not evenly spaced in time."""
+    uneven = sum(
+        len(t) > 2 and float(np.ptp(np.diff(t))) > UNEVEN * float(np.abs(np.diff(t)).max())
+        for t in times
+    )
+    if uneven:
+        logger.warning(
+            "%s: time steps are uneven in %d series; models take the frames as evenly spaced.",
+            path, uneven,
+        )  # fmt: skip
+
+
+# numpy
+
+_ARRAYS = ("timeseries", "mask", "label", "id", "group", "length", "feature_names")
+
+
+def read_numpy(path: Path) -> SeriesTable:
+    """Read ``.npy`` or ``.npz``; see `TimeSeriesDataset.from_numpy`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, holds pickled objects or unknown arrays, or a series is bad.
+    """
+    if not path.is_file():
+        raise DataError(f"No such file: {path}.")
+    found = _read_arrays(path)
+    strangers = [name for name in found if name not in _ARRAYS]
+    if strangers:
+        raise DataError(f"{path}: {unknown_name('array', strangers[0], _ARRAYS)}")
+    if "timeseries" not in found:
+        raise DataError(f"{path} has no array 'timeseries' of (series, time, features).")
+    values: Any = found["timeseries"]
+    mask: Any = found.get("mask")
+    if values.ndim == 3 and "length" in found:
+        lengths = _checked_lengths(found["length"], values.shape, path)
+        values, mask = _cut(values, lengths), None if mask is None else _cut(mask, lengths)
+    optional = {name: found[name].tolist() for name in _ARRAYS[2:] if name in found}
+    return from_values(
+        values,
+        mask=mask,
+        labels=optional.get("label"),
+        ids=optional.get("id"),
+        groups=optional.get("group"),
+        feature_names=optional.get("feature_names"),
+        path=path,
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as raw:
+            loaded = np.load(raw, allow_pickle=False)
+            return {"timeseries": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except Exception as error:
+        # ValueError, OSError, BadZipFile, zlib.error, KeyError, NotImplementedError, MemoryError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "pickle" in reason:
+            reason = "it holds Python objects, or is no numpy file"
+        raise DataError(
+            f"{path} cannot be read ({reason}). Write plain arrays with numpy.save or numpy.savez."
+        ) from error
+
+
+def _checked_lengths(
+    lengths: np.ndarray, shape: tuple[int, ...], path: Path
+) -> Int64[np.ndarray, "series"]:
+    fits = lengths.shape == shape[:1] and lengths.dtype.kind in "iu"
+    if not fits or (lengths < 1).any() or (lengths > shape[1]).any():
+        raise DataError(
+            f"{path}: length must hold {shape[0]} whole numbers from 1 to {shape[1]}, one a series."
+        )
+    return lengths.astype(np.int64)
+
+
+def _cut(padded: np.ndarray, lengths: Iterable[int]) -> list[np.ndarray]:
+    return [row[:n] for row, n in zip(padded, lengths, strict=True)]

@@ -1,0 +1,350 @@
+"""Tables of time series: one row a time step (long), or one row a series (wide)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from molfun.data import tables
+from molfun.data.sequences import Labels, _as_array, _parser
+from molfun.data.tables import Cells, Table
+from molfun.data.timeseries_files import (
+    SeriesTable,
+    numbered,
+    parse_times,
+    parse_values,
+    repeated_ids,
+    warn_uneven,
+)
+from molfun.data.words import counted
+from molfun.errors import ConfigError, TableError, listing
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Float64, Int64
+
+logger = logging.getLogger(__name__)
+
+Layout = Literal["long", "wide"]
+"""Tables with one row a time step, or with one row a series."""
+
+TEMPLATE = "{feature}_{time}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFormat:
+    """Where a table holds what; see `TimeSeriesDataset.from_csv`."""
+
+    layout: Layout = "long"
+    id_column: str | None = "id"
+    time_column: str = "time"
+    feature_columns: Sequence[str] | None = None
+    pattern: str = TEMPLATE
+    target_column: str | None = "target"
+    labels: Labels = "number"
+    group_column: str = "group"
+    require_target: bool = True
+
+
+def read_series_table(path: Path, form: TableFormat) -> SeriesTable:
+    """Read a CSV, TSV or Parquet table in either layout.
+
+    Raises
+    ------
+    ConfigError
+        If the format is contradictory.
+    TableError
+        If a column is missing or any row is bad; all of them are listed.
+    """
+    if form.layout == "long" and form.id_column is None:
+        raise ConfigError("A long table needs id_column: it says which rows are one series.")
+    key = form.id_column or form.target_column or ""
+    cells = tables.read_cells(path, key)
+    needed = [form.id_column] if form.id_column else []
+    if form.layout == "long":
+        needed += [form.time_column, *(form.feature_columns or [])]
+    if form.target_column and form.require_target:
+        needed.append(form.target_column)
+    if form.group_column != "group":
+        needed.append(form.group_column)
+    tables.check_header(cells, needed)
+    reader = _TableReader(cells, form)
+    return reader.read_long() if form.layout == "long" else reader.read_wide()
+
+
+@dataclass
+class _TableReader:
+    """The cells of a table, with every problem noted."""
+
+    cells: Cells
+    form: TableFormat
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.problems += self.cells.ragged
+        self.target = self._present(self.form.target_column)
+        self.group = self._present(self.form.group_column)
+
+    def _present(self, name: str | None) -> str | None:
+        return name if name in self.cells.header else None
+
+    def _others(self) -> list[str]:
+        """Columns without a role."""
+        roles = {self.form.id_column, self.target, self.group}
+        if self.form.layout == "long":
+            roles.add(self.form.time_column)
+        return [name for name in self.cells.header if name not in roles]
+
+    def _note(self, row: int, column: str, problem: str) -> None:
+        self.problems.append(f"{self.cells.where(row)}, column {column}: {problem}")
+
+    def _numbers(
+        self, column: str, parse: Callable[..., Any] = parse_values
+    ) -> Float64[np.ndarray, "rows"]:
+        texts = self.cells.column(column)
+        values, bad = parse(texts)
+        hint = "" if self.form.feature_columns or parse is parse_times else _NAME_FEATURES
+        if hint and len(bad) == len(texts):
+            self.problems.append(f"column {column} holds no numbers{hint}")
+            return np.asarray(values)
+        for row, problem in bad:
+            self._note(row, column, f"{tables.shown(texts[row])} {problem}")
+        return np.asarray(values)
+
+    # Long
+
+    def read_long(self) -> SeriesTable:
+        """One row a time step."""
+        ids = self.cells.column(str(self.form.id_column))
+        self.problems += tables.id_problems(self.cells, str(self.form.id_column), ids)
+        times = self._numbers(self.form.time_column, parse_times)
+        others = self._others()
+        features = list(self.form.feature_columns or others)
+        if not features:
+            raise TableError(f"{self.cells.path} has no column of values. Add one per feature.")
+        values = np.stack([self._numbers(name) for name in features], axis=1)
+        tables.raise_all(self.cells, self.problems)
+
+        code, names = pd.factorize(pd.Series(ids, dtype=object))
+        first = np.unique(code, return_index=True)[1]
+        order = np.lexsort((times, code))
+        self._check_times(order, code, times, ids)
+        targets = self._targets(first, code)
+        groups = self._constant(self.group, first, code) if self.group else None
+        self._check_observed(values, code, list(names), first)
+        tables.raise_all(self.cells, self.problems)
+
+        cuts = np.flatnonzero(np.diff(code[order])) + 1
+        warn_uneven(self.cells.path, np.split(times[order], cuts))
+        extra = [name for name in others if name not in features]
+        return SeriesTable(
+            table=Table(
+                path=self.cells.path,
+                ids=[str(name) for name in names],
+                targets=targets,
+                metadata=self._metadata(self._same_within(extra, first, code), first, groups),
+                lines=[self.cells.lines[row] for row in first],
+                word=self.cells.word,
+            ),
+            series=np.split(values[order].astype(np.float32), cuts),
+            feature_names=features,
+        )
+
+    def _check_times(
+        self, order: Int64[np.ndarray, "rows"], code: np.ndarray, times: np.ndarray, ids: list[str]
+    ) -> None:
+        same = (np.diff(code[order]) == 0) & (np.diff(times[order]) == 0)
+        texts = self.cells.column(self.form.time_column)
+        for place in np.flatnonzero(same):
+            earlier, later = sorted(order[place : place + 2].tolist())
+            self._note(
+                later,
+                self.form.time_column,
+                f"{ids[later]!r} has the time {texts[later]} already on "
+                f"{self.cells.where(earlier)}",
+            )
+
+    def _constant(self, column: str, first: np.ndarray, code: np.ndarray) -> list[str]:
+        """Cell of each series, which must not change within it."""
+        texts = self.cells.column(column)
+        for row, text in enumerate(texts):
+            start = int(first[code[row]])
+            if text != texts[start] and not _same_number(text, texts[start]):
+                self._note(
+                    row,
+                    column,
+                    f"{tables.shown(text)} is not the {tables.shown(texts[start])} of the same "
+                    f"series on {self.cells.where(start)}",
+                )
+        return [texts[row] for row in first]
+
+    def _same_within(
+        self, columns: Sequence[str], first: np.ndarray, code: np.ndarray
+    ) -> list[str]:
+        """Columns that can be metadata of a series."""
+        kept: list[str] = []
+        dropped: list[str] = []
+        for name in columns:
+            texts = np.array(self.cells.column(name), dtype=object)
+            (kept if (texts == texts[first][code]).all() else dropped).append(name)
+        if dropped:
+            logger.warning(
+                "%s: %s not used, as the cells differ within a series: %s.",
+                self.cells.path, counted(len(dropped), "column"), ", ".join(dropped),
+            )  # fmt: skip
+        return kept
+
+    # Wide
+
+    def read_wide(self) -> SeriesTable:
+        """One row a series."""
+        n = len(self.cells.rows)
+        rows = np.arange(n)
+        ids = self.cells.column(self.form.id_column) if self.form.id_column else numbered(n)
+        if self.form.id_column:
+            self.problems += tables.id_problems(self.cells, self.form.id_column, ids)
+            self.problems += repeated_ids(ids)
+        places, times = self._wide_columns()
+        used = {name for columns in places.values() for name in columns}
+        values = np.stack(
+            [np.stack([self._numbers(name) for name in columns]) for columns in places.values()]
+        ).transpose(2, 1, 0)
+        targets = self._targets(rows, rows)
+        groups = self.cells.column(self.group) if self.group else None
+        self._check_observed(values.reshape(n, -1), rows, ids, rows)
+        tables.raise_all(self.cells, self.problems)
+        warn_uneven(self.cells.path, [times])
+        extra = [name for name in self._others() if name not in used]
+        return SeriesTable(
+            table=Table(
+                path=self.cells.path,
+                ids=ids,
+                targets=targets,
+                metadata=self._metadata(extra, rows, groups),
+                lines=self.cells.lines,
+                word=self.cells.word,
+            ),
+            series=[_without_padding(series.astype(np.float32)) for series in values],
+            feature_names=list(places),
+            named=self.form.id_column is not None or groups is not None,
+        )
+
+    def _wide_columns(self) -> tuple[dict[str, list[str]], Float64[np.ndarray, "frames"]]:
+        """Columns of each feature in the order of time, and the times."""
+        expression = template(self.form.pattern)
+        found: dict[str, dict[float, str]] = {}
+        for name in self._others():
+            match = expression.fullmatch(name)
+            if not match:
+                continue
+            feature = match.groupdict().get("feature", "value")
+            time = float(match["time"])
+            if time in found.setdefault(feature, {}):
+                raise TableError(
+                    f"{self.cells.path} has the time {time:g} of {feature!r} twice: columns "
+                    f"{found[feature][time]!r} and {name!r}. Rename or remove one."
+                )
+            found[feature][time] = name
+        chosen = list(found if self.form.feature_columns is None else self.form.feature_columns)
+        missing = [name for name in chosen if name not in found]
+        if missing or not chosen:
+            raise TableError(
+                f"{self.cells.path} has no columns of {' and '.join(map(repr, missing))}"
+                f"{'' if missing else 'values'}, named as {self.form.pattern}; found "
+                f"{', '.join(map(repr, self.cells.header[:30]))}. Give the pattern of the names, "
+                f"or layout='long' for one row a time step."
+            )
+        times = sorted({time for name in chosen for time in found[name]})
+        gaps = [
+            f"{name} has no column for the time {time:g}"
+            for name in chosen
+            for time in times
+            if time not in found[name]
+        ]
+        if gaps:
+            raise TableError(
+                f"{self.cells.path}: not all features have a column for each time:\n"
+                f"{listing(gaps)}\nGive feature_columns if some of them are no features."
+            )
+        return {name: [found[name][time] for time in times] for name in chosen}, np.array(times)
+
+    # Both
+
+    def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:
+        if self.target is None:
+            return _as_array([None] * len(first))
+        is_long = len(code) > len(first)
+        texts = self.cells.column(self.target)
+        if is_long:
+            self._constant(self.target, first, code)
+        parse, targets = _parser(self.form.labels, "sequence"), []
+        for row in first.tolist():
+            blank = not texts[row] and not self.form.require_target
+            value, problem = (None, None) if blank else parse(texts[row])
+            if problem:
+                self._note(row, self.target, f"{tables.shown(texts[row])} {problem}")
+            targets.append(None if problem else value)
+        return _as_array(targets)
+
+    def _check_observed(
+        self, values: np.ndarray, code: np.ndarray, ids: Sequence[str], first: np.ndarray
+    ) -> None:
+        seen = np.zeros(len(first), bool)
+        np.logical_or.at(seen, code, ~np.isnan(values).all(axis=1))
+        self.problems += [
+            f"{self.cells.where(int(first[i]))}: {ids[i]!r} has no observed value"
+            for i in np.flatnonzero(~seen).tolist()
+        ]
+
+    def _metadata(
+        self, extra: Sequence[str], first: np.ndarray, groups: Sequence[str] | None
+    ) -> pd.DataFrame:
+        texts = {name: self.cells.column(name) for name in extra}
+        columns = {name: tables.typed([cells[i] for i in first]) for name, cells in texts.items()}
+        if groups is not None:
+            columns["group"] = pd.Series(list(groups), dtype=object)
+        return pd.DataFrame(columns, index=range(len(first)))
+
+
+_NAME_FEATURES = "; name the features in feature_columns, and it is kept as metadata"
+
+
+def template(pattern: str) -> re.Pattern[str]:
+    """Regular expression of the names of wide columns.
+
+    Raises
+    ------
+    ConfigError
+        If the pattern has no ``{time}``.
+
+    Examples
+    --------
+    >>> template("{feature}_{time}").fullmatch("heart_rate_12").groupdict()
+    {'feature': 'heart_rate', 'time': '12'}
+    >>> template("t{time}").fullmatch("t0.5").groupdict()
+    {'time': '0.5'}
+    """
+    if pattern.count("{time}") != 1 or pattern.count("{feature}") > 1:
+        raise ConfigError(
+            f"pattern must hold {{time}} once and {{feature}} at most once, as {TEMPLATE!r}; got "
+            f"{pattern!r}."
+        )
+    text = re.escape(pattern).replace(re.escape("{feature}"), r"(?P<feature>.+)")
+    return re.compile(text.replace(re.escape("{time}"), r"(?P<time>\d+(\.\d+)?)"), re.ASCII)
+
+
+def _same_number(one: str, other: str) -> bool:
+    left, right = tables.parse_number(one)[0], tables.parse_number(other)[0]
+    return left == right
+
+
+def _without_padding(series: Float32[np.ndarray, "frames features"]) -> np.ndarray:
+    """A row of a wide table up to its last observed time step."""
+    last = int(np.flatnonzero(~np.isnan(series).all(axis=1)).max())
+    return series[: last + 1]

@@ -1,0 +1,220 @@
+"""The ``.ts`` format of the time series archives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from molfun.data import tables
+from molfun.data.sequences import _as_array
+from molfun.data.tables import Table
+from molfun.data.timeseries_files import (
+    SeriesTable,
+    checked_names,
+    numbered,
+    parse_times,
+    parse_values,
+    warn_uneven,
+)
+from molfun.data.words import counted
+from molfun.errors import DataError, listing, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+
+_TAGS = {
+    "problemname": "text", "timestamps": "bool", "missing": "bool", "univariate": "bool",
+    "dimension": "count", "dimensions": "count", "equallength": "bool", "serieslength": "count",
+    "classlabel": "classes", "targetlabel": "bool", "data": "text",
+}  # fmt: skip
+_BETWEEN_CHANNELS = re.compile(r":(?![^(]*\))")
+_STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
+
+
+def read_ts(path: Path) -> SeriesTable:
+    """Read a ``.ts`` file (also packed with gzip); see `TimeSeriesDataset.from_ts`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, its header is wrong, or any line is bad; all of them are listed.
+    """
+    if not path.is_file():
+        raise DataError(f"No such file: {path}.")
+    header: dict[str, Any] = {}
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(tables._decode(path).splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if "data" in header:
+            lines.append((number, text))
+        elif text.startswith("@"):
+            _read_tag(header, text, f"{path}, line {number}")
+        else:
+            raise DataError(
+                f"{path}, line {number}: expected a line that begins with @ or # before @data, "
+                f"found {tables.shown(text)}. Is it a .ts file?"
+            )
+    if not lines:
+        what = "no series after @data" if "data" in header else "no @data"
+        raise DataError(f"{path} has {what}. Write one line per series.")
+    return _TsReader(path, header).read(lines)
+
+
+def _read_tag(header: dict[str, Any], text: str, where: str) -> None:
+    name, *words = text[1:].split() or [""]
+    tag = name.lower()
+    if tag not in _TAGS:
+        raise DataError(f"{where}: {unknown_name('tag', '@' + name, ['@' + t for t in _TAGS])}")
+    kind = _TAGS[tag]
+    word = words[0].lower() if words else ""
+    if kind in ("bool", "classes") and word not in ("true", "false"):
+        raise DataError(
+            f"{where}: expected true or false after @{name}, found {' '.join(words)!r}."
+        )
+    if kind == "count" and not (word.isascii() and word.isdigit() and int(word) > 0):
+        raise DataError(f"{where}: expected a number after @{name}, found {' '.join(words)!r}.")
+    if kind == "count":
+        header[tag.removesuffix("s") if tag == "dimensions" else tag] = int(word)
+    elif kind == "classes":
+        header[tag] = words[1:] if word == "true" else None
+    else:
+        header[tag] = word == "true" if kind == "bool" else " ".join(words)
+
+
+class _TsReader:
+    """Lines of a ``.ts`` file, with every bad one noted."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path, self.header = path, header
+        self.classes: list[str] | None = header.get("classlabel")
+        self.is_regression = bool(header.get("targetlabel"))
+        if self.classes is not None and self.is_regression:
+            raise DataError(f"{path} has both @classLabel true and @targetLabel true; keep one.")
+        self.n_channels: int | None = 1 if header.get("univariate") else header.get("dimension")
+        self.n_frames: int | None = header.get("serieslength") if self._equal else None
+        self.problems: list[str] = []
+        self.times: list[np.ndarray] = []
+
+    @property
+    def _equal(self) -> bool:
+        return bool(self.header.get("equallength"))
+
+    def read(self, lines: Sequence[tuple[int, str]]) -> SeriesTable:
+        """All series, or one error with all that is wrong."""
+        series, targets = [], []
+        for number, text in lines:
+            self.where = f"line {number}"
+            parts = _BETWEEN_CHANNELS.split(text)
+            targets.append(self._label(parts))
+            series.append(self._series(parts))
+        if self.problems:
+            raise DataError(
+                f"{self.path} has {counted(len(self.problems), 'fault')}:\n{listing(self.problems)}"
+            )
+        warn_uneven(self.path, self.times)
+        n = len(series)
+        table = Table(
+            path=self.path,
+            ids=numbered(n),
+            targets=_as_array(targets),
+            metadata=pd.DataFrame(index=range(n)),
+            lines=[number for number, _ in lines],
+        )
+        names = checked_names(None, series[0].shape[1], self.path)
+        return SeriesTable(table=table, series=series, feature_names=names, named=False)
+
+    def _note(self, problem: str) -> None:
+        self.problems.append(f"{self.where}: {problem}")
+
+    def _label(self, parts: list[str]) -> Any:
+        """Take the label off the channels."""
+        if self.classes is None and not self.is_regression:
+            return None
+        text = parts.pop().strip()
+        if text == "?":
+            return None
+        if self.is_regression:
+            value, problem = tables.parse_number(text)
+            if problem:
+                self._note(f"the label {tables.shown(text)} {problem}")
+            return value
+        if not text or (self.classes and text not in self.classes):
+            known = ", ".join(self.classes or []) or "any name"
+            self._note(f"the label {tables.shown(text)} is not in the header ({known})")
+        return text
+
+    def _series(self, parts: Sequence[str]) -> np.ndarray:
+        """(frames, features) of one line; empty where it is bad."""
+        before = len(self.problems)
+        nothing = np.empty((0, 0), np.float32)
+        if self.n_channels is None:
+            self.n_channels = len(parts)
+        if len(parts) != self.n_channels:
+            self._note(f"{counted(len(parts), 'dimension')}, expected {self.n_channels}")
+            return nothing
+        stamped = bool(self.header.get("timestamps"))
+        read = self._stamped if stamped else self._plain
+        channels = [read(part, place) for place, part in enumerate(parts, start=1)]
+        lengths = sorted({len(channel) for channel in channels})
+        if len(self.problems) > before:
+            return nothing
+        if stamped:
+            values = self._merged(channels)
+        elif len(lengths) > 1:
+            self._note(f"dimensions of {' and '.join(map(str, lengths))} values; pad them with ?")
+            return nothing
+        else:
+            values = np.stack(channels, axis=1)
+        return self._checked(values)
+
+    def _checked(self, values: np.ndarray) -> np.ndarray:
+        if np.isnan(values).all():
+            self._note("no observed value")
+        if self._equal and len(values) != (self.n_frames or len(values)):
+            self._note(
+                f"{counted(len(values), 'value')} per dimension, expected {self.n_frames} "
+                f"(@equalLength true)"
+            )
+        self.n_frames = self.n_frames or len(values)
+        return values.astype(np.float32)
+
+    def _plain(self, part: str, place: int) -> Float64[np.ndarray, "frames"]:
+        texts = [text.strip() for text in part.replace("?", "nan").split(",")]
+        return self._values(texts, place, parse_values)
+
+    def _stamped(self, part: str, place: int) -> Float64[np.ndarray, "frames 2"]:
+        """Times and values of one channel."""
+        pairs = _STAMPED.findall(part)
+        if not pairs or _STAMPED.sub("", part).strip(", "):
+            self._note(f"dimension {place}: expected (time,value),(time,value)...")
+            return np.empty((0, 2))
+        times = self._values([time.strip() for time, _ in pairs], place, parse_times)
+        values = self._values([value.strip() for _, value in pairs], place, parse_values)
+        if len(np.unique(times)) < len(times):
+            self._note(f"dimension {place}: a time comes more than once")
+        return np.stack([times, values], axis=1)
+
+    def _values(
+        self, texts: Sequence[str], place: int, parse: Callable[..., Any]
+    ) -> Float64[np.ndarray, "frames"]:
+        values, bad = parse(texts)
+        for index, problem in bad[:1]:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            self._note(f"dimension {place}: {tables.shown(texts[index])} {problem}{more}")
+        return np.asarray(values)
+
+    def _merged(self, channels: Sequence[np.ndarray]) -> Float64[np.ndarray, "frames features"]:
+        """Channels on all their times together, NaN where one has no value."""
+        times = np.unique(np.concatenate([channel[:, 0] for channel in channels]))
+        values = np.full((len(times), len(channels)), np.nan)
+        for place, channel in enumerate(channels):
+            values[np.searchsorted(times, channel[:, 0]), place] = channel[:, 1]
+        self.times.append(times)
+        return values

@@ -1,0 +1,386 @@
+"""Observables of molecular dynamics: numbers over time, from the frames of a trajectory.
+
+Needs MDAnalysis (``pip install 'molfun[md]'``), which reads XTC, TRR, DCD, PDB and many others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from molfun._lazy import require
+from molfun.data import tables, timeseries_files
+from molfun.data.sequences import Labels, _parser
+from molfun.data.timeseries_files import SeriesTable
+from molfun.data.trajectory_features import INSTALL, MAKERS, System, selection_distances
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float32, Float64
+
+logger = logging.getLogger(__name__)
+
+OBSERVABLES = tuple(MAKERS)
+"""What can be computed besides the distances of selections."""
+USUAL = ("rg", "end_to_end", "phi", "psi", "native_contacts", "rmsd")
+UNEQUAL_STEPS = 1e-3
+
+
+class Observables(NamedTuple):
+    """What `observables` gives.
+
+    Parameters
+    ----------
+    times
+        (frames,) in ps.
+    values
+        (frames, features), 0 where the mask is False.
+    mask
+        (frames, features), False for what a system does not have, as phi of its first residue.
+    names
+        Names of the features.
+    """
+
+    times: Float64[np.ndarray, "frames"]
+    values: Float32[np.ndarray, "frames features"]
+    mask: Bool[np.ndarray, "frames features"]
+    names: list[str]
+
+
+class TrajectoryRow(NamedTuple):
+    """One trajectory of `TimeSeriesDataset.from_trajectories`."""
+
+    id: str
+    topology: Any
+    trajectory: Any = None
+    label: Any = None
+    group: Any = None
+
+
+def observables(
+    topology: Any,
+    trajectory: str | Path | None = None,
+    *,
+    select: Mapping[str, str] | None = None,
+    protein: str = "protein",
+    observe: Sequence[str] = USUAL,
+    start: int = 0,
+    stop: int | None = None,
+    stride: int = 1,
+) -> Observables:
+    r"""Compute observables of each frame of a trajectory, one frame in memory at a time.
+
+    ======================= ====================================================================
+    ``rg``                  radius of gyration in angstrom, weighted by mass
+    ``end_to_end``          first to last CA of each chain in angstrom
+    ``distance_<a>_<b>``    between the centres of two selections in angstrom, of the nearest
+                            periodic images where there is a box
+    ``phi_<n>_sin`` ...     sine and cosine of phi, psi and, on request, chi1 of residue n
+    ``native_contacts``     fraction of native contacts, from 0 to 1
+    ``rmsd``                of main-chain atoms to the first frame, superposed, in angstrom
+    ======================= ====================================================================
+
+    With :math:`r^0` in the first frame read, the native contacts are the :math:`N` pairs of heavy
+    atoms with :math:`r^0 < 4.5` angstrom, more than three residues apart, and their fraction is
+
+    .. math:: Q = \frac{1}{N} \sum_{ij} \frac{1}{1 + \exp(5 (r_{ij} - 1.8 r^0_{ij}))}
+
+    Molecules have to be whole: those that are cut by the edge of a periodic box are not put
+    together here. Do that first, or give a Universe with such a transformation.
+
+    Parameters
+    ----------
+    topology
+        File of the atoms (PDB, GRO, PSF, TPR ...), or an ``MDAnalysis.Universe``.
+    trajectory
+        File of the frames; by default those of the topology.
+    select
+        Names and selections (as MDAnalysis writes them), for the distances between all pairs.
+    protein
+        Selection that everything else is computed of.
+    observe
+        Which of `OBSERVABLES` to compute, in this order; () for distances alone.
+    start, stop, stride
+        Frames to read, as in a slice: from 0, `stop` excluded.
+
+    Returns
+    -------
+    Observables
+        Times, values, mask and names.
+
+    Raises
+    ------
+    MissingDependencyError
+        If MDAnalysis is not installed.
+    ConfigError
+        If an argument is not allowed, or a selection is none.
+    DataError
+        If a file is missing or cannot be read, a selection is empty, atoms that are needed are
+        not there, or coordinates are not finite.
+
+    References
+    ----------
+    Best, Hummer, Eaton, PNAS 110, 17874 (2013), for the native contacts.
+    """
+    _check_arguments(select, observe, start, stop, stride)
+    with _reading(topology, trajectory):
+        universe = _open(topology, trajectory)
+        frames = universe.trajectory[start:stop:stride]
+        if len(frames) == 0:
+            raise DataError(
+                f"{_shown(topology, trajectory)} has {len(universe.trajectory)} frames, none of "
+                f"them in start={start}, stop={stop}, stride={stride}."
+            )
+        frames[0]
+        system = System(universe, protein, _shown(topology, trajectory))
+        parts = [part for name in observe for part in MAKERS[name](system)]
+        parts += selection_distances(system, select or {})
+        names = [name for part in parts for name in part.names]
+        values = np.full((len(frames), len(names)), np.nan, np.float32)
+        times = np.empty(len(frames))
+        known = np.concatenate([part.known for part in parts])
+        n_read = 0
+        for row, step in enumerate(frames):
+            times[row] = step.time
+            parts_of_row = [part.of(step.positions, step.dimensions) for part in parts]
+            values[row] = np.concatenate(parts_of_row)
+            _check_finite(values[row], known, names, f"{system.shown}, frame {step.frame}")
+            n_read = row + 1
+        if n_read < len(frames):
+            # readers end quietly where a file was cut within a frame
+            raise DataError(
+                f"{system.shown} ends after {n_read} of {len(frames)} frames; its last frame is "
+                f"not whole. Write it again, or stop before it."
+            )
+    mask = np.broadcast_to(known, values.shape).copy()
+    return Observables(times, np.where(mask, values, np.float32(0)), mask, names)
+
+
+def read_all(
+    source: str | Path | Iterable[Sequence[Any]],
+    *,
+    labels: Labels = "number",
+    options: Mapping[str, Any],
+) -> SeriesTable:
+    """Observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
+
+    Raises
+    ------
+    DataError
+        If files are missing (all of them are listed) or cannot be read.
+    ConfigError
+        If an option is not allowed.
+    """
+    allowed = [name for name in inspect.signature(observables).parameters if name not in _FILES]
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(unknown_name("option", name, allowed))
+    path, cells = Path("list"), None
+    extra: dict[str, Any] = {}
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        cells, rows, extra = _read_rows(path, labels)
+    else:
+        rows = [_row(item, place) for place, item in enumerate(source, start=1)]
+    _check_files(path, rows)
+    found = [observables(row.topology, row.trajectory, **options) for row in rows]
+    names = list(dict.fromkeys(name for one in found for name in one.names))
+    _warn_differences(rows, found, names)
+    table = timeseries_files.from_values(
+        [_aligned(one, names) for one in found],
+        labels=[row.label for row in rows],
+        ids=[row.id for row in rows],
+        groups=[row.id if row.group is None else row.group for row in rows],
+        feature_names=names,
+        metadata={**extra, "frame_ps": [_time_step(one.times) for one in found]},
+        path=path,
+    )
+    if cells is None:
+        return table
+    return replace(table, table=replace(table.table, lines=cells.lines, word=cells.word))
+
+
+# Files
+
+_FILES = ("topology", "trajectory")
+
+
+@contextmanager
+def _reading(topology: Any, trajectory: Any) -> Iterator[None]:
+    """Make errors of MDAnalysis ours, and log its warnings."""
+    md = require("MDAnalysis", INSTALL)
+    shown = _shown(topology, trajectory)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    except (DataError, ConfigError):
+        raise
+    except md.SelectionError as error:
+        raise ConfigError(f"{shown}: no selection ({_first_line(error)}).") from error
+    except Exception as error:
+        # readers raise OSError, ValueError, EOFError, RuntimeError, IndexError, KeyError ...
+        raise DataError(
+            f"{shown} cannot be read ({_first_line(error)}). Check that the files are whole, and "
+            f"that topology and trajectory have the same atoms."
+        ) from error
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        logger.info("%s: %s", shown, text)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _open(topology: Any, trajectory: Any) -> Any:
+    if hasattr(topology, "trajectory"):
+        return topology
+    paths = [Path(path).expanduser() for path in (topology, trajectory) if path is not None]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(f"No such file: {' and '.join(missing)}.")
+    return require("MDAnalysis", INSTALL).Universe(*map(str, paths))
+
+
+def _shown(topology: Any, trajectory: Any) -> str:
+    return str(topology if trajectory is None else trajectory)
+
+
+def _read_rows(
+    path: Path, labels: Labels
+) -> tuple[tables.Cells, list[TrajectoryRow], dict[str, pd.Series]]:
+    """Rows of a table, and its other columns."""
+    cells = tables.read_cells(path, "id")
+    tables.check_header(cells, ["id", "topology"])
+    problems = [*cells.ragged, *tables.id_problems(cells, "id", cells.column("id"))]
+    blank = [""] * len(cells.rows)
+    columns = {
+        name: cells.column(name) if name in cells.header else blank
+        for name in ("id", "topology", "trajectory", "target", "group")
+    }
+    parse, rows = _parser(labels, "sequence"), []
+    for row, (name, topology, trajectory, text, group) in enumerate(
+        zip(*columns.values(), strict=True)
+    ):
+        label, problem = parse(text) if text else (None, None)
+        if problem:
+            problems.append(f"{cells.where(row)}, column target: {tables.shown(text)} {problem}")
+        if not topology:
+            problems.append(f"{cells.where(row)}, column topology: is blank; name a file")
+        rows.append(
+            TrajectoryRow(
+                id=name,
+                topology=str(path.parent / topology),
+                trajectory=str(path.parent / trajectory) if trajectory else None,
+                label=label,
+                group=group or None,
+            )
+        )
+    tables.raise_all(cells, problems)
+    others = [name for name in cells.header if name not in columns]
+    return cells, rows, {name: tables.typed(cells.column(name)) for name in others}
+
+
+def _row(item: Sequence[Any], place: int) -> TrajectoryRow:
+    if isinstance(item, str) or not 2 <= len(item) <= len(TrajectoryRow._fields):
+        raise ConfigError(
+            f"Item {place} must be ({', '.join(TrajectoryRow._fields)}), the last three optional; "
+            f"got {item!r}."
+        )
+    return TrajectoryRow(*item)
+
+
+def _check_files(path: Path, rows: Sequence[TrajectoryRow]) -> None:
+    missing = [
+        f"{row.id}: {file}"
+        for row in rows
+        for file in (row.topology, row.trajectory)
+        if isinstance(file, str | Path) and not Path(file).expanduser().is_file()
+    ]
+    if missing:
+        raise TableError(
+            f"{path}: {counted(len(missing), 'file')} not found:\n{listing(missing)}\nPaths in a "
+            f"table are relative to its folder."
+        )
+
+
+def _warn_differences(
+    rows: Sequence[TrajectoryRow], found: Sequence[Observables], names: Sequence[str]
+) -> None:
+    partial = [name for name in names if any(name not in one.names for one in found)]
+    if partial:
+        logger.warning(
+            "%d of %d features are not in all trajectories and masked where they are not: %s%s",
+            len(partial), len(names), ", ".join(partial[:5]), ", ..." if partial[5:] else "",
+        )  # fmt: skip
+    steps = {row.id: _time_step(one.times) for row, one in zip(rows, found, strict=True)}
+    known = {name: step for name, step in steps.items() if math.isfinite(step)}
+    if known and max(known.values()) > (1 + UNEQUAL_STEPS) * min(known.values()):
+        low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+        logger.warning(
+            "Frames are %g ps apart in %s and %g ps in %s; models take them as equally spaced. "
+            "Write them alike, or read them with a stride each.",
+            known[low], low, known[high], high,
+        )  # fmt: skip
+
+
+def _time_step(times: Float64[np.ndarray, "frames"]) -> float:
+    return float(times[1] - times[0]) if len(times) > 1 else math.nan
+
+
+def _aligned(one: Observables, names: Sequence[str]) -> Float32[np.ndarray, "frames features"]:
+    """Values in the order of `names`, NaN where there are none."""
+    values = np.full((len(one.values), len(names)), np.nan, np.float32)
+    places = [names.index(name) for name in one.names]
+    values[:, places] = np.where(one.mask, one.values, np.nan)
+    return values
+
+
+# Checks
+
+
+def _check_arguments(
+    select: Mapping[str, str] | None, observe: Sequence[str], start: int, stop: Any, stride: int
+) -> None:
+    problems = [unknown_name("observable", n, OBSERVABLES) for n in observe if n not in OBSERVABLES]
+    if isinstance(observe, str):
+        problems = [f"observe must be a list of names, got {observe!r}."]
+    if select is not None and len(select) < 2:
+        problems.append(f"select must name at least two selections, got {dict(select)!r}.")
+    if not observe and not select:
+        problems.append("There is nothing to compute: observe and select are empty.")
+    bounds = (("start", start, 0), ("stride", stride, 1))
+    problems += [
+        f"{name} must be a whole number of at least {least}, got {value!r}."
+        for name, value, least in bounds
+        if not isinstance(value, int) or value < least
+    ]
+    if stop is not None and (not isinstance(stop, int) or stop < 1):
+        problems.append(f"stop must be a whole number of at least 1, or None, got {stop!r}.")
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def _check_finite(
+    row: Float32[np.ndarray, "features"],
+    known: Bool[np.ndarray, "features"],
+    names: Sequence[str],
+    where: str,
+) -> None:
+    bad = np.flatnonzero(known & ~np.isfinite(row))
+    if len(bad):
+        raise DataError(
+            f"{where}: {names[bad[0]]} is {row[bad[0]]}. Its coordinates are damaged; "
+            f"leave it out with start and stop, or write it again."
+        )
