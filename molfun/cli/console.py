@@ -21,8 +21,20 @@ from molfun.training.interrupt import Interrupted
 PLAIN_EVERY_SECONDS = 60.0
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks and writes for all that ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def hush() -> None:
+    """Leave warnings to the first process: they are the same in all."""
+    logging.getLogger("molfun").setLevel(logging.ERROR)
+
+
 def say(text: str = "") -> None:
     """Print a line; a closed pipe silences the output and does not end the run."""
+    if not is_first_process():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import shutil
@@ -12,7 +13,15 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
-from molfun.cli.console import ConsoleProgress, metric_line, progress, say, set_up_logging
+from molfun.cli.console import (
+    ConsoleProgress,
+    hush,
+    is_first_process,
+    metric_line,
+    progress,
+    say,
+    set_up_logging,
+)
 from molfun.cli.data import (
     Dataset,
     files_of_a_run,
@@ -39,12 +48,16 @@ FILES = (*RUN_FILES, "config.yaml", "splits.csv")
 
 def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, split, train, test; print and write as it goes."""
-    folder = settings.output_dir
-    with DirectoryLock(folder):
-        again = settings.demo and _is_demo(folder)
-        replaces = files_of_a_run(folder, FILES, resume=resume, overwrite=overwrite or again)
-        with disk_errors(folder):
-            set_up_logging(str(folder / "run.log"), debug=debug)
+    folder, first = settings.output_dir, is_first_process()
+    with DirectoryLock(folder) if first else contextlib.nullcontext():
+        replaces: list[str] = []
+        if first:
+            again = settings.demo and _is_demo(folder)
+            replaces = files_of_a_run(folder, FILES, resume=resume, overwrite=overwrite or again)
+            with disk_errors(folder):
+                set_up_logging(str(folder / "run.log"), debug=debug)
+        else:
+            hush()
         train, val, test = open_training(settings)
         model = _model(settings, train, val, test)
         strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
@@ -68,7 +81,8 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
             )
         finally:
             shown.close()
-        _report(folder, model, history, settings, val, test)
+        if first:
+            _report(folder, model, history, settings, val, test)
     return history
 
 

@@ -106,10 +106,29 @@ def fine_tune(
     ema: Annotated[
         float | None, _flag("Decay of the weight average [0.999]; 0: off.", TRAINING)
     ] = None,
+    optimizer: Annotated[Text, _flag("adamw, adam or sgd [adamw].", TRAINING)] = None,
+    momentum: Annotated[float | None, _flag("Momentum of sgd [0.9].", TRAINING)] = None,
     warmup: Annotated[
         int | None, _flag("Warm-up in optimizer steps [10 % of all].", TRAINING)
     ] = None,
-    scheduler: Annotated[Text, _flag("cosine, linear or constant [cosine].", TRAINING)] = None,
+    scheduler: Annotated[
+        Text,
+        _flag("cosine, warmup_cosine, linear, constant, step or plateau [cosine].", TRAINING),
+    ] = None,
+    min_lr: Annotated[
+        float | None, _flag("Smallest learning rate [1e-6 of the peak].", TRAINING)
+    ] = None,
+    step_size: Annotated[int | None, _flag("step: epochs at each rate [30].", TRAINING)] = None,
+    gamma: Annotated[
+        float | None, _flag("step: factor from one rate to the next [0.1].", TRAINING)
+    ] = None,
+    plateau_patience: Annotated[
+        int | None,
+        _flag("plateau: epochs without a better --monitor at one rate [10].", TRAINING),
+    ] = None,
+    plateau_factor: Annotated[
+        float | None, _flag("plateau: factor on the rate after them [0.1].", TRAINING)
+    ] = None,
     grad_clip: Annotated[
         float | None, _flag("Largest gradient norm [1.0]; 0: off.", TRAINING)
     ] = None,
@@ -290,8 +309,12 @@ def pretrain(
     batch_size: Annotated[int | None, _flag("Sequences per batch [16].", TRAINING)] = None,
     accum: Annotated[int | None, _flag("Batches per optimizer step [1].", TRAINING)] = None,
     ema: Annotated[float | None, _flag("Decay of the weight average [0: off].", TRAINING)] = None,
+    optimizer: Annotated[Text, _flag("adamw, adam or sgd [adamw].", TRAINING)] = None,
     warmup: Annotated[int | None, _flag("Warm-up in steps [5 % of all].", TRAINING)] = None,
-    scheduler: Annotated[Text, _flag("cosine, linear or constant [cosine].", TRAINING)] = None,
+    scheduler: Annotated[
+        Text,
+        _flag("cosine, warmup_cosine, linear, constant, step or plateau [cosine].", TRAINING),
+    ] = None,
     grad_clip: Annotated[float | None, _flag("Largest gradient norm [1.0].", TRAINING)] = None,
     weight_decay: Annotated[float | None, _flag("Weight decay [0.01].", TRAINING)] = None,
     precision: Annotated[Text, _flag("32-true, bf16-mixed or 16-mixed.", TRAINING)] = None,

@@ -10,8 +10,8 @@ from pydantic import Field
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, say, set_up_logging
 from molfun.cli.data import files_of_a_run, loader, open_sequences
-from molfun.cli.settings import with_long
-from molfun.config import Settings, dump_yaml
+from molfun.cli.settings import OptimizerSettings, with_long
+from molfun.config import dump_yaml
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.models.pretraining import DEFAULT, WEIGHTS
@@ -21,7 +21,7 @@ from molfun.training.full import FullFinetune
 from molfun.training.history import History
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(OptimizerSettings):
     """Everything that decides a pre-training run. Names are those of the flags."""
 
     sequences: str
@@ -44,8 +44,6 @@ class PretrainSettings(Settings):
     batch_size: int = Field(default=16, ge=1)
     accum: int = Field(default=1, ge=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
-    warmup: int | None = Field(default=None, ge=0)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     grad_clip: float = Field(default=1.0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     precision: str | None = None
@@ -127,9 +125,6 @@ def _data(settings: PretrainSettings) -> tuple[SequenceDataset, SequenceDataset 
 
 
 def _strategy(settings: PretrainSettings) -> FullFinetune:
-    warmup: dict[str, Any] = {"warmup_ratio": DEFAULT.warmup_ratio}
-    if settings.warmup is not None:
-        warmup = {"warmup_steps": settings.warmup}
     return FullFinetune(
         lr=settings.lr,
         lr_head=settings.lr,
@@ -137,8 +132,7 @@ def _strategy(settings: PretrainSettings) -> FullFinetune:
         layer_lr_decay=1.0,
         ema_decay=settings.ema,
         accumulation_steps=settings.accum,
-        scheduler=settings.scheduler,
         grad_clip=settings.grad_clip,
         weight_decay=settings.weight_decay,
-        **warmup,
+        **settings.optimizer_options(warmup_ratio=DEFAULT.warmup_ratio),
     )

@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from molfun.config import Settings, dump_yaml
 from molfun.errors import unknown_name
 from molfun.registry import BACKBONES, STRATEGIES
+from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
 from molfun.training.cache import CacheConfig
+from molfun.training.optimizers import OPTIMIZERS
 
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
 
 
-class FineTuneSettings(Settings):
+class OptimizerSettings(Settings):
+    """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
+
+    optimizer: str = FinetuneStrategy.optimizer
+    momentum: float = Field(default=FinetuneStrategy.momentum, ge=0, lt=1)
+    scheduler: str = FinetuneStrategy.scheduler
+    warmup: int | None = Field(default=None, ge=0)
+    min_lr: float | None = Field(default=None, ge=0)
+    step_size: int = Field(default=FinetuneStrategy.step_size, ge=1)
+    gamma: float = Field(default=FinetuneStrategy.gamma, gt=0, le=1)
+    plateau_factor: float = Field(default=FinetuneStrategy.plateau_factor, gt=0, lt=1)
+    plateau_patience: int = Field(default=FinetuneStrategy.plateau_patience, ge=0)
+    plateau_mode: Mode | None = None
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_an_optimizer(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(unknown_name("optimizer", name, OPTIMIZERS))
+        return name
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_a_scheduler(cls, name: str) -> str:
+        if name not in SCHEDULERS:
+            raise ValueError(unknown_name("scheduler", name, SCHEDULERS))
+        return name
+
+    @model_validator(mode="after")
+    def _warms_up_or_not(self) -> Self:
+        if self.scheduler == "warmup_cosine" and self.warmup == 0:
+            raise ValueError("warmup_cosine has a warm-up; without one the scheduler is cosine")
+        return self
+
+    def optimizer_options(self, *, warmup_ratio: float) -> dict[str, Any]:
+        """Arguments of a strategy; `warmup_ratio` is for runs that give no warm-up."""
+        options = {name: getattr(self, name) for name in OptimizerSettings.model_fields}
+        steps = options.pop("warmup")
+        warmup = {"warmup_ratio": warmup_ratio} if steps is None else {"warmup_steps": steps}
+        return {**options, **warmup}
+
+
+class FineTuneSettings(OptimizerSettings):
     """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``."""
 
     data: str | None = None
@@ -59,8 +103,6 @@ class FineTuneSettings(Settings):
     group_by_length: bool = False
     accum: int | None = Field(default=None, ge=1)
     ema: float = Field(default=0.999, ge=0, lt=1)
-    warmup: int | None = Field(default=None, ge=0)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     grad_clip: float = Field(default=1.0, ge=0)
     patience: int = Field(default=0, ge=0)
     monitor: str = "val/loss"
@@ -111,6 +153,8 @@ class FineTuneSettings(Settings):
             )
         if self.val_frac == 0 and self.patience and self.split != "column":
             raise ValueError("patience needs a validation set: raise val_frac")
+        if self.val_frac == 0 and self.scheduler == "plateau" and self.split != "column":
+            raise ValueError("the scheduler plateau needs a validation set: raise val_frac")
         return self
 
     @property
@@ -169,7 +213,7 @@ class FineTuneSettings(Settings):
     def _options_of(self, name: str, n_blocks: int) -> dict[str, Any]:
         options: dict[str, Any] = {
             "name": name,
-            "scheduler": self.scheduler,
+            **self.optimizer_options(warmup_ratio=0.1),
             "ema_decay": self.ema,
             "accumulation_steps": self.accumulation_steps,
             "grad_clip": self.grad_clip,
@@ -178,10 +222,6 @@ class FineTuneSettings(Settings):
             "monitor": self.monitor,
             "weight_decay": self.weight_decay,
         }
-        if self.warmup is None:
-            options["warmup_ratio"] = 0.1
-        else:
-            options["warmup_steps"] = self.warmup
         if self.lr is not None:
             options[STRATEGIES[name].lr_name] = self.lr
         if name == "lora" and self.lora_rank is not None:

@@ -21,6 +21,7 @@ from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optim
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
 from molfun.training.objective_runner import ObjectiveRunner
+from molfun.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def run(
     run_dir: Path | None,
     resume: bool,
     callbacks: list[Callback],
+    ranks: Ranks,
 ) -> History:
     """Train `backbone` on `objective`; see `MolfunStructureModel.pretrain`."""
     objective.check(backbone)
@@ -81,15 +83,17 @@ def run(
         optimizer=optimizer,
         fabric=fabric,
         callbacks=[*logs, *callbacks],
-        on_best=_keeper(backbone, run_dir),
+        on_best=_keeper(backbone, run_dir if ranks.is_first else None),
+        ranks=ranks,
     )
-    with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
+    with DirectoryLock(run_dir) if run_dir and ranks.is_first else contextlib.nullcontext():
         try:
             history = engine.fit(train, val, resume=resume)
         finally:
             backbone.eval()
-    if run_dir is not None:
+    if run_dir is not None and ranks.is_first:
         save_weights(backbone, run_dir / WEIGHTS)
+    ranks.wait()
     return history
 
 

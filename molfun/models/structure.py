@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,7 @@ from molfun.training.engine import (
 )
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.history import History
+from molfun.training.ranks import Ranks
 from molfun.training.runner import ModelRunner, as_inputs, set_modes
 from molfun.trunk import TrunkOutput
 
@@ -287,6 +289,8 @@ class MolfunStructureModel(nn.Module):
         train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
         _check_arguments(train_loader, seed)
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
+        ranks = Ranks.join_run(self.device)
+        ranks.wait()  # nobody writes before all have looked into the folder
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
@@ -314,7 +318,7 @@ class MolfunStructureModel(nn.Module):
 
         def keep(history: History) -> None:
             self.result = dict(history[-1])
-            if run_dir is not None:
+            if run_dir is not None and ranks.is_first:
                 self.save(run_dir / "checkpoint")
             kept.append(len(history))
 
@@ -344,6 +348,7 @@ class MolfunStructureModel(nn.Module):
                     **_settings_of(strategy),
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
                     **{"kernels": self._arithmetic(), "cache precision": cache.precision},
+                    "processes": ranks.size,
                     **identity,
                     **data_identity(train_loader, targets, val_loader),
                 },
@@ -353,13 +358,14 @@ class MolfunStructureModel(nn.Module):
             fabric=fabric,
             callbacks=[*([] if run_dir is None else [CSVLog(run_dir / HISTORY)]), *callbacks],
             on_best=keep,
+            ranks=ranks,
         )
         self.data_settings = dict(getattr(dataset_of(train_loader), "input_settings", {}))
-        with contextlib.nullcontext() if run_dir is None else DirectoryLock(run_dir):
+        with DirectoryLock(run_dir) if run_dir and ranks.is_first else contextlib.nullcontext():
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
             except NonFiniteError:
-                if run_dir is not None and not kept:
+                if run_dir is not None and not kept and ranks.is_first:
                     self.save(run_dir / "checkpoint")
                 raise
             finally:
@@ -367,8 +373,10 @@ class MolfunStructureModel(nn.Module):
                 self.backbone.forget_plan()
             self.result = dict(history.best if restore_best else history[-1])
             # what was best is on disk already, unless an earlier process of this run wrote it
-            if run_dir is not None and not kept and (restore_best or not engine.state.best_epoch):
+            unsaved = not kept and (restore_best or not engine.state.best_epoch)
+            if run_dir is not None and unsaved and ranks.is_first:
                 self.save(run_dir / "checkpoint")
+        ranks.wait()
         history.cache_report = "\n".join(runner.cache_reports())
         if history.cache_report or runner.cache is not None:
             logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
@@ -429,6 +437,8 @@ class MolfunStructureModel(nn.Module):
         train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
         _check_arguments(train_loader, seed)
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
+        ranks = Ranks.join_run(self.device)
+        ranks.wait()
         self.check(train_loader, val_loader)
         strategy = strategy or pretraining.DEFAULT
         if strategy.adds_adapters:
@@ -456,7 +466,7 @@ class MolfunStructureModel(nn.Module):
                 identity={
                     **_settings_of(strategy),
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
-                    **{"kernels": self._arithmetic()},
+                    **{"kernels": self._arithmetic(), "processes": ranks.size},
                     "base weights": self.base_fingerprint,
                     "objective": {"name": objective, **goal.config_dict},
                     **data_identity(train_loader, [], val_loader),
@@ -467,6 +477,7 @@ class MolfunStructureModel(nn.Module):
             run_dir=run_dir,
             resume=resume,
             callbacks=list(callbacks),
+            ranks=ranks,
         )
         self._rebase(None if run_dir is None else run_dir / pretraining.WEIGHTS)
         return history
@@ -995,7 +1006,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         If torch cannot use the device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # torchrun gives each process a GPU of its own
+        own = os.environ.get("LOCAL_RANK")
+        gpu = "cuda" if own is None else f"cuda:{own}"
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
     except RuntimeError as error:

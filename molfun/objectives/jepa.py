@@ -123,16 +123,16 @@ class JEPAObjective(Objective):
         torch._foreach_lerp_(
             list(teacher.parameters()), list(student.parameters()), 1 - self.momentum_at(progress)
         )
+        for kept, own in zip(teacher.buffers(), student.buffers(), strict=True):
+            kept.copy_(own)  # the scale of the input, statistics of batch norms
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Weights of the teacher."""
-        return {n: p.detach() for n, p in self._teacher[0].named_parameters()}
+        """Weights and buffers of the teacher."""
+        return {name: t.detach() for name, t in self._teacher[0].state_dict().items()}
 
-    @torch.no_grad()
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put back the weights of the teacher."""
-        for name, parameter in self._teacher[0].named_parameters():
-            parameter.copy_(state[name])
+        """Put them back."""
+        self._teacher[0].load_state_dict(dict(state))
 
     def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
         """How alike prediction and target are; and how the targets vary, 0 if they collapsed.

@@ -22,8 +22,12 @@ from molfun.heads.base import Head
 from molfun.nn import lora
 from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.registry import STRATEGIES
+from molfun.training.optimizers import OPTIMIZERS
 
-Scheduler = Literal["cosine", "linear", "constant"]
+Scheduler = Literal["cosine", "linear", "constant", "step", "plateau", "warmup_cosine"]
+SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+Mode = Literal["min", "max"]
+MODES: tuple[str, ...] = get_args(Mode)
 HEAD_LR_RATIO = 10.0
 """Learning rate of the head relative to the pretrained part: it starts from random weights."""
 
@@ -49,14 +53,36 @@ class FinetuneStrategy(ABC):
 
     Parameters
     ----------
+    optimizer
+        ``"adamw"``, ``"adam"`` or ``"sgd"``, torch's own
+        (`molfun.training.optimizers.build_optimizer`).
+    momentum
+        Used by sgd alone; the others take no notice of it.
     scheduler
-        Course of the learning rate after warm-up: ``"cosine"``, ``"linear"`` or ``"constant"``.
+        Course of the learning rate after warm-up. Falling with every optimizer step to the end of
+        the run: ``"cosine"``, ``"linear"``; ``"warmup_cosine"`` is cosine that warms up over 10 %
+        of the steps unless a warm-up is given. At the end of epochs: ``"step"`` (every
+        `step_size`) and ``"plateau"`` (when `monitor` no longer improves; it needs a validation
+        set). Not at all: ``"constant"``.
     warmup_steps
-        Optimizer steps over which the learning rate rises linearly from 0.
+        Optimizer steps over which the learning rate rises linearly from 0; 0 means not given.
     warmup_ratio
         The same as a fraction of all steps; only one of the two may be given.
     min_lr_ratio
         Floor of the schedule relative to the peak.
+    min_lr
+        Absolute floor: cosine and linear end there instead of at 0 (torch's ``eta_min``), and
+        step and plateau stop there. Each group of parameters has the larger of the two floors,
+        and one whose peak is below `min_lr` stays at its peak. None sets no such floor.
+    step_size, gamma
+        For step: the factor `gamma` on the learning rate every `step_size` epochs.
+    plateau_factor, plateau_patience
+        For plateau: this factor on the learning rate when `monitor` has not improved for more
+        than `plateau_patience` epochs, by 1e-4 of its best value at least (torch's
+        ``ReduceLROnPlateau``); a value that is not defined (NaN) is no improvement.
+    plateau_mode
+        Whether the smallest (``"min"``) or the largest (``"max"``) value is the best; None takes
+        what `monitor` says of itself.
     ema_decay
         Decay of the exponential moving average of the trained weights; 0 turns it off. With it,
         validation, the best checkpoint and the final model use the average.
@@ -73,7 +99,8 @@ class FinetuneStrategy(ABC):
         What decides which epoch is the best and when to stop: ``"val/loss"``, or a metric of the
         task such as ``"val/spearman"``. An undefined value (NaN) never wins.
     weight_decay
-        Decoupled weight decay (AdamW) of matrices; biases, norms and other vectors get none.
+        Weight decay of matrices: decoupled with adamw, L2 with adam and sgd; biases, norms and
+        other vectors get none.
 
     Raises
     ------
@@ -85,10 +112,18 @@ class FinetuneStrategy(ABC):
     lr_name: ClassVar[str] = "lr"
     """Setting that holds `main_lr`."""
 
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     scheduler: Scheduler = "cosine"
     warmup_steps: int = 0
     warmup_ratio: float = 0.0
     min_lr_ratio: float = 1e-6
+    min_lr: float | None = None
+    step_size: int = 30
+    gamma: float = 0.1
+    plateau_factor: float = 0.1
+    plateau_patience: int = 10
+    plateau_mode: Mode | None = None
     ema_decay: float = 0.0
     accumulation_steps: int = 1
     grad_clip: float = 1.0
@@ -114,8 +149,7 @@ class FinetuneStrategy(ABC):
                     yield f"{setting.name} must be {words}, got {value!r}."
 
     def _shared_problems(self) -> Iterator[str]:
-        if self.scheduler not in get_args(Scheduler):
-            yield unknown_name("scheduler", self.scheduler, get_args(Scheduler))
+        yield from self._unknown_names()
         if self.warmup_steps and self.warmup_ratio:
             yield "Give warmup_steps or warmup_ratio, not both."
         yield from self._outside(
@@ -126,9 +160,30 @@ class FinetuneStrategy(ABC):
             accumulation_steps=(1, math.inf),
             early_stopping_patience=(0, math.inf),
             weight_decay=(0, math.inf),
+            step_size=(1, math.inf),
+            plateau_patience=(0, math.inf),
         )
-        if not 0 <= self.ema_decay < 1:
-            yield f"ema_decay must be in [0, 1), got {self.ema_decay}."
+        yield from self._outside_open_ranges()
+
+    def _unknown_names(self) -> Iterator[str]:
+        # lists and tuples, since a name from a file may not be hashable
+        if self.optimizer not in list(OPTIMIZERS):
+            yield unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.scheduler not in SCHEDULERS:
+            yield unknown_name("scheduler", self.scheduler, SCHEDULERS)
+        if self.plateau_mode not in (None, *MODES):
+            yield unknown_name("plateau_mode", self.plateau_mode, MODES)
+
+    def _outside_open_ranges(self) -> Iterator[str]:
+        for name in ("ema_decay", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} must be in [0, 1), got {getattr(self, name)}."
+        if not 0 < self.gamma <= 1:
+            yield f"gamma must be above 0 and at most 1, got {self.gamma}."
+        if not 0 < self.plateau_factor < 1:
+            yield f"plateau_factor must be above 0 and below 1, got {self.plateau_factor}."
+        if self.min_lr is not None and not 0 <= self.min_lr < math.inf:
+            yield f"min_lr must be a number of at least 0, got {self.min_lr}."
 
     def _outside(self, **ranges: tuple[float, float]) -> Iterator[str]:
         for name, (low, high) in ranges.items():

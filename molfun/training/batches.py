@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from molfun.errors import DataError
+from molfun.training.ranks import Ranks
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -40,31 +41,36 @@ class EpochBatches:
         ``DataLoader`` or another sized iterable of batches.
     seed
         Seed of the run.
+    ranks
+        The processes among which the batches of an epoch are dealt out, one by one.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+    def __init__(self, loader: Iterable[Any], seed: int, ranks: Ranks | None = None) -> None:
         self.loader = loader
         self.seed = seed
+        self._ranks = ranks or Ranks()
         try:
-            self.n_batches = len(loader)  # type: ignore[arg-type]  # sized or refused
+            self.n_total = len(loader)  # type: ignore[arg-type]  # sized or refused
         except TypeError:
             raise DataError(
                 "The training loader has no length, so the learning-rate schedule cannot be "
                 "planned. Pass a DataLoader over a map-style dataset, or a list of batches."
             ) from None
-        if self.n_batches == 0:
+        if self.n_total == 0:
             raise DataError("The training set is empty: its loader gives no batch.")
 
     def __len__(self) -> int:
-        return self.n_batches
+        """Batches of this process."""
+        return len(range(self._ranks.index, self.n_total, self._ranks.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Batches of `epoch` (from 0), the first `start` left out."""
+        """Batches of this process in `epoch` (from 0), the first `start` left out."""
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            return itertools.islice(_iterate(loader, seed), start, None)
-        return iter(_with_batches(loader, _order(loader, seed)[start:], seed))
+            return itertools.islice(self._ranks.share(_iterate(loader, seed)), start, None)
+        own = list(self._ranks.share(_order(loader, seed)))
+        return iter(_with_batches(loader, own[start:], seed))
 
 
 def _iterate(loader: Iterable[Any], seed: int) -> Iterator[Any]:

@@ -36,8 +36,10 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
 from molfun.training.interrupt import Interrupted, SignalWatch
+from molfun.training.optimizers import build_optimizer
+from molfun.training.ranks import Ranks
 from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
-from molfun.training.schedule import delayed, multiplier, warmup_of
+from molfun.training.schedule import RunSchedule
 from molfun.training.state import FitState
 
 if TYPE_CHECKING:
@@ -111,6 +113,8 @@ class Engine:
         Device and precision.
     callbacks
         Hooks, called in order.
+    ranks
+        The processes that train together; None is this one alone.
     on_best
         Called whenever the monitored value is the best so far (every epoch without a validation
         set), with the weights to keep in the model.
@@ -127,12 +131,14 @@ class Engine:
         fabric: Fabric,
         callbacks: Sequence[Callback] = (),
         on_best: Callable[[History], None] = lambda _: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.runner = runner
         self.strategy = strategy
         self.config = config
         self.fabric = fabric
-        self.callbacks = callbacks
+        self.ranks = ranks or Ranks()
+        self.callbacks = callbacks if self.ranks.is_first else ()
         self.on_best = on_best
         self.parameters = dict(parameters)
         self.optimizer = optimizer
@@ -143,6 +149,8 @@ class Engine:
         self._best: dict[str, torch.Tensor] | None = None
         self._saved_at = time.monotonic()
         self._watch = SignalWatch()
+        self._windows = 0  # closed in this epoch
+        self._window_loss = 0.0  # of this process, in the open window
 
     # --- the whole fit -------------------------------------------------------------------------
 
@@ -156,13 +164,18 @@ class Engine:
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
                 "train without validation."
             )
-        batches = EpochBatches(train, self.config.seed)
-        plan = self._plan(len(batches))
+        batches = EpochBatches(train, self.config.seed, self.ranks)
+        plan = self._plan(batches)
         self._total_steps = plan.total_steps
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factors(plan))
-        run_state.seed_everything(self.config.seed)
+        self._schedule = RunSchedule(
+            self.optimizer, self.strategy, plan, higher_is_better=self._higher_is_better
+        )
+        self._warn_late(plan)
+        run_state.seed_everything(self.config.seed + self.ranks.index)
         if resume:
             self._restore()
+            self.state.batch = min(self.state.batch, len(batches))
+        self.ranks.align(self.parameters.values())
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
         for callback in self.callbacks:
@@ -174,7 +187,7 @@ class Engine:
                 history.append(row)
                 self._write_state()
                 if not self.state.finished:
-                    self._stop_if_asked()
+                    self._stop_if_asked(self._signal())
         if self.config.restore_best:
             self._keep_best()
         elif self.average is not None:
@@ -189,17 +202,21 @@ class Engine:
         known = ["val/loss", *(f"val/{m}" for m in self.runner.metric_names)]
         if monitor not in known:
             raise ConfigError(unknown_name("monitor", monitor, known))
-        if patience and val is None:
-            raise ConfigError(
-                f"early_stopping_patience needs a val_loader: early stopping watches {monitor}."
-            )
+        problems = []
+        if patience:
+            problems.append("early_stopping_patience needs a val_loader: early stopping watches")
+        if self.strategy.scheduler == "plateau":
+            problems.append("The scheduler plateau needs a val_loader: it watches")
+        if problems and val is None:
+            raise ConfigError(" ".join(f"{text} {monitor}." for text in problems))
 
     @property
     def _higher_is_better(self) -> bool:
         return self.strategy.monitor.removeprefix("val/") in self.runner.higher_is_better
 
-    def _plan(self, n_batches: int) -> FitPlan:
-        per_epoch = math.ceil(n_batches / self.strategy.accumulation_steps)
+    def _plan(self, batches: EpochBatches) -> FitPlan:
+        per_step = self.strategy.accumulation_steps * self.ranks.size
+        per_epoch = math.ceil(batches.n_total / per_step)
         limits = []
         if self.config.epochs is not None:
             limits.append(self.config.epochs * per_epoch)
@@ -208,19 +225,13 @@ class Engine:
         total = min(limits)
         return FitPlan(
             epochs=math.ceil(total / per_epoch),
-            batches_per_epoch=n_batches,
+            batches_per_epoch=len(batches),
             steps_per_epoch=per_epoch,
             total_steps=total,
         )
 
-    def _factors(self, plan: FitPlan) -> list[Callable[[int], float]]:
-        """Factor on the learning rate of each parameter group, by optimizer step."""
-        schedule = multiplier(
-            self.strategy.scheduler,
-            total_steps=plan.total_steps,
-            warmup_steps=warmup_of(self.strategy, plan.total_steps),
-            floor=self.strategy.min_lr_ratio,
-        )
+    def _warn_late(self, plan: FitPlan) -> None:
+        """Say what never begins to train."""
         late = [g for g in self.optimizer.param_groups if g["start_epoch"] >= plan.epochs]
         if late:
             names = ", ".join(dict.fromkeys(str(group["name"]) for group in late))
@@ -230,10 +241,6 @@ class Engine:
                 1 + min(int(group["start_epoch"]) for group in late),
                 plan.epochs,
             )
-        return [
-            delayed(schedule, group["start_epoch"] * plan.steps_per_epoch, group["start_warmup"])
-            for group in self.optimizer.param_groups
-        ]
 
     # --- one epoch -----------------------------------------------------------------------------
 
@@ -252,6 +259,9 @@ class Engine:
             self._save_or_stop(window_closed=state.window_batches == 0)
             if self._out_of_steps():
                 break
+        while self._windows < plan.steps_per_epoch and not self._out_of_steps():
+            self._optimizer_step()  # other processes have a batch more
+            self._save_or_stop(window_closed=True)
 
     def _begin_epoch(self) -> None:
         """Let those parameters train that do in this epoch."""
@@ -261,6 +271,7 @@ class Engine:
         starts = [group["start_epoch"] for group in self.optimizer.param_groups]
         if state.epoch and state.epoch in starts and state.batch == 0:
             state.since_best = 0  # patience starts anew with more weights
+            self._schedule.more_trains()
 
     def _out_of_steps(self) -> bool:
         """Whether max_steps is reached (windows, not steps, so that skipped ones count)."""
@@ -283,8 +294,11 @@ class Engine:
             # gradients are summed over the window and divided by its labels at the end
             self.fabric.backward(total)
         state.window_count += count
-        state.loss_total += value
-        state.loss_count += count
+        if self.ranks.size == 1:
+            state.loss_total += value
+            state.loss_count += count
+        else:
+            self._window_loss += value
         for callback in self.callbacks:
             callback.on_batch_end(state.epoch + 1, state.batch + 1, value / max(count, 1))
 
@@ -292,6 +306,7 @@ class Engine:
     def _optimizer_step(self) -> None:
         state = self.state
         precision = self.fabric.strategy.precision
+        self._add_up_window()
         if state.window_count and not state.window_bad:
             precision.unscale_gradients(self.optimizer)
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -309,6 +324,21 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         self._close_window()
 
+    def _add_up_window(self) -> None:
+        """Make loss, labels, faults and gradients of the window those of all processes."""
+        if self.ranks.size == 1:
+            return
+        state, parameters = self.state, list(self.parameters.values())
+        own = [state.window_count, self._window_loss, float(state.window_bad)]
+        count, loss, bad = self.ranks.add_up(own, parameters[0].device)
+        state.window_count, state.window_bad = int(count), bad > 0
+        state.loss_total += loss
+        state.loss_count += int(count)
+        self._window_loss = 0.0
+        if state.window_count and not state.window_bad:
+            # before a scaler looks at them, so that it finds the same in every process
+            self.ranks.add_up_gradients(parameters)
+
     def _scales_loss(self) -> bool:
         return getattr(self.fabric.strategy.precision, "scaler", None) is not None
 
@@ -323,6 +353,7 @@ class Engine:
     def _close_window(self) -> None:
         state = self.state
         ids = state.window_ids
+        self._windows += 1
         if state.window_bad:
             state.bad_in_row += 1
             state.skipped_windows += 1
@@ -350,7 +381,7 @@ class Engine:
     def _finish_epoch(self, val: Iterable[Any] | None) -> Row:
         state = self.state
         state.epoch += 1
-        state.batch = 0
+        state.batch = self._windows = 0
         row: Row = {
             "epoch": state.epoch,
             "train_loss": state.loss_total / state.loss_count if state.loss_count else math.nan,
@@ -365,6 +396,7 @@ class Engine:
             if val is not None:
                 improved = self._validate(val, row)
             else:
+                self._end_schedule_epoch(row)
                 self.on_best(History([*state.history, row]))
         state.history.append(row)
         state.finished = self._why_finished()
@@ -379,20 +411,28 @@ class Engine:
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
         state = self.state
-        result = self.runner.evaluate(val)
+        result = self.runner.evaluate(self.ranks.share(val))
+        if self.ranks.size > 1:
+            result = type(result).joined(self.ranks.gather(result))
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
+        self._end_schedule_epoch(row)
         score = monitored(row, self.strategy.monitor) * (-1 if self._higher_is_better else 1)
         improved = score < state.best_score  # NaN never wins
         if improved:
             state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
             self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
-            if self.config.state_dir is not None:
+            if self.config.state_dir is not None and self.ranks.is_first:
                 save_safetensors(self.config.state_dir / run_state.BEST_FILE, self._best)
             self.on_best(History([*state.history, row]))
         else:
             state.since_best += 1
         return improved
+
+    def _end_schedule_epoch(self, row: Row) -> None:
+        """Tell the schedule how the epoch ended; the row holds the rate that follows from it."""
+        self._schedule.end_epoch(monitored(row, self.strategy.monitor))
+        row["lr"] = self._shown_lr()
 
     def _warn_undefined(self, val: Iterable[Any] | None) -> None:
         """Say once that what should decide the best epoch has no value."""
@@ -438,12 +478,20 @@ class Engine:
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
         late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
-        if due or late or self._watch.received is not None:
+        if self.ranks.size > 1:
+            if not window_closed:  # an open window is spread over the processes
+                return
+            late = self.ranks.gather(late)[0]
+        stop = self._signal()
+        if due or late or stop is not None:
             self._write_state()
-        self._stop_if_asked()
+        self._stop_if_asked(stop)
 
-    def _stop_if_asked(self) -> None:
-        stop = self._watch.received
+    def _signal(self) -> int | None:
+        """The signal that any of the processes got."""
+        return next((s for s in self.ranks.gather(self._watch.received) if s is not None), None)
+
+    def _stop_if_asked(self, stop: int | None) -> None:
         if stop is not None:
             where = self.config.state_dir
             hint = "Resume to go on." if where is not None else "No output_dir: nothing was kept."
@@ -456,12 +504,16 @@ class Engine:
     def _write_state(self) -> None:
         if self.config.state_dir is None:
             return
+        randoms = self.ranks.gather(run_state.random_state())
+        self._saved_at = time.monotonic()
+        if not self.ranks.is_first:
+            return
         content: dict[str, Any] = {
             "identity": dict(self.config.identity),
             "fit": self.state.to_dict(),
             "weights": {n: p.detach() for n, p in self.parameters.items()},
             "average": None if self.average is None else self.average.state_dict(),
-            "random": run_state.random_state(),
+            "random": randoms[0] if self.ranks.size == 1 else randoms,
             "runner": self.runner.resume_state(),
         }
         if not self.state.finished:  # a finished run is only looked at; moments are most of it
@@ -469,22 +521,23 @@ class Engine:
             content["progress"] = {
                 "gradients": gradients,
                 "optimizer": self.optimizer.state_dict(),
-                "schedule": self._schedule.last_epoch,
+                "schedule": self._schedule.state_dict(),
                 "scaler": self.fabric.strategy.precision.state_dict(),
             }
         run_state.write_state(self.config.state_dir, content)
-        self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
         assert self.config.state_dir is not None
         content = run_state.read_state(self.config.state_dir)
         run_state.check_same_run(content["identity"], self.config.identity, self.config.state_dir)
         self.state = FitState(**content["fit"])
+        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
         copy_weights(content["weights"], self.parameters)
         if self.average is not None:
             self.average.load_state_dict(content["average"])
         self.runner.load_resume_state(content["runner"])
-        run_state.set_random_state(content["random"])
+        randoms = content["random"]
+        run_state.set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
         if not self.state.finished:
             self._restore_progress(content["progress"])
         if self.state.best_epoch:
@@ -500,22 +553,21 @@ class Engine:
         for name, gradient in progress["gradients"].items():
             self.parameters[name].grad = gradient.to(self.parameters[name].device)
         self.optimizer.load_state_dict(progress["optimizer"])
-        self._schedule.last_epoch = progress["schedule"]
+        self._schedule.load_state_dict(progress["schedule"])
         self.fabric.strategy.precision.load_state_dict(progress["scaler"])
 
 
 def make_optimizer(
     strategy: FinetuneStrategy, model: Any
 ) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
-    """AdamW over the strategy's groups, and the parameters in it by name.
-
-    References
-    ----------
-    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
-    """
+    """The strategy's optimizer over its groups, and the parameters in it by name."""
     groups = strategy.groups(model)
     parameters = {name: p for group in groups for name, p in group.parameters}
-    optimizer = torch.optim.AdamW(for_optimizer(groups, strategy.weight_decay))
+    optimizer = build_optimizer(
+        strategy.optimizer,
+        for_optimizer(groups, strategy.weight_decay),
+        momentum=strategy.momentum,
+    )
     return optimizer, parameters
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -25,6 +25,14 @@ class ObjectiveEvaluation(Evaluation):
     """Loss over a data set, and the sums the metrics are made of."""
 
     sums: Counter[str] = field(default_factory=Counter)  # of numbers or arrays
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One evaluation from those of several processes."""
+        result = super().joined(parts)
+        for part in parts:
+            result.sums.update(part.sums)
+        return result
 
 
 class ObjectiveRunner:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -107,6 +107,17 @@ class Evaluation:
     targets: list[np.ndarray] = field(default_factory=list)
     loss_total: float = 0.0
     loss_count: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One evaluation from those of several processes."""
+        return cls(
+            ids=[i for part in parts for i in part.ids],
+            predictions=[p for part in parts for p in part.predictions],
+            targets=[t for part in parts for t in part.targets],
+            loss_total=math.fsum(part.loss_total for part in parts),
+            loss_count=sum(part.loss_count for part in parts),
+        )
 
     @property
     def loss(self) -> float:

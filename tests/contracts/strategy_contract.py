@@ -79,7 +79,7 @@ class StrategyContract:
             self.make(scheduler="cosin", accumulation_steps=0, ema_decay=1.0, grad_clip=-1.0)
         text = str(caught.value)
         assert text.startswith(f"{self.strategy_class.__name__}: ")
-        assert "Unknown scheduler 'cosin'; known: constant, cosine, linear." in text
+        assert "Unknown scheduler 'cosin'; known: constant, cosine, linear, plateau, step" in text
         assert "Did you mean 'cosine'?" in text
         assert "accumulation_steps must be at least 1, got 0." in text
         assert "ema_decay must be in [0, 1), got 1.0." in text

@@ -87,6 +87,14 @@ def test_shared_defaults_are_those_of_the_guide() -> None:
         "early_stopping_patience": 0,
         "monitor": "val/loss",
         "weight_decay": 0.01,
+        "optimizer": "adamw",
+        "momentum": 0.9,
+        "min_lr": None,
+        "step_size": 30,
+        "gamma": 0.1,
+        "plateau_factor": 0.1,
+        "plateau_patience": 10,
+        "plateau_mode": None,
         "lr": 1e-3,
     }
 

@@ -1,0 +1,141 @@
+"""Optimizers by name: torch's own Adam, AdamW and SGD.
+
+The name is looked up in `OPTIMIZERS`; other packages add theirs with an entry point in the group
+``molfun.optimizers``. Such a class is called with parameter groups, ``lr`` and ``weight_decay``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import torch
+
+from molfun.errors import ConfigError, unknown_name
+from molfun.registry import Registry
+
+OPTIMIZERS = Registry("optimizers")
+OPTIMIZERS.register("adam", "torch.optim:Adam")
+OPTIMIZERS.register("adamw", "torch.optim:AdamW")
+OPTIMIZERS.register("sgd", "torch.optim:SGD")
+
+_OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
+"""What a class takes besides learning rate and weight decay."""
+
+
+def build_optimizer(
+    name: str,
+    groups: Iterable[Any],
+    *,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    betas: Sequence[float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """Make an optimizer over parameter groups or plain parameters.
+
+    With gradient ``g``, parameter ``p``, rate ``lr`` and weight decay ``d``, one step takes
+
+    * sgd: ``v <- momentum v + g + d p`` and ``p <- p - lr v`` (``v`` starts as the first gradient);
+    * adam: the two moments of ``g + d p``, so the decay (L2) is divided by the size of the
+      gradients like all else;
+    * adamw: the two moments of ``g`` alone, and ``p <- p - lr d p`` beside them.
+
+    Whether the loops over parameters are fused is left to torch, which does it on GPUs.
+
+    Parameters
+    ----------
+    name
+        ``"adam"``, ``"adamw"``, ``"sgd"`` or another name in `OPTIMIZERS`.
+    groups
+        Parameters, or torch's groups of them (`molfun.nn.param_groups.for_optimizer`); what a group
+        says itself (``lr``, ``weight_decay``) goes before the arguments here.
+    lr
+        Learning rate of groups that name none, and of plain parameters.
+    weight_decay
+        Weight decay of these: decoupled for adamw, L2 for adam and sgd.
+    momentum
+        Of sgd alone; without Nesterov's correction. The others take no notice of it.
+    betas
+        Decay of the two moments, of adam and adamw alone.
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        Torch's own class.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown, a value is out of its range, there is no parameter, or one without
+        a learning rate; all problems at once.
+
+    References
+    ----------
+    Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; Loshchilov and Hutter 2019,
+    "Decoupled Weight Decay Regularization" (AdamW); Sutskever et al. 2013, "On the importance of
+    initialization and momentum in deep learning" (torch's form of momentum leaves the rate out of
+    the velocity).
+
+    Examples
+    --------
+    >>> weight = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = build_optimizer("sgd", [weight], lr=0.1, momentum=0.5)
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [0.899..., 0.899...]
+    >>> build_optimizer("sdg", [weight], lr=0.1)
+    Traceback (most recent call last):
+    ...
+    molfun.errors.ConfigError: Unknown optimizer 'sdg'; known: adam, adamw, sgd. Did you mean
+    'sgd'?
+    """
+    entries = list(groups)
+    problems = [
+        *_problems(name, lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas),
+        *_problems_of(entries, lr),
+    ]
+    if problems:
+        raise ConfigError(" ".join(problems))
+    given: dict[str, Any] = {"momentum": momentum, "betas": tuple(betas)}
+    options = {option: given[option] for option in _OPTIONS.get(name, ())}
+    if lr is not None:
+        options["lr"] = lr
+    made: torch.optim.Optimizer = OPTIMIZERS[name](entries, weight_decay=weight_decay, **options)
+    return made
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a setting is a number; text from a file (1e-4 in YAML), true and false are not.
+
+    Examples
+    --------
+    >>> [is_number(value) for value in (1, 0.5, "1e-4", True)]
+    [True, True, False, False]
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _problems(
+    name: str, *, lr: float | None, weight_decay: float, momentum: float, betas: Sequence[float]
+) -> Iterator[str]:
+    if name not in list(OPTIMIZERS):  # a list, since a name from a file may not be hashable
+        yield unknown_name("optimizer", name, OPTIMIZERS)
+    if lr is not None and not (is_number(lr) and 0 < lr < math.inf):
+        yield f"lr must be above 0, got {lr!r}."
+    if not (is_number(weight_decay) and 0 <= weight_decay < math.inf):
+        yield f"weight_decay must be at least 0, got {weight_decay!r}."
+    if not (is_number(momentum) and 0 <= momentum < 1):
+        yield f"momentum must be in [0, 1), got {momentum!r}."
+    if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+        yield f"betas must be two numbers in [0, 1), got {betas!r}."
+
+
+def _problems_of(entries: Sequence[Any], lr: float | None) -> Iterator[str]:
+    if not entries:
+        yield "There is no parameter to train."
+    own_rate = [isinstance(entry, Mapping) and "lr" in entry for entry in entries]
+    if lr is None and not all(own_rate):
+        yield "Give lr, or a group of its own with lr to every parameter."

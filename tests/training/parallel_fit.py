@@ -1,0 +1,113 @@
+"""Fit under ``torchrun``: ``parallel_fit.py FOLDER '{"accumulation": 1}'`` writes what came out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import build_samples, build_series
+from torch.utils.data import DataLoader, Dataset
+
+from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel
+from molfun.sample import Sample, SampleBatch
+from molfun.training import Callback, FinetuneStrategy, GradualFinetune
+
+BACKBONES: dict[str, tuple[str, Any]] = {
+    "timeseries": (
+        "timeseries",
+        {"name": "transformer", "d_input": 3, "d_model": 16, "n_heads": 2, "dropout": 0.0},
+    ),
+    "esm2": ("esm2", "esm2_t3_d16_h2"),
+}
+
+
+class Samples(Dataset[Sample]):
+    """A list of samples as a map-style data set."""
+
+    collate_fn = SampleBatch
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+        self.ids = [s.id for s in samples]
+        self.targets = [s.target for s in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+class Kill(Callback):
+    """Send a signal to this process, or to its torchrun, at the end of a batch."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.at, self.number, self.seen = at, number, 0
+
+    def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
+        self.seen += 1
+        if self.seen == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def strategy_of(name: str, accumulation: int) -> FinetuneStrategy:
+    """The strategy by name, without chance."""
+    shared: dict[str, Any] = {"accumulation_steps": accumulation, "ema_decay": 0.9}
+    full = FullFinetune(lr=1e-3)
+    return {
+        "gradual": GradualFinetune(inner=full, unfreeze_epoch=2, **shared),
+        "blocks": GradualFinetune(inner=full, blocks_per_stage=1, stage_warmup_steps=2, **shared),
+        "full": FullFinetune(lr=1e-3, **shared),
+        "lora": LoRAFinetune(rank=2, lr_lora=1e-3, **shared),
+    }[name]
+
+
+def run(
+    *,
+    backbone: str = "timeseries",
+    strategy: str = "gradual",
+    accumulation: int = 1,
+    n: int = 11,
+    epochs: int = 4,
+    objective: str | None = None,
+    folder: str | None = None,
+    resume: bool = False,
+    kill_at: int | None = None,
+    bad: bool = False,
+) -> dict[str, Any]:
+    """Train and give what can be compared."""
+    torch.set_num_threads(1)
+    name, config = BACKBONES[backbone]
+    model = MolfunStructureModel(
+        name, config=config, head="regression", head_config={"dropout": 0.0}, device="cpu"
+    )
+    build = build_series if backbone == "timeseries" else build_samples
+    samples = build(n)
+    data = Samples(samples)
+    if bad:  # when the scale of the labels is known
+        data.samples[3] = replace(samples[3], target=math.inf)
+    train = DataLoader(data, batch_size=2, shuffle=True, collate_fn=SampleBatch)
+    val = DataLoader(Samples(build(5, seed=1, prefix="v")), batch_size=2, collate_fn=SampleBatch)
+    options: dict[str, Any] = {
+        "epochs": epochs, "output_dir": folder, "resume": resume, "seed": 3,
+        "callbacks": [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)],
+        "strategy": strategy_of(strategy, accumulation),
+    }  # fmt: skip
+    if objective is not None:
+        history = model.pretrain(train, val, objective=objective, **options)
+    else:
+        history = model.fit(train, val, **options)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return {"history": [dict(row) for row in history], "weights": weights}
+
+
+if __name__ == "__main__":
+    result = run(**json.loads(sys.argv[2]))
+    torch.save(result, Path(sys.argv[1]) / f"rank{os.environ.get('RANK', '0')}.pt")

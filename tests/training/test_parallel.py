@@ -1,0 +1,116 @@
+"""Two processes give the result of one, and stay alike bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parallel_fit import run
+
+from molfun.training.batches import EpochBatches
+from molfun.training.ranks import Ranks
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="this torch has no distributed package"
+    ),
+]
+SCRIPT = Path(__file__).with_name("parallel_fit.py")
+
+
+def torchrun(place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str, Any]]:
+    """What each of two processes gives."""
+    place.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [str(SCRIPT.parent), str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+            "--master-addr=127.0.0.1", f"--master-port={port}",
+            str(SCRIPT), str(place), json.dumps(settings),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (expect == 0), done.stderr[-4000:]
+    if expect:
+        return []
+    return [torch.load(place / f"rank{i}.pt", weights_only=True) for i in (0, 1)]
+
+
+def assert_alike(ranks: list[dict[str, Any]]) -> None:
+    first, second = ranks
+    assert repr(first["history"]) == repr(second["history"])
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for name, weight in one["weights"].items():
+        difference = (weight - other["weights"][name]).abs().max()
+        assert float(difference) <= 1e-6, name
+    for a, b in zip(one["history"], other["history"], strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[k] == pytest.approx(b[k], abs=1e-5, nan_ok=True) for k in a), (a, b)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "gradual"},
+        {"strategy": "blocks", "n": 9},
+        {"strategy": "gradual", "backbone": "esm2", "accumulation": 2},
+        {"strategy": "lora", "n": 10},
+    ],
+    ids=["gradual", "block by block", "esm2", "lora"],
+)
+def test_two_processes_are_one_with_twice_the_window(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    ranks = torchrun(tmp_path, **settings)
+    assert_alike(ranks)
+    doubled = {**settings, "accumulation": 2 * settings.get("accumulation", 1)}
+    assert_close(run(**doubled), ranks[0])
+
+
+def test_an_objective_with_a_teacher(tmp_path: Path) -> None:
+    """Chance is drawn by sample in validation and by process in training: no equal to compare."""
+    ranks = torchrun(tmp_path, objective="jepa", strategy="full")
+    assert_alike(ranks)
+
+
+def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    whole = torchrun(tmp_path / "whole", strategy="blocks")
+    folder = str(tmp_path / "run")
+    torchrun(tmp_path / "stopped", expect=1, strategy="blocks", folder=folder, kill_at=5)
+    resumed = torchrun(tmp_path / "resumed", strategy="blocks", folder=folder, resume=True)
+    assert_alike(resumed)
+    assert repr(resumed[0]["history"]) == repr(whole[0]["history"])
+    for name, weight in whole[0]["weights"].items():
+        assert torch.equal(weight, resumed[0]["weights"][name]), name
+
+
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_window_in_both(tmp_path: Path) -> None:
+    ranks = torchrun(tmp_path, strategy="full", bad=True)
+    assert_alike(ranks)
+    assert ranks[0]["history"][-1]["skipped"] >= 1
+
+
+def test_batches_are_dealt_out_one_by_one() -> None:
+    batches = [[i] for i in range(7)]
+    shares = [EpochBatches(batches, seed=0, ranks=Ranks(i, 3)) for i in range(3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    assert [list(share.epoch(0)) for share in shares] == [
+        [[0], [3], [6]], [[1], [4]], [[2], [5]],
+    ]  # fmt: skip
+    assert list(shares[0].epoch(0, start=2)) == [[6]]
