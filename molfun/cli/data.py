@@ -16,13 +16,15 @@ from molfun.data.batching import LengthBatchSampler
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
+from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
 from molfun.errors import ConfigError, RunError
 from molfun.registry import HEADS, TASKS
 
 logger = logging.getLogger(__name__)
 
-Dataset = AffinityDataset | SequenceDataset
+Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset
 FASTA = (".fasta", ".fa", ".faa", ".fas")
+SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
 """What labels in a table are, by task; numbers for all others."""
 
@@ -35,7 +37,11 @@ def open_training(
     _check_flags(settings)
     if settings.demo:
         return _demo(settings)
-    dataset = _sequences(settings) if settings.on_sequences else _structures(settings)
+    dataset: Any
+    if settings.on_series:
+        dataset = _series(settings)
+    else:
+        dataset = _sequences(settings) if settings.on_sequences else _structures(settings)
     train, val, test = _split(dataset, settings)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
@@ -175,6 +181,33 @@ def _sequences(settings: FineTuneSettings) -> SequenceDataset:
     )
 
 
+def _series(settings: FineTuneSettings) -> TimeSeriesDataset:
+    path = settings.data or ""
+    options: dict[str, Any] = {"max_length": settings.max_length}
+    if is_series_table(path):
+        options |= {
+            "layout": settings.layout,
+            "id_column": settings.id_column or ("id" if settings.layout == "long" else None),
+            "time_column": settings.time_column,
+            "target_column": settings.target_column or "target",
+            "group_column": settings.group_column,
+            "labels": LABELS.get(task_name(settings), "number"),
+        }
+    return in_windows(open_timeseries(path, **options), settings.window, settings.stride)
+
+
+def is_series_table(path: str) -> bool:
+    """Whether a file of time series is a table, with columns to name."""
+    return Path(path.removesuffix(".gz")).suffix.lower() in SERIES_TABLES
+
+
+def in_windows(
+    dataset: TimeSeriesDataset, window: int | None, stride: int | None
+) -> TimeSeriesDataset:
+    """The data set, cut into windows where a length is given."""
+    return dataset if window is None else dataset.windows(window, stride=stride)
+
+
 def task_name(settings: FineTuneSettings) -> str:
     """The task: named, or the head's own."""
     if settings.task is not None:
@@ -305,6 +338,8 @@ def open_for(
         max_length = trained.get("max_length")
     if trained.get("kind") == "sequences" and pdbs is None and features is None:
         return _sequences_for(trained, data, max_length=max_length, labels=labels)
+    if trained.get("kind") == "timeseries":
+        return _series_for(trained, data, max_length=max_length, labels=labels)
     dataset = AffinityDataset.from_csv(
         data,
         pdbs,
@@ -325,6 +360,21 @@ def open_for(
             with_or_without,
         )
     return dataset
+
+
+def _series_for(
+    trained: Mapping[str, Any], data: str, *, max_length: int | None, labels: bool
+) -> TimeSeriesDataset:
+    options: dict[str, Any] = {"max_length": max_length}
+    if is_series_table(data):
+        names = ("layout", "id_column", "time_column", "feature_columns", "pattern",
+                 "target_column", "labels", "group_column")  # fmt: skip
+        options |= {name: trained[name] for name in names if trained.get(name) is not None}
+        options["require_target"] = labels
+    windows = trained.get("windows") or {}
+    return in_windows(
+        open_timeseries(data, **options), windows.get("length"), windows.get("stride")
+    )
 
 
 def _sequences_for(

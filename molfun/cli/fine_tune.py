@@ -34,6 +34,7 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.tables import escape
+from molfun.data.timeseries import TimeSeriesDataset
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
@@ -160,6 +161,9 @@ def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
 
 
 def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
+    arguments = settings.backbone_arguments
+    if isinstance(parts[0], TimeSeriesDataset) and not settings.weights:
+        arguments.setdefault("d_input", parts[0].n_features)
     return MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
@@ -169,7 +173,7 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
         head_config=settings.head_config,
         task=settings.task,
         task_config=task_config(settings, *parts),
-        backbone_config=settings.backbone_arguments,
+        backbone_config=arguments,
         seed=settings.seed,
         kernels=settings.kernels,
     )

@@ -44,6 +44,18 @@ def fine_tune(
     mask_column: Annotated[
         Text, _flag("Column of 0 and 1 a residue: labels that count.", DATA)
     ] = None,
+    layout: Annotated[
+        Text, _flag("Table of time series: long (a row a time step) or wide [long].", DATA)
+    ] = None,
+    time_column: Annotated[Text, _flag("Its column of times [time].", DATA)] = None,
+    group_column: Annotated[
+        Text,
+        _flag("Its column of subjects or trajectories, which splits keep whole [group].", DATA),
+    ] = None,
+    window: Annotated[
+        int | None, _flag("Cut time series into windows of so many steps.", DATA)
+    ] = None,
+    stride: Annotated[int | None, _flag("Steps from one to the next [window].", DATA)] = None,
     split: Annotated[
         Text, _flag("random, temporal, identity, group or column [random].", DATA)
     ] = None,
@@ -52,7 +64,9 @@ def fine_tune(
     ] = None,
     val_frac: Annotated[float | None, _flag("Fraction for validation [0.1].", DATA)] = None,
     test_frac: Annotated[float | None, _flag("Fraction for testing [0.1].", DATA)] = None,
-    backbone: Annotated[Text, _flag("openfold, or esm2_t6_8M_UR50D ... [openfold].", MODEL)] = None,
+    backbone: Annotated[
+        Text, _flag("openfold, timeseries, or esm2_t6_8M_UR50D ... [openfold].", MODEL)
+    ] = None,
     preset: Annotated[
         Text, _flag("Architecture [the backbone's own]; tiny for tests.", MODEL)
     ] = None,

@@ -73,6 +73,11 @@ class FineTuneSettings(OptimizerSettings):
     target_column: str | None = None
     id_column: str | None = None
     mask_column: str | None = None
+    layout: Literal["long", "wide"] = "long"
+    time_column: str = "time"
+    group_column: str = "group"
+    window: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1)
     split: Literal["random", "temporal", "identity", "group", "column"] = "random"
     split_column: str = "split"
     val_frac: float = Field(default=0.1, ge=0, lt=1)
@@ -145,7 +150,8 @@ class FineTuneSettings(OptimizerSettings):
             raise ValueError("--demo makes its own data: leave out data, pdbs and features")
         if self.demo:
             return self
-        needs_files = "sequence" not in BACKBONES[self.backbone].inputs
+        needs_files = "structure" in (known := BACKBONES[self.backbone].inputs)
+        needs_files &= "sequence" not in known
         if self.data is None or (needs_files and self.pdbs is None and self.features is None):
             raise ValueError(
                 "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a "
@@ -163,9 +169,15 @@ class FineTuneSettings(OptimizerSettings):
         return Path(self.output or f"runs/{'demo' if self.demo else self.strategy}").expanduser()
 
     @property
+    def on_series(self) -> bool:
+        """Whether samples are time series."""
+        return not self.demo and "series" in BACKBONES[self.backbone].inputs
+
+    @property
     def on_sequences(self) -> bool:
         """Whether samples are sequences of the table rather than structures beside it."""
-        return not self.demo and self.pdbs is None and self.features is None
+        files = self.pdbs is not None or self.features is not None
+        return not (self.demo or files or self.on_series)
 
     @property
     def backbone_arguments(self) -> dict[str, Any]:
@@ -174,17 +186,17 @@ class FineTuneSettings(OptimizerSettings):
 
     @property
     def samples_per_batch(self) -> int:
-        """1 structure, since memory grows with the square of its length; 8 sequences."""
+        """1 structure, since memory grows with the square of its length; 8 sequences, 32 series."""
         if self.batch_size is not None:
             return self.batch_size
-        return 8 if self.on_sequences else 1
+        return 32 if self.on_series else 8 if self.on_sequences else 1
 
     @property
     def accumulation_steps(self) -> int:
         """Batches per optimizer step, so that 8 samples make one; the demo takes each alone."""
         if self.accum is not None:
             return self.accum
-        return 1 if self.demo or self.on_sequences else 8
+        return 1 if self.demo or self.on_sequences or self.on_series else 8
 
     @property
     def cache_config(self) -> CacheConfig:
