@@ -1,0 +1,54 @@
+"""Pre-training and fine-tuning of time-series encoders under a Lightning Trainer.
+
+For those who have a ``Trainer``, its callbacks and its loggers; needs ``molfun[lightning]``. The
+modules are thin: encoders, objectives, heads, tasks and their metrics are Molfun's own, chosen by
+name from the same registries. Without a Trainer, `MolfunStructureModel("timeseries")` does the same
+and more (exact resume, caches, reports).
+
+==============================  ==============================================================
+`SSLPretrainModule`             pre-trains an encoder with any objective
+`FineTuneModule`                fine-tunes a pre-trained encoder with a task head
+`load_config`                   reads the configuration of either from YAML, with overrides
+`BaseEncoder`, `EncoderConfig`  what a new encoder derives from
+`BaseSSLObjective`, ...         what a new objective derives from
+`BaseTaskHead`, ...             what a new head derives from
+==============================  ==============================================================
+
+A new part is one class and one line, in any package::
+
+    ENCODER_REGISTRY["my_encoder"] = MyEncoder      # a BaseEncoder; its settings in config_class
+    SSL_REGISTRY["my_ssl"] = MySSLObjective         # a BaseSSLObjective
+    TASK_HEAD_REGISTRY["my_head"] = MyTaskHead      # a BaseTaskHead
+
+Batches are dicts with ``timeseries`` (batch, time, features) and optionally ``mask`` of the same
+shape (True where a value was observed), ``padding_mask`` (batch, time; False for padding, which
+comes last) and ``label`` (batch,) or (batch, classes).
+
+Both modules standardise the input: mean and deviation of each feature over the training data are
+taken once, before training, and saved with the encoder. ``data: {standardize: false}`` in the
+configuration leaves values as they are.
+"""
+
+from molfun._lazy import attach, require
+
+require("lightning.pytorch", "pip install 'molfun[lightning]'")
+
+__getattr__, __all__ = attach(
+    __name__,
+    {
+        "BaseEncoder": "molfun.backbones.timeseries.encoders",
+        "BaseSSLObjective": "molfun.lightning.objectives",
+        "BaseTaskHead": "molfun.lightning.heads",
+        "CONFIG_REGISTRY": "molfun.lightning.objectives",
+        "ENCODER_CONFIG_REGISTRY": "molfun.backbones.timeseries.encoders",
+        "ENCODER_REGISTRY": "molfun.backbones.timeseries.encoders",
+        "EncoderConfig": "molfun.backbones.timeseries.encoders",
+        "FineTuneModule": "molfun.lightning.finetune",
+        "SSLConfig": "molfun.lightning.objectives",
+        "SSLPretrainModule": "molfun.lightning.pretrain",
+        "SSL_REGISTRY": "molfun.lightning.objectives",
+        "TASK_HEAD_REGISTRY": "molfun.lightning.heads",
+        "TaskHeadConfig": "molfun.lightning.heads",
+        "load_config": "molfun.lightning.config",
+    },
+)

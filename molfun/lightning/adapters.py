@@ -1,0 +1,68 @@
+"""A registry that takes parts in the form of the Lightning guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from molfun.errors import ConfigError
+from molfun.registry import Registry
+
+
+class GuideRegistry:
+    """One of Molfun's registries, into which classes of the guide's form may be put, too.
+
+    Such a class is wrapped on the way in, so that everything else in Molfun finds what it expects
+    under that name; on the way out it is the class again. There is one list of names.
+
+    Parameters
+    ----------
+    registry
+        Where the parts are.
+    guide
+        Base class of the guide's form.
+    own
+        Molfun's own base class.
+    adapter
+        Subclass of `own` that wraps the class it names in ``wrapped``.
+    """
+
+    def __init__(self, registry: Registry, *, guide: type, own: type, adapter: type) -> None:
+        self._registry, self._guide, self._own, self._adapter = registry, guide, own, adapter
+
+    def __setitem__(self, name: str, cls: type) -> None:
+        """Register a class.
+
+        Raises
+        ------
+        ConfigError
+            If it derives from neither base.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, (self._guide, self._own))):
+            raise ConfigError(
+                f"{getattr(cls, '__name__', cls)!s} cannot be registered as {name!r}: derive it "
+                f"from {self._guide.__name__}."
+            )
+        if issubclass(cls, self._guide):
+            about = {"wrapped": cls, "name": name, "__doc__": cls.__doc__}
+            cls = type(cls.__name__, (self._adapter,), about)
+        self._registry[name] = cls
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Register the decorated class under `name`."""
+
+        def decorate(cls: type) -> type:
+            self[name] = cls
+            return cls
+
+        return decorate
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._registry[name]
+        return getattr(entry, "wrapped", entry)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry)

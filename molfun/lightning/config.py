@@ -1,0 +1,458 @@
+"""Configurations of the Lightning modules: sections, from YAML or a dict, with overrides."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field
+
+from molfun.backbones.timeseries.backbone import resolve
+from molfun.config import Settings, read_yaml
+from molfun.errors import ConfigError, listing, nearest, unknown_name
+from molfun.registry import HEADS, OBJECTIVES, TASKS
+from molfun.training.optimizers import build_optimizer
+from molfun.training.schedule import epoch_scheduler
+
+PRETRAIN = ("encoder", "ssl", "optimizer", "scheduler", "data", "training")
+FINETUNE = ("encoder", "task", "training", "optimizer", "scheduler", "data")
+_NAMED = ("encoder", "ssl", "optimizer", "scheduler")
+"""Sections that a single name may stand for."""
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""Numbers that YAML 1.1 reads as text, such as 1e-3."""
+
+
+class OptimizerSettings(Settings):
+    """Section ``optimizer``; `momentum` is of sgd alone."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+
+
+class DataSettings(Settings):
+    """Section ``data``: whether values are brought to mean 0 and deviation 1.
+
+    None does so in pre-training, and in fine-tuning as it was in pre-training.
+    """
+
+    standardize: bool | None = None
+
+
+class TrainerSettings(Settings):
+    """What section ``training`` holds for the Trainer and the loaders; the modules ignore it.
+
+    `trainer_options` makes arguments of ``Trainer`` of it.
+    """
+
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    precision: str | int | None = None
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int | None = None
+    overfit_batches: float | None = None
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments of ``lightning.pytorch.Trainer``.
+
+        Examples
+        --------
+        >>> TrainerSettings(max_epochs=5, batch_size=8).trainer_options
+        {'max_epochs': 5}
+        """
+        given = {name: getattr(self, name) for name in TrainerSettings.model_fields}
+        return {k: v for k, v in given.items() if v is not None and k != "batch_size"}
+
+
+class TrainingSettings(TrainerSettings):
+    """Section ``training`` of fine-tuning.
+
+    Parameters
+    ----------
+    freeze_encoder, unfreeze_epoch
+        True and None train the head alone; with a number N, the encoder trains from epoch N on
+        (from 0); False trains both from the start.
+    class_weight
+        ``"balanced"`` or one number a class.
+    label_smoothing
+        Of binary and multiclass tasks.
+    early_stopping_patience, early_stopping_monitor, early_stopping_mode
+        Stop after so many epochs without a better value; None of the first two never stops. The
+        mode is that of the metric, unless it is given.
+    """
+
+    freeze_encoder: bool = True
+    unfreeze_epoch: int | None = Field(None, ge=0)
+    class_weight: Literal["balanced"] | list[float] | None = None
+    label_smoothing: float = 0.0
+    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_monitor: str | None = "val/loss"
+    early_stopping_mode: Literal["min", "max"] | None = None
+
+
+class TaskSettings(Settings):
+    """Section ``task``, but for what the head takes besides.
+
+    Parameters
+    ----------
+    task_type, task_name
+        Registered name of the task, and what you call it.
+    n_classes
+        Of multiclass and multilabel tasks.
+    head_type, hidden_dims, dropout, pooling
+        The head; a linear one has no use for hidden layers and dropout.
+    loss, standardize_labels
+        Of regression: ``"mse"``, ``"mae"`` or ``"huber"``, and whether the loss is in deviations of
+        the labels instead of their units.
+    """
+
+    task_type: str
+    task_name: str = ""
+    n_classes: int | None = None
+    head_type: str = "mlp"
+    hidden_dims: list[int] = Field(default_factory=lambda: [64])
+    dropout: float = 0.1
+    pooling: str = "mean"
+    loss: str | None = None
+    standardize_labels: bool | None = None
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A checked configuration of pre-training."""
+
+    encoder: dict[str, Any]
+    ssl: dict[str, Any]
+    optimizer: OptimizerSettings
+    scheduler: dict[str, Any] | None
+    data: DataSettings
+    training: TrainerSettings
+    plain: dict[str, Any]
+    """All of it as it was given, in plain values."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A checked configuration of fine-tuning."""
+
+    encoder: dict[str, Any]
+    task: TaskSettings
+    training: TrainingSettings
+    optimizer: OptimizerSettings
+    scheduler: dict[str, Any] | None
+    data: DataSettings
+    plain: dict[str, Any]
+    head: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the section ``task``, which the head takes."""
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read and check the configuration of a module.
+
+    A section may be a single name: of a file in a folder of that section beside `source`
+    (``encoder: mine`` is ``encoder/mine.yaml``), or else of a registered part with its defaults.
+
+    Parameters
+    ----------
+    source
+        YAML file, or a mapping (a dict or an OmegaConf ``DictConfig``).
+    overrides
+        ``"encoder.d_model=64"`` or ``"encoder=gru_d"``; values are YAML.
+
+    Returns
+    -------
+    dict
+        Sections of plain values, for `SSLPretrainModule` or `FineTuneModule`.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, or anything in it is unknown (with the nearest name) or wrong.
+
+    Examples
+    --------
+    >>> config = load_config({"encoder": "gru_d", "ssl": "mae"}, ["encoder.d_model=32"])
+    >>> config
+    {'encoder': {'name': 'gru_d', 'd_model': 32}, 'ssl': {'name': 'mae'}}
+    """
+    folder = None
+    if isinstance(source, str | Path):
+        folder = Path(source).expanduser().parent
+        source = read_yaml(source)
+    config = plain(source)
+    changes = [_parse(text) for text in overrides]
+    for path, value in changes:
+        if len(path) == 1:
+            config[path[0]] = value
+    config = expand(config, folder)
+    for path, value in changes:
+        if len(path) > 1:
+            _set(config, path, value)
+    if "ssl" in config:
+        return pretrain_config(config).plain
+    if "task" in config:
+        return finetune_config(config).plain
+    problems = [*_unknown_sections(config, [*PRETRAIN, *FINETUNE])]
+    problems.append("There is no section ssl (to pre-train) and none named task (to fine-tune).")
+    raise ConfigError(f"config:\n{listing(problems)}")
+
+
+def _parse(text: str) -> tuple[list[str], Any]:
+    name, equals, value = text.partition("=")
+    path = name.strip().split(".")
+    if not equals or not all(path):
+        raise ConfigError(f"Override {text!r} must look like section.key=value.")
+    try:
+        return path, plain(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Override {text!r} has a value that is no valid YAML.") from error
+
+
+def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
+    place = config
+    for i, key in enumerate(path[:-1]):
+        if not isinstance(place.setdefault(key, {}), dict):
+            raise ConfigError(
+                f"Override {'.'.join(path)}: {'.'.join(path[: i + 1])} is no section."
+            )
+        place = place[key]
+    place[path[-1]] = value
+
+
+def plain(value: Any) -> Any:
+    """Mappings as dicts and sequences as lists, all the way down; and 1e-3 as a number.
+
+    Examples
+    --------
+    >>> plain({"lr": "1e-3", "hidden": (64,)})
+    {'lr': 0.001, 'hidden': [64]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(value[key]) for key in value}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+def expand(config: Any, folder: Path | None = None) -> dict[str, Any]:
+    """Put sections in the place of their names.
+
+    Raises
+    ------
+    ConfigError
+        If the configuration or a section is no mapping.
+    """
+    if not isinstance(config, dict):
+        raise ConfigError(f"The configuration must hold sections, got {type(config).__name__}.")
+    found: dict[str, Any] = {}
+    for section, value in config.items():
+        if value is None:
+            continue
+        file = None if folder is None else folder / section / f"{value}.yaml"
+        if isinstance(value, str) and file is not None and file.is_file():
+            value = plain(read_yaml(file))
+        elif isinstance(value, str) and section in _NAMED:
+            value = {"name": value}
+        known = section in PRETRAIN or section in FINETUNE
+        if known and not isinstance(value, dict):
+            looked = f", and there is no {file}" if isinstance(value, str) and file else ""
+            raise ConfigError(f"{section} must hold `name: value` lines, got {value!r}{looked}.")
+        found[section] = value
+    return found
+
+
+def pretrain_config(config: Mapping[str, Any]) -> PretrainConfig:
+    """Check a configuration of pre-training.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is unknown or wrong.
+    """
+    sections = expand(plain(config))
+    with _Problems() as problems:
+        problems.extend(_unknown_sections(sections, PRETRAIN))
+        if "ssl" not in sections:
+            problems.append("ssl: the section is missing; it names the objective.")
+        else:
+            with problems.of("ssl"):
+                build_objective(sections["ssl"])
+        with problems.of("encoder"):
+            encoder = sections.get("encoder", {})
+            resolve({**encoder, "d_input": encoder.get("d_input") or 1}, None)
+        common = _common(sections, problems)
+        training = problems.section(TrainerSettings, "training", sections)
+    return PretrainConfig(
+        encoder=encoder, ssl=sections["ssl"], training=training, plain=sections, **common
+    )
+
+
+def finetune_config(config: Mapping[str, Any]) -> FinetuneConfig:
+    """Check a configuration of fine-tuning.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that is unknown or wrong.
+    """
+    sections = expand(plain(config))
+    head: dict[str, Any] = {}
+    with _Problems() as problems:
+        problems.extend(_unknown_sections(sections, FINETUNE))
+        encoder = sections.get("encoder", {})
+        if "name" in encoder:  # else the file of weights says which one it is
+            with problems.of("encoder"):
+                resolve({**encoder, "d_input": encoder.get("d_input") or 1}, None)
+        given = sections.get("task", {})
+        if not given:
+            problems.append("task: the section is missing; it needs task_type.")
+        else:
+            with problems.of("task"):
+                head = _head_options(given)
+            own = {k: v for k, v in given.items() if k not in head}
+            task = problems.section(TaskSettings, "task", {"task": own})
+        training = problems.section(TrainingSettings, "training", sections)
+        late = training is not None and training.unfreeze_epoch is not None
+        if late and not training.freeze_encoder:
+            problems.append(
+                "training: unfreeze_epoch goes with freeze_encoder=true, which is false here."
+            )
+        common = _common(sections, problems)
+    return FinetuneConfig(
+        encoder=encoder, task=task, training=training, plain=sections, head=head, **common
+    )
+
+
+def _common(sections: Mapping[str, Any], problems: _Problems) -> dict[str, Any]:
+    """Sections that both kinds share, tried on an optimizer of one parameter."""
+    optimizer = problems.section(OptimizerSettings, "optimizer", sections)
+    scheduler = sections.get("scheduler")
+    trial: torch.optim.Optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    if optimizer is not None:
+        with problems.of("optimizer"):
+            build_optimizer(
+                optimizer.name,
+                [torch.nn.Parameter(torch.zeros(1))],
+                lr=optimizer.lr,
+                weight_decay=optimizer.weight_decay,
+                momentum=optimizer.momentum,
+            )
+    if scheduler is not None:
+        with problems.of("scheduler"):
+            build_scheduler(scheduler, trial)
+    data = problems.section(DataSettings, "data", sections)
+    return {"optimizer": optimizer, "scheduler": scheduler, "data": data}
+
+
+def build_scheduler(section: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+    """The scheduler of a section.
+
+    Raises
+    ------
+    ConfigError
+        If its name or an option is unknown or wrong.
+    """
+    options = dict(section)
+    if "name" not in options:
+        raise ConfigError("name is missing.")
+    return epoch_scheduler(options.pop("name"), optimizer, **options)
+
+
+def build_objective(section: Mapping[str, Any]) -> Any:
+    """The objective of a section ``ssl``.
+
+    Raises
+    ------
+    ConfigError
+        If its name or a setting is unknown or wrong.
+    """
+    settings = dict(section)
+    if "name" not in settings:
+        raise ConfigError(f"name is missing; known: {', '.join(sorted(OBJECTIVES))}.")
+    cls = OBJECTIVES[settings.pop("name")]
+    known, takes_all = parameters_of(cls)
+    unknown = [] if takes_all else [key for key in settings if key not in known]
+    if unknown:
+        kind = f"setting of {cls.name}"
+        raise ConfigError(" ".join(unknown_name(kind, key, known) for key in unknown))
+    return cls(**settings)
+
+
+def parameters_of(cls: Any) -> tuple[list[str], bool]:
+    """Names a class is called with, and whether it takes any other.
+
+    Examples
+    --------
+    >>> parameters_of(OBJECTIVES["jepa"])[0][:2]
+    ['mask_ratio', 'n_blocks']
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD], takes_all
+
+
+def _head_options(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that the head takes and no setting of the task is named after.
+
+    Raises
+    ------
+    ConfigError
+        If the task or the head is unknown.
+    """
+    if "task_type" in section:
+        TASKS.resolve(section["task_type"])
+    own = TaskSettings.model_fields
+    known, takes_all = parameters_of(HEADS[section.get("head_type", "mlp")])
+    set_by_us = ("single_dim", "pair_dim", "n_outputs", "level", "hidden")
+    return {
+        key: value
+        for key, value in section.items()
+        if key not in own and (takes_all or (key in known and key not in set_by_us))
+    }
+
+
+def _unknown_sections(sections: Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
+    for name in sections:
+        if name not in known:
+            yield f"{name}: unknown section.{nearest(name, known)}"
+
+
+class _Problems(list[str]):
+    """Problems of all sections, raised together."""
+
+    def __enter__(self) -> _Problems:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self and kind is None:
+            raise ConfigError(f"config:\n{listing(self)}")
+
+    @contextlib.contextmanager
+    def of(self, section: str) -> Iterator[None]:
+        """Keep what is wrong with a section."""
+        try:
+            yield
+        except ConfigError as error:
+            self.append(f"{section}: {error}")
+
+    def section(self, cls: type[Any], name: str, sections: Mapping[str, Any]) -> Any:
+        """Typed settings of a section; None where they are wrong."""
+        try:
+            return cls.build(sections.get(name, {}), source=name)
+        except ConfigError as error:
+            lines = str(error).splitlines()[1:]
+            self.extend(f"{name}.{line.strip()}" for line in lines)
+            return None

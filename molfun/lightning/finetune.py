@@ -1,0 +1,404 @@
+"""Fine-tuning of a pre-trained encoder under a Lightning Trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.backbones.timeseries.weights import StoredWeights, read_weights
+from molfun.errors import ConfigError, RunError
+from molfun.heads.base import Head
+from molfun.lightning.config import FinetuneConfig, finetune_config
+from molfun.lightning.data import label_list, label_of, series_of, training_batches
+from molfun.lightning.parts import (
+    build_head,
+    build_task,
+    encoder_settings,
+    learns_from_labels,
+    standardizes,
+)
+from molfun.lightning.shell import STATE, TimeSeriesModule
+from molfun.tasks.base import Task
+from molfun.training.runner import Evaluation, Inputs, ModelRunner
+from molfun.trunk import TrunkOutput
+
+logger = logging.getLogger(__name__)
+
+
+class FineTuneModule(TimeSeriesModule):
+    """Fine-tune an encoder with a head on labelled series.
+
+    The head alone trains by default (``training.freeze_encoder: true``); with ``unfreeze_epoch: N``
+    the encoder joins it in epoch N, on one device or with ``strategy="ddp"``.
+
+    Labels are class numbers from 0, (batch, classes) zeros and ones for multilabel tasks, numbers
+    for regression; NaN where there is none.
+
+    Logged are ``train/loss_step``; and once an epoch, for ``train``, ``val`` and ``test``, ``loss``
+    and all metrics of the task, over everything the epoch saw, in all processes: accuracy, f1,
+    auroc, auprc and others of classes, rmse, mae, r2 and others of numbers. Where a metric is not
+    defined (one class only) it is NaN. With a scheduler ``lr`` is logged, too.
+
+    Parameters
+    ----------
+    config
+        Sections ``encoder``, ``task``, ``training``, ``optimizer``, ``scheduler`` (optional) and
+        ``data``, as a dict or an OmegaConf ``DictConfig``; see `load_config`. Settings of the
+        encoder that are left out are those of the file.
+    checkpoint_path
+        Encoder, as `SSLPretrainModule.save_encoder` writes it.
+    pretrain_checkpoint_path
+        Checkpoint of a Trainer that ran `SSLPretrainModule`. Neither of the two: an encoder with
+        random weights.
+
+    Raises
+    ------
+    ConfigError
+        If anything in the configuration is unknown or wrong, or differs from the file.
+    CheckpointError
+        If the file is missing or damaged, or its weights do not fit.
+    UnsafeFileError
+        If it holds more than tensors and plain values.
+
+    Notes
+    -----
+    For metrics that count every sample once, let each process have as many: Lightning's own
+    sampler repeats some.
+
+    Examples
+    --------
+    >>> module = FineTuneModule(
+    ...     {"encoder": {"name": "linear", "d_input": 3, "d_model": 8},
+    ...      "task": {"task_type": "binary"}}
+    ... )
+    >>> module(torch.randn(2, 5, 3))["probs"].shape
+    torch.Size([2, 2])
+    """
+
+    settings: FinetuneConfig
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        checkpoint_path: str | Path | None = None,
+        pretrain_checkpoint_path: str | Path | None = None,
+    ) -> None:
+        super().__init__(finetune_config(config))
+        if checkpoint_path is not None and pretrain_checkpoint_path is not None:
+            raise ConfigError("Give checkpoint_path or pretrain_checkpoint_path, not both.")
+        path = pretrain_checkpoint_path if checkpoint_path is None else checkpoint_path
+        stored = None if path is None else read_weights(path)
+        self.task: Task = build_task(self.settings.task, self.settings.training)
+        self.head: Head | None = None
+        self._random = stored is None
+        self._trains: frozenset[str] = frozenset()
+        self._averages = False
+        self._seen: dict[str, list[Evaluation]] = {"train": [], "eval": []}
+        width = self.settings.encoder.get("d_input")
+        if stored is not None or width:
+            self._build(width, stored)
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """What section ``training`` has for ``lightning.pytorch.Trainer``."""
+        return self.settings.training.trainer_options
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def _build(self, d_input: int | None, stored: StoredWeights | None = None) -> None:
+        self.backbone = TimeSeriesBackbone(
+            encoder_settings(self.settings.encoder, stored),
+            d_input=d_input,
+            weights=None if stored is None else stored.path,
+            seed=int(torch.randint(2**31, ())),
+            standardize=standardizes(self.settings.data.standardize, stored),
+        )
+        # an encoder may have weights that never train
+        named = self.backbone.named_parameters()
+        self._trains = frozenset(name for name, p in named if p.requires_grad)
+        self.head = build_head(self.settings, self.backbone, self.task)
+        self._let_encoder_train(not self.settings.training.freeze_encoder)
+
+    def _need_head(self) -> Head:
+        self._need_backbone()
+        assert self.head is not None  # made along with the backbone
+        return self.head
+
+    def get_task_head(self) -> nn.Module:
+        """The head; of those in the form of the guide, the user's own."""
+        head = self._need_head()
+        return getattr(head, "inner", head)
+
+    def _trained(self) -> Iterable[tuple[str, str, nn.Parameter]]:
+        """Everything, also what is frozen at first: without a gradient nothing moves it."""
+        head = self._need_head()
+        for name, parameter in self._encoder_parameters():
+            yield "encoder", f"backbone.{name}", parameter
+        for name, parameter in head.named_parameters():
+            yield "head", f"head.{name}", parameter
+
+    def _encoder_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        named = self._need_backbone().named_parameters()
+        return [(name, parameter) for name, parameter in named if name in self._trains]
+
+    # --- freezing ------------------------------------------------------------------------------
+
+    def _let_encoder_train(self, trains: bool) -> None:
+        for _, parameter in self._encoder_parameters():
+            parameter.requires_grad_(trains)
+            if not trains:
+                parameter.grad = None
+
+    def _set_up_epoch(self) -> None:
+        """Freeze or unfreeze the encoder, as the epoch asks; frozen, it has no dropout."""
+        training = self.settings.training
+        start = training.unfreeze_epoch
+        trains = not training.freeze_encoder or (start is not None and self.current_epoch >= start)
+        self._let_encoder_train(trains)
+        self._need_backbone().train(trains)
+
+    def on_train_start(self) -> None:
+        """Freeze as the epoch asks, also where a run goes on in the middle of one."""
+        self._set_up_epoch()
+
+    def on_train_epoch_start(self) -> None:
+        """Gradual unfreezing."""
+        super().on_train_epoch_start()
+        self._seen["train"] = []
+        self._set_up_epoch()
+
+    def on_fit_start(self) -> None:
+        """Learn the scale of the head's input, and note what DDP left out.
+
+        Raises
+        ------
+        RunError
+            If the encoder is to join later, and the strategy shards or does not wrap the model.
+        """
+        training = self.settings.training
+        if training.freeze_encoder and training.unfreeze_epoch is None:
+            with training_batches(self.trainer) as batches:
+                self._need_head().fit_inputs(self._trunks(batches))
+        self._averages = self.trainer.world_size > 1 and training.unfreeze_epoch is not None
+        wrapped = self.trainer.strategy.model
+        if self._averages and not isinstance(wrapped, DistributedDataParallel):
+            raise RunError(
+                f"unfreeze_epoch needs one device or strategy='ddp', got "
+                f"{type(self.trainer.strategy).__name__}."
+            )
+
+    def on_after_backward(self) -> None:
+        """Average the gradients of an encoder that was frozen when DDP looked what trains.
+
+        DDP leaves such parameters out for good; without this, processes would drift apart.
+        """
+        late = [p for _, p in self._encoder_parameters() if p.requires_grad]
+        if self._averages and late:
+            ranks = self._ranks()
+            ranks.add_up_gradients(late)
+            for parameter in late:
+                if parameter.grad is not None:
+                    parameter.grad /= ranks.size
+
+    @torch.no_grad()
+    def _trunks(self, batches: Iterable[Any]) -> Iterator[TrunkOutput]:
+        backbone, head = self._need_backbone(), self._need_head()
+        backbone.eval()
+        for batch in batches:
+            yield backbone(self._features(batch, self.device), outputs=head.needs)
+        backbone.train()
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def _features(batch: Any, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+        series_of(batch)
+        names = ("timeseries", "mask", "padding_mask")
+        return {n: batch[n].to(device) for n in names if batch.get(n) is not None}
+
+    def forward(
+        self,
+        timeseries: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """``logits`` and ``probs`` of the classes, or ``prediction`` in the units of the labels.
+
+        Parameters
+        ----------
+        timeseries
+            (batch, time, features).
+        mask
+            The same shape, True where a value was observed; None means where it is not NaN.
+        padding_mask
+            (batch, time), False for padding; None means no padding.
+        """
+        batch = {"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask}
+        head = self._need_head()
+        outputs = head(self._need_backbone()(self._features(batch), outputs=head.needs))
+        predicted = self.task.predictions(outputs)
+        if not hasattr(self.task, "classes"):
+            return {"prediction": predicted.float()}
+        probs = outputs.get("probs", predicted.float())
+        return {"logits": outputs["prediction"], "probs": probs}
+
+    def _runner(self) -> ModelRunner:
+        backbone, head = self._need_backbone(), self._need_head()
+        return ModelRunner(backbone, head, self.task, device=self.device)
+
+    def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        """A batch with its labels.
+
+        Raises
+        ------
+        DataError
+            If it has none, or of another shape.
+        ConfigError
+            If class weights are to come from data that was not seen.
+        """
+        if learns_from_labels(self.settings) and not getattr(self.task, "fitted", True):
+            raise ConfigError(
+                "Class weights 'balanced' and the scale of labels come from the training labels: "
+                "call trainer.fit first, or fit_labels(labels)."
+            )
+        features = self._features(batch)
+        n = len(features["timeseries"])
+        labels = label_list(label_of(batch), n, self._n_classes)
+        ids = [str(i) for i in range(len(labels))]
+        return Inputs(ids=ids, targets=labels, features=features)
+
+    @property
+    def _n_classes(self) -> int | None:
+        """Classes, where a label is a row of zeros and ones."""
+        return self.task.n_outputs if self.task.numbers(None).ndim else None
+
+    def fit_labels(self, labels: torch.Tensor) -> None:
+        """Learn class weights and the scale of labels, the first time only.
+
+        `trainer.fit` does so by itself.
+
+        Parameters
+        ----------
+        labels
+            All labels of the training set: (samples,) or (samples, classes).
+        """
+        self.task.fit_targets(label_list(labels, len(labels), self._n_classes))
+
+    def setup(self, stage: str) -> None:
+        """Make the modules, take scales and class weights, the first time only; freeze."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if self._random and self.settings.training.freeze_encoder:
+            logger.warning(
+                "The encoder has random weights and is frozen at first. Pass checkpoint_path=... "
+                "to start from a pre-trained one, or set training.freeze_encoder to false."
+            )
+        self._need_backbone().train()
+        self._let_encoder_train(not self.settings.training.freeze_encoder)
+        if learns_from_labels(self.settings) and not getattr(self.task, "fitted", True):
+            with training_batches(self.trainer) as batches:
+                found = [label_of(batch).detach().cpu() for batch in batches]
+            self.fit_labels(torch.cat(found))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        del batch_idx
+        inputs, runner = self._inputs(batch), self._runner()
+        outputs = runner.outputs(inputs)
+        total, count = runner.loss(inputs, outputs)
+        sizes = [1] * len(inputs.ids)
+        result = Evaluation(
+            ids=inputs.ids,
+            predictions=self.task.split(self.task.predictions(outputs), sizes),
+            targets=self.task.split(self.task.encode(inputs.targets), sizes),
+            loss_total=float(total.detach()),
+            loss_count=count,
+        )
+        self._seen["train"].append(result)
+        loss = total / max(count, 1)
+        self._log_step(loss, len(inputs.ids))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        del batch_idx
+        result = self._runner().evaluate([self._inputs(batch)])
+        self._seen["eval"].append(result)
+        return torch.tensor(result.loss)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        return self.validation_step(batch, batch_idx)
+
+    # --- epochs --------------------------------------------------------------------------------
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the epoch gave."""
+        self._log_evaluation("train", self._seen["train"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Count anew."""
+        self._seen["eval"] = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what validation gave."""
+        self._log_evaluation("val", self._seen["eval"])
+
+    def on_test_epoch_start(self) -> None:
+        """Count anew."""
+        self._seen["eval"] = []
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test gave."""
+        self._log_evaluation("test", self._seen["eval"])
+
+    def _log_evaluation(self, stage: str, own: list[Evaluation]) -> None:
+        whole = Evaluation.joined(self._ranks().gather(Evaluation.joined(own)))
+        self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
+
+    def configure_callbacks(self) -> list[Any]:
+        """Early stopping, where ``early_stopping_patience`` asks for it."""
+        training = self.settings.training
+        monitor, patience = training.early_stopping_monitor, training.early_stopping_patience
+        if monitor is None or patience is None:
+            return []
+        best = self.task.higher_is_better
+        mode = training.early_stopping_mode or ("max" if monitor.split("/")[-1] in best else "min")
+        # a metric that is not defined is NaN, which is no better than anything
+        return [EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the settings, and what the task learned of the labels."""
+        super().on_save_checkpoint(checkpoint)
+        config = checkpoint["hyper_parameters"]["config"]
+        # the file of the encoder is not needed any more, so what it decided is said here
+        config["data"] = {"standardize": self._need_backbone().standardize}
+        checkpoint[STATE] = {"task": self.task.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the modules where needed, and put that back.
+
+        Raises
+        ------
+        ConfigError
+            If the checkpoint is none of this module.
+        """
+        if "task" not in checkpoint.get(STATE, {}):
+            raise ConfigError(
+                "The checkpoint was not written by FineTuneModule. Start from an encoder with "
+                "pretrain_checkpoint_path=...."
+            )
+        super().on_load_checkpoint(checkpoint)
+        self._random = False
+        self.task.load_state_dict(checkpoint[STATE]["task"])

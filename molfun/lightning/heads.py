@@ -1,0 +1,173 @@
+"""Heads in the form of the Lightning guide: ``forward(encoder_output)`` gives logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from molfun.backbones.timeseries.encoders.base import make_config
+from molfun.errors import ConfigError, unknown_name
+from molfun.heads.base import Head
+from molfun.lightning.adapters import GuideRegistry
+from molfun.registry import HEADS
+from molfun.trunk import Level, TrunkOutput
+
+Pooling = Literal["mean", "cls", "none"]
+
+
+@dataclass
+class TaskHeadConfig:
+    """What a head is told: section ``task`` of the configuration, and the sizes.
+
+    Parameters
+    ----------
+    input_dim
+        Channels of the encoder's output.
+    output_dim
+        Numbers for each label: logits, or one number.
+    task_name, task_type, n_classes, hidden_dims, dropout
+        As in the configuration.
+    pooling
+        What the head gets: ``"mean"`` over time, (batch, input_dim); ``"cls"``, the encoder's
+        summary token; ``"none"``, (batch, time, input_dim).
+    extra
+        Further keys of the section, which are attributes, too. One that the head does not read
+        when it is made is refused as unknown. A head with many of them names a dataclass derived
+        from this one in its ``config_class``.
+
+    Examples
+    --------
+    >>> TaskHeadConfig(input_dim=8, output_dim=2, extra={"n_experts": 4}).n_experts
+    4
+    """
+
+    input_dim: int = 0
+    output_dim: int = 1
+    task_name: str = ""
+    task_type: str = ""
+    n_classes: int | None = None
+    hidden_dims: list[int] = field(default_factory=list)
+    dropout: float = 0.0
+    pooling: Pooling = "mean"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        extra = self.__dict__.get("extra", {})
+        if name not in extra:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self._read.add(name)
+        return extra[name]
+
+    def refuse_unread(self) -> None:
+        """Refuse further keys that nobody asked for.
+
+        Raises
+        ------
+        ConfigError
+            With the nearest name.
+        """
+        known = [f.name for f in dataclasses.fields(self) if f.name != "extra"]
+        for name in self.extra:
+            if name not in self._read:
+                raise ConfigError(unknown_name("key in task", name, [*known, *self._read]))
+
+
+class BaseTaskHead(nn.Module, ABC):
+    """A head on what an encoder gives.
+
+    Parameters
+    ----------
+    config
+        Settings and sizes.
+
+    Examples
+    --------
+    >>> class Scaled(BaseTaskHead):
+    ...     def __init__(self, config):
+    ...         super().__init__(config)
+    ...         self.output = nn.Linear(config.input_dim, config.output_dim)
+    ...         self.scale = config.scale
+    ...     def forward(self, encoder_output):
+    ...         logits = self.output(encoder_output) / self.scale
+    ...         return {"logits": logits, "probs": logits.softmax(-1)}
+    >>> head = Scaled(TaskHeadConfig(input_dim=4, output_dim=2, extra={"scale": 2.0}))
+    >>> head(torch.zeros(3, 4))["probs"].shape
+    torch.Size([3, 2])
+    """
+
+    config_class: ClassVar[type[TaskHeadConfig]] = TaskHeadConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, encoder_output: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Give ``logits``, (batch, output_dim), and ``probs``.
+
+        Loss and metrics are the task's, from the logits; of regression these are the predictions.
+        """
+
+
+class GuideHead(Head):
+    """A `BaseTaskHead` as a head of Molfun; `TASK_HEAD_REGISTRY` makes these."""
+
+    wrapped: ClassVar[type[BaseTaskHead]]
+    name: ClassVar[str]
+
+    def __init__(
+        self, *, single_dim: int, n_outputs: int = 1, level: Level = "sequence", **settings: Any
+    ) -> None:
+        super().__init__()
+        if level != "sequence":
+            raise ConfigError(f"The head {self.name!r} gives one label a series, no {level}s.")
+        self._config = {"single_dim": single_dim, "n_outputs": n_outputs, **settings}
+        config_class = self.wrapped.config_class
+        values = {"input_dim": single_dim, "output_dim": n_outputs, **settings}
+        if config_class is TaskHeadConfig:
+            known = {f.name for f in dataclasses.fields(config_class)}
+            values["extra"] = {k: values.pop(k) for k in list(values) if k not in known}
+        self.config = make_config(config_class, values)
+        self.inner = self.wrapped(self.config)
+        self.config.refuse_unread()
+        self.n_outputs = n_outputs
+        self._source = "single" if self.config.pooling == "none" else self.config.pooling
+        self.needs = (self._source,)
+
+    def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
+        """What the user's head gives, with ``prediction`` beside it.
+
+        Raises
+        ------
+        ConfigError
+            If it gives no logits, or as many as the task does not need.
+        """
+        found = dict(self.inner(trunk.need(self._source)))
+        raw = found.get("logits")
+        width = None if raw is None else (raw.shape[-1] if raw.ndim > 1 else 1)
+        if raw is None or width != self.n_outputs:
+            given = f"keys {', '.join(map(repr, found))}" if raw is None else f"{width} logits"
+            raise ConfigError(
+                f"The head {self.name!r} must give 'logits' (batch, {self.n_outputs}); it gave "
+                f"{given}."
+            )
+        flat = raw.reshape(len(raw), self.n_outputs).float()
+        return {**found, **self.as_outputs(flat, self.n_outputs)}
+
+    @property
+    def config_dict(self) -> Mapping[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)
+
+
+TASK_HEAD_REGISTRY = GuideRegistry(HEADS, guide=BaseTaskHead, own=Head, adapter=GuideHead)
+"""Heads by name."""

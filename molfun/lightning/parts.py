@@ -1,0 +1,147 @@
+"""From settings to parts: the encoder's settings, the task and the head of fine-tuning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.backbones.timeseries.backbone import resolve
+from molfun.backbones.timeseries.weights import StoredWeights
+from molfun.errors import ConfigError, listing
+from molfun.heads.base import Head
+from molfun.lightning.config import FinetuneConfig, TaskSettings, TrainingSettings, parameters_of
+from molfun.registry import HEADS, TASKS
+from molfun.tasks.base import Task
+
+
+def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> dict[str, Any]:
+    """Settings of the encoder: those of the file, which `given` must not contradict.
+
+    Raises
+    ------
+    ConfigError
+        Naming the settings that differ, or are unknown.
+    """
+    if stored is None:
+        return dict(given)
+    if stored.encoder is None:
+        if not given.get("d_input"):
+            raise ConfigError(
+                f"{stored.path} does not say how its encoder was built. Give its settings in the "
+                f"section encoder, d_input among them."
+            )
+        return dict(given)
+    differing = [
+        f"{key}: {stored.encoder[key]!r} in the file, {value!r} here"
+        for key, value in given.items()
+        if value is not None and key in stored.encoder and stored.encoder[key] != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"The section encoder does not match {stored.path}:\n{listing(differing)}\nLeave "
+            f"these settings out to take those of the file."
+        )
+    merged = {**stored.encoder, **{k: v for k, v in given.items() if v is not None}}
+    resolve(merged, None)
+    return merged
+
+
+def standardizes(given: bool | None, stored: StoredWeights | None) -> bool:
+    """Whether values are standardised: as in pre-training, if there was any.
+
+    Raises
+    ------
+    ConfigError
+        If `given` contradicts the file.
+    """
+    if stored is None:
+        return given is not False
+    fitted = bool(stored.tensors.get("inputs_fitted", False))
+    if given is not None and given != fitted:
+        did = "were standardised" if fitted else "were taken as they are"
+        raise ConfigError(
+            f"data.standardize is {str(given).lower()}, but values {did} when {stored.path} was "
+            f"trained. Leave it out."
+        )
+    return fitted
+
+
+def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
+    """The task of a section.
+
+    Raises
+    ------
+    ConfigError
+        If the number of classes is missing, or a setting does not go with the task.
+    """
+    cls = TASKS[section.task_type]
+    known = inspect.signature(cls).parameters
+    arguments: dict[str, Any] = {}
+    if "classes" in known:
+        n = section.n_classes or known["n_classes"].default
+        if n is None:
+            raise ConfigError(
+                f"task.n_classes is missing: a {section.task_type} task needs the number of "
+                f"classes."
+            )
+        arguments["classes"] = [str(i) for i in range(n)]
+    if "standardize" in known:
+        arguments["standardize"] = bool(section.standardize_labels)
+    asked = {
+        "class_weight": ("training.class_weight", training.class_weight),
+        "label_smoothing": ("training.label_smoothing", training.label_smoothing or None),
+        "loss": ("task.loss", section.loss),
+        "standardize": ("task.standardize_labels", section.standardize_labels),
+        "n_classes": ("task.n_classes", section.n_classes),
+    }
+    wrong = [shown for k, (shown, v) in asked.items() if v is not None and k not in known]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)} does not go with a {section.task_type} task.")
+    for key in ("class_weight", "label_smoothing", "loss"):
+        if asked[key][1] is not None:
+            arguments[key] = asked[key][1]
+    task: Task = cls(**arguments)
+    if isinstance(training.class_weight, list):
+        state = {"classes": arguments["classes"], "weight": training.class_weight, "fitted": True}
+        task.load_state_dict(state)
+    return task
+
+
+def learns_from_labels(settings: FinetuneConfig) -> bool:
+    """Whether the task needs to see the training labels first."""
+    return bool(settings.training.class_weight == "balanced" or settings.task.standardize_labels)
+
+
+def build_head(settings: FinetuneConfig, backbone: TimeSeriesBackbone, task: Task) -> Head:
+    """The head of a section, with widths from the encoder and outputs from the task.
+
+    Raises
+    ------
+    ConfigError
+        If it does not go with the task.
+    """
+    section = settings.task
+    cls = HEADS[section.head_type]
+    known, takes_all = parameters_of(cls)
+    sizes = {"single_dim": backbone.single_dim, "n_outputs": task.n_outputs, "level": task.level}
+    from_task = {
+        "hidden": section.hidden_dims,
+        "hidden_dims": section.hidden_dims,
+        "dropout": section.dropout,
+        "pooling": section.pooling,
+        "task_name": section.task_name,
+        "task_type": section.task_type,
+        "n_classes": section.n_classes,
+    }
+    if takes_all:
+        del from_task["hidden"]
+    arguments = {k: v for k, v in {**from_task, **sizes}.items() if takes_all or k in known}
+    if task.n_outputs > 1 and "n_outputs" not in arguments:
+        raise ConfigError(
+            f"The head {section.head_type!r} gives one number; a {section.task_type} task needs "
+            f"{task.n_outputs}."
+        )
+    head: Head = cls(**arguments, **settings.head)
+    return head

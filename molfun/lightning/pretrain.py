@@ -1,0 +1,221 @@
+"""Self-supervised pre-training under a Lightning Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.errors import ConfigError
+from molfun.lightning.config import PretrainConfig, build_objective, pretrain_config
+from molfun.lightning.data import rows, series_of
+from molfun.lightning.shell import STATE, TimeSeriesModule
+from molfun.objectives.base import Objective
+from molfun.training.objective_runner import ObjectiveEvaluation, ObjectiveRunner
+from molfun.training.runner import as_inputs
+
+
+class SSLPretrainModule(TimeSeriesModule):
+    """Pre-train an encoder with an objective.
+
+    Where ``encoder.d_input`` is left out, it is the data's: ``n_features`` of the data module, or
+    of the first batch. Before training, mean and deviation of each feature are taken from all
+    training data.
+
+    Logged are ``train/loss_step``; and once an epoch ``train/loss``, ``val/loss``, the metrics of
+    the objective as ``train/...`` and ``val/...``, and with a scheduler ``lr``. Values of an epoch
+    are over everything it saw, in all processes, not means over its batches. Validation draws
+    the same masks every time.
+
+    Parameters
+    ----------
+    config
+        Sections ``encoder``, ``ssl``, ``optimizer``, ``scheduler`` (optional), ``data`` and
+        ``training`` (for `trainer_options`), as a dict or an OmegaConf ``DictConfig``; see
+        `load_config`.
+
+    Raises
+    ------
+    ConfigError
+        If anything in the configuration is unknown (with the nearest name) or wrong.
+
+    Notes
+    -----
+    Lightning takes the mean of the losses of ``accumulate_grad_batches``, however many values each
+    of them hides, and so do its processes; `MolfunStructureModel.pretrain` weighs them.
+
+    Examples
+    --------
+    >>> module = SSLPretrainModule(
+    ...     {"encoder": {"name": "gru_d", "d_input": 3, "d_model": 8}, "ssl": {"name": "mae"}}
+    ... )
+    >>> loss, metrics = module(torch.randn(2, 5, 3), torch.ones(2, 5, 3, dtype=torch.bool))
+    >>> sorted(metrics)
+    ['mae', 'mse', 'r2']
+    """
+
+    settings: PretrainConfig
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(pretrain_config(config))
+        self.objective: Objective | None = None
+        self._seen: dict[str, list[ObjectiveEvaluation]] = {"train": [], "val": []}
+        self._steps = 0
+        d_input = self.settings.encoder.get("d_input")
+        if d_input:
+            self._build(d_input)
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """What section ``training`` has for ``lightning.pytorch.Trainer``."""
+        return self.settings.training.trainer_options
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def _build(self, d_input: int) -> None:
+        self.backbone = TimeSeriesBackbone(
+            {**self.settings.encoder, "d_input": d_input},
+            seed=int(torch.randint(2**31, ())),
+            standardize=self.settings.data.standardize is not False,
+        )
+        build_objective(self.settings.ssl).check(self.backbone)
+
+    def _need_objective(self) -> Objective:
+        """The objective, made when the scale of the input is known: a teacher copies it."""
+        if self.objective is None:
+            backbone = self._need_backbone()
+            objective: Objective = build_objective(self.settings.ssl)
+            objective.check(backbone)
+            objective.build(backbone)
+            self.objective = objective.to(self.device)
+        return self.objective
+
+    def _ssl_name(self) -> str:
+        return str(self.settings.ssl["name"])
+
+    def setup(self, stage: str) -> None:
+        """Make the modules and take the scale of the input, the first time only."""
+        super().setup(stage)
+        if self.backbone is not None:
+            self._need_objective()
+
+    def _trained(self) -> Iterable[tuple[str, str, nn.Parameter]]:
+        self._need_objective()
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                yield name.partition(".")[0], name, parameter
+
+    def _runner(self) -> ObjectiveRunner:
+        objective = self._need_objective()
+        return ObjectiveRunner(self._need_backbone(), objective, device=self.device)
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        timeseries: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Loss and metrics of a batch.
+
+        Parameters
+        ----------
+        timeseries
+            (batch, time, features).
+        mask
+            The same shape, True where a value was observed; None means where it is not NaN.
+        padding_mask
+            (batch, time), False for padding; None means no padding.
+        """
+        batch = {"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask}
+        loss, result = self._training_evaluation(batch)
+        return loss, self._runner().metrics(result)
+
+    def _training_evaluation(
+        self, batch: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, ObjectiveEvaluation]:
+        runner = self._runner()
+        output = runner.outputs(as_inputs(rows(batch)))["objective"]
+        result = ObjectiveEvaluation(
+            loss_total=float(output.total.detach()), loss_count=output.n_labels
+        )
+        result.sums.update(output.sums)
+        return output.total / max(output.n_labels, 1), result
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        del batch_idx
+        loss, result = self._training_evaluation(batch)
+        self._seen["train"].append(result)
+        self._log_step(loss, len(series_of(batch)))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch, with masks that depend on its series alone."""
+        del batch_idx
+        result = self._runner().evaluate([rows(batch)])
+        self._seen["val"].append(result)
+        return torch.tensor(result.loss)
+
+    # --- epochs --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Give every process the same teacher, and count steps from here."""
+        objective, ranks = self._need_objective(), self._ranks()
+        if ranks.size > 1:
+            objective.load_resume_state(ranks.gather(objective.resume_state())[0])
+        self._steps = self.trainer.global_step
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Let a teacher follow, once an optimizer step."""
+        done = self.trainer.global_step
+        if done > self._steps:
+            self._steps = done
+            total = self.trainer.estimated_stepping_batches
+            self._need_objective().after_step(min(1.0, done / total))
+
+    def on_train_epoch_start(self) -> None:
+        """Count anew."""
+        super().on_train_epoch_start()
+        self._seen["train"] = []
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the epoch gave."""
+        self._log_evaluation("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Count anew."""
+        self._seen["val"] = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what validation gave."""
+        self._log_evaluation("val")
+
+    def _log_evaluation(self, stage: str) -> None:
+        own = ObjectiveEvaluation.joined(self._seen[stage])
+        whole = ObjectiveEvaluation.joined(self._ranks().gather(own))
+        self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the settings, and what the objective holds beside its parameters."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[STATE] = {"objective": self._need_objective().resume_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the modules where needed, and put that back.
+
+        Raises
+        ------
+        ConfigError
+            If the checkpoint is none of this module.
+        """
+        if STATE not in checkpoint:
+            raise ConfigError("The checkpoint was not written by SSLPretrainModule.")
+        super().on_load_checkpoint(checkpoint)
+        self._need_objective().load_resume_state(checkpoint[STATE]["objective"])

@@ -1,0 +1,198 @@
+"""What both modules share: an encoder, one optimizer, and metrics of whole epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from molfun._io import save_torch
+from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.backbones.timeseries.encoders import BaseEncoder
+from molfun.backbones.timeseries.weights import ENCODER_VERSION, SCALE
+from molfun.errors import ConfigError
+from molfun.lightning.config import FinetuneConfig, PretrainConfig, build_scheduler
+from molfun.lightning.data import n_features, rows, training_batches
+from molfun.nn.param_groups import collect, for_optimizer
+from molfun.training.optimizers import build_optimizer
+from molfun.training.ranks import Ranks
+
+STATE = "molfun"
+"""Key of a checkpoint for what is beside the weights."""
+
+
+class TimeSeriesModule(LightningModule):
+    """An encoder under a Lightning Trainer.
+
+    Parameters
+    ----------
+    settings
+        The checked configuration.
+    """
+
+    def __init__(self, settings: PretrainConfig | FinetuneConfig) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone: TimeSeriesBackbone | None = None
+        self.save_hyperparameters({"config": settings.plain})
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def _build(self, d_input: int) -> None:
+        """Make all modules for so many features."""
+        raise NotImplementedError
+
+    def _need_backbone(self) -> TimeSeriesBackbone:
+        if self.backbone is None:
+            raise ConfigError(
+                "The number of features is not known before the module has seen data. Set "
+                "encoder.d_input, or call this after trainer.fit has begun."
+            )
+        return self.backbone
+
+    def get_encoder(self) -> BaseEncoder:
+        """The encoder.
+
+        Raises
+        ------
+        ConfigError
+            If it is not made yet, because the number of features is not known.
+        """
+        return self._need_backbone().encoder
+
+    def save_encoder(self, path: str | Path) -> None:
+        """Write the encoder for `FineTuneModule` and ``TimeSeriesBackbone(weights=...)``.
+
+        A dict that loads with ``weights_only=True``: ``encoder_state_dict``, ``encoder_config``
+        (name and settings), ``version``, ``ssl_name``, and mean and deviation of the features
+        (``input_mean``, ``input_std``, ``inputs_fitted``).
+
+        Parameters
+        ----------
+        path
+            Where to write, by custom with the suffix ``.pt``.
+        """
+        backbone = self._need_backbone()
+        weights = {n: t.detach().cpu() for n, t in backbone.encoder.state_dict().items()}
+        scale = {name: getattr(backbone, name).detach().cpu() for name in SCALE}
+        content = {
+            "encoder_state_dict": weights,
+            "encoder_config": backbone.config_dict["encoder"],
+            "version": ENCODER_VERSION,
+            "ssl_name": self._ssl_name(),
+            **scale,
+        }
+        save_torch(path, content)
+
+    def _ssl_name(self) -> str | None:
+        return None
+
+    def setup(self, stage: str) -> None:
+        """Make the modules and take the scale of the input, the first time only."""
+        if self.backbone is None and stage == "fit":
+            self._build(n_features(self.trainer))
+        backbone = self.backbone
+        if backbone is None:  # a checkpoint may come yet
+            return
+        if stage == "fit" and backbone.standardize and not backbone.inputs_fitted:
+            with training_batches(self.trainer) as batches:
+                backbone.fit_inputs(sample for batch in batches for sample in rows(batch))
+            own = {name: getattr(backbone, name) for name in SCALE}
+            for name, tensor in self._ranks().gather(own)[0].items():
+                own[name].copy_(tensor)
+
+    def _ranks(self) -> Ranks:
+        if self._trainer is None:
+            return Ranks()
+        return Ranks(self.trainer.global_rank, self.trainer.world_size)
+
+    # --- optimizer -----------------------------------------------------------------------------
+
+    def _trained(self) -> Iterable[tuple[str, str, nn.Parameter]]:
+        """Group, name and tensor of all that ever trains."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and, where there is one, the scheduler, stepped once an epoch.
+
+        Biases, norms and other vectors get no weight decay. Plateau watches ``val/loss``.
+        """
+        settings = self.settings.optimizer
+        entries = ((group, settings.lr, name, p) for group, name, p in self._trained())
+        groups = for_optimizer(collect(entries), settings.weight_decay)
+        for number, group in enumerate(groups):
+            # Lightning's LearningRateMonitor wants each name once
+            group["name"] = f"{group['name']}_{number}"
+        optimizer = build_optimizer(
+            settings.name,
+            groups,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+        if self.settings.scheduler is None:
+            return optimizer
+        scheduler = build_scheduler(self.settings.scheduler, optimizer)
+        plan = {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            plan["monitor"] = "val/loss"
+        return {"optimizer": optimizer, "lr_scheduler": plan}
+
+    # --- logs ----------------------------------------------------------------------------------
+
+    def _log_step(self, loss: torch.Tensor, size: int) -> None:
+        """The loss of a training step, as ``train/loss_step``."""
+        if self._trainer is not None:
+            self.log(
+                "train/loss_step",
+                loss.detach(),
+                on_step=True,
+                on_epoch=False,
+                prog_bar=True,
+                batch_size=size,
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Log the learning rate of the epoch, where it changes."""
+        if self.trainer.lr_scheduler_configs:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("lr", rate, on_step=False, on_epoch=True, sync_dist=True)
+
+    def _log_epoch(self, stage: str, values: Mapping[str, float]) -> None:
+        """Values of a whole epoch, which are the same in every process."""
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, sync_dist=True, prog_bar=name == "loss")
+        if stage == "train":
+            # the name that Lightning gives a loss logged by step and by epoch
+            self.log("train/loss_epoch", values["loss"], sync_dist=True, logger=False)
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **options: Any) -> Any:
+        """Make the module that a Trainer's checkpoint holds; nothing in the file is executed.
+
+        Parameters
+        ----------
+        checkpoint_path
+            The ``.ckpt``.
+        **options
+            Lightning's own, such as ``map_location``.
+        """
+        options.setdefault("weights_only", True)
+        return super().load_from_checkpoint(checkpoint_path, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep all settings of the encoder, so that a checkpoint suffices by itself."""
+        encoder = self._need_backbone().config_dict["encoder"]
+        config = {**self.settings.plain, "encoder": encoder}
+        checkpoint["hyper_parameters"] = {"config": config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the modules, where the number of features was not known."""
+        if self.backbone is None:
+            self._build(int(checkpoint["hyper_parameters"]["config"]["encoder"]["d_input"]))
