@@ -2,9 +2,9 @@
 
 >>> import molfun
 >>> sorted(molfun.__all__)
-['AffinityDataset', 'DataSplitter', 'FinetuneStrategy', 'FullFinetune', 'HeadOnlyFinetune',
-'LengthBatchSampler', 'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune',
-'SequenceDataset', '__version__']
+['AffinityDataset', 'DataSplitter', 'FinetuneStrategy', 'FullFinetune', 'GradualFinetune',
+'HeadOnlyFinetune', 'LengthBatchSampler', 'LoRAFinetune', 'MolfunError', 'MolfunStructureModel',
+'PartialFinetune', 'SequenceDataset', 'TimeSeriesDataset', '__version__']
 """
 
 from molfun._lazy import attach
@@ -17,6 +17,7 @@ __getattr__, _names = attach(
         "DataSplitter": "molfun.data",
         "FinetuneStrategy": "molfun.training",
         "FullFinetune": "molfun.training",
+        "GradualFinetune": "molfun.training",
         "HeadOnlyFinetune": "molfun.training",
         "LoRAFinetune": "molfun.training",
         "LengthBatchSampler": "molfun.data",
@@ -24,6 +25,7 @@ __getattr__, _names = attach(
         "MolfunStructureModel": "molfun.models.structure",
         "PartialFinetune": "molfun.training",
         "SequenceDataset": "molfun.data",
+        "TimeSeriesDataset": "molfun.data",
     },
 )
 __all__ = ["__version__", *_names]

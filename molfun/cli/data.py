@@ -234,6 +234,11 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
         config["loss"] = settings.loss
     if name in LABELS:
         config["classes"] = _classes(TASKS[name], level(settings), parts)
+        if settings.n_classes not in (None, len(config["classes"])):
+            raise ConfigError(
+                f"n_classes={settings.n_classes}, but the labels name {len(config['classes'])}: "
+                f"{', '.join(config['classes'])}."
+            )
         if name == "binary" and len(config["classes"]) == 2:
             config["classes"] = _positive_last(config["classes"], settings.positive_class)
         config["class_weight"] = settings.class_weight

@@ -24,9 +24,20 @@ def _flag(text: str, panel: str, *names: str) -> Any:
     return typer.Option(*names, help=plain, rich_help_panel=panel, show_default=False)
 
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings as name=value, for example encoder.d_model=64.", show_default=False
+    ),
+]
+
+
 @app.command("fine-tune")
 def fine_tune(
-    data: Annotated[Text, _flag("Table with the columns pdb_id and affinity.", DATA)] = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        Text, _flag("Table with pdb_id and affinity, or of sequences; or time series.", DATA)
+    ] = None,
     pdbs: Annotated[Text, _flag("Folder of structures {pdb_id}.cif or .pdb (.gz).", DATA)] = None,
     features: Annotated[Text, _flag("Folder of pre-computed features {pdb_id}.pkl.", DATA)] = None,
     alignments: Annotated[Text, _flag("Folder of alignments {pdb_id}/*.a3m.", DATA)] = None,
@@ -162,6 +173,9 @@ def fine_tune(
     resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
     overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
     config: Annotated[Text, _flag("YAML file of settings; flags go first.", RUN)] = None,
+    plugin: Annotated[
+        Text, _flag("Module to import first, which registers parts of your own.", RUN)
+    ] = None,
     device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
     kernels: Annotated[
         Text, _flag("Whose code runs: auto, stock (the package's) or fast [auto].", RUN)
@@ -197,6 +211,8 @@ def fine_tune(
       molfun fine-tune --data pdbbind.csv --pdbs pdbs/ --strategy lora --output runs/lora
 
       molfun fine-tune --backbone esm2_t6_8M_UR50D --data gb1.csv --target-column fitness
+
+      molfun fine-tune --config finetune.yaml --data series.csv training.unfreeze_epoch=5
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     from molfun.cli.console import errors_in_one_line
@@ -205,7 +221,8 @@ def fine_tune(
         from molfun.cli import fine_tune as command
         from molfun.cli.settings import FineTuneSettings
 
-        settings = _resolve(FineTuneSettings, given, config=config, resume=resume)
+        stored = _stored(given, config, overrides, plugin, resume=resume)
+        settings = _resolve(FineTuneSettings, given, stored, config)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
@@ -305,7 +322,20 @@ def embed(
 
 @app.command()
 def pretrain(
+    overrides: Overrides = None,
     sequences: Annotated[Text, _flag("FASTA (.gz) or table of sequences.", DATA)] = None,
+    data: Annotated[Text, _flag("Or a file of time series.", DATA)] = None,
+    layout: Annotated[
+        Text, _flag("Table of time series: long (a row a time step) or wide [long].", DATA)
+    ] = None,
+    id_column: Annotated[Text, _flag("Its column of ids [id].", DATA)] = None,
+    time_column: Annotated[Text, _flag("Its column of times [time].", DATA)] = None,
+    group_column: Annotated[Text, _flag("Its column of subjects [group].", DATA)] = None,
+    target_column: Annotated[
+        Text, _flag("Its column of labels, which is left out [none].", DATA)
+    ] = None,
+    window: Annotated[int | None, _flag("Cut time series into such windows.", DATA)] = None,
+    stride: Annotated[int | None, _flag("Steps from one to the next [window].", DATA)] = None,
     val: Annotated[Text, _flag("The same for validation.", DATA)] = None,
     val_frac: Annotated[float | None, _flag("Fraction for it without --val [0.01].", DATA)] = None,
     sequence_column: Annotated[Text, _flag("Column of sequences [sequence].", DATA)] = None,
@@ -339,18 +369,23 @@ def pretrain(
     resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
     overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
     config: Annotated[Text, _flag("YAML file of settings; flags go first.", RUN)] = None,
+    plugin: Annotated[
+        Text, _flag("Module to import first, which registers parts of your own.", RUN)
+    ] = None,
     device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
     seed: Annotated[int | None, _flag("Seed of split, order, weights, masks [42].", RUN)] = None,
     workers: Annotated[int | None, _flag("Processes that load data [0].", RUN)] = None,
     debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
 ) -> None:
-    """Train a backbone on sequences without labels, to fine-tune from afterwards.
+    """Train a backbone on sequences or time series without labels, to fine-tune from afterwards.
 
     For example::
 
       molfun pretrain --backbone esm2_t6_8M_UR50D --sequences mine.fasta.gz --output runs/pre
 
       molfun fine-tune --backbone esm2_t6_8M_UR50D --weights runs/pre/weights.safetensors ...
+
+      molfun pretrain --data series.ts encoder=transformer ssl=mae encoder.d_model=64
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     from molfun.cli.console import errors_in_one_line
@@ -358,15 +393,29 @@ def pretrain(
     with errors_in_one_line(debug=debug):
         from molfun.cli import pretrain as command
 
-        settings = _resolve(command.PretrainSettings, given, config=config, resume=resume)
+        stored = _stored(given, config, overrides, plugin, resume=resume, pretrain=True)
+        settings = _resolve(command.PretrainSettings, given, stored, config)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
-_NO_SETTINGS = ("config", "resume", "overwrite", "debug")
+_NO_SETTINGS = ("config", "resume", "overwrite", "debug", "overrides", "plugin")
 
 
-def _resolve(kind: Any, given: dict[str, Any], *, config: str | None, resume: bool) -> Any:
-    """Settings of the run being resumed, then the file, then the flags."""
+def _resolve(kind: Any, given: dict[str, Any], stored: dict[str, Any], config: str | None) -> Any:
+    """What was stored, then the flags."""
+    return kind.build({**stored, **given}, source=config or "command line")
+
+
+def _stored(
+    given: dict[str, Any],
+    config: str | None,
+    overrides: list[str] | None,
+    plugin: str | None,
+    *,
+    resume: bool,
+    pretrain: bool = False,
+) -> dict[str, Any]:
+    """Settings of the run being resumed, then those of the file and the overrides."""
     from pathlib import Path
 
     from molfun.config import read_yaml
@@ -382,10 +431,13 @@ def _resolve(kind: Any, given: dict[str, Any], *, config: str | None, resume: bo
                 f"step ({stored} does not exist). Start it without --resume."
             )
         values.update(read_yaml(stored))
-    if config is not None:
-        values.update(read_yaml(config))
-    values.update(given)
-    return kind.build(values, source=config or "command line")
+    if plugin is not None or overrides or config is not None:
+        from molfun.cli.sections import load_plugin, read_settings
+
+        if plugin is not None:
+            load_plugin(plugin)
+        values.update(read_settings(config, overrides or [], pretrain=pretrain))
+    return values
 
 
 @app.command()

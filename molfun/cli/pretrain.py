@@ -1,21 +1,30 @@
-"""Self-supervised training of a backbone on sequences, from the command line."""
+"""Self-supervised training of a backbone on sequences or time series, from the command line."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from molfun._io import DirectoryLock, disk_errors, write_text
-from molfun.cli.console import ConsoleProgress, say, set_up_logging
-from molfun.cli.data import files_of_a_run, loader, open_sequences
+from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
+from molfun.cli.data import (
+    Dataset,
+    files_of_a_run,
+    in_windows,
+    is_series_table,
+    loader,
+    open_sequences,
+)
 from molfun.cli.settings import OptimizerSettings, with_long
 from molfun.config import dump_yaml
-from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
+from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
 from molfun.models.pretraining import DEFAULT, WEIGHTS
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
+from molfun.registry import BACKBONES
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
@@ -24,11 +33,19 @@ from molfun.training.history import History
 class PretrainSettings(OptimizerSettings):
     """Everything that decides a pre-training run. Names are those of the flags."""
 
-    sequences: str
+    sequences: str | None = None
+    data: str | None = None
     val: str | None = None
     val_frac: float = Field(default=0.01, ge=0, lt=1)
     sequence_column: str = "sequence"
     max_length: int | None = Field(default=512, ge=1)
+    layout: Literal["long", "wide"] = "long"
+    id_column: str | None = None
+    time_column: str = "time"
+    group_column: str = "group"
+    target_column: str | None = None
+    window: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1)
 
     backbone: str = "esm2_t6_8M_UR50D"
     preset: str | None = None
@@ -54,24 +71,39 @@ class PretrainSettings(OptimizerSettings):
     seed: int = 42
     workers: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _needs_data(self) -> PretrainSettings:
+        series = "series" in BACKBONES[self.backbone].inputs
+        if (self.data if series else self.sequences) is None:
+            flag = "--data FILE of time series" if series else "--sequences FILE"
+            raise ValueError(f"give {flag}, which {self.backbone} is trained on")
+        return self
+
 
 def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, train, write."""
-    folder = Path(settings.output).expanduser()
-    with DirectoryLock(folder):
-        files_of_a_run(folder, RUN_FILES, resume=resume, overwrite=overwrite)
-        with disk_errors(folder):
-            set_up_logging(str(folder / "run.log"), debug=debug)
+    folder, first = Path(settings.output).expanduser(), is_first_process()
+    with DirectoryLock(folder) if first else contextlib.nullcontext():
+        if first:
+            files_of_a_run(folder, RUN_FILES, resume=resume, overwrite=overwrite)
+            with disk_errors(folder):
+                set_up_logging(str(folder / "run.log"), debug=debug)
+        else:
+            hush()
         train, val = _data(settings)
-        residues = int(train.lengths.sum())
-        say(f"Data: {len(train):,} train ({residues:,} residues) / {len(val or ()):,} val")
+        total, unit = int(train.lengths.sum()), "residues"
+        arguments = with_long(settings.backbone_config, settings.long)
+        if isinstance(train, TimeSeriesDataset):
+            unit = "time steps"
+            arguments.setdefault("d_input", train.n_features)
+        say(f"Data: {len(train):,} train ({total:,} {unit}) / {len(val or ()):,} val")
         model = MolfunStructureModel(
             settings.backbone,
             config=settings.preset,
             weights=settings.weights,
             device=settings.device,
             seed=settings.seed,
-            backbone_config=with_long(settings.backbone_config, settings.long),
+            backbone_config=arguments,
         )
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")
@@ -111,7 +143,31 @@ class _ConfigFile(Callback):
         write_text(self._folder / "config.yaml", dump_yaml(self._settings.model_dump()))
 
 
-def _data(settings: PretrainSettings) -> tuple[SequenceDataset, SequenceDataset | None]:
+def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
+    options: dict[str, Any] = {"max_length": settings.max_length}
+    if is_series_table(settings.data or ""):
+        names = ("layout", "id_column", "time_column", "group_column", "target_column")
+        options |= {name: getattr(settings, name) for name in names}
+        if settings.layout == "long":
+            options["id_column"] = settings.id_column or "id"
+    train, val = (
+        None if path is None else open_timeseries(path, **options)
+        for path in (settings.data, settings.val)
+    )
+    assert train is not None
+    if val is None and settings.val_frac:
+        train, val, _ = train.split(settings.val_frac, 0.0, seed=settings.seed)
+    check_groups(train=train, validation=val)
+    cut = [None if d is None else in_windows(d, settings.window, settings.stride)
+           for d in (train, val)]  # fmt: skip
+    assert cut[0] is not None
+    return cut[0], cut[1]
+
+
+def _data(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
+    if settings.data is not None:
+        return _series(settings)
+    assert settings.sequences is not None
     column, length = settings.sequence_column, settings.max_length
     train = open_sequences(settings.sequences, column, length)
     if settings.val is not None:

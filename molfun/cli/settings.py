@@ -25,6 +25,7 @@ class OptimizerSettings(Settings):
     momentum: float = Field(default=FinetuneStrategy.momentum, ge=0, lt=1)
     scheduler: str = FinetuneStrategy.scheduler
     warmup: int | None = Field(default=None, ge=0)
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     min_lr: float | None = Field(default=None, ge=0)
     step_size: int = Field(default=FinetuneStrategy.step_size, ge=1)
     gamma: float = Field(default=FinetuneStrategy.gamma, gt=0, le=1)
@@ -55,8 +56,10 @@ class OptimizerSettings(Settings):
     def optimizer_options(self, *, warmup_ratio: float) -> dict[str, Any]:
         """Arguments of a strategy; `warmup_ratio` is for runs that give no warm-up."""
         options = {name: getattr(self, name) for name in OptimizerSettings.model_fields}
-        steps = options.pop("warmup")
-        warmup = {"warmup_ratio": warmup_ratio} if steps is None else {"warmup_steps": steps}
+        steps, ratio = options.pop("warmup"), options.pop("warmup_ratio")
+        warmup = {"warmup_ratio": warmup_ratio if ratio is None else ratio}
+        if steps is not None:
+            warmup = {"warmup_steps": steps}
         return {**options, **warmup}
 
 
@@ -95,10 +98,12 @@ class FineTuneSettings(OptimizerSettings):
     loss: Literal["mse", "mae", "huber"] = "mse"
     class_weight: Literal["balanced"] | list[float] | None = None
     positive_class: str | None = None
+    n_classes: int | None = Field(default=None, ge=2)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     strategy: str = "lora"
     lr: float | None = Field(default=None, gt=0)
+    strategy_config: dict[str, Any] = Field(default_factory=dict)
     lora_rank: int | None = Field(default=None, ge=1)
     unfreeze_blocks: int | None = Field(default=None, ge=1)
     unfreeze_epoch: int | None = Field(default=None, ge=1)
@@ -242,7 +247,7 @@ class FineTuneSettings(OptimizerSettings):
             options["adapt_last_n"] = self.unfreeze_blocks
         if name == "partial":
             options["unfreeze_last_n"] = self.unfreeze_blocks or min(4, n_blocks)
-        return options
+        return {**options, **self.strategy_config}
 
     def to_yaml(self, **resolved: Any) -> str:
         """All settings as a file that ``--config`` reads; `resolved` replaces what was open."""

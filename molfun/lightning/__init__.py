@@ -49,6 +49,6 @@ __getattr__, __all__ = attach(
         "SSL_REGISTRY": "molfun.lightning.objectives",
         "TASK_HEAD_REGISTRY": "molfun.lightning.heads",
         "TaskHeadConfig": "molfun.lightning.heads",
-        "load_config": "molfun.lightning.config",
+        "load_config": "molfun.models.sections",
     },
 )

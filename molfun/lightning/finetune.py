@@ -16,7 +16,6 @@ from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.weights import StoredWeights, read_weights
 from molfun.errors import ConfigError, RunError
 from molfun.heads.base import Head
-from molfun.lightning.config import FinetuneConfig, finetune_config
 from molfun.lightning.data import label_list, label_of, series_of, training_batches
 from molfun.lightning.parts import (
     build_head,
@@ -26,6 +25,7 @@ from molfun.lightning.parts import (
     standardizes,
 )
 from molfun.lightning.shell import STATE, TimeSeriesModule
+from molfun.models.sections import FinetuneConfig, finetune_config
 from molfun.tasks.base import Task
 from molfun.training.runner import Evaluation, Inputs, ModelRunner
 from molfun.trunk import TrunkOutput

@@ -11,7 +11,7 @@ from molfun.backbones.timeseries.backbone import resolve
 from molfun.backbones.timeseries.weights import StoredWeights
 from molfun.errors import ConfigError, listing
 from molfun.heads.base import Head
-from molfun.lightning.config import FinetuneConfig, TaskSettings, TrainingSettings, parameters_of
+from molfun.models.sections import FinetuneConfig, TaskSettings, TrainingSettings, parameters_of
 from molfun.registry import HEADS, TASKS
 from molfun.tasks.base import Task
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.errors import ConfigError
-from molfun.lightning.config import PretrainConfig, build_objective, pretrain_config
 from molfun.lightning.data import rows, series_of
 from molfun.lightning.shell import STATE, TimeSeriesModule
+from molfun.models.sections import PretrainConfig, build_objective, pretrain_config
 from molfun.objectives.base import Objective
 from molfun.training.objective_runner import ObjectiveEvaluation, ObjectiveRunner
 from molfun.training.runner import as_inputs

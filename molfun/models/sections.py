@@ -1,4 +1,4 @@
-"""Configurations of the Lightning modules: sections, from YAML or a dict, with overrides."""
+"""The guide's configuration of time-series runs: sections, from YAML or a dict, with overrides."""
 
 from __future__ import annotations
 
@@ -206,6 +206,26 @@ def load_config(
     problems = [*_unknown_sections(config, [*PRETRAIN, *FINETUNE])]
     problems.append("There is no section ssl (to pre-train) and none named task (to fine-tune).")
     raise ConfigError(f"config:\n{listing(problems)}")
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings without sections, with overrides such as ``"head_config.dropout=0.2"``.
+
+    Raises
+    ------
+    ConfigError
+        If an override has another form.
+
+    Examples
+    --------
+    >>> apply_overrides({"epochs": 3}, ["epochs=5", "head_config.dropout=0"])
+    {'epochs': 5, 'head_config': {'dropout': 0}}
+    """
+    changed: dict[str, Any] = plain(values)
+    for text in overrides:
+        path, value = _parse(text)
+        _set(changed, path, value)
+    return changed
 
 
 def _parse(text: str) -> tuple[list[str], Any]:

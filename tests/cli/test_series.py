@@ -1,0 +1,248 @@
+"""Time series from the command line: pre-train, fine-tune, evaluate, predict."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from molfun.cli.sections import flat_fine_tune, flat_pretrain
+from molfun.cli.settings import FineTuneSettings
+from molfun.data import double_well
+
+Command = Callable[..., Any]
+
+GUIDE_PRETRAIN = """
+encoder:
+  name: transformer
+  d_model: 16
+  n_heads: 2
+ssl:
+  name: mae
+  mask_ratio: 0.15
+optimizer:
+  name: adamw
+  lr: 1.0e-3
+  weight_decay: 0.01
+scheduler:
+  name: warmup_cosine
+  warmup_epochs: 1
+  max_epochs: 3
+  eta_min: 1.0e-6
+training:
+  max_epochs: 3
+  batch_size: 8
+"""
+GUIDE_FINETUNE = """
+encoder:
+  name: transformer
+  d_model: 16
+  n_heads: 2
+task:
+  task_name: well
+  task_type: binary
+  head_type: mlp
+  hidden_dims: [8]
+  dropout: 0.1
+training:
+  freeze_encoder: true
+  unfreeze_epoch: null
+  max_epochs: 3
+  batch_size: 8
+optimizer:
+  name: adamw
+  lr: 1.0e-3
+  weight_decay: 0.01
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Series of a double well as a long table, and the guide's two files."""
+    data = double_well(n_series=24, n_frames=(12, 20), seed=0)
+    with (tmp_path / "series.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "time", *data.feature_names, "target"])
+        for sample in data:
+            values, mask = sample.features["timeseries"], sample.features["mask"]
+            for step in range(len(values)):
+                cells = [
+                    "" if not m else f"{v:.4f}"
+                    for v, m in zip(values[step], mask[step], strict=True)
+                ]
+                writer.writerow([sample.id, step, *cells, sample.target])
+    (tmp_path / "pretrain.yaml").write_text(GUIDE_PRETRAIN)
+    (tmp_path / "finetune.yaml").write_text(GUIDE_FINETUNE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_pretrain_fine_tune_evaluate_predict(molfun: Command, folder: Path) -> None:
+    result = molfun(
+        "pretrain", "--config", "pretrain.yaml", "--data", "series.csv", "--target-column",
+        "target", "--val-frac", "0.2", "--output", "runs/pre", "ssl.mask_ratio=0.3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    stored = yaml.safe_load((folder / "runs/pre/config.yaml").read_text())
+    assert stored["objective_config"] == {"mask_ratio": 0.3}
+    assert stored["warmup_ratio"] == pytest.approx(1 / 3)
+    result = molfun(
+        "fine-tune", "--config", "finetune.yaml", "--data", "series.csv", "--weights",
+        "runs/pre/weights.safetensors", "--output", "runs/ft", "training.unfreeze_epoch=1",
+        "--val-frac", "0.25", "--test-frac", "0",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "Strategy: GradualFinetune" in result.stdout
+    assert "Classes:" in result.stdout
+    result = molfun("evaluate", "runs/ft/checkpoint", "--data", "series.csv")
+    assert result.exit_code == 0, result.stderr
+    assert "accuracy=" in result.stdout
+    result = molfun("predict", "runs/ft/checkpoint", "--data", "series.csv", "--output", "out.csv")
+    assert result.exit_code == 0, result.stderr
+    with (folder / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert {row["prediction"] for row in rows} <= {row["target"] for row in rows}
+
+
+def test_windows_keep_a_series_on_one_side(molfun: Command, folder: Path) -> None:
+    result = molfun(
+        "fine-tune", "--backbone", "timeseries", "--preset", "linear", "--data", "series.csv",
+        "--task", "binary", "--strategy", "full", "--lr", "1e-3", "--epochs", "1", "--window", "6",
+        "--stride", "3", "--output", "runs/w",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    with (folder / "runs/w/splits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    parts: dict[str, set[str]] = {}
+    for row in rows:
+        name = row["id"].rsplit("@", 1)[0]
+        parts.setdefault(name, set()).add(row["split"])
+    assert len(rows) > 24
+    assert all(len(part) == 1 for part in parts.values())
+    result = molfun("evaluate", "runs/w/checkpoint", "--data", "series.csv")
+    assert f"{len(rows)} samples" in result.stdout, result.stderr
+
+
+def test_an_encoder_of_ones_own(molfun: Command, folder: Path) -> None:
+    (folder / "my_encoders.py").write_text(
+        """
+from dataclasses import dataclass
+from torch import nn
+from molfun.backbones.timeseries.encoders import BaseEncoder, ENCODER_REGISTRY, EncoderConfig
+
+@dataclass
+class PlainConfig(EncoderConfig):
+    name: str = "plain"
+    hidden_size: int = 8
+
+class PlainEncoder(BaseEncoder):
+    config_class = PlainConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.net = nn.Sequential(
+            nn.Linear(config.d_input, config.hidden_size), nn.ReLU(),
+            nn.Linear(config.hidden_size, config.d_model),
+        )
+
+    def forward(self, x, mask=None, padding_mask=None):
+        return self.net(x)
+
+ENCODER_REGISTRY["plain"] = PlainEncoder
+"""
+    )
+    common = ("--data", "series.csv", "--target-column", "target", "--plugin", "my_encoders")
+    result = molfun(
+        "pretrain", *common, "--output", "runs/own", "encoder=plain", "encoder.hidden_size=5",
+        "ssl=mae", "training.max_epochs=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    stored = yaml.safe_load((folder / "runs/own/config.yaml").read_text())
+    assert stored["backbone_config"] == {"config": {"name": "plain", "hidden_size": 5}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encoder.d_modell=4",), "Did you mean 'd_model'?"),
+        (("ssl.name=mea",), "Did you mean 'mae'?"),
+        (("optimiser.lr=1",), "optimiser: unknown section. Did you mean 'optimizer'?"),
+        (("encoder.d_model",), "must look like section.key=value"),
+        (("--plugin", "no_such_module"), "--plugin no_such_module cannot be imported"),
+        (("--backbone", "esm2_tiny"), "give --sequences FILE, which esm2_tiny is trained on"),
+    ],
+)
+def test_what_is_wrong_gets_one_line(
+    molfun: Command, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = molfun("pretrain", "--config", "pretrain.yaml", "--data", "series.csv", *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_data_is_asked_for(molfun: Command, folder: Path) -> None:
+    result = molfun("pretrain", "--config", "pretrain.yaml")
+    assert result.exit_code == 1
+    assert "give --data FILE of time series, which timeseries is trained on" in result.stderr
+
+
+def test_sections_become_settings() -> None:
+    flat = flat_fine_tune(
+        {
+            "task": {"task_type": "multiclass", "n_classes": 3, "head_type": "linear"},
+            "training": {"freeze_encoder": False, "gradient_clip_val": 0.5},
+            "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.8},
+            "scheduler": {"name": "plateau", "mode": "min", "factor": 0.5, "patience": 3},
+        }
+    )
+    settings = FineTuneSettings.build({**flat, "data": "x.ts"})
+    options = settings.strategy_options(settings.strategy, n_blocks=2)
+    assert options["name"] == "full"
+    expected = {
+        "lr": 0.01, "lr_head": 0.01, "lr_embedder": 0.01, "layer_lr_decay": 1.0,
+        "optimizer": "sgd", "momentum": 0.8, "grad_clip": 0.5, "ema_decay": 0.0,
+        "scheduler": "plateau", "plateau_mode": "min", "plateau_factor": 0.5,
+        "plateau_patience": 3, "warmup_steps": 0,
+    }  # fmt: skip
+    assert {key: options[key] for key in expected} == expected
+    assert settings.n_classes == 3
+
+
+def test_a_schedule_of_another_length_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    flat = flat_pretrain(
+        {
+            "ssl": {"name": "jepa"},
+            "scheduler": {"name": "cosine", "T_max": 100, "eta_min": 1e-5},
+            "training": {"max_epochs": 20},
+        }
+    )
+    assert flat["min_lr"] == 1e-5
+    assert flat["epochs"] == 20
+    assert "made for 100 epochs and the run has 20" in caplog.text
+
+
+def test_the_number_of_classes_has_to_be_that_of_the_labels(molfun: Command, folder: Path) -> None:
+    result = molfun(
+        "fine-tune", "--config", "finetune.yaml", "--data", "series.csv",
+        "task.task_type=multiclass", "task.n_classes=4",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "n_classes=4, but the labels name 2" in result.stderr
+
+
+def test_numbers_are_numbers(folder: Path) -> None:
+    """What the table was written from is what it is read as."""
+    from molfun.data import TimeSeriesDataset
+
+    data = double_well(n_series=24, n_frames=(12, 20), seed=0)
+    read = TimeSeriesDataset.from_csv("series.csv", labels="class")
+    for one, other in zip(data, read, strict=True):
+        assert np.array_equal(one.features["mask"], other.features["mask"])
+        assert np.allclose(one.features["timeseries"], other.features["timeseries"], atol=1e-4)
