@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -107,6 +107,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad and stack the input tensors of several samples into one batch."""
+
+    def split(self, batch: Features) -> list[Features]:  # noqa: ARG002
+        """The features of each sample of a batch: what `collate` was given.
+
+        Raises
+        ------
+        DataError
+            If the backbone's batches cannot be taken apart.
+        """
+        raise DataError(
+            f"Pre-training of {self.display_name} needs samples, not tensors: pass a dataset or a "
+            f"loader of samples."
+        )
 
     @abstractmethod
     def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:

@@ -162,7 +162,7 @@ def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
 
 def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
     arguments = settings.backbone_arguments
-    if isinstance(parts[0], TimeSeriesDataset) and not settings.weights:
+    if isinstance(parts[0], TimeSeriesDataset):
         arguments.setdefault("d_input", parts[0].n_features)
     return MolfunStructureModel(
         settings.backbone,

@@ -332,7 +332,7 @@ def pretrain(
     time_column: Annotated[Text, _flag("Its column of times [time].", DATA)] = None,
     group_column: Annotated[Text, _flag("Its column of subjects [group].", DATA)] = None,
     target_column: Annotated[
-        Text, _flag("Its column of labels, which is left out [none].", DATA)
+        Text, _flag("Its column of labels, which is left out [target].", DATA)
     ] = None,
     window: Annotated[int | None, _flag("Cut time series into such windows.", DATA)] = None,
     stride: Annotated[int | None, _flag("Steps from one to the next [window].", DATA)] = None,

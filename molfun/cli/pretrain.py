@@ -71,6 +71,14 @@ class PretrainSettings(OptimizerSettings):
     seed: int = 42
     workers: int = Field(default=0, ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _series_are_not_cropped(cls, values: Any) -> Any:
+        """The length that memory allows for proteins says nothing of time series."""
+        if isinstance(values, dict) and "max_length" not in values and values.get("data"):
+            return {**values, "max_length": None}
+        return values
+
     @model_validator(mode="after")
     def _needs_data(self) -> PretrainSettings:
         series = "series" in BACKBONES[self.backbone].inputs
@@ -146,8 +154,11 @@ class _ConfigFile(Callback):
 def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
     options: dict[str, Any] = {"max_length": settings.max_length}
     if is_series_table(settings.data or ""):
-        names = ("layout", "id_column", "time_column", "group_column", "target_column")
+        names = ("layout", "id_column", "time_column", "group_column")
         options |= {name: getattr(settings, name) for name in names}
+        # labels are no input: a column of them is left out, whatever is in it
+        options |= {"target_column": settings.target_column or "target", "labels": "class"}
+        options["require_target"] = False
         if settings.layout == "long":
             options["id_column"] = settings.id_column or "id"
     train, val = (

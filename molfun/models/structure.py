@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -45,7 +45,7 @@ from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.kernels import matrix_kernel
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
-from molfun.sample import is_missing
+from molfun.sample import Sample, is_missing
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
@@ -296,7 +296,7 @@ class MolfunStructureModel(nn.Module):
         targets = targets_of(train_loader)
         task.fit_targets(targets)
         check_labels(task, val_loader)
-        self.backbone.fit_inputs(samples_of([train_loader]))
+        self.backbone.fit_inputs(self._training_samples(train_loader))
         strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
         identity = self._model_identity()
@@ -450,7 +450,7 @@ class MolfunStructureModel(nn.Module):
             epochs = 10
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         goal = _build("objective_config", OBJECTIVES[objective], dict(objective_config or {}))
-        self.backbone.fit_inputs(samples_of([train_loader]))
+        self.backbone.fit_inputs(self._training_samples(train_loader))
         history = pretraining.run(
             self.backbone,
             goal,
@@ -488,6 +488,19 @@ class MolfunStructureModel(nn.Module):
         self.weights = None if weights is None else str(weights.resolve())
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
+
+    def _training_samples(self, loader: Any) -> Iterator[Sample]:
+        """Samples of a loader, also of one that gives dicts of tensors."""
+        found = False
+        for sample in samples_of([loader]):
+            found = True
+            yield sample
+        for batch in () if found else loader:
+            inputs = as_inputs(batch)
+            for name, row in zip(
+                inputs.ids, self.backbone.split(inputs.features or {}), strict=True
+            ):
+                yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
 
     def _make_cache(self, config: CacheConfig, precision: str) -> PrefixCache | None:
         """Cache for what is frozen: all of the backbone, or its first blocks."""
@@ -1031,8 +1044,10 @@ def _representations_of(model: str | None) -> str:
 
 def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
     """Call a class with a user's settings; an unknown one gets the nearest name."""
-    known = list(inspect.signature(cls).parameters)
-    unknown = [key for key in config if key not in known]
+    parameters = inspect.signature(cls).parameters
+    known = list(parameters)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else [key for key in config if key not in known]
     if unknown:
         from molfun.errors import unknown_name
 

@@ -104,22 +104,32 @@ class ContrastiveObjective(Objective):
     def prepare(
         self, features: dict[str, torch.Tensor], generator: torch.Generator | None
     ) -> dict[str, torch.Tensor]:
-        """Add the two views: ``noise``, ``mask`` and ``keep`` (time steps) of each."""
-        views: dict[str, torch.Tensor] = {}
-        mask = features["mask"]
+        """Add the two views, each with its own beginning and end.
+
+        ``timeseries_1`` and ``mask_1`` are a piece of the series, ``keep_1`` is True in all of it
+        (and False in padding), ``noise_1`` is in deviations of the features, and ``both_1`` marks
+        the time steps that the other view has, too.
+        """
+        values, mask = features["timeseries"], features["mask"]
         length = len(mask)
         shortest = max(1, math.ceil(self._config["min_crop"] * length))
-        for view in ("1", "2"):
+        spans = []
+        for _ in range(2):
             size = int(torch.randint(shortest, length + 1, (), generator=generator))
             start = int(torch.randint(0, length - size + 1, (), generator=generator))
-            keep = torch.zeros(length, dtype=torch.bool)
-            keep[start : start + size] = True
-            seen = torch.rand(mask.shape, generator=generator) >= self._config["mask_ratio"]
-            noise = torch.randn(mask.shape, generator=generator) * self._config["jitter"]
+            spans.append((start, start + size))
+        first, last = max(a for a, _ in spans), min(b for _, b in spans)
+        views: dict[str, torch.Tensor] = {}
+        for view, (start, stop) in zip(("1", "2"), spans, strict=True):
+            shape = (stop - start, *mask.shape[1:])
+            seen = torch.rand(shape, generator=generator) >= self._config["mask_ratio"]
+            steps = torch.arange(start, stop)
             views |= {
-                f"keep_{view}": keep,
-                f"mask_{view}": mask & seen & keep[:, None],
-                f"noise_{view}": noise,
+                f"timeseries_{view}": values[start:stop],
+                f"mask_{view}": mask[start:stop] & seen,
+                f"keep_{view}": torch.ones(stop - start, dtype=torch.bool),
+                f"noise_{view}": torch.randn(shape, generator=generator) * self._config["jitter"],
+                f"both_{view}": (steps >= first) & (steps < last),
             }
         return {**features, **views}
 
@@ -127,6 +137,7 @@ class ContrastiveObjective(Objective):
         """Cross entropy of finding the other view among all candidates."""
         steps = [self._encode(backbone, batch, view) for view in ("1", "2")]
         keeps = [batch["keep_1"], batch["keep_2"]]
+        both = [batch["both_1"], batch["both_2"]]
         if self._config["mode"] == "instance":
             pooled = [
                 (x * keep.unsqueeze(-1)).sum(1) / keep.sum(1, keepdim=True)
@@ -134,7 +145,7 @@ class ContrastiveObjective(Objective):
             ]
             pairs = [tuple(self.projection(x) for x in pooled)]
         else:
-            pairs = self._same_steps(steps, keeps[0] & keeps[1])
+            pairs = self._same_steps(steps, both)
         total, count, right = nt_xent(pairs, self._config["temperature"])
         if count == 0:
             self._say_single()
@@ -153,7 +164,7 @@ class ContrastiveObjective(Objective):
         noise = batch[f"noise_{view}"] * backbone.input_std
         tokens: torch.Tensor = backbone.encode(
             {
-                "timeseries": batch["timeseries"] + noise,
+                "timeseries": batch[f"timeseries_{view}"] + noise,
                 "mask": batch[f"mask_{view}"],
                 "padding_mask": batch[f"keep_{view}"],
             }
@@ -161,17 +172,19 @@ class ContrastiveObjective(Objective):
         return tokens
 
     def _same_steps(
-        self, steps: list[torch.Tensor], both: torch.Tensor
+        self, steps: list[torch.Tensor], both: list[torch.Tensor]
     ) -> list[tuple[torch.Tensor, ...]]:
         """Steps that both views of a series have, thinned evenly: one pair of tables a series."""
         pairs = []
-        for row in range(len(both)):
-            places = both[row].nonzero().flatten()
-            if len(places) > self._config["max_steps"]:
-                spread = torch.linspace(0, len(places) - 1, self._config["max_steps"])
-                places = places[spread.long().to(places.device)]
-            if len(places) > 1:
-                pairs.append(tuple(self.projection(x[row, places]) for x in steps))
+        for row in range(len(both[0])):
+            places = [marked[row].nonzero().flatten() for marked in both]
+            n = len(places[0])
+            if n > self._config["max_steps"]:
+                spread = torch.linspace(0, n - 1, self._config["max_steps"]).long()
+                places = [p[spread.to(p.device)] for p in places]
+            if n > 1:
+                tables = [x[row, p] for x, p in zip(steps, places, strict=True)]
+                pairs.append(tuple(self.projection(table) for table in tables))
         return pairs
 
     def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from molfun.errors import DataError
 from molfun.training.ranks import Ranks
@@ -56,6 +56,13 @@ class EpochBatches:
                 "The training loader has no length, so the learning-rate schedule cannot be "
                 "planned. Pass a DataLoader over a map-style dataset, or a list of batches."
             ) from None
+        if self._ranks.size > 1 and isinstance(
+            getattr(loader, "sampler", None), DistributedSampler
+        ):
+            raise DataError(
+                "The loader has a DistributedSampler, and Molfun deals out the batches itself. "
+                "Leave the sampler out."
+            )
         if self.n_total == 0:
             raise DataError("The training set is empty: its loader gives no batch.")
 
@@ -68,12 +75,13 @@ class EpochBatches:
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            return itertools.islice(self._ranks.share(_iterate(loader, seed)), start, None)
+            return itertools.islice(self._ranks.share(seeded(loader, seed)), start, None)
         own = list(self._ranks.share(_order(loader, seed)))
         return iter(_with_batches(loader, own[start:], seed))
 
 
-def _iterate(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+    """Batches of a loader with all that is random in it under a seed."""
     streams, end = _Streams(seed), object()
     with streams:
         iterator = iter(loader)

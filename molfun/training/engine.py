@@ -31,7 +31,7 @@ from molfun.errors import ConfigError, DataError, NonFiniteError, unknown_name
 from molfun.nn.param_groups import for_optimizer
 from molfun.training import state as run_state
 from molfun.training.base import FinetuneStrategy
-from molfun.training.batches import EpochBatches
+from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
@@ -411,8 +411,10 @@ class Engine:
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
         state = self.state
-        result = self.runner.evaluate(self.ranks.share(val))
-        if self.ranks.size > 1:
+        if self.ranks.size == 1:
+            result = self.runner.evaluate(val)
+        else:  # in one order, also where the loader shuffles
+            result = self.runner.evaluate(self.ranks.share(seeded(val, self.config.seed)))
             result = type(result).joined(self.ranks.gather(result))
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
@@ -485,6 +487,7 @@ class Engine:
         stop = self._signal()
         if due or late or stop is not None:
             self._write_state()
+            self.ranks.wait()  # the end of one process ends the others, also one that still writes
         self._stop_if_asked(stop)
 
     def _signal(self) -> int | None:

@@ -12,10 +12,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Features
-from molfun.errors import DataError
+from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
 from molfun.objectives.base import Objective, ObjectiveOutput
-from molfun.sample import Sample
 from molfun.tasks.base import LossSum
 from molfun.training.runner import Evaluation, Inputs, as_inputs
 
@@ -86,20 +84,20 @@ class ObjectiveRunner:
         """Nothing depends on it."""
 
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
-        if not inputs.samples:
-            raise DataError("Pre-training needs samples, not tensors: pass a dataset or a loader.")
-        features = [self._prepare(sample, fixed=fixed) for sample in inputs.samples]
+        if inputs.features is None:
+            rows = [(s.content_key(), self.backbone.featurize(s)) for s in inputs.samples]
+        else:
+            parts = self.backbone.split(inputs.features)
+            rows = [(combine_digests({}, tensor_digests(part)), part) for part in parts]
+        features = [self._prepare(key, row, fixed=fixed) for key, row in rows]
         batch = {k: v.to(self.device) for k, v in self.backbone.collate(features).items()}
         with self.autocast():
             output: ObjectiveOutput = self.head(self.backbone, batch)
         return output
 
-    def _prepare(self, sample: Sample, *, fixed: bool) -> Features:
-        generator = None
-        if fixed:
-            seed = int(sample.content_key()[:15], 16)
-            generator = torch.Generator().manual_seed(seed)
-        return self.head.prepare(self.backbone.featurize(sample), generator)
+    def _prepare(self, key: str, features: Features, *, fixed: bool) -> Features:
+        generator = torch.Generator().manual_seed(int(key[:15], 16)) if fixed else None
+        return self.head.prepare(features, generator)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any]) -> ObjectiveEvaluation:

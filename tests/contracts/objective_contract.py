@@ -117,7 +117,12 @@ class ObjectiveContract:
 
         strategy = FullFinetune(lr=1e-30, lr_head=1e-30, lr_embedder=1e-30)
         history = self.model().pretrain(
-            self.batches(), self.batches(), objective=self.name, strategy=strategy, epochs=2
+            self.batches(),
+            self.batches(),
+            objective=self.name,
+            strategy=strategy,
+            epochs=2,
+            objective_config=self.settings,
         )
         assert history[0]["val_loss"] == history[1]["val_loss"]
 
@@ -130,7 +135,11 @@ class ObjectiveContract:
                     raise KeyboardInterrupt
 
         start = self.model()
-        run: dict[str, Any] = {"objective": self.name, "epochs": 4}
+        run: dict[str, Any] = {
+            "objective": self.name,
+            "objective_config": self.settings,
+            "epochs": 4,
+        }
         whole = copy.deepcopy(start)
         reference = whole.pretrain(self.batches(), self.batches(), **run)
         stopped = copy.deepcopy(start)

@@ -19,7 +19,7 @@ from molfun.backbones.timeseries.encoders.base import (
     complete,
     make_config,
 )
-from molfun.backbones.timeseries.weights import load_weights, read_weights
+from molfun.backbones.timeseries.weights import StoredWeights, load_weights, read_weights
 from molfun.errors import ConfigError, DataError
 from molfun.registry import ENCODER_CONFIGS, ENCODERS
 from molfun.sample import Sample
@@ -49,7 +49,8 @@ class TimeSeriesBackbone(Backbone):
     d_input
         Features of the series, where `config` does not say.
     standardize
-        Whether values are brought to mean 0 and deviation 1.
+        Whether values are brought to mean 0 and deviation 1; None does what `weights` were trained
+        with, else it does.
 
     Raises
     ------
@@ -84,17 +85,18 @@ class TimeSeriesBackbone(Backbone):
         weights: str | Path | None = None,
         seed: int = 0,
         d_input: int | None = None,
-        standardize: bool = True,
+        standardize: bool | None = None,
     ) -> None:
         super().__init__()
         stored = None if weights is None else read_weights(weights)
-        if config is None and stored is not None and stored.encoder is not None:
-            config = stored.encoder
+        if stored is not None:
+            config = with_stored(config, stored.encoder)
+            standardize = same_scale(standardize, stored)
         self.config = resolve(config or DEFAULT_ENCODER, d_input)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder: BaseEncoder = ENCODERS[self.config.name](self.config)
-        self.standardize = standardize
+        self.standardize = standardize is not False
         self.d_input, self.single_dim = self.config.d_input, self.config.d_model
         self.pair_dim = None
         self.register_buffer("input_mean", torch.zeros(self.d_input))
@@ -160,6 +162,22 @@ class TimeSeriesBackbone(Backbone):
             Naming the sample.
         """
         self._arrays(sample)
+
+    def split(self, batch: Features) -> list[Features]:
+        """The features of each series of a batch, without padding."""
+        values = batch["timeseries"]
+        _, mask, padding_mask = self._inputs(batch)
+        rows = []
+        for i, n in enumerate(padding_mask.sum(1).tolist()):
+            row = {
+                "timeseries": torch.where(
+                    mask[i, :n], values[i, :n], torch.zeros_like(values[i, :n])
+                ),
+                "mask": mask[i, :n],
+                "padding_mask": padding_mask[i, :n],
+            }
+            rows.append(row)
+        return rows
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad all tensors along time to the longest series: (batch, time, ...)."""
@@ -342,6 +360,36 @@ class TimeSeriesBackbone(Backbone):
         """Turn `config_dict` back into constructor arguments."""
         arguments = dict(config)
         return {"config": arguments.pop("encoder"), **arguments}
+
+
+def with_stored(
+    config: str | Mapping[str, Any] | EncoderConfig | None, stored: Mapping[str, Any] | None
+) -> str | Mapping[str, Any] | EncoderConfig | None:
+    """Settings of an encoder, those that are left out as in the file of its weights."""
+    if stored is None or isinstance(config, EncoderConfig):
+        return config
+    given: Mapping[str, Any] = {"name": config} if isinstance(config, str) else config or {}
+    other = given.get("name", stored.get("name")) != stored.get("name")
+    return config if other else {**stored, **given}
+
+
+def same_scale(standardize: bool | None, stored: StoredWeights) -> bool | None:
+    """Whether values are standardised: as they were for the weights.
+
+    Raises
+    ------
+    ConfigError
+        If the weights were trained the other way.
+    """
+    if stored.standardize is None:
+        return standardize
+    if standardize not in (None, stored.standardize):
+        how = "standardised" if stored.standardize else "raw"
+        raise ConfigError(
+            f"standardize={standardize}, but {stored.path} was trained on {how} values. Leave it "
+            f"out."
+        )
+    return stored.standardize
 
 
 def resolve(config: str | Mapping[str, Any] | EncoderConfig, d_input: int | None) -> Any:

@@ -37,11 +37,14 @@ class StoredWeights:
         ``encoder.*`` and, where the file has them, mean and deviation of the features.
     encoder
         Name and settings of the encoder, where the file tells.
+    standardize
+        Whether it was trained on standardised values, where the file tells.
     """
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
     encoder: dict[str, Any] | None
+    standardize: bool | None = None
 
 
 def read_weights(path: str | Path) -> StoredWeights:
@@ -58,14 +61,17 @@ def read_weights(path: str | Path) -> StoredWeights:
     if path.suffix == ".safetensors":
         tensors = load_safetensors(path)
         config = json.loads(read_metadata(path).get("config", "{}"))
-        return StoredWeights(path, _named(tensors, path), config.get("encoder"))
+        named = _named(tensors, path)
+        return StoredWeights(path, named, config.get("encoder"), config.get("standardize"))
     content = load_torch(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds no weights by name.")
     if "encoder_state_dict" in content:
         named = {f"encoder.{n}": t for n, t in content["encoder_state_dict"].items()}
         scale = {n: content[n] for n in SCALE if n in content}
-        return StoredWeights(path, {**named, **scale}, content.get("encoder_config"))
+        fitted = scale.get("inputs_fitted")
+        known = None if fitted is None else bool(fitted)
+        return StoredWeights(path, {**named, **scale}, content.get("encoder_config"), known)
     config = None
     hyper = content.get("hyper_parameters")
     if isinstance(hyper, Mapping):

@@ -70,7 +70,8 @@ class DecayingGRU(nn.Module):
             own_reset, own_update, own_new = self.state_gates(state).chunk(3, -1)
             update = torch.sigmoid(update + own_update)
             new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
-            state = torch.lerp(new, state, update)
+            # the state stays in float32 where autocast computes gates in half precision
+            state = torch.lerp(new.to(state), state, update.to(state))
             states.append(state)
         return torch.stack(states, dim=1)
 
