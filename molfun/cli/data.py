@@ -231,7 +231,7 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
     name = task_name(settings)
     config: dict[str, Any] = {}
     if name == "regression":
-        config["loss"] = settings.loss
+        config |= {"loss": settings.loss, "standardize": settings.standardize_labels}
     if name in LABELS:
         config["classes"] = _classes(TASKS[name], level(settings), parts)
         if settings.n_classes not in (None, len(config["classes"])):

@@ -249,6 +249,9 @@ TargetColumn = Annotated[
 ]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Plugin = Annotated[
+    Text, typer.Option("--plugin", help="Module to import first, which registers your own parts.")
+]
 
 
 @app.command()
@@ -398,7 +401,7 @@ def pretrain(
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
-_NO_SETTINGS = ("config", "resume", "overwrite", "debug", "overrides", "plugin")
+_NO_SETTINGS = ("config", "resume", "overwrite", "debug", "overrides")
 
 
 def _resolve(kind: Any, given: dict[str, Any], stored: dict[str, Any], config: str | None) -> Any:
@@ -437,7 +440,16 @@ def _stored(
         if plugin is not None:
             load_plugin(plugin)
         values.update(read_settings(config, overrides or [], pretrain=pretrain))
+    if plugin is None:
+        _load(values.get("plugin"))
     return values
+
+
+def _load(plugin: str | None) -> None:
+    if plugin is not None:
+        from molfun.cli.sections import load_plugin
+
+        load_plugin(plugin)
 
 
 @app.command()
@@ -457,12 +469,13 @@ def predict(
     batch_size: Batch = 1,
     skip_missing: Skip = False,
     kernels: Kernels = "auto",
+    plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
     """Predict for every row of a table or FASTA file, from a checkpoint alone."""
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
-        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
+        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
         columns=_columns(id_column, sequence_column, target_column),
     )  # fmt: skip
 
@@ -487,12 +500,13 @@ def evaluate(
     batch_size: Batch = 1,
     skip_missing: Skip = False,
     kernels: Kernels = "auto",
+    plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
     """Compare predictions with the labels of a table."""
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
-        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug,
+        max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
         columns=_columns(id_column, sequence_column, target_column), bootstrap=bootstrap,
     )  # fmt: skip
 
@@ -518,11 +532,13 @@ def _with_model(
     skip_missing: bool,
     debug: bool,
     columns: dict[str, str | None],
+    plugin: str | None,
     **options: Any,
 ) -> None:
     from molfun.cli.console import errors_in_one_line, set_up_logging
 
     with errors_in_one_line(debug=debug):
+        _load(plugin)
         from molfun.cli import predict as commands
         from molfun.models.structure import MolfunStructureModel
 

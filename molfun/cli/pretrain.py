@@ -66,6 +66,7 @@ class PretrainSettings(OptimizerSettings):
     precision: str | None = None
     save_every_steps: int | None = Field(default=None, ge=1)
 
+    plugin: str | None = None
     output: str = "runs/pretrain"
     device: str = "auto"
     seed: int = 42

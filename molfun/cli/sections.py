@@ -89,6 +89,10 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``molfun fine-tune``."""
     config = finetune_config(sections)
     task, training = config.task, config.training
+    if training.early_stopping_mode is not None:
+        raise ConfigError(
+            "training.early_stopping_mode: the direction is that of the metric here. Leave it out."
+        )
     epochs = training.max_epochs or FINETUNE_EPOCHS
     head = {"pooling": task.pooling, **config.head}
     if task.head_type != "linear":
@@ -107,9 +111,11 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
         "strategy_config": one_rate if trains_encoder else {},
         "class_weight": training.class_weight,
         "label_smoothing": training.label_smoothing,
-        "patience": training.early_stopping_patience or 0,
+        "patience": (training.early_stopping_monitor and training.early_stopping_patience) or 0,
         "monitor": training.early_stopping_monitor or "val/loss",
     }
+    if task.standardize_labels is not None:
+        flat["standardize_labels"] = task.standardize_labels
     if task.loss is not None:
         flat["loss"] = task.loss
     if task.n_classes is not None:
@@ -120,6 +126,8 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _common(config: Any, epochs: int) -> dict[str, Any]:
     """What both kinds of run share."""
     optimizer, training = config.optimizer, config.training
+    if training.overfit_batches is not None:
+        raise ConfigError("training.overfit_batches is for a Lightning Trainer. Leave it out.")
     backbone: dict[str, Any] = {"config": config.encoder} if config.encoder else {}
     if config.data.standardize is not None:
         backbone["standardize"] = config.data.standardize

@@ -99,6 +99,7 @@ class FineTuneSettings(OptimizerSettings):
     class_weight: Literal["balanced"] | list[float] | None = None
     positive_class: str | None = None
     n_classes: int | None = Field(default=None, ge=2)
+    standardize_labels: bool = True
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     strategy: str = "lora"
@@ -131,6 +132,7 @@ class FineTuneSettings(OptimizerSettings):
     cache_disk_gb: float | None = Field(default=None, ge=0)
     cache_precision: Literal["float32", "bfloat16"] = "float32"
 
+    plugin: str | None = None
     demo: bool = False
     demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
     demo_seq_len: int = Field(default=32, ge=1)

@@ -453,7 +453,11 @@ class Engine:
 
     def _why_finished(self) -> str:
         patience = self.strategy.early_stopping_patience
-        if patience and self.state.since_best >= patience:
+        # what has not begun to train cannot have stopped to improve
+        waits = any(
+            group["start_epoch"] >= self.state.epoch for group in self.optimizer.param_groups
+        )
+        if patience and self.state.since_best >= patience and not waits:
             return "early_stopping"
         if self._out_of_steps():
             return "max_steps"

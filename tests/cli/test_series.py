@@ -14,6 +14,7 @@ import yaml
 from molfun.cli.sections import flat_fine_tune, flat_pretrain
 from molfun.cli.settings import FineTuneSettings
 from molfun.data import double_well
+from molfun.errors import ConfigError
 
 Command = Callable[..., Any]
 
@@ -165,6 +166,61 @@ ENCODER_REGISTRY["plain"] = PlainEncoder
     assert result.exit_code == 0, result.stderr
     stored = yaml.safe_load((folder / "runs/own/config.yaml").read_text())
     assert stored["backbone_config"] == {"config": {"name": "plain", "hidden_size": 5}}
+    assert stored["plugin"] == "my_encoders"
+    result = molfun(
+        "fine-tune", "--backbone", "timeseries", "--weights", "runs/own/weights.safetensors",
+        "--data", "series.csv", "--task", "binary", "--strategy", "head_only", "--epochs", "1",
+        "--output", "runs/own_ft", "--plugin", "my_encoders",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    result = molfun(
+        "evaluate", "runs/own_ft/checkpoint", "--data", "series.csv", "--plugin", "my_encoders"
+    )
+    assert result.exit_code == 0, result.stderr
+
+
+def test_long_series_are_not_cropped_in_pretraining(molfun: Command, folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(folder / "long.npy", rng.normal(size=(4, 1500, 2)).astype(np.float32))
+    result = molfun(
+        "pretrain", "--data", "long.npy", "encoder=linear", "ssl=mae", "training.max_epochs=1",
+        "--val-frac", "0", "--window", "100", "--output", "runs/long",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "60 train (6,000 time steps)" in result.stdout
+
+
+def test_the_commands_of_the_readme(molfun: Command, folder: Path) -> None:
+    """The label is in the table, and is no input."""
+    result = molfun(
+        "pretrain", "--data", "series.csv", "ssl=mae", "encoder=transformer", "--output",
+        "runs/series", "training.max_epochs=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    result = molfun(
+        "fine-tune", "--backbone", "timeseries", "--weights", "runs/series/weights.safetensors",
+        "--data", "series.csv", "--task", "binary", "--strategy", "full", "--unfreeze-epoch", "5",
+        "--epochs", "6",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"overfit_batches": 1.0}, "overfit_batches is for a Lightning Trainer"),
+        ({"early_stopping_mode": "max"}, "the direction is that of the metric here"),
+    ],
+)
+def test_what_only_a_trainer_knows_is_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        flat_fine_tune({"task": {"task_type": "binary"}, "training": section})
+
+
+def test_no_monitor_never_stops() -> None:
+    training = {"early_stopping_patience": 2, "early_stopping_monitor": None}
+    flat = flat_fine_tune({"task": {"task_type": "binary"}, "training": training})
+    assert flat["patience"] == 0
 
 
 @pytest.mark.parametrize(

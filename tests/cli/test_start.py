@@ -47,5 +47,10 @@ def test_help_names_the_defaults() -> None:
         check=True,
         env={**os.environ, "COLUMNS": "200"},
     )
-    for text in ("partial, full or auto [lora]", "Epochs [20]", "cuda:N [auto]", "dropout [42]"):
+    for text in (
+        "partial, full, gradual or auto [lora]",
+        "Epochs [20]",
+        "cuda:N [auto]",
+        "dropout [42]",
+    ):
         assert text in result.stdout

@@ -212,6 +212,18 @@ def test_patience_starts_anew_when_more_trains(
     assert history.stopped == "early_stopping"
 
 
+def test_patience_does_not_end_a_run_before_the_switch(
+    model: MolfunStructureModel, batches: list[SampleBatch]
+) -> None:
+    inner = FullFinetune(lr=1e-30, lr_head=1e-30, early_stopping_patience=1)
+    _, watch, history = watch_fit(
+        model, batches, GradualFinetune(inner=inner, unfreeze_epoch=4), epochs=9
+    )
+    assert len(history) == 5
+    assert history.stopped == "early_stopping"
+    assert watch.weights
+
+
 def test_it_says_if_the_run_ends_before_the_switch(
     model: MolfunStructureModel, batches: list[SampleBatch], caplog: pytest.LogCaptureFixture
 ) -> None:

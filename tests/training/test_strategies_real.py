@@ -244,11 +244,11 @@ def test_values_of_the_wrong_type_are_named_at_once() -> None:
         ),
         (
             lambda: FinetuneStrategy.from_dict({"name": "lorra"}),
-            " 'lorra'; known: full, head_only, lora, partial. Did you mean 'lora'?",
+            " 'lorra'; known: full, gradual, head_only, lora, partial. Did you mean 'lora'?",
         ),
         (
             lambda: FinetuneStrategy.from_dict({"lr": 1e-3}),
-            "The settings name no strategy. Add name: one of full, head_only, lora, partial.",
+            "name no strategy. Add name: one of full, gradual, head_only, lora, partial.",
         ),
         (
             lambda: FinetuneStrategy.from_dict({"name": "lora", "rnak": 4}),
