@@ -44,14 +44,17 @@ def read_settings(
         If the file is missing, or anything in it is unknown (with the nearest name) or wrong.
     """
     values = {} if config is None else read_yaml(config)
-    if not _has_sections({**values, **{o.partition("=")[0].split(".")[0]: {} for o in overrides}}):
+    if not _has_sections(values, overrides):
         return apply_overrides(values, overrides)
     sections = load_config(values if config is None else config, overrides)
     return flat_pretrain(sections) if pretrain else flat_fine_tune(sections)
 
 
-def _has_sections(values: Mapping[str, Any]) -> bool:
-    return "ssl" in values or "encoder" in values or isinstance(values.get("task"), dict)
+def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether these are the guide's sections; ``task: binary`` is a flat setting, too."""
+    names = {*values, *(text.partition("=")[0].partition(".")[0] for text in overrides)}
+    nested = isinstance(values.get("task"), dict) or any(o.startswith("task.") for o in overrides)
+    return bool(names & {"ssl", "encoder"}) or nested
 
 
 def load_plugin(name: str) -> None:

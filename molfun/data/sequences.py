@@ -145,8 +145,8 @@ class SequenceDataset:
         >>> data.ids, data.targets.tolist(), data[1].sequence
         (['seq_1', 'seq_2'], [0.5, 1.5], 'ACDEF')
         """
-        _check_choice("labels", labels, get_args(Labels))
-        _check_choice("level", level, get_args(Level))
+        check_choice("labels", labels, get_args(Labels))
+        check_choice("level", level, get_args(Level))
         if mask_column and level != "residue":
             raise ConfigError(
                 f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
@@ -157,7 +157,9 @@ class SequenceDataset:
         needed = [sequence_column, *([target_column] if require_target else []), *optional]
         tables.check_header(cells, needed)
         reader = _RowReader(cells, sequence_column, target_column, mask_column)
-        rows = reader.read(_parser(labels, level), residues=level == "residue", must=require_target)
+        rows = reader.read(
+            label_parser(labels, level), residues=level == "residue", must=require_target
+        )
         table = _table(cells, id_column, rows, {sequence_column, target_column, *optional})
         columns = {
             "sequence_column": sequence_column,
@@ -277,7 +279,7 @@ class SequenceDataset:
         >>> SequenceDataset.from_list([("MKV", 1.0), ("AC", 2.0)]).targets.tolist()
         [1.0, 2.0]
         """
-        _check_choice("level", level, get_args(Level))
+        check_choice("level", level, get_args(Level))
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
         names = [f"seq_{i}" for i in range(1, len(pairs) + 1)] if ids is None else list(ids)
         if len(names) != len(pairs):
@@ -287,7 +289,7 @@ class SequenceDataset:
         table = Table(
             path=Path(path),
             ids=names,
-            targets=_as_array([target for _, target in pairs]),
+            targets=label_array([target for _, target in pairs]),
             metadata=pd.DataFrame(index=range(len(pairs))),
             lines=list(range(1, len(pairs) + 1)),
             word="record" if path != "list" else "",
@@ -681,7 +683,8 @@ def _length_problem(value: Sequence[Any], sequence: str) -> str | None:
     return f"has {len(value)} labels for a sequence of {counted(n, 'residue')}"
 
 
-def _parser(labels: Labels, level: Level) -> Parse:
+def label_parser(labels: Labels, level: Level) -> Parse:
+    """How a cell of labels is read: gives the label, and what is wrong with it."""
     if level == "residue":
         return {"number": _numbers, "class": _letters, "classes": _refused}[labels]
     return {"number": tables.parse_number, "class": _name, "classes": _listed}[labels]
@@ -729,7 +732,7 @@ def _table(cells: Cells, id_column: str | None, targets: list[Any], used: set[st
     return Table(
         path=cells.path,
         ids=ids,
-        targets=_as_array(targets),
+        targets=label_array(targets),
         metadata=metadata,
         lines=cells.lines,
         word=cells.word,
@@ -767,7 +770,7 @@ def _residues_problem(target: Any, sequence: str) -> str | None:
         return f"has the label {target!r} for the whole sequence"
 
 
-def _as_array(targets: Sequence[Any]) -> np.ndarray:
+def label_array(targets: Sequence[Any]) -> np.ndarray:
     """float64 where every label is a number or missing, else objects."""
     if all(t is None or isinstance(t, int | float | np.number) for t in targets) and any(
         t is not None for t in targets
@@ -779,7 +782,14 @@ def _as_array(targets: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a name that is not allowed.
+
+    Raises
+    ------
+    ConfigError
+        With the nearest name.
+    """
     if value not in allowed:
         raise ConfigError(unknown_name(argument, value, allowed))
 

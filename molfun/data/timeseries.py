@@ -15,7 +15,7 @@ import pandas as pd
 
 from molfun.data import trajectories
 from molfun.data.clusters import union
-from molfun.data.sequences import Labels, _as_array, _check_choice
+from molfun.data.sequences import Labels, check_choice, label_array
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table, filter_rows
 from molfun.data.timeseries_files import RESERVED, SeriesTable, from_values, read_numpy
@@ -282,8 +282,8 @@ class TimeSeriesDataset:
         >>> TimeSeriesDataset.from_csv(path, layout="wide").lengths.tolist()
         [3, 2]
         """
-        _check_choice("layout", layout, get_args(Layout))
-        _check_choice("labels", labels, get_args(Labels))
+        check_choice("layout", layout, get_args(Layout))
+        check_choice("labels", labels, get_args(Labels))
         form = TableFormat(
             layout=layout,
             id_column=id_column,
@@ -608,7 +608,7 @@ class TimeSeriesDataset:
         table = self._table.take(parent)
         names = [f"{name}@{first}" for name, first in zip(table.ids, start.tolist(), strict=True)]
         table.metadata["series"] = pd.Series(table.ids, dtype=object)
-        targets = table.targets if label == "keep" else _as_array([None] * len(parent))
+        targets = table.targets if label == "keep" else label_array([None] * len(parent))
         cut = replace(table, ids=names, targets=targets)
         how = {"length": length, "stride": stride, "drop_short": drop_short, "label": label}
         return self._with(cut, spans, {"windows": how})

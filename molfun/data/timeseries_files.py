@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data import tables
-from molfun.data.sequences import _as_array
+from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing, unknown_name
@@ -102,7 +102,7 @@ def from_values(
     table = Table(
         path=path,
         ids=names,
-        targets=_as_array([None] * n if targets is None else list(targets)),
+        targets=label_array([None] * n if targets is None else list(targets)),
         metadata=pd.DataFrame(columns, index=range(n)),
         lines=list(range(1, n + 1)),
         word="" if path.suffix == "" else "series",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data import tables
-from molfun.data.sequences import Labels, _as_array, _parser
+from molfun.data.sequences import Labels, label_array, label_parser
 from molfun.data.tables import Cells, Table
 from molfun.data.timeseries_files import (
     SeriesTable,
@@ -278,19 +278,19 @@ class _TableReader:
 
     def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:
         if self.target is None:
-            return _as_array([None] * len(first))
+            return label_array([None] * len(first))
         is_long = len(code) > len(first)
         texts = self.cells.column(self.target)
         if is_long:
             self._constant(self.target, first, code)
-        parse, targets = _parser(self.form.labels, "sequence"), []
+        parse, targets = label_parser(self.form.labels, "sequence"), []
         for row in first.tolist():
             blank = not texts[row] and not self.form.require_target
             value, problem = (None, None) if blank else parse(texts[row])
             if problem:
                 self._note(row, self.target, f"{tables.shown(texts[row])} {problem}")
             targets.append(None if problem else value)
-        return _as_array(targets)
+        return label_array(targets)
 
     def _check_observed(
         self, values: np.ndarray, code: np.ndarray, ids: Sequence[str], first: np.ndarray

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data import tables
-from molfun.data.sequences import _as_array
+from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.data.timeseries_files import (
     SeriesTable,
@@ -123,7 +123,7 @@ class _TsReader:
         table = Table(
             path=self.path,
             ids=numbered(n),
-            targets=_as_array(targets),
+            targets=label_array(targets),
             metadata=pd.DataFrame(index=range(n)),
             lines=[number for number, _ in lines],
         )

@@ -20,7 +20,7 @@ import pandas as pd
 
 from molfun._lazy import require
 from molfun.data import tables, timeseries_files
-from molfun.data.sequences import Labels, _parser
+from molfun.data.sequences import Labels, label_parser
 from molfun.data.timeseries_files import SeriesTable
 from molfun.data.trajectory_features import INSTALL, MAKERS, System, selection_distances
 from molfun.data.words import counted
@@ -269,7 +269,7 @@ def _read_rows(
         name: cells.column(name) if name in cells.header else blank
         for name in ("id", "topology", "trajectory", "target", "group")
     }
-    parse, rows = _parser(labels, "sequence"), []
+    parse, rows = label_parser(labels, "sequence"), []
     for row, (name, topology, trajectory, text, group) in enumerate(
         zip(*columns.values(), strict=True)
     ):

@@ -484,11 +484,10 @@ class Engine:
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
         late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
-        if self.ranks.size > 1:
-            if not window_closed:  # an open window is spread over the processes
-                return
-            late = self.ranks.gather(late)[0]
-        stop = self._signal()
+        if self.ranks.size > 1 and not window_closed:
+            return  # an open window is spread over the processes
+        asked = self.ranks.gather((late, self._watch.received))
+        late, stop = asked[0][0], next((s for _, s in asked if s is not None), None)
         if due or late or stop is not None:
             self._write_state()
             self.ranks.wait()  # the end of one process ends the others, also one that still writes

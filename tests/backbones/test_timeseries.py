@@ -11,6 +11,7 @@ import torch
 from tiny import build_series
 
 from molfun import FullFinetune, MolfunStructureModel
+from molfun.backbones.base import Layer
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.encoders.gru_d import DecayingGRU, last_observed
 from molfun.errors import CheckpointError, ConfigError, DataError
@@ -81,6 +82,13 @@ def test_gaps_count_steps_since_the_last_value() -> None:
     last, gaps = last_observed(x, mask)
     assert gaps.flatten().tolist() == [0, 1, 1, 2, 3]
     assert last.flatten().tolist() == [0, 0, 1, 1, 1]
+
+
+def test_what_follows_the_layers_goes_with_the_last() -> None:
+    backbone = TimeSeriesBackbone(SMALL)
+    backbone.encoder.add_module("tail", torch.nn.Linear(8, 8))
+    assert backbone.layer_of("encoder.tail.weight") == Layer("block", 1)
+    assert backbone.layer_of("encoder.embedding.values.weight") == Layer("embedder")
 
 
 @pytest.mark.parametrize("name", ["transformer", "gru_d", "linear"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from molfun.cli.sections import flat_fine_tune, flat_pretrain
+from molfun.cli.sections import flat_fine_tune, flat_pretrain, read_settings
 from molfun.cli.settings import FineTuneSettings
 from molfun.data import double_well
 from molfun.errors import ConfigError
@@ -215,6 +215,13 @@ def test_the_commands_of_the_readme(molfun: Command, folder: Path) -> None:
 def test_what_only_a_trainer_knows_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         flat_fine_tune({"task": {"task_type": "binary"}, "training": section})
+
+
+def test_flat_settings_may_be_overridden_too(folder: Path) -> None:
+    overrides = ["task=binary", "head_config.dropout=0.5"]
+    assert read_settings(None, overrides, pretrain=False) == {
+        "task": "binary", "head_config": {"dropout": 0.5},
+    }  # fmt: skip
 
 
 def test_no_monitor_never_stops() -> None:

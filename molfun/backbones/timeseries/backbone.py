@@ -293,9 +293,7 @@ class TimeSeriesBackbone(Backbone):
         """The embedding and the layers before `block`: ``hidden`` (batch, time, channels)."""
         x, mask, padding_mask = self._inputs(batch)
         encoder: Any = self.encoder
-        hidden = encoder.run_layers(
-            encoder.embed(x, mask, padding_mask), padding_mask, range(block)
-        )
+        hidden = encoder.run_layers(encoder.embedding(x, mask), padding_mask, range(block))
         if encoder.has_cls:
             # apart from the time steps, so that series of all lengths are padded alike
             return {"hidden": hidden[:, 1:], "first": hidden[:, 0], "padding_mask": padding_mask}
@@ -345,9 +343,9 @@ class TimeSeriesBackbone(Backbone):
             return Layer("block", 0)
         if parts[1] == "layers":
             return Layer("block", int(parts[2]))
-        if parts[1] == "final_norm":
-            return Layer("block", len(self.encoder.layers) - 1)
-        return Layer("embedder")
+        if parts[1] == "embedding":
+            return Layer("embedder")
+        return Layer("block", len(self.encoder.layers) - 1)  # what follows goes with the last
 
     @property
     def config_dict(self) -> dict[str, Any]:

@@ -113,13 +113,8 @@ class LayeredEncoder(BaseEncoder):
     """
 
     embedding: nn.Module
+    """From values and mask to what enters the first layer."""
     layers: nn.ModuleList
-
-    @abstractmethod
-    def embed(
-        self, x: torch.Tensor, mask: torch.Tensor, padding_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """What enters the first layer."""
 
     @abstractmethod
     def run_layers(
@@ -139,7 +134,7 @@ class LayeredEncoder(BaseEncoder):
     ) -> torch.Tensor:
         """Embed, run all layers, finish."""
         mask, padding_mask = complete(x, mask, padding_mask)
-        hidden = self.embed(x, mask, padding_mask)
+        hidden = self.embedding(x, mask)
         return self.finish(self.run_layers(hidden, padding_mask, range(len(self.layers))))
 
 

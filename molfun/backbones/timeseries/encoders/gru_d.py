@@ -108,14 +108,6 @@ class GRUDEncoder(LayeredEncoder):
         self.layers = nn.ModuleList([DecayingGRU(config.d_input, config.d_model)])
         self.dropout = nn.Dropout(config.dropout)
 
-    def embed(
-        self, x: torch.Tensor, mask: torch.Tensor, padding_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Filled values, mask and gaps: (batch, time, 3 d_input)."""
-        del padding_mask
-        hidden: torch.Tensor = self.embedding(x, mask)
-        return hidden
-
     def run_layers(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
     ) -> torch.Tensor:

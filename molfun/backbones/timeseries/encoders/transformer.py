@@ -167,14 +167,6 @@ class TransformerEncoder(LayeredEncoder):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.d_model) if config.prenorm else nn.Identity()
 
-    def embed(
-        self, x: torch.Tensor, mask: torch.Tensor, padding_mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Embed values and mask."""
-        del padding_mask
-        hidden: torch.Tensor = self.embedding(x, mask)
-        return hidden
-
     def run_layers(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
     ) -> torch.Tensor:
