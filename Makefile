@@ -14,7 +14,7 @@ LOG := $(VENV)/setup.log
 UNFINISHED := $(VENV)/.molfun-unfinished
 
 TORCH := torch==2.13.0
-PROJECT := .[openfold,esm,dev]
+PROJECT := .[openfold,esm,pet,dev]
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
 INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)

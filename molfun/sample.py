@@ -25,13 +25,15 @@ class Sample:
         The structure; None where `sequence` or `features` hold everything.
     sequence
         One-letter sequence, for samples that are no structure.
+    atoms
+        An ``ase.Atoms``, for models of atoms in space.
     features
         Pre-computed features of one backbone: its raw feature dict or its processed tensors.
     alignment_dir
         Folder of a3m or sto alignments for this protein.
     target
-        The label: a number in the user's units, a class name, several, or one a residue, as the
-        task takes it; None where there is none.
+        The label: a number in the user's units, a class name, several, one a residue, or energies
+        and forces by name, as the task takes it; None where there is none.
     metadata
         Other columns of the row.
     max_length
@@ -44,6 +46,7 @@ class Sample:
     id: str
     protein: Protein | None = None
     sequence: str | None = None
+    atoms: Any = None
     features: Mapping[str, Any] | None = None
     alignment_dir: Path | None = None
     target: Any = None
@@ -64,6 +67,14 @@ class Sample:
             digest.update(f"sequence {self.sequence}".encode())
         if self.protein is not None:
             digest.update(self.protein.content_key().encode())
+        if self.atoms is not None:
+            for array in (
+                self.atoms.numbers,
+                self.atoms.positions,
+                self.atoms.cell,
+                self.atoms.pbc,
+            ):
+                digest.update(np.ascontiguousarray(array).tobytes())
         for name in sorted(self.features or {}):
             array = np.asarray((self.features or {})[name])
             digest.update(f"{name}{array.dtype}{array.shape}".encode())

@@ -16,6 +16,29 @@ Level = Literal["sequence", "residue", "pair"]
 """What one prediction is for: a sample, each of its residues, or each pair of them."""
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector a sample."""
+PROPERTY = "properties."
+"""How the names of properties begin among other tensors."""
+PER_ATOM = (f"{PROPERTY}forces",)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Which of its own targets a backbone gives as ``properties``, and with which derivatives.
+
+    Parameters
+    ----------
+    target
+        Name of the target (``"energy"``, ``"energy/pbe0"``).
+    forces, stress
+        Whether minus its gradient by the positions, and by the strain over the volume, come along.
+    modules
+        Groups of the backbone's modules that are the head, and train with it.
+    """
+
+    target: str
+    forces: bool
+    stress: bool
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +60,9 @@ class TrunkOutput:
     structure
         Predicted structure, where it was asked for: ``positions`` (batch, length, 37, 3) in
         angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
+    properties
+        What a backbone predicts by itself, by name, where it was asked for: see
+        `molfun.backbones.atomistic.AtomisticBackbone`.
 
     Examples
     --------
@@ -51,6 +77,7 @@ class TrunkOutput:
     mean: Float[torch.Tensor, "batch c_s"] | None = None
     cls: Float[torch.Tensor, "batch c_s"] | None = None
     structure: Mapping[str, torch.Tensor] | None = None
+    properties: Mapping[str, torch.Tensor] | None = None
 
     def need(self, name: str) -> torch.Tensor:
         """The representation of that name.
@@ -68,19 +95,21 @@ class TrunkOutput:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Mask and representations that are there, by name (without the structure)."""
         names = ("mask", "single", "pair", *SAMPLE_LEVEL)
-        return {n: t for n in names if (t := getattr(self, n)) is not None}
+        own = {f"{PROPERTY}{n}": t for n, t in (self.properties or {}).items()}
+        return {**{n: t for n in names if (t := getattr(self, n)) is not None}, **own}
 
     def select(self, names: Sequence[str]) -> TrunkOutput:
         """Drop all representations but those named (the mask always stays)."""
-        fields = ("single", "pair", "structure", *SAMPLE_LEVEL)
+        fields = ("single", "pair", "structure", "properties", *SAMPLE_LEVEL)
         absent: dict[str, Any] = {n: None for n in fields if n not in names}
         return replace(self, **absent)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
         """What `tensors` gave, as an output again."""
-        fields: dict[str, Any] = dict(tensors)
-        return cls(**fields)
+        fields: dict[str, Any] = {n: t for n, t in tensors.items() if not n.startswith(PROPERTY)}
+        own = {n.removeprefix(PROPERTY): t for n, t in tensors.items() if n.startswith(PROPERTY)}
+        return cls(**fields, properties=own or None)
 
     @classmethod
     def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
@@ -96,7 +125,7 @@ class TrunkOutput:
 
 
 def _pad_to(name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
-    if name in SAMPLE_LEVEL:
+    if name in SAMPLE_LEVEL or (name.startswith(PROPERTY) and name not in PER_ATOM):
         return tensor
     return pad(pad(tensor, 1, length), 2, length) if name == "pair" else pad(tensor, 1, length)
 

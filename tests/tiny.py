@@ -70,6 +70,49 @@ def build_series(
     return samples
 
 
+PET_TINY = {
+    "d_pet": 16,
+    "d_node": 24,
+    "d_head": 16,
+    "d_feedforward": 16,
+    "num_heads": 2,
+    "num_attention_layers": 1,
+    "cutoff": 3.0,
+}
+"""Hyperparameters of a small PET with two layers."""
+
+
+def build_atoms(
+    n: int = 6, *, lengths: Sequence[int] = LENGTHS, seed: int = 0, prefix: str = "s"
+) -> list[Sample]:
+    """`n` clouds of H, C, N and O about 1.5 angstrom apart; the energy is a sum over pairs."""
+    from ase import Atoms
+
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i in range(n):
+        size = lengths[i % len(lengths)]
+        grid = np.stack(np.meshgrid(*[range(4)] * 3), -1).reshape(-1, 3)[:size]
+        atoms = Atoms(
+            numbers=rng.choice([1, 6, 7, 8], size),
+            positions=1.5 * grid + 0.2 * rng.normal(size=(size, 3)),
+        )
+        samples.append(Sample(id=f"{prefix}{i}", atoms=atoms, target=pair_energy(atoms)))
+    return samples
+
+
+def pair_energy(atoms: Any) -> dict[str, Any]:
+    """Energy and forces of a smooth pair potential, with an energy of its own for each element."""
+    between = atoms.positions[:, None] - atoms.positions[None]
+    squared = (between**2).sum(-1)
+    decay = np.exp(-squared / 2) * (1 - np.eye(len(atoms)))
+    forces = 2 * (decay[..., None] * between).sum(1)
+    return {
+        "energy": float(decay.sum() - 2.0 * atoms.numbers.sum()),
+        "forces": forces,
+    }
+
+
 def build_batches(n: int = 6, *, batch_size: int = 1, **settings: Any) -> list[SampleBatch]:
     """`build_samples` in batches; the last one may be smaller."""
     samples = build_samples(n, **settings)

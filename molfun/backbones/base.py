@@ -22,7 +22,7 @@ from molfun.trunk import TrunkOutput
 Features = dict[str, torch.Tensor]
 """Input tensors of one sample (no batch dimension) or of one batch, by name."""
 
-LayerKind = Literal["embedder", "early", "block", "structure_module", "output"]
+LayerKind = Literal["embedder", "early", "block", "structure_module", "output", "head"]
 
 Kernels = Literal["auto", "stock", "fast"]
 """Whose code runs: that of the backbone's package, or Molfun's faster one with the same results."""
@@ -54,7 +54,8 @@ class Layer:
     """Where a parameter sits, from the input to the output of the backbone.
 
     ``embedder`` (the input embedding), ``early`` (whatever else feeds the first block), ``block``
-    (with its `index`), ``structure_module``, ``output`` (the backbone's own output heads).
+    (with its `index`), ``structure_module``, ``output`` (the backbone's own output heads), ``head``
+    (those of them that the head in use is a view on).
     """
 
     kind: LayerKind
@@ -87,6 +88,9 @@ class Backbone(nn.Module, ABC):
     pair_dim: int | None
     kernels: str = "stock"
     """Whose code runs now, "stock" or "fast"; `set_kernels` changes it."""
+    names_weights: ClassVar[bool] = True
+    """Whether a checkpoint may leave out what is in the weight file; not where reading that file
+    needs the user's word."""
     unread: frozenset[str] = frozenset()
     """Weights that stayed random since the file had none and no representation needs them. They
     depend on the seed, so they are no part of what identifies the model."""
@@ -248,6 +252,9 @@ class Backbone(nn.Module, ABC):
             seen.add(place)
             tensors[name.replace(".base_layer.", ".")] = tensor
         return tensors
+
+    def weights_changed(self) -> None:
+        """Be told that weights were put in from outside."""
 
     def mark_trained(self) -> None:
         """Be told that the weights of now, however they came about, are the model's own."""

@@ -104,6 +104,9 @@ class AffinityDataset:
         Where the samples come from.
     """
 
+    draws_nothing = True
+    """The same index always gives the same sample."""
+
     def __init__(self, table: Table, source: _Source) -> None:
         self._table = table
         self._source = source

@@ -56,6 +56,9 @@ class SequenceDataset:
         Outputs of a backbone, see `with_representations`.
     """
 
+    draws_nothing = True
+    """The same index always gives the same sample."""
+
     def __init__(
         self,
         table: Table,

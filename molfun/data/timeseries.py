@@ -72,6 +72,9 @@ class TimeSeriesDataset:
         another data set has in common with this one.
     """
 
+    draws_nothing = True
+    """The same index always gives the same sample."""
+
     def __init__(
         self,
         table: Table,

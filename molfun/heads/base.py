@@ -32,6 +32,12 @@ class Head(nn.Module, ABC):
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Compute ``{"prediction": (batch,) ...}``."""
 
+    def attach(self, backbone: Any, task: Any) -> None:
+        """Be told of backbone and task, at first and whenever these have learned or been loaded.
+
+        A head that is a view on modules inside the backbone chooses them here.
+        """
+
     def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
         """Learn the scale of the inputs; called once, where the backbone stays as it is.
 

@@ -18,6 +18,7 @@ from molfun.training.runner import as_inputs
 
 def is_many(data: Any) -> bool:
     """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
+    data = from_structures(data)
     batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
     return bool(batches) or isinstance(data, DataLoader | Iterator) or collate_of(data) is not None
 
@@ -26,6 +27,7 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
     """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list."""
     if isinstance(data, Sample | SampleBatch):
         return [data]
+    data = from_structures(data)
     collate = collate_of(data)
     if isinstance(data, DataLoader) and data.collate_fn is default_collate and collates(data):
         raise ConfigError(
@@ -34,7 +36,20 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
         )
     if isinstance(data, DataLoader) or collate is None:
         return data
-    return DataLoader(data, batch_size=1, shuffle=shuffle, collate_fn=collate)
+    size = getattr(dataset_of(data) or data, "default_batch_size", 1)
+    return DataLoader(data, batch_size=size, shuffle=shuffle, collate_fn=collate)
+
+
+def from_structures(data: Any) -> Any:
+    """A list of ``ase.Atoms`` as a data set of samples; anything else as it is."""
+    if hasattr(data, "get_atomic_numbers"):
+        data = [data]
+    is_list = isinstance(data, list | tuple) and len(data) > 0
+    if not (is_list and all(hasattr(a, "get_atomic_numbers") for a in data)):
+        return data
+    from molfun.data.atoms import AtomsDataset
+
+    return AtomsDataset.from_atoms(data)
 
 
 def collates(loader: DataLoader[Any]) -> bool:
@@ -99,8 +114,13 @@ def check_sizes(task: Task, *data: Any) -> None:
 
 def label_texts(targets: Sequence[Any]) -> list[str]:
     """Labels as text that is the same for equal labels."""
-    plain = (t.tolist() if isinstance(t, np.ndarray) else t for t in targets)
-    return [repr(float("nan") if t is None else t) for t in plain]
+    return [repr(float("nan") if t is None else _plain(t)) for t in targets]
+
+
+def _plain(target: Any) -> Any:
+    if isinstance(target, Mapping):
+        return {key: _plain(target[key]) for key in sorted(target)}
+    return target.tolist() if isinstance(target, np.ndarray) else target
 
 
 def samples_of(data: Iterable[Any]) -> Iterator[Sample]:

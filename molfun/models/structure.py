@@ -17,6 +17,7 @@ from torch import nn
 
 from molfun import __version__
 from molfun._io import DirectoryLock
+from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
 from molfun.errors import (
     CheckpointError,
@@ -108,6 +109,9 @@ class MolfunStructureModel(nn.Module):
     kernels
         Whose code runs: ``"stock"`` is the package's own, ``"fast"`` Molfun's with the same
         results, ``"auto"`` Molfun's where it passes a test on this machine.
+    trust
+        Whether you vouch for `weights` of a kind that can run code when it is read (PET's
+        ``.ckpt``). Weights of other kinds never need it.
 
     Raises
     ------
@@ -137,6 +141,7 @@ class MolfunStructureModel(nn.Module):
         seed: int = 0,
         backbone_config: Mapping[str, Any] | None = None,
         kernels: Kernels = "auto",
+        trust: bool = False,
     ) -> None:
         super().__init__()
         place = resolve_device(device)
@@ -155,10 +160,13 @@ class MolfunStructureModel(nn.Module):
             raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
         if config is not None:
             arguments["config"] = config
+        if trust and "trust" in inspect.signature(BACKBONES[backbone]).parameters:
+            arguments["trust"] = True
         self.backbone: Backbone = _build(
             "backbone_config", BACKBONES[backbone], {**arguments, "weights": weights, "seed": seed}
         )
-        self.weights = None if weights is None else str(Path(weights).expanduser().resolve())
+        named = weights is not None and self.backbone.names_weights
+        self.weights = str(Path(str(weights)).expanduser().resolve()) if named else None
         if weights is None:
             logger.warning(
                 "%s starts from random weights (seed %d): good for tests, not for science. Pass "
@@ -171,6 +179,7 @@ class MolfunStructureModel(nn.Module):
             raise ConfigError("head_config or task_config was given without head=....")
         self.task: Task | None = self._build_task(dict(task_config or {}))
         self.head: Head | None = self._build_head(dict(head_config or {}), seed)
+        self._attach()
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
@@ -214,6 +223,10 @@ class MolfunStructureModel(nn.Module):
         if pretrained is not None:
             head.load_state_dict(pretrained)
         return head
+
+    def _attach(self) -> None:
+        if self.head is not None:
+            self.head.attach(self.backbone, self.task)
 
     # --- train ---------------------------------------------------------------------------------
 
@@ -295,6 +308,7 @@ class MolfunStructureModel(nn.Module):
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
         task.fit_targets(targets)
+        self._attach()
         check_labels(task, val_loader)
         self.backbone.fit_inputs(self._training_samples(train_loader))
         strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
@@ -757,6 +771,65 @@ class MolfunStructureModel(nn.Module):
             raise ConfigError(f"{verb} needs a head. Build the model with head='affinity'.")
         return self.head, self.task
 
+    # --- targets of the backbone -----------------------------------------------------------------
+
+    def add_target(
+        self,
+        name: str,
+        *,
+        inherit: str | None = None,
+        keep_old: bool = True,
+        unit: str | None = None,
+    ) -> Self:
+        """Give a model of atoms another energy with a head of its own, and use it from now on.
+
+        Its baseline (an energy for each element) is fitted to the training set of the next `fit`.
+
+        Parameters
+        ----------
+        name
+            A new name: ``"energy/pbe0"``.
+        inherit
+            Energy whose head it starts from; None starts from random weights.
+        keep_old
+            Whether the energies that were there stay; `use_target` goes back to them.
+        unit
+            Unit of its labels; that of `inherit` by default, else eV.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone has no energies, the name is there already, or `inherit` is not.
+        """
+        backbone = self._need_energies("add_target")
+        backbone.add_target(name, unit=unit, inherit=inherit, keep_old=keep_old)
+        self.weights = None  # a checkpoint has to hold what no file does
+        self._base_digests = tensor_digests(self.backbone.base_state_dict())
+        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
+        return self.use_target(name)
+
+    def use_target(self, name: str) -> Self:
+        """Let another of the backbone's energies be what is trained and predicted.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such energy.
+        """
+        self._need_energies("use_target")
+        head, _ = self._need_head("use_target")
+        self.head = _build("head_config", type(head), {**head.config_dict, "target": name})
+        self._attach()
+        return self
+
+    def _need_energies(self, verb: str) -> AtomisticBackbone:
+        if not isinstance(self.backbone, AtomisticBackbone) or self.head_name != "energy":
+            raise ConfigError(
+                f"{verb} is for models of atoms with head='energy', such as "
+                f"MolfunStructureModel('pet', head='energy')."
+            )
+        return self.backbone
+
     # --- adapters ------------------------------------------------------------------------------
 
     def merge(self) -> Self:
@@ -843,6 +916,8 @@ class MolfunStructureModel(nn.Module):
             FinetuneStrategy.from_dict(meta.strategy).setup(self)
         _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
         task.load_state_dict(meta.task["state"])
+        self.backbone.weights_changed()
+        self._attach()
         self.result, self.data_settings = dict(meta.result), dict(meta.data)
         self._use_precision(str(self.data_settings.pop("precision", "32-true")))
         self.eval()

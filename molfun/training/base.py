@@ -226,16 +226,33 @@ class FinetuneStrategy(ABC):
 
     def groups(self, model: FineTunable) -> list[ParameterGroup]:
         """Parameters that train, by learning rate."""
+        native = self.native_entries(model.backbone)
+        heads = {name for _, _, name, _ in native}
         entries = [
             (group, lr, f"backbone.{name}", parameter)
             for group, lr, name, parameter in self.backbone_entries(model.backbone)
+            if name not in heads
         ]
+        entries += [(group, lr, f"backbone.{name}", p) for group, lr, name, p in native]
         if model.head is not None:
             entries += [
                 ("head", self.head_lr, f"head.{name}", parameter)
                 for name, parameter in model.head.named_parameters()
             ]
         return collect(entries)
+
+    def native_entries(self, backbone: Backbone) -> list[Entry]:
+        """Those parts of the backbone that are the head in use.
+
+        They were trained with it, so they have its learning rate and not that of a new head, unless
+        ``lr_head`` is given.
+        """
+        lr = self.main_lr if getattr(self, "lr_head", None) is None else self.head_lr
+        return [
+            ("head", lr, name, parameter)
+            for name, parameter in backbone.named_parameters()
+            if backbone.layer_of(name).kind == "head"
+        ]
 
     def setup(self, model: FineTunable, *, seed: int = 0) -> None:
         """Make `model` ready to train: inject what has to be, freeze the rest.

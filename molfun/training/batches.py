@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from molfun.errors import DataError
 from molfun.training.ranks import Ranks
@@ -82,6 +82,9 @@ class EpochBatches:
 
 def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
     """Batches of a loader with all that is random in it under a seed."""
+    if isinstance(loader, list | tuple):
+        yield from loader  # nothing is drawn
+        return
     streams, end = _Streams(seed), object()
     with streams:
         iterator = iter(loader)
@@ -139,9 +142,22 @@ class _SeededSamples(Dataset[Any]):
         self._dataset, self._seed = dataset, seed
 
     def __getitem__(self, index: Any) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """Samples of a batch; to put generators aside takes longer than to seed them."""
+        if draws_nothing(self._dataset):
+            return [self._dataset[index] for index in indices]
+        outside = _generators()
+        try:
+            return [self._seeded(index) for index in indices]
+        finally:
+            _set_generators(outside)
+
+    def _seeded(self, index: Any) -> Any:
         number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
-        with _Streams(epoch_seed(self._seed, number)):
-            return self._dataset[index]
+        _seed_generators(epoch_seed(self._seed, number))
+        return self._dataset[index]
 
 
 class _Streams:
@@ -159,14 +175,24 @@ class _Streams:
         if self._state is not None:
             _set_generators(self._state)
             return
-        random.seed(self._seed)
-        np.random.seed(self._seed % 2**32)
-        # torch.manual_seed would reset the GPU's generator, and with it dropout, as well
-        torch.default_generator.manual_seed(self._seed)
+        _seed_generators(self._seed)
 
     def __exit__(self, *exc: object) -> None:
         self._state = _generators()
         _set_generators(self._outside)
+
+
+def draws_nothing(dataset: Any) -> bool:
+    """Whether a data set says that the same index always gives the same sample."""
+    inside = dataset.dataset if isinstance(dataset, Subset) else dataset
+    return bool(getattr(inside, "draws_nothing", False))
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would reset the GPU's generator, and with it dropout, as well
+    torch.default_generator.manual_seed(seed)
 
 
 def _generators() -> tuple[Any, ...]:

@@ -153,7 +153,7 @@ class GradualFinetune(FinetuneStrategy):
     def _start_of(self, name: str, backbone: Backbone) -> int:
         """Epoch (from 0) in which a parameter of the model begins to train."""
         own = name.removeprefix("backbone.")
-        if own == name:
+        if own == name or backbone.layer_of(own).kind == "head":
             return 0
         if self.blocks_per_stage is None:
             return self.unfreeze_epoch

@@ -22,7 +22,7 @@ from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import LossSum, Task
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
-from molfun.trunk import TrunkOutput
+from molfun.trunk import SAMPLE_LEVEL, TrunkOutput
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +193,7 @@ class ModelRunner:
         self.higher_is_better = task.higher_is_better
         self._make_cache = make_cache
         self._reports: list[str] = []
+        self.frozen = False
         self.cache: PrefixCache | None = None
         self.trainable_changed()
         self._featurizer = features or FeatureCache(backbone, None)
@@ -208,6 +209,7 @@ class ModelRunner:
         """Look anew at what is frozen: the cache of before holds something else."""
         self._reports = self.cache_reports()
         needs = self.head.needs
+        self.frozen = not any(p.requires_grad for p in self.backbone.parameters())
         self._n_frozen = self.backbone.frozen_blocks()
         self._splits = self._n_frozen > 0 and self.backbone.splits_before(self._n_frozen, needs)
         self.cache = None  # frees the entries before there are others
@@ -217,11 +219,6 @@ class ModelRunner:
         """What each cache saved, where it was of use."""
         last = "" if self.cache is None else self.cache.report()
         return [*self._reports, *([last] if last else [])]
-
-    @property
-    def frozen(self) -> bool:
-        """Whether no part of the backbone trains."""
-        return not any(p.requires_grad for p in self.backbone.parameters())
 
     def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
         """Head outputs of a batch."""
@@ -252,6 +249,9 @@ class ModelRunner:
         with torch.no_grad():
             if inputs.features is not None:
                 return self._run(inputs.features)
+            pooled = self._given_pooled(inputs.samples)
+            if pooled is not None:
+                return pooled
             # one by one: no work on padding, and cached and fresh results are the same bits
             return TrunkOutput.stack([self._frozen_one(sample) for sample in inputs.samples])
 
@@ -285,6 +285,20 @@ class ModelRunner:
                     f"{sample.id} comes with representations, but parts of the backbone train. "
                     f"Use HeadOnlyFinetune, or a data set without representations."
                 )
+
+    def _given_pooled(self, samples: Sequence[Sample]) -> TrunkOutput | None:
+        """What `_given` says of many samples, where each brings one vector along."""
+        needs = self.head.needs
+        if not set(needs) <= set(SAMPLE_LEVEL):
+            return None
+        tensors = {}
+        for name in needs:
+            rows = [np.asarray((s.features or {}).get(name, ())) for s in samples]
+            if any(row.shape != (self.backbone.single_dim,) for row in rows):
+                return None  # one by one, for the message
+            tensors[name] = torch.as_tensor(np.stack(rows), device=self.device).float()
+        mask = torch.ones(len(samples), 1, device=self.device)
+        return TrunkOutput.from_tensors({**tensors, "mask": mask})
 
     def _given(self, sample: Sample) -> TrunkOutput | None:
         """What the head reads, where the sample brings it along."""

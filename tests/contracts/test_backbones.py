@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from backbone_contract import BackboneContract, SampleFactory
-from tiny import build_series
+from tiny import PET_TINY, build_atoms, build_series
 
 from molfun.backbones.esm2 import ESM2Backbone
 from molfun.backbones.openfold import OpenFoldBackbone
+from molfun.backbones.pet import PETBackbone
 from molfun.backbones.timeseries import TimeSeriesBackbone
 
 
@@ -41,3 +42,14 @@ class TestTransformerWithSummary(SeriesContract):
 
 class TestGRUD(SeriesContract):
     settings = {"config": {"name": "gru_d", "d_input": 3, "d_model": 16}}  # noqa: RUF012
+
+
+class TestPET(BackboneContract):
+    backbone_class = PETBackbone
+    # a sum with zero is contiguous where a plain product was not, so the next kernel adds up anew
+    adapter_tolerance = 1e-6
+    settings = {"config": PET_TINY}  # noqa: RUF012
+
+    @pytest.fixture
+    def samples(self) -> SampleFactory:
+        return build_atoms

@@ -1,0 +1,163 @@
+"""What models of atoms in space have in common: their input, their own targets, their units."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from molfun.backbones.base import Backbone, Features
+from molfun.errors import DataError
+from molfun.sample import Sample
+from molfun.trunk import Readout
+
+KEPT_BYTES = 256 * 2**20
+"""Neighbour lists kept in memory, so that an epoch does not find them anew."""
+NOT_NUMBERS = "has positions or a cell that are not finite numbers"
+
+
+class AtomisticBackbone(Backbone):
+    """A pretrained model of atoms, with targets (energies) that it was trained on.
+
+    A sample is an ``ase.Atoms``. A batch is packed: the atoms and pairs of all samples one after
+    the other, and ``shape`` (batch, 2) with the numbers of atoms and pairs of each.
+
+    ``properties`` of the output hold what `use_readout` chose, in the network's own scale; a
+    physical value is ``scale * value``, for the energy plus its ``baseline``:
+    ``energy`` (batch,), ``baseline`` (batch,) float64 in the unit of the target, ``scale``
+    (batch,) float64, ``n_atoms`` (batch,), and where asked for ``forces`` (batch, atoms, 3) and
+    ``stress`` (batch, 3, 3), ``volume`` (batch,).
+    """
+
+    inputs = ("atoms",)
+    default_head = "energy"
+    names_weights = False
+    length_power: ClassVar[float] = 1.0
+
+    atomic_types: tuple[int, ...]
+    """Atomic numbers that the model knows."""
+    readout: Readout | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[str, Features] = {}
+        self._kept_bytes = 0
+
+    # --- targets of its own ----------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def targets(self) -> dict[str, str]:
+        """Targets the model gives by itself, and their units."""
+
+    @property
+    @abstractmethod
+    def head_modules(self) -> tuple[str, ...]:
+        """Groups of modules that make up the head of a target."""
+
+    @abstractmethod
+    def add_target(
+        self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool
+    ) -> None:
+        """Give the model another energy, with a head of its own."""
+
+    @abstractmethod
+    def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
+        """Energy of each atomic number and the scale of the rest; None if not fitted yet."""
+
+    def use_readout(self, readout: Readout | None) -> None:
+        """Choose what ``properties`` are.
+
+        Raises
+        ------
+        ConfigError
+            If the model has no such target or module.
+        """
+        self.readout = readout
+
+    # --- input -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def neighbours(self, atoms: Any) -> Features:
+        """``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)."""
+
+    def check(self, sample: Sample) -> None:
+        """Refuse what is no structure, is empty, or has elements the model does not know.
+
+        Raises
+        ------
+        DataError
+            Naming the sample, and the elements.
+        """
+        atoms = _atoms_of(sample)
+        if len(atoms) == 0:
+            raise DataError(f"{sample.shown} has no atoms.")
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+            raise DataError(f"{sample.shown} {NOT_NUMBERS}.")
+        if atoms.pbc.any() and atoms.cell.rank < int(atoms.pbc.sum()):
+            raise DataError(f"{sample.shown} is periodic, but its cell has no volume.")
+        unknown = sorted(set(atoms.numbers.tolist()) - set(self.atomic_types))
+        if unknown:
+            raise DataError(
+                f"{sample.shown} has {_symbols(unknown)}, which this model does not know (it "
+                f"knows {_symbols(self.atomic_types)}). It takes no new elements."
+            )
+
+    def featurize(self, sample: Sample) -> Features:
+        """Atoms and neighbour pairs of one structure.
+
+        ``types`` (atoms,), ``positions`` (atoms, 3) in angstrom, ``cell`` (1, 3, 3), ``pbc``
+        (1, 3), ``pairs``, ``vectors`` and ``shape`` (1, 2).
+
+        Raises
+        ------
+        DataError
+            As `check`.
+        """
+        self.check(sample)
+        key = sample.content_key()
+        if key in self._kept:
+            return self._kept[key]
+        atoms = sample.atoms
+        features = self.neighbours(atoms)
+        features |= {
+            "types": torch.as_tensor(atoms.numbers, dtype=torch.int32),
+            "positions": torch.tensor(atoms.positions, dtype=torch.float64),
+            "shape": torch.tensor([[len(atoms), len(features["pairs"])]]),
+        }
+        size = sum(t.numel() * t.element_size() for t in features.values())
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[key] = features
+            self._kept_bytes += size
+        return features
+
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Pack structures: all atoms and all pairs one after the other."""
+        return {name: torch.cat([f[name] for f in features]) for name in features[0]}
+
+    def split(self, batch: Features) -> list[Features]:
+        """The structures of a packed batch."""
+        atoms, pairs = batch["shape"].T.tolist()
+        per_pair = ("pairs", "vectors")
+        parts = {
+            name: tensor.split(pairs if name in per_pair else atoms)
+            if name in (*per_pair, "types", "positions")
+            else tensor.split(1)
+            for name, tensor in batch.items()
+        }
+        return [{n: p[i] for n, p in parts.items()} for i in range(len(atoms))]
+
+
+def _atoms_of(sample: Sample) -> Any:
+    if sample.atoms is None:
+        raise DataError(f"{sample.shown} has neither atoms nor features of them. Use AtomsDataset.")
+    return sample.atoms
+
+
+def _symbols(numbers: Iterable[int]) -> str:
+    from ase.data import chemical_symbols
+
+    return ", ".join(chemical_symbols[n] for n in numbers)

@@ -1,0 +1,39 @@
+"""What metatrain needs to import and to run quietly."""
+
+from __future__ import annotations
+
+import warnings
+
+from molfun.errors import MissingDependencyError
+
+_NOISE = (
+    # TorchScript, in which metatomic is written, is deprecated by torch
+    (DeprecationWarning, r".*torch\.jit.*"),
+    (DeprecationWarning, r".*`torch.jit.script`.*"),
+    (FutureWarning, r".*torch\.jit.*"),
+)
+
+
+def import_metatrain() -> None:
+    """Import all that is used of metatrain, without the warnings of its own imports.
+
+    Raises
+    ------
+    MissingDependencyError
+        If it cannot be imported.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import metatomic.torch  # noqa: F401  (all imported to be there)
+            import metatrain.composition
+            import metatrain.pet
+            import metatrain.scaler
+            import metatrain.utils.evaluate_model
+            import metatrain.utils.neighbor_lists  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"PET needs the package metatrain ({error}). Install it: pip install 'molfun[pet]'"
+        ) from error
+    for category, message in _NOISE:
+        warnings.filterwarnings("ignore", message=message, category=category)

@@ -1,0 +1,414 @@
+"""PET behind the backbone interface."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from metatomic.torch import ModelOutput, systems_to_torch
+from metatrain.pet import PET
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.evaluate_model import evaluate_model
+from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
+from torch import nn
+
+from molfun.backbones.atomistic import AtomisticBackbone
+from molfun.backbones.base import Features, Layer
+from molfun.backbones.pet import targets
+from molfun.backbones.pet import weights as files
+from molfun.errors import CheckpointError, ConfigError, unknown_name
+from molfun.sample import Sample, is_missing
+from molfun.trunk import Readout, TrunkOutput
+
+HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
+DEFAULT_TYPES = (1, 6, 7, 8)
+PREFIX = "model.backend."
+
+
+class PETBackbone(AtomisticBackbone):
+    """PET, a transformer on the edges around each atom, as metatrain builds it.
+
+    The model is metatrain's own module; a checkpoint written here is one of metatrain's. PET knows
+    no rotations by construction: in training every structure is turned at random, and its forces
+    turned back.
+
+    Parameters
+    ----------
+    config
+        Hyperparameters of the architecture where there are no `weights`, those that differ from
+        metatrain's defaults: ``{"d_pet": 32, "num_gnn_layers": 2}``.
+    weights
+        A ``.ckpt`` of metatrain; None starts from random weights.
+    seed
+        Seed of the random weights.
+    trust
+        Whether the user vouches for `weights`, which is a pickle; see
+        `molfun.backbones.pet.weights.read_checkpoint`.
+    atomic_types
+        Atomic numbers it shall know, without `weights`; by default H, C, N, O.
+    unit
+        Unit of the target ``"energy"``, without `weights`.
+    augment
+        Whether structures are turned at random in training.
+    description
+        All of the above as `config_dict` has it; for checkpoints.
+
+    References
+    ----------
+    Pozdnyakov and Ceriotti 2023, "Smooth, exact rotational symmetrization for deep learning on
+    point clouds".
+
+    Examples
+    --------
+    >>> backbone = PETBackbone({"d_pet": 16, "d_node": 16, "d_head": 16, "num_heads": 2})
+    >>> backbone.single_dim, list(backbone.targets)
+    (32, ['energy'])
+    """
+
+    name = "pet"
+    display_name = "PET"
+    block_prefix = "model.backend.gnn_layers"
+    lora_targets = ("attention.input_linear", "attention.output_linear")
+
+    baselines_fitted: torch.Tensor
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        weights: str | Path | None = None,
+        seed: int = 0,
+        trust: bool = False,
+        atomic_types: Sequence[int] | None = None,
+        unit: str = "eV",
+        augment: bool = True,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+
+        if weights is not None:
+            given = {"config": config, "atomic_types": atomic_types}
+            useless = [key for key, value in given.items() if value is not None]
+            if useless:
+                raise ConfigError(
+                    f"{' and '.join(useless)} cannot be chosen with weights: the checkpoint says "
+                    f"what they are."
+                )
+            self.model = files.model_of(files.read_checkpoint(weights, trust=trust), weights)
+        else:
+            hypers = complete_hypers(config)
+            if description is None:
+                energy = targets.energy_info(unit)
+                info = targets.DatasetInfo("angstrom", list(atomic_types or DEFAULT_TYPES), {})
+                info.targets["energy"] = energy
+            else:
+                info = targets.dataset_info(description)
+            self.model = _build(hypers, info, seed)
+        if len(self.model.additive_models) > 1:
+            raise ConfigError(
+                "This checkpoint adds a ZBL repulsion to the energy, which Molfun does not train "
+                "yet. Use metatrain for it."
+            )
+        self.augment = augment
+        self.atomic_types = tuple(self.model.atomic_types)
+        self.single_dim = self.model.num_readout_layers * (self.model.d_node + self.model.d_pet)
+        self.pair_dim = None
+        fitted = torch.full((len(self.model.dataset_info.targets),), weights is not None)
+        self.register_buffer("baselines_fitted", fitted)
+        self._baselines: dict[str, Any] = {}
+
+    # --- input ---------------------------------------------------------------------------------
+
+    def neighbours(self, atoms: Any) -> Features:
+        """Neighbour pairs within the cutoff, by metatrain's own finder (vesin)."""
+        options = self.model.requested_nl
+        system = systems_to_torch(atoms, dtype=torch.float64)
+        system = get_system_with_neighbor_lists(system, [options])
+        block = system.get_neighbor_list(options)
+        return {
+            "pairs": block.samples.values.to(torch.int32),
+            "vectors": block.values.detach().squeeze(-1),
+            "cell": system.cell[None],
+            "pbc": system.pbc[None],
+        }
+
+    def featurize_key(self) -> str:
+        """The cutoff decides the neighbours."""
+        return f"{self.name} {self.model.cutoff}"
+
+    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+        """Fit baseline and scale of the target in use to the labels, if nothing has yet."""
+        if self.readout is None or self.baseline_of(self.readout.target) is not None:
+            return
+        pairs = []
+        for sample in samples:
+            label: Any = sample.target
+            energy = label.get("energy") if isinstance(label, Mapping) else label
+            if energy is not None and not is_missing(energy):
+                pairs.append((sample.atoms, float(energy)))
+        if pairs:
+            self.fit_baseline(self.readout.target, *zip(*pairs, strict=True))
+
+    def fit_baseline(self, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
+        """Fit the energy of each element, and the scale of what is left, by least squares."""
+        device = self.baselines_fitted.device
+        self.model.to("cpu")
+        targets.fit_baseline(self.model, target, atoms, energies)
+        self.model.to(device)
+        self.baselines_fitted[list(self.targets).index(target)] = True
+        self._baselines.clear()
+
+    # --- targets of its own ----------------------------------------------------------------------
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Energies that the model gives, and their units."""
+        info = self.model.dataset_info.targets
+        return {name: target.unit for name, target in info.items() if targets.is_energy(target)}
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """Node and edge heads, and their last layers."""
+        return HEAD_MODULES
+
+    def use_readout(self, readout: Readout | None) -> None:
+        """Choose the energy that ``properties`` hold; see `AtomisticBackbone`."""
+        if readout is not None:
+            if readout.target not in self.targets:
+                raise ConfigError(unknown_name("target", readout.target, self.targets))
+            wrong = [name for name in readout.modules if name not in HEAD_MODULES]
+            if wrong:
+                raise ConfigError(unknown_name("head module", wrong[0], HEAD_MODULES))
+        super().use_readout(readout)
+
+    def add_target(
+        self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool
+    ) -> None:
+        """Give the model another energy; see `molfun.backbones.pet.targets.add_target`."""
+        before = dict(zip(self.targets, self.baselines_fitted.tolist(), strict=True))
+        unit = unit or self.targets.get(inherit or "", "eV")
+        device, dtype = self.baselines_fitted.device, next(self.model.parameters()).dtype
+        self.model.to("cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
+        self.model.to(device)
+        self.model.backend.to(dtype)
+        kept = [before.get(target, False) for target in self.model.dataset_info.targets]
+        self.baselines_fitted = torch.tensor(kept, device=device)
+        self._baselines.clear()
+
+    def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
+        """Energy of each element and the scale, in the target's unit."""
+        if not self.baselines_fitted[list(self.targets).index(target)]:
+            return None
+        found = self._baseline(target)
+        return {n: float(found.energies[n]) for n in self.atomic_types}, found.scale
+
+    def _baseline(self, target: str) -> Any:
+        if target not in self._baselines:
+            self._baselines[target] = targets.baseline(self.model, target)
+        return self._baselines[target]
+
+    def weights_changed(self) -> None:
+        """Read what metatrain keeps beside the tensors anew."""
+        self.model.additive_models[0].sync_tensor_maps()
+        self.model.scaler.sync_tensor_maps()
+        self._baselines.clear()
+
+    # --- forward -------------------------------------------------------------------------------
+
+    def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
+        """Features of each atom, their mean, and the energy with its derivatives.
+
+        ``single`` (batch, atoms, c): node and summed edge features, metatrain's ``feature``.
+        Mixed precision is off: PET runs in the type of its weights.
+        """
+        sizes = batch["shape"][:, 0]
+        turn = self.augment and self.training and torch.is_grad_enabled()
+        with torch.autocast(batch["positions"].device.type, enabled=False), self._raw():
+            systems, turns = self._systems(batch, turn=turn)
+            result = TrunkOutput(mask=_mask(sizes))
+            if {"single", "mean"} & set(outputs):
+                result = self._features(systems, sizes, result.mask)
+            properties = None
+            if "properties" in outputs:
+                properties = self._properties(batch, systems, turns)
+        return replace(result, properties=properties).select(outputs)
+
+    @contextlib.contextmanager
+    def _raw(self) -> Iterator[None]:
+        """Let the model leave out scale and baseline, which it adds outside of training."""
+        kept = self.model.training
+        self.model.training = True
+        try:
+            yield
+        finally:
+            self.model.training = kept
+
+    def _systems(self, batch: Features, *, turn: bool) -> Any:
+        dtype = next(self.model.parameters()).dtype
+        return targets.as_systems(batch, self.model.requested_nl, dtype, turn)
+
+    def _features(self, systems: Any, sizes: torch.Tensor, mask: torch.Tensor) -> TrunkOutput:
+        wanted = {"feature": ModelOutput(sample_kind="atom")}
+        flat = self.model(systems, wanted)["feature"].block().values
+        single = _padded(flat, sizes)
+        return TrunkOutput(mask=mask, single=single, mean=single.sum(1) / sizes[:, None])
+
+    def _properties(
+        self, batch: Features, systems: Any, turns: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        if self.readout is None:
+            raise ConfigError("The backbone was not told which of its targets to give.")
+        name, readout = self.readout.target, self.readout
+        info = targets.energy_info(self.targets[name], forces=readout.forces, stress=readout.stress)
+        # fused attention has no second derivative; the backend avoids it in training mode
+        train = torch.is_grad_enabled() and self.model.backend.training
+        differentiates = readout.forces or readout.stress
+        with torch.enable_grad() if differentiates else contextlib.nullcontext():
+            block = evaluate_model(self.model, systems, {name: info}, is_training=train)[
+                name
+            ].block()
+        sizes = batch["shape"][:, 0]
+        known = self._baseline(name)
+        energies = known.energies.to(sizes.device)[batch["types"].long()]
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+        result = {
+            "energy": block.values[:, 0],
+            "baseline": energies.new_zeros(len(sizes)).index_add_(0, owner, energies),
+            "scale": energies.new_full((len(sizes),), known.scale),
+            "n_atoms": sizes,
+        }
+        if readout.forces:
+            forces = -block.gradient("positions").values[..., 0]
+            if turns is not None:
+                # x was turned to x R, so a force f in the turned frame is f R^T
+                forces = (forces[:, None] @ turns.to(forces)[owner].mT)[:, 0]
+            result["forces"] = _padded(forces, sizes)
+        if readout.stress:
+            strain = block.gradient("strain").values[..., 0]
+            if turns is not None:
+                around = turns.to(strain)
+                strain = around @ strain @ around.mT
+            volume = torch.linalg.det(batch["cell"]).abs()
+            result["volume"] = volume
+            result["stress"] = strain / volume.to(strain)[:, None, None]
+        return result if train else {k: v.detach() for k, v in result.items()}
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The message-passing layers."""
+        layers: Sequence[nn.Module] = self.model.backend.gnn_layers
+        return layers
+
+    def layer_of(self, parameter: str) -> Layer:
+        """Embedders, layers with what combines their messages, heads, long-range parts."""
+        name = parameter.removeprefix(PREFIX)
+        first, _, rest = name.partition(".")
+        if first == "gnn_layers" or first.startswith("combination_"):
+            return Layer("block", int(rest.partition(".")[0]))
+        if first in HEAD_MODULES:
+            used = self.readout is not None and first in self.readout.modules
+            target = "" if self.readout is None else self.readout.target
+            return Layer("head" if used and rest.startswith(f"{target}.") else "output")
+        if first in ("node_embedders", "edge_embedder"):
+            return Layer("embedder")
+        if first == "system_conditioning":
+            return Layer("early")
+        return Layer("output")
+
+    def embedder(self) -> nn.Module:
+        """Embedding of the elements along the edges."""
+        module: nn.Module = self.model.backend.edge_embedder
+        return module
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Hyperparameters, and what metatrain knows of elements and targets."""
+        return {
+            "config": dict(self.model.hypers),
+            "augment": self.augment,
+            "description": targets.describe(self.model.dataset_info),
+        }
+
+    @classmethod
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """They are the arguments."""
+        return dict(config)
+
+    # --- out of here ---------------------------------------------------------------------------
+
+    def stock_model(self) -> Any:
+        """A copy as metatrain builds it: no adapters, in eval mode, on the CPU.
+
+        Merged adapters are part of its weights; others are left out.
+        """
+        info = targets.dataset_info(targets.describe(self.model.dataset_info))
+        copy = _build(dict(self.model.hypers), info, seed=0)
+        state = {n.removeprefix("model."): t for n, t in self.base_state_dict(whole=True).items()}
+        state.pop("baselines_fitted", None)
+        copy.to(next(self.model.parameters()).dtype)
+        _keep_double(copy)
+        copy.load_state_dict(state)
+        copy.additive_models[0].sync_tensor_maps()
+        copy.scaler.sync_tensor_maps()
+        copy.metadata = self.model.metadata
+        return copy.eval()
+
+
+def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Hyperparameters of metatrain's default architecture, with changes.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown.
+    """
+    hypers = get_default_hypers("pet")["model"]
+    config = dict(config or {})
+    unknown = [name for name in config if name not in hypers]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], hypers, n=1)
+        raise ConfigError(
+            f"PET has no hyperparameter {unknown[0]!r}; it has {', '.join(hypers)}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    return {**hypers, **config}
+
+
+def _build(hypers: dict[str, Any], info: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = PET(hypers, info)
+        except (ValueError, TypeError, AssertionError, KeyError) as error:
+            raise CheckpointError(f"metatrain refuses to build this PET: {error}") from error
+    _keep_double(model)
+    return model
+
+
+def _keep_double(model: Any) -> None:
+    """Baselines are large numbers, so metatrain keeps them in float64."""
+    model.additive_models.to(torch.float64)
+    model.scaler.to(torch.float64)
+    for part in (model.additive_models[0], model.scaler):
+        # metatrain leaves what stands for absent elements as it finds it in memory
+        index = part.model.type_to_index
+        index[~torch.isin(torch.arange(len(index)), torch.tensor(model.atomic_types))] = 0
+
+
+def _mask(sizes: torch.Tensor) -> torch.Tensor:
+    longest = int(sizes.max())
+    return (torch.arange(longest, device=sizes.device) < sizes[:, None]).float()
+
+
+def _padded(flat: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """(all atoms, c) as (batch, longest, c)."""
+    return nn.utils.rnn.pad_sequence(list(flat.split(sizes.tolist())), batch_first=True)

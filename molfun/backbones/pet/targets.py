@@ -1,0 +1,287 @@
+"""The energies of a PET model: their description, their baseline and scale."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import metatensor.torch as mts
+import torch
+from metatensor.torch import Labels, TensorBlock, TensorMap
+from metatomic.torch import System, systems_to_torch
+from metatrain.utils.data import DatasetInfo
+from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
+
+from molfun.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What an energy is besides the network: ``scale * network + sum of per-element energies``.
+
+    Parameters
+    ----------
+    energies
+        Energy of each atomic number, float64, in the unit of the target.
+    scale
+        Factor on what the network gives.
+    """
+
+    energies: torch.Tensor
+    scale: float
+
+
+def energy_info(unit: str, *, forces: bool = False, stress: bool = False) -> TargetInfo:
+    """Describe an energy to metatrain, with the derivatives that are wanted."""
+    return get_energy_target_info(
+        "energy",
+        {"quantity": "energy", "unit": unit},
+        add_position_gradients=forces,
+        add_strain_gradients=stress,
+    )
+
+
+def is_energy(info: TargetInfo) -> bool:
+    """Whether a target is one energy for each system."""
+    return bool(info.quantity == "energy" and info.is_scalar and info.sample_kind == "system")
+
+
+def describe(info: DatasetInfo) -> dict[str, Any]:
+    """A `DatasetInfo` as plain values."""
+    return {
+        "length_unit": info.length_unit,
+        "atomic_types": list(info.atomic_types),
+        "targets": {name: _describe(target) for name, target in info.targets.items()},
+    }
+
+
+def _describe(info: TargetInfo) -> dict[str, str]:
+    layout = mts.save_buffer(mts.make_contiguous(info.layout.to("cpu")))
+    return {
+        "quantity": info.quantity,
+        "unit": info.unit,
+        "description": info.description,
+        # shapes and names of blocks; metatensor has no form of its own in text
+        "layout": base64.b64encode(bytes(layout.numpy())).decode("ascii"),
+    }
+
+
+def dataset_info(description: Mapping[str, Any]) -> DatasetInfo:
+    """What `describe` gave, as metatrain's own object again."""
+    return DatasetInfo(
+        length_unit=str(description["length_unit"]),
+        atomic_types=[int(n) for n in description["atomic_types"]],
+        targets={name: _target(t) for name, t in description["targets"].items()},
+    )
+
+
+def _target(description: Mapping[str, str]) -> TargetInfo:
+    raw = torch.frombuffer(bytearray(base64.b64decode(description["layout"])), dtype=torch.uint8)
+    return TargetInfo(
+        layout=mts.load_buffer(raw),
+        quantity=description["quantity"],
+        unit=description["unit"],
+        description=description["description"],
+    )
+
+
+def baseline(model: Any, target: str) -> Baseline:
+    """Read baseline and scale of a target from the buffers that are saved with the weights."""
+    composition, scaler = model.additive_models[0], model.scaler
+    block = mts.load_buffer(getattr(composition, f"{target}_composition_buffer").cpu()).block()
+    energies = torch.zeros(max(model.atomic_types) + 1, dtype=torch.float64)
+    energies[block.samples.column("center_type").long()] = block.values.reshape(-1).double()
+    scales = mts.load_buffer(getattr(scaler, f"{target}_scaler_buffer").cpu()).block().values
+    return Baseline(energies, float(scales.reshape(-1)[0]))
+
+
+def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
+    """Let metatrain fit the baseline and the scale of a new target to labels."""
+    from metatrain.composition import Trainer as CompositionTrainer
+    from metatrain.scaler import train_or_load_scaler
+    from metatrain.utils.architectures import get_default_hypers
+    from metatrain.utils.data import Dataset
+
+    composition, scaler = model.additive_models[0], model.scaler
+    composition._new_outputs, scaler.new_outputs = [target], [target]
+    composition.target_infos = {target: model.dataset_info.targets[target]}
+    scaler.target_infos = dict(composition.target_infos)
+    systems = systems_to_torch(list(atoms), dtype=torch.float64)
+    data = Dataset.from_dict({"system": systems, target: _labels(energies)})
+    # the fits leave the other targets alone, but read their names from these
+    kept = composition.dataset_info, scaler.dataset_info
+    batch = min(len(systems), 256)
+    with _quiet():
+        hypers = {**get_default_hypers("composition")["training"], "batch_size": batch}
+        trainer = CompositionTrainer({**hypers, "num_workers": 0, "distributed": False})
+        only = DatasetInfo(
+            length_unit=model.dataset_info.length_unit,
+            atomic_types=model.atomic_types,
+            targets=dict(composition.target_infos),
+        )
+        composition.dataset_info = scaler.dataset_info = only
+        try:
+            trainer.train(composition, torch.float64, [torch.device("cpu")], [data], [data], "")
+            train_or_load_scaler(
+                scaler,
+                [data],
+                [composition],
+                batch,
+                is_distributed=False,
+                trainer_hypers={"num_workers": 0},
+            )
+        finally:
+            composition.dataset_info, scaler.dataset_info = kept
+
+
+def _labels(energies: Sequence[float]) -> list[TensorMap]:
+    return [
+        TensorMap(
+            Labels.single(),
+            [
+                TensorBlock(
+                    values=torch.tensor([[float(energy)]], dtype=torch.float64),
+                    samples=Labels(["system"], torch.tensor([[i]])),
+                    components=[],
+                    properties=Labels.range("energy", 1),
+                )
+            ],
+        )
+        for i, energy in enumerate(energies)
+    ]
+
+
+class _quiet:  # noqa: N801  (a context, used as a verb)
+    """Keep metatrain's progress messages out of the run's log."""
+
+    def __enter__(self) -> None:
+        self._level = logging.root.manager.disable
+        logging.disable(logging.INFO)
+
+    def __exit__(self, *exc: object) -> None:
+        logging.disable(self._level)
+
+
+def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_old: bool) -> None:
+    """Give the model another energy, with a head of its own.
+
+    Parameters
+    ----------
+    model
+        Changed in place.
+    name
+        New name: ``energy/<variant>``, or ``mtt::<name>``.
+    unit
+        Unit of its labels.
+    inherit
+        Target whose head it starts from; None starts from random weights.
+    keep_old
+        False drops all other targets, and their heads.
+
+    Raises
+    ------
+    ConfigError
+        If the name is there already, `inherit` is not, or metatrain refuses it.
+    """
+    from metatrain.pet.modules.finetuning import copy_head_weights
+
+    present = list(model.dataset_info.targets)
+    if name in present:
+        raise ConfigError(f"The model has a target {name!r} already.")
+    if inherit is not None and inherit not in present:
+        raise ConfigError(
+            f"inherit={inherit!r} is no target of this model; it has {', '.join(present)}."
+        )
+    info = DatasetInfo(
+        length_unit=model.dataset_info.length_unit,
+        atomic_types=list(model.atomic_types),
+        targets={name: energy_info(unit)},
+    )
+    try:
+        model.restart(info)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"metatrain refuses the target {name!r}: {error}") from error
+    if inherit is not None:
+        copy_head_weights(model, inherit, name)
+    model._stale_finetune_targets = []
+    if not keep_old:
+        for old in present:
+            _remove(model, old)
+
+
+def _remove(model: Any, name: str) -> None:
+    model.remove_output(name)
+    model.target_names.remove(name)
+    model.dataset_info.targets.pop(name, None)
+    for part in (*model.additive_models, model.scaler):
+        if name in part.outputs:
+            part.remove_output(name)
+
+
+def as_systems(
+    batch: Mapping[str, torch.Tensor], options: Any, dtype: torch.dtype, turn: bool
+) -> tuple[list[System], torch.Tensor | None]:
+    """The structures of a packed batch as metatomic's systems, turned at random where asked.
+
+    Parameters
+    ----------
+    batch
+        As `AtomisticBackbone.collate` gives it.
+    options
+        The neighbour list the model asks for.
+    dtype
+        Type of the model.
+    turn
+        Whether each structure is turned, and mirrored or not, at random (O(3)).
+
+    Returns
+    -------
+    systems, turns
+        The systems, and the (batch, 3, 3) matrices they were multiplied by from the right.
+    """
+    sizes = batch["shape"].tolist()
+    turns = random_turns(len(sizes)).to(batch["positions"]) if turn else None
+    atoms, pairs = 0, 0
+    systems = []
+    names = ["first_atom", "second_atom", "cell_shift_a", "cell_shift_b", "cell_shift_c"]
+    device = batch["positions"].device
+    components, properties = [Labels.range("xyz", 3).to(device)], Labels.range("distance", 1)
+    properties = properties.to(device)
+    for i, (n_atoms, n_pairs) in enumerate(sizes):
+        inside, between = slice(atoms, atoms + n_atoms), slice(pairs, pairs + n_pairs)
+        atoms, pairs = atoms + n_atoms, pairs + n_pairs
+        positions, cell = batch["positions"][inside], batch["cell"][i]
+        vectors = batch["vectors"][between]
+        if turns is not None:
+            positions, cell, vectors = positions @ turns[i], cell @ turns[i], vectors @ turns[i]
+        system = System(
+            positions=positions.to(dtype),
+            types=batch["types"][inside],
+            cell=cell.to(dtype),
+            pbc=batch["pbc"][i],
+        )
+        block = TensorBlock(
+            values=vectors.to(dtype).unsqueeze(-1),
+            samples=Labels(names, batch["pairs"][between], assume_unique=True),
+            components=components,
+            properties=properties,
+        )
+        system.add_neighbor_list(options, block)
+        systems.append(system)
+    return systems, turns
+
+
+def random_turns(n: int) -> torch.Tensor:
+    """Rotations, half of them with a mirror, uniform over O(3): (n, 3, 3) float64.
+
+    Drawn from torch's generator on the CPU, so that a resumed run draws the same ones.
+
+    References
+    ----------
+    Mezzadri 2007, "How to generate random matrices from the classical compact groups".
+    """
+    q, r = torch.linalg.qr(torch.randn(n, 3, 3, dtype=torch.float64))
+    return q * torch.diagonal(r, dim1=-2, dim2=-1).sign().unsqueeze(-2)

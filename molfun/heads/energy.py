@@ -1,0 +1,91 @@
+"""The energy a backbone was trained on, as a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from molfun.errors import ConfigError
+from molfun.heads.base import Head
+from molfun.trunk import Readout, TrunkOutput
+
+
+class EnergyHead(Head):
+    """A view on the modules inside a backbone that give one of its energies.
+
+    It has no weights of its own: what trains as the head are `modules` of the backbone.
+
+    Parameters
+    ----------
+    target
+        Which of the backbone's energies.
+    modules
+        Groups of modules that train as the head: ``"node_heads"``, ``"edge_heads"``,
+        ``"node_last_layers"``, ``"edge_last_layers"`` for PET. None takes all of them, an empty
+        list none.
+    forces, stress
+        Whether they are predicted, too; None where the training set has labels for them.
+
+    Examples
+    --------
+    >>> EnergyHead(target="energy/pbe0").config_dict["target"]
+    'energy/pbe0'
+    """
+
+    needs = ("properties",)
+    default_task = "energy"
+
+    def __init__(
+        self,
+        *,
+        target: str = "energy",
+        modules: Sequence[str] | None = None,
+        forces: bool | None = None,
+        stress: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self._config = {
+            "target": target,
+            "modules": None if modules is None else list(modules),
+            "forces": forces,
+            "stress": stress,
+        }
+
+    def attach(self, backbone: Any, task: Any) -> None:
+        """Choose the modules, and the derivatives that have labels.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone has no energies, or not this one.
+        """
+        if not hasattr(backbone, "use_readout"):
+            raise ConfigError(
+                f"The head 'energy' is a part of models of atoms, and {backbone.display_name} is "
+                f"none. Use head='mlp'."
+            )
+        labelled = getattr(task, "derivatives", ())
+        wanted = {
+            name: name in labelled if self._config[name] is None else bool(self._config[name])
+            for name in ("forces", "stress")
+        }
+        modules: Any = self._config["modules"]
+        backbone.use_readout(
+            Readout(
+                target=str(self._config["target"]),
+                modules=backbone.head_modules if modules is None else tuple(modules),
+                **wanted,
+            )
+        )
+
+    def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
+        """Energy (batch,) as ``prediction``, and what else the backbone gives with it."""
+        properties = dict(trunk.need("properties"))
+        return {"prediction": properties.pop("energy"), **properties}
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)

@@ -1,0 +1,240 @@
+"""Energies of structures, with forces and stress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.sample import is_missing
+from molfun.tasks.base import LossSum, Task
+
+EnergyLoss = Literal["mse", "mae", "huber"]
+_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "mse": functional.mse_loss,
+    "mae": functional.l1_loss,
+    "huber": functional.huber_loss,
+}
+DERIVATIVES = ("forces", "stress")
+# one row a sample: atoms, energy, stress (9), forces (3 each atom)
+N_ATOMS, ENERGY, STRESS, FORCES = 0, 1, slice(2, 11), 11
+
+
+class EnergyTask(Task):
+    """Predict an energy, and its derivatives where there are labels for them.
+
+    The loss is in the scale of the network, energies and stress (times volume) for each atom::
+
+        energy_weight * loss(energy) + forces_weight * loss(forces) + stress_weight * loss(stress)
+
+    Each term is a mean over the components of a structure, the loss a mean over structures. Labels
+    are an energy, or a dict with ``energy``, ``forces`` (atoms, 3) and ``stress`` (3, 3), any of
+    them missing. Units are those of the target: eV, eV/angstrom, eV/angstrom^3.
+
+    Parameters
+    ----------
+    loss
+        ``"mse"``, ``"mae"`` or ``"huber"`` (delta 1).
+    energy_weight, forces_weight, stress_weight
+        Weights of the terms.
+
+    Examples
+    --------
+    >>> task = EnergyTask(forces_weight=10.0)
+    >>> task.fit_targets([{"energy": -1.0, "forces": np.zeros((2, 3))}])
+    >>> task.derivatives
+    ('forces',)
+    """
+
+    name = "energy"
+    default_head = "energy"
+    n_outputs = 1
+
+    def __init__(
+        self,
+        *,
+        loss: EnergyLoss = "mse",
+        energy_weight: float = 1.0,
+        forces_weight: float = 1.0,
+        stress_weight: float = 1.0,
+    ) -> None:
+        if loss not in get_args(EnergyLoss):
+            raise ConfigError(unknown_name("energy loss", loss, get_args(EnergyLoss)))
+        weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
+        wrong = {k: w for k, w in weights.items() if not 0 <= w < math.inf}
+        if wrong or not any(weights.values()):
+            raise ConfigError(
+                f"Weights of the loss must be at least 0, and one above it; got {weights}."
+            )
+        self._config = {"loss": loss, **{f"{k}_weight": w for k, w in weights.items()}}
+        self._weights = weights
+        self.derivatives: tuple[str, ...] = ()
+        self._looked = False
+
+    def fit_targets(self, targets: Sequence[Any]) -> None:
+        """See which derivatives have labels, the first time only.
+
+        Raises
+        ------
+        DataError
+            If there is no label at all.
+        """
+        rows = [self.numbers(t) for t in targets if not is_missing(t)]
+        if not any(np.isfinite(row).any() for row in rows):
+            raise DataError("The training set has no energies, forces or stress to learn from.")
+        if self._looked:
+            return
+        self._looked = True
+        has = {
+            "forces": any(np.isfinite(row[FORCES:]).any() for row in rows),
+            "stress": any(np.isfinite(row[STRESS]).any() for row in rows),
+        }
+        self.derivatives = tuple(name for name in DERIVATIVES if has[name])
+
+    def numbers(self, target: Any) -> np.ndarray:
+        """A label as one row: unknown, energy, stress (9), forces (3 each atom).
+
+        Raises
+        ------
+        DataError
+            If it is of another kind or shape.
+        """
+        if isinstance(target, np.ndarray) and target.ndim == 1 and target.size >= FORCES:
+            return target.astype(np.float64)
+        label = target if isinstance(target, Mapping) else {"energy": target}
+        unknown = set(label) - {"energy", *DERIVATIVES}
+        if unknown:
+            raise DataError(unknown_name("label", min(unknown), ["energy", *DERIVATIVES]))
+        parts = {k: None if is_missing(v) else np.asarray(v, float) for k, v in label.items()}
+        energy, forces, stress = (parts.get(k) for k in ("energy", "forces", "stress"))
+        if energy is not None and energy.size != 1:
+            raise DataError(f"An energy is one number, got an array of shape {energy.shape}.")
+        if forces is not None and (forces.ndim != 2 or forces.shape[1] != 3):
+            raise DataError(f"Forces are (atoms, 3), got {forces.shape}.")
+        if stress is not None and stress.shape != (3, 3):
+            raise DataError(f"A stress is (3, 3), got {stress.shape}.")
+        row = np.full(FORCES + (0 if forces is None else forces.size), math.nan)
+        if energy is not None:
+            row[ENERGY] = float(energy.reshape(()))
+        if stress is not None:
+            row[STRESS] = stress.reshape(-1)
+        if forces is not None:
+            row[FORCES:] = forces.reshape(-1)
+        return row
+
+    def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
+        """Rows of a batch, padded with NaN: (batch, 11 + 3 * atoms) float64."""
+        return torch.from_numpy(self.join([self.numbers(t) for t in targets]))
+
+    def join(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows of samples, padded with NaN to the longest."""
+        longest = max((len(v) for v in values), default=FORCES)
+        rows = np.full((len(values), longest), math.nan)
+        for row, value in zip(rows, values, strict=True):
+            row[: len(value)] = value
+        return rows
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
+        """Summed loss of the structures that have a label; 0 (with a graph) where none has."""
+        raw, n_atoms = outputs["prediction"], outputs["n_atoms"]
+        scale, n = outputs["scale"], outputs["n_atoms"].double()
+        wanted = (targets[:, ENERGY] - outputs["baseline"]) / scale
+        terms = {"energy": ((raw / n_atoms.to(raw))[:, None], (wanted / n)[:, None])}
+        if "forces" in outputs:
+            forces = outputs["forces"].flatten(1)
+            label = torch.full_like(forces, math.nan, dtype=torch.float64)
+            known = targets[:, FORCES:][:, : forces.shape[1]]
+            label[:, : known.shape[1]] = known
+            terms["forces"] = forces, label / scale[:, None]
+        if "stress" in outputs:
+            per_atom = (outputs["volume"] / n)[:, None]
+            label = targets[:, STRESS] / scale[:, None] * per_atom
+            terms["stress"] = outputs["stress"].flatten(1) * per_atom.to(raw), label
+        total = raw.sum() * 0
+        counted = torch.zeros_like(n_atoms, dtype=torch.bool)
+        for name, (value, label) in terms.items():
+            present = torch.isfinite(label)
+            if self._weights[name] == 0 or not present.any():
+                continue
+            function = _LOSSES[str(self._config["loss"])]
+            zero = torch.zeros((), dtype=value.dtype, device=value.device)
+            errors = function(value, torch.where(present, label, zero).to(value), reduction="none")
+            means = torch.where(present, errors, zero).sum(1) / present.sum(1).clamp(min=1)
+            total = total + self._weights[name] * means.sum()
+            counted |= present.any(1)
+        return LossSum(total, int(counted.sum()))
+
+    def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Rows in the units of the target, with the number of atoms."""
+        scale, n_atoms = outputs["scale"], outputs["n_atoms"]
+        energy = outputs["prediction"].double() * scale + outputs["baseline"]
+        forces = outputs.get("forces")
+        width = FORCES + (0 if forces is None else 3 * forces.shape[1])
+        rows = energy.new_full((len(energy), width), math.nan)
+        rows[:, N_ATOMS], rows[:, ENERGY] = n_atoms.double(), energy
+        if "stress" in outputs:
+            rows[:, STRESS] = outputs["stress"].double().flatten(1) * scale[:, None]
+        if forces is not None:
+            real = torch.arange(forces.shape[1], device=forces.device) < n_atoms[:, None]
+            values = forces.double() * scale[:, None, None]
+            values = torch.where(real[..., None], values, torch.full_like(values, math.nan))
+            rows[:, FORCES:] = values.flatten(1)
+        return rows
+
+    def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
+        """``prediction`` (samples,) energies; ``forces``, ``stress`` as lists where predicted."""
+        found: dict[str, Any] = {
+            "prediction": torch.tensor([row[ENERGY] for row in predictions], dtype=torch.float64)
+        }
+        sizes = [int(row[N_ATOMS]) for row in predictions]
+        if any(len(row) > FORCES for row in predictions):
+            found["forces"] = [
+                row[FORCES : FORCES + 3 * n].reshape(n, 3)
+                for row, n in zip(predictions, sizes, strict=True)
+            ]
+        if any(np.isfinite(row[STRESS]).any() for row in predictions):
+            found["stress"] = [row[STRESS].reshape(3, 3) for row in predictions]
+        return found
+
+    def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """MAE and RMSE: energy in meV/atom, forces in meV/angstrom, stress in meV/angstrom^3.
+
+        They are thousandths of the target's unit where that is not eV; forces and stress are there
+        if the task has labels for them.
+        """
+        width = min(predictions.shape[1], targets.shape[1])
+        errors = 1000 * (predictions[:, :width] - targets[:, :width])
+        found = _errors("energy", errors[:, ENERGY] / predictions[:, N_ATOMS])
+        for name, part in (("forces", slice(FORCES, None)), ("stress", STRESS)):
+            if name in self.derivatives:
+                found |= _errors(name, errors[:, part])
+        return found
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which derivatives had labels."""
+        return {"derivatives": list(self.derivatives), "looked": self._looked}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `fit_targets` saw."""
+        self.derivatives = tuple(state["derivatives"])
+        self._looked = bool(state["looked"])
+
+
+def _errors(name: str, errors: np.ndarray) -> dict[str, float]:
+    present = errors[np.isfinite(errors)]
+    if present.size == 0:
+        return {f"{name}_mae": math.nan, f"{name}_rmse": math.nan}
+    return {
+        f"{name}_mae": float(np.abs(present).mean()),
+        f"{name}_rmse": float(np.sqrt((present**2).mean())),
+    }
