@@ -16,6 +16,7 @@ __getattr__, __all__ = attach(
         "SequenceDataset": "molfun.data.sequences",
         "read_fasta": "molfun.data.sequences",
         "DataSplitter": "molfun.data.splits",
+        "AtomsDataset": "molfun.data.atoms",
         "TimeSeriesDataset": "molfun.data.timeseries",
         "check_groups": "molfun.data.timeseries",
         "double_well": "molfun.data.timeseries_demo",

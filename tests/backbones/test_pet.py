@@ -20,6 +20,7 @@ from molfun.backbones.pet.targets import random_turns
 from molfun.backbones.pet.weights import read_checkpoint, write_checkpoint
 from molfun.data.atoms import AtomsDataset
 from molfun.errors import CheckpointError, ConfigError, DataError, UnsafeFileError
+from molfun.models.energies import Forgetting
 from molfun.models.structure import MolfunStructureModel
 from molfun.sample import Sample
 from molfun.training import (
@@ -505,6 +506,60 @@ def test_a_new_energy_survives_a_checkpoint(checkpoint: Path, tmp_path: Path) ->
 def test_a_wrong_new_target_is_refused(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         pet().add_target(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (23.060548, "probably in kcal/mol: divide them by 23.0605"),
+        (96.485332, "probably in kJ/mol"),
+        (1 / 27.211386, "probably in hartree"),
+        (1.7, "another level of theory, another zero or another unit"),
+    ],
+)
+def test_labels_in_another_unit_are_doubted(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture, factor: float, text: str
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = dataset().atoms
+    labels = [{"energy": factor * pair_energy(a)["energy"]} for a in atoms]
+    model.fit(AtomsDataset(atoms, labels), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    assert text in caplog.text
+
+
+def test_labels_in_the_right_unit_are_not(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    model.fit(dataset(), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    assert "lie" not in caplog.text
+
+
+def test_what_is_forgotten_of_the_old_energy(checkpoint: Path) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = dataset().atoms
+    model.add_target("energy/b", inherit="energy")
+    labels = [{**pair_energy(a), "energy": -3.0 * pair_energy(a)["energy"]} for a in atoms]
+    report = Forgetting(model, dataset())
+    model.fit(
+        AtomsDataset(atoms, labels),
+        strategy=FullFinetune(lr=1e-2, layer_lr_decay=1.0),
+        epochs=2,
+        callbacks=[report],
+    )
+    assert report.target == "energy"
+    assert report.after["energy_mae"] != report.before["energy_mae"]
+    assert str(report).startswith("energy before and after: energy_mae ")
+    # the readout in use is the new one again
+    assert model.backbone.readout.target == "energy/b"
+    frozen = Forgetting(model, dataset())
+    model.fit(
+        AtomsDataset(atoms, labels),
+        strategy=HeadOnlyFinetune(lr=1e-2),
+        epochs=1,
+        callbacks=[frozen],
+    )
+    assert frozen.after == frozen.before
 
 
 # --- wrong input ---------------------------------------------------------------------------------

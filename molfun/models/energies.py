@@ -1,0 +1,156 @@
+"""What to know of energies before and after fine-tuning: units, baselines, what is forgotten."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from molfun.errors import ConfigError
+from molfun.models.loaders import as_loader
+from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.history import History
+from molfun.trunk import Readout
+
+logger = logging.getLogger(__name__)
+
+PER_EV = {
+    "kcal/mol": 23.060548,
+    "kJ/mol": 96.485332,
+    "hartree": 1 / 27.211386,
+    "rydberg": 1 / 13.605693,
+    "meV": 1000.0,
+}
+"""How many of a unit are one eV (CODATA 2018)."""
+CLOSE = 0.02
+FAR = 1.0
+"""eV an atom beyond which labels are not of the energy that a baseline was fitted to."""
+
+
+def describe_baseline(backbone: Any, target: str) -> str:
+    """One line: energy of each element and scale of the rest."""
+    found = backbone.baseline_of(target)
+    if found is None:
+        return f"{target}: not fitted yet"
+    from ase.data import chemical_symbols
+
+    energies, scale = found
+    unit = backbone.targets[target]
+    listed = ", ".join(f"{chemical_symbols[n]} {e:.4f}" for n, e in energies.items())
+    return f"{target}: {listed} {unit} an atom; scale of the rest {scale:.4g} {unit}"
+
+
+def doubts(backbone: Any, target: str, samples: list[Any]) -> str | None:
+    """What speaks against labels being of the energy, and in the unit, of the target.
+
+    Parameters
+    ----------
+    backbone
+        A model of atoms.
+    target
+        One of its energies, with a baseline.
+    samples
+        Labelled structures; some hundred suffice.
+
+    Returns
+    -------
+    str or None
+        A text for a warning; None if nothing does, or there is nothing to compare with.
+    """
+    found = backbone.baseline_of(target)
+    if found is None:
+        return None
+    energies, _ = found
+    pairs = []
+    for sample in samples:
+        label = sample.target
+        energy = label.get("energy") if isinstance(label, Mapping) else label
+        if energy is not None and np.isfinite(energy):
+            expected = sum(energies[int(n)] for n in sample.atoms.numbers)
+            pairs.append((float(energy), expected, len(sample.atoms)))
+    if not pairs:
+        return None
+    labels, expected, sizes = np.array(pairs).T
+    distance = float(np.median(np.abs(labels - expected) / sizes))
+    if distance < FAR:
+        return None
+    text = f"The labels of {target!r} lie {distance:.3g} {backbone.targets[target]} an atom from "
+    text += "the baseline of the model."
+    if backbone.targets[target] == "eV" and np.all(np.abs(expected) > 0):
+        ratio = float(np.median(labels / expected))
+        for unit, factor in PER_EV.items():
+            if abs(ratio / factor - 1) < CLOSE:
+                return (
+                    f"{text} They are {ratio:.4g} times as large, so they are probably in {unit}: "
+                    f"divide them by {factor:.6g}."
+                )
+    return (
+        f"{text} They are of another level of theory, another zero or another unit: "
+        f"model.add_target('{target}/new', inherit={target!r}) gives them a baseline of their own."
+    )
+
+
+class Forgetting(Callback):
+    """Errors on an energy that is not trained, before and after a fit.
+
+    Parameters
+    ----------
+    model
+        The model that is fitted.
+    data
+        Structures with labels of that energy.
+    target
+        Its name; by default the first of the model's.
+
+    Attributes
+    ----------
+    before, after
+        Metrics as `MolfunStructureModel.evaluate` gives them.
+
+    Examples
+    --------
+    ::
+
+        model.add_target("energy/pbe0", inherit="energy")
+        report = Forgetting(model, old_structures)
+        model.fit(new_structures, strategy=LoRAFinetune(), callbacks=[report])
+        print(report)
+    """
+
+    def __init__(self, model: Any, data: Any, target: str | None = None) -> None:
+        known = getattr(model.backbone, "targets", {})
+        self.target = target or next(iter(known), "")
+        if self.target not in known:
+            raise ConfigError(f"The model has no energy {self.target!r}; it has {list(known)}.")
+        self._model, self._data = model, as_loader(data)
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+
+    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
+        """Measure."""
+        self.before = self._measure()
+
+    def on_fit_end(self, history: History) -> None:  # noqa: ARG002
+        """Measure again, and say so."""
+        self.after = self._measure()
+        logger.info("%s", self)
+
+    def _measure(self) -> dict[str, float]:
+        backbone = self._model.backbone
+        kept: Readout = backbone.readout
+        backbone.use_readout(Readout(self.target, kept.forces, kept.stress, kept.modules))
+        try:
+            found: dict[str, float] = self._model.evaluate(self._data)
+        finally:
+            backbone.use_readout(kept)
+        return found
+
+    def __str__(self) -> str:
+        rows = [
+            f"{name} {value:.4g} -> {self.after.get(name, float('nan')):.4g}"
+            for name, value in self.before.items()
+            if name != "loss"
+        ]
+        return f"{self.target} before and after: {', '.join(rows)}"
