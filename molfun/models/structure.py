@@ -448,7 +448,8 @@ class MolfunStructureModel(nn.Module):
         epochs, max_steps
             When to stop, at the latest. Neither: 10 epochs.
         output_dir
-            Folder of the run: ``weights.safetensors`` (the best so far, a file for ``weights=``),
+            Folder of the run: ``weights.safetensors`` (the best so far, or with jepa, whose loss
+            ranks no epochs, the last; a file for ``weights=``),
             ``resume/`` and ``history.csv``.
         resume, seed, precision, callbacks, save_every_steps, overwrite
             As in `fit`.
@@ -498,6 +499,7 @@ class MolfunStructureModel(nn.Module):
                 seed=seed,
                 state_dir=None if run_dir is None else run_dir / "resume",
                 save_every_steps=save_every_steps,
+                restore_best=goal.ranks_epochs,
                 identity={
                     **_settings_of(strategy),
                     **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},

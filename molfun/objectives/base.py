@@ -47,6 +47,9 @@ class Objective(nn.Module, ABC):
     """Metrics that `metrics` gives."""
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Those of which the largest value is the best."""
+    ranks_epochs: ClassVar[bool] = True
+    """Whether a smaller loss means a better epoch; else the last one is kept. Not where what is
+    predicted changes along the way."""
 
     @abstractmethod
     def check(self, backbone: nn.Module) -> None:

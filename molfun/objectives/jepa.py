@@ -47,6 +47,7 @@ class JEPAObjective(Objective):
     name = "jepa"
     metric_names = ("cosine", "target_std")
     higher_is_better = frozenset({"cosine"})
+    ranks_epochs = False  # the teacher's representations change, and a collapse has the least loss
 
     def __init__(
         self,

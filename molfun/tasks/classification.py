@@ -389,7 +389,8 @@ class BinaryTask(MulticlassTask):
 class MultilabelTask(_Classification):
     """Any number of classes at once: a sigmoid and binary cross entropy each.
 
-    Labels are lists of names, or a text with ``;`` between them; an empty list means none.
+    Labels are lists of names, a text with ``;`` between them (an empty list means none), or arrays
+    of floats with a 0 or 1 for each class in order, as batches of tensors have them.
 
     Parameters
     ----------
@@ -413,7 +414,21 @@ class MultilabelTask(_Classification):
     def _fewest() -> int:
         return 1
 
+    def fit_targets(self, targets: Sequence[Any]) -> None:
+        """As for the others; columns of arrays are called 0, 1, ... where `classes` names none."""
+        if self.classes is None and any(_is_row(t) for t in targets):
+            self.classes = [str(i) for i in range(self._n)]
+        super().fit_targets(targets)
+
     def _parts(self, label: Any) -> list[str]:
+        if _is_row(label):
+            if label.shape != (self._n,) or not np.isin(label, (0, 1)).all():
+                raise DataError(
+                    f"A label as an array has a 0 or 1 for each of the {self._n} classes, got "
+                    f"{np.array2string(label, threshold=6)}."
+                )
+            names = self.classes or [str(i) for i in range(self._n)]
+            return [name for name, there in zip(names, label, strict=True) if there]
         if isinstance(label, str):
             names = [part for p in label.split(self.separator) if (part := p.strip())]
         else:
@@ -508,6 +523,11 @@ class MultilabelTask(_Classification):
 
 
 # --- helpers -------------------------------------------------------------------------------------
+
+
+def _is_row(label: Any) -> bool:
+    """Whether a label is a row of zeros and ones rather than names or numbers of classes."""
+    return isinstance(label, np.ndarray) and label.ndim == 1 and label.dtype.kind == "f"
 
 
 def text_of(label: Any) -> str:

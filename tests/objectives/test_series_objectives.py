@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from molfun.objectives.jepa import JEPAObjective
 from molfun.objectives.series import random_blocks
 from molfun.registry import OBJECTIVES
 from molfun.sample import Sample, SampleBatch
+from molfun.training import Callback
 
 SMALL: dict[str, Any] = {
     "name": "transformer", "d_input": 3, "d_model": 16, "n_heads": 2, "dropout": 0.0,
@@ -141,3 +143,41 @@ def test_pieces_leave_something_to_see() -> None:
             marked = random_blocks(length, 0.6, 3, torch.Generator().manual_seed(seed))
             assert marked.any()
             assert length == 1 or not marked.all()
+
+
+@pytest.mark.parametrize(("objective", "kept"), [("mae", "best"), ("jepa", "last")])
+def test_jepa_keeps_the_last_weights_and_others_the_best(
+    objective: str, kept: str, tmp_path: Path
+) -> None:
+    """A loss against representations that move ranks no epochs."""
+    batches = [SampleBatch(build_series(6))]
+    model = MolfunStructureModel("timeseries", config=SMALL, device="cpu", seed=0)
+    states: list[dict[str, torch.Tensor]] = []
+
+    class Keep(Callback):
+        def on_epoch_end(self, row: Any, improved: bool) -> None:
+            states.append({k: v.clone() for k, v in model.backbone.state_dict().items()})
+
+    # far too fast, so that the last epoch is not the best one
+    strategy = FullFinetune(
+        lr=0.3, lr_head=0.3, lr_embedder=0.3, layer_lr_decay=1.0, scheduler="constant"
+    )
+    history = model.pretrain(
+        batches,
+        batches,
+        objective=objective,
+        strategy=strategy,
+        epochs=3,
+        callbacks=[Keep()],
+        output_dir=tmp_path,
+    )
+    best = history.best["epoch"] - 1
+    assert best < 2
+    chosen = states[best if kept == "best" else 2]
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, chosen[name]), name
+    again = MolfunStructureModel(
+        "timeseries", weights=tmp_path / "weights.safetensors", device="cpu"
+    )
+    for name, tensor in again.backbone.state_dict().items():
+        assert torch.equal(tensor, chosen[name]), name

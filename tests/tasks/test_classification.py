@@ -13,6 +13,7 @@ from sklearn import metrics as reference
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
+from molfun import FullFinetune, MolfunStructureModel
 from molfun.errors import ConfigError, DataError
 from molfun.tasks import BinaryTask, ContactTask, MulticlassTask, MultilabelTask
 from molfun.tasks.classification import natural
@@ -920,3 +921,34 @@ def test_q3_is_for_three_classes():
              np.array([0.0, 1, 2, 2]))) for n in (3, 8)}  # fmt: skip
     assert "q3" in names[3]
     assert "q3" not in names[8]
+
+
+def test_rows_of_zeros_and_ones_are_labels_too() -> None:
+    """As batches of tensors bring them; the columns are the classes in order."""
+    rows = [np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 1.0]), None]
+    task = MultilabelTask(n_classes=3)
+    task.fit_targets(rows)
+    assert task.classes == ["0", "1", "2"]
+    assert task.numbers(rows[1]).tolist() == [1.0, 0.0, 1.0]
+    named = MultilabelTask(classes=["a", "b", "c"])
+    named.fit_targets(rows)
+    assert named.numbers(rows[0]).tolist() == [0.0, 0.0, 1.0]
+    for wrong in (np.array([1.0, 0.0]), np.array([0.5, 0.0, 1.0])):
+        with pytest.raises(DataError, match="a 0 or 1 for each of the 3 classes"):
+            named.numbers(wrong)
+
+
+def test_a_batch_of_tensors_trains_a_multilabel_head() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(8, 6, 2)
+    label = (values.mean(1) > 0).float()
+    batch = {"timeseries": values, "mask": torch.ones(8, 6, 2, dtype=torch.bool), "label": label}
+    model = MolfunStructureModel(
+        "timeseries",
+        config={"name": "linear", "d_input": 2, "d_model": 8},
+        head="multilabel",
+        task_config={"n_classes": 2},
+        device="cpu",
+    )
+    model.fit([batch], strategy=FullFinetune(lr=0.05, lr_head=0.05), epochs=80)
+    assert model.evaluate([batch])["accuracy"] > 0.9

@@ -1,0 +1,90 @@
+"""Write a model of atoms for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from molfun._io import atomic_path
+from molfun.errors import ConfigError
+from molfun.models.structure import MolfunStructureModel
+from molfun.nn import lora
+
+SUFFIXES = (".pt", ".ckpt")
+
+
+def export(model: MolfunStructureModel, path: str | Path) -> None:
+    """Write PET as metatrain has it: for simulation engines, or to train on with metatrain.
+
+    Adapters are folded into what is written; the model itself stays as it is.
+
+    Parameters
+    ----------
+    model
+        A model with the backbone ``"pet"``, and its own head or none.
+    path
+        ``.pt`` is TorchScript, for ASE (``metatomic_ase.MetatomicCalculator``), LAMMPS, i-PI ...;
+        ``.ckpt`` a checkpoint of metatrain.
+
+    Raises
+    ------
+    ConfigError
+        If the backbone or head is another one, or the name has another ending.
+
+    Examples
+    --------
+    >>> model = MolfunStructureModel.from_checkpoint("runs/pet/checkpoint")  # doctest: +SKIP
+    >>> export(model, "model.pt")  # doctest: +SKIP
+    """
+    path = Path(path).expanduser()
+    check_suffix(path)
+    if model.backbone.name != "pet":
+        raise ConfigError(
+            f"Only models with the backbone 'pet' can be exported; this one has "
+            f"{model.backbone.name!r}. Use its checkpoint folder with molfun predict."
+        )
+    if model.head_name not in (None, "energy"):
+        raise ConfigError(
+            f"The head {model.head_name!r} is Molfun's own, and an exported file holds the "
+            f"energies of PET alone. Use the checkpoint folder with molfun predict."
+        )
+    backbone: Any = model.backbone
+    with _merged(backbone):
+        stock = backbone.stock_model()
+    if path.suffix == ".ckpt":
+        from molfun.backbones.pet.weights import write_checkpoint
+
+        write_checkpoint(stock, path)
+    else:
+        with atomic_path(path) as temporary:
+            stock.export().save(str(temporary))
+
+
+def check_suffix(path: str | Path) -> None:
+    """Refuse a name that says of no kind of file.
+
+    Raises
+    ------
+    ConfigError
+        Naming the endings.
+    """
+    if Path(path).suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{path} must end in .pt (TorchScript, for ASE and other engines) or .ckpt (a "
+            f"checkpoint of metatrain)."
+        )
+
+
+@contextlib.contextmanager
+def _merged(backbone: Any) -> Iterator[None]:
+    """Fold adapters in for the time of the block."""
+    if lora.installed_spec(backbone) is None or lora.is_merged(backbone):
+        yield
+        return
+    lora.merge(backbone)
+    try:
+        yield
+    finally:
+        lora.unmerge(backbone)
