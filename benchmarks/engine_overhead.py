@@ -1,4 +1,4 @@
-"""What an engine adds to an optimizer step: a bare loop, Molfun, Lightning, transformers.Trainer.
+"""What an engine adds to an optimizer step: a bare loop, Molfun, Lightning, accelerate, Trainer.
 
     python benchmarks/engine_overhead.py --batch 32 --steps 500 3000
     python benchmarks/engine_overhead.py --quick
@@ -11,7 +11,8 @@ bring their representation along.
 
 Two kinds of table: "steps" is nothing but steps, "usual" clips the gradient, keeps a moving average
 of the weights and writes a CSV log with a bar (Trainer has no average; it logs every 50 steps to
-the terminal, which is thrown away here as all bars are). Two ways in: "ready" batches, or a
+the terminal, which is thrown away here as all bars are; accelerate is a loop of one's own with an
+average and without a log). Two ways in: "ready" batches, or a
 ``DataLoader`` that collates samples one by one.
 
 Each case is run over two numbers of steps. Their difference gives CPU microseconds per step (with
@@ -48,7 +49,11 @@ Kind = Literal["steps", "usual"]
 Feed = Literal["ready", "loader"]
 DIM, N_BATCHES, LR, CLIP, DECAY = 320, 50, 1e-3, 1.0, 0.999
 HEAD: dict[str, Any] = {"dropout": 0.0, "standardize": False}
-PEERS = {"lightning": ("lightning",), "transformers": ("transformers", "accelerate")}
+PEERS = {
+    "lightning": ("lightning",),
+    "accelerate": ("accelerate",),
+    "transformers": ("transformers", "accelerate"),
+}
 NAMES = {"steps": "Nothing but steps", "usual": "Clipping, average, log"}
 
 
@@ -56,7 +61,7 @@ NAMES = {"steps": "Nothing but steps", "usual": "Clipping, average, log"}
 class Case:
     """What one row runs."""
 
-    engine: Literal["bare", "molfun", "lightning", "transformers"]
+    engine: Literal["bare", "molfun", "lightning", "accelerate", "transformers"]
     kind: Kind
     feed: Feed
     batch: int
@@ -178,6 +183,30 @@ def lightning(peer: Peer, feed: Iterable[Any], case: Case) -> None:
         trainer.fit(Module(), feed)
 
 
+def accelerate(peer: Peer, feed: Iterable[Any], case: Case) -> None:
+    """The loop of accelerate's guide."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    optimizer, schedule = optimizer_of(peer, case.steps)
+    parameters = list(peer.parameters())
+    average = [p.detach().clone() for p in parameters]
+    loader = feed if isinstance(feed, DataLoader) else None
+    model, optimizer, schedule = accelerator.prepare(peer, optimizer, schedule)
+    feed = feed if loader is None else accelerator.prepare(loader)
+    for _ in range(case.epochs):
+        for x, y in feed:
+            with accelerator.accumulate(model):
+                accelerator.backward(model(x, y)["loss"])
+                if case.usual:
+                    accelerator.clip_grad_norm_(parameters, CLIP)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            if case.usual:
+                torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - DECAY)
+
+
 def transformers(peer: Peer, feed: Iterable[Any], case: Case) -> None:
     """Trainer of transformers; it has no average of the weights."""
     from transformers import Trainer, TrainingArguments
@@ -264,7 +293,12 @@ def peer_run(inputs: np.ndarray, labels: np.ndarray, feed: Feed, batch: int) -> 
 
     def run(case: Case) -> float:
         peer = Peer(head)
-        engines = {"bare": bare, "lightning": lightning, "transformers": transformers}
+        engines = {
+            "bare": bare,
+            "lightning": lightning,
+            "accelerate": accelerate,
+            "transformers": transformers,
+        }
         engines[case.engine](peer, loader, case)
         return peer.last_pass()
 
@@ -297,6 +331,7 @@ def table(kind: Kind, feed: Feed, args: argparse.Namespace, about: str) -> None:
         "bare": "bare loop",
         "molfun": "molfun fit",
         "lightning": "Lightning Trainer",
+        "accelerate": "accelerate" + (", no log" if kind == "usual" else ""),
         "transformers": "transformers Trainer" + (", no average" if kind == "usual" else ""),
     }
     cases = [Case(e, kind, feed, args.batch, n) for n in args.steps for e in engines]

@@ -125,16 +125,20 @@ def epoch_line(row: Row) -> str:
     >>> epoch_line({"epoch": 1, "train_loss": 1.5, "val_loss": 0.7, "lr": 8.01e-4})
     '  epoch   1  train_loss=1.50  val_loss=0.70  lr=8.01e-04'
     """
-    line = (
-        f"  epoch {row['epoch']:3d}  train_loss={row['train_loss']:.2f}  "
-        f"val_loss={row['val_loss']:.2f}  lr={row['lr']:.2e}"
-    )
+    losses = "  ".join(f"{name}={_loss(row[name])}" for name in ("train_loss", "val_loss"))
+    line = f"  epoch {row['epoch']:3d}  {losses}  lr={row['lr']:.2e}"
     metrics = {k.removeprefix("val/"): v for k, v in row.items() if k in SHOWN}
     return f"{line}  {metric_line(metrics)}" if metrics else line
 
 
+def _loss(value: float) -> str:
+    """Two decimals; in powers of ten where these would be zeros."""
+    return f"{value:.2e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
+
+
 SHOWN = (
     *("val/rmse", "val/pearson", "val/spearman"),
+    *("val/energy_mae", "val/forces_mae", "val/stress_mae"),
     *("val/accuracy", "val/mcc", "val/auroc", "val/perplexity"),
 )
 
@@ -181,6 +185,22 @@ def _fail(text: str, *, debug: bool) -> None:
     raise SystemExit(1)
 
 
+class _OtherPackages(logging.Handler):
+    """Warnings of other packages, as without any handler.
+
+    A package that logs before anyone has set up the root logger gives it a handler, which would
+    repeat every line of Molfun's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.addFilter(lambda record: not record.name.startswith("molfun"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message alone."""
+        print(self.format(record), file=sys.stderr)
+
+
 def set_up_logging(log_file: str | None, *, debug: bool) -> None:
     """Warnings to the terminal, everything to the run's log file."""
     logger = logging.getLogger("molfun")
@@ -192,6 +212,9 @@ def set_up_logging(log_file: str | None, *, debug: bool) -> None:
     terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.addHandler(terminal)
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_OtherPackages())
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

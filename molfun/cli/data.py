@@ -12,21 +12,24 @@ from torch.utils.data import DataLoader
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
+from molfun.data.atoms import AtomsDataset, read_frames
 from molfun.data.batching import LengthBatchSampler
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
 from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
 from molfun.errors import ConfigError, RunError
-from molfun.registry import HEADS, TASKS
+from molfun.registry import BACKBONES, HEADS, TASKS
 
 logger = logging.getLogger(__name__)
 
-Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset
+Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset | AtomsDataset
+LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "target_key")
 FASTA = (".fasta", ".fa", ".faa", ".fas")
 SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
 """What labels in a table are, by task; numbers for all others."""
+ENERGY_WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
 
 
 def open_training(
@@ -37,19 +40,54 @@ def open_training(
     _check_flags(settings)
     if settings.demo:
         return _demo(settings)
-    dataset: Any
-    if settings.on_series:
-        dataset = _series(settings)
-    else:
-        dataset = _sequences(settings) if settings.on_sequences else _structures(settings)
+    dataset = _open(settings)
     train, val, test = _split(dataset, settings)
+    if settings.val:
+        val = _open(settings.model_copy(update={"data": settings.val}))
+    if settings.test:
+        test = _open(settings.model_copy(update={"data": settings.test}))
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
-        f"({settings.split} split of {settings.data})"
+        f"({_origin(settings)})"
+    )
+    _warn_of_twins(
+        train, {"val": val if settings.val else None, "test": test if settings.test else None}
     )
     if isinstance(dataset, AffinityDataset):
         _say_notes(dataset)
     return train, val, test
+
+
+def _open(settings: FineTuneSettings) -> Any:
+    """The data set of the file named ``data``."""
+    if settings.on_atoms:
+        return _atoms(settings)
+    if settings.on_series:
+        return _series(settings)
+    return _sequences(settings) if settings.on_sequences else _structures(settings)
+
+
+def _warn_of_twins(train: Any, others: Mapping[str, Any]) -> None:
+    """Say which samples of other files are in the training set, too; a split has none."""
+    known = set(train.sequences()) if any(others.values()) else set()
+    for name, part in others.items():
+        twins = 0 if part is None else sum(sample in known for sample in part.sequences())
+        if twins:
+            logger.warning(
+                "%d of %d samples of --%s are in the training set, too: metrics on them say "
+                "nothing about new ones.", twins, len(part), name,
+            )  # fmt: skip
+
+
+def _origin(settings: FineTuneSettings) -> str:
+    """Where train, validation and test set come from."""
+    files = [
+        ", ".join([paths] if isinstance(paths, str) else paths)
+        for paths in (settings.data, settings.val, settings.test)
+        if paths
+    ]
+    split = f"{settings.split} split of {files[0]}"
+    return "; ".join([files[0] if settings.val and settings.test else split, *files[1:]])
 
 
 def _check_names(settings: FineTuneSettings) -> None:
@@ -69,8 +107,9 @@ def _check_flags(settings: FineTuneSettings) -> None:
     smoothed = ("multiclass", "binary")
     if settings.label_smoothing and name not in smoothed:
         problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
-    if settings.loss != "mse" and name != "regression":
+    if settings.loss != "mse" and name not in ("regression", "energy"):
         problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
+    problems += _problems_of_atoms(settings, name)
     if settings.mask_column is not None and level(settings) != "residue":
         problems.append(
             f"mask_column={settings.mask_column!r} is for labels of residues (--level residue); "
@@ -80,6 +119,41 @@ def _check_flags(settings: FineTuneSettings) -> None:
         raise ConfigError(
             f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
         )
+
+
+def _problems_of_atoms(settings: FineTuneSettings, task: str) -> list[str]:
+    """What does not go with structures of atoms, or only with them."""
+    problems = []
+    given = settings.model_fields_set
+    weights = [name for name in ENERGY_WEIGHTS if getattr(settings, name) != 1.0]
+    if weights and task != "energy":
+        problems.append(f"{', '.join(weights)}: of the task 'energy'; the task is {task!r}.")
+    own = [*LABEL_KEYS, "energy_unit", "new_target", "inherit"]
+    if not settings.on_atoms:
+        named = [name for name in own if getattr(settings, name) is not None]
+        if named:
+            problems.append(
+                f"{', '.join(named)}: for models of atoms such as pet; the backbone is "
+                f"{settings.backbone!r}."
+            )
+        return problems
+    useless = ("pdbs", "features", "alignments", "max_length", "mask_column", "target_column",
+               "id_column", "window", "stride")  # fmt: skip
+    named = [name for name in useless if name in given and getattr(settings, name) is not None]
+    if named:
+        problems.append(f"{', '.join(named)}: not for structures of atoms.")
+    if settings.preset is not None:
+        problems.append(
+            f"preset={settings.preset!r}: {settings.backbone} has none; give what differs from its "
+            f"defaults as backbone_config.config.d_pet=64."
+        )
+    if settings.split == "identity":
+        problems.append("split='identity' is for sequences.")
+    if task != "energy" and settings.target_key is None:
+        problems.append(
+            f"the task {task!r} has one label a structure: name it with --target-key KEY."
+        )
+    return problems
 
 
 def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]:
@@ -155,9 +229,37 @@ def _demo(settings: FineTuneSettings) -> tuple[Dataset, Dataset, None]:
     return train, val, None
 
 
+def _table(settings: FineTuneSettings) -> str:
+    """The one file of a data set that is read from one."""
+    return settings.data if isinstance(settings.data, str) else ""
+
+
+def _atoms(settings: FineTuneSettings) -> AtomsDataset:
+    keys = {name: getattr(settings, name) for name in LABEL_KEYS}
+    dataset = AtomsDataset.from_files(settings.data or [], **keys, require_target=True)
+    dropped = [name for name in ("forces", "stress") if not getattr(settings, name)]
+    return _without(dataset, dropped) if dropped else dataset
+
+
+def _without(dataset: AtomsDataset, names: Sequence[str]) -> AtomsDataset:
+    """The data set with some of its labels left out."""
+    labels = [
+        {k: v for k, v in label.items() if k not in names} if isinstance(label, dict) else label
+        for label in dataset.targets
+    ]
+    return AtomsDataset(
+        dataset.atoms,
+        labels,
+        ids=dataset.ids,
+        metadata={str(k): list(v) for k, v in dataset.metadata.items() if k != "id"},
+        origins=[sample.origin for sample in map(dataset.__getitem__, range(len(dataset)))],
+        columns={k: v for k, v in dataset.input_settings.items() if k != "kind"},
+    )
+
+
 def _structures(settings: FineTuneSettings) -> AffinityDataset:
     return AffinityDataset.from_csv(
-        settings.data or "",
+        _table(settings),
         settings.pdbs,
         features_dir=settings.features,
         alignments_dir=settings.alignments,
@@ -170,7 +272,7 @@ def _structures(settings: FineTuneSettings) -> AffinityDataset:
 
 def _sequences(settings: FineTuneSettings) -> SequenceDataset:
     return SequenceDataset.from_csv(
-        settings.data or "",
+        _table(settings),
         sequence_column=settings.sequence_column,
         target_column=settings.target_column or "target",
         id_column=settings.id_column,
@@ -182,7 +284,7 @@ def _sequences(settings: FineTuneSettings) -> SequenceDataset:
 
 
 def _series(settings: FineTuneSettings) -> TimeSeriesDataset:
-    path = settings.data or ""
+    path = _table(settings)
     options: dict[str, Any] = {"max_length": settings.max_length}
     if is_series_table(path):
         options |= {
@@ -212,9 +314,7 @@ def task_name(settings: FineTuneSettings) -> str:
     """The task: named, or the head's own."""
     if settings.task is not None:
         return settings.task
-    head = settings.head
-    if head is None:
-        return "regression"
+    head = settings.head or str(BACKBONES[settings.backbone].default_head)
     return head if head in TASKS and head not in HEADS else str(HEADS[head].default_task)
 
 
@@ -232,6 +332,9 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
     config: dict[str, Any] = {}
     if name == "regression":
         config |= {"loss": settings.loss, "standardize": settings.standardize_labels}
+    if name == "energy":
+        weights = {key: getattr(settings, key) for key in ENERGY_WEIGHTS}
+        return {"loss": settings.loss, **weights}
     if name in LABELS:
         config["classes"] = _classes(TASKS[name], level(settings), parts)
         if settings.n_classes not in (None, len(config["classes"])):
@@ -280,7 +383,10 @@ def _classes(task: Any, level: str, parts: Sequence[Dataset | None]) -> list[str
 
 
 def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
-    sizes: dict[str, Any] = {"val_frac": settings.val_frac, "test_frac": settings.test_frac}
+    sizes: dict[str, Any] = {
+        "val_frac": 0.0 if settings.val else settings.val_frac,
+        "test_frac": 0.0 if settings.test else settings.test_frac,
+    }
     if settings.split == "column":
         parts = DataSplitter.by_column(dataset, settings.split_column)
     elif settings.split == "temporal":
@@ -336,8 +442,10 @@ def open_for(
     labels
         Whether every row has to have one.
     columns
-        Names of columns where they are others than in training: ``id_column`` ...
+        Names of columns where they are others than in training: ``id_column``, ``energy_key`` ...
     """
+    if trained.get("kind") == "atoms":
+        return _atoms_for(trained, data, labels=labels, given=columns or {})
     trained = {**trained, **{k: v for k, v in (columns or {}).items() if v is not None}}
     if max_length is None:
         max_length = trained.get("max_length")
@@ -365,6 +473,24 @@ def open_for(
             with_or_without,
         )
     return dataset
+
+
+def _atoms_for(
+    trained: Mapping[str, Any], data: str, *, labels: bool, given: Mapping[str, str | None]
+) -> AtomsDataset:
+    """Structures with the labels of the training set, as far as there are any to predict."""
+    keys = {name: given.get(name) or trained.get(name) for name in LABEL_KEYS}
+    if labels:
+        return AtomsDataset.from_files(data, **keys, require_target=True)
+    frames = read_frames(data)
+    names = {name for frame in frames for name in (*frame.info, *frame.arrays, *_results(frame))}
+    known = {k: v for k, v in keys.items() if v in names or given.get(k) is not None}
+    return AtomsDataset.from_atoms(frames, **known)
+
+
+def _results(frame: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = getattr(frame.calc, "results", {})
+    return found
 
 
 def _series_for(

@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from molfun._io import DirectoryLock, disk_errors, write_text
+from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import (
     ConsoleProgress,
     hush,
@@ -31,10 +32,12 @@ from molfun.cli.data import (
     task_config,
 )
 from molfun.cli.settings import FineTuneSettings
-from molfun.cli.tables import write_predictions
+from molfun.cli.tables import write_predictions, write_structures
 from molfun.config import read_yaml
+from molfun.data.atoms import AtomsDataset
 from molfun.data.tables import escape
 from molfun.data.timeseries import TimeSeriesDataset
+from molfun.errors import ConfigError
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
@@ -164,7 +167,12 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
     arguments = settings.backbone_arguments
     if isinstance(parts[0], TimeSeriesDataset):
         arguments.setdefault("d_input", parts[0].n_features)
-    return MolfunStructureModel(
+    if settings.on_atoms and settings.weights is None:
+        elements = {int(n) for part in parts for n in _elements(part)}
+        arguments.setdefault("atomic_types", sorted(elements))
+        if settings.energy_unit is not None:
+            arguments.setdefault("unit", settings.energy_unit)
+    model = MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
         weights=settings.weights,
@@ -176,7 +184,37 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
         backbone_config=arguments,
         seed=settings.seed,
         kernels=settings.kernels,
+        trust=settings.trust,
     )
+    _use_target(model, settings)
+    return model
+
+
+def _elements(part: Dataset | None) -> set[int]:
+    assert part is None or isinstance(part, AtomsDataset)
+    return set() if part is None else {n for atoms in part.atoms for n in atoms.numbers}
+
+
+def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None:
+    """Train the energy that the settings name; one that the backbone lacks is added."""
+    if not isinstance(model.backbone, AtomisticBackbone) or model.head_name != "energy":
+        return
+    name, units = settings.new_target, model.backbone.targets
+    if name is not None and name in units and settings.inherit is None:
+        model.use_target(name)
+    elif name is not None:
+        unit, inherit = settings.energy_unit, settings.inherit
+        model.add_target(name, inherit=inherit, keep_old=settings.keep_targets, unit=unit)
+        start = "random weights" if inherit is None else f"those of {inherit}"
+        say(f"Target: {name}, whose heads start from {start}")
+    if model.head is not None:
+        target = model.head.config_dict["target"]
+        ours = model.backbone.targets[target]
+        if settings.energy_unit not in (None, ours):
+            raise ConfigError(
+                f"The energies are in {settings.energy_unit}, and the target {target!r} of the "
+                f"model in {ours}. Convert the labels (forces, too), or add a new_target."
+            )
 
 
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
@@ -219,7 +257,9 @@ def _report(
         if part is not None:
             batches = progress(_loader(part, settings), f"predicting {name}")
             prediction, metrics = model.predict_and_score(batches)
-            write_predictions(folder / f"predictions_{name}.csv", prediction, part)
+            path = folder / f"predictions_{name}.csv"
+            write_predictions(path, prediction, part)
+            write_structures(path, prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(metrics)}")
     say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")

@@ -36,8 +36,15 @@ Overrides = Annotated[
 def fine_tune(
     overrides: Overrides = None,
     data: Annotated[
-        Text, _flag("Table with pdb_id and affinity, or of sequences; or time series.", DATA)
+        list[str] | None,
+        _flag(
+            "Table with pdb_id and affinity, or of sequences; time series; or structures of atoms "
+            "(extended xyz; once a file).",
+            DATA,
+        ),
     ] = None,
+    val: Annotated[Text, _flag("A file of its own for validation [part of --data].", DATA)] = None,
+    test: Annotated[Text, _flag("A file of its own for testing [part of --data].", DATA)] = None,
     pdbs: Annotated[Text, _flag("Folder of structures {pdb_id}.cif or .pdb (.gz).", DATA)] = None,
     features: Annotated[Text, _flag("Folder of pre-computed features {pdb_id}.pkl.", DATA)] = None,
     alignments: Annotated[Text, _flag("Folder of alignments {pdb_id}/*.a3m.", DATA)] = None,
@@ -63,6 +70,14 @@ def fine_tune(
         Text,
         _flag("Its column of subjects or trajectories, which splits keep whole [group].", DATA),
     ] = None,
+    energy_key: Annotated[
+        Text, _flag("Name of the energies of structures of atoms [energy].", DATA)
+    ] = None,
+    forces_key: Annotated[Text, _flag("Name of their forces [forces].", DATA)] = None,
+    stress_key: Annotated[Text, _flag("Name of their stress [stress].", DATA)] = None,
+    target_key: Annotated[
+        Text, _flag("Name of another label, of a structure or each atom.", DATA)
+    ] = None,
     window: Annotated[
         int | None, _flag("Cut time series into windows of so many steps.", DATA)
     ] = None,
@@ -76,23 +91,39 @@ def fine_tune(
     val_frac: Annotated[float | None, _flag("Fraction for validation [0.1].", DATA)] = None,
     test_frac: Annotated[float | None, _flag("Fraction for testing [0.1].", DATA)] = None,
     backbone: Annotated[
-        Text, _flag("openfold, timeseries, or esm2_t6_8M_UR50D ... [openfold].", MODEL)
+        Text, _flag("openfold, timeseries, pet, or esm2_t6_8M_UR50D ... [openfold].", MODEL)
     ] = None,
     preset: Annotated[
         Text, _flag("Architecture [the backbone's own]; tiny for tests.", MODEL)
     ] = None,
     weights: Annotated[Text, _flag("File of pretrained weights.", MODEL)] = None,
+    trust: Annotated[
+        bool | None,
+        _flag("You know where a .ckpt comes from, which is a pickle.", MODEL, "--trust"),
+    ] = None,
     long: Annotated[
         Text, _flag("Sequences above 1,022 residues: full, crop or window [full].", MODEL)
     ] = None,
     head: Annotated[
-        Text, _flag("affinity, linear, mlp, conv ... [affinity; for sequences mlp].", MODEL)
+        Text,
+        _flag(
+            "affinity, linear, mlp, conv, energy ... [affinity; sequences mlp; pet energy].", MODEL
+        ),
+    ] = None,
+    new_target: Annotated[
+        Text, _flag("Energy to train, made if the model lacks it: energy/pbe0.", MODEL)
+    ] = None,
+    inherit: Annotated[
+        Text, _flag("Energy whose heads a new one starts from [random].", MODEL)
     ] = None,
     task: Annotated[
-        Text, _flag("regression, binary, multiclass or multilabel [the head's].", MODEL)
+        Text, _flag("regression, binary, multiclass, multilabel or energy [the head's].", MODEL)
     ] = None,
     level: Annotated[Text, _flag("sequence or residue: what has a label.", MODEL)] = None,
     loss: Annotated[Text, _flag("mse, mae or huber [mse].", MODEL)] = None,
+    energy_weight: Annotated[float | None, _flag("Weight of energies [1].", MODEL)] = None,
+    forces_weight: Annotated[float | None, _flag("Weight of forces [1].", MODEL)] = None,
+    stress_weight: Annotated[float | None, _flag("Weight of stress [1].", MODEL)] = None,
     class_weight: Annotated[Text, _flag("balanced, for classes.", MODEL)] = None,
     positive_class: Annotated[
         Text, _flag("The class that F1 and AUROC are of [the second by name].", MODEL)
@@ -119,14 +150,14 @@ def fine_tune(
     ] = None,
     epochs: Annotated[int | None, _flag("Epochs [20].", TRAINING)] = None,
     batch_size: Annotated[
-        int | None, _flag("Samples per batch [1; sequences 8].", TRAINING)
+        int | None, _flag("Samples per batch [1; sequences 8; atoms 16].", TRAINING)
     ] = None,
     group_by_length: Annotated[
         bool | None,
         _flag("Put samples of similar length into a batch.", TRAINING, "--group-by-length"),
     ] = None,
     accum: Annotated[
-        int | None, _flag("Batches per optimizer step [8; sequences 1].", TRAINING)
+        int | None, _flag("Batches per optimizer step [8; sequences and atoms 1].", TRAINING)
     ] = None,
     ema: Annotated[
         float | None, _flag("Decay of the weight average [0.999]; 0: off.", TRAINING)
@@ -202,7 +233,7 @@ def fine_tune(
     demo_seq_len: Annotated[int | None, _flag("Their length [32].", RUN)] = None,
     debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
 ) -> None:
-    """Fine-tune a model on structures with affinities or on sequences with labels.
+    """Fine-tune a model on structures with affinities, sequences with labels, or energies.
 
     For example::
 
@@ -213,8 +244,12 @@ def fine_tune(
       molfun fine-tune --backbone esm2_t6_8M_UR50D --data gb1.csv --target-column fitness
 
       molfun fine-tune --config finetune.yaml --data series.csv training.unfreeze_epoch=5
+
+      molfun fine-tune --backbone pet --data structures.xyz --weights pet.ckpt --trust
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
+    if data is not None and len(data) < 2:
+        given["data"] = "".join(data) or None
     from molfun.cli.console import errors_in_one_line
 
     with errors_in_one_line(debug=debug):
@@ -229,7 +264,10 @@ def fine_tune(
 Checkpoint = Annotated[
     str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
 ]
-Table = Annotated[str, typer.Option("--data", help="Table of samples; for sequences also FASTA.")]
+Table = Annotated[
+    str,
+    typer.Option("--data", help="Table of samples; for sequences also FASTA; for atoms xyz."),
+]
 Pdbs = Annotated[Text, typer.Option("--pdbs", help="Folder of structures.")]
 Features = Annotated[Text, typer.Option("--features", help="Folder of pre-computed features.")]
 Alignments = Annotated[Text, typer.Option("--alignments", help="Folder of alignments.")]
@@ -246,6 +284,12 @@ SequenceColumn = Annotated[
 ]
 TargetColumn = Annotated[
     Text, typer.Option("--target-column", help="Column of labels, as in training.")
+]
+EnergyKey = Annotated[Text, typer.Option("--energy-key", help="Name of energies, as in training.")]
+ForcesKey = Annotated[Text, typer.Option("--forces-key", help="Name of forces, as in training.")]
+StressKey = Annotated[Text, typer.Option("--stress-key", help="Name of stress, as in training.")]
+TargetKey = Annotated[
+    Text, typer.Option("--target-key", help="Name of another label, as in training.")
 ]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -401,7 +445,7 @@ def pretrain(
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
-_NO_SETTINGS = ("config", "resume", "overwrite", "debug", "overrides")
+_NO_SETTINGS = ("config", "options", "resume", "overwrite", "debug", "overrides")
 
 
 def _resolve(kind: Any, given: dict[str, Any], stored: dict[str, Any], config: str | None) -> Any:
@@ -453,6 +497,81 @@ def _load(plugin: str | None) -> None:
 
 
 @app.command()
+def train(
+    options: Annotated[
+        str, typer.Argument(help="Options of metatrain, or settings of molfun fine-tune (YAML).")
+    ],
+    overrides: Overrides = None,
+    trust: Annotated[
+        bool | None,
+        _flag("You know where a .ckpt comes from, which is a pickle.", MODEL, "--trust"),
+    ] = None,
+    output: Annotated[Text, _flag("Folder of the run [runs/STRATEGY].", RUN)] = None,
+    resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
+    overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
+    device: Annotated[Text, _flag("auto, cpu, cuda or cuda:N [auto].", RUN)] = None,
+    plugin: Annotated[
+        Text, _flag("Module to import first, which registers parts of your own.", RUN)
+    ] = None,
+    debug: Annotated[bool, _flag("Show tracebacks and details.", RUN, "--debug")] = False,
+) -> None:
+    """Train as a file of options says, metatrain's or Molfun's own.
+
+    For example::
+
+      molfun train options.yaml
+
+      molfun train options.yaml training_set=x.xyz validation_set=0.1 trust=true --output runs/pet
+    """
+    given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
+    from molfun.cli.console import errors_in_one_line
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import fine_tune as command
+        from molfun.cli.console import say
+        from molfun.cli.options import translate
+        from molfun.cli.settings import FineTuneSettings
+        from molfun.config import read_yaml
+        from molfun.models.sections import apply_overrides
+
+        values = apply_overrides(read_yaml(options), overrides or [])
+        if "architecture" in values:
+            _load(plugin)
+            found = translate(values, source=options)
+            stored = found.settings
+            for note in found.notes:
+                say(f"Note: {note}")
+        else:
+            stored = _stored(given, options, overrides, plugin, resume=resume)
+        settings = _resolve(FineTuneSettings, given, stored, options)
+        command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint folder of PET, or a .ckpt of metatrain.")
+    ],
+    output: Annotated[
+        str, typer.Argument(help="File: .pt for ASE and other engines, .ckpt for metatrain.")
+    ],
+    weights: Weights = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="You know where the .ckpt comes from.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model of atoms for other programs, with its adapters folded in."""
+    from molfun.cli.console import errors_in_one_line, set_up_logging
+
+    with errors_in_one_line(debug=debug):
+        from molfun.cli import export as command
+
+        set_up_logging(None, debug=debug)
+        command.run(checkpoint, output, weights=weights, trust=trust)
+
+
+@app.command()
 def predict(
     checkpoint: Checkpoint,
     data: Table,
@@ -463,6 +582,10 @@ def predict(
     id_column: IdColumn = None,
     sequence_column: SequenceColumn = None,
     target_column: TargetColumn = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    target_key: TargetKey = None,
     weights: Weights = None,
     device: Device = "auto",
     max_length: Length = None,
@@ -476,7 +599,11 @@ def predict(
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        columns=_columns(id_column, sequence_column, target_column),
+        columns={
+            "id_column": id_column, "sequence_column": sequence_column,
+            "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
+            "stress_key": stress_key, "target_key": target_key,
+        },
     )  # fmt: skip
 
 
@@ -494,6 +621,10 @@ def evaluate(
     id_column: IdColumn = None,
     sequence_column: SequenceColumn = None,
     target_column: TargetColumn = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    target_key: TargetKey = None,
     weights: Weights = None,
     device: Device = "auto",
     max_length: Length = None,
@@ -507,12 +638,12 @@ def evaluate(
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        columns=_columns(id_column, sequence_column, target_column), bootstrap=bootstrap,
+        columns={
+            "id_column": id_column, "sequence_column": sequence_column,
+            "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
+            "stress_key": stress_key, "target_key": target_key,
+        }, bootstrap=bootstrap,
     )  # fmt: skip
-
-
-def _columns(ids: str | None, sequences: str | None, targets: str | None) -> dict[str, str | None]:
-    return {"id_column": ids, "sequence_column": sequences, "target_column": targets}
 
 
 def _with_model(

@@ -8,7 +8,7 @@ from pathlib import Path
 from molfun._io import write_json
 from molfun.cli.console import metric_line, progress, say
 from molfun.cli.data import Dataset, loader
-from molfun.cli.tables import write_predictions
+from molfun.cli.tables import write_predictions, write_structures
 from molfun.data.words import counted
 from molfun.models.structure import MolfunStructureModel
 
@@ -17,7 +17,10 @@ def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_si
     """Write a prediction for every row."""
     result = model.predict(progress(loader(dataset, batch_size), "predicting"))
     write_predictions(Path(output), result, dataset)
+    beside = write_structures(Path(output), result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {output}")
+    if beside is not None:
+        say(f"Structures with predicted forces written to {beside}")
 
 
 def evaluate(

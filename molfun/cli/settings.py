@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from molfun.config import Settings, dump_yaml
+from molfun.data.atoms import AtomsDataset
 from molfun.errors import unknown_name
 from molfun.registry import BACKBONES, STRATEGIES
 from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
@@ -16,6 +17,8 @@ from molfun.training.optimizers import OPTIMIZERS
 
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
+HEADS = "heads"
+"""What metatrain calls the strategy head_only."""
 
 
 class OptimizerSettings(Settings):
@@ -66,7 +69,9 @@ class OptimizerSettings(Settings):
 class FineTuneSettings(OptimizerSettings):
     """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``."""
 
-    data: str | None = None
+    data: str | list[str] | None = None
+    val: str | list[str] | None = None
+    test: str | list[str] | None = None
     pdbs: str | None = None
     features: str | None = None
     alignments: str | None = None
@@ -79,6 +84,13 @@ class FineTuneSettings(OptimizerSettings):
     layout: Literal["long", "wide"] = "long"
     time_column: str = "time"
     group_column: str = "group"
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    target_key: str | None = None
+    forces: bool = True
+    stress: bool = True
+    energy_unit: str | None = None
     window: int | None = Field(default=None, ge=1)
     stride: int | None = Field(default=None, ge=1)
     split: Literal["random", "temporal", "identity", "group", "column"] = "random"
@@ -89,13 +101,20 @@ class FineTuneSettings(OptimizerSettings):
     backbone: str = "openfold"
     preset: str | None = None
     weights: str | None = None
+    trust: bool = False
     backbone_config: dict[str, Any] = Field(default_factory=dict)
     long: Literal["full", "crop", "window"] | None = None
     head: str | None = None
     head_config: dict[str, Any] = Field(default_factory=dict)
+    new_target: str | None = None
+    inherit: str | None = None
+    keep_targets: bool = True
     task: str | None = None
     level: Literal["sequence", "residue"] | None = None
     loss: Literal["mse", "mae", "huber"] = "mse"
+    energy_weight: float = Field(default=1.0, ge=0)
+    forces_weight: float = Field(default=1.0, ge=0)
+    stress_weight: float = Field(default=1.0, ge=0)
     class_weight: Literal["balanced"] | list[float] | None = None
     positive_class: str | None = None
     n_classes: int | None = Field(default=None, ge=2)
@@ -140,6 +159,8 @@ class FineTuneSettings(OptimizerSettings):
     @field_validator("strategy")
     @classmethod
     def _is_a_strategy(cls, name: str) -> str:
+        if name == HEADS:
+            return "head_only"
         known = [*STRATEGIES, "auto"]
         if name not in known:
             raise ValueError(unknown_name("strategy", name, known))
@@ -155,8 +176,16 @@ class FineTuneSettings(OptimizerSettings):
     def _needs_data(self) -> FineTuneSettings:
         if self.demo and (self.data or self.pdbs or self.features):
             raise ValueError("--demo makes its own data: leave out data, pdbs and features")
+        if self.demo and "atoms" in BACKBONES[self.backbone].inputs:
+            raise ValueError(f"--demo makes proteins, which {self.backbone} does not take")
         if self.demo:
             return self
+        if self.on_atoms and not self.data:
+            raise ValueError("give --data FILE of structures (extended xyz), to train on")
+        if isinstance(self.data, list) and not self.on_atoms:
+            raise ValueError("several files are for structures of atoms; give one to --data")
+        if (self.val or self.test) and self.split == "column":
+            raise ValueError("val and test are files of their own: leave out split=column")
         needs_files = "structure" in (known := BACKBONES[self.backbone].inputs)
         needs_files &= "sequence" not in known
         if self.data is None or (needs_files and self.pdbs is None and self.features is None):
@@ -164,9 +193,10 @@ class FineTuneSettings(OptimizerSettings):
                 "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a "
                 "run on synthetic data"
             )
-        if self.val_frac == 0 and self.patience and self.split != "column":
+        bare = self.val_frac == 0 and not self.val and self.split != "column"
+        if bare and self.patience:
             raise ValueError("patience needs a validation set: raise val_frac")
-        if self.val_frac == 0 and self.scheduler == "plateau" and self.split != "column":
+        if bare and self.scheduler == "plateau":
             raise ValueError("the scheduler plateau needs a validation set: raise val_frac")
         return self
 
@@ -181,10 +211,15 @@ class FineTuneSettings(OptimizerSettings):
         return not self.demo and "series" in BACKBONES[self.backbone].inputs
 
     @property
+    def on_atoms(self) -> bool:
+        """Whether samples are structures of atoms."""
+        return not self.demo and "atoms" in BACKBONES[self.backbone].inputs
+
+    @property
     def on_sequences(self) -> bool:
         """Whether samples are sequences of the table rather than structures beside it."""
         files = self.pdbs is not None or self.features is not None
-        return not (self.demo or files or self.on_series)
+        return not (self.demo or files or self.on_series or self.on_atoms)
 
     @property
     def backbone_arguments(self) -> dict[str, Any]:
@@ -193,9 +228,11 @@ class FineTuneSettings(OptimizerSettings):
 
     @property
     def samples_per_batch(self) -> int:
-        """1 structure, since memory grows with the square of its length; 8 sequences, 32 series."""
+        """1 protein, since memory grows with the square of its length; 8 sequences and so on."""
         if self.batch_size is not None:
             return self.batch_size
+        if self.on_atoms:
+            return AtomsDataset.default_batch_size
         return 32 if self.on_series else 8 if self.on_sequences else 1
 
     @property
@@ -203,7 +240,8 @@ class FineTuneSettings(OptimizerSettings):
         """Batches per optimizer step, so that 8 samples make one; the demo takes each alone."""
         if self.accum is not None:
             return self.accum
-        return 1 if self.demo or self.on_sequences or self.on_series else 8
+        large = self.demo or self.on_sequences or self.on_series or self.on_atoms
+        return 1 if large else 8
 
     @property
     def cache_config(self) -> CacheConfig:

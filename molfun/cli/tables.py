@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun._io import write_text
+from molfun._io import atomic_path, write_text
 from molfun.data.tables import escape, parse_number
 from molfun.sample import is_missing
 
@@ -31,7 +31,8 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in result["ids"]]}
     if getattr(dataset, "sequence_name", None):
         columns[dataset.sequence_name] = [chain for (chain,) in dataset.sequences()]
-    columns[dataset.target_name] = [_cell(target) for target in dataset.targets]
+    target_name = getattr(dataset, "target_name", "target")
+    columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
     columns[_free("prediction", columns)] = [_cell(value) for value in result["prediction"]]
     probs = result.get("probs")
     if probs is not None and not isinstance(probs, list):
@@ -46,6 +47,51 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
+
+
+def _number(target: Any) -> Any:
+    """Of several labels of a structure, the energy."""
+    return target.get("energy") if isinstance(target, Mapping) else target
+
+
+def write_structures(path: Path, result: Mapping[str, Any], dataset: Any) -> Path | None:
+    """Write structures with predicted energy, forces and stress beside a table of predictions.
+
+    Parameters
+    ----------
+    path
+        The table; the structures go to ``NAME_structures.xyz`` beside it.
+    result
+        What `MolfunStructureModel.predict` gave for the data set.
+    dataset
+        The data set.
+
+    Returns
+    -------
+    Path or None
+        What was written; None where no forces or stress were predicted.
+    """
+    if "forces" not in result and "stress" not in result:
+        return None
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    frames = []
+    for i, (name, atoms) in enumerate(zip(dataset.ids, dataset.atoms, strict=True)):
+        values: dict[str, Any] = {"energy": float(result["prediction"][i])}
+        if "forces" in result:
+            values["forces"] = result["forces"][i]
+        if "stress" in result:
+            values["stress"] = full_3x3_to_voigt_6_stress(result["stress"][i])
+        bare = type(atoms)(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        bare.info["id"] = name
+        bare.calc = SinglePointCalculator(bare, **values)
+        frames.append(bare)
+    beside = path.with_name(f"{path.stem}_structures.xyz")
+    with atomic_path(beside) as temporary:
+        write(str(temporary), frames, format="extxyz")
+    return beside
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

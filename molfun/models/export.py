@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
 
         write_checkpoint(stock, path)
     else:
-        with atomic_path(path) as temporary:
+        with atomic_path(path) as temporary, warnings.catch_warnings():
+            # TorchScript, in which metatomic is written, is deprecated by torch
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             stock.export().save(str(temporary))
 
 

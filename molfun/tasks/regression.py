@@ -94,6 +94,8 @@ class RegressionTask(Task):
         scaled = ((targets - self.mean) / self.std).to(prediction)
         present = ~torch.isnan(scaled)
         function = _LOSSES[str(self._config["loss"])]
+        if prediction.shape == scaled.shape and present.all():
+            return LossSum(function(prediction, scaled, reduction="sum"), scaled.numel())
         total = function(prediction[present], scaled[present], reduction="sum")
         return LossSum(total, int(present.sum()))
 

@@ -22,6 +22,8 @@ OPTIMIZERS.register("sgd", "torch.optim:SGD")
 
 _OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
 """What a class takes besides learning rate and weight decay."""
+_FUSED = ("adam", "adamw")
+"""Those whose step over all parameters at once takes less than half the time on a CPU."""
 
 
 def build_optimizer(
@@ -103,8 +105,18 @@ def build_optimizer(
     options = {option: given[option] for option in _OPTIONS.get(name, ())}
     if lr is not None:
         options["lr"] = lr
+    if name in _FUSED and _all_on_cpu(entries):
+        options["fused"] = True
     made: torch.optim.Optimizer = OPTIMIZERS[name](entries, weight_decay=weight_decay, **options)
     return made
+
+
+def _all_on_cpu(entries: Sequence[Any]) -> bool:
+    groups = [e["params"] if isinstance(e, Mapping) else [e] for e in entries]
+    if not all(isinstance(group, list | tuple) for group in groups):
+        return False  # an iterator can be read once
+    # elsewhere a fused step takes the scaling of float16 gradients into its own hands
+    return all(p.device.type == "cpu" and p.is_floating_point() for g in groups for p in g)
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -31,8 +31,8 @@ from molfun.training.optimizers import OPTIMIZERS, build_optimizer
 ModelFactory = Callable[..., MolfunStructureModel]
 
 OWN = {
-    "adam": lambda groups: torch.optim.Adam(groups, betas=(0.8, 0.99)),
-    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.8, 0.99)),
+    "adam": lambda groups: torch.optim.Adam(groups, betas=(0.8, 0.99), fused=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.8, 0.99), fused=True),
     "sgd": lambda groups: torch.optim.SGD(groups, momentum=0.7),
 }
 
@@ -51,7 +51,7 @@ def groups_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4) -> None:
-    inputs = torch.linspace(-1, 1, 12).reshape(3, 4)
+    inputs = torch.linspace(-1, 1, 12, dtype=next(model.parameters()).dtype).reshape(3, 4)
     for _ in range(steps):
         optimizer.zero_grad()
         model(inputs).square().sum().backward()
@@ -86,6 +86,22 @@ def test_they_step_as_torchs_own_bit_by_bit(name: str) -> None:
         assert not torch.equal(p, start)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_fused_step_is_the_step_in_single_operations(name: str) -> None:
+    ours, theirs = small_model().double(), small_model().double()
+    take_steps(ours, build_optimizer(name, groups_of(ours)), steps=20)
+    plain = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    take_steps(theirs, plain(groups_of(theirs), fused=False, foreach=False), steps=20)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_that_can_be_read_once_are_read_once() -> None:
+    model = small_model()
+    made = build_optimizer("adamw", [{"params": model.parameters(), "lr": 0.1}])
+    assert len(made.param_groups[0]["params"]) == 4
+
+
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_they_launch_what_torchs_own_launch(name: str) -> None:
     calls = []
@@ -101,9 +117,9 @@ def test_they_launch_what_torchs_own_launch(name: str) -> None:
 
 
 def test_the_defaults_of_the_optimizer_of_before() -> None:
-    """AdamW with torch's defaults, as all strategies had it."""
+    """AdamW with torch's defaults, all parameters in one step."""
     made = build_optimizer("adamw", groups_of(small_model()))
-    before = torch.optim.AdamW(groups_of(small_model()))
+    before = torch.optim.AdamW(groups_of(small_model()), fused=True)
     for ours, theirs in zip(made.param_groups, before.param_groups, strict=True):
         assert {k: v for k, v in ours.items() if k != "params"} == {
             k: v for k, v in theirs.items() if k != "params"

@@ -1,0 +1,442 @@
+"""Options of metatrain (``mtt train options.yaml``) as settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from molfun.errors import ConfigError, listing, nearest
+from molfun.models.sections import plain
+
+TOP = ("architecture", "training_set", "validation_set", "test_set", "seed", "device",
+       "base_precision", "trust")  # fmt: skip
+UNUSED_TOP: dict[str, Any] = {"print_stats": "auto", "final_eval": True, "wandb": None}
+ARCHITECTURE = ("name", "atomic_types", "model", "training")
+TRAINING = ("batch_size", "num_epochs", "warmup_fraction", "learning_rate", "weight_decay",
+            "num_workers", "grad_clip_norm", "loss", "finetune")  # fmt: skip
+UNUSED: dict[str, Any] = {
+    "distributed": None,
+    "distributed_port": 39591,
+    "log_interval": 1,
+    "checkpoint_interval": 100,
+    "atomic_baseline": {},
+    "scale_targets": True,
+    "fixed_scaling_weights": {},
+    "per_structure_targets": [],
+    "log_mae": True,
+    "log_separate_blocks": False,
+    "best_model_metric": "loss",
+    "max_atoms_per_batch": None,
+    "min_atoms_per_batch": 0,
+}
+"""What metatrain's trainer knows and Molfun does not, and the value that changes nothing."""
+FINETUNE = ("method", "read_from", "config", "inherit_heads")
+METHODS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "heads": ("head_modules", "last_layer_modules"),
+    "lora": ("rank", "alpha", "target_modules", "train_heads"),
+}
+DATASET = ("systems", "targets")
+SYSTEMS = ("read_from", "reader", "length_unit")
+TARGET = ("key", "unit", "quantity", "forces", "stress", "virial", "read_from", "reader", "type",
+          "sample_kind", "per_atom", "num_subtargets", "description")  # fmt: skip
+PLAIN_TARGET: dict[str, Any] = {
+    "type": "scalar",
+    "sample_kind": "system",
+    "per_atom": False,
+    "num_subtargets": 1,
+}
+TARGET_LOSS = ("type", "weight", "reduction", "delta", "forces", "stress", "gradients")
+DERIVATIVES = {"forces": "forces", "positions": "forces", "stress": "stress", "strain": "stress"}
+LOSSES = ("mse", "mae", "huber")
+DEVICES = {"gpu": "cuda"}
+
+
+@dataclass
+class Translation:
+    """Options in Molfun's terms.
+
+    Parameters
+    ----------
+    settings
+        Of `molfun.cli.settings.FineTuneSettings`.
+    notes
+        What is done otherwise than metatrain does it, a line each.
+    problems
+        What is wrong, a line each.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def check(self, where: str, section: Mapping[str, Any], known: Sequence[str]) -> None:
+        """Note names that are unknown."""
+        for key in section:
+            if key not in known:
+                name = f"{where}.{key}" if where else key
+                close = nearest(key, known) or f" Known: {', '.join(known)}."
+                self.problems.append(f"{name}: unknown option.{close}")
+
+    def unused(self, where: str, section: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        """Note names that metatrain knows and Molfun does not."""
+        names = [key for key in section if key in known and section[key] != known[key]]
+        if names:
+            self.problems.append(
+                f"{where}: Molfun does not do what metatrain does with {', '.join(names)}. Leave "
+                f"{'it' if len(names) == 1 else 'them'} out, or train with metatrain itself."
+            )
+
+    def section(self, where: str, value: Any) -> dict[str, Any]:
+        """A mapping; another value is noted."""
+        if value is None:
+            return {}
+        if isinstance(value, dict):
+            return value
+        self.problems.append(f"{where} must hold `name: value` lines, got {value!r}.")
+        return {}
+
+
+def translate(options: Mapping[str, Any], *, source: str = "options") -> Translation:
+    """Settings of ``molfun fine-tune`` that do what ``mtt train`` would do with these options.
+
+    Learning rate, epochs, batch size, warm-up and clipping have metatrain's defaults. Of it,
+    Molfun honours full, heads and lora fine-tuning and training from random weights, of one energy
+    with forces and stress.
+
+    Parameters
+    ----------
+    options
+        What ``options.yaml`` holds, with ``trust: true`` beside it for a checkpoint to start from.
+    source
+        Name of the file, for messages.
+
+    Raises
+    ------
+    ConfigError
+        Naming every option that is unknown (with the nearest name), wrong, or not honoured.
+
+    Examples
+    --------
+    >>> finetune = {"method": "full", "read_from": "pet.ckpt"}
+    >>> options = {"architecture": {"training": {"finetune": finetune}}, "training_set": "x.xyz"}
+    >>> settings = translate(options).settings
+    >>> settings["strategy"], settings["weights"], settings["lr"], settings["data"]
+    ('full', 'pet.ckpt', 0.0001, 'x.xyz')
+    """
+    found, options = Translation(), plain(options)
+    found.check("", options, [*TOP, *UNUSED_TOP])
+    found.unused(source, options, UNUSED_TOP)
+    found.settings |= {"backbone": "pet", "head": "energy", "trust": bool(options.get("trust"))}
+    _run(options, found)
+    architecture = found.section("architecture", options.get("architecture"))
+    training = found.section("architecture.training", architecture.get("training"))
+    name = _data(options, source, found)
+    _training(training, name, found)
+    _finetune(
+        found.section("architecture.training.finetune", training.get("finetune")), name, found
+    )
+    _architecture(architecture, found)
+    if len(found.problems) == 1:
+        raise ConfigError(f"{source}: {found.problems[0]}")
+    if found.problems:
+        raise ConfigError(f"{source}:\n{listing(found.problems)}")
+    return found
+
+
+def _run(options: Mapping[str, Any], found: Translation) -> None:
+    if options.get("seed") is not None:
+        found.settings["seed"] = options["seed"]
+    device = options.get("device")
+    if device is not None and str(device).startswith("multi-"):
+        found.problems.append(
+            f"device: {device}: leave it out and start with torchrun for several GPUs."
+        )
+    elif device is not None:
+        found.settings["device"] = DEVICES.get(str(device), device)
+    if options.get("base_precision", 32) != 32:
+        found.notes.append(
+            f"base_precision {options['base_precision']} is not honoured: PET trains in float32."
+        )
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _data(options: Mapping[str, Any], source: str, found: Translation) -> str:
+    """Files, labels and parts; gives the name of the target."""
+    given = options.get("training_set")
+    if given is None:
+        found.problems.append(
+            f"there is no training_set. Add the section, or name a file: molfun train {source} "
+            f"training_set=structures.xyz validation_set=0.1"
+        )
+        return "energy"
+    files, name, labels = _dataset("training_set", given, found)
+    found.settings |= {"data": files[0] if len(files) == 1 else files, **labels}
+    if options.get("validation_set") is None:
+        found.notes.append("There is no validation_set: a tenth of training_set is taken for it.")
+    for part, short in (("validation_set", "val"), ("test_set", "test")):
+        value = options.get(part, 0.1 if short == "val" else 0.0)
+        if value is None:
+            value = 0.1 if short == "val" else 0.0
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not 0 <= value < 1:
+                found.problems.append(f"{part}: a fraction is from 0 to below 1, got {value}.")
+            found.settings[f"{short}_frac"] = float(value)
+            continue
+        theirs, other, other_labels = _dataset(part, value, found)
+        named = not isinstance(value, str)
+        if named and (other, other_labels) != (name, labels):
+            found.problems.append(
+                f"{part}.targets: other labels than those of training_set. Name them alike in all "
+                f"files."
+            )
+        found.settings[short] = theirs[0] if len(theirs) == 1 else theirs
+    return name
+
+
+def _dataset(where: str, value: Any, found: Translation) -> tuple[list[str], str, dict[str, Any]]:
+    """Files of a section, the name of its target, and how the labels are called."""
+    sections = value if isinstance(value, list) else [value]
+    files: list[str] = []
+    read: list[tuple[str, dict[str, Any]]] = []
+    for entry in sections:
+        if isinstance(entry, str):
+            files.append(entry)
+            read.append(("energy", {}))
+            continue
+        section = found.section(where, entry)
+        found.check(where, section, DATASET)
+        systems = section.get("systems")
+        if not isinstance(systems, str):
+            inner = found.section(f"{where}.systems", systems)
+            found.check(f"{where}.systems", inner, SYSTEMS)
+            _check_reader(f"{where}.systems", inner, found)
+            systems = inner.get("read_from")
+        if systems is None:
+            found.problems.append(f"{where}.systems.read_from is missing: the file of structures.")
+            continue
+        files.append(systems)
+        read.append(_target(f"{where}.targets", section.get("targets"), systems, found))
+    if any(other != read[0] for other in read[1:]):
+        found.problems.append(f"{where}: its files have other labels. Name them alike in all.")
+    name, labels = read[0] if read else ("energy", {})
+    return files, name, labels
+
+
+def _check_reader(where: str, section: Mapping[str, Any], found: Translation) -> None:
+    if section.get("reader") not in (None, "ase"):
+        found.problems.append(f"{where}.reader: structures are read with ase; leave it out.")
+    if str(section.get("length_unit") or "angstrom").lower() not in ("angstrom", "a"):
+        found.problems.append(f"{where}.length_unit: lengths are in angstrom.")
+
+
+def _target(
+    where: str, targets: Any, systems: str, found: Translation
+) -> tuple[str, dict[str, Any]]:
+    """Name of the one target, and settings of its labels."""
+    section = found.section(where, targets)
+    if not section:
+        return "energy", {}
+    if len(section) > 1:
+        found.problems.append(
+            f"{where}: Molfun trains one energy a run, and these are {', '.join(section)}."
+        )
+    name, value = next(iter(section.items()))
+    target = {"read_from": value} if isinstance(value, str) else value
+    target = found.section(f"{where}.{name}", target)
+    where = f"{where}.{name}"
+    found.check(where, target, TARGET)
+    found.unused(where, target, PLAIN_TARGET)
+    _check_reader(where, target, found)
+    _check_file(where, target, systems, found)
+    if target.get("quantity", "energy") != "energy" or (
+        "quantity" not in target and name.partition("/")[0] != "energy"
+    ):
+        found.problems.append(
+            f"{where}: Molfun trains the energies of PET. If this is one, say `quantity: energy`; "
+            f"for other labels use molfun fine-tune --backbone pet --head mlp --target-key KEY."
+        )
+    labels: dict[str, Any] = {}
+    if target.get("key") is not None or name != "energy":
+        labels["energy_key"] = str(target.get("key") or name)
+    if target.get("unit"):
+        labels["energy_unit"] = str(target["unit"])
+    if target.get("virial"):
+        found.problems.append(f"{where}.virial: Molfun reads the stress (-virial / volume).")
+    for kind in ("forces", "stress"):
+        labels |= _derivative(f"{where}.{kind}", kind, target.get(kind), systems, found)
+    return name, labels
+
+
+def _derivative(
+    where: str, kind: str, value: Any, systems: str, found: Translation
+) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if value is False:
+        return {kind: False}
+    if isinstance(value, str):
+        value = {"read_from": value}
+    section = {} if value is True else found.section(where, value)
+    found.check(where, section, ("key", "read_from", "reader"))
+    _check_reader(where, section, found)
+    _check_file(where, section, systems, found)
+    return {f"{kind}_key": str(section.get("key") or kind)}
+
+
+def _check_file(where: str, section: Mapping[str, Any], systems: str, found: Translation) -> None:
+    if section.get("read_from") not in (None, systems):
+        found.problems.append(
+            f"{where}.read_from: labels are read from the file of the structures, {systems}."
+        )
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _training(training: Mapping[str, Any], target: str, found: Translation) -> None:
+    where = "architecture.training"
+    found.check(where, training, [*TRAINING, *UNUSED])
+    found.unused(where, training, UNUSED)
+    decay = training.get("weight_decay")
+    found.settings |= {
+        "lr": training.get("learning_rate", 1e-4),
+        "epochs": training.get("num_epochs", 1000),
+        "batch_size": training.get("batch_size", 16),
+        "warmup_ratio": training.get("warmup_fraction", 0.01),
+        "grad_clip": training.get("grad_clip_norm", 1.0),
+        "optimizer": "adam" if decay is None else "adamw",
+        "weight_decay": decay or 0.0,
+        "workers": training.get("num_workers") or 0,
+        "accum": 1,
+        "ema": 0.0,
+        "precision": "32-true",
+    }
+    _loss(training.get("loss"), target, found)
+
+
+def _loss(loss: Any, target: str, found: Translation) -> None:
+    """A kind, or for each label a kind, a weight, or ``{type: huber, weight: 10}``."""
+    where = "architecture.training.loss"
+    if loss is None or isinstance(loss, str):
+        _loss_type(where, loss, found)
+        return
+    section = found.section(where, loss)
+    known = {target: "energy", "energy": "energy", **DERIVATIVES}
+    found.check(where, section, list(known))
+    for name, value in section.items():
+        if name in known:
+            _loss_term(f"{where}.{name}", known[name], value, found)
+
+
+def _loss_term(where: str, kind: str, value: Any, found: Translation) -> None:
+    if isinstance(value, str):
+        _loss_type(where, value, found)
+        return
+    if isinstance(value, int | float):
+        value = {"weight": value}
+    section = found.section(where, value)
+    found.check(where, section, TARGET_LOSS)
+    found.unused(where, section, {"reduction": "mean", "delta": 1.0})
+    _loss_type(where, section.get("type"), found)
+    if "weight" in section:
+        found.settings[f"{kind}_weight"] = section["weight"]
+    inner = found.section(f"{where}.gradients", section.get("gradients"))
+    inner = {**{k: section[k] for k in ("forces", "stress") if k in section}, **inner}
+    found.check(f"{where}.gradients", inner, list(DERIVATIVES))
+    for name, term in inner.items():
+        if name in DERIVATIVES:
+            _loss_term(f"{where}.{name}", DERIVATIVES[name], term, found)
+
+
+def _loss_type(where: str, name: str | None, found: Translation) -> None:
+    if name is None:
+        return
+    if name not in LOSSES:
+        found.problems.append(f"{where}: Molfun has the losses {', '.join(LOSSES)}; got {name!r}.")
+    elif found.settings.setdefault("loss", name) != name:
+        found.problems.append(
+            f"{where}: energy and derivatives have one kind of loss, and these are "
+            f"{found.settings['loss']} and {name}."
+        )
+
+
+# --- fine-tuning ---------------------------------------------------------------------------------
+
+
+def _finetune(finetune: Mapping[str, Any], target: str, found: Translation) -> None:
+    where = "architecture.training.finetune"
+    found.check(where, finetune, FINETUNE)
+    weights = finetune.get("read_from")
+    method = finetune.get("method", "full") if weights else "full"
+    if weights is None and finetune:
+        found.notes.append(f"{where}.read_from is not given: training starts from random weights.")
+    if method not in METHODS:
+        found.problems.append(
+            f"{where}.method: unknown method {method!r}.{nearest(str(method), METHODS)} Known: "
+            f"{', '.join(METHODS)}."
+        )
+        return
+    config = found.section(f"{where}.config", finetune.get("config")) if weights else {}
+    if method != "full":  # metatrain does not look at it either
+        found.check(f"{where}.config", config, METHODS[method])
+    found.settings["weights"] = weights
+    _new_target(where, finetune, target, keep=method == "heads", found=found)
+    rate = found.settings["lr"]
+    head: dict[str, Any] = {}
+    if method == "full":
+        strategy, own = "full", {"lr_head": rate, "lr_embedder": rate, "layer_lr_decay": 1.0}
+    elif method == "heads":
+        strategy, own = "head_only", {}
+        names = [*config.get("head_modules", ()), *config.get("last_layer_modules", ())]
+        if names:
+            head["modules"] = [str(name).removeprefix("backend.") for name in names]
+    else:
+        strategy, own = "lora", {"lr_head": rate, "alpha": config.get("alpha", 8.0)}
+        found.settings["lora_rank"] = config.get("rank", 4)
+        if config.get("target_modules") is not None:
+            own["target_modules"] = list(config["target_modules"])
+        if config.get("train_heads", True):
+            found.notes.append(
+                "LoRA trains the heads, too, which metatrain freezes "
+                "(architecture.training.finetune.config.train_heads=false freezes them)."
+            )
+        else:
+            head["modules"] = []
+    found.settings |= {"strategy": strategy, "strategy_config": own, "head_config": head}
+
+
+def _new_target(
+    where: str, finetune: Mapping[str, Any], target: str, *, keep: bool, found: Translation
+) -> None:
+    inherit = found.section(f"{where}.inherit_heads", finetune.get("inherit_heads"))
+    wrong = [name for name in inherit if name != target]
+    if wrong:
+        found.problems.append(
+            f"{where}.inherit_heads: {wrong[0]} is not the target of training_set, {target}."
+        )
+    if target != "energy" or inherit:
+        found.settings |= {
+            "new_target": target,
+            "inherit": inherit.get(target),
+            "keep_targets": keep,
+        }
+
+
+def _architecture(architecture: Mapping[str, Any], found: Translation) -> None:
+    found.check("architecture", architecture, ARCHITECTURE)
+    name = architecture.get("name", "pet")
+    if name != "pet":
+        found.problems.append(f"architecture.name: Molfun trains pet of metatrain, not {name}.")
+    model = found.section("architecture.model", architecture.get("model"))
+    types = architecture.get("atomic_types")
+    if found.settings.get("weights") is None:
+        chosen = {"config": model or None, "atomic_types": types}
+        found.settings["backbone_config"] = {k: v for k, v in chosen.items() if v is not None}
+    elif model or types:
+        found.notes.append(
+            "architecture.model and atomic_types are not used: the checkpoint says what they are."
+        )
