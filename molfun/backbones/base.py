@@ -88,6 +88,10 @@ class Backbone(nn.Module, ABC):
     pair_dim: int | None
     kernels: str = "stock"
     """Whose code runs now, "stock" or "fast"; `set_kernels` changes it."""
+    default_lr: ClassVar[float | None] = None
+    """Learning rate on the command line where none is given; None for the strategy's own."""
+    starts_random: ClassVar[bool] = False
+    """Whether random weights are the usual beginning, and nothing to warn of."""
     names_weights: ClassVar[bool] = True
     """Whether a checkpoint may leave out what is in the weight file; not where reading that file
     needs the user's word."""
@@ -104,6 +108,9 @@ class Backbone(nn.Module, ABC):
 
         Not looking at them costs nothing.
         """
+
+    def check_batch(self, batch: Features) -> None:
+        """Raise a `DataError` if tensors given in place of samples say nothing."""
 
     def check(self, sample: Sample) -> None:
         """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""

@@ -277,7 +277,7 @@ Kernels = Annotated[
     str, typer.Option("--kernels", help="Whose code runs: auto, stock (the package's) or fast.")
 ]
 Length = Annotated[int | None, typer.Option("--max-length", help="Crop; by default as trained.")]
-Batch = Annotated[int, typer.Option("--batch-size", help="Samples per batch.")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per batch.")]
 IdColumn = Annotated[Text, typer.Option("--id-column", help="Column of ids, as in training.")]
 SequenceColumn = Annotated[
     Text, typer.Option("--sequence-column", help="Column of sequences, as in training.")
@@ -393,7 +393,7 @@ def pretrain(
     long: Annotated[
         Text, _flag("Sequences above 1,022 residues: full, crop or window [full].", MODEL)
     ] = None,
-    objective: Annotated[Text, _flag("Objective [masked_lm].", TRAINING)] = None,
+    objective: Annotated[Text, _flag("Objective [masked_lm; mae for series].", TRAINING)] = None,
     lr: Annotated[float | None, _flag("Learning rate [4e-4].", TRAINING)] = None,
     epochs: Annotated[int | None, _flag("Epochs [10, without --max-steps].", TRAINING)] = None,
     max_steps: Annotated[int | None, _flag("Optimizer steps.", TRAINING)] = None,
@@ -714,3 +714,7 @@ def _main(
 def main() -> None:
     """Entry point of ``molfun``."""
     app()
+
+
+if __name__ == "__main__":
+    main()

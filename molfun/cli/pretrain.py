@@ -74,18 +74,27 @@ class PretrainSettings(OptimizerSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _series_are_not_cropped(cls, values: Any) -> Any:
-        """The length that memory allows for proteins says nothing of time series."""
-        if isinstance(values, dict) and "max_length" not in values and values.get("data"):
-            return {**values, "max_length": None}
-        return values
+    def _series_are_other_than_proteins(cls, values: Any) -> Any:
+        """The length and the task of proteins say nothing of series."""
+        if not isinstance(values, dict):
+            return values
+        defaults: dict[str, Any] = {}
+        if values.get("data"):
+            defaults["max_length"] = None
+        name = values.get("backbone")
+        if name in BACKBONES and "series" in BACKBONES[str(name)].inputs:
+            defaults["objective"] = "mae"
+        return {**defaults, **values}
 
     @model_validator(mode="after")
     def _needs_data(self) -> PretrainSettings:
         series = "series" in BACKBONES[self.backbone].inputs
         if (self.data if series else self.sequences) is None:
             flag = "--data FILE of time series" if series else "--sequences FILE"
-            raise ValueError(f"give {flag}, which {self.backbone} is trained on")
+            hint = "; for series add --backbone timeseries" if self.data and not series else ""
+            raise ValueError(f"give {flag}, which {self.backbone} is trained on{hint}")
+        if self.stride is not None and self.window is None:
+            raise ValueError("stride is for windows: give --window, too")
         return self
 
 

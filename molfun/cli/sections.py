@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from molfun.cli.console import say
 from molfun.config import read_yaml
 from molfun.errors import ConfigError
 from molfun.models.sections import (
@@ -17,8 +17,6 @@ from molfun.models.sections import (
     load_config,
     pretrain_config,
 )
-
-logger = logging.getLogger(__name__)
 
 PRETRAIN_EPOCHS, FINETUNE_EPOCHS = 100, 50
 """Those of the guide."""
@@ -161,11 +159,9 @@ def _schedule(section: Mapping[str, Any] | None, epochs: int) -> dict[str, Any]:
     flat: dict[str, Any] = {"scheduler": name, "warmup": 0}
     length = options.pop("T_max", options.pop("max_epochs", options.pop("total_iters", None)))
     if length is not None and length != epochs:
-        logger.warning(
-            "The scheduler %s is made for %s epochs and the run has %d: it ends with the run.",
-            name,
-            length,
-            epochs,
+        say(
+            f"WARNING: the scheduler {name} is made for {length} epochs, and the run has {epochs}: "
+            f"it ends with the run."
         )
     if "eta_min" in options:
         flat["min_lr"] = options.pop("eta_min")

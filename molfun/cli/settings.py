@@ -21,6 +21,20 @@ HEADS = "heads"
 """What metatrain calls the strategy head_only."""
 
 
+_MADE_FOR = {".ts": "timeseries", ".npy": "timeseries", ".npz": "timeseries", ".xyz": "pet"}
+
+
+def _what_to_give(data: Any) -> str:
+    """What is missing of a data set of structures; or the backbone that the file is for."""
+    backbone = _MADE_FOR.get(Path(str(data or "")).suffix)
+    if backbone is not None:
+        return f"{data} is no table of structures: add --backbone {backbone}"
+    return (
+        "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
+        "synthetic data"
+    )
+
+
 class OptimizerSettings(Settings):
     """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
 
@@ -173,6 +187,12 @@ class FineTuneSettings(OptimizerSettings):
         return self
 
     @model_validator(mode="after")
+    def _cuts_or_not(self) -> FineTuneSettings:
+        if self.stride is not None and self.window is None:
+            raise ValueError("stride is for windows: give --window, too")
+        return self
+
+    @model_validator(mode="after")
     def _needs_data(self) -> FineTuneSettings:
         if self.demo and (self.data or self.pdbs or self.features):
             raise ValueError("--demo makes its own data: leave out data, pdbs and features")
@@ -189,10 +209,7 @@ class FineTuneSettings(OptimizerSettings):
         needs_files = "structure" in (known := BACKBONES[self.backbone].inputs)
         needs_files &= "sequence" not in known
         if self.data is None or (needs_files and self.pdbs is None and self.features is None):
-            raise ValueError(
-                "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a "
-                "run on synthetic data"
-            )
+            raise ValueError(_what_to_give(self.data))
         bare = self.val_frac == 0 and not self.val and self.split != "column"
         if bare and self.patience:
             raise ValueError("patience needs a validation set: raise val_frac")
@@ -279,8 +296,9 @@ class FineTuneSettings(OptimizerSettings):
             "monitor": self.monitor,
             "weight_decay": self.weight_decay,
         }
-        if self.lr is not None:
-            options[STRATEGIES[name].lr_name] = self.lr
+        lr = BACKBONES[self.backbone].default_lr if self.lr is None else self.lr
+        if lr is not None:
+            options[STRATEGIES[name].lr_name] = lr
         if name == "lora" and self.lora_rank is not None:
             options["rank"] = self.lora_rank
         if name == "lora" and self.unfreeze_blocks is not None:

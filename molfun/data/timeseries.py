@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from molfun.data import trajectories
 from molfun.data.clusters import union
@@ -72,6 +74,8 @@ class TimeSeriesDataset:
         another data set has in common with this one.
     """
 
+    default_batch_size = 16
+    """Series in a batch where no loader says otherwise."""
     draws_nothing = True
     """The same index always gives the same sample."""
 
@@ -522,6 +526,26 @@ class TimeSeriesDataset:
     def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
         """Put samples into a batch; the backbone makes tensors of it."""
         return SampleBatch(list(samples))
+
+    @staticmethod
+    def collate_tensors(samples: Iterable[Sample]) -> dict[str, torch.Tensor]:
+        """Put samples into a dict of padded tensors, as Lightning's loaders give them.
+
+        ``timeseries``, ``mask``, ``padding_mask`` and, where every sample has a number for one,
+        ``label``.
+        """
+        found = list(samples)
+        features = [s.features or {} for s in found]
+        parts: dict[str, list[torch.Tensor]] = {
+            "timeseries": [torch.as_tensor(f["timeseries"]) for f in features],
+            "mask": [torch.as_tensor(f["mask"]) for f in features],
+        }
+        parts["padding_mask"] = [torch.ones(len(m), dtype=torch.bool) for m in parts["mask"]]
+        batch = {k: pad_sequence(v, batch_first=True) for k, v in parts.items()}
+        labels = [s.target for s in found]
+        if all(isinstance(label, int | float | np.number) for label in labels):
+            batch["label"] = torch.tensor([float(label) for label in labels])
+        return batch
 
     # Parts
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from molfun._io import DirectoryLock, save_safetensors
 from molfun.backbones.base import Backbone
+from molfun.errors import RunError
 from molfun.objectives.base import Objective
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, CSVLog
@@ -91,6 +92,11 @@ def run(
             history = engine.fit(train, val, resume=resume)
         finally:
             backbone.eval()
+    if len(history) and not history[-1]["steps"]:
+        raise RunError(
+            f"Nothing was trained: no batch had anything for {objective.name!r} to learn from. "
+            f"Give larger batches (a DataLoader with batch_size), or look at the data."
+        )
     if run_dir is not None and ranks.is_first:
         save_weights(backbone, run_dir / WEIGHTS)
     ranks.wait()
@@ -98,8 +104,8 @@ def run(
 
 
 def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], None]:
-    def keep(_history: History) -> None:
-        if run_dir is not None:
+    def keep(history: History) -> None:
+        if run_dir is not None and history[-1]["steps"]:
             save_weights(backbone, run_dir / WEIGHTS)
 
     return keep

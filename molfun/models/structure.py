@@ -172,7 +172,8 @@ class MolfunStructureModel(nn.Module):
         named = weights is not None and self.backbone.names_weights
         self.weights = str(Path(str(weights)).expanduser().resolve()) if named else None
         if weights is None:
-            logger.warning(
+            logger.log(
+                logging.INFO if self.backbone.starts_random else logging.WARNING,
                 "%s starts from random weights (seed %d): good for tests, not for science. Pass "
                 "weights=... to start from a pretrained model.",
                 self.backbone.display_name,
@@ -328,6 +329,7 @@ class MolfunStructureModel(nn.Module):
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
+        _count_missing(targets)
         task.fit_targets(targets)
         self._attach()
         check_labels(task, val_loader)
@@ -676,7 +678,9 @@ class MolfunStructureModel(nn.Module):
         self.eval()
         needs = (*outputs, *(self.head.needs if self.head is not None else ()))
         features = inputs.features
-        if features is None:
+        if features is not None:
+            self.backbone.check_batch(features)
+        else:
             features = self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
         moved = {k: v.to(self.device) for k, v in features.items()}
         prediction = Prediction(ids=inputs.ids)
@@ -1162,6 +1166,12 @@ def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str 
     if head is None:
         return (None, None) if task is None else (TASKS[task].default_head, task)
     return head, task or HEADS[head].default_task
+
+
+def _count_missing(targets: Sequence[Any]) -> None:
+    missing = sum(map(is_missing, targets))
+    if 0 < missing < len(targets):
+        logger.warning("%d of %d training samples have no label.", missing, len(targets))
 
 
 def _check_arguments(train: Any, seed: int) -> None:

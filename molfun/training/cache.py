@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class PrefixCache:
     hits, misses
         Number of entries found and not found.
     seconds
-        Time that computing the missing ones took.
+        How long computing each missing one took.
     written
         Bytes written to disk.
     """
@@ -139,7 +140,7 @@ class PrefixCache:
         self.written = 0
         self.hits = 0
         self.misses = 0
-        self.seconds = 0.0
+        self.seconds: list[float] = []
 
     def key(self, content: str) -> str:
         """Key of a sample with that content key."""
@@ -168,7 +169,7 @@ class PrefixCache:
         """
         tensors = {name: self._as_kept(tensor) for name, tensor in output.items()}
         if since is not None:  # only now has a GPU finished
-            self.seconds += time.perf_counter() - since
+            self.seconds.append(time.perf_counter() - since)
         size = _size(tensors)
         if self.held + size <= self.memory_budget:
             self._memory[key] = tensors
@@ -254,7 +255,8 @@ class PrefixCache:
             f"of {self.misses + self.hits}"
         )
         if self.misses and self.seconds:
-            saved = self.hits * self.seconds / self.misses
+            # the first runs are slower, so no mean
+            saved = self.hits * statistics.median(self.seconds)
             text += f", which saved about {_duration(saved)}"
         places = {"memory": self.held, "disk": self.written}
         kept = [f"{megabytes(n)} {where}" for where, n in places.items() if n]

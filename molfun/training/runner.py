@@ -248,7 +248,7 @@ class ModelRunner:
             )
         with torch.no_grad():
             if inputs.features is not None:
-                return self._run(inputs.features)
+                return self._run(self._features(inputs))
             pooled = self._given_pooled(inputs.samples)
             if pooled is not None:
                 return pooled
@@ -354,6 +354,7 @@ class ModelRunner:
 
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:
+            self.backbone.check_batch(inputs.features)
             return inputs.features
         return self._collate(inputs.samples)
 

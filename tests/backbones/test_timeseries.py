@@ -14,7 +14,8 @@ from molfun import FullFinetune, MolfunStructureModel
 from molfun.backbones.base import Layer
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.encoders.gru_d import DecayingGRU, last_observed
-from molfun.errors import CheckpointError, ConfigError, DataError
+from molfun.data import TimeSeriesDataset
+from molfun.errors import CheckpointError, ConfigError, DataError, RunError
 from molfun.sample import Sample, SampleBatch
 
 SMALL: dict[str, Any] = {"name": "transformer", "d_input": 3, "d_model": 8, "n_heads": 2}
@@ -231,3 +232,57 @@ def test_wrong_settings_are_named(config: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TimeSeriesBackbone(config, **arguments)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mask", "nan", "no time"])
+def test_tensors_that_say_nothing_are_refused(kind: str) -> None:
+    model = MolfunStructureModel(
+        "timeseries", config={"d_input": 2, "d_model": 8, "n_heads": 2}, head="binary",
+        device="cpu",
+    )  # fmt: skip
+    batch = {"timeseries": torch.randn(2, 7, 2), "mask": torch.ones(2, 7, 2, dtype=torch.bool)}
+    if kind == "mask":
+        batch["mask"][1] = False
+    elif kind == "nan":
+        batch["timeseries"][1] = torch.nan
+    else:
+        batch = {"timeseries": torch.randn(2, 0, 2)}
+    for use in (
+        lambda: model.predict(batch),
+        lambda: model.fit([{**batch, "label": torch.tensor([0.0, 1.0])}], epochs=1),
+    ):
+        with pytest.raises(DataError, match=r"no observed value|series of shape \(0, 2\)"):
+            use()
+
+
+def test_contrast_of_single_series_is_an_error_not_a_file(tmp_path: Path) -> None:
+    """A batch of one has nothing to tell apart: the run would train nothing and write weights."""
+    model = MolfunStructureModel(
+        "timeseries", config={"d_input": 3, "d_model": 8, "n_heads": 2}, device="cpu"
+    )
+    alone = [SampleBatch([sample]) for sample in build_series(3)]
+    with pytest.raises(RunError, match="Nothing was trained"):
+        model.pretrain(alone, objective="contrastive", epochs=1, output_dir=tmp_path)
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_labels_that_are_missing_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    values = np.random.default_rng(0).normal(size=(6, 5, 2)).astype(np.float32)
+    data = TimeSeriesDataset.from_arrays(values, [np.nan, 1.0, 2.0, 3.0, np.nan, 4.0])
+    model = MolfunStructureModel(
+        "timeseries", config={"d_input": 2, "d_model": 8, "n_heads": 2}, head="regression",
+        device="cpu",
+    )  # fmt: skip
+    model.fit(data, epochs=1)
+    assert "2 of 6 training samples have no label" in caplog.text
+
+
+def test_batches_of_tensors_for_other_trainers() -> None:
+    values = [np.ones((4, 2), np.float32), np.full((6, 2), np.nan, np.float32)]
+    values[1][0] = 2.0
+    data = TimeSeriesDataset.from_arrays(values, [0.0, 1.0])
+    batch = TimeSeriesDataset.collate_tensors([data[0], data[1]])
+    assert batch["timeseries"].shape == (2, 6, 2)
+    assert batch["mask"].sum().item() == 4 * 2 + 2
+    assert batch["padding_mask"].sum(1).tolist() == [4, 6]
+    assert batch["label"].tolist() == [0.0, 1.0]

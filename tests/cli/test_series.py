@@ -278,7 +278,7 @@ def test_sections_become_settings() -> None:
     assert settings.n_classes == 3
 
 
-def test_a_schedule_of_another_length_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_schedule_of_another_length_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     flat = flat_pretrain(
         {
             "ssl": {"name": "jepa"},
@@ -288,7 +288,7 @@ def test_a_schedule_of_another_length_is_named(caplog: pytest.LogCaptureFixture)
     )
     assert flat["min_lr"] == 1e-5
     assert flat["epochs"] == 20
-    assert "made for 100 epochs and the run has 20" in caplog.text
+    assert "made for 100 epochs, and the run has 20" in capsys.readouterr().out
 
 
 def test_the_number_of_classes_has_to_be_that_of_the_labels(molfun: Command, folder: Path) -> None:
@@ -309,3 +309,35 @@ def test_numbers_are_numbers(folder: Path) -> None:
     for one, other in zip(data, read, strict=True):
         assert np.array_equal(one.features["mask"], other.features["mask"])
         assert np.allclose(one.features["timeseries"], other.features["timeseries"], atol=1e-4)
+
+
+def test_what_a_new_user_forgets_is_named(molfun: Command, tmp_path: Path) -> None:
+    """Found in trials: each got an answer that did not help."""
+    series = tmp_path / "x.ts"
+    series.write_text("@data\n")
+    for arguments, text in (
+        (("fine-tune", "--data", series), "add --backbone timeseries"),
+        (("fine-tune", "--data", tmp_path / "x.xyz"), "add --backbone pet"),
+        (("pretrain", "--data", series), "for series add --backbone timeseries"),
+        (
+            ("pretrain", "--data", series, "--backbone", "timeseries", "--stride", "4"),
+            "give --window, too",
+        ),
+        (("evaluate", tmp_path, "--data", series, "--batch-size", "0"), "batch-size"),
+    ):
+        result = molfun(*arguments)
+        assert result.exit_code in (1, 2), result.stderr
+        assert text in result.stderr
+
+
+def test_series_are_pretrained_by_masking_unless_told_otherwise() -> None:
+    from molfun.cli.pretrain import PretrainSettings
+
+    assert PretrainSettings(backbone="timeseries", data="x.ts").objective == "mae"
+    assert PretrainSettings(sequences="x.fasta").objective == "masked_lm"
+
+
+def test_series_train_at_their_own_rate() -> None:
+    series = FineTuneSettings(data="x.ts", backbone="timeseries", strategy="full")
+    assert series.strategy_options("full", 2)["lr"] == 1e-3
+    assert "lr" not in FineTuneSettings(demo=True).strategy_options("full", 2)

@@ -73,6 +73,8 @@ class TimeSeriesBackbone(Backbone):
     lora_targets = ("q_proj", "v_proj")
     inputs = ("series",)
     default_head = "mlp"
+    default_lr = 1e-3  # an encoder of series is small, and mostly pre-trained at that rate
+    starts_random = True
 
     input_mean: torch.Tensor
     input_std: torch.Tensor
@@ -126,6 +128,29 @@ class TimeSeriesBackbone(Backbone):
             "mask": mask,
             "padding_mask": torch.ones(len(values), dtype=torch.bool),
         }
+
+    def check_batch(self, batch: Features) -> None:
+        """Refuse series without any observed value.
+
+        Raises
+        ------
+        DataError
+            With their places in the batch.
+        """
+        values = batch.get("timeseries")
+        if values is None or values.ndim != 3:
+            return  # a message of its own follows
+        observed = ~torch.isnan(values)
+        for name in ("mask", "padding_mask"):
+            given = batch.get(name)
+            if given is not None:
+                observed = observed & (given if given.ndim == 3 else given[..., None]).bool()
+        empty = (~observed.flatten(1).any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise DataError(
+                f"Series {', '.join(map(str, empty[:5]))} of a batch have no observed value. Leave "
+                f"them out, or look at the mask (True where a value was observed)."
+            )
 
     def _arrays(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         features = sample.features or {}
@@ -415,7 +440,10 @@ def resolve(config: str | Mapping[str, Any] | EncoderConfig, d_input: int | None
 def _with_width(config_class: Any, values: dict[str, Any], d_input: int | None) -> Any:
     stated = values.get("d_input") or None
     if stated is not None and d_input is not None and stated != d_input:
-        raise ConfigError(f"d_input={d_input}, but the encoder's settings say d_input={stated}.")
+        raise ConfigError(
+            f"d_input={d_input}: the series have {d_input} features, and the encoder's "
+            f"settings (or the weights) are for {stated} (d_input={stated})."
+        )
     width = stated or d_input
     if width is None:
         raise ConfigError(
