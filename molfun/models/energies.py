@@ -88,7 +88,8 @@ def doubts(backbone: Any, target: str, samples: list[Any]) -> str | None:
                 )
     return (
         f"{text} They are of another level of theory, another zero or another unit: "
-        f"model.add_target('{target}/new', inherit={target!r}) gives them a baseline of their own."
+        f"model.add_target('{target}/new', inherit={target!r}) gives them a baseline of their own "
+        f"(--new-target {target}/new --inherit {target})."
     )
 
 
