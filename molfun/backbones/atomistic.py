@@ -26,10 +26,11 @@ class AtomisticBackbone(Backbone):
     the other, and ``shape`` (batch, 2) with the numbers of atoms and pairs of each.
 
     ``properties`` of the output hold what `use_readout` chose, in the network's own scale; a
-    physical value is ``scale * value``, for the energy plus its ``baseline``:
-    ``energy`` (batch,), ``baseline`` (batch,) float64 in the unit of the target, ``scale``
-    (batch,) float64, ``n_atoms`` (batch,), and where asked for ``forces`` (batch, atoms, 3) and
-    ``stress`` (batch, 3, 3), ``volume`` (batch,).
+    physical value is ``scale * value``, for the energy plus its ``baseline``: ``energy`` (batch,),
+    ``baseline`` (batch,) float64 in the unit of the target, ``scale`` (batch,) float64, ``n_atoms``
+    (batch,); where asked for, ``forces`` (batch, atoms, 3), and for the stress ``virial``
+    (batch, 3, 3), the gradient by the strain, and ``volume`` (batch,), 0 where a structure is not
+    periodic in all directions.
     """
 
     inputs = ("atoms",)

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from molfun.errors import ConfigError
 from molfun.models.loaders import as_loader
-from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.callbacks import Callback
 from molfun.training.history import History
 from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
 
 PER_EV = {
+    "eV": 1.0,
     "kcal/mol": 23.060548,
     "kJ/mol": 96.485332,
     "hartree": 1 / 27.211386,
@@ -59,10 +61,11 @@ def doubts(backbone: Any, target: str, samples: list[Any]) -> str | None:
     str or None
         A text for a warning; None if nothing does, or there is nothing to compare with.
     """
-    found = backbone.baseline_of(target)
-    if found is None:
+    known = [name for name in (target, *backbone.targets) if backbone.baseline_of(name) is not None]
+    if not known:
         return None
-    energies, _ = found
+    # a new target has no baseline yet; those of the others tell the unit at least
+    energies, _ = backbone.baseline_of(known[0])
     pairs = []
     for sample in samples:
         label = sample.target
@@ -73,19 +76,25 @@ def doubts(backbone: Any, target: str, samples: list[Any]) -> str | None:
     if not pairs:
         return None
     labels, expected, sizes = np.array(pairs).T
+    here = PER_EV.get(backbone.targets[target], 1.0)
+    there = PER_EV.get(backbone.targets[known[0]], 1.0)
+    # all of it in the unit of the target
+    expected = expected * (here / there)
     distance = float(np.median(np.abs(labels - expected) / sizes))
-    if distance < FAR:
+    if distance < FAR * here:
         return None
     text = f"The labels of {target!r} lie {distance:.3g} {backbone.targets[target]} an atom from "
-    text += "the baseline of the model."
-    if backbone.targets[target] == "eV" and np.all(np.abs(expected) > 0):
+    text += f"the baseline of {known[0]!r}."
+    if np.all(np.abs(expected) > 0):
         ratio = float(np.median(labels / expected))
         for unit, factor in PER_EV.items():
-            if abs(ratio / factor - 1) < CLOSE:
+            if abs(ratio * here / factor - 1) < CLOSE:
                 return (
                     f"{text} They are {ratio:.4g} times as large, so they are probably in {unit}: "
-                    f"divide them by {factor:.6g}."
+                    f"divide them by {factor / here:.6g}."
                 )
+    if known[0] != target:
+        return None  # another level of theory is what a new target is for
     return (
         f"{text} They are of another level of theory, another zero or another unit: "
         f"model.add_target('{target}/new', inherit={target!r}) gives them a baseline of their own "
@@ -94,7 +103,7 @@ def doubts(backbone: Any, target: str, samples: list[Any]) -> str | None:
 
 
 class Forgetting(Callback):
-    """Errors on an energy that is not trained, before and after a fit.
+    """Errors on an energy that is not trained: of the model as it is now, and after a fit.
 
     Parameters
     ----------
@@ -126,12 +135,8 @@ class Forgetting(Callback):
         if self.target not in known:
             raise ConfigError(f"The model has no energy {self.target!r}; it has {list(known)}.")
         self._model, self._data = model, as_loader(data)
-        self.before: dict[str, float] = {}
+        self.before: dict[str, float] = self._measure()
         self.after: dict[str, float] = {}
-
-    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Measure."""
-        self.before = self._measure()
 
     def on_fit_end(self, history: History) -> None:  # noqa: ARG002
         """Measure again, and say so."""
@@ -143,7 +148,9 @@ class Forgetting(Callback):
         kept: Readout = backbone.readout
         backbone.use_readout(Readout(self.target, kept.forces, kept.stress, kept.modules))
         try:
-            found: dict[str, float] = self._model.evaluate(self._data)
+            # a loader draws a seed, and the fit has to go on as it would have
+            with torch.random.fork_rng(devices=[]):
+                found: dict[str, float] = self._model.evaluate(self._data)
         finally:
             backbone.use_readout(kept)
         return found

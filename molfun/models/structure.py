@@ -245,10 +245,11 @@ class MolfunStructureModel(nn.Module):
         doubt = doubts(self.backbone, target, some)
         if doubt is not None:
             logger.warning("%s", doubt)
-        known = self.backbone.baseline_of(target) is not None
+        if self.backbone.baseline_of(target) is not None:
+            return
         self.backbone.fit_inputs(self._training_samples(loader))
-        if not known:
-            logger.info("Baseline of %s", describe_baseline(self.backbone, target))
+        level = logging.WARNING if self.backbone.baseline_of(target) is None else logging.INFO
+        logger.log(level, "Baseline of %s", describe_baseline(self.backbone, target))
 
     # --- train ---------------------------------------------------------------------------------
 
@@ -1228,9 +1229,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}..."
+
+
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key}: {theirs.get(key)!r} in it, {ours.get(key)!r} in this model"
+        f"{key}: {_short(theirs.get(key))} in it, {_short(ours.get(key))} in this model"
         for key in dict.fromkeys([*theirs, *ours])
         if theirs.get(key) != ours.get(key)
     ]

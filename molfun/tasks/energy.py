@@ -74,10 +74,9 @@ class EnergyTask(Task):
         self._config = {"loss": loss, **{f"{k}_weight": w for k, w in weights.items()}}
         self._weights = weights
         self.derivatives: tuple[str, ...] = ()
-        self._looked = False
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
-        """See which derivatives have labels, the first time only.
+        """See which derivatives have labels; those that once had some stay.
 
         Raises
         ------
@@ -87,14 +86,12 @@ class EnergyTask(Task):
         rows = [self.numbers(t) for t in targets if not is_missing(t)]
         if not any(np.isfinite(row).any() for row in rows):
             raise DataError("The training set has no energies, forces or stress to learn from.")
-        if self._looked:
-            return
-        self._looked = True
         has = {
             "forces": any(np.isfinite(row[FORCES:]).any() for row in rows),
             "stress": any(np.isfinite(row[STRESS]).any() for row in rows),
         }
-        self.derivatives = tuple(name for name in DERIVATIVES if has[name])
+        known = self.derivatives
+        self.derivatives = tuple(name for name in DERIVATIVES if has[name] or name in known)
 
     def numbers(self, target: Any) -> np.ndarray:
         """A label as one row: unknown, energy, stress (9), forces (3 each atom).
@@ -125,6 +122,8 @@ class EnergyTask(Task):
             row[STRESS] = stress.reshape(-1)
         if forces is not None:
             row[FORCES:] = forces.reshape(-1)
+        if np.isinf(row).any():
+            raise DataError("A label is infinite. Give NaN or None where there is none.")
         return row
 
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
@@ -151,10 +150,12 @@ class EnergyTask(Task):
             known = targets[:, FORCES:][:, : forces.shape[1]]
             label[:, : known.shape[1]] = known
             terms["forces"] = forces, label / scale[:, None]
-        if "stress" in outputs:
-            per_atom = (outputs["volume"] / n)[:, None]
-            label = targets[:, STRESS] / scale[:, None] * per_atom
-            terms["stress"] = outputs["stress"].flatten(1) * per_atom.to(raw), label
+        if "virial" in outputs:
+            volume = outputs["volume"]
+            label = targets[:, STRESS] * (volume / scale / n)[:, None]
+            # a molecule or a slab has no volume, and no stress
+            label = torch.where(volume[:, None] > 0, label, torch.full_like(label, math.nan))
+            terms["stress"] = outputs["virial"].flatten(1) / n_atoms.to(raw)[:, None], label
         total = raw.sum() * 0
         counted = torch.zeros_like(n_atoms, dtype=torch.bool)
         for name, (value, label) in terms.items():
@@ -177,8 +178,10 @@ class EnergyTask(Task):
         width = FORCES + (0 if forces is None else 3 * forces.shape[1])
         rows = energy.new_full((len(energy), width), math.nan)
         rows[:, N_ATOMS], rows[:, ENERGY] = n_atoms.double(), energy
-        if "stress" in outputs:
-            rows[:, STRESS] = outputs["stress"].double().flatten(1) * scale[:, None]
+        if "virial" in outputs:
+            volume = outputs["volume"]
+            per_volume = torch.where(volume > 0, scale / volume, torch.full_like(scale, math.nan))
+            rows[:, STRESS] = outputs["virial"].double().flatten(1) * per_volume[:, None]
         if forces is not None:
             real = torch.arange(forces.shape[1], device=forces.device) < n_atoms[:, None]
             values = forces.double() * scale[:, None, None]
@@ -197,7 +200,7 @@ class EnergyTask(Task):
                 row[FORCES : FORCES + 3 * n].reshape(n, 3)
                 for row, n in zip(predictions, sizes, strict=True)
             ]
-        if any(np.isfinite(row[STRESS]).any() for row in predictions):
+        if "stress" in self.derivatives or any(np.isfinite(r[STRESS]).any() for r in predictions):
             found["stress"] = [row[STRESS].reshape(3, 3) for row in predictions]
         return found
 
@@ -222,12 +225,11 @@ class EnergyTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         """Which derivatives had labels."""
-        return {"derivatives": list(self.derivatives), "looked": self._looked}
+        return {"derivatives": list(self.derivatives)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `fit_targets` saw."""
         self.derivatives = tuple(state["derivatives"])
-        self._looked = bool(state["looked"])
 
 
 def _errors(name: str, errors: np.ndarray) -> dict[str, float]:

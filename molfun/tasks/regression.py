@@ -85,7 +85,12 @@ class RegressionTask(Task):
             self.std = float(present.std()) or 1.0
 
     def numbers(self, target: Any) -> np.ndarray:
-        """Label in its own units: () for a sequence, (length,) for residues."""
+        """Label in its own units: () for a sequence, (length,) for residues.
+
+        Of labels by name (energy, forces) it is the energy.
+        """
+        if isinstance(target, Mapping):
+            target = target.get("energy")
         return np.asarray(math.nan if target is None else target, dtype=np.float64)
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from metatomic.torch import ModelOutput, systems_to_torch
+from metatomic.torch import ModelOutput
 from metatrain.pet import PET
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.evaluate_model import evaluate_model
@@ -22,7 +23,7 @@ from molfun.backbones.base import Features, Layer
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
 from molfun.errors import CheckpointError, ConfigError, unknown_name
-from molfun.sample import Sample, is_missing
+from molfun.sample import Sample
 from molfun.trunk import Readout, TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
@@ -55,6 +56,8 @@ class PETBackbone(AtomisticBackbone):
         Unit of the target ``"energy"``, without `weights`.
     augment
         Whether structures are turned at random in training.
+    dtype
+        Type of the weights, ``"float32"`` or ``"float64"``; that of `weights` where there are any.
     description
         All of the above as `config_dict` has it; for checkpoints.
 
@@ -87,6 +90,7 @@ class PETBackbone(AtomisticBackbone):
         atomic_types: Sequence[int] | None = None,
         unit: str = "eV",
         augment: bool = True,
+        dtype: str = "float32",
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -109,6 +113,9 @@ class PETBackbone(AtomisticBackbone):
             else:
                 info = targets.dataset_info(description)
             self.model = _build(hypers, info, seed)
+            if dtype not in ("float32", "float64"):
+                raise ConfigError(unknown_name("dtype", dtype, ("float32", "float64")))
+            self.model.backend.to(getattr(torch, dtype))
         if len(self.model.additive_models) > 1:
             raise ConfigError(
                 "This checkpoint adds a ZBL repulsion to the energy, which Molfun does not train "
@@ -118,17 +125,16 @@ class PETBackbone(AtomisticBackbone):
         self.atomic_types = tuple(self.model.atomic_types)
         self.single_dim = self.model.num_readout_layers * (self.model.d_node + self.model.d_pet)
         self.pair_dim = None
-        fitted = torch.full((len(self.model.dataset_info.targets),), weights is not None)
-        self.register_buffer("baselines_fitted", fitted)
         self._baselines: dict[str, Any] = {}
+        fitted = [n in self.targets and self._is_fitted(n) for n in self._all_targets()]
+        self.register_buffer("baselines_fitted", torch.tensor(fitted))
 
     # --- input ---------------------------------------------------------------------------------
 
     def neighbours(self, atoms: Any) -> Features:
         """Neighbour pairs within the cutoff, by metatrain's own finder (vesin)."""
         options = self.model.requested_nl
-        system = systems_to_torch(atoms, dtype=torch.float64)
-        system = get_system_with_neighbor_lists(system, [options])
+        system = get_system_with_neighbor_lists(targets.system_of(atoms), [options])
         block = system.get_neighbor_list(options)
         return {
             "pairs": block.samples.values.to(torch.int32),
@@ -149,7 +155,7 @@ class PETBackbone(AtomisticBackbone):
         for sample in samples:
             label: Any = sample.target
             energy = label.get("energy") if isinstance(label, Mapping) else label
-            if energy is not None and not is_missing(energy):
+            if energy is not None and math.isfinite(float(energy)):
                 pairs.append((sample.atoms, float(energy)))
         if pairs:
             self.fit_baseline(self.readout.target, *zip(*pairs, strict=True))
@@ -158,9 +164,11 @@ class PETBackbone(AtomisticBackbone):
         """Fit the energy of each element, and the scale of what is left, by least squares."""
         device = self.baselines_fitted.device
         self.model.to("cpu")
-        targets.fit_baseline(self.model, target, atoms, energies)
-        self.model.to(device)
-        self.baselines_fitted[list(self.targets).index(target)] = True
+        try:
+            targets.fit_baseline(self.model, target, atoms, energies)
+        finally:
+            self.model.to(device)
+        self.baselines_fitted[self._all_targets().index(target)] = True
         self._baselines.clear()
 
     # --- targets of its own ----------------------------------------------------------------------
@@ -190,25 +198,36 @@ class PETBackbone(AtomisticBackbone):
         self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool
     ) -> None:
         """Give the model another energy; see `molfun.backbones.pet.targets.add_target`."""
-        before = dict(zip(self.targets, self.baselines_fitted.tolist(), strict=True))
+        before = dict(zip(self._all_targets(), self.baselines_fitted.tolist(), strict=True))
         unit = unit or self.targets.get(inherit or "", "eV")
         device, dtype = self.baselines_fitted.device, next(self.model.parameters()).dtype
         self.model.to("cpu")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
-        self.model.to(device)
-        self.model.backend.to(dtype)
-        kept = [before.get(target, False) for target in self.model.dataset_info.targets]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
+        finally:
+            self.model.to(device)
+            self.model.backend.to(dtype)
+        kept = [before.get(target, False) for target in self._all_targets()]
         self.baselines_fitted = torch.tensor(kept, device=device)
         self._baselines.clear()
 
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Energy of each element and the scale, in the target's unit."""
-        if not self.baselines_fitted[list(self.targets).index(target)]:
+        if not self.baselines_fitted[self._all_targets().index(target)]:
             return None
         found = self._baseline(target)
         return {n: float(found.energies[n]) for n in self.atomic_types}, found.scale
+
+    def _all_targets(self) -> list[str]:
+        """Energies and all else the model was trained on, in the order of `baselines_fitted`."""
+        return list(self.model.dataset_info.targets)
+
+    def _is_fitted(self, target: str) -> bool:
+        """Whether a baseline is more than what metatrain begins with."""
+        found = self._baseline(target)
+        return bool(found.energies.any()) or found.scale != 1.0
 
     def _baseline(self, target: str) -> Any:
         if target not in self._baselines:
@@ -296,10 +315,9 @@ class PETBackbone(AtomisticBackbone):
             if turns is not None:
                 around = turns.to(strain)
                 strain = around @ strain @ around.mT
-            volume = torch.linalg.det(batch["cell"]).abs()
-            result["volume"] = volume
-            result["stress"] = strain / volume.to(strain)[:, None, None]
-        return result if train else {k: v.detach() for k, v in result.items()}
+            result["virial"] = strain
+            result["volume"] = torch.linalg.det(batch["cell"]).abs()
+        return result if torch.is_grad_enabled() else {k: v.detach() for k, v in result.items()}
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -335,6 +353,7 @@ class PETBackbone(AtomisticBackbone):
         return {
             "config": dict(self.model.hypers),
             "augment": self.augment,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "description": targets.describe(self.model.dataset_info),
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,12 @@ from metatrain.utils.data import DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
 
 from molfun.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"(energy(/[\w-]+)?|mtt::[\w-]+(/[\w-]+)?)")
+LEAST_SCALE = 1e-6
+"""Below it, what is left of the energies is rounding, and no scale."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,15 @@ class Baseline:
 
 def energy_info(unit: str, *, forces: bool = False, stress: bool = False) -> TargetInfo:
     """Describe an energy to metatrain, with the derivatives that are wanted."""
-    return get_energy_target_info(
-        "energy",
-        {"quantity": "energy", "unit": unit},
-        add_position_gradients=forces,
-        add_strain_gradients=stress,
-    )
+    try:
+        return get_energy_target_info(
+            "energy",
+            {"quantity": "energy", "unit": unit},
+            add_position_gradients=forces,
+            add_strain_gradients=stress,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{unit!r} is no unit of energy that metatrain knows: {error}") from error
 
 
 def is_energy(info: TargetInfo) -> bool:
@@ -109,7 +120,7 @@ def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequen
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}
     scaler.target_infos = dict(composition.target_infos)
-    systems = systems_to_torch(list(atoms), dtype=torch.float64)
+    systems = [system_of(a) for a in atoms]
     data = Dataset.from_dict({"system": systems, target: _labels(energies)})
     # the fits leave the other targets alone, but read their names from these
     kept = composition.dataset_info, scaler.dataset_info
@@ -123,16 +134,29 @@ def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequen
             targets=dict(composition.target_infos),
         )
         composition.dataset_info = scaler.dataset_info = only
-        try:
-            trainer.train(composition, torch.float64, [torch.device("cpu")], [data], [data], "")
+
+        def scale(fixed: dict[str, float]) -> None:
             train_or_load_scaler(
                 scaler,
                 [data],
                 [composition],
                 batch,
                 is_distributed=False,
+                fixed_weights=fixed,
                 trainer_hypers={"num_workers": 0},
             )
+
+        try:
+            trainer.train(composition, torch.float64, [torch.device("cpu")], [data], [data], "")
+            scale({})
+            if not baseline(model, target).scale > LEAST_SCALE:
+                logger.warning(
+                    "The energies of %r are no more than a sum over their elements "
+                    "(%d structures): there is nothing to take a scale from, so it is 1.",
+                    target,
+                    len(systems),
+                )
+                scale({target: 1.0})
         finally:
             composition.dataset_info, scaler.dataset_info = kept
 
@@ -152,6 +176,13 @@ def _labels(energies: Sequence[float]) -> list[TensorMap]:
         )
         for i, energy in enumerate(energies)
     ]
+
+
+def system_of(atoms: Any) -> System:
+    """A structure as metatomic's system; vectors of the cell count where there is a boundary."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the others are left out
+        return systems_to_torch(atoms, dtype=torch.float64)
 
 
 class _quiet:  # noqa: N801  (a context, used as a verb)
@@ -194,6 +225,11 @@ def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_ol
     if inherit is not None and inherit not in present:
         raise ConfigError(
             f"inherit={inherit!r} is no target of this model; it has {', '.join(present)}."
+        )
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be the name of an energy. Use energy/<variant>, such as "
+            f"'energy/pbe0', or mtt::<name>, of letters, digits, - and _."
         )
     info = DatasetInfo(
         length_unit=model.dataset_info.length_unit,

@@ -84,7 +84,7 @@ def model_of(content: Mapping[str, Any], path: str | Path) -> Any:
 
     try:
         model = model_from_checkpoint(dict(content), context="finetune")
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} does not fit the installed metatrain: {' '.join(str(error).split())[:300]}"
         ) from error
