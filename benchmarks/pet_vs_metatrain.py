@@ -69,11 +69,10 @@ def labelled(path: Path, n: int, *, rattle: float, seed: int) -> list[Any]:
 # --- Molfun --------------------------------------------------------------------------------------
 
 
-def strategy(name: str, epochs: int) -> Any:
+def strategy(name: str) -> Any:
     """The strategies, with one learning rate for all that trains."""
     from molfun import FullFinetune, HeadOnlyFinetune, LoRAFinetune, PartialFinetune
 
-    del epochs
     shared: dict[str, Any] = {
         "optimizer": "adam", "weight_decay": 0.0, "scheduler": "cosine", "warmup_ratio": WARMUP,
         "min_lr_ratio": 0.0, "grad_clip": 1.0, "ema_decay": 0.0,
@@ -99,8 +98,6 @@ def molfun(
     from molfun.training import Callback
 
     class Clock(Callback):
-        times: list[float]
-
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             clock.append(time.process_time())
 
@@ -115,7 +112,7 @@ def molfun(
     if name != "zero-shot":
         loader = DataLoader(train, batch_size=BATCH, shuffle=True, collate_fn=train.collate_fn)
         model.fit(
-            loader, val, strategy=strategy(name, epochs), epochs=epochs, seed=seed,
+            loader, val, strategy=strategy(name), epochs=epochs, seed=seed,
             callbacks=[Clock()],
         )  # fmt: skip
     laps = np.diff(clock)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -10,10 +12,15 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone, Features
+from molfun.backbones.baselines import describe_baseline, doubts, energy_of
 from molfun.errors import DataError
 from molfun.sample import Sample
 from molfun.trunk import Readout
 
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 200
+"""Structures whose energies are compared with what the model knows."""
 KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
@@ -66,6 +73,10 @@ class AtomisticBackbone(Backbone):
         """Give the model another energy, with a head of its own."""
 
     @abstractmethod
+    def fit_baseline(self, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
+        """Fit the energy of each element, and the scale of what is left."""
+
+    @abstractmethod
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Energy of each atomic number and the scale of the rest; None if not fitted yet."""
 
@@ -84,6 +95,30 @@ class AtomisticBackbone(Backbone):
     @abstractmethod
     def neighbours(self, atoms: Any) -> Features:
         """``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)."""
+
+    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+        """Fit the baseline of the energy in use to the labels, or compare them with that it has.
+
+        Warns of labels that are probably in another unit, or of another level of theory.
+        """
+        if self.readout is None:
+            return
+        target, samples = self.readout.target, iter(samples)
+        some = list(itertools.islice(samples, LOOKED_AT))
+        doubt = doubts(self, target, some)
+        if doubt is not None:
+            logger.warning("%s", doubt)
+        if self.baseline_of(target) is not None:
+            return
+        pairs = [
+            (sample.atoms, energy)
+            for sample in itertools.chain(some, samples)
+            if (energy := energy_of(sample)) is not None
+        ]
+        if pairs:
+            self.fit_baseline(target, *zip(*pairs, strict=True))
+        level = logging.INFO if pairs else logging.WARNING
+        logger.log(level, "Baseline of %s", describe_baseline(self, target))
 
     def check(self, sample: Sample) -> None:
         """Refuse what is no structure, is empty, or has elements the model does not know.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from molfun.data.tables import filter_rows
 from molfun.data.words import counted
 from molfun.errors import DataError, MissingDependencyError, listing, nearest
 from molfun.sample import Sample, SampleBatch, is_missing
@@ -267,9 +268,18 @@ class AtomsDataset:
             columns=self._columns,
         )
 
-    def filter(self, keep: Callable[[Sample], bool]) -> AtomsDataset:
-        """The structures for which `keep` is true."""
-        return self.subset(i for i in range(len(self)) if keep(self[i]))
+    def filter(self, **conditions: Any) -> AtomsDataset:
+        """Structures that meet every condition on their columns, as for the other data sets.
+
+        Raises
+        ------
+        DataError
+            If no structure is left.
+        """
+        rows = filter_rows(self.metadata, conditions)
+        if len(rows) == 0:
+            raise DataError(f"No structure meets {conditions}.")
+        return self.subset(rows)
 
 
 def read_frames(path: str | Path) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -32,7 +31,6 @@ from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.models import embedding, memory, pretraining
 from molfun.models.bootstrap import intervals
-from molfun.models.energies import describe_baseline, doubts
 from molfun.models.loaders import (
     as_loader,
     check_labels,
@@ -71,8 +69,6 @@ from molfun.trunk import TrunkOutput
 logger = logging.getLogger(__name__)
 
 HISTORY = "history.csv"
-LOOKED_AT = 200
-"""Structures whose energies are compared with what the model knows."""
 RUN_FILES = ("checkpoint", "resume", HISTORY, pretraining.WEIGHTS)
 """What `fit` and `pretrain` write into the folder of a run."""
 
@@ -233,24 +229,6 @@ class MolfunStructureModel(nn.Module):
         if self.head is not None:
             self.head.attach(self.backbone, self.task)
 
-    def _fit_inputs(self, loader: Any) -> None:
-        """Let the backbone learn the scale of its data, or compare it with that it has."""
-        energies = isinstance(self.backbone, AtomisticBackbone) and self.backbone.readout
-        if not energies:
-            self.backbone.fit_inputs(self._training_samples(loader))
-            return
-        assert isinstance(self.backbone, AtomisticBackbone)
-        target = energies.target
-        some = list(itertools.islice(self._training_samples(loader), LOOKED_AT))
-        doubt = doubts(self.backbone, target, some)
-        if doubt is not None:
-            logger.warning("%s", doubt)
-        if self.backbone.baseline_of(target) is not None:
-            return
-        self.backbone.fit_inputs(self._training_samples(loader))
-        level = logging.WARNING if self.backbone.baseline_of(target) is None else logging.INFO
-        logger.log(level, "Baseline of %s", describe_baseline(self.backbone, target))
-
     # --- train ---------------------------------------------------------------------------------
 
     def fit(
@@ -334,7 +312,7 @@ class MolfunStructureModel(nn.Module):
         task.fit_targets(targets)
         self._attach()
         check_labels(task, val_loader)
-        self._fit_inputs(train_loader)
+        self.backbone.fit_inputs(self._training_samples(train_loader))
         strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
         strategy.setup(self, seed=seed)
         identity = self._model_identity()

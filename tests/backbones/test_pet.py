@@ -743,3 +743,10 @@ def test_the_energy_head_is_for_atoms() -> None:
 def test_config_and_weights_exclude_each_other(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="config cannot be chosen with weights"):
         pet(weights=checkpoint, trust=True)
+
+
+def test_structures_are_filtered_by_their_columns() -> None:
+    data = AtomsDataset(dataset(4).atoms, metadata={"group": ["a", "b", "a", "c"]})
+    assert data.filter(group="a").ids == ["structure_1", "structure_3"]
+    with pytest.raises(DataError, match="No structure meets"):
+        data.filter(group="d")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from molfun.backbones.base import Features, Layer
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
 from molfun.errors import CheckpointError, ConfigError, unknown_name
-from molfun.sample import Sample
 from molfun.trunk import Readout, TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
@@ -94,7 +92,6 @@ class PETBackbone(AtomisticBackbone):
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-
         if weights is not None:
             given = {"config": config, "atomic_types": atomic_types}
             useless = [key for key, value in given.items() if value is not None]
@@ -146,19 +143,6 @@ class PETBackbone(AtomisticBackbone):
     def featurize_key(self) -> str:
         """The cutoff decides the neighbours."""
         return f"{self.name} {self.model.cutoff}"
-
-    def fit_inputs(self, samples: Iterable[Sample]) -> None:
-        """Fit baseline and scale of the target in use to the labels, if nothing has yet."""
-        if self.readout is None or self.baseline_of(self.readout.target) is not None:
-            return
-        pairs = []
-        for sample in samples:
-            label: Any = sample.target
-            energy = label.get("energy") if isinstance(label, Mapping) else label
-            if energy is not None and math.isfinite(float(energy)):
-                pairs.append((sample.atoms, float(energy)))
-        if pairs:
-            self.fit_baseline(self.readout.target, *zip(*pairs, strict=True))
 
     def fit_baseline(self, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
         """Fit the energy of each element, and the scale of what is left, by least squares."""

@@ -14,7 +14,11 @@ import metatensor.torch as mts
 import torch
 from metatensor.torch import Labels, TensorBlock, TensorMap
 from metatomic.torch import System, systems_to_torch
-from metatrain.utils.data import DatasetInfo
+from metatrain.composition import Trainer as CompositionTrainer
+from metatrain.pet.modules.finetuning import copy_head_weights
+from metatrain.scaler import train_or_load_scaler
+from metatrain.utils.architectures import get_default_hypers
+from metatrain.utils.data import Dataset, DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
 
 from molfun.errors import ConfigError
@@ -111,11 +115,6 @@ def baseline(model: Any, target: str) -> Baseline:
 
 def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
     """Let metatrain fit the baseline and the scale of a new target to labels."""
-    from metatrain.composition import Trainer as CompositionTrainer
-    from metatrain.scaler import train_or_load_scaler
-    from metatrain.utils.architectures import get_default_hypers
-    from metatrain.utils.data import Dataset
-
     composition, scaler = model.additive_models[0], model.scaler
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}
@@ -217,8 +216,6 @@ def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_ol
     ConfigError
         If the name is there already, `inherit` is not, or metatrain refuses it.
     """
-    from metatrain.pet.modules.finetuning import copy_head_weights
-
     present = list(model.dataset_info.targets)
     if name in present:
         raise ConfigError(f"The model has a target {name!r} already.")
