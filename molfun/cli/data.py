@@ -128,7 +128,9 @@ def _problems_of_atoms(settings: FineTuneSettings, task: str) -> list[str]:
     weights = [name for name in ENERGY_WEIGHTS if getattr(settings, name) != 1.0]
     if weights and task != "energy":
         problems.append(f"{', '.join(weights)}: of the task 'energy'; the task is {task!r}.")
-    own = [*LABEL_KEYS, "energy_unit", "new_target", "inherit"]
+    if settings.old_data is not None and settings.on_atoms and task != "energy":
+        problems.append(f"old_data: for the task 'energy'; the task is {task!r}.")
+    own = [*LABEL_KEYS, "energy_unit", "new_target", "inherit", "old_data"]
     if not settings.on_atoms:
         named = [name for name in own if getattr(settings, name) is not None]
         if named:

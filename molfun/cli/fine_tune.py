@@ -38,6 +38,7 @@ from molfun.data.atoms import AtomsDataset
 from molfun.data.tables import escape
 from molfun.data.timeseries import TimeSeriesDataset
 from molfun.errors import ConfigError
+from molfun.models.energies import Forgetting
 from molfun.models.structure import RUN_FILES, MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
@@ -68,6 +69,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test), old=replaces)
+        reports = _reports(model, settings)
         shown = ConsoleProgress()
         try:
             history = model.fit(
@@ -80,13 +82,13 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 seed=settings.seed,
                 precision=settings.precision,
                 cache=settings.cache_config,
-                callbacks=[files, shown],
+                callbacks=[files, *reports, shown],
                 overwrite=True,
             )
         finally:
             shown.close()
         if first:
-            _report(folder, model, history, settings, val, test)
+            _report(folder, model, history, settings, val, test, reports=reports)
     return history
 
 
@@ -217,6 +219,15 @@ def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None
             )
 
 
+def _reports(model: MolfunStructureModel, settings: FineTuneSettings) -> list[Forgetting]:
+    """What is to be measured on an older energy, now and after training."""
+    if settings.old_data is None:
+        return []
+    key = settings.old_energy_key
+    old = AtomsDataset.from_files(settings.old_data, energy_key=key, require_target=True)
+    return [Forgetting(model, old, target=settings.inherit)]
+
+
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
     if settings.strategy != "auto":
         return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy, n_blocks))
@@ -247,6 +258,7 @@ def _report(
     history: History,
     settings: FineTuneSettings,
     *parts: Dataset | None,
+    reports: Sequence[Forgetting] = (),
 ) -> None:
     if history.stopped == "early_stopping":
         say(f"Stopped early: no better {settings.monitor} for {settings.patience} epochs.")
@@ -262,4 +274,6 @@ def _report(
             write_structures(path, prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(metrics)}")
+    for report in reports:
+        say(f"Forgetting: {report}")
     say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")

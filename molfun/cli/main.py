@@ -116,6 +116,10 @@ def fine_tune(
     inherit: Annotated[
         Text, _flag("Energy whose heads a new one starts from [random].", MODEL)
     ] = None,
+    old_data: Annotated[
+        Text, _flag("Structures with an older energy: its errors before and after.", MODEL)
+    ] = None,
+    old_energy_key: Annotated[Text, _flag("Its name in that file [energy].", MODEL)] = None,
     task: Annotated[
         Text, _flag("regression, binary, multiclass, multilabel or energy [the head's].", MODEL)
     ] = None,

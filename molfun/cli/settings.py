@@ -123,6 +123,8 @@ class FineTuneSettings(OptimizerSettings):
     new_target: str | None = None
     inherit: str | None = None
     keep_targets: bool = True
+    old_data: str | None = None
+    old_energy_key: str | None = None
     task: str | None = None
     level: Literal["sequence", "residue"] | None = None
     loss: Literal["mse", "mae", "huber"] = "mse"
@@ -190,6 +192,14 @@ class FineTuneSettings(OptimizerSettings):
     def _cuts_or_not(self) -> FineTuneSettings:
         if self.stride is not None and self.window is None:
             raise ValueError("stride is for windows: give --window, too")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_with_the_old(self) -> FineTuneSettings:
+        if self.old_energy_key is not None and self.old_data is None:
+            raise ValueError("old_energy_key is a name in old_data: give that file, too")
+        if self.old_data is not None and not self.keep_targets:
+            raise ValueError("old_data is for an energy that is kept: leave out keep_targets=false")
         return self
 
     @model_validator(mode="after")

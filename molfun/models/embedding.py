@@ -11,6 +11,7 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.models.loaders import from_structures
 from molfun.nn.pooling import MeanPool
 from molfun.sample import Sample, n_residues
 from molfun.trunk import TrunkOutput
@@ -21,7 +22,8 @@ BATCH_TOKENS = 4096
 
 
 def as_samples(data: Any) -> list[Sample]:
-    """Samples of a data set, of samples, or of sequences as text."""
+    """Samples of a data set, of samples, of sequences as text, or of ``ase.Atoms``."""
+    data = from_structures(data)
     if isinstance(data, str):
         return [Sample(id="seq_1", sequence=data)]
     if isinstance(data, Sample):
@@ -32,7 +34,8 @@ def as_samples(data: Any) -> list[Sample]:
     wrong = next((x for x in items if not isinstance(x, str | Sample)), None)
     if wrong is not None:
         raise DataError(
-            f"Cannot embed {type(wrong).__name__}. Give sequences, samples or a data set."
+            f"Cannot embed {type(wrong).__name__}. Give sequences, structures of atoms, samples or "
+            f"a data set."
         )
     return [
         Sample(id=f"seq_{i}", sequence=x) if isinstance(x, str) else x
@@ -50,6 +53,8 @@ def embed(
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[np.ndarray]:
     """One array a sample: (length, channels), or (channels,) where pooled.
+
+    The length is that of the sequence, or the number of atoms.
 
     Raises
     ------
@@ -116,4 +121,6 @@ def _length(sample: Sample) -> int:
     if sample.sequence is not None:
         n = n_residues(sample.sequence)
         return n if sample.max_length is None else min(n, sample.max_length)
+    if sample.atoms is not None:
+        return len(sample.atoms)
     return len(sample.protein) if sample.protein is not None else BATCH_TOKENS

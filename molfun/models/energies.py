@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from molfun.errors import ConfigError
-from molfun.models.loaders import as_loader
+from molfun.models.loaders import as_loader, targets_of
+from molfun.tasks.energy import EnergyTask
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
+from molfun.training.runner import ModelRunner
 from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,14 @@ class Forgetting(Callback):
     Attributes
     ----------
     before, after
-        Metrics as `MolfunStructureModel.evaluate` gives them.
+        Metrics of `EnergyTask` for what `data` has labels of.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such energy.
+    DataError
+        If `data` has no labels, or the model cannot take it.
 
     Examples
     --------
@@ -49,6 +58,9 @@ class Forgetting(Callback):
         if self.target not in known:
             raise ConfigError(f"The model has no energy {self.target!r}; it has {list(known)}.")
         self._model, self._data = model, as_loader(data)
+        self._task = EnergyTask()
+        self._task.fit_targets(targets_of(self._data))
+        model.check(self._data)
         self.before: dict[str, float] = self._measure()
         self.after: dict[str, float] = {}
 
@@ -58,21 +70,22 @@ class Forgetting(Callback):
         logger.info("%s", self)
 
     def _measure(self) -> dict[str, float]:
-        backbone = self._model.backbone
-        kept: Readout = backbone.readout
-        backbone.use_readout(Readout(self.target, kept.forces, kept.stress, kept.modules))
+        model, asked = self._model, self._task.derivatives
+        kept: Readout = model.backbone.readout
+        model.backbone.use_readout(
+            Readout(self.target, "forces" in asked, "stress" in asked, kept.modules)
+        )
+        runner = ModelRunner(model.backbone, model.head, self._task, device=model.device)
         try:
             # a loader draws a seed, and the fit has to go on as it would have
             with torch.random.fork_rng(devices=[]):
-                found: dict[str, float] = self._model.evaluate(self._data)
+                return runner.metrics(runner.evaluate(self._data))
         finally:
-            backbone.use_readout(kept)
-        return found
+            model.backbone.use_readout(kept)
 
     def __str__(self) -> str:
         rows = [
             f"{name} {value:.4g} -> {self.after.get(name, float('nan')):.4g}"
             for name, value in self.before.items()
-            if name != "loss"
         ]
         return f"{self.target} before and after: {', '.join(rows)}"

@@ -601,7 +601,7 @@ class MolfunStructureModel(nn.Module):
         self._need_head("forward")
         return self._runner().outputs(as_inputs(batch))
 
-    def predict(self, data: Any, *, outputs: Sequence[str] = ("single",)) -> Prediction:
+    def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict for one batch, a loader or a dataset.
 
         Parameters
@@ -610,22 +610,33 @@ class MolfunStructureModel(nn.Module):
             A `Sample`, a batch of samples, a dict of the backbone's tensors, a ``DataLoader``, or
             a dataset.
         outputs
-            For one batch: which representations ``trunk`` holds, among "single", "pair" and
-            "structure".
+            For one batch: which representations ``trunk`` holds, among "single" (the default),
+            "pair" and "structure".
 
         Returns
         -------
         Prediction
             ``ids``, ``prediction`` in the units of the labels and, for one batch, ``trunk``.
             Without a head: ``ids`` and ``trunk``.
+
+        Raises
+        ------
+        ConfigError
+            If `outputs` are asked for more than one batch.
         """
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
         if is_many(data):
+            if outputs is not None:
+                raise ConfigError(
+                    "outputs is for one batch, and this is a loader, a data set or a list of "
+                    "structures. Give a list of Sample, or use embed, which takes as many as you "
+                    "like."
+                )
             result = self._runner().evaluate(self._to_use(data), labels=False)
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
-        return self._predict_batch(data, outputs)
+        return self._predict_batch(data, outputs or ("single",))
 
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
@@ -680,19 +691,19 @@ class MolfunStructureModel(nn.Module):
         layer: int = -1,
         batch_tokens: int = embedding.BATCH_TOKENS,
     ) -> Any:
-        """Representations of sequences, samples or a dataset, in input order.
+        """Representations of sequences, structures of atoms, samples or a dataset, in input order.
 
         Parameters
         ----------
         data
-            A sequence, a list of sequences or samples, or a dataset.
+            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, or a dataset.
         pooling
-            None for one vector a residue (without the tokens for beginning and end), ``"mean"``
-            over the residues, or ``"cls"`` (the token at the beginning).
+            None for one vector a residue (without the tokens for beginning and end) or atom,
+            ``"mean"`` over them, or ``"cls"`` (the token at the beginning).
         layer
             Which layer, where the backbone gives several: -1 the last, 0 the input embeddings.
         batch_tokens
-            Residues that go through the model together; lower it when memory runs out.
+            Residues or atoms that go through the model together; lower it when memory runs out.
 
         Returns
         -------

@@ -647,6 +647,26 @@ def test_energies_that_the_elements_explain_have_the_scale_one(
     assert "no more than a sum over their elements" in caplog.text
 
 
+def test_atoms_are_embedded() -> None:
+    model = pet()
+    atoms = dataset(4).atoms
+    arrays = model.embed(atoms, batch_tokens=10)
+    assert [len(a) for a in arrays] == [len(a) for a in atoms]
+    means = model.embed(atoms, pooling="mean")
+    single = model.embed(atoms[0])[0]
+    assert np.allclose(single, arrays[0], atol=1e-6)
+    for mean, array in zip(means, arrays, strict=True):
+        assert np.allclose(mean, array.mean(0), atol=1e-6)
+    batch = [Sample(id=str(i), atoms=a) for i, a in enumerate(atoms)]
+    trunk = model.predict(batch, outputs=("single",))["trunk"]
+    assert np.allclose(trunk.single[1, : len(atoms[1])].numpy(), arrays[1], atol=1e-6)
+
+
+def test_outputs_are_for_one_batch() -> None:
+    with pytest.raises(ConfigError, match="outputs is for one batch, and this is a loader"):
+        pet().predict(dataset(2).atoms, outputs=("single",))
+
+
 def test_a_report_changes_nothing_of_the_run() -> None:
     losses = []
     for reported in (False, True):

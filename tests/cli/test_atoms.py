@@ -18,6 +18,7 @@ from tiny import PET_TINY, build_atoms, pair_energy
 from molfun.backbones.pet.weights import write_checkpoint
 from molfun.cli.options import ARCHITECTURE, TOP, TRAINING, UNUSED, UNUSED_TOP, translate
 from molfun.cli.settings import FineTuneSettings
+from molfun.data.atoms import AtomsDataset
 from molfun.errors import ConfigError
 from molfun.models.export import export
 from molfun.models.structure import MolfunStructureModel
@@ -235,6 +236,38 @@ def test_a_new_energy_and_one_without_forces(tune: Command, folder: Path) -> Non
     model = MolfunStructureModel.from_checkpoint(folder / "run/checkpoint", device="cpu")
     assert list(model.backbone.targets) == ["energy", "energy/b"]
     assert model.head.config_dict["target"] == "energy/b"
+
+
+def test_what_becomes_of_the_old_energy(tune: Command, folder: Path) -> None:
+    write_xyz(folder / "old.xyz", 4, seed=9)
+    new = ("--new-target", "energy/b", "--inherit", "energy", "--strategy", "full")
+    result = tune(*new, "--old-data", "old.xyz", "--epochs", 2)
+    assert result.exit_code == 0, result.stderr
+    line = next(x for x in result.stdout.splitlines() if x.startswith("Forgetting: "))
+    assert line.startswith("Forgetting: energy before and after: energy_mae ")
+    assert "forces_rmse" in line
+    after = {
+        w: v for w, _, _, v in (part.split() for part in line.partition("after: ")[2].split(", "))
+    }
+    model = MolfunStructureModel.from_checkpoint(folder / "run/checkpoint", device="cpu")
+    found = model.use_target("energy").evaluate(AtomsDataset.from_files(folder / "old.xyz"))
+    for name, value in after.items():
+        assert float(value) == pytest.approx(found[name], rel=1e-3)
+
+
+def test_an_old_energy_that_cannot_be_measured(tune: Command) -> None:
+    for arguments, text in (
+        (("--old-energy-key", "e"), "old_energy_key is a name in old_data: give that file, too"),
+        (("--old-data", "no.xyz"), "There is no file no.xyz"),
+        (("--old-data", "a.xyz", "keep_targets=false"), "old_data is for an energy that is kept"),
+        (
+            ("--old-data", "a.xyz", "--head", "mlp", "--task", "regression"),
+            "old_data: for the task 'energy'; the task is 'regression'",
+        ),
+    ):
+        result = tune("--new-target", "energy/b", *arguments)
+        assert result.exit_code != 0
+        assert text in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_stress(molfun: Command, folder: Path) -> None:
