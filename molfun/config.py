@@ -20,8 +20,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def build(cls: type[T], values: Mapping[str, Any], *, source: str = "settings") -> T:
+    def build(
+        cls: type[T],
+        values: Mapping[str, Any],
+        *,
+        source: str = "settings",
+        names: Mapping[str, str] | None = None,
+    ) -> T:
         """Check values and make settings of them.
+
+        Parameters
+        ----------
+        values
+            Value of each setting.
+        source
+            Where they are from, for messages.
+        names
+            What settings are called there, if otherwise.
 
         Raises
         ------
@@ -41,15 +56,19 @@ class Settings(BaseModel):
         try:
             return cls(**dict(values))
         except ValidationError as error:
-            problems = [_problem(cls, dict(detail)) for detail in error.errors()]
+            details = map(dict, error.errors())
+            problems = [_problem(cls, detail, names or {}) for detail in details]
             raise ConfigError(f"{source}:\n{listing(problems)}") from None
 
 
-def _problem(cls: type[BaseModel], detail: Mapping[str, Any]) -> str:
-    name = ".".join(str(part) for part in detail["loc"]) or "settings"
+def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    name = names.get(name, name)
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown setting.{nearest(name, cls.model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if not name:  # of several settings together
+        return message
     return f"{name}: {message} (got {detail.get('input')!r})"
 
 

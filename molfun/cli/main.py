@@ -452,9 +452,15 @@ def pretrain(
 _NO_SETTINGS = ("config", "options", "resume", "overwrite", "debug", "overrides")
 
 
-def _resolve(kind: Any, given: dict[str, Any], stored: dict[str, Any], config: str | None) -> Any:
-    """What was stored, then the flags."""
-    return kind.build({**stored, **given}, source=config or "command line")
+def _resolve(
+    kind: Any,
+    given: dict[str, Any],
+    stored: dict[str, Any],
+    config: str | None,
+    names: dict[str, str] | None = None,
+) -> Any:
+    """What was stored, then the flags; `names` are those of the settings in the file."""
+    return kind.build({**stored, **given}, source=config or "command line", names=names)
 
 
 def _stored(
@@ -533,21 +539,21 @@ def train(
     with errors_in_one_line(debug=debug):
         from molfun.cli import fine_tune as command
         from molfun.cli.console import say
-        from molfun.cli.options import translate
+        from molfun.cli.options import NAMES, translate
         from molfun.cli.settings import FineTuneSettings
         from molfun.config import read_yaml
         from molfun.models.sections import apply_overrides
 
-        values = apply_overrides(read_yaml(options), overrides or [])
+        values, names = apply_overrides(read_yaml(options), overrides or []), None
         if "architecture" in values:
             _load(plugin)
             found = translate(values, source=options)
-            stored = found.settings
+            stored, names = found.settings, NAMES
             for note in found.notes:
                 say(f"Note: {note}")
         else:
             stored = _stored(given, options, overrides, plugin, resume=resume)
-        settings = _resolve(FineTuneSettings, given, stored, options)
+        settings = _resolve(FineTuneSettings, given, stored, options, names)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 

@@ -53,6 +53,23 @@ LOSSES = ("mse", "mae", "huber")
 DEVICES = {"gpu": "cuda"}
 
 
+NAMES = {
+    "lr": "architecture.training.learning_rate",
+    "epochs": "architecture.training.num_epochs",
+    "batch_size": "architecture.training.batch_size",
+    "warmup_ratio": "architecture.training.warmup_fraction",
+    "grad_clip": "architecture.training.grad_clip_norm",
+    "weight_decay": "architecture.training.weight_decay",
+    "workers": "architecture.training.num_workers",
+    "energy_weight": "architecture.training.loss: weight of the energy",
+    "forces_weight": "architecture.training.loss: weight of the forces",
+    "stress_weight": "architecture.training.loss: weight of the stress",
+    "weights": "architecture.training.finetune.read_from",
+    "lora_rank": "architecture.training.finetune.config.rank",
+}
+"""What metatrain calls the settings."""
+
+
 @dataclass
 class Translation:
     """Options in Molfun's terms.

@@ -89,6 +89,11 @@ class PretrainSettings(OptimizerSettings):
     @model_validator(mode="after")
     def _needs_data(self) -> PretrainSettings:
         series = "series" in BACKBONES[self.backbone].inputs
+        if not {"sequence", "series"} & set(BACKBONES[self.backbone].inputs):
+            raise ValueError(
+                f"{self.backbone} is not pre-trained on data without labels; to train it from "
+                f"random weights, use molfun fine-tune --strategy full without --weights"
+            )
         if (self.data if series else self.sequences) is None:
             flag = "--data FILE of time series" if series else "--sequences FILE"
             hint = "; for series add --backbone timeseries" if self.data and not series else ""

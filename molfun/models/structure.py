@@ -1030,6 +1030,9 @@ class MolfunStructureModel(nn.Module):
         folder = Path(path).expanduser()
         meta = portable.read_meta(folder)
         base = weights if weights is not None else meta.backbone["weights"]
+        if meta.whole_trunk and weights is not None:
+            logger.warning("%s holds the whole backbone: %s is not read.", folder, weights)
+            base = None
         if base is not None and not Path(base).expanduser().exists():
             raise CheckpointError(
                 f"{folder} was trained on the base weights {base}, which are not there. Pass "

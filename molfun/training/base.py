@@ -281,8 +281,9 @@ class FinetuneStrategy(ABC):
         trainable = {id(p) for group in self.groups(model) for _, p in group.parameters}
         if not trainable:
             raise RunError(
-                f"{type(self).__name__} trains nothing on this model: it has no head and the "
-                f"strategy unfreezes no part of the backbone. Pass head=... to the model."
+                f"{type(self).__name__} trains nothing on this model: it has no head with weights "
+                f"of its own or modules, and the strategy unfreezes no part of the backbone. "
+                f"Pass head=... to the model, or use another strategy."
             )
         for _, parameter in model.named_parameters():
             parameter.requires_grad_(id(parameter) in trainable)

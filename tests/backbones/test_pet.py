@@ -662,6 +662,17 @@ def test_atoms_are_embedded() -> None:
     assert np.allclose(trunk.single[1, : len(atoms[1])].numpy(), arrays[1], atol=1e-6)
 
 
+def test_a_checkpoint_needs_no_weights(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    model.save(tmp_path / "c")
+    again = MolfunStructureModel.from_checkpoint(tmp_path / "c", weights=checkpoint, device="cpu")
+    assert "holds the whole backbone" in caplog.text
+    atoms = dataset(2).atoms
+    assert torch.equal(again.predict(atoms)["prediction"], model.predict(atoms)["prediction"])
+
+
 def test_outputs_are_for_one_batch() -> None:
     with pytest.raises(ConfigError, match="outputs is for one batch, and this is a loader"):
         pet().predict(dataset(2).atoms, outputs=("single",))

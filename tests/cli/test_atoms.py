@@ -270,6 +270,23 @@ def test_an_old_energy_that_cannot_be_measured(tune: Command) -> None:
         assert text in " ".join(result.stderr.replace("│", " ").split())
 
 
+def test_wrong_numbers_are_named_as_the_file_names_them(molfun: Command, folder: Path) -> None:
+    training = {"num_epochs": -3, "batch_size": "x", "finetune": {"read_from": "pet.ckpt"}}
+    content = {"architecture": {"training": training}, "training_set": "x.xyz"}
+    (folder / "options.yaml").write_text(yaml.safe_dump(content))
+    result = molfun("train", "options.yaml", "trust=true")
+    assert result.exit_code == 1
+    for text in ("architecture.training.num_epochs: ", "architecture.training.batch_size: "):
+        assert text in result.stderr
+
+
+def test_atoms_are_not_pretrained(molfun: Command) -> None:
+    result = molfun("pretrain", "--backbone", "pet", "--data", "x.xyz")
+    assert result.exit_code == 1
+    assert "pet is not pre-trained on data without labels" in result.stderr
+    assert "got {" not in result.stderr
+
+
 def test_stress(molfun: Command, folder: Path) -> None:
     from ase.build import bulk
     from ase.calculators.singlepoint import SinglePointCalculator

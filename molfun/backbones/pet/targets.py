@@ -218,7 +218,10 @@ def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_ol
     """
     present = list(model.dataset_info.targets)
     if name in present:
-        raise ConfigError(f"The model has a target {name!r} already.")
+        raise ConfigError(
+            f"The model has a target {name!r} already. model.use_target({name!r}) trains it as it "
+            f"is (on the command line: --new-target without --inherit)."
+        )
     if inherit is not None and inherit not in present:
         raise ConfigError(
             f"inherit={inherit!r} is no target of this model; it has {', '.join(present)}."
