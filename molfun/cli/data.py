@@ -253,7 +253,7 @@ def _without(dataset: AtomsDataset, names: Sequence[str]) -> AtomsDataset:
         dataset.atoms,
         labels,
         ids=dataset.ids,
-        metadata={str(k): list(v) for k, v in dataset.metadata.items() if k != "id"},
+        metadata={str(k): list(v) for k, v in dataset.metadata.items()},
         origins=[sample.origin for sample in map(dataset.__getitem__, range(len(dataset)))],
         columns={k: v for k, v in dataset.input_settings.items() if k != "kind"},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from molfun.data.base import TableDataset
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
-from molfun.data.tables import Table, filter_rows, read_table
+from molfun.data.tables import Table, read_table, rows_meeting
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, UnsafeFileError, listing
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
-from molfun.sample import Sample, SampleBatch
+from molfun.sample import Sample
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Int64
+    from jaxtyping import Int64
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class _Source:
         return self.parsed[name]
 
 
-class AffinityDataset:
+class AffinityDataset(TableDataset):
     """Structures (or pre-computed features) with an affinity each, as a map-style data set.
 
     Make one with `from_csv` or `synthetic`. Parsed structures stay in memory, so that only the
@@ -104,11 +105,8 @@ class AffinityDataset:
         Where the samples come from.
     """
 
-    draws_nothing = True
-    """The same index always gives the same sample."""
-
     def __init__(self, table: Table, source: _Source) -> None:
-        self._table = table
+        super().__init__(table)
         self._source = source
 
     @property
@@ -183,7 +181,7 @@ class AffinityDataset:
             csv, id_column=id_column, target_column=target_column, require_target=require_target
         )
         if filters:
-            table = _filtered(table, filters)
+            table = table.take(rows_meeting(filters, table.metadata, f"{table.path}"))
         source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
         source.id_column, source.target_column = id_column, target_column
@@ -237,11 +235,8 @@ class AffinityDataset:
             source.parsed[name] = _Parsed(protein=protein, chains=(sequence,))
         return cls(table, source)
 
-    def __len__(self) -> int:
-        return len(self._table)
-
     def __getitem__(self, index: int) -> Sample:
-        index = self._table.place(index)
+        index = self.place(index)
         name, target = self.ids[index], float(self.targets[index])
         return Sample(
             id=name,
@@ -249,27 +244,12 @@ class AffinityDataset:
             features=self._source.read_features(name),
             alignment_dir=self._source.alignments.get(name),
             target=None if np.isnan(target) else target,
-            metadata=_row(self.metadata, index),
+            metadata=self.row(index),
             max_length=self._source.max_length,
         )
 
     def __repr__(self) -> str:
         return f"AffinityDataset({len(self)} samples from {self._table.path})"
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-        return self._table.ids
-
-    @property
-    def targets(self) -> Float64[np.ndarray, "samples"]:
-        """Labels in the user's units, NaN where there is none."""
-        return self._table.targets
-
-    @property
-    def metadata(self) -> pd.DataFrame:
-        """The other columns of the table, numbers where all present values are numbers."""
-        return self._table.metadata
 
     @property
     def max_length(self) -> int | None:
@@ -294,17 +274,6 @@ class AffinityDataset:
             "target_column": self._source.target_column,
         }
 
-    @staticmethod
-    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
-        """Put samples into a batch; the backbone makes tensors of it.
-
-        Examples
-        --------
-        >>> AffinityDataset.collate_fn([Sample(id="1a4w", target=6.52)]).targets
-        [6.52]
-        """
-        return SampleBatch(list(samples))
-
     def subset(self, indices: Sequence[int] | np.ndarray) -> AffinityDataset:
         """Samples at `indices`, in that order; parsed structures are shared, not copied.
 
@@ -314,25 +283,6 @@ class AffinityDataset:
         ['demo_002', 'demo_000']
         """
         return AffinityDataset(self._table.take(indices), self._source)
-
-    def filter(self, **conditions: Any) -> AffinityDataset:
-        """Samples that meet every condition on the columns of the table.
-
-        Parameters
-        ----------
-        **conditions
-            ``year=2016`` for equality, ``year=[2015, 2016]`` for any of several,
-            ``min_year=2015`` and ``max_resolution=2.5`` for inclusive bounds. A blank cell meets
-            no condition.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such column, or a bound is put on a text column.
-        DataError
-            If no sample is left.
-        """
-        return AffinityDataset(_filtered(self._table, conditions), self._source)
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Sequences of the chains of each sample, before any crop.
@@ -486,25 +436,6 @@ def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: 
 
 def _few(names: Sequence[str], limit: int = 10) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-
-
-def _filtered(table: Table, conditions: Mapping[str, Any]) -> Table:
-    kept = filter_rows(table.metadata, conditions)
-    if not len(kept):
-        shown = ", ".join(f"{key}={value}" for key, value in conditions.items())
-        raise DataError(f"None of the {len(table)} samples of {table.path} meets {shown}.")
-    return table.take(kept)
-
-
-def _row(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
-    """One row as plain Python values, None for a blank number."""
-    values = {}
-    for name in metadata.columns:
-        value: Any = metadata[name].iat[index]
-        if isinstance(value, np.generic):
-            value = value.item()
-        values[str(name)] = None if pd.isna(value) else value
-    return values
 
 
 # Sequences

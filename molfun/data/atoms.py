@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from molfun.data.tables import filter_rows
+from molfun.data.base import SampleDataset
 from molfun.data.words import counted
 from molfun.errors import DataError, MissingDependencyError, listing, nearest
-from molfun.sample import Sample, SampleBatch, is_missing
+from molfun.sample import Sample, is_missing
 
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
 MANY = 5
 
 
-class AtomsDataset:
+class AtomsDataset(SampleDataset):
     """``ase.Atoms`` with labels, as a map-style data set.
 
     Make one with `from_files` or `from_atoms`. Works with ``torch.utils.data.DataLoader`` and
@@ -49,10 +49,6 @@ class AtomsDataset:
     (2, {'energy': -14.2})
     """
 
-    draws_nothing = True
-    """The same index always gives the same sample."""
-
-    id_name = "id"
     default_batch_size = 16
     """Structures in a batch where no loader says otherwise; metatrain's default."""
 
@@ -69,13 +65,13 @@ class AtomsDataset:
         n = len(atoms)
         self._atoms = list(atoms)
         self._targets = [None] * n if targets is None else list(targets)
-        self.ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
+        self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
         self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._origins = [""] * n if origins is None else list(origins)
         self._columns = dict(columns or {})
         lengths: dict[str, list[Any]] = {
             "targets": self._targets,
-            "ids": self.ids,
+            "ids": self._ids,
             **self._metadata,
         }
         wrong = {name: len(values) for name, values in lengths.items() if len(values) != n}
@@ -202,10 +198,8 @@ class AtomsDataset:
 
     # --- a map-style data set --------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        return len(self._atoms)
-
     def __getitem__(self, index: int) -> Sample:
+        index = self.place(index)
         return Sample(
             id=self.ids[index],
             atoms=self._atoms[index],
@@ -218,10 +212,10 @@ class AtomsDataset:
         n = sum(len(a) for a in self._atoms)
         return f"AtomsDataset({counted(len(self), 'structure')}, {counted(n, 'atom')})"
 
-    @staticmethod
-    def collate_fn(samples: Sequence[Sample]) -> SampleBatch:
-        """Batch for a ``DataLoader``."""
-        return SampleBatch(list(samples))
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return self._ids
 
     @property
     def targets(self) -> list[Any]:
@@ -236,7 +230,7 @@ class AtomsDataset:
     @property
     def metadata(self) -> pd.DataFrame:
         """Further columns, a row each."""
-        return pd.DataFrame({"id": self.ids, **self._metadata})
+        return pd.DataFrame(self._metadata, index=range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -252,7 +246,7 @@ class AtomsDataset:
         """How labels are read, for a checkpoint."""
         return {"kind": "atoms", **self._columns}
 
-    def subset(self, indices: Iterable[int]) -> AtomsDataset:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> AtomsDataset:
         """The structures at these positions."""
         rows = [int(i) for i in indices]
 
@@ -267,19 +261,6 @@ class AtomsDataset:
             origins=take(self._origins),
             columns=self._columns,
         )
-
-    def filter(self, **conditions: Any) -> AtomsDataset:
-        """Structures that meet every condition on their columns, as for the other data sets.
-
-        Raises
-        ------
-        DataError
-            If no structure is left.
-        """
-        rows = filter_rows(self.metadata, conditions)
-        if len(rows) == 0:
-            raise DataError(f"No structure meets {conditions}.")
-        return self.subset(rows)
 
 
 def read_frames(path: str | Path) -> list[Any]:

@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 
 from molfun.data import tables
-from molfun.data.tables import Cells, Table, filter_rows
+from molfun.data.base import TableDataset
+from molfun.data.tables import Cells, Table
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
-from molfun.sample import MASK, Sample, SampleBatch, is_missing, n_residues
+from molfun.sample import MASK, Sample, is_missing, n_residues
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ LARGEST_INFLATION = 2**34
 """Bytes a compressed FASTA file may unpack to."""
 
 
-class SequenceDataset:
+class SequenceDataset(TableDataset):
     """Sequences with labels, as a map-style data set.
 
     Make one with `from_csv`, `from_fasta` or `from_list`. Works with
@@ -56,9 +57,6 @@ class SequenceDataset:
         Outputs of a backbone, see `with_representations`.
     """
 
-    draws_nothing = True
-    """The same index always gives the same sample."""
-
     def __init__(
         self,
         table: Table,
@@ -70,7 +68,7 @@ class SequenceDataset:
     ) -> None:
         if max_length is not None and max_length < 1:
             raise ConfigError(f"max_length must be at least 1, got {max_length}.")
-        self._table = table
+        super().__init__(table)
         self._sequences = list(sequences)
         self.max_length = max_length
         self._columns = dict(columns or {})
@@ -301,11 +299,8 @@ class SequenceDataset:
         _warn_dna(dataset)
         return dataset
 
-    def __len__(self) -> int:
-        return len(self._table)
-
     def __getitem__(self, index: int) -> Sample:
-        index = self._table.place(index)
+        index = self.place(index)
         target = self.targets[index]
         if isinstance(target, np.floating):
             target = float(target)
@@ -314,7 +309,7 @@ class SequenceDataset:
             sequence=self._sequences[index],
             features=self._features(index),
             target=None if is_missing(target) else target,
-            metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
+            metadata=self.row(index),
             max_length=self.max_length,
             origin=self._table.origin(index),
         )
@@ -326,21 +321,6 @@ class SequenceDataset:
 
     def __repr__(self) -> str:
         return f"SequenceDataset({len(self)} sequences from {self._table.path})"
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-        return self._table.ids
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Labels in order: float64 with NaN where there is none, or objects and None."""
-        return self._table.targets
-
-    @property
-    def metadata(self) -> pd.DataFrame:
-        """The other columns of the table, numbers where all present values are numbers."""
-        return self._table.metadata
 
     @property
     def lengths(self) -> np.ndarray:
@@ -364,11 +344,6 @@ class SequenceDataset:
     def sequences(self) -> list[tuple[str, ...]]:
         """Sequence of each sample, as the splits take them."""
         return [(sequence,) for sequence in self._sequences]
-
-    @staticmethod
-    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
-        """Put samples into a batch; the backbone makes tensors of it."""
-        return SampleBatch(list(samples))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> SequenceDataset:
         """Samples at `indices`, in that order."""
@@ -433,27 +408,6 @@ class SequenceDataset:
             columns=self._columns,
             representations=found,
         )
-
-    def filter(self, **conditions: Any) -> SequenceDataset:
-        """Samples that meet every condition on the columns of the table.
-
-        Parameters
-        ----------
-        **conditions
-            ``split="train"`` for equality, a list for any of several, ``min_year=2015`` and
-            ``max_year=2020`` for inclusive bounds.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such column.
-        DataError
-            If no sample is left.
-        """
-        rows = filter_rows(self.metadata, conditions)
-        if len(rows) == 0:
-            raise DataError(f"No sample of {self._table.path} meets {conditions}.")
-        return self.subset(rows)
 
 
 @dataclass(frozen=True)

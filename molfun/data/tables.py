@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data.words import counted
-from molfun.errors import ConfigError, TableError, listing, unknown_name
+from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -79,19 +79,6 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def place(self, index: int) -> int:
-        """Row from 0 for an index that may count from the end.
-
-        Raises
-        ------
-        IndexError
-            If there is no such row, which ends a loop over a data set.
-        """
-        n = len(self)
-        if not -n <= index < n:
-            raise IndexError(f"index {index} is out of range for {n} samples")
-        return int(index) % n
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """Keep the rows at `indices`, in that order."""
@@ -585,6 +572,26 @@ def typed(texts: list[str]) -> pd.Series:
     if present and all(map(_NUMBER.fullmatch, present)):
         return pd.Series([float(text) if text else math.nan for text in texts], dtype="float64")
     return pd.Series(texts, dtype=object)
+
+
+def rows_meeting(conditions: Mapping[str, Any], metadata: pd.DataFrame, source: str) -> np.ndarray:
+    """`filter_rows`, and a `DataError` that names the source if no row is left."""
+    kept = filter_rows(metadata, conditions)
+    if len(kept) == 0:
+        shown = ", ".join(f"{key}={value}" for key, value in conditions.items())
+        raise DataError(f"No sample of {source} meets {shown}.")
+    return kept
+
+
+def row_of(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
+    """One row as plain Python values, None for a blank number."""
+    values = {}
+    for name in metadata.columns:
+        value: Any = metadata[name].iat[index]
+        if isinstance(value, np.generic):
+            value = value.item()
+        values[str(name)] = None if pd.isna(value) else value
+    return values
 
 
 def filter_rows(metadata: pd.DataFrame, conditions: Mapping[str, Any]) -> np.ndarray:

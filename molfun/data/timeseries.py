@@ -16,10 +16,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from molfun.data import trajectories
+from molfun.data.base import TableDataset
 from molfun.data.clusters import union
 from molfun.data.sequences import Labels, check_choice, label_array
 from molfun.data.splits import DataSplitter
-from molfun.data.tables import Table, filter_rows
+from molfun.data.tables import Table
 from molfun.data.timeseries_files import RESERVED, SeriesTable, from_values, read_numpy
 from molfun.data.timeseries_spans import (
     Spans,
@@ -32,7 +33,7 @@ from molfun.data.timeseries_tables import TEMPLATE, Layout, TableFormat, read_se
 from molfun.data.timeseries_ts import read_ts
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing, unknown_name
-from molfun.sample import Sample, SampleBatch, is_missing
+from molfun.sample import Sample, is_missing
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
 
-class TimeSeriesDataset:
+class TimeSeriesDataset(TableDataset):
     """Time series with labels, as a map-style data set.
 
     Make one with `from_arrays`, `from_ts`, `from_csv`, `from_parquet`, `from_numpy` or
@@ -76,8 +77,6 @@ class TimeSeriesDataset:
 
     default_batch_size = 16
     """Series in a batch where no loader says otherwise."""
-    draws_nothing = True
-    """The same index always gives the same sample."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class TimeSeriesDataset:
             stop = np.minimum(spans.stop, spans.start + max_length)
             spans = Spans(series=spans.series, start=spans.start, stop=stop)
         self._spans = spans
-        self._table = _placed(table, spans)
+        super().__init__(_placed(table, spans))
         self.feature_names = list(feature_names)
         self.max_length = max_length
         self._columns = dict(columns or {})
@@ -422,11 +421,8 @@ class TimeSeriesDataset:
 
     # Samples
 
-    def __len__(self) -> int:
-        return len(self._table)
-
     def __getitem__(self, index: int) -> Sample:
-        index = self._table.place(index)
+        index = self.place(index)
         target = self.targets[index]
         if isinstance(target, np.floating):
             target = float(target)
@@ -436,7 +432,7 @@ class TimeSeriesDataset:
             id=self.ids[index],
             features={"timeseries": np.where(mask, values, np.float32(0)), "mask": mask},
             target=None if is_missing(target) else target,
-            metadata={name: self.metadata[name].iloc[index] for name in self.metadata.columns},
+            metadata=self.row(index),
             origin=self._table.origin(index),
         )
 
@@ -451,21 +447,6 @@ class TimeSeriesDataset:
             f"TimeSeriesDataset({len(self)} samples of {counted(self.n_features, 'feature')} "
             f"from {self._table.path})"
         )
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-        return self._table.ids
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Labels in order: float64 with NaN where there is none, or objects and None."""
-        return self._table.targets
-
-    @property
-    def metadata(self) -> pd.DataFrame:
-        """``group``, ``start`` and the other columns; for windows also ``series``."""
-        return self._table.metadata
 
     @property
     def lengths(self) -> Int64[np.ndarray, "samples"]:
@@ -523,11 +504,6 @@ class TimeSeriesDataset:
         return self._digests[place]
 
     @staticmethod
-    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
-        """Put samples into a batch; the backbone makes tensors of it."""
-        return SampleBatch(list(samples))
-
-    @staticmethod
     def collate_tensors(samples: Iterable[Sample]) -> dict[str, torch.Tensor]:
         """Put samples into a dict of padded tensors, as Lightning's loaders give them.
 
@@ -553,27 +529,6 @@ class TimeSeriesDataset:
         """Samples at `indices`, in that order; the arrays are shared."""
         chosen = np.asarray(indices, np.int64)
         return self._with(self._table.take(chosen), self._spans.take(chosen))
-
-    def filter(self, **conditions: Any) -> TimeSeriesDataset:
-        """Samples that meet every condition on the columns of the metadata.
-
-        Parameters
-        ----------
-        **conditions
-            ``group="a"`` for equality, a list for any of several, ``min_start=100`` and
-            ``max_start=200`` for inclusive bounds.
-
-        Raises
-        ------
-        ConfigError
-            If there is no such column.
-        DataError
-            If no sample is left.
-        """
-        rows = filter_rows(self.metadata, conditions)
-        if len(rows) == 0:
-            raise DataError(f"No sample of {self._table.path} meets {conditions}.")
-        return self.subset(rows)
 
     def windows(
         self,

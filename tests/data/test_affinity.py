@@ -254,7 +254,7 @@ def test_filter(dataset):
     assert dataset.filter(year=2018).ids == ["3ccc"]
     with pytest.raises(ConfigError, match=r"Did you mean 'max_resolution'\?"):
         dataset.filter(max_resolutoin=2)
-    with pytest.raises(DataError, match=r"None of the 4 samples of .* meets min_year=2030"):
+    with pytest.raises(DataError, match=r"No sample of .* meets min_year=2030"):
         dataset.filter(min_year=2030)
 
 

@@ -575,7 +575,7 @@ def test_filters_while_reading(write):
 
 
 def test_a_filter_that_leaves_nothing_or_names_no_column(dataset):
-    with pytest.raises(DataError, match=r"No sample of .*data\.csv meets {'year': 1999}\."):
+    with pytest.raises(DataError, match=r"No sample of .*data\.csv\) meets year=1999\."):
         dataset.filter(year=1999)
     with pytest.raises(ConfigError, match=r"Unknown filter 'min_yaer'.*Did you mean 'min_year'\?"):
         dataset.filter(min_yaer=2000)

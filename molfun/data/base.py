@@ -1,0 +1,155 @@
+"""What every data set here is: samples by number, with ids, labels and columns beside them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from molfun.data.tables import Table, row_of, rows_meeting
+from molfun.data.words import counted
+from molfun.sample import Sample, SampleBatch
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
+
+class SampleDataset(ABC):
+    """A map-style data set of `Sample`, for ``DataLoader``, `DataSplitter` and `fit`.
+
+    The same index always gives the same sample.
+    """
+
+    default_batch_size = 1
+    """Samples in a batch where no loader says otherwise."""
+    draws_nothing = True
+
+    @property
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """Ids in order."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> Any:
+        """Labels in order; NaN or None where there is none."""
+
+    @property
+    @abstractmethod
+    def metadata(self) -> pd.DataFrame:
+        """The other columns, a row a sample."""
+
+    @property
+    @abstractmethod
+    def lengths(self) -> Int64[np.ndarray, "samples"]:
+        """Residues, frames or atoms of each sample that the model sees at most."""
+
+    @property
+    @abstractmethod
+    def input_settings(self) -> dict[str, Any]:
+        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+
+    @property
+    def id_name(self) -> str:
+        """Column of the ids."""
+        return "id"
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """One sample; an index below 0 counts from the end."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def sequences(self) -> list[tuple[str, ...]]:
+        """Sequences of each sample, or words for what it is: equal ones stay together in splits."""
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Samples at `indices`, in that order; what was read is shared, not copied."""
+
+    def filter(self, **conditions: Any) -> Self:
+        """Samples that meet every condition on the columns of `metadata`.
+
+        Parameters
+        ----------
+        **conditions
+            ``year=2016`` for equality, ``year=[2015, 2016]`` for any of several,
+            ``min_year=2015`` and ``max_resolution=2.5`` for inclusive bounds. A blank cell meets
+            no condition.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such column, or a bound is put on a text column.
+        DataError
+            If no sample is left.
+
+        Examples
+        --------
+        >>> from molfun.data import TimeSeriesDataset
+        >>> data = TimeSeriesDataset.from_arrays(np.zeros((3, 5, 1)), groups=["a", "b", "b"])
+        >>> data.filter(group="b").ids
+        ['series_2', 'series_3']
+        """
+        return self.subset(rows_meeting(conditions, self.metadata, repr(self)))
+
+    @staticmethod
+    def collate_fn(samples: Iterable[Sample]) -> SampleBatch:
+        """Put samples into a batch; the backbone makes tensors of it.
+
+        Examples
+        --------
+        >>> SampleDataset.collate_fn([Sample(id="1a4w", target=6.52)]).targets
+        [6.52]
+        """
+        return SampleBatch(list(samples))
+
+    def place(self, index: int) -> int:
+        """Position from 0 for an index that may count from the end.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample, which ends a loop over the data set.
+        """
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"index {index} is out of range for {counted(n, 'sample')}")
+        return int(index) % n
+
+
+class TableDataset(SampleDataset):
+    """A data set whose ids, labels and columns are those of a table.
+
+    Parameters
+    ----------
+    table
+        A row a sample.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return self._table.ids
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Labels in order: float64 with NaN where there is none, or objects and None."""
+        return self._table.targets
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """The other columns of the table, numbers where all present values are numbers."""
+        return self._table.metadata
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Metadata of a sample as plain values, None for a blank number."""
+        return row_of(self.metadata, index)

@@ -1,0 +1,107 @@
+"""What every data set has to keep; a new one inherits all of it by saying how it is made."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch.utils.data import DataLoader, Subset
+
+from molfun.data.base import SampleDataset
+from molfun.data.splits import DataSplitter
+from molfun.errors import ConfigError, DataError
+from molfun.sample import Sample, SampleBatch
+
+
+class DatasetContract:
+    """Inherit, give `make` and a column, done."""
+
+    column: ClassVar[str]
+    """One of its metadata, a number, other in the first sample than in the second."""
+
+    def make(self) -> SampleDataset:
+        """Six samples with labels, no two alike."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def dataset(self) -> SampleDataset:
+        return self.make()
+
+    @staticmethod
+    def keys(dataset: SampleDataset) -> list[str]:
+        return [sample.content_key() for sample in dataset]
+
+    def test_all_that_is_known_of_a_sample_is_in_one_order(self, dataset: SampleDataset) -> None:
+        assert len(dataset) == 6
+        for part in (dataset.ids, dataset.targets, dataset.metadata, dataset.lengths):
+            assert len(part) == 6
+        assert len(dataset.sequences()) == len(set(dataset.sequences())) == 6
+        for i, sample in enumerate(dataset):
+            assert isinstance(sample, Sample)
+            assert sample.id == dataset.ids[i]
+            assert repr(sample.target) == repr(dataset.targets[i]) or (
+                float(sample.target) == float(dataset.targets[i])
+            )
+            assert sample.metadata[self.column] == dataset.metadata[self.column][i]
+            assert not any(isinstance(v, np.generic) for v in sample.metadata.values())
+
+    def test_an_index_counts_from_either_end(self, dataset: SampleDataset) -> None:
+        assert dataset[-1].id == dataset[np.int64(5)].id == dataset.ids[5]
+        for index in (6, -7):
+            with pytest.raises(IndexError, match=rf"index {index} is out of range for 6 samples"):
+                dataset[index]
+
+    def test_the_same_index_gives_the_same_sample(self, dataset: SampleDataset) -> None:
+        assert self.keys(dataset) == self.keys(dataset) == self.keys(self.make())
+
+    def test_a_subset_has_its_own_order(self, dataset: SampleDataset) -> None:
+        part = dataset.subset(np.array([4, 0, 2]))
+        assert type(part) is type(dataset)
+        assert part.ids == [dataset.ids[i] for i in (4, 0, 2)]
+        assert self.keys(part) == [self.keys(dataset)[i] for i in (4, 0, 2)]
+        assert part.lengths.tolist() == dataset.lengths[[4, 0, 2]].tolist()
+        values = dataset.metadata[self.column]
+        assert part.metadata[self.column].tolist() == [values[i] for i in (4, 0, 2)]
+        assert part.input_settings == dataset.input_settings
+        assert part.id_name == dataset.id_name
+        assert len(dataset.subset([])) == 0
+
+    def test_a_filter_is_a_subset(self, dataset: SampleDataset) -> None:
+        values = dataset.metadata[self.column]
+        first = values[0]
+        expected = [i for i, v in zip(dataset.ids, values, strict=True) if v == first]
+        assert dataset.filter(**{self.column: first}).ids == expected
+        largest = dataset.filter(**{f"min_{self.column}": values.max()})
+        assert set(largest.metadata[self.column]) == {values.max()}
+        with pytest.raises(DataError, match=rf"No sample of .* meets min_{self.column}=1000000"):
+            dataset.filter(**{f"min_{self.column}": 1_000_000})
+        with pytest.raises(ConfigError, match="Unknown filter 'no_such'"):
+            dataset.filter(no_such=1)
+
+    def test_loaders_batch_it(self, dataset: SampleDataset) -> None:
+        part = Subset(dataset, [5, 1])
+        for data, ids in ((dataset, dataset.ids), (part, [dataset.ids[i] for i in (5, 1)])):
+            loader = DataLoader(data, batch_size=4, collate_fn=dataset.collate_fn)
+            batches = list(loader)
+            assert all(isinstance(batch, SampleBatch) for batch in batches)
+            assert [i for batch in batches for i in batch.ids] == ids
+
+    def test_it_is_sent_to_workers(self, dataset: SampleDataset) -> None:
+        again = pickle.loads(pickle.dumps(dataset))
+        assert again.ids == dataset.ids
+        assert self.keys(again) == self.keys(dataset)
+
+    def test_splits_leave_nothing_out(self, dataset: SampleDataset) -> None:
+        parts = DataSplitter.random(dataset, val_frac=0.2, test_frac=0.2, seed=1)
+        assert sorted(i for part in parts for i in part.ids) == sorted(dataset.ids)
+
+    def test_what_it_says_of_itself(self, dataset: SampleDataset) -> None:
+        assert isinstance(dataset.metadata, pd.DataFrame)
+        assert dataset.id_name not in dataset.metadata
+        assert repr(dataset).startswith(f"{type(dataset).__name__}(6 ")
+        assert json.loads(json.dumps(dataset.input_settings)) == dataset.input_settings
+        assert dataset.default_batch_size >= 1
