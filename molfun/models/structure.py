@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun import __version__
 from molfun._io import DirectoryLock
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
@@ -31,6 +29,7 @@ from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
 from molfun.models import embedding, memory, pretraining
 from molfun.models.bootstrap import intervals
+from molfun.models.caching import RunCaches, cache_config
 from molfun.models.loaders import (
     as_loader,
     check_labels,
@@ -50,7 +49,7 @@ from molfun.sample import Sample, is_missing
 from molfun.tasks.base import Task
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
-from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
+from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback, CSVLog
 from molfun.training.engine import (
     Engine,
@@ -60,7 +59,6 @@ from molfun.training.engine import (
     make_fabric,
     make_optimizer,
 )
-from molfun.training.feature_cache import FeatureCache
 from molfun.training.history import History
 from molfun.training.ranks import Ranks
 from molfun.training.runner import ModelRunner, as_inputs, set_modes
@@ -323,11 +321,17 @@ class MolfunStructureModel(nn.Module):
             epochs = 20
         optimizer, parameters = make_optimizer(strategy, self)
         n_trained = sum(p.numel() for p in parameters.values())
-        cache = _cache_config(cache, cache_dir, run_dir)
+        cache = cache_config(cache, cache_dir, run_dir)
+        caches = RunCaches(
+            self.backbone, head.needs, cache, arithmetic=f"{chosen} {self._arithmetic()}"
+        )
         if any(p.requires_grad for p in self.backbone.parameters()):
-            reserved = cache.memory_bytes if self._caches(cache) else 0
             memory.plan(
-                self.backbone, train_loader, self.device, trained=n_trained, reserved=reserved
+                self.backbone,
+                train_loader,
+                self.device,
+                trained=n_trained,
+                reserved=caches.reserved_bytes(),
             )
         let_train(optimizer, epoch=0)
         kept: list[int] = []
@@ -344,10 +348,10 @@ class MolfunStructureModel(nn.Module):
             task,
             device=self.device,
             autocast=fabric.autocast,
-            make_cache=lambda: self._make_cache(cache, chosen),
-            features=self._feature_cache(cache),
+            make_cache=caches.outputs,
+            features=caches.features(),
         )
-        if runner.frozen:
+        if runner.frozen.whole:
             set_modes(self.backbone, training=False)
             head.fit_inputs(runner.representations(samples_of([train_loader])))
         engine = Engine(
@@ -520,46 +524,10 @@ class MolfunStructureModel(nn.Module):
             ):
                 yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
 
-    def _make_cache(self, config: CacheConfig, precision: str) -> PrefixCache | None:
-        """Cache for what is frozen: all of the backbone, or its first blocks."""
-        assert self.head is not None
-        backbone, needs = self.backbone, self.head.needs
-        trains = any(p.requires_grad for p in backbone.parameters())
-        n_frozen = backbone.frozen_blocks()
-        if not self._caches(config):
-            if config.mode in ("memory", "disk"):
-                logger.warning(
-                    "cache=%r keeps nothing in this run: %s.", config.mode, _why_uncached(n_frozen)
-                )
-            return None
-        spec = lora.installed_spec(backbone)
-        if trains and spec is not None and min(spec.blocks or (0,)) >= n_frozen:
-            spec = None  # no adapter in front
-        prefix = (
-            backbone.prefix_fingerprint(n_frozen) if trains else backbone.state_fingerprint(),
-            backbone.featurize_key(),
-            f"{precision} {self._arithmetic()} torch {torch.__version__} molfun {__version__}",
-            repr(spec),
-            *((f"before block {n_frozen}",) if trains else needs),
-        )
-        return make_cache(config, prefix)
-
-    def _caches(self, config: CacheConfig) -> bool:
-        """Whether something of the backbone is frozen that can be kept."""
-        assert self.head is not None
-        n_frozen = self.backbone.frozen_blocks()
-        frozen = not any(p.requires_grad for p in self.backbone.parameters())
-        splits = n_frozen > 0 and self.backbone.splits_before(n_frozen, self.head.needs)
-        return config.mode != "off" and (frozen or splits)
-
     def _arithmetic(self) -> str:
         """Whose code computes, in which order of sums."""
         products = matrix_kernel() if self.device.type == "cpu" else "torch"
         return f"{self.backbone.kernels} on {self.device.type}, products by {products}"
-
-    def _feature_cache(self, config: CacheConfig) -> FeatureCache:
-        folder = config.directory if config.mode in ("auto", "disk") else None
-        return FeatureCache(self.backbone, None if folder is None else Path(folder) / "features")
 
     def _model_identity(self) -> dict[str, Any]:
         """What of the model a run does not change, as plain values."""
@@ -1241,20 +1209,3 @@ def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
         raise CheckpointError(
             f"{path} does not fit the head: {' '.join(str(error).split())}"
         ) from error
-
-
-def _cache_config(
-    cache: CacheMode | CacheConfig, folder: str | Path | None, run_dir: Path | None
-) -> CacheConfig:
-    config = cache if isinstance(cache, CacheConfig) else CacheConfig(mode=cache)
-    if folder is None:
-        folder = config.directory
-    if folder is None and run_dir is not None:
-        folder = run_dir / "cache"
-    return replace(config, directory=None if folder is None else Path(folder).expanduser())
-
-
-def _why_uncached(n_frozen: int) -> str:
-    if n_frozen == 0:
-        return "parts of the backbone train, so its outputs change at every step"
-    return "what the head reads, or recycling, passes through blocks that train"

@@ -98,6 +98,35 @@ def set_modes(module: nn.Module, *, training: bool, inherited: bool = False) -> 
         set_modes(child, training=training, inherited=active)
 
 
+@dataclass(frozen=True)
+class FrozenPart:
+    """How much of a backbone does not train, from its beginning on.
+
+    Parameters
+    ----------
+    n_blocks
+        Leading blocks that are frozen along with all in front of them.
+    whole
+        Whether nothing of it trains.
+    splits
+        Whether the forward pass can be divided behind these blocks, though something trains.
+    """
+
+    n_blocks: int
+    whole: bool
+    splits: bool
+
+    @classmethod
+    def of(cls, backbone: Backbone, needs: Sequence[str]) -> Self:
+        """What is frozen now; `needs` are the outputs that are asked for."""
+        n_blocks = backbone.frozen_blocks()
+        return cls(
+            n_blocks=n_blocks,
+            whole=not any(p.requires_grad for p in backbone.parameters()),
+            splits=n_blocks > 0 and backbone.splits_before(n_blocks, needs),
+        )
+
+
 @dataclass
 class Evaluation:
     """Predictions over a data set, in input order."""
@@ -193,7 +222,6 @@ class ModelRunner:
         self.higher_is_better = task.higher_is_better
         self._make_cache = make_cache
         self._reports: list[str] = []
-        self.frozen = False
         self.cache: PrefixCache | None = None
         self.trainable_changed()
         self._featurizer = features or FeatureCache(backbone, None)
@@ -208,10 +236,7 @@ class ModelRunner:
     def trainable_changed(self) -> None:
         """Look anew at what is frozen: the cache of before holds something else."""
         self._reports = self.cache_reports()
-        needs = self.head.needs
-        self.frozen = not any(p.requires_grad for p in self.backbone.parameters())
-        self._n_frozen = self.backbone.frozen_blocks()
-        self._splits = self._n_frozen > 0 and self.backbone.splits_before(self._n_frozen, needs)
+        self.frozen = FrozenPart.of(self.backbone, self.head.needs)
         self.cache = None  # frees the entries before there are others
         self.cache = self._make_cache()
 
@@ -241,11 +266,11 @@ class ModelRunner:
         """Nothing: no part follows the steps."""
 
     def _trunk(self, inputs: Inputs) -> TrunkOutput:
-        if not self.frozen:
+        if not self.frozen.whole:
             self._refuse_given(inputs)
-            return (
-                self._run_from_prefix(inputs) if self._splits else self._run(self._features(inputs))
-            )
+            if self.frozen.splits:
+                return self._run_from_prefix(inputs)
+            return self._run(self._features(inputs))
         with torch.no_grad():
             if inputs.features is not None:
                 return self._run(self._features(inputs))
@@ -332,12 +357,12 @@ class ModelRunner:
         with torch.no_grad():
             if self.cache is None or not inputs.samples:
                 features = self._to_device(self._features(inputs))
-                state = self.backbone.run_prefix(features, self._n_frozen)
+                state = self.backbone.run_prefix(features, self.frozen.n_blocks)
             else:
                 # one by one, so that a resumed run computes the same bits in any order of samples
                 states = [self._prefix_one(sample, self.cache) for sample in inputs.samples]
                 state = self._to_device(self.backbone.join_states(states))
-        return self.backbone.run_suffix(state, self._n_frozen, outputs=self.head.needs)
+        return self.backbone.run_suffix(state, self.frozen.n_blocks, outputs=self.head.needs)
 
     def _prefix_one(self, sample: Sample, cache: PrefixCache) -> Features:
         key = cache.key(sample.content_key())
@@ -345,7 +370,7 @@ class ModelRunner:
         if state is None:
             start = time.perf_counter()
             features = self._to_device(self._collate([sample]))
-            fresh = self.backbone.run_prefix(features, self._n_frozen)
+            fresh = self.backbone.run_prefix(features, self.frozen.n_blocks)
             state = cache.put(key, fresh, since=start)
         return state
 

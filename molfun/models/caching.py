@@ -1,0 +1,98 @@
+"""What of a run is computed once: the features of its samples, and what a frozen part gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from molfun import __version__
+from molfun.backbones.base import Backbone
+from molfun.nn import lora
+from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
+from molfun.training.feature_cache import FeatureCache
+from molfun.training.runner import FrozenPart
+
+logger = logging.getLogger(__name__)
+
+
+def cache_config(
+    cache: CacheMode | CacheConfig, folder: str | Path | None, run_dir: Path | None
+) -> CacheConfig:
+    """A configuration with its folder: as given, or inside that of the run."""
+    config = cache if isinstance(cache, CacheConfig) else CacheConfig(mode=cache)
+    if folder is None:
+        folder = config.directory
+    if folder is None and run_dir is not None:
+        folder = run_dir / "cache"
+    return replace(config, directory=None if folder is None else Path(folder).expanduser())
+
+
+class RunCaches:
+    """Makes the caches of a run.
+
+    Parameters
+    ----------
+    backbone
+        What runs; which parts of it are frozen is asked each time.
+    needs
+        What the head reads of it.
+    config
+        Where entries are kept.
+    arithmetic
+        Precision, device and kernels: entries of another kind are not used.
+    """
+
+    def __init__(
+        self, backbone: Backbone, needs: Sequence[str], config: CacheConfig, *, arithmetic: str
+    ) -> None:
+        self._backbone, self._needs, self._config = backbone, tuple(needs), config
+        self._arithmetic = arithmetic
+
+    def reserved_bytes(self) -> int:
+        """Memory that entries may take up, as far as there will be any."""
+        return self._config.memory_bytes if self._keeps(self._frozen()) else 0
+
+    def features(self) -> FeatureCache:
+        """Featurised samples, on disk where the others are."""
+        on_disk = self._config.mode in ("auto", "disk")
+        folder = self._config.directory if on_disk else None
+        return FeatureCache(self._backbone, None if folder is None else Path(folder) / "features")
+
+    def outputs(self) -> PrefixCache | None:
+        """Outputs of a frozen backbone, or activations before its first block that trains."""
+        backbone, frozen = self._backbone, self._frozen()
+        if not self._keeps(frozen):
+            if self._config.mode in ("memory", "disk"):
+                logger.warning(
+                    "cache=%r keeps nothing in this run: %s.", self._config.mode, _why_not(frozen)
+                )
+            return None
+        spec = lora.installed_spec(backbone)
+        if not frozen.whole and spec is not None and min(spec.blocks or (0,)) >= frozen.n_blocks:
+            spec = None  # no adapter in front
+        if frozen.whole:
+            weights, kept = backbone.state_fingerprint(), self._needs
+        else:
+            weights = backbone.prefix_fingerprint(frozen.n_blocks)
+            kept = (f"before block {frozen.n_blocks}",)
+        versions = f"torch {torch.__version__} molfun {__version__}"
+        about = f"{self._arithmetic} {versions}"
+        return make_cache(
+            self._config, (weights, backbone.featurize_key(), about, repr(spec), *kept)
+        )
+
+    def _frozen(self) -> FrozenPart:
+        return FrozenPart.of(self._backbone, self._needs)
+
+    def _keeps(self, frozen: FrozenPart) -> bool:
+        return self._config.mode != "off" and (frozen.whole or frozen.splits)
+
+
+def _why_not(frozen: FrozenPart) -> str:
+    if frozen.n_blocks == 0:
+        return "parts of the backbone train, so its outputs change at every step"
+    return "what the head reads, or recycling, passes through blocks that train"
