@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import build_samples, build_series
+from tiny import PET_TINY, build_atoms, build_samples, build_series
 from torch.utils.data import DataLoader, Dataset
 
 from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel
@@ -25,6 +25,7 @@ BACKBONES: dict[str, tuple[str, Any]] = {
         {"name": "transformer", "d_input": 3, "d_model": 16, "n_heads": 2, "dropout": 0.0},
     ),
     "esm2": ("esm2", "esm2_t3_d16_h2"),
+    "pet": ("pet", PET_TINY),
 }
 
 
@@ -76,6 +77,7 @@ def run(
     accumulation: int = 1,
     n: int = 11,
     epochs: int = 4,
+    augment: bool = True,
     objective: str | None = None,
     folder: str | None = None,
     resume: bool = False,
@@ -85,10 +87,11 @@ def run(
     """Train and give what can be compared."""
     torch.set_num_threads(1)
     name, config = BACKBONES[backbone]
-    model = MolfunStructureModel(
-        name, config=config, head="regression", head_config={"dropout": 0.0}, device="cpu"
-    )
-    build = build_series if backbone == "timeseries" else build_samples
+    parts: dict[str, Any] = {"head": "regression", "head_config": {"dropout": 0.0}}
+    if backbone == "pet":
+        parts = {"head": "energy", "backbone_config": {"augment": augment}}
+    model = MolfunStructureModel(name, config=config, device="cpu", **parts)
+    build = {"timeseries": build_series, "pet": build_atoms}.get(backbone, build_samples)
     samples = build(n)
     data = Samples(samples)
     if bad:  # when the scale of the labels is known

@@ -71,8 +71,10 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
         {"strategy": "blocks", "n": 9},
         {"strategy": "gradual", "backbone": "esm2", "accumulation": 2},
         {"strategy": "lora", "n": 10},
+        {"strategy": "full", "backbone": "pet", "augment": False},
+        {"strategy": "lora", "backbone": "pet", "augment": False},
     ],
-    ids=["gradual", "block by block", "esm2", "lora"],
+    ids=["gradual", "block by block", "esm2", "lora", "pet", "pet lora"],
 )
 def test_two_processes_are_one_with_twice_the_window(
     tmp_path: Path, settings: dict[str, Any]
@@ -87,6 +89,10 @@ def test_an_objective_with_a_teacher(tmp_path: Path) -> None:
     """Chance is drawn by sample in validation and by process in training: no equal to compare."""
     ranks = torchrun(tmp_path, objective="jepa", strategy="full")
     assert_alike(ranks)
+
+
+def test_structures_are_turned_in_each_process(tmp_path: Path) -> None:
+    assert_alike(torchrun(tmp_path, backbone="pet", strategy="full"))
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
