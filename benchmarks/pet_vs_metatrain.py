@@ -2,6 +2,7 @@
 
     python benchmarks/pet_vs_metatrain.py --data ../shared/data/atomistic
     python benchmarks/pet_vs_metatrain.py --data ../shared/data/atomistic --quick
+    python benchmarks/pet_vs_metatrain.py --data ... --default-size --pretraining 1 --epochs 10
 
 A small PET is pre-trained on QM9 molecules and fine-tuned on ethanol (70 train, 10 validation, 20
 test), both labelled with energies and forces by ASE's EMT. That potential is crude, but it labels
@@ -221,7 +222,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--pretraining", type=int, default=40, help="epochs")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
+    parser.add_argument(
+        "--default-size", action="store_true", help="metatrain's own size, 2.9 M parameters"
+    )
     args = parser.parse_args()
+    if args.default_size:
+        HYPERS.clear()
     if args.quick:
         args.seeds, args.epochs, args.pretraining = 1, 3, 3
     warnings.simplefilter("ignore")
