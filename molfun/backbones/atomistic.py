@@ -12,15 +12,23 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone, Features
-from molfun.backbones.baselines import describe_baseline, doubts, energy_of
+from molfun.backbones.baselines import (
+    describe_baseline,
+    doubts,
+    energy_of,
+    forces_of,
+    indistinct,
+)
 from molfun.errors import DataError
 from molfun.sample import Sample
 from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
 
-LOOKED_AT = 200
-"""Structures whose energies are compared with what the model knows."""
+LOOKED_AT = 32
+"""Structures whose labels are compared with what the model predicts."""
+AT_ONCE = 16
+"""Structures that go through the model together for that."""
 KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
@@ -73,8 +81,16 @@ class AtomisticBackbone(Backbone):
         """Give the model another energy, with a head of its own."""
 
     @abstractmethod
-    def fit_baseline(self, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
-        """Fit the energy of each element, and the scale of what is left."""
+    def fit_baseline(self, target: str, samples: Sequence[Sample]) -> None:
+        """Fit the energy of each element, and the scale of what is left, to labels.
+
+        Where the network gives something sensible already (its head was inherited, or it has
+        learned from forces), that and the scale stay, and the rest is fitted.
+        """
+
+    @abstractmethod
+    def set_scale(self, target: str, scale: float) -> None:
+        """Set the scale of an energy that has no baseline yet."""
 
     @abstractmethod
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
@@ -97,28 +113,64 @@ class AtomisticBackbone(Backbone):
         """``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)."""
 
     def fit_inputs(self, samples: Iterable[Sample]) -> None:
-        """Fit the baseline of the energy in use to the labels, or compare them with that it has.
+        """Fit the baseline of the energy in use to the labels, or compare them with predictions.
 
         Warns of labels that are probably in another unit, or of another level of theory.
         """
         if self.readout is None:
             return
-        target, samples = self.readout.target, iter(samples)
+        target, samples = self.readout.target, (s for s in samples if s.atoms is not None)
         some = list(itertools.islice(samples, LOOKED_AT))
-        doubt = doubts(self, target, some)
-        if doubt is not None:
+        for doubt in doubts(self, target, some):
             logger.warning("%s", doubt)
         if self.baseline_of(target) is not None:
             return
-        pairs = [
-            (sample.atoms, energy)
-            for sample in itertools.chain(some, samples)
-            if (energy := energy_of(sample)) is not None
-        ]
-        if pairs:
-            self.fit_baseline(target, *zip(*pairs, strict=True))
-        level = logging.INFO if pairs else logging.WARNING
-        logger.log(level, "Baseline of %s", describe_baseline(self, target))
+        labelled = [s for s in itertools.chain(some, samples) if energy_of(s) is not None]
+        if labelled:
+            self.fit_baseline(target, labelled)
+            logger.info("Baseline of %s", describe_baseline(self, target))
+            mixed = indistinct(labelled)
+            if mixed is not None:
+                logger.warning("The energies of %r are of %s", target, mixed)
+            return
+        logger.warning("Baseline of %s", describe_baseline(self, target))
+        forces = [found.ravel() for s in some if (found := forces_of(s)) is not None]
+        if forces:
+            self.set_scale(target, float(np.sqrt(np.mean(np.concatenate(forces) ** 2))))
+
+    @torch.no_grad()
+    def predicted(
+        self, samples: Sequence[Sample], target: str, *, forces: bool = False
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """What the model of now gives for structures, in the unit of the target.
+
+        Returns
+        -------
+        energies, forces
+            (samples,), and (atoms, 3) for each structure where asked for.
+        """
+        kept, modes = self.readout, [(module, module.training) for module in self.modules()]
+        device = next(self.parameters()).device
+        energies: list[float] = []
+        found: list[np.ndarray] = []
+        self.use_readout(Readout(target, forces, False, self.head_modules))
+        self.eval()
+        try:
+            for first in range(0, len(samples), AT_ONCE):
+                batch = samples[first : first + AT_ONCE]
+                features = self.collate([self.featurize(sample) for sample in batch])
+                moved = {name: tensor.to(device) for name, tensor in features.items()}
+                given = self(moved, outputs=("properties",)).need("properties")
+                energies += (given["energy"].double() * given["scale"] + given["baseline"]).tolist()
+                if forces:
+                    scaled = given["forces"].double() * given["scale"][:, None, None]
+                    rows = zip(scaled.cpu().numpy(), given["n_atoms"].tolist(), strict=True)
+                    found += [row[:n] for row, n in rows]
+        finally:
+            self.use_readout(kept)
+            for module, mode in modes:
+                module.training = mode
+        return np.array(energies), found
 
     def check(self, sample: Sample) -> None:
         """Refuse what is no structure, is empty, or has elements the model does not know.

@@ -41,20 +41,37 @@ def say(text: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def progress(batches: Any, text: str) -> Iterator[Any]:
-    """Give the batches one by one under a progress bar, or with a line a minute."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
+class Progress:
+    """Batches, given one by one under a progress bar, or with a line a minute.
 
-        yield from track(batches, text, console=Console(stderr=True), transient=True)
-        return
-    said_at = time.monotonic()
-    for done, batch in enumerate(batches):
-        if time.monotonic() - said_at > PLAIN_EVERY_SECONDS:
-            said_at = time.monotonic()
-            print(f"  {text}: {done}/{len(batches)}", file=sys.stderr)
-        yield batch
+    Parameters
+    ----------
+    batches
+        A loader or list.
+    text
+        What is being done.
+    """
+
+    def __init__(self, batches: Any, text: str) -> None:
+        self.batches, self.text = batches, text
+        self.dataset = getattr(batches, "dataset", None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            yield from track(self.batches, self.text, console=Console(stderr=True), transient=True)
+            return
+        said_at = time.monotonic()
+        for done, batch in enumerate(self.batches):
+            if time.monotonic() - said_at > PLAIN_EVERY_SECONDS:
+                said_at = time.monotonic()
+                print(f"  {self.text}: {done}/{len(self.batches)}", file=sys.stderr)
+            yield batch
 
 
 def metric_line(metrics: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ from molfun.registry import BACKBONES, HEADS, TASKS
 logger = logging.getLogger(__name__)
 
 Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset | AtomsDataset
+ATOMS = (".xyz", ".extxyz")
 LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "target_key")
 FASTA = (".fasta", ".fa", ".faa", ".fas")
 SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -448,6 +449,8 @@ def open_for(
     """
     if trained.get("kind") == "atoms":
         return _atoms_for(trained, data, labels=labels, given=columns or {})
+    if Path(data).suffix in ATOMS:
+        raise ConfigError(f"{data} holds structures of atoms, which this model does not take.")
     trained = {**trained, **{k: v for k, v in (columns or {}).items() if v is not None}}
     if max_length is None:
         max_length = trained.get("max_length")
@@ -455,6 +458,8 @@ def open_for(
         return _sequences_for(trained, data, max_length=max_length, labels=labels)
     if trained.get("kind") == "timeseries":
         return _series_for(trained, data, max_length=max_length, labels=labels)
+    if pdbs is None and features is None:
+        raise ConfigError("This model takes structures: give --pdbs DIR, or --features DIR.")
     dataset = AffinityDataset.from_csv(
         data,
         pdbs,

@@ -14,7 +14,7 @@ import numpy as np
 
 from molfun._io import DirectoryLock, atomic_path, write_json
 from molfun._lazy import require
-from molfun.cli.console import progress, say
+from molfun.cli.console import Progress, say
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
@@ -65,7 +65,7 @@ def run(
         work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n)]
         if len(work) < len(parts):
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
-        for name, part in progress(work, "embedding"):
+        for name, part in Progress(work, "embedding"):
             write(name, data.subset(list(part)))
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from molfun.cli.console import say
+from molfun.cli.models import is_stock, open_model
 from molfun.models.export import check_suffix, export
 from molfun.models.structure import MolfunStructureModel
+from molfun.nn.lora import is_adapter
 
 
 def run(checkpoint: str, output: str, *, weights: str | None, trust: bool) -> None:
     """Read a checkpoint folder, or a ``.ckpt`` of metatrain, and write the model."""
     check_suffix(output)
-    if Path(checkpoint).expanduser().is_dir() or Path(checkpoint).suffix != ".ckpt":
-        model = MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device="cpu")
-    else:
+    if is_stock(checkpoint):  # whatever its targets are called
         model = MolfunStructureModel("pet", weights=checkpoint, trust=trust, device="cpu")
+    else:
+        model = open_model(checkpoint, weights=weights, device="cpu")
     export(model, output)
-    say(f"{model.backbone.display_name} ({model.count_parameters():,} params) written to {output}")
+    n = sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name))
+    say(f"{model.backbone.display_name} ({n:,} params) written to {output}")

@@ -16,10 +16,10 @@ from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import (
     ConsoleProgress,
+    Progress,
     hush,
     is_first_process,
     metric_line,
-    progress,
     say,
     set_up_logging,
 )
@@ -65,6 +65,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
             hush()
         train, val, test = open_training(settings)
         model = _model(settings, train, val, test)
+        model.check(*(part for part in (train, val, test) if part is not None))
         strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
@@ -267,7 +268,7 @@ def _report(
     say()
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
-            batches = progress(_loader(part, settings), f"predicting {name}")
+            batches = Progress(_loader(part, settings), f"predicting {name}")
             prediction, metrics = model.predict_and_score(batches)
             path = folder / f"predictions_{name}.csv"
             write_predictions(path, prediction, part)

@@ -266,7 +266,8 @@ def fine_tune(
 
 
 Checkpoint = Annotated[
-    str, typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint.")
+    str,
+    typer.Argument(help="Checkpoint folder, for example runs/x/checkpoint, or a .ckpt of PET."),
 ]
 Table = Annotated[
     str,
@@ -296,6 +297,7 @@ TargetKey = Annotated[
     Text, typer.Option("--target-key", help="Name of another label, as in training.")
 ]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
+Trust = Annotated[bool, typer.Option("--trust", help="You know where a .ckpt comes from.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Plugin = Annotated[
     Text, typer.Option("--plugin", help="Module to import first, which registers your own parts.")
@@ -566,9 +568,7 @@ def export(
         str, typer.Argument(help="File: .pt for ASE and other engines, .ckpt for metatrain.")
     ],
     weights: Weights = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="You know where the .ckpt comes from.")
-    ] = False,
+    trust: Trust = False,
     debug: Debug = False,
 ) -> None:
     """Write a model of atoms for other programs, with its adapters folded in."""
@@ -597,6 +597,7 @@ def predict(
     stress_key: StressKey = None,
     target_key: TargetKey = None,
     weights: Weights = None,
+    trust: Trust = False,
     device: Device = "auto",
     max_length: Length = None,
     batch_size: Batch = 1,
@@ -609,7 +610,7 @@ def predict(
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        columns={
+        trust=trust, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "target_key": target_key,
@@ -636,6 +637,7 @@ def evaluate(
     stress_key: StressKey = None,
     target_key: TargetKey = None,
     weights: Weights = None,
+    trust: Trust = False,
     device: Device = "auto",
     max_length: Length = None,
     batch_size: Batch = 1,
@@ -648,7 +650,7 @@ def evaluate(
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        columns={
+        trust=trust, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "target_key": target_key,
@@ -671,6 +673,7 @@ def _with_model(
     kernels: Any,
     *,
     skip_missing: bool,
+    trust: bool,
     debug: bool,
     columns: dict[str, str | None],
     plugin: str | None,
@@ -681,14 +684,12 @@ def _with_model(
     with errors_in_one_line(debug=debug):
         _load(plugin)
         from molfun.cli import predict as commands
-        from molfun.models.structure import MolfunStructureModel
+        from molfun.cli.data import open_for
+        from molfun.cli.models import open_model, training_data_of
 
         set_up_logging(None, debug=debug)
-        from molfun.cli.data import open_for
-        from molfun.models.checkpoint import read_meta
-
         dataset = open_for(
-            read_meta(checkpoint).data,
+            training_data_of(checkpoint),
             data=data,
             pdbs=pdbs,
             features=features,
@@ -698,9 +699,7 @@ def _with_model(
             labels=verb == "evaluate",
             columns=columns,
         )
-        model = MolfunStructureModel.from_checkpoint(
-            checkpoint, weights=weights, device=device, kernels=kernels
-        )
+        model = open_model(checkpoint, weights=weights, trust=trust, device=device, kernels=kernels)
         getattr(commands, verb)(model, dataset, output, batch_size, **options)
 
 

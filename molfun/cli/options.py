@@ -11,26 +11,25 @@ from molfun.models.sections import plain
 
 TOP = ("architecture", "training_set", "validation_set", "test_set", "seed", "device",
        "base_precision", "trust")  # fmt: skip
-UNUSED_TOP: dict[str, Any] = {"print_stats": "auto", "final_eval": True, "wandb": None}
+UNUSED_TOP: dict[str, Any] = {"wandb": None}
+REPORTS_TOP = ("print_stats", "final_eval")
 ARCHITECTURE = ("name", "atomic_types", "model", "training")
 TRAINING = ("batch_size", "num_epochs", "warmup_fraction", "learning_rate", "weight_decay",
             "num_workers", "grad_clip_norm", "loss", "finetune")  # fmt: skip
 UNUSED: dict[str, Any] = {
     "distributed": None,
     "distributed_port": 39591,
-    "log_interval": 1,
-    "checkpoint_interval": 100,
     "atomic_baseline": {},
     "scale_targets": True,
     "fixed_scaling_weights": {},
     "per_structure_targets": [],
-    "log_mae": True,
-    "log_separate_blocks": False,
     "best_model_metric": "loss",
     "max_atoms_per_batch": None,
     "min_atoms_per_batch": 0,
 }
 """What metatrain's trainer knows and Molfun does not, and the value that changes nothing."""
+REPORTS = ("log_interval", "checkpoint_interval", "log_mae", "log_separate_blocks")
+"""What changes its reports and files, not the model."""
 FINETUNE = ("method", "read_from", "config", "inherit_heads")
 METHODS: dict[str, tuple[str, ...]] = {
     "full": (),
@@ -100,9 +99,19 @@ class Translation:
         """Note names that metatrain knows and Molfun does not."""
         names = [key for key in section if key in known and section[key] != known[key]]
         if names:
+            place = f"{where}: " if where else ""
             self.problems.append(
-                f"{where}: Molfun does not do what metatrain does with {', '.join(names)}. Leave "
+                f"{place}Molfun does not do what metatrain does with {', '.join(names)}. Leave "
                 f"{'it' if len(names) == 1 else 'them'} out, or train with metatrain itself."
+            )
+
+    def reports(self, section: Mapping[str, Any], known: Sequence[str]) -> None:
+        """Say which names only change metatrain's reports."""
+        names = [key for key in section if key in known]
+        if names:
+            self.notes.append(
+                f"{', '.join(names)}: not looked at. The best epoch and the last are kept, and "
+                f"every epoch is in history.csv."
             )
 
     def section(self, where: str, value: Any) -> dict[str, Any]:
@@ -143,8 +152,9 @@ def translate(options: Mapping[str, Any], *, source: str = "options") -> Transla
     ('full', 'pet.ckpt', 0.0001, 'x.xyz')
     """
     found, options = Translation(), plain(options)
-    found.check("", options, [*TOP, *UNUSED_TOP])
-    found.unused(source, options, UNUSED_TOP)
+    found.check("", options, [*TOP, *UNUSED_TOP, *REPORTS_TOP])
+    found.unused("", options, UNUSED_TOP)
+    found.reports(options, REPORTS_TOP)
     found.settings |= {"backbone": "pet", "head": "energy", "trust": bool(options.get("trust"))}
     _run(options, found)
     architecture = found.section("architecture", options.get("architecture"))
@@ -172,10 +182,11 @@ def _run(options: Mapping[str, Any], found: Translation) -> None:
         )
     elif device is not None:
         found.settings["device"] = DEVICES.get(str(device), device)
-    if options.get("base_precision", 32) != 32:
-        found.notes.append(
-            f"base_precision {options['base_precision']} is not honoured: PET trains in float32."
-        )
+    precision = options.get("base_precision", 32)
+    if precision == 64:
+        found.settings["backbone_config"] = {"dtype": "float64"}
+    elif precision != 32:
+        found.problems.append(f"base_precision: PET trains in 32 or 64 bits, got {precision!r}.")
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -316,8 +327,9 @@ def _check_file(where: str, section: Mapping[str, Any], systems: str, found: Tra
 
 def _training(training: Mapping[str, Any], target: str, found: Translation) -> None:
     where = "architecture.training"
-    found.check(where, training, [*TRAINING, *UNUSED])
+    found.check(where, training, [*TRAINING, *UNUSED, *REPORTS])
     found.unused(where, training, UNUSED)
+    found.reports(training, REPORTS)
     decay = training.get("weight_decay")
     found.settings |= {
         "lr": training.get("learning_rate", 1e-4),
@@ -452,7 +464,8 @@ def _architecture(architecture: Mapping[str, Any], found: Translation) -> None:
     types = architecture.get("atomic_types")
     if found.settings.get("weights") is None:
         chosen = {"config": model or None, "atomic_types": types}
-        found.settings["backbone_config"] = {k: v for k, v in chosen.items() if v is not None}
+        given = {k: v for k, v in chosen.items() if v is not None}
+        found.settings["backbone_config"] = {**found.settings.get("backbone_config", {}), **given}
     elif model or types:
         found.notes.append(
             "architecture.model and atomic_types are not used: the checkpoint says what they are."

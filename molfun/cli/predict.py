@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from molfun._io import write_json
-from molfun.cli.console import metric_line, progress, say
+from molfun.cli.console import Progress, metric_line, say
 from molfun.cli.data import Dataset, loader
 from molfun.cli.tables import write_predictions, write_structures
 from molfun.data.words import counted
@@ -15,7 +15,7 @@ from molfun.models.structure import MolfunStructureModel
 
 def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_size: int) -> None:
     """Write a prediction for every row."""
-    result = model.predict(progress(loader(dataset, batch_size), "predicting"))
+    result = model.predict(Progress(loader(dataset, batch_size), "predicting"))
     write_predictions(Path(output), result, dataset)
     beside = write_structures(Path(output), result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {output}")
@@ -32,7 +32,7 @@ def evaluate(
     bootstrap: int = 0,
 ) -> None:
     """Print the metrics, and write them as JSON if asked to."""
-    batches = progress(loader(dataset, batch_size), "evaluating")
+    batches = Progress(loader(dataset, batch_size), "evaluating")
     metrics = model.evaluate(batches, bootstrap=bootstrap)
     plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}
     say(f"{counted(len(dataset), 'sample')}: {metric_line(plain)}")

@@ -195,7 +195,9 @@ class FineTuneSettings(OptimizerSettings):
         return self
 
     @model_validator(mode="after")
-    def _compares_with_the_old(self) -> FineTuneSettings:
+    def _begins_from_the_old(self) -> FineTuneSettings:
+        if self.inherit is not None and self.new_target is None:
+            raise ValueError("inherit is what a new_target begins with: name that, too")
         if self.old_energy_key is not None and self.old_data is None:
             raise ValueError("old_energy_key is a name in old_data: give that file, too")
         if self.old_data is not None and not self.keep_targets:

@@ -31,7 +31,8 @@ class AtomsDataset(SampleDataset):
         The structures.
     targets
         A label each: for energies a dict with ``energy`` (eV), ``forces`` (atoms, 3) and
-        ``stress`` (3, 3), else a number, a class, or one for each atom.
+        ``stress`` (3, 3), else a number, a class, or one for each atom. By default the energies,
+        forces and stress that the structures carry.
     ids
         A name each.
     metadata
@@ -64,7 +65,9 @@ class AtomsDataset(SampleDataset):
     ) -> None:
         n = len(atoms)
         self._atoms = list(atoms)
-        self._targets = [None] * n if targets is None else list(targets)
+        if targets is None:
+            targets = [_labels(a, KEYS) or None for a in atoms]
+        self._targets = list(targets)
         self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
         self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._origins = [""] * n if origins is None else list(origins)

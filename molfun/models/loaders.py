@@ -20,7 +20,9 @@ def is_many(data: Any) -> bool:
     """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
     data = from_structures(data)
     batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
-    return bool(batches) or isinstance(data, DataLoader | Iterator) or collate_of(data) is not None
+    if batches or isinstance(data, DataLoader | Iterator) or collate_of(data) is not None:
+        return True
+    return getattr(data, "dataset", None) is not None  # something around a loader
 
 
 def as_loader(data: Any, *, shuffle: bool = False) -> Any:

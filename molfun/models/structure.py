@@ -306,7 +306,7 @@ class MolfunStructureModel(nn.Module):
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
-        _count_missing(targets)
+        _warn_of_gaps(task, targets)
         task.fit_targets(targets)
         self._attach()
         check_labels(task, val_loader)
@@ -609,8 +609,9 @@ class MolfunStructureModel(nn.Module):
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
         _, task = self._need_head("predict_and_score")
-        runner = self._runner()
-        result = runner.evaluate(self._to_use(data))
+        loader = self._to_use(data)
+        with self._measuring(loader) as runner:
+            result = runner.evaluate(loader)
         prediction = Prediction(ids=result.ids, **task.present(result.predictions))
         return prediction, runner.metrics(result)
 
@@ -722,8 +723,9 @@ class MolfunStructureModel(nn.Module):
             where undefined.
         """
         self._need_head("evaluate")
-        runner = self._runner()
-        result = runner.evaluate(self._to_use(data))
+        loader = self._to_use(data)
+        with self._measuring(loader) as runner:
+            result = runner.evaluate(loader)
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
@@ -736,9 +738,23 @@ class MolfunStructureModel(nn.Module):
             )
         return found
 
-    def _runner(self) -> ModelRunner:
+    def _runner(self, task: Task | None = None) -> ModelRunner:
+        head, own = self._need_head("this")
+        return ModelRunner(
+            self.backbone, head, task or own, device=self.device, autocast=self._autocast
+        )
+
+    @contextlib.contextmanager
+    def _measuring(self, loader: Any) -> Iterator[ModelRunner]:
+        """What evaluates data; all that it has labels of is predicted meanwhile."""
         head, task = self._need_head("this")
-        return ModelRunner(self.backbone, head, task, device=self.device, autocast=self._autocast)
+        if not isinstance(loader, Iterator):  # which can be read but once
+            task = task.for_labels(lambda: targets_of(loader))
+        head.attach(self.backbone, task)
+        try:
+            yield self._runner(task)
+        finally:
+            self._attach()
 
     def _use_precision(self, precision: str) -> None:
         """Train, validate and predict in one precision, so that metrics are reproduced."""
@@ -1129,10 +1145,10 @@ def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str 
     return head, task or HEADS[head].default_task
 
 
-def _count_missing(targets: Sequence[Any]) -> None:
-    missing = sum(map(is_missing, targets))
-    if 0 < missing < len(targets):
-        logger.warning("%d of %d training samples have no label.", missing, len(targets))
+def _warn_of_gaps(task: Task, targets: Sequence[Any]) -> None:
+    gaps = task.gaps(targets)
+    if gaps is not None:
+        logger.warning("%s", gaps)
 
 
 def _check_arguments(train: Any, seed: int) -> None:

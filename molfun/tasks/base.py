@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 
 from molfun.errors import ConfigError, unknown_name
+from molfun.sample import is_missing
 from molfun.trunk import Level
 
 
@@ -47,6 +48,23 @@ class Task(ABC):
     @abstractmethod
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """Learn what the labels look like (scale, class names); once, from the training set."""
+
+    def for_labels(self, targets: Callable[[], Sequence[Any]]) -> Self:  # noqa: ARG002
+        """The task as it measures data with other labels than those of training; mostly itself.
+
+        Parameters
+        ----------
+        targets
+            Gives the labels, if they are asked for.
+        """
+        return self
+
+    def gaps(self, targets: Sequence[Any]) -> str | None:
+        """What the labels of a training set lack, for a warning; None if nothing."""
+        missing = sum(map(is_missing, targets))
+        if not 0 < missing < len(targets):
+            return None
+        return f"{missing} of {len(targets)} training samples have no label."
 
     @abstractmethod
     def numbers(self, target: Any) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -86,12 +87,36 @@ class EnergyTask(Task):
         rows = [self.numbers(t) for t in targets if not is_missing(t)]
         if not any(np.isfinite(row).any() for row in rows):
             raise DataError("The training set has no energies, forces or stress to learn from.")
+        self.derivatives = self._derivatives_in(rows)
+
+    def _derivatives_in(self, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
         has = {
             "forces": any(np.isfinite(row[FORCES:]).any() for row in rows),
             "stress": any(np.isfinite(row[STRESS]).any() for row in rows),
         }
-        known = self.derivatives
-        self.derivatives = tuple(name for name in DERIVATIVES if has[name] or name in known)
+        return tuple(name for name in DERIVATIVES if has[name] or name in self.derivatives)
+
+    def for_labels(self, targets: Callable[[], Sequence[Any]]) -> Self:
+        """The same task, which measures all derivatives that there are labels of."""
+        seen = copy.copy(self)
+        seen.derivatives = self._derivatives_in(
+            [self.numbers(target) for target in targets() if not is_missing(target)]
+        )
+        return seen
+
+    def gaps(self, targets: Sequence[Any]) -> str | None:
+        """How many structures lack an energy, forces or stress that others have."""
+        rows = [self.numbers(target) for target in targets]
+        parts = {"energy": slice(ENERGY, ENERGY + 1), "forces": slice(FORCES, None)}
+        texts = []
+        for name, part in {**parts, "stress": STRESS}.items():
+            present = [np.isfinite(row[part]) for row in rows]
+            none = sum(not p.any() for p in present)
+            some = sum(p.any() and not p.all() for p in present)
+            if none < len(rows):
+                texts += [f"{none} have no {name}"] if none else []
+                texts += [f"{some} have NaN among their {name}"] if some else []
+        return f"Of {len(rows)} training structures, {', '.join(texts)}." if texts else None
 
     def numbers(self, target: Any) -> np.ndarray:
         """A label as one row: unknown, energy, stress (9), forces (3 each atom).
@@ -208,13 +233,14 @@ class EnergyTask(Task):
         """MAE and RMSE: energy in meV/atom, forces in meV/angstrom, stress in meV/angstrom^3.
 
         They are thousandths of the target's unit where that is not eV; forces and stress are there
-        if the task has labels for them.
+        if they are predicted and the task has labels for them.
         """
         width = min(predictions.shape[1], targets.shape[1])
         errors = 1000 * (predictions[:, :width] - targets[:, :width])
         found = _errors("energy", errors[:, ENERGY] / predictions[:, N_ATOMS])
         for name, part in (("forces", slice(FORCES, None)), ("stress", STRESS)):
-            if name in self.derivatives:
+            unpredicted = len(predictions) > 0 and not np.isfinite(predictions[:, part]).any()
+            if name in self.derivatives and not unpredicted:
                 found |= _errors(name, errors[:, part])
         return found
 

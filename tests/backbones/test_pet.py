@@ -781,3 +781,144 @@ def test_structures_are_filtered_by_their_columns() -> None:
     assert data.filter(group="a").ids == ["structure_1", "structure_3"]
     with pytest.raises(DataError, match=r"No sample of AtomsDataset\(.* meets"):
         data.filter(group="d")
+
+
+def few_isomers(n: int = 5) -> list[Any]:
+    """Structures of one formula."""
+    first = build_atoms(1, lengths=(9,))[0].atoms
+    first.numbers[first.numbers == 7] = 6
+    found = []
+    for seed in range(n):
+        atoms = first.copy()
+        atoms.rattle(0.1, seed=seed)
+        found.append(atoms)
+    return found
+
+
+def test_a_new_energy_begins_as_the_old_one(checkpoint: Path) -> None:
+    """Also on one formula, where the spread of the labels says little of the scale."""
+    model = pet(config=None, weights=checkpoint, trust=True, head_config={"forces": True})
+    atoms = few_isomers()
+    old = model.predict(atoms)
+    energies, scale = model.backbone.baseline_of("energy")
+    model.add_target("energy/b", inherit="energy")
+    assert torch.equal(model.predict(atoms)["prediction"], old["prediction"])
+    labels = [{"energy": float(e) + 7.0} for e in old["prediction"]]
+    data = AtomsDataset(atoms, labels)
+    model.fit(data, strategy=HeadOnlyFinetune(lr=1e-12), epochs=1)
+    new = model.predict(atoms)
+    assert torch.allclose(new["prediction"], old["prediction"] + 7.0, atol=1e-6)
+    assert np.allclose(new["forces"][0], old["forces"][0], atol=1e-6)
+    ours, kept = model.backbone.baseline_of("energy/b")
+    assert kept == scale
+    assert ours[7] == energies[7]  # of an element that no label tells of
+
+
+def test_a_new_energy_in_another_unit_begins_as_the_old_one(checkpoint: Path) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = few_isomers(2)
+    old = model.predict(atoms)["prediction"]
+    model.add_target("energy/b", inherit="energy", unit="kcal/mol")
+    assert torch.allclose(model.predict(atoms)["prediction"], 23.060548 * old)
+
+
+def test_elements_that_labels_cannot_tell_apart(caplog: pytest.LogCaptureFixture) -> None:
+    atoms = few_isomers()
+    model = pet()
+    labels = [pair_energy(a) for a in atoms]
+    model.fit(AtomsDataset(atoms, labels), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    assert "The energies of 'energy' are of a single formula of " in caplog.text
+    caplog.clear()
+    pet().fit(dataset(), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    assert "told apart" not in caplog.text
+
+
+def test_energies_that_come_after_forces_leave_the_forces_as_they_are() -> None:
+    atoms = dataset(6).atoms
+    forces = [{"forces": pair_energy(a)["forces"]} for a in atoms]
+    model = pet()
+    model.fit(AtomsDataset(atoms, forces), strategy=FullFinetune(lr=1e-3), epochs=1)
+    before = model.predict(atoms)["forces"]
+    model.fit(dataset(6), strategy=HeadOnlyFinetune(lr=1e-12), epochs=1)
+    after = model.predict(atoms)["forces"]
+    for a, b in zip(before, after, strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+    assert model.evaluate(dataset(6))["energy_mae"] < 1000.0
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (1.0, None),
+        (-1.0, "probably gradients of the energy. Multiply them by -1."),
+        (23.060548, "(they might be in kcal/mol/angstrom)"),
+        (1 / 27.211386 * 0.529177, "(they might be in hartree/bohr)"),
+    ],
+)
+def test_forces_that_are_not_what_they_should_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, factor: float, text: str | None
+) -> None:
+    model = pet()
+    model.fit(dataset(40), strategy=FullFinetune(lr=5e-3, lr_head=5e-3), epochs=8)
+    path = tmp_path / "pet.ckpt"
+    write_checkpoint(model.backbone.stock_model(), path)
+    model = pet(config=None, weights=path, trust=True)
+    data = dataset(20)
+    labels = [{**label, "forces": factor * label["forces"]} for label in data.targets]
+    caplog.clear()
+    model.fit(AtomsDataset(data.atoms, labels), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    assert ("The forces" in caplog.text) is (text is not None)
+    if text is not None:
+        assert text in caplog.text
+
+
+def test_forces_are_measured_where_there_are_labels(checkpoint: Path) -> None:
+    """Also before any training, and by a model trained on energies alone."""
+    data = dataset(6)
+    model = pet(config=None, weights=checkpoint, trust=True)
+    assert "forces" not in model.predict(data)
+    found = model.evaluate(data)
+    forced = pet(config=None, weights=checkpoint, trust=True, head_config={"forces": True})
+    assert found == forced.evaluate(data)
+    predicted = np.concatenate(forced.predict(data)["forces"])
+    labels = np.concatenate([label["forces"] for label in data.targets])
+    assert found["forces_mae"] == pytest.approx(1000 * np.abs(predicted - labels).mean(), rel=1e-5)
+    assert "forces" not in model.predict(data)  # as before
+    unasked = pet(config=None, weights=checkpoint, trust=True, head_config={"forces": False})
+    assert "forces_mae" not in unasked.evaluate(data)
+
+
+def test_atoms_bring_their_labels_along() -> None:
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = few_isomers(3)
+    for i, a in enumerate(atoms[:2]):
+        a.calc = SinglePointCalculator(a, energy=float(i))
+    data = AtomsDataset(atoms)
+    assert data.targets == [{"energy": 0.0}, {"energy": 1.0}, None]
+    assert AtomsDataset(atoms, [None] * 3).targets == [None] * 3
+
+
+def test_weights_in_another_precision(checkpoint: Path) -> None:
+    options = {"config": None, "weights": checkpoint, "trust": True}
+    model = pet(**options, backbone_config={"dtype": "float64"})
+    assert next(model.backbone.parameters()).dtype == torch.float64
+    atoms = few_isomers(2)
+    single = pet(**options).predict(atoms)["prediction"]
+    assert torch.allclose(model.predict(atoms)["prediction"], single, atol=1e-4)
+    with pytest.raises(ConfigError, match="Unknown dtype 'float16'"):
+        pet(**options, backbone_config={"dtype": "float16"})
+
+
+def test_a_checkpoint_with_charges_goes_out_again(tmp_path: Path) -> None:
+    """metatrain registers their embedding under two names."""
+    packed = next(p for p in _shipped() if "conditioning" in p.name)
+    path = tmp_path / packed.stem
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    model = pet(config=None, weights=path, trust=True)
+    before = model.predict(few_isomers(2))["prediction"]
+    model.save(tmp_path / "c")
+    again = MolfunStructureModel.from_checkpoint(tmp_path / "c", device="cpu")
+    write_checkpoint(again.backbone.stock_model(), tmp_path / "out.ckpt")
+    last = pet(config=None, weights=tmp_path / "out.ckpt", trust=True)
+    assert torch.equal(last.predict(few_isomers(2))["prediction"], before)

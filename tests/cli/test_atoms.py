@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,16 @@ import yaml
 from tiny import PET_TINY, build_atoms, pair_energy
 
 from molfun.backbones.pet.weights import write_checkpoint
-from molfun.cli.options import ARCHITECTURE, TOP, TRAINING, UNUSED, UNUSED_TOP, translate
+from molfun.cli.options import (
+    ARCHITECTURE,
+    REPORTS,
+    REPORTS_TOP,
+    TOP,
+    TRAINING,
+    UNUSED,
+    UNUSED_TOP,
+    translate,
+)
 from molfun.cli.settings import FineTuneSettings
 from molfun.data.atoms import AtomsDataset
 from molfun.errors import ConfigError
@@ -285,6 +295,61 @@ def test_atoms_are_not_pretrained(molfun: Command) -> None:
     assert result.exit_code == 1
     assert "pet is not pre-trained on data without labels" in result.stderr
     assert "got {" not in result.stderr
+
+
+def test_a_file_of_metatrain_is_evaluated_as_it_is(molfun: Command, folder: Path) -> None:
+    result = molfun("evaluate", "pet.ckpt", "--data", "x.xyz")
+    assert result.exit_code == 1
+    assert "--trust" in result.stderr
+    result = molfun("evaluate", "pet.ckpt", "--trust", "--data", "x.xyz", "--output", "m.json")
+    assert result.exit_code == 0, result.stderr
+    model = MolfunStructureModel(
+        "pet", weights=folder / "pet.ckpt", trust=True, head="energy", device="cpu"
+    )
+    data = AtomsDataset.from_files(folder / "x.xyz")
+    found = json.loads((folder / "m.json").read_text())
+    assert set(found) == {"loss", "energy_mae", "energy_rmse", "forces_mae", "forces_rmse"}
+    for name, value in model.evaluate(data).items():
+        assert found[name] == pytest.approx(value, rel=1e-4)
+    result = molfun("predict", "pet.ckpt", "--trust", "--data", "x.xyz")
+    assert result.exit_code == 0, result.stderr
+    assert len(rows_of(folder / "predictions.csv")) == len(data)
+
+
+def test_a_bad_structure_of_the_test_set_is_found_before_training(
+    tune: Command, folder: Path
+) -> None:
+    gold = '2\nProperties=species:S:1:pos:R:3 energy=1 pbc="F F F"\nAu 0 0 0\nH 0 0 1\n'
+    (folder / "gold.xyz").write_text(gold)
+    result = tune("--test", "gold.xyz")
+    assert result.exit_code == 1
+    assert "has Au, which this model does not know" in result.stderr
+    assert not (folder / "run/history.csv").exists()
+
+
+def test_what_is_no_checkpoint_of_pet(tune: Command, molfun: Command, folder: Path) -> None:
+    assert molfun("export", "pet.ckpt", "pet.pt", "--trust").exit_code == 0
+    result = tune("--weights", "pet.pt")
+    assert "pet.pt is a model that was exported to run (TorchScript)" in result.stderr
+    assert tune("--strategy", "heads").exit_code == 0
+    result = tune("--weights", "run/checkpoint", "--output", "other")
+    assert "molfun export run/checkpoint model.ckpt" in result.stderr
+    result = tune("--inherit", "energy", "--output", "other")
+    assert "inherit is what a new_target begins with" in " ".join(result.stderr.split())
+
+
+def test_labels_that_are_missing_are_counted(tune: Command, folder: Path) -> None:
+    from ase.io import read, write
+
+    frames = read(folder / "x.xyz", ":")
+    del frames[0].calc.results["energy"]
+    frames[1].calc.results["forces"][0] = np.nan
+    write(folder / "gaps.xyz", frames, format="extxyz")
+    result = tune("--data", "gaps.xyz", "--val-frac", 0, "--test-frac", 0)
+    assert result.exit_code == 0, result.stderr
+    n = len(frames)
+    expected = f"Of {n} training structures, 1 have no energy, 1 have NaN among their forces."
+    assert expected in result.stderr + (folder / "run/run.log").read_text()
 
 
 def test_stress(molfun: Command, folder: Path) -> None:
@@ -579,9 +644,9 @@ def test_the_names_are_those_of_metatrain() -> None:
     from metatrain.share.base_hypers import ArchitectureBaseHypers, BaseHypers
     from metatrain.utils.architectures import get_default_hypers
 
-    assert {*TRAINING, *UNUSED} == set(TrainerHypers.__annotations__)
+    assert {*TRAINING, *UNUSED, *REPORTS} == set(TrainerHypers.__annotations__)
     assert set(ARCHITECTURE) == set(ArchitectureBaseHypers.__annotations__)
-    assert {*TOP, *UNUSED_TOP} - {"trust"} == set(BaseHypers.__annotations__)
+    assert {*TOP, *UNUSED_TOP, *REPORTS_TOP} - {"trust"} == set(BaseHypers.__annotations__)
     theirs = get_default_hypers("pet")["training"]
     ours = {**UNUSED, "distributed": theirs.get("distributed")}
     assert {k: v for k, v in ours.items() if theirs.get(k) != v} == {"best_model_metric": "loss"}
@@ -675,9 +740,15 @@ def test_random_weights_have_an_architecture() -> None:
     assert settings["backbone_config"] == {"config": {"d_pet": 16}, "atomic_types": [1, 8]}
     given = options(architecture={"model": {"d_pet": 16}}, base_precision=64)
     found = translate(given)
-    assert "backbone_config" not in found.settings
-    assert "the checkpoint says what they are" in found.notes[1]
-    assert "base_precision 64 is not honoured" in found.notes[0]
+    assert found.settings["backbone_config"] == {"dtype": "float64"}
+    assert "the checkpoint says what they are" in found.notes[0]
+
+
+def test_what_only_changes_reports_is_left_aside() -> None:
+    training = {"checkpoint_interval": 7, "log_interval": 5}
+    found = translate(options(training=training, print_stats=True))
+    assert found.notes[0].startswith("print_stats: not looked at.")
+    assert found.notes[1].startswith("checkpoint_interval, log_interval: not looked at.")
 
 
 @pytest.mark.parametrize(
@@ -685,10 +756,12 @@ def test_random_weights_have_an_architecture() -> None:
     [
         ({"training": {"lerning_rate": 1}}, "Did you mean 'learning_rate'?"),
         ({"trainingset": 1}, "trainingset: unknown option. Did you mean 'training_set'?"),
-        ({"training": {"log_interval": 5, "atomic_baseline": {"energy": 1}}},
-         "with log_interval, atomic_baseline. Leave them out, or train with metatrain"),
+        ({"training": {"best_model_metric": "mae_prod", "atomic_baseline": {"energy": 1}}},
+         "with best_model_metric, atomic_baseline. Leave them out, or train with metatrain"),
+        ({"base_precision": 16}, "PET trains in 32 or 64 bits, got 16"),
         ({"training": {"scale_targets": False}}, "with scale_targets. Leave it out"),
-        ({"wandb": {"project": "x"}}, "with wandb"),
+        ({"wandb": {"project": "x"}}, "options.yaml: Molfun does not do what metatrain does with "
+         "wandb"),
         ({"architecture": {"name": "gap"}}, "Molfun trains pet of metatrain, not gap"),
         ({"finetune": {"method": "head"}}, "unknown method 'head'. Did you mean 'heads'?"),
         ({"finetune": {"method": "lora", "config": {"rnk": 3}}}, "Did you mean 'rank'?"),

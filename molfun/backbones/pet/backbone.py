@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from metatomic.torch import ModelOutput
 from metatrain.pet import PET
@@ -19,12 +20,15 @@ from torch import nn
 
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Features, Layer
+from molfun.backbones.baselines import energy_of, per_ev, shifts_by_element
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
 from molfun.errors import CheckpointError, ConfigError, unknown_name
+from molfun.sample import Sample
 from molfun.trunk import Readout, TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
+DTYPES = ("float32", "float64")
 DEFAULT_TYPES = (1, 6, 7, 8)
 PREFIX = "model.backend."
 
@@ -55,7 +59,8 @@ class PETBackbone(AtomisticBackbone):
     augment
         Whether structures are turned at random in training.
     dtype
-        Type of the weights, ``"float32"`` or ``"float64"``; that of `weights` where there are any.
+        Type of the weights, ``"float32"`` or ``"float64"``; by default that of `weights`, else
+        float32.
     description
         All of the above as `config_dict` has it; for checkpoints.
 
@@ -88,10 +93,12 @@ class PETBackbone(AtomisticBackbone):
         atomic_types: Sequence[int] | None = None,
         unit: str = "eV",
         augment: bool = True,
-        dtype: str = "float32",
+        dtype: str | None = None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if dtype not in (None, *DTYPES):
+            raise ConfigError(unknown_name("dtype", dtype, DTYPES))
         if weights is not None:
             given = {"config": config, "atomic_types": atomic_types}
             useless = [key for key, value in given.items() if value is not None]
@@ -110,9 +117,8 @@ class PETBackbone(AtomisticBackbone):
             else:
                 info = targets.dataset_info(description)
             self.model = _build(hypers, info, seed)
-            if dtype not in ("float32", "float64"):
-                raise ConfigError(unknown_name("dtype", dtype, ("float32", "float64")))
-            self.model.backend.to(getattr(torch, dtype))
+        if dtype is not None or weights is None:
+            self.model.backend.to(getattr(torch, dtype or DTYPES[0]))
         if len(self.model.additive_models) > 1:
             raise ConfigError(
                 "This checkpoint adds a ZBL repulsion to the energy, which Molfun does not train "
@@ -144,16 +150,41 @@ class PETBackbone(AtomisticBackbone):
         """The cutoff decides the neighbours."""
         return f"{self.name} {self.model.cutoff}"
 
-    def fit_baseline(self, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
+    def fit_baseline(self, target: str, samples: Sequence[Sample]) -> None:
         """Fit the energy of each element, and the scale of what is left, by least squares."""
+        labels = np.array([energy_of(sample) for sample in samples])
+        if self._is_fitted(target):
+            expected, _ = self.predicted(samples, target)
+            shifts, known = shifts_by_element(samples, labels - expected), self._baseline(target)
+            energies = {n: float(known.energies[n]) + shifts.get(n, 0.0) for n in self.atomic_types}
+            self._set_baseline(target, energies, known.scale)
+        else:
+            with self._on_cpu():
+                targets.fit_baseline(
+                    self.model, target, [sample.atoms for sample in samples], labels.tolist()
+                )
+            self._baselines.clear()
+        self.baselines_fitted[self._all_targets().index(target)] = True
+
+    def set_scale(self, target: str, scale: float) -> None:
+        """Set the scale of an energy that has no baseline yet."""
+        if not self._is_fitted(target):
+            self._set_baseline(target, dict.fromkeys(self.atomic_types, 0.0), scale)
+
+    def _set_baseline(self, target: str, energies: dict[int, float], scale: float) -> None:
+        with self._on_cpu():
+            targets.set_baseline(self.model, target, energies, scale)
+        self._baselines.clear()
+
+    @contextlib.contextmanager
+    def _on_cpu(self) -> Iterator[None]:
+        """Metatrain's fits run there."""
         device = self.baselines_fitted.device
         self.model.to("cpu")
         try:
-            targets.fit_baseline(self.model, target, atoms, energies)
+            yield
         finally:
             self.model.to(device)
-        self.baselines_fitted[self._all_targets().index(target)] = True
-        self._baselines.clear()
 
     # --- targets of its own ----------------------------------------------------------------------
 
@@ -183,19 +214,20 @@ class PETBackbone(AtomisticBackbone):
     ) -> None:
         """Give the model another energy; see `molfun.backbones.pet.targets.add_target`."""
         before = dict(zip(self._all_targets(), self.baselines_fitted.tolist(), strict=True))
-        unit = unit or self.targets.get(inherit or "", "eV")
-        device, dtype = self.baselines_fitted.device, next(self.model.parameters()).dtype
-        self.model.to("cpu")
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
-        finally:
-            self.model.to(device)
-            self.model.backend.to(dtype)
+        old = None if inherit is None or not before.get(inherit) else self._baseline(inherit)
+        theirs = self.targets.get(inherit or "", "eV")
+        unit, dtype = unit or theirs, next(self.model.parameters()).dtype
+        with self._on_cpu(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
+        self.model.backend.to(dtype)
         kept = [before.get(target, False) for target in self._all_targets()]
-        self.baselines_fitted = torch.tensor(kept, device=device)
+        self.baselines_fitted = torch.tensor(kept, device=self.baselines_fitted.device)
         self._baselines.clear()
+        if old is not None:  # it predicts what the old one does until it is fitted
+            factor = per_ev(unit) / per_ev(theirs)
+            energies = {n: factor * float(old.energies[n]) for n in self.atomic_types}
+            self._set_baseline(name, energies, factor * old.scale)
 
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Energy of each element and the scale, in the target's unit."""
@@ -209,7 +241,7 @@ class PETBackbone(AtomisticBackbone):
         return list(self.model.dataset_info.targets)
 
     def _is_fitted(self, target: str) -> bool:
-        """Whether a baseline is more than what metatrain begins with."""
+        """Whether baseline or scale is more than what metatrain begins with."""
         found = self._baseline(target)
         return bool(found.energies.any()) or found.scale != 1.0
 
@@ -355,8 +387,12 @@ class PETBackbone(AtomisticBackbone):
         """
         info = targets.dataset_info(targets.describe(self.model.dataset_info))
         copy = _build(dict(self.model.hypers), info, seed=0)
-        state = {n.removeprefix("model."): t for n, t in self.base_state_dict(whole=True).items()}
-        state.pop("baselines_fitted", None)
+        # modules that are registered twice need both of their names
+        state = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self.model.state_dict().items()
+            if ".lora_" not in name
+        }
         copy.to(next(self.model.parameters()).dtype)
         _keep_double(copy)
         copy.load_state_dict(state)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from molfun.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(energy(/[\w-]+)?|mtt::[\w-]+(/[\w-]+)?)")
+FIT_BATCH = 256
+"""Structures that metatrain's fits take together."""
 LEAST_SCALE = 1e-6
 """Below it, what is left of the energies is rounding, and no scale."""
 
@@ -115,49 +118,78 @@ def baseline(model: Any, target: str) -> Baseline:
 
 def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
     """Let metatrain fit the baseline and the scale of a new target to labels."""
+    data = Dataset.from_dict({"system": [system_of(a) for a in atoms], target: _labels(energies)})
+    with _fitting(model, target):
+        _fit_composition(model, data, {})
+        _fit_scale(model, data, {})
+        if not baseline(model, target).scale > LEAST_SCALE:
+            logger.warning(
+                "The energies of %r are no more than a sum over their elements "
+                "(%d structures): there is nothing to take a scale from, so it is 1.",
+                target,
+                len(atoms),
+            )
+            _fit_scale(model, data, {target: 1.0})
+
+
+def set_baseline(model: Any, target: str, energies: Mapping[int, float], scale: float) -> None:
+    """Give a target this energy for each atomic number, and this scale."""
+    atom = System(
+        types=torch.tensor([model.atomic_types[0]]),
+        positions=torch.zeros(1, 3, dtype=torch.float64),
+        cell=torch.zeros(3, 3, dtype=torch.float64),
+        pbc=torch.zeros(3, dtype=torch.bool),
+    )
+    data = Dataset.from_dict({"system": [atom], target: _labels([0.0])})
+    with _fitting(model, target):
+        _fit_composition(model, data, {target: dict(energies)})
+        _fit_scale(model, data, {target: scale})
+
+
+@contextlib.contextmanager
+def _fitting(model: Any, target: str) -> Iterator[None]:
+    """Let metatrain's fits see this target alone, and speak low."""
     composition, scaler = model.additive_models[0], model.scaler
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}
     scaler.target_infos = dict(composition.target_infos)
-    systems = [system_of(a) for a in atoms]
-    data = Dataset.from_dict({"system": systems, target: _labels(energies)})
     # the fits leave the other targets alone, but read their names from these
     kept = composition.dataset_info, scaler.dataset_info
-    batch = min(len(systems), 256)
-    with _quiet():
-        hypers = {**get_default_hypers("composition")["training"], "batch_size": batch}
-        trainer = CompositionTrainer({**hypers, "num_workers": 0, "distributed": False})
-        only = DatasetInfo(
-            length_unit=model.dataset_info.length_unit,
-            atomic_types=model.atomic_types,
-            targets=dict(composition.target_infos),
-        )
-        composition.dataset_info = scaler.dataset_info = only
+    composition.dataset_info = scaler.dataset_info = DatasetInfo(
+        length_unit=model.dataset_info.length_unit,
+        atomic_types=model.atomic_types,
+        targets=dict(composition.target_infos),
+    )
+    try:
+        with _quiet():
+            yield
+    finally:
+        composition.dataset_info, scaler.dataset_info = kept
 
-        def scale(fixed: dict[str, float]) -> None:
-            train_or_load_scaler(
-                scaler,
-                [data],
-                [composition],
-                batch,
-                is_distributed=False,
-                fixed_weights=fixed,
-                trainer_hypers={"num_workers": 0},
-            )
 
-        try:
-            trainer.train(composition, torch.float64, [torch.device("cpu")], [data], [data], "")
-            scale({})
-            if not baseline(model, target).scale > LEAST_SCALE:
-                logger.warning(
-                    "The energies of %r are no more than a sum over their elements "
-                    "(%d structures): there is nothing to take a scale from, so it is 1.",
-                    target,
-                    len(systems),
-                )
-                scale({target: 1.0})
-        finally:
-            composition.dataset_info, scaler.dataset_info = kept
+def _fit_composition(model: Any, data: Dataset, fixed: Mapping[str, Any]) -> None:
+    hypers = {
+        **get_default_hypers("composition")["training"],
+        "batch_size": min(len(data), FIT_BATCH),
+        "num_workers": 0,
+        "distributed": False,
+        "atomic_baseline": dict(fixed),
+    }
+    trainer = CompositionTrainer(hypers)
+    place = [torch.device("cpu")]
+    trainer.train(model.additive_models[0], torch.float64, place, [data], [data], "")
+
+
+def _fit_scale(model: Any, data: Dataset, fixed: dict[str, float]) -> None:
+    train_or_load_scaler(
+        model.scaler,
+        [data],
+        [model.additive_models[0]],
+        min(len(data), FIT_BATCH),
+        is_distributed=False,
+        fixed_weights=fixed,
+        trainer_hypers={"num_workers": 0},
+    )
 
 
 def _labels(energies: Sequence[float]) -> list[TensorMap]:

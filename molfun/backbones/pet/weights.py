@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,18 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
         If it is missing, damaged, or no checkpoint of PET.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder. To go on from a checkpoint of Molfun, make a file of it: molfun "
+            f"export {path} model.ckpt"
+        )
     if not path.is_file():
         raise CheckpointError(f"No such file: {path}.")
+    if _is_exported(path):
+        raise CheckpointError(
+            f"{path} is a model that was exported to run (TorchScript), not one to train. Give the "
+            f".ckpt that metatrain wrote beside it."
+        )
     if not (trust or _is_listed(path)):
         raise UnsafeFileError(
             f"{path} is a pickle, a kind of file that can run code when it is read. If you know "
@@ -59,6 +70,14 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no checkpoint of PET: {found}.")
     assert isinstance(content, dict)
     return content
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a file holds code beside its tensors, as TorchScript does."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _is_listed(path: Path) -> bool:

@@ -1,0 +1,43 @@
+"""Models that a command is given: a checkpoint folder, or a file of metatrain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from molfun.models.checkpoint import read_meta
+from molfun.models.structure import MolfunStructureModel
+
+STOCK = ".ckpt"
+
+
+def open_model(
+    path: str, *, weights: str | None = None, trust: bool = False, **options: Any
+) -> MolfunStructureModel:
+    """The model in a checkpoint folder, or the one that metatrain wrote.
+
+    Parameters
+    ----------
+    path
+        Folder, or ``.ckpt``.
+    weights
+        Base weights of a folder, if they have moved.
+    trust
+        Whether the user vouches for a ``.ckpt``.
+    options
+        Of `MolfunStructureModel`.
+    """
+    if not is_stock(path):
+        return MolfunStructureModel.from_checkpoint(path, weights=weights, **options)
+    return MolfunStructureModel("pet", weights=path, trust=trust, head="energy", **options)
+
+
+def training_data_of(path: str) -> Mapping[str, Any]:
+    """How the training set of a checkpoint prepared its inputs."""
+    return {"kind": "atoms"} if is_stock(path) else read_meta(path).data
+
+
+def is_stock(path: str) -> bool:
+    """Whether this is a file of metatrain's rather than a folder of ours."""
+    return Path(path).suffix == STOCK and not Path(path).expanduser().is_dir()
