@@ -31,6 +31,9 @@ AT_ONCE = 16
 """Structures that go through the model together for that."""
 KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
+OVERLAP = 0.4
+"""Angstrom below which two atoms are in one place; bonds of hydrogen have 0.74."""
+WARNINGS = 5
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
 
 
@@ -61,6 +64,7 @@ class AtomisticBackbone(Backbone):
         super().__init__()
         self._kept: dict[str, Features] = {}
         self._kept_bytes = 0
+        self._overlaps = 0
 
     # --- targets of its own ----------------------------------------------------------------------
 
@@ -211,6 +215,7 @@ class AtomisticBackbone(Backbone):
             return self._kept[key]
         atoms = sample.atoms
         features = self.neighbours(atoms)
+        self._warn_of_overlap(sample, features["vectors"])
         features |= {
             "types": torch.as_tensor(atoms.numbers, dtype=torch.int32),
             "positions": torch.tensor(atoms.positions, dtype=torch.float64),
@@ -221,6 +226,12 @@ class AtomisticBackbone(Backbone):
             self._kept[key] = features
             self._kept_bytes += size
         return features
+
+    def _warn_of_overlap(self, sample: Sample, vectors: torch.Tensor) -> None:
+        closest = float(vectors.norm(dim=-1).min()) if len(vectors) else OVERLAP
+        if closest < OVERLAP and self._overlaps < WARNINGS:
+            self._overlaps += 1
+            logger.warning("%s has atoms %.2f angstrom apart.", sample.shown, closest)
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pack structures: all atoms and all pairs one after the other."""

@@ -260,6 +260,10 @@ class Backbone(nn.Module, ABC):
             tensors[name.replace(".base_layer.", ".")] = tensor
         return tensors
 
+    def unready(self) -> str | None:
+        """Why predictions of its own head mean nothing yet, as a sentence; None if they do."""
+        return None
+
     def weights_changed(self) -> None:
         """Be told that weights were put in from outside."""
 

@@ -31,6 +31,7 @@ from molfun.cli.data import (
     open_training,
     task_config,
 )
+from molfun.cli.models import say_units
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import write_predictions, write_structures
 from molfun.config import read_yaml
@@ -266,6 +267,7 @@ def _report(
     if history.cache_report:
         say(history.cache_report)
     say()
+    say_units(model)
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
             batches = Progress(_loader(part, settings), f"predicting {name}")

@@ -137,7 +137,10 @@ def fine_tune(
     ] = None,
     lr: Annotated[
         float | None,
-        _flag("Learning rate [head_only 1e-3, lora 1e-4, else 1e-5]; the head gets 10x.", TRAINING),
+        _flag(
+            "Learning rate [head_only 1e-3, lora 1e-4, else 1e-5]; the head 10x, PET's own 1x.",
+            TRAINING,
+        ),
     ] = None,
     lora_rank: Annotated[int | None, _flag("Rank of the adapters [8].", TRAINING)] = None,
     unfreeze_blocks: Annotated[

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molfun.backbones.atomistic import AtomisticBackbone
+from molfun.cli.console import say
 from molfun.models.checkpoint import read_meta
 from molfun.models.structure import MolfunStructureModel
 
@@ -36,6 +38,16 @@ def open_model(
 def training_data_of(path: str) -> Mapping[str, Any]:
     """How the training set of a checkpoint prepared its inputs."""
     return {"kind": "atoms"} if is_stock(path) else read_meta(path).data
+
+
+def say_units(model: MolfunStructureModel) -> None:
+    """Say what numbers are in, where it is not what the documents say."""
+    backbone = model.backbone
+    if not isinstance(backbone, AtomisticBackbone) or backbone.readout is None:
+        return
+    unit = backbone.targets[backbone.readout.target]
+    if unit != "eV":
+        say(f"Energies are in {unit}, forces in {unit}/angstrom, errors in thousandths of these.")
 
 
 def is_stock(path: str) -> bool:

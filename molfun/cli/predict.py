@@ -8,6 +8,7 @@ from pathlib import Path
 from molfun._io import write_json
 from molfun.cli.console import Progress, metric_line, say
 from molfun.cli.data import Dataset, loader
+from molfun.cli.models import say_units
 from molfun.cli.tables import write_predictions, write_structures
 from molfun.data.words import counted
 from molfun.models.structure import MolfunStructureModel
@@ -15,6 +16,7 @@ from molfun.models.structure import MolfunStructureModel
 
 def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_size: int) -> None:
     """Write a prediction for every row."""
+    say_units(model)
     result = model.predict(Progress(loader(dataset, batch_size), "predicting"))
     write_predictions(Path(output), result, dataset)
     beside = write_structures(Path(output), result, dataset)
@@ -32,6 +34,7 @@ def evaluate(
     bootstrap: int = 0,
 ) -> None:
     """Print the metrics, and write them as JSON if asked to."""
+    say_units(model)
     batches = Progress(loader(dataset, batch_size), "evaluating")
     metrics = model.evaluate(batches, bootstrap=bootstrap)
     plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}

@@ -275,7 +275,7 @@ def read_frames(path: str | Path) -> list[Any]:
         If it cannot be read, or is empty.
     """
     try:
-        from ase.io import read
+        from ase.io import iread
     except ImportError as error:
         raise MissingDependencyError(
             "Structures of atoms need the package ase. Install it: pip install 'molfun[pet]'"
@@ -283,16 +283,18 @@ def read_frames(path: str | Path) -> list[Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
+    frames: list[Any] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frames = read(path, index=":")
+            frames.extend(iread(path, index=":"))
     except Exception as error:  # each of ASE's eighty readers fails in ways of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} cannot be read as structures: {reason}") from error
+        place = f" behind structure {len(frames)}" if frames else ""
+        raise DataError(f"{path} cannot be read as structures{place}: {reason}") from error
     if not frames:
         raise DataError(f"{path} has no structure.")
-    return list(frames)
+    return frames
 
 
 def _find(atoms: Any, name: str) -> Any:

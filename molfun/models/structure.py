@@ -17,6 +17,7 @@ from torch import nn
 from molfun._io import DirectoryLock
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
+from molfun.data.words import counted
 from molfun.errors import (
     CheckpointError,
     ConfigError,
@@ -556,8 +557,9 @@ class MolfunStructureModel(nn.Module):
             except DataError as error:
                 problems.append(str(error))
         if problems:
+            n = counted(len(problems), "sample")
             raise DataError(
-                f"{len(problems)} samples cannot be used with {self.backbone.display_name}:\n"
+                f"{n} cannot be used with {self.backbone.display_name}:\n"
                 f"{listing(problems)}\nRepair them or remove their rows."
             )
         return self
@@ -594,6 +596,9 @@ class MolfunStructureModel(nn.Module):
         """
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
+        unready = self.backbone.unready()
+        if unready is not None:
+            logger.warning("%s", unready)
         if is_many(data):
             if outputs is not None:
                 raise ConfigError(
@@ -769,7 +774,8 @@ class MolfunStructureModel(nn.Module):
 
     def _need_head(self, verb: str) -> tuple[Head, Task]:
         if self.head is None or self.task is None:
-            raise ConfigError(f"{verb} needs a head. Build the model with head='affinity'.")
+            usual = self.backbone.default_head
+            raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
         return self.head, self.task
 
     # --- targets of the backbone -----------------------------------------------------------------

@@ -64,9 +64,12 @@ def as_inputs(batch: Any) -> Inputs:
         return _from_mapping(batch)
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
         return _from_mapping({**batch[0], "target": batch[1]})
+    if isinstance(batch, list | tuple) and not batch:
+        raise DataError("There is nothing in this batch: the list is empty.")
     raise DataError(
-        f"Cannot use a batch of type {type(batch).__name__}. Give samples (a DataLoader with "
-        f"collate_fn=AffinityDataset.collate_fn) or a dict of the backbone's tensors."
+        f"Cannot use a batch of type {type(batch).__name__}. Give samples (a data set such as "
+        f"SequenceDataset or AtomsDataset, or a DataLoader with the collate_fn of one), or a dict "
+        f"of the backbone's tensors."
     )
 
 

@@ -922,3 +922,38 @@ def test_a_checkpoint_with_charges_goes_out_again(tmp_path: Path) -> None:
     write_checkpoint(again.backbone.stock_model(), tmp_path / "out.ckpt")
     last = pet(config=None, weights=tmp_path / "out.ckpt", trust=True)
     assert torch.equal(last.predict(few_isomers(2))["prediction"], before)
+
+
+def test_predictions_of_an_energy_without_labels_are_doubted(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = few_isomers(2)
+    model.predict(atoms)
+    model.add_target("energy/copy", inherit="energy").predict(atoms)
+    assert "mean nothing yet" not in caplog.text
+    model.add_target("energy/new").predict(atoms)
+    assert "The energy 'energy/new' was not fitted to any label" in caplog.text
+
+
+def test_atoms_in_one_place_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    atoms = few_isomers(1)[0]
+    atoms.positions[1] = atoms.positions[0] + 0.01
+    pet().predict([Sample(id="bad", atoms=atoms)])
+    assert "bad has atoms 0.02 angstrom apart." in caplog.text
+
+
+def test_nothing_to_predict() -> None:
+    with pytest.raises(DataError, match="There is nothing in this batch: the list is empty"):
+        pet().predict([])
+    with pytest.raises(DataError, match="a data set such as SequenceDataset or AtomsDataset"):
+        pet().predict("x.xyz")
+    with pytest.raises(ConfigError, match="Build the model with head='energy'"):
+        pet(head=None).evaluate(dataset(2))
+
+
+def test_exported_targets_are_described(checkpoint: Path) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    model.add_target("energy/b", inherit="energy")
+    found = model.backbone.stock_model().dataset_info.targets
+    assert [info.description for info in found.values()] == ["energy", "energy/b"]

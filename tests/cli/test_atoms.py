@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -350,6 +351,22 @@ def test_labels_that_are_missing_are_counted(tune: Command, folder: Path) -> Non
     n = len(frames)
     expected = f"Of {n} training structures, 1 have no energy, 1 have NaN among their forces."
     assert expected in result.stderr + (folder / "run/run.log").read_text()
+
+
+def test_another_unit_is_said(tune: Command, molfun: Command) -> None:
+    result = tune("--new-target", "energy/k", "--inherit", "energy", "energy_unit=kcal/mol")
+    assert result.exit_code == 0, result.stderr
+    text = "Energies are in kcal/mol, forces in kcal/mol/angstrom, errors in thousandths of these."
+    assert text in result.stdout
+    assert text in molfun("predict", "run/checkpoint", "--data", "x.xyz").stdout
+
+
+def test_a_file_that_breaks_off(tune: Command, folder: Path) -> None:
+    text = (folder / "x.xyz").read_text().splitlines()
+    (folder / "cut.xyz").write_text("\n".join(text[:-2]) + "\n")
+    result = tune("--data", "cut.xyz")
+    assert result.exit_code == 1
+    assert re.search(r"cut.xyz cannot be read as structures behind structure \d+: ", result.stderr)
 
 
 def test_stress(molfun: Command, folder: Path) -> None:

@@ -498,7 +498,7 @@ def test_a_bad_letter_is_named_before_training(
     write_rows(folder / "data.csv", rows)
     result = fit()
     one_line(result, message)
-    assert "1 samples cannot be used with ESM-2" in result.stderr
+    assert "1 sample cannot be used with ESM-2" in result.stderr
     assert "Training for" not in result.stdout
     assert not (folder / "run/checkpoint").exists()
 

@@ -153,6 +153,6 @@ def test_a_part_of_a_data_set_by_torch_is_as_good_as_one_of_ours(data: SequenceD
         assert torch.equal(tensor, torchs.head.state_dict()[name]), name  # type: ignore[union-attr]
     assert bool(torchs.head.inputs_fitted)  # type: ignore[union-attr]
     bad = SequenceDataset.from_list([("MKV", 1.0), ("M*", 2.0), ("GG", 3.0)])
-    with pytest.raises(DataError, match=r"1 samples cannot be used .*\n  seq_2: '\*' at position"):
+    with pytest.raises(DataError, match=r"1 sample cannot be used .*\n  seq_2: '\*' at position"):
         model().fit(DataLoader(Subset(bad, [0, 1]), 2, collate_fn=bad.collate_fn),
                     strategy="head_only", epochs=1)  # fmt: skip

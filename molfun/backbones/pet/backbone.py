@@ -166,6 +166,15 @@ class PETBackbone(AtomisticBackbone):
             self._baselines.clear()
         self.baselines_fitted[self._all_targets().index(target)] = True
 
+    def unready(self) -> str | None:
+        """Whether the energy in use has neither labels nor an older one behind it."""
+        if self.readout is None or self._is_fitted(self.readout.target):
+            return None
+        return (
+            f"The energy {self.readout.target!r} was not fitted to any label: its predictions mean "
+            f"nothing yet."
+        )
+
     def set_scale(self, target: str, scale: float) -> None:
         """Set the scale of an energy that has no baseline yet."""
         if not self._is_fitted(target):
@@ -386,6 +395,8 @@ class PETBackbone(AtomisticBackbone):
         Merged adapters are part of its weights; others are left out.
         """
         info = targets.dataset_info(targets.describe(self.model.dataset_info))
+        for name, target in info.targets.items():
+            target.description = target.description or name  # of several, each needs one
         copy = _build(dict(self.model.hypers), info, seed=0)
         # modules that are registered twice need both of their names
         state = {

@@ -49,12 +49,14 @@ class Baseline:
     scale: float
 
 
-def energy_info(unit: str, *, forces: bool = False, stress: bool = False) -> TargetInfo:
+def energy_info(
+    unit: str, *, forces: bool = False, stress: bool = False, description: str = ""
+) -> TargetInfo:
     """Describe an energy to metatrain, with the derivatives that are wanted."""
     try:
         return get_energy_target_info(
             "energy",
-            {"quantity": "energy", "unit": unit},
+            {"quantity": "energy", "unit": unit, "description": description},
             add_position_gradients=forces,
             add_strain_gradients=stress,
         )
@@ -266,7 +268,7 @@ def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_ol
     info = DatasetInfo(
         length_unit=model.dataset_info.length_unit,
         atomic_types=list(model.atomic_types),
-        targets={name: energy_info(unit)},
+        targets={name: energy_info(unit, description=name)},
     )
     try:
         model.restart(info)
