@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.trunk import Readout, TrunkOutput
+
+logger = logging.getLogger(__name__)
 
 
 class EnergyHead(Head):
@@ -20,7 +23,8 @@ class EnergyHead(Head):
     Parameters
     ----------
     target
-        Which of the backbone's energies.
+        Which of the backbone's energies; None takes ``"energy"``, or the first where none is
+        called so.
     modules
         Groups of modules that train as the head: ``"node_heads"``, ``"edge_heads"``,
         ``"node_last_layers"``, ``"edge_last_layers"`` for PET. None takes all of them, an empty
@@ -40,7 +44,7 @@ class EnergyHead(Head):
     def __init__(
         self,
         *,
-        target: str = "energy",
+        target: str | None = None,
         modules: Sequence[str] | None = None,
         forces: bool | None = None,
         stress: bool | None = None,
@@ -72,6 +76,8 @@ class EnergyHead(Head):
             for name in ("forces", "stress")
         }
         modules: Any = self._config["modules"]
+        if self._config["target"] is None:
+            self._config["target"] = _usual(list(backbone.targets))
         backbone.use_readout(
             Readout(
                 target=str(self._config["target"]),
@@ -89,3 +95,15 @@ class EnergyHead(Head):
     def config_dict(self) -> dict[str, Any]:
         """Constructor arguments."""
         return dict(self._config)
+
+
+def _usual(targets: list[str]) -> str:
+    if "energy" in targets or not targets:
+        return "energy"
+    if len(targets) > 1:
+        logger.warning(
+            "The model has the energies %s: the first is used. Choose with "
+            "head_config={'target': ...} or use_target (--new-target).",
+            ", ".join(targets),
+        )
+    return targets[0]

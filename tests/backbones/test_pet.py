@@ -957,3 +957,25 @@ def test_exported_targets_are_described(checkpoint: Path) -> None:
     model.add_target("energy/b", inherit="energy")
     found = model.backbone.stock_model().dataset_info.targets
     assert [info.description for info in found.values()] == ["energy", "energy/b"]
+
+
+def test_the_only_energy_is_taken_whatever_its_name(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    model.add_target("energy/a", inherit="energy", keep_old=False)
+    write_checkpoint(model.backbone.stock_model(), tmp_path / "a.ckpt")
+    again = pet(config=None, weights=tmp_path / "a.ckpt", trust=True)
+    assert again.head.config_dict["target"] == "energy/a"
+    atoms = few_isomers(2)
+    assert torch.equal(again.predict(atoms)["prediction"], model.predict(atoms)["prediction"])
+    model.add_target("energy/b", inherit="energy/a")
+    write_checkpoint(model.backbone.stock_model(), tmp_path / "b.ckpt")
+    assert "has the energies" not in caplog.text
+    first = pet(config=None, weights=tmp_path / "b.ckpt", trust=True)
+    assert first.backbone.readout.target == "energy/a"
+    assert "has the energies energy/a, energy/b: the first is used" in caplog.text
+    chosen = pet(
+        config=None, weights=tmp_path / "b.ckpt", trust=True, head_config={"target": "energy/b"}
+    )
+    assert chosen.backbone.readout.target == "energy/b"
