@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 LOOKED_AT = 32
 """Structures whose labels are compared with what the model predicts."""
-AT_ONCE = 16
-"""Structures that go through the model together for that."""
+AT_ONCE = 256
+"""Atoms that go through the model together for that (one structure at least)."""
+LEAST_SCALE = 1e-6
+"""Forces below it, in eV/angstrom, are none, and no scale."""
 KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
 OVERLAP = 0.4
@@ -93,6 +95,10 @@ class AtomisticBackbone(Backbone):
         """
 
     @abstractmethod
+    def per_ev(self, unit: str) -> float:
+        """How many of a unit of energy are one eV."""
+
+    @abstractmethod
     def set_scale(self, target: str, scale: float) -> None:
         """Set the scale of an energy that has no baseline yet."""
 
@@ -129,7 +135,8 @@ class AtomisticBackbone(Backbone):
             logger.warning("%s", doubt)
         if self.baseline_of(target) is not None:
             return
-        labelled = [s for s in itertools.chain(some, samples) if energy_of(s) is not None]
+        every = [*some, *samples]
+        labelled = [s for s in every if energy_of(s) is not None]
         if labelled:
             self.fit_baseline(target, labelled)
             logger.info("Baseline of %s", describe_baseline(self, target))
@@ -138,9 +145,10 @@ class AtomisticBackbone(Backbone):
                 logger.warning("The energies of %r are of %s", target, mixed)
             return
         logger.warning("Baseline of %s", describe_baseline(self, target))
-        forces = [found.ravel() for s in some if (found := forces_of(s)) is not None]
-        if forces:
-            self.set_scale(target, float(np.sqrt(np.mean(np.concatenate(forces) ** 2))))
+        squares = [f.ravel() ** 2 for s in every if (f := forces_of(s)) is not None]
+        scale = float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else 0.0
+        if scale > LEAST_SCALE:
+            self.set_scale(target, scale)
 
     @torch.no_grad()
     def predicted(
@@ -160,8 +168,7 @@ class AtomisticBackbone(Backbone):
         self.use_readout(Readout(target, forces, False, self.head_modules))
         self.eval()
         try:
-            for first in range(0, len(samples), AT_ONCE):
-                batch = samples[first : first + AT_ONCE]
+            for batch in _in_batches(samples, AT_ONCE):
                 features = self.collate([self.featurize(sample) for sample in batch])
                 moved = {name: tensor.to(device) for name, tensor in features.items()}
                 given = self(moved, outputs=("properties",)).need("properties")
@@ -196,6 +203,12 @@ class AtomisticBackbone(Backbone):
             raise DataError(
                 f"{sample.shown} has {_symbols(unknown)}, which this model does not know (it "
                 f"knows {_symbols(self.atomic_types)}). It takes no new elements."
+            )
+        label = sample.target
+        forces = label.get("forces") if isinstance(label, Mapping) else None
+        if forces is not None and np.shape(forces) != (len(atoms), 3):
+            raise DataError(
+                f"{sample.shown} has {len(atoms)} atoms, and forces of shape {np.shape(forces)}."
             )
 
     def featurize(self, sample: Sample) -> Features:
@@ -254,6 +267,18 @@ def _atoms_of(sample: Sample) -> Any:
     if sample.atoms is None:
         raise DataError(f"{sample.shown} has neither atoms nor features of them. Use AtomsDataset.")
     return sample.atoms
+
+
+def _in_batches(samples: Sequence[Sample], n_atoms: int) -> Iterator[list[Sample]]:
+    """Samples in order, as many together as have so many atoms."""
+    batch: list[Sample] = []
+    for sample in samples:
+        if batch and sum(len(s.atoms) for s in [*batch, sample]) > n_atoms:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
 
 
 def _symbols(numbers: Iterable[int]) -> str:

@@ -24,15 +24,11 @@ BOHR = 0.529177
 CLOSE = 0.05
 FAR = 1.0
 """eV an atom beyond which labels are not of the energy that a baseline was fitted to."""
+NEARLY_ALL = 0.9
+NEAR = 1.25
 ALIKE = 0.7
 """Correlation of forces above which their size and sign can be compared."""
 SEVERAL = 5.0
-
-
-def per_ev(unit: str) -> float:
-    """How many of a unit are one eV; 1 where that is not known."""
-    known = {name.casefold(): factor for name, factor in PER_EV.items()}
-    return known.get(unit.casefold(), 1.0)
 
 
 def energy_of(sample: Any) -> float | None:
@@ -55,7 +51,7 @@ def describe_baseline(backbone: Any, target: str) -> str:
     """One line: energy of each element and scale of the rest."""
     found = backbone.baseline_of(target)
     if found is None:
-        return f"{target}: not fitted yet, the training set has no energies"
+        return f"{target}: not fitted yet, no energies were found in the training set"
     energies, scale = found
     unit = backbone.targets[target]
     listed = ", ".join(f"{_symbol(n)} {e:.4f}" for n, e in energies.items())
@@ -119,12 +115,18 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
     forces = [forces_of(sample) for sample in samples]
     if not known or not samples:
         return []
-    energies, predicted = backbone.predicted(samples, known[0], forces=any(map(_is_there, forces)))
+    energies, predicted = backbone.predicted(
+        samples, known[0], forces=any(f is not None for f in forces)
+    )
+    if not np.isfinite(energies).all():
+        n = int((~np.isfinite(energies)).sum())
+        return [f"The model predicts NaN for {n} of the first {len(samples)} structures."]
     # all in the unit of the target
-    unit, other = backbone.targets[target], backbone.targets[known[0]]
-    factor = per_ev(unit) / per_ev(other)
+    unit = backbone.targets[target]
+    here = backbone.per_ev(unit)
+    factor = here / backbone.per_ev(backbone.targets[known[0]])
     pairs = [
-        (label, energy * factor, len(sample.atoms))
+        (label, energy * factor, len(sample.atoms), str(sample.atoms.symbols.formula.reduce()[0]))
         for sample, energy in zip(samples, energies, strict=True)
         if (label := energy_of(sample)) is not None
     ]
@@ -133,31 +135,42 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
         for label, found in zip(forces, predicted, strict=False)
         if label is not None
     ]
-    found = [_doubt_energies(target, known[0], unit, pairs), _doubt_forces(unit, both)]
-    return [text for text in found if text is not None]
+    compared = _compare_forces(both)
+    texts = [
+        _doubt_energies(target, known[0], unit, here, pairs, compared),
+        _doubt_forces(unit, here, compared),
+    ]
+    return [text for text in texts if text is not None]
 
 
 def _doubt_energies(
-    target: str, known: str, unit: str, pairs: Sequence[tuple[float, float, int]]
+    target: str,
+    known: str,
+    unit: str,
+    here: float,
+    pairs: Sequence[tuple[float, float, int, str]],
+    compared: tuple[float, float] | None,
 ) -> str | None:
     if not pairs:
         return None
-    labels, expected, sizes = np.array(pairs).T
-    here = per_ev(unit)
+    *columns, formulas = zip(*pairs, strict=True)
+    labels, expected, sizes = map(np.array, columns)
     distance = float(np.median(np.abs(labels - expected) / sizes))
     text = (
         f"The labels of {target!r} lie {distance:.3g} {unit} an atom from what the model predicts "
         f"for {known!r}."
     )
-    ratio = float(np.median(labels / np.where(expected == 0, np.nan, expected)))
+    ratios = labels / np.where(expected == 0, np.nan, expected)
     for name, factor in PER_EV.items():
         times = factor / here
-        left = float(np.median(np.abs(labels / times - expected) / sizes))
-        if abs(ratio / times - 1) < CLOSE and left < distance / SEVERAL:
-            return (
-                f"{text} They are {ratio:.4g} times as large, so they are probably in {name}: "
-                f"divide them by {times:.6g}."
-            )
+        if abs(times - 1) < CLOSE or not _alike(ratios, times, compared):
+            continue
+        if known != target and len(set(formulas)) == 1 and compared is None:
+            continue  # on one formula, any shift of its elements is some factor
+        return (
+            f"{text} They are {np.nanmedian(ratios):.4g} times as large, so they are probably in "
+            f"{name}: divide them by {times:.6g}."
+        )
     # another level of theory is what a new target is for
     if known != target or distance < FAR * here:
         return None
@@ -168,16 +181,33 @@ def _doubt_energies(
     )
 
 
-def _doubt_forces(unit: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str | None:
+def _alike(ratios: np.ndarray, times: float, compared: tuple[float, float] | None) -> bool:
+    """Whether nearly all energies are so many times as large, and forces, if there are any, too."""
+    if np.mean(np.abs(ratios / times - 1) < CLOSE) < NEARLY_ALL:
+        return False
+    if compared is None or abs(compared[0]) < ALIKE:
+        return True
+    # by angstrom, or by bohr
+    return any(1 / NEAR < compared[1] / times / length < NEAR for length in (1.0, BOHR))
+
+
+def _compare_forces(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[float, float] | None:
+    """Correlation of labels with predictions, and how many times as large they are."""
     if not pairs:
         return None
     labels, expected = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     sizes = float(np.linalg.norm(labels)), float(np.linalg.norm(expected))
-    if min(sizes) == 0:
+    if min(sizes) == 0 or not np.isfinite(sizes).all():
         return None
-    likeness, ratio = float(labels @ expected) / (sizes[0] * sizes[1]), sizes[0] / sizes[1]
-    if abs(likeness) < ALIKE:
+    return float(labels @ expected) / (sizes[0] * sizes[1]), sizes[0] / sizes[1]
+
+
+def _doubt_forces(unit: str, here: float, compared: tuple[float, float] | None) -> str | None:
+    if compared is None or abs(compared[0]) < ALIKE:
         return None
+    likeness, ratio = compared
     texts = []
     if likeness < 0:
         texts.append(
@@ -185,20 +215,16 @@ def _doubt_forces(unit: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> 
             "of the energy. Multiply them by -1."
         )
     if not 1 / SEVERAL < ratio < SEVERAL:
-        here = per_ev(unit)
         units = {f"{name}/angstrom": factor / here for name, factor in PER_EV.items()}
         units["hartree/bohr"] = PER_EV["hartree"] / here * BOHR
         name = min(units, key=lambda name: abs(np.log(ratio / units[name])))
-        guess = f" (they might be in {name})" if 0.8 < ratio / units[name] < 1.25 else ""
+        near = 1 / NEAR < ratio / units[name] < NEAR
+        guess = f" (they might be in {name})" if near else ""
         texts.append(
             f"The forces are {ratio:.3g} times as large as those that the model predicts, in "
             f"{unit}/angstrom{guess}."
         )
     return " ".join(texts) or None
-
-
-def _is_there(value: Any) -> bool:
-    return value is not None
 
 
 def _symbol(number: int) -> str:

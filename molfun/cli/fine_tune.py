@@ -65,13 +65,14 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         else:
             hush()
         train, val, test = open_training(settings)
+        old = _old_data(settings)
         model = _model(settings, train, val, test)
         model.check(*(part for part in (train, val, test) if part is not None))
         strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test), old=replaces)
-        reports = _reports(model, settings)
+        reports = [] if old is None else [Forgetting(model, old, target=settings.inherit)]
         shown = ConsoleProgress()
         try:
             history = model.fit(
@@ -221,13 +222,12 @@ def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None
             )
 
 
-def _reports(model: MolfunStructureModel, settings: FineTuneSettings) -> list[Forgetting]:
-    """What is to be measured on an older energy, now and after training."""
+def _old_data(settings: FineTuneSettings) -> AtomsDataset | None:
+    """Structures with an older energy, to be measured before and after."""
     if settings.old_data is None:
-        return []
+        return None
     key = settings.old_energy_key
-    old = AtomsDataset.from_files(settings.old_data, energy_key=key, require_target=True)
-    return [Forgetting(model, old, target=settings.inherit)]
+    return AtomsDataset.from_files(settings.old_data, energy_key=key, require_target=True)
 
 
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:

@@ -300,6 +300,9 @@ TargetKey = Annotated[
     Text, typer.Option("--target-key", help="Name of another label, as in training.")
 ]
 Skip = Annotated[bool, typer.Option("--skip-missing", help="Leave out rows without a structure.")]
+Target = Annotated[
+    Text, typer.Option("--target", help="Which energy of a model of atoms that has several.")
+]
 Trust = Annotated[bool, typer.Option("--trust", help="You know where a .ckpt comes from.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Plugin = Annotated[
@@ -599,6 +602,7 @@ def predict(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     target_key: TargetKey = None,
+    target: Target = None,
     weights: Weights = None,
     trust: Trust = False,
     device: Device = "auto",
@@ -613,7 +617,7 @@ def predict(
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        trust=trust, columns={
+        trust=trust, target=target, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "target_key": target_key,
@@ -639,6 +643,7 @@ def evaluate(
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
     target_key: TargetKey = None,
+    target: Target = None,
     weights: Weights = None,
     trust: Trust = False,
     device: Device = "auto",
@@ -653,7 +658,7 @@ def evaluate(
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        trust=trust, columns={
+        trust=trust, target=target, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "target_key": target_key,
@@ -677,6 +682,7 @@ def _with_model(
     *,
     skip_missing: bool,
     trust: bool,
+    target: str | None,
     debug: bool,
     columns: dict[str, str | None],
     plugin: str | None,
@@ -703,6 +709,8 @@ def _with_model(
             columns=columns,
         )
         model = open_model(checkpoint, weights=weights, trust=trust, device=device, kernels=kernels)
+        if target is not None:
+            model.use_target(target)
         getattr(commands, verb)(model, dataset, output, batch_size, **options)
 
 

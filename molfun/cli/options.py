@@ -182,10 +182,10 @@ def _run(options: Mapping[str, Any], found: Translation) -> None:
         )
     elif device is not None:
         found.settings["device"] = DEVICES.get(str(device), device)
-    precision = options.get("base_precision", 32)
-    if precision == 64:
-        found.settings["backbone_config"] = {"dtype": "float64"}
-    elif precision != 32:
+    precision = options.get("base_precision")
+    if precision in (32, 64):
+        found.settings["backbone_config"] = {"dtype": f"float{precision}"}
+    elif precision is not None:
         found.problems.append(f"base_precision: PET trains in 32 or 64 bits, got {precision!r}.")
 
 

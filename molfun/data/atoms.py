@@ -66,7 +66,7 @@ class AtomsDataset(SampleDataset):
         n = len(atoms)
         self._atoms = list(atoms)
         if targets is None:
-            targets = [_labels(a, KEYS) or None for a in atoms]
+            targets = [label or None for label in _labels_of_all(self._atoms, KEYS, origins)]
         self._targets = list(targets)
         self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
         self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
@@ -188,7 +188,7 @@ class AtomsDataset(SampleDataset):
         if target_key is not None:
             targets = [_find(a, target_key) for a in frames]
         else:
-            targets = [_labels(a, {**KEYS, **named}) for a in frames]
+            targets = _labels_of_all(frames, {**KEYS, **named}, origins)
         ids = [str(a.info.get("id", a.info.get("name", i + 1))) for i, a in enumerate(frames)]
         if len(set(ids)) != len(ids):
             ids = [str(i + 1) for i in range(len(frames))]
@@ -299,11 +299,31 @@ def read_frames(path: str | Path) -> list[Any]:
 
 def _find(atoms: Any, name: str) -> Any:
     """A label by its name: what a calculator left, or a column of the file."""
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
-    for place in (results, atoms.info, atoms.arrays):
+    for place in (_results(atoms), atoms.info, atoms.arrays):
         if name in place:
             return place[name]
     return None
+
+
+def _results(atoms: Any) -> Mapping[str, Any]:
+    """What a calculator left, if the structure is still the one it was asked about."""
+    calculator = atoms.calc
+    results: Mapping[str, Any] = getattr(calculator, "results", None) or {}
+    stale = bool(results) and hasattr(calculator, "check_state") and calculator.check_state(atoms)
+    return {} if stale else results
+
+
+def _labels_of_all(
+    frames: Sequence[Any], names: Mapping[str, str], origins: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    found = []
+    for i, atoms in enumerate(frames):
+        try:
+            found.append(_labels(atoms, names))
+        except DataError as error:
+            place = origins[i] if origins else f"structure {i + 1}"
+            raise DataError(f"{place}: {error}") from error
+    return found
 
 
 def _labels(atoms: Any, names: Mapping[str, str]) -> dict[str, Any]:
@@ -312,7 +332,10 @@ def _labels(atoms: Any, names: Mapping[str, str]) -> dict[str, Any]:
     if "stress" in label:
         label["stress"] = _as_matrix(np.asarray(label["stress"], dtype=float))
     if "energy" in label:
-        label["energy"] = float(np.asarray(label["energy"]).reshape(()))
+        energy = np.asarray(label["energy"])
+        if energy.size != 1 or energy.dtype.kind not in "fiu":
+            raise DataError(f"An energy is one number, got {label['energy']!r}.")
+        label["energy"] = float(energy.reshape(()))
     return label
 
 

@@ -73,7 +73,7 @@ class SampleDataset(ABC):
         """Samples at `indices`, in that order; what was read is shared, not copied."""
 
     def filter(self, **conditions: Any) -> Self:
-        """Samples that meet every condition on the columns of `metadata`.
+        """Samples that meet every condition on the columns of `metadata`, or on the ids.
 
         Parameters
         ----------
@@ -96,7 +96,10 @@ class SampleDataset(ABC):
         >>> data.filter(group="b").ids
         ['series_2', 'series_3']
         """
-        return self.subset(rows_meeting(conditions, self.metadata, repr(self)))
+        columns = self.metadata
+        if self.id_name in conditions and self.id_name not in columns:
+            columns = columns.assign(**{self.id_name: self.ids})
+        return self.subset(rows_meeting(conditions, columns, repr(self)))
 
     @staticmethod
     def collate_fn(samples: Iterable[Sample]) -> SampleBatch:

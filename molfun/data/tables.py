@@ -590,7 +590,7 @@ def row_of(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
         value: Any = metadata[name].iat[index]
         if isinstance(value, np.generic):
             value = value.item()
-        values[str(name)] = None if pd.isna(value) else value
+        values[str(name)] = None if np.ndim(value) == 0 and pd.isna(value) else value
     return values
 
 

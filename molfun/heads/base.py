@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +37,18 @@ class Head(nn.Module, ABC):
 
         A head that is a view on modules inside the backbone chooses them here.
         """
+
+    def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:  # noqa: ARG002
+        """The task by which data is measured; the given one, unless its labels ask for more.
+
+        Parameters
+        ----------
+        task
+            The task of the model.
+        targets
+            Gives the labels of the data, where they are asked for.
+        """
+        return task
 
     def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
         """Learn the scale of the inputs; called once, where the backbone stays as it is.

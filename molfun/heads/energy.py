@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,13 @@ class EnergyHead(Head):
             )
         )
 
+    def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:
+        """The task with all derivatives that have labels, but those that `forces=False` refuses."""
+        seen = task.for_labels(targets())
+        refused = [name for name in ("forces", "stress") if self._config[name] is False]
+        seen.derivatives = tuple(name for name in seen.derivatives if name not in refused)
+        return seen
+
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Energy (batch,) as ``prediction``, and what else the backbone gives with it."""
         properties = dict(trunk.need("properties"))
@@ -103,7 +110,7 @@ def _usual(targets: list[str]) -> str:
     if len(targets) > 1:
         logger.warning(
             "The model has the energies %s: the first is used. Choose with "
-            "head_config={'target': ...} or use_target (--new-target).",
+            "head_config={'target': ...} or use_target (--target, --new-target).",
             ", ".join(targets),
         )
     return targets[0]

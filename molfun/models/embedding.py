@@ -13,7 +13,7 @@ from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.models.loaders import from_structures
 from molfun.nn.pooling import MeanPool
-from molfun.sample import Sample, n_residues
+from molfun.sample import Sample, SampleBatch, n_residues
 from molfun.trunk import TrunkOutput
 
 Pooling = Literal["mean", "cls"]
@@ -30,7 +30,7 @@ def as_samples(data: Any) -> list[Sample]:
         return [data]
     if hasattr(data, "ids") and hasattr(data, "__getitem__"):
         return [data[i] for i in range(len(data))]
-    items = list(data)
+    items = [x for part in data for x in (part if isinstance(part, SampleBatch) else [part])]
     wrong = next((x for x in items if not isinstance(x, str | Sample)), None)
     if wrong is not None:
         raise DataError(

@@ -609,7 +609,7 @@ class MolfunStructureModel(nn.Module):
             result = self._runner().evaluate(self._to_use(data), labels=False)
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
-        return self._predict_batch(data, outputs or ("single",))
+        return self._predict_batch(data, ("single",) if outputs is None else outputs)
 
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
@@ -753,8 +753,8 @@ class MolfunStructureModel(nn.Module):
     def _measuring(self, loader: Any) -> Iterator[ModelRunner]:
         """What evaluates data; all that it has labels of is predicted meanwhile."""
         head, task = self._need_head("this")
-        if not isinstance(loader, Iterator):  # which can be read but once
-            task = task.for_labels(lambda: targets_of(loader))
+        if isinstance(loader, list) or hasattr(dataset_of(loader), "targets"):
+            task = head.measured(task, lambda: targets_of(loader))
         head.attach(self.backbone, task)
         try:
             yield self._runner(task)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -48,16 +48,6 @@ class Task(ABC):
     @abstractmethod
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """Learn what the labels look like (scale, class names); once, from the training set."""
-
-    def for_labels(self, targets: Callable[[], Sequence[Any]]) -> Self:  # noqa: ARG002
-        """The task as it measures data with other labels than those of training; mostly itself.
-
-        Parameters
-        ----------
-        targets
-            Gives the labels, if they are asked for.
-        """
-        return self
 
     def gaps(self, targets: Sequence[Any]) -> str | None:
         """What the labels of a training set lack, for a warning; None if nothing."""

@@ -75,6 +75,7 @@ class EnergyTask(Task):
         self._config = {"loss": loss, **{f"{k}_weight": w for k, w in weights.items()}}
         self._weights = weights
         self.derivatives: tuple[str, ...] = ()
+        self.trained = False
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """See which derivatives have labels; those that once had some stay.
@@ -88,6 +89,7 @@ class EnergyTask(Task):
         if not any(np.isfinite(row).any() for row in rows):
             raise DataError("The training set has no energies, forces or stress to learn from.")
         self.derivatives = self._derivatives_in(rows)
+        self.trained = True
 
     def _derivatives_in(self, rows: Sequence[np.ndarray]) -> tuple[str, ...]:
         has = {
@@ -96,12 +98,18 @@ class EnergyTask(Task):
         }
         return tuple(name for name in DERIVATIVES if has[name] or name in self.derivatives)
 
-    def for_labels(self, targets: Callable[[], Sequence[Any]]) -> Self:
-        """The same task, which measures all derivatives that there are labels of."""
+    def for_labels(self, targets: Sequence[Any]) -> Self:
+        """The same task, which measures all derivatives that there are labels of.
+
+        What it was not trained on is no part of the loss.
+        """
         seen = copy.copy(self)
         seen.derivatives = self._derivatives_in(
-            [self.numbers(target) for target in targets() if not is_missing(target)]
+            [self.numbers(target) for target in targets if not is_missing(target)]
         )
+        if self.trained:
+            others = {name: 0.0 for name in seen.derivatives if name not in self.derivatives}
+            seen._weights = {**self._weights, **others}
         return seen
 
     def gaps(self, targets: Sequence[Any]) -> str | None:
@@ -233,14 +241,13 @@ class EnergyTask(Task):
         """MAE and RMSE: energy in meV/atom, forces in meV/angstrom, stress in meV/angstrom^3.
 
         They are thousandths of the target's unit where that is not eV; forces and stress are there
-        if they are predicted and the task has labels for them.
+        if the task has labels for them.
         """
         width = min(predictions.shape[1], targets.shape[1])
         errors = 1000 * (predictions[:, :width] - targets[:, :width])
         found = _errors("energy", errors[:, ENERGY] / predictions[:, N_ATOMS])
         for name, part in (("forces", slice(FORCES, None)), ("stress", STRESS)):
-            unpredicted = len(predictions) > 0 and not np.isfinite(predictions[:, part]).any()
-            if name in self.derivatives and not unpredicted:
+            if name in self.derivatives:
                 found |= _errors(name, errors[:, part])
         return found
 
@@ -251,11 +258,12 @@ class EnergyTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         """Which derivatives had labels."""
-        return {"derivatives": list(self.derivatives)}
+        return {"derivatives": list(self.derivatives), "trained": self.trained}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `fit_targets` saw."""
         self.derivatives = tuple(state["derivatives"])
+        self.trained = bool(state.get("trained", True))
 
 
 def _errors(name: str, errors: np.ndarray) -> dict[str, float]:

@@ -22,7 +22,7 @@ from molfun.data.atoms import AtomsDataset
 from molfun.errors import CheckpointError, ConfigError, DataError, UnsafeFileError
 from molfun.models.energies import Forgetting
 from molfun.models.structure import MolfunStructureModel
-from molfun.sample import Sample
+from molfun.sample import Sample, SampleBatch
 from molfun.training import (
     FullFinetune,
     GradualFinetune,
@@ -979,3 +979,137 @@ def test_the_only_energy_is_taken_whatever_its_name(
         config=None, weights=tmp_path / "b.ckpt", trust=True, head_config={"target": "energy/b"}
     )
     assert chosen.backbone.readout.target == "energy/b"
+
+
+@pytest.mark.parametrize("forces_first", [False, True])
+def test_what_is_still_to_be_fitted_is_remembered_by_a_stock_checkpoint(
+    checkpoint: Path, tmp_path: Path, forces_first: bool
+) -> None:
+    atoms = dataset().atoms
+    if forces_first:
+        model = pet()
+        labels = [{"forces": pair_energy(a)["forces"]} for a in atoms]
+        model.fit(AtomsDataset(atoms, labels), strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+        target = "energy"
+    else:
+        model = pet(config=None, weights=checkpoint, trust=True)
+        model.add_target(target := "energy/b", inherit="energy")
+    write_checkpoint(model.backbone.stock_model(), tmp_path / "b.ckpt")
+    again = pet(config=None, weights=tmp_path / "b.ckpt", trust=True).use_target(target)
+    shifted = [{"energy": pair_energy(a)["energy"] - 1000.0 * len(a)} for a in atoms]
+    data = AtomsDataset(atoms, shifted)
+    for m in (again, model):
+        m.fit(data, strategy=HeadOnlyFinetune(lr=1e-12), epochs=1)
+    found = again.evaluate(data)
+    assert found["energy_mae"] == pytest.approx(model.evaluate(data)["energy_mae"], rel=1e-3)
+    assert found["energy_mae"] < 1000.0
+    write_checkpoint(again.backbone.stock_model(), tmp_path / "c.ckpt")
+    last = pet(config=None, weights=tmp_path / "c.ckpt", trust=True)
+    assert last.backbone.baseline_of(target) is not None
+
+
+@pytest.mark.parametrize("unit", ["Ry", "kcal / mol", "hartree"])
+def test_units_are_those_of_metatomic(checkpoint: Path, unit: str) -> None:
+    from metatomic.torch import unit_conversion_factor
+
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = few_isomers(2)
+    old = model.predict(atoms)["prediction"]
+    model.add_target("energy/b", inherit="energy", unit=unit)
+    new = model.predict(atoms)["prediction"]
+    assert torch.allclose(new, unit_conversion_factor("eV", unit) * old)
+
+
+def test_a_head_is_inherited_twice(checkpoint: Path) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = few_isomers(2)
+    old = model.predict(atoms)["prediction"]
+    model.add_target("energy/a", inherit="energy").add_target("energy/b", inherit="energy/a")
+    assert torch.equal(model.predict(atoms)["prediction"], old)
+
+
+def test_structures_at_rest_give_no_scale_to_forces() -> None:
+    atoms = dataset(40).atoms
+    labels = [{"forces": np.zeros((len(a), 3))} for a in atoms[:35]]
+    labels += [{"forces": pair_energy(a)["forces"]} for a in atoms[35:]]
+    model = pet()
+    history = model.fit(AtomsDataset(atoms, labels), strategy=HeadOnlyFinetune(), epochs=1)
+    assert np.isfinite(history[-1]["train_loss"])
+    resting = [{"forces": np.zeros((len(a), 3))} for a in atoms]
+    history = pet().fit(AtomsDataset(atoms, resting), strategy=HeadOnlyFinetune(), epochs=1)
+    assert np.isfinite(history[-1]["train_loss"])
+
+
+def test_forces_of_another_number_of_atoms() -> None:
+    atoms = few_isomers(1)[0]
+    sample = Sample(id="odd", atoms=atoms, target={"energy": 1.0, "forces": np.ones((3, 3))})
+    with pytest.raises(DataError, match=r"odd has 9 atoms, and forces of shape \(3, 3\)"):
+        pet().fit([SampleBatch([sample])], epochs=1)
+
+
+def test_the_loss_of_a_trained_model_is_that_of_its_training(tmp_path: Path) -> None:
+    """Labels it was not trained on are measured, and no part of the loss."""
+    model = pet()
+    history = model.fit(
+        dataset(6, forces=False), dataset(4, seed=1), strategy=HeadOnlyFinetune(lr=1e-3), epochs=1
+    )
+    model.save(tmp_path / "c")
+    for m in (model, MolfunStructureModel.from_checkpoint(tmp_path / "c", device="cpu")):
+        found = m.evaluate(dataset(4, seed=1))
+        assert found["loss"] == pytest.approx(history[-1]["val_loss"], rel=1e-5)
+        assert found["forces_mae"] > 0
+
+
+def test_another_level_of_theory_is_no_other_unit(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pet(config=None, weights=checkpoint, trust=True)
+    atoms = few_isomers(6)
+    old = model.predict(atoms)["prediction"]
+    model.add_target("energy/b", inherit="energy")
+    labels = [{"energy": 23.0 * float(e)} for e in old]  # one formula: as well a shift
+    model.fit(AtomsDataset(atoms, labels), strategy=HeadOnlyFinetune(lr=1e-9), epochs=1)
+    assert "probably in" not in caplog.text
+
+
+def test_stale_results_of_a_calculator_are_no_labels() -> None:
+    from ase.calculators.emt import EMT
+
+    atoms = few_isomers(1)[0]
+    atoms.calc = EMT()
+    atoms.get_forces()
+    assert set(AtomsDataset([atoms]).targets[0]) == {"energy", "forces"}
+    atoms.rattle(0.1)
+    assert AtomsDataset([atoms]).targets == [None]
+    atoms.info["energy"] = "-3.2 eV"
+    with pytest.raises(DataError, match=r"structure 1: An energy is one number, got '-3.2 eV'"):
+        AtomsDataset([atoms])
+
+
+def test_streams_of_batches_are_evaluated_once() -> None:
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Stream(IterableDataset):  # type: ignore[type-arg]
+        def __init__(self, samples: list[Sample]) -> None:
+            self.left = iter(samples)
+
+        def __iter__(self) -> Any:
+            return self.left
+
+    data = dataset(6)
+    samples = [data[i] for i in range(6)]
+    model = pet()
+    model.fit(data, strategy=HeadOnlyFinetune(lr=1e-6), epochs=1)
+    loader = DataLoader(Stream(samples), batch_size=2, collate_fn=SampleBatch)
+    assert model.evaluate(loader)["energy_mae"] == pytest.approx(model.evaluate(data)["energy_mae"])
+
+
+def test_embedding_a_loader() -> None:
+    from torch.utils.data import DataLoader
+
+    data = dataset(5)
+    model = pet()
+    loader = DataLoader(data, batch_size=2, collate_fn=data.collate_fn)
+    assert np.array_equal(model.embed(loader, pooling="mean"), model.embed(data, pooling="mean"))
+    trunk = model.predict([data[0]], outputs=())["trunk"]
+    assert trunk.single is None

@@ -369,6 +369,18 @@ def test_a_file_that_breaks_off(tune: Command, folder: Path) -> None:
     assert re.search(r"cut.xyz cannot be read as structures behind structure \d+: ", result.stderr)
 
 
+def test_one_of_several_energies_is_predicted(tune: Command, molfun: Command, folder: Path) -> None:
+    assert tune("--new-target", "energy/b", "--inherit", "energy").exit_code == 0
+    found = []
+    for name in ("energy", "energy/b"):
+        result = molfun("predict", "run/checkpoint", "--data", "x.xyz", "--target", name)
+        assert result.exit_code == 0, result.stderr
+        found.append([row["prediction"] for row in rows_of(folder / "predictions.csv")])
+    assert found[0] != found[1]
+    result = molfun("predict", "run/checkpoint", "--data", "x.xyz", "--target", "energy/c")
+    assert "Unknown target 'energy/c'" in result.stderr
+
+
 def test_stress(molfun: Command, folder: Path) -> None:
     from ase.build import bulk
     from ase.calculators.singlepoint import SinglePointCalculator

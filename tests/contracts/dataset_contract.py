@@ -75,6 +75,8 @@ class DatasetContract:
         first = values[0]
         expected = [i for i, v in zip(dataset.ids, values, strict=True) if v == first]
         assert dataset.filter(**{self.column: first}).ids == expected
+        two = [dataset.ids[i] for i in (1, 3)]
+        assert dataset.filter(**{dataset.id_name: two}).ids == two
         largest = dataset.filter(**{f"min_{self.column}": values.max()})
         assert set(largest.metadata[self.column]) == {values.max()}
         with pytest.raises(DataError, match=rf"No sample of .* meets min_{self.column}=1000000"):

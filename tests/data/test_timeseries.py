@@ -921,3 +921,10 @@ def test_nothing_is_logged_without_a_reason(write, caplog):
     caplog.set_level(logging.INFO)
     TimeSeriesDataset.from_csv(write("a.csv", LONG + "a,0,1,2,1\na,1,1,2,1\na,2,1,2,1\n"))
     assert not caplog.messages
+
+
+def test_metadata_may_be_arrays() -> None:
+    data = TimeSeriesDataset.from_arrays(
+        np.zeros((2, 5, 1)), metadata={"x": [np.arange(2), np.arange(3)]}
+    )
+    assert data[1].metadata["x"].tolist() == [0, 1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from metatomic.torch import ModelOutput
+from metatomic.torch import ModelMetadata, ModelOutput, unit_conversion_factor
 from metatrain.pet import PET
 from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.evaluate_model import evaluate_model
+from metatrain.utils.metadata import merge_metadata
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 from torch import nn
 
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Features, Layer
-from molfun.backbones.baselines import energy_of, per_ev, shifts_by_element
+from molfun.backbones.baselines import energy_of, shifts_by_element
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
 from molfun.errors import CheckpointError, ConfigError, unknown_name
@@ -30,6 +32,8 @@ from molfun.trunk import Readout, TrunkOutput
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
 DTYPES = ("float32", "float64")
 DEFAULT_TYPES = (1, 6, 7, 8)
+UNFITTED = "molfun_unfitted"
+"""Of the metadata of a checkpoint: energies whose baseline is still to be fitted."""
 PREFIX = "model.backend."
 
 
@@ -129,7 +133,11 @@ class PETBackbone(AtomisticBackbone):
         self.single_dim = self.model.num_readout_layers * (self.model.d_node + self.model.d_pet)
         self.pair_dim = None
         self._baselines: dict[str, Any] = {}
-        fitted = [n in self.targets and self._is_fitted(n) for n in self._all_targets()]
+        unfitted = json.loads(self.model.metadata.extra.get(UNFITTED, "[]"))
+        fitted = [
+            name in self.targets and self._is_fitted(name) and name not in unfitted
+            for name in self._all_targets()
+        ]
         self.register_buffer("baselines_fitted", torch.tensor(fitted))
 
     # --- input ---------------------------------------------------------------------------------
@@ -153,9 +161,14 @@ class PETBackbone(AtomisticBackbone):
     def fit_baseline(self, target: str, samples: Sequence[Sample]) -> None:
         """Fit the energy of each element, and the scale of what is left, by least squares."""
         labels = np.array([energy_of(sample) for sample in samples])
+        differences = np.full(len(samples), np.nan)
         if self._is_fitted(target):
-            expected, _ = self.predicted(samples, target)
-            shifts, known = shifts_by_element(samples, labels - expected), self._baseline(target)
+            differences = labels - self.predicted(samples, target)[0]
+        usable = np.isfinite(differences)
+        if usable.any():
+            kept = [sample for sample, use in zip(samples, usable, strict=True) if use]
+            shifts = shifts_by_element(kept, differences[usable])
+            known = self._baseline(target)
             energies = {n: float(known.energies[n]) + shifts.get(n, 0.0) for n in self.atomic_types}
             self._set_baseline(target, energies, known.scale)
         else:
@@ -166,13 +179,19 @@ class PETBackbone(AtomisticBackbone):
             self._baselines.clear()
         self.baselines_fitted[self._all_targets().index(target)] = True
 
+    def per_ev(self, unit: str) -> float:
+        """How many of a unit are one eV, by metatomic."""
+        return float(unit_conversion_factor("eV", unit))
+
     def unready(self) -> str | None:
         """Whether the energy in use has neither labels nor an older one behind it."""
-        if self.readout is None or self._is_fitted(self.readout.target):
+        if self.readout is None:
+            return None
+        target = self.readout.target
+        if self.baseline_of(target) is not None or self._is_fitted(target):
             return None
         return (
-            f"The energy {self.readout.target!r} was not fitted to any label: its predictions mean "
-            f"nothing yet."
+            f"The energy {target!r} was not fitted to any label: its predictions mean nothing yet."
         )
 
     def set_scale(self, target: str, scale: float) -> None:
@@ -223,7 +242,8 @@ class PETBackbone(AtomisticBackbone):
     ) -> None:
         """Give the model another energy; see `molfun.backbones.pet.targets.add_target`."""
         before = dict(zip(self._all_targets(), self.baselines_fitted.tolist(), strict=True))
-        old = None if inherit is None or not before.get(inherit) else self._baseline(inherit)
+        known = inherit is not None and inherit in self.targets and self._is_fitted(inherit)
+        old = self._baseline(str(inherit)) if known else None
         theirs = self.targets.get(inherit or "", "eV")
         unit, dtype = unit or theirs, next(self.model.parameters()).dtype
         with self._on_cpu(), torch.random.fork_rng(devices=[]):
@@ -234,7 +254,7 @@ class PETBackbone(AtomisticBackbone):
         self.baselines_fitted = torch.tensor(kept, device=self.baselines_fitted.device)
         self._baselines.clear()
         if old is not None:  # it predicts what the old one does until it is fitted
-            factor = per_ev(unit) / per_ev(theirs)
+            factor = self.per_ev(unit) / self.per_ev(theirs)
             energies = {n: factor * float(old.energies[n]) for n in self.atomic_types}
             self._set_baseline(name, energies, factor * old.scale)
 
@@ -409,7 +429,11 @@ class PETBackbone(AtomisticBackbone):
         copy.load_state_dict(state)
         copy.additive_models[0].sync_tensor_maps()
         copy.scaler.sync_tensor_maps()
-        copy.metadata = self.model.metadata
+        fitted = zip(self._all_targets(), self.baselines_fitted.tolist(), strict=True)
+        unfitted = json.dumps([name for name, done in fitted if name in self.targets and not done])
+        copy.metadata = merge_metadata(
+            self.model.metadata, ModelMetadata(extra={UNFITTED: unfitted})
+        )
         return copy.eval()
 
 
