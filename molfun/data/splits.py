@@ -108,7 +108,7 @@ class DataSplitter:
         """
         sizes = _sizes(len(dataset), val_frac, test_frac)
         groups = _together(_identical(dataset))
-        return _parts(dataset, _fill(groups, sizes, seed, "groups of distinct sequences"))
+        return _parts(dataset, _fill(groups, sizes, seed, "groups of distinct samples"))
 
     @staticmethod
     def temporal(

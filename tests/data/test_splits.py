@@ -140,7 +140,7 @@ def test_too_few_samples():
 
 def test_too_few_distinct_sequences():
     same = dataset_of([("ACDEFGHIKL",)] * 9)
-    with pytest.raises(DataError, match="Cannot split 1 groups of distinct sequences into"):
+    with pytest.raises(DataError, match="Cannot split 1 groups of distinct samples into"):
         DataSplitter.random(same)
     assert [len(part) for part in DataSplitter.random(same, val_frac=0, test_frac=0)] == [9, 0, 0]
 
