@@ -13,6 +13,7 @@ import torch
 
 from molfun.backbones.base import Backbone, Features
 from molfun.backbones.baselines import (
+    LEAST_SCALE,
     describe_baseline,
     doubts,
     energy_of,
@@ -29,8 +30,6 @@ LOOKED_AT = 32
 """Structures whose labels are compared with what the model predicts."""
 AT_ONCE = 256
 """Atoms that go through the model together for that (one structure at least)."""
-LEAST_SCALE = 1e-6
-"""Forces below it, in eV/angstrom, are none, and no scale."""
 KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
 OVERLAP = 0.4
@@ -272,11 +271,13 @@ def _atoms_of(sample: Sample) -> Any:
 def _in_batches(samples: Sequence[Sample], n_atoms: int) -> Iterator[list[Sample]]:
     """Samples in order, as many together as have so many atoms."""
     batch: list[Sample] = []
+    used = 0
     for sample in samples:
-        if batch and sum(len(s.atoms) for s in [*batch, sample]) > n_atoms:
+        if batch and used + len(sample.atoms) > n_atoms:
             yield batch
-            batch = []
+            batch, used = [], 0
         batch.append(sample)
+        used += len(sample.atoms)
     if batch:
         yield batch
 

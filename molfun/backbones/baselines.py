@@ -29,6 +29,8 @@ NEAR = 1.25
 ALIKE = 0.7
 """Correlation of forces above which their size and sign can be compared."""
 SEVERAL = 5.0
+LEAST_SCALE = 1e-6
+"""Below it, what energies or forces have left is rounding, and no scale."""
 
 
 def energy_of(sample: Any) -> float | None:
@@ -130,6 +132,7 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
         for sample, energy in zip(samples, energies, strict=True)
         if (label := energy_of(sample)) is not None
     ]
+    # nothing was predicted where no structure has forces
     both = [
         (label.ravel(), found.ravel() * factor)
         for label, found in zip(forces, predicted, strict=False)

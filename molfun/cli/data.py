@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
-from molfun.data.atoms import AtomsDataset, read_frames
+from molfun.data.atoms import AtomsDataset, columns_of, read_frames
 from molfun.data.batching import LengthBatchSampler
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
@@ -490,14 +490,9 @@ def _atoms_for(
     if labels:
         return AtomsDataset.from_files(data, **keys, require_target=True)
     frames = read_frames(data)
-    names = {name for frame in frames for name in (*frame.info, *frame.arrays, *_results(frame))}
+    names = {name for frame in frames for name in columns_of(frame)}
     known = {k: v for k, v in keys.items() if v in names or given.get(k) is not None}
     return AtomsDataset.from_atoms(frames, **known)
-
-
-def _results(frame: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(frame.calc, "results", {})
-    return found
 
 
 def _series_for(

@@ -178,7 +178,7 @@ class AtomsDataset(SampleDataset):
         if wrong:
             raise DataError(f"{wrong[0]}_key is no setting; there are {', '.join(KEYS)}.")
         for name in [*named.values(), *([target_key] if target_key else [])]:
-            if frames and not any(_find(a, name) is not None for a in frames):
+            if frames and not any(columns_of(a).get(name) is not None for a in frames):
                 known = _all_names(frames)
                 raise DataError(
                     f"No structure has {name!r}. They have: {_names_in(frames)}."
@@ -186,7 +186,7 @@ class AtomsDataset(SampleDataset):
                 )
         targets: list[Any]
         if target_key is not None:
-            targets = [_find(a, target_key) for a in frames]
+            targets = [columns_of(a).get(target_key) for a in frames]
         else:
             targets = _labels_of_all(frames, {**KEYS, **named}, origins)
         ids = [str(a.info.get("id", a.info.get("name", i + 1))) for i, a in enumerate(frames)]
@@ -297,20 +297,20 @@ def read_frames(path: str | Path) -> list[Any]:
     return frames
 
 
-def _find(atoms: Any, name: str) -> Any:
-    """A label by its name: what a calculator left, or a column of the file."""
-    for place in (_results(atoms), atoms.info, atoms.arrays):
-        if name in place:
-            return place[name]
-    return None
+def columns_of(atoms: Any) -> dict[str, Any]:
+    """All that a structure carries by name: what a calculator left, or columns of the file.
 
-
-def _results(atoms: Any) -> Mapping[str, Any]:
-    """What a calculator left, if the structure is still the one it was asked about."""
+    Results of a calculator that was asked about other positions are left out.
+    """
     calculator = atoms.calc
     results: Mapping[str, Any] = getattr(calculator, "results", None) or {}
-    stale = bool(results) and hasattr(calculator, "check_state") and calculator.check_state(atoms)
-    return {} if stale else results
+    if results and hasattr(calculator, "check_state") and calculator.check_state(atoms):
+        results = {}
+    columns: dict[str, Any] = {}
+    for place in (results, atoms.info, atoms.arrays):
+        for name in place:
+            columns.setdefault(name, place[name])
+    return columns
 
 
 def _labels_of_all(
@@ -327,7 +327,8 @@ def _labels_of_all(
 
 
 def _labels(atoms: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    found = {kind: _find(atoms, name) for kind, name in names.items()}
+    columns = columns_of(atoms)
+    found = {kind: columns.get(name) for kind, name in names.items()}
     label = {kind: value for kind, value in found.items() if value is not None}
     if "stress" in label:
         label["stress"] = _as_matrix(np.asarray(label["stress"], dtype=float))
@@ -356,10 +357,8 @@ def _labelled(target: Any) -> bool:
 def _all_names(frames: Sequence[Any]) -> list[str]:
     names: dict[str, None] = {}
     for atoms in frames[:MANY]:
-        results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
-        known = [n for n in atoms.arrays if n not in ("numbers", "positions")]
-        names.update(dict.fromkeys([*results, *atoms.info, *known]))
-    return list(names)
+        names.update(dict.fromkeys(columns_of(atoms)))
+    return [name for name in names if name not in ("numbers", "positions")]
 
 
 def _names_in(frames: Sequence[Any]) -> str:

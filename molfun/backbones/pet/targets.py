@@ -22,6 +22,7 @@ from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import Dataset, DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
 
+from molfun.backbones.baselines import LEAST_SCALE
 from molfun.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(energy(/[\w-]+)?|mtt::[\w-]+(/[\w-]+)?)")
 FIT_BATCH = 256
 """Structures that metatrain's fits take together."""
-LEAST_SCALE = 1e-6
-"""Below it, what is left of the energies is rounding, and no scale."""
 
 
 @dataclass(frozen=True)
