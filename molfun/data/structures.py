@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import gemmi
 import numpy as np
 
+from molfun._limits import Limit, read_bytes
 from molfun.data.folders import FolderIndex
 from molfun.data.words import counted
-from molfun.errors import ConfigError, StructureError, UnsafeFileError
+from molfun.errors import ConfigError, StructureError
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Protein
 
 if TYPE_CHECKING:
@@ -31,12 +30,10 @@ STRUCTURE_SUFFIXES = tuple(
     for suffix in (".cif", ".pdb", ".ent", ".mmcif")
 )  # fmt: skip
 """Suffixes in the order in which a structure is looked for."""
-MAX_BYTES = 2**29
+MAX_BYTES = Limit("STRUCTURE_BYTES", 2**29)
 """Largest structure text, unpacked. Even capsids and ribosomes of the PDB stay below."""
-MAX_RATIO = 100
-"""Largest ratio of unpacked to packed bytes; an honest structure file packs 4 to 10 times."""
-RATIO_FROM = 2**24
-"""Unpacked sizes below this are harmless at any ratio."""
+MAX_RATIO = Limit("STRUCTURE_GZIP_RATIO", 100, "unpacked bytes per packed byte")
+"""An honest structure file packs 4 to 10 times."""
 MAX_COORDINATE = 1e6
 """Angstrom from the origin; the columns of a PDB file end before 1e5."""
 MAX_BOND = 2.5
@@ -83,7 +80,7 @@ def read_structure(
         If the file is missing, damaged, holds no protein or a coordinate that is not a number,
         or the chains or the model are not in it.
     UnsafeFileError
-        If a packed file unpacks to more than `MAX_BYTES` or `MAX_RATIO` times its size.
+        If the file is larger than `MAX_BYTES` or unpacks to more than `MAX_RATIO` times its size.
 
     Examples
     --------
@@ -144,7 +141,13 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise StructureError(f"{path} {what}. Give a PDB or mmCIF file.")
-    raw = _inflate(path) if path.suffix.lower() == ".gz" else _read_plain(path)
+    raw = read_bytes(
+        path,
+        MAX_BYTES,
+        ratio=MAX_RATIO,
+        error=StructureError,
+        advice="Keep only the chains you need.",
+    )
     if not raw.strip():
         raise StructureError(f"{path} is empty. Download or export the structure again.")
     if b"\0" in raw:
@@ -157,36 +160,6 @@ def _read_text(path: Path) -> str:
         )
     # one character a byte: PDB columns must not move
     return raw.decode("ascii", "replace")
-
-
-def _read_plain(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise UnsafeFileError(
-            f"Refused {path}: {size:,} bytes is more than the {MAX_BYTES:,} a structure may have. "
-            f"Keep only the chains you need."
-        )
-    return path.read_bytes()
-
-
-def _inflate(path: Path) -> bytes:
-    packed = path.stat().st_size
-    limit = min(MAX_BYTES, max(RATIO_FROM, MAX_RATIO * packed))
-    try:
-        with gzip.open(path) as file:
-            raw = file.read(limit + 1)
-    except EOFError as error:
-        raise StructureError(f"{path} is truncated gzip. Download it again.") from error
-    except (OSError, zlib.error) as error:
-        raise StructureError(
-            f"{path} is not gzip or damaged ({error}). Download it again."
-        ) from error
-    if len(raw) > limit:
-        raise UnsafeFileError(
-            f"Refused {path}: its {packed:,} bytes unpack to more than {limit:,}, which no "
-            f"structure file does. Unpack it yourself if you trust it."
-        )
-    return raw
 
 
 # From text to a gemmi structure

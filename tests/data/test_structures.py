@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pdb_text import BACKBONE, STEP, pdb_atom, pdb_chain, pdb_residue
 
-from molfun.data import structures
 from molfun.data.structures import find_structure, read_structure
 from molfun.errors import ConfigError, DataError, MolfunError, StructureError, UnsafeFileError
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, Protein
@@ -394,14 +393,21 @@ def test_packed_equals_plain(write, tmp_path, suffix):
 def test_gzip_bomb_is_refused_before_it_is_parsed(write):
     path = write("a.cif.gz", gzip.compress(b"\n" * 2**26))
     start = time.perf_counter()
-    assert "unpack to more than" in refused(path, UnsafeFileError)
+    text = refused(path, UnsafeFileError)
+    assert "unpacked bytes per packed byte are more than the 100 allowed. It was made to" in text
     assert time.perf_counter() - start < 2
 
 
-def test_oversized_file_is_refused(write, monkeypatch):
-    monkeypatch.setattr(structures, "MAX_BYTES", 100)
-    text = refused(write("a.pdb", pdb_chain("ALA GLY")), UnsafeFileError)
-    assert "more than the 100 a structure may have" in text
+@pytest.mark.parametrize("name", ["a.pdb", "a.pdb.gz"])
+def test_oversized_file_is_refused_until_the_limit_is_raised(write, monkeypatch, name):
+    raw = "\n".join(pdb_chain("ALA GLY")).encode()
+    path = write(name, gzip.compress(raw) if name.endswith("gz") else raw)
+    monkeypatch.setenv("MOLFUN_MAX_STRUCTURE_BYTES", "100")
+    text = refused(path, UnsafeFileError)
+    assert "allowed. Keep only the chains you need. If you trust the file" in text
+    assert "raise the limit: MOLFUN_MAX_STRUCTURE_BYTES=" in text
+    monkeypatch.setenv("MOLFUN_MAX_STRUCTURE_BYTES", "10k")
+    assert len(read_structure(path)) == 2
 
 
 def test_ten_million_empty_lines_are_harmless(write):
