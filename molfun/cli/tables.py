@@ -54,13 +54,24 @@ def _number(target: Any) -> Any:
     return target.get("energy") if isinstance(target, Mapping) else target
 
 
+def structures_path(table: Path) -> Path:
+    """Where `write_structures` puts structures, whose table is `table`.
+
+    Examples
+    --------
+    >>> structures_path(Path("out/q.csv")).name
+    'q_structures.xyz'
+    """
+    return table.with_name(f"{table.stem}_structures.xyz")
+
+
 def write_structures(path: Path, result: Mapping[str, Any], dataset: Any) -> Path | None:
     """Write structures with predicted energy, forces and stress beside a table of predictions.
 
     Parameters
     ----------
     path
-        The table; the structures go to ``NAME_structures.xyz`` beside it.
+        The table; the structures go to `structures_path`.
     result
         What `MolfunStructureModel.predict` gave for the data set.
     dataset
@@ -73,6 +84,7 @@ def write_structures(path: Path, result: Mapping[str, Any], dataset: Any) -> Pat
     """
     if "forces" not in result and "stress" not in result:
         return None
+    beside = structures_path(path)
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import write
     from ase.stress import full_3x3_to_voigt_6_stress
@@ -88,7 +100,6 @@ def write_structures(path: Path, result: Mapping[str, Any], dataset: Any) -> Pat
         bare.info["id"] = name
         bare.calc = SinglePointCalculator(bare, **values)
         frames.append(bare)
-    beside = path.with_name(f"{path.stem}_structures.xyz")
     with atomic_path(beside) as temporary:
         write(str(temporary), frames, format="extxyz")
     return beside
