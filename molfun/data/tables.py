@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import io
 import logging
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
+from molfun._limits import Limit, read_bytes
+from molfun.data.parquet import read_parquet
 from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
+from molfun.errors import (
+    ConfigError,
+    DataError,
+    TableError,
+    UnsafeFileError,
+    listing,
+    unknown_name,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -28,8 +36,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DELIMITERS = (",", "\t", ";", "|")
-LARGEST_TABLE = 2**31
-"""Bytes of a table that was packed with gzip."""
+MAX_BYTES = Limit("TABLE_BYTES", 2**30)
+"""Largest table, unpacked."""
+MAX_CELLS = Limit("TABLE_CELLS", 50_000_000, "cells")
+"""Largest table in cells: every cell of text takes 60 bytes or more, whatever it holds."""
+MAX_CELL = Limit("CELL_CHARACTERS", 2**24, "characters in one cell")
+"""Longest cell: labels of each residue of a long protein are 0.3 million characters."""
 LARGEST_LABEL = 1e18
 """Labels beyond this are refused: their square overflows float32 and the loss would be inf."""
 OUTLIER_RANGES = 50
@@ -43,6 +55,9 @@ _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
 _PADDED = re.compile(r"[+-]?0\d", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
+"""How Excel writes which delimiter it used, in front of the header."""
+_COMMENTS = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -208,10 +223,18 @@ def read_cells(path: Path, key_column: str) -> Cells:
     if not path.is_file():
         what = "is a folder, not a table" if path.is_dir() else "does not exist"
         raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
-    if path.suffix.lower() in (".parquet", ".pq"):
-        cells = _read_parquet(path)
-    else:
-        cells = _read_text(path, key_column)
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            header, columns = read_parquet(path, max_bytes=MAX_BYTES, max_cells=MAX_CELLS)
+            rows = [list(row) for row in zip(*columns, strict=True)]
+            lines = list(range(1, len(rows) + 1))
+            cells = Cells(path=path, header=header, rows=rows, lines=lines, word="row")
+        else:
+            cells = _read_text(path, key_column)
+    except MemoryError:
+        raise UnsafeFileError(
+            f"Refused {path}: reading it exhausts memory. Split it, or leave out columns."
+        ) from None
     if not cells.rows and not cells.ragged:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
     return replace(cells, rows=[[unescape(cell) for cell in row] for row in cells.rows])
@@ -243,47 +266,21 @@ def unescape(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA_STARTS) else text
 
 
-def _read_parquet(path: Path) -> Cells:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TableError(
-            f"{path} cannot be read as Parquet ({_first_line(error)}). Write it again, or give "
-            f"a CSV file."
-        ) from error
-    columns = [
-        [_parquet_text(value) for value in table.column(i).to_pylist()]
-        for i in range(table.num_columns)
-    ]
-    return Cells(
-        path=path,
-        header=[name.strip() for name in table.column_names],
-        rows=[list(row) for row in zip(*columns, strict=True)],
-        lines=list(range(1, table.num_rows + 1)),
-        word="row",
-    )
-
-
-def _parquet_text(value: Any) -> str:
-    """A cell as it is written in a CSV file: lists with semicolons, ``?`` where they have none."""
-    if isinstance(value, list):
-        return ";".join("?" if item is None else str(item) for item in value)
-    return "" if value is None else str(value)
-
-
 def _read_text(path: Path, id_column: str) -> Cells:
     text = _decode(path)
     if not text.strip():
         raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
-    delimiter = _sniff_delimiter(text, id_column)
+    delimiter, skipped = _layout(path, text, id_column)
+    first_line = 1
+    if skipped:
+        first_line = line_of(text, skipped)
+        text = text[skipped:]
+    MAX_CELLS.check(text.count(delimiter) + max(text.count("\n"), text.count("\r")), path)
     # strict: a stray quote must not swallow the lines after it
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     rows, lines, ragged = [], [], []
-    for line, row in _numbered(reader, path):
+    for line, row in _numbered(reader, path, first_line):
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
@@ -301,62 +298,90 @@ def _read_text(path: Path, id_column: str) -> Cells:
     return Cells(path=path, header=header, rows=rows, lines=lines, ragged=ragged)
 
 
-def _numbered(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, list[str]]]:
     """Rows with the line each starts on, the csv module's errors made ours."""
-    while True:
-        start = reader.line_num + 1
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise TableError(
-                f"{path}, line {start}: {error}. Check the quotes from this line on."
+    # the csv module has one limit for the whole process
+    allowed = csv.field_size_limit(MAX_CELL.value)
+    try:
+        while True:
+            start = reader.line_num + first_line
+            row = next(reader, None)
+            if row is None:
+                return
+            yield start, row
+    except csv.Error as error:
+        if "field larger" in str(error):
+            raise MAX_CELL.error(
+                f"{path}, line {start}", advice="Check the quotes from this line on."
             ) from error
-        yield start, row
+        raise TableError(
+            f"{path}, line {start}: {error}. Check the quotes from this line on."
+        ) from error
+    finally:
+        csv.field_size_limit(allowed)
 
 
 def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):
-        raw = _unpacked(path)
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif raw[:4].count(0) == 2:
-        # UTF-16 without its mark: every other byte of an ASCII header is zero
-        encoding = "utf-16-be" if raw[0] == 0 else "utf-16-le"
-    else:
-        encoding = "utf-8-sig"
+    """Text of a table; what is no text is named."""
+    raw = read_bytes(path, MAX_BYTES, error=TableError)
+    refuse_foreign(path, raw, "CSV", TableError)
     try:
-        return raw.decode(encoding)
+        text, encoding = decoded(raw)
     except UnicodeDecodeError:
-        if encoding != "utf-8-sig":
-            raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
-    logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
-    return raw.decode("latin-1")
+        raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
+    found = foreign_text(text, "CSV")
+    if found is not None:
+        raise TableError(f"{path} {found}")
+    if "\0" in text:
+        raise TableError(
+            f"{path}, line {line_of(text, text.index(chr(0)))}: a NUL byte. The file is damaged or "
+            f"binary; export the table again as CSV."
+        )
+    if encoding == "latin-1":
+        logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
+    return text
 
 
-def _unpacked(path: Path) -> bytes:
-    """Content of a gzip file, up to a limit."""
-    try:
-        with gzip.open(path) as file:
-            raw = file.read(LARGEST_TABLE + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise TableError(f"{path} is a damaged gzip file: {error}.") from error
-    if len(raw) > LARGEST_TABLE:
-        raise TableError(f"{path} unpacks to more than {LARGEST_TABLE:,} bytes.")
-    return raw
+def _layout(path: Path, text: str, id_column: str) -> tuple[str, int]:
+    """The delimiter of a table, and the number of characters before its header."""
+    named = _SEPARATOR_LINE.match(text)
+    if named is not None:
+        if named[1] not in DELIMITERS:
+            allowed = ", ".join(map(repr, DELIMITERS))
+            raise TableError(
+                f"{path}, line 1: the delimiter {named[1]!r} is none of {allowed}. Save the table "
+                f"with one of these."
+            )
+        return named[1], named.end()
+    delimiter, has_column = _sniff_delimiter(text, id_column)
+    comments = _COMMENTS.match(text)
+    if comments is None or has_column:
+        return delimiter, 0
+    delimiter, has_column = _sniff_delimiter(text[comments.end() :], id_column)
+    if not has_column:
+        return _sniff_delimiter(text, id_column)[0], 0
+    lines = line_of(text, comments.end()) - 1
+    logger.info("%s: %s before the header left out.", path, counted(lines, "comment line"))
+    return delimiter, comments.end()
 
 
-def _sniff_delimiter(text: str, id_column: str) -> str:
-    """The delimiter that makes a cell of the header equal the id column, else the commonest."""
-    header = next(line for line in text.splitlines() if line.strip())
+def _sniff_delimiter(text: str, id_column: str) -> tuple[str, bool]:
+    """The delimiter that makes a cell of the header equal the id column, else the commonest.
+
+    Also whether it makes one.
+    """
+    header = next((line for line in text.splitlines() if line.strip()), "")
 
     def fitness(delimiter: str) -> tuple[bool, int]:
-        cells = [cell.strip().strip('"') for cell in header.split(delimiter)]
+        try:
+            cells = next(csv.reader([header], delimiter=delimiter, strict=True), [])
+        except csv.Error:  # a quoted cell that goes on in the next line, or that ends too early
+            cells = [cell.strip('"') for cell in header.split(delimiter)]
+        cells = [cell.strip() for cell in cells]
         return id_column in cells, len(cells)
 
-    return max(DELIMITERS, key=fitness)
+    best = max(DELIMITERS, key=fitness)
+    return best, fitness(best)[0]
 
 
 # Checks

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molfun.data.tables import filter_rows, read_table
-from molfun.errors import ConfigError, MolfunError, TableError
+from molfun.errors import ConfigError, MolfunError, TableError, UnsafeFileError
 
 HEADER = "pdb_id,affinity\n"
 
@@ -122,7 +122,7 @@ def test_good_labels(write, cell):
         ("/etc/passwd", "is a path, not an id"),
         ("..\\x", "is a path, not an id"),
         ("..", "is a path, not an id"),
-        ("a\0b", "holds control characters"),
+        ("a\x01b", "holds control characters"),
         ('"a\nb"', "holds control characters"),
         ("x" * 201, "longer than 200 bytes"),
     ],
@@ -298,12 +298,15 @@ def test_filter_names_the_nearest_column(metadata):
         filter_rows(pd.DataFrame(index=range(2)), {"year": 1})
 
 
-def test_hundred_thousand_rows_in_two_seconds(write):
-    rows = "".join(f"x{i},{i % 97 / 10},{1990 + i % 30},name{i}\n" for i in range(100_000))
-    path = write("a.csv", "pdb_id,affinity,year,note\n" + rows)
-    start = time.perf_counter()
-    assert len(read_table(path)) == 100_000
-    assert time.perf_counter() - start < 2
+def test_time_grows_with_the_rows_and_no_faster(write):
+    def seconds(n: int) -> float:
+        rows = "".join(f"x{i},{i % 97 / 10},{1990 + i % 30},name{i}\n" for i in range(n))
+        path = write("a.csv", "pdb_id,affinity,year,note\n" + rows)
+        start = time.process_time()
+        assert len(read_table(path)) == n
+        return time.process_time() - start
+
+    assert seconds(100_000) < 40 * min(seconds(10_000) for _ in range(3))
 
 
 CELLS = st.one_of(
@@ -345,17 +348,16 @@ def test_any_bytes_give_a_table_or_an_error_of_ours(write, raw):
 def test_packed_tables(tmp_path, monkeypatch):
     import gzip
 
-    from molfun.data import SequenceDataset, tables
-    from molfun.errors import TableError
+    from molfun.data import SequenceDataset
 
     path = tmp_path / "data.csv.gz"
     path.write_bytes(gzip.compress(b"sequence,target\nMKV,1\nACD,2\n"))
     assert SequenceDataset.from_csv(path).targets.tolist() == [1.0, 2.0]
     whole = path.read_bytes()
     path.write_bytes(whole[:-12])
-    with pytest.raises(TableError, match=r"data\.csv\.gz is a damaged gzip file"):
+    with pytest.raises(TableError, match=r"data\.csv\.gz is truncated gzip"):
         SequenceDataset.from_csv(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(tables, "LARGEST_TABLE", 10)
-    with pytest.raises(TableError, match="unpacks to more than 10 bytes"):
+    monkeypatch.setenv("MOLFUN_MAX_TABLE_BYTES", "10")
+    with pytest.raises(UnsafeFileError, match="raise the limit: MOLFUN_MAX_TABLE_BYTES="):
         SequenceDataset.from_csv(path)
