@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
-from molfun.errors import ConfigError, DataError, unknown_name
-from molfun.models.loaders import from_structures
+from molfun.errors import ConfigError, unknown_name
 from molfun.nn.pooling import MeanPool
-from molfun.sample import Sample, SampleBatch, n_residues
+from molfun.sample import Sample, n_residues
 from molfun.trunk import TrunkOutput
 
 Pooling = Literal["mean", "cls"]
 BATCH_TOKENS = 4096
 """Residues that go through the model together."""
-
-
-def as_samples(data: Any) -> list[Sample]:
-    """Samples of a data set, of samples, of sequences as text, or of ``ase.Atoms``."""
-    data = from_structures(data)
-    if isinstance(data, str):
-        return [Sample(id="seq_1", sequence=data)]
-    if isinstance(data, Sample):
-        return [data]
-    if hasattr(data, "ids") and hasattr(data, "__getitem__"):
-        return [data[i] for i in range(len(data))]
-    items = [x for part in data for x in (part if isinstance(part, SampleBatch) else [part])]
-    wrong = next((x for x in items if not isinstance(x, str | Sample)), None)
-    if wrong is not None:
-        raise DataError(
-            f"Cannot embed {type(wrong).__name__}. Give sequences, structures of atoms, samples or "
-            f"a data set."
-        )
-    return [
-        Sample(id=f"seq_{i}", sequence=x) if isinstance(x, str) else x
-        for i, x in enumerate(items, start=1)
-    ]
 
 
 def embed(

@@ -3,43 +3,124 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, Subset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    default_collate,
+)
 
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing
+from molfun.models import given
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
-from molfun.training.runner import as_inputs
+from molfun.training.runner import Inputs, as_inputs
+
+logger = logging.getLogger(__name__)
 
 
 def is_many(data: Any) -> bool:
-    """Whether data is a loader, a dataset or an iterator of batches rather than one batch."""
+    """Whether data is a loader, a data set or a list of batches rather than one batch."""
     data = from_structures(data)
-    batches = isinstance(data, list) and data and isinstance(data[0], SampleBatch | Mapping)
-    if batches or isinstance(data, DataLoader | Iterator) or collate_of(data) is not None:
-        return True
-    return getattr(data, "dataset", None) is not None  # something around a loader
+    if isinstance(data, list | tuple):
+        return len(data) > 0 and not given.is_batch(data)
+    return not isinstance(data, Sample | SampleBatch | Mapping | Inputs)
 
 
 def as_loader(data: Any, *, shuffle: bool = False) -> Any:
-    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list."""
-    if isinstance(data, Sample | SampleBatch):
+    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list.
+
+    Raises
+    ------
+    ConfigError
+        If a ``DataLoader`` puts samples together by PyTorch's own function.
+    DataError
+        If the data is of another kind, has no length, or none of its items is a sample or a batch.
+    """
+    if isinstance(data, Sample | SampleBatch | Mapping | Inputs):
         return [data]
     data = from_structures(data)
+    if isinstance(data, DataLoader) or (hasattr(data, "dataset") and not isinstance(data, Dataset)):
+        return _checked_loader(data)
     collate = collate_of(data)
-    if isinstance(data, DataLoader) and data.collate_fn is default_collate and collates(data):
-        raise ConfigError(
-            f"The DataLoader has no collate_fn for samples. Pass "
-            f"collate_fn={type(dataset_of(data)).__name__}.collate_fn to it."
-        )
-    if isinstance(data, DataLoader) or collate is None:
+    if collate is None:
+        data = _as_samples(data)
+        collate = collate_of(data)
+    if collate is None:
         return data
-    size = getattr(dataset_of(data) or data, "default_batch_size", 1)
+    size = getattr(parts_of(data)[0], "default_batch_size", 1)
     return DataLoader(data, batch_size=size, shuffle=shuffle, collate_fn=collate)
+
+
+def _checked_loader(loader: Any) -> Any:
+    """A loader that has a length and gives what can be used; one over a stream ends with it."""
+    if given.length_of(loader) is None:
+        raise given.no_end(loader)
+    if not isinstance(loader, DataLoader):
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        return given.Bounded(loader, spare=loader.num_workers)
+    if loader.collate_fn is default_collate and len(loader):
+        _check_collate(loader.dataset)
+    return loader
+
+
+def _check_collate(dataset: Any) -> None:
+    """Refuse samples in a loader that puts things together by PyTorch's own function."""
+    known = collate_of(dataset) is not None
+    if not known and not given.is_map_style(dataset):
+        return
+    first = None if known else given.item_of(dataset, 0)
+    if not known and not given.is_sample_like(first):
+        return
+    owner = type(parts_of(dataset)[0]).__name__ if known else "SequenceDataset"
+    pass_one = f"Pass collate_fn={owner}.collate_fn to it, or give"
+    raise ConfigError(
+        f"The DataLoader has no collate_fn for samples. "
+        f"{pass_one if known or isinstance(first, Sample) else 'Give'} the data set without a "
+        f"loader."
+    )
+
+
+def _as_samples(data: Any) -> Any:
+    """Data that makes no batches itself, as a data set that does, or as batches."""
+    if isinstance(data, str):
+        return given.GivenSamples([data])
+    if isinstance(data, IterableDataset):
+        data = given.read_stream(data)
+    if isinstance(data, list | tuple) and given.is_batch(data) and not isinstance(data[0], Sample):
+        return [data]
+    if given.is_map_style(data):
+        return _of_items(data)
+    is_stream = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if not is_stream or isinstance(data, given.NO_DATA) or hasattr(data, "iloc"):
+        raise given.refused(data)
+    if given.length_of(data) is None:
+        raise given.no_end(data)
+    return given.Bounded(data)
+
+
+def _of_items(data: Any) -> Any:
+    """A list or map-style data set whose items are samples or batches."""
+    if not given.length_of(data):
+        return data if isinstance(data, list) else []
+    first = given.item_of(data, 0)
+    if hasattr(first, "get_atomic_numbers"):
+        return from_structures([given.item_of(data, i) for i in range(len(data))])
+    listed = data if isinstance(data, list | tuple) else [first]
+    if any(given.is_batch(item) for item in listed):
+        return data if isinstance(data, list) else given.GivenBatches(data)
+    samples = given.GivenSamples(data)
+    samples[0]  # refused before anything else is looked at
+    return samples
 
 
 def from_structures(data: Any) -> Any:
@@ -54,29 +135,71 @@ def from_structures(data: Any) -> Any:
     return AtomsDataset.from_atoms(data)
 
 
-def collates(loader: DataLoader[Any]) -> bool:
-    """Whether the data set of a loader knows how to make batches."""
-    return collate_of(loader.dataset) is not None
-
-
 def collate_of(data: Any) -> Any:
-    """How a dataset, or the one inside torch's Subset, makes batches; None for anything else."""
-    return getattr(data.dataset if isinstance(data, Subset) else data, "collate_fn", None)
+    """How a data set, or those in torch's Subset and ConcatDataset, make batches; else None."""
+    parts = [getattr(part, "collate_fn", None) for part in parts_of(data)]
+    return None if None in parts else parts[0]
+
+
+def parts_of(data: Any) -> list[Any]:
+    """The data sets that torch's Subset and ConcatDataset are around, however deep."""
+    if isinstance(data, Subset):
+        return parts_of(data.dataset)
+    if isinstance(data, ConcatDataset):
+        return [part for one in data.datasets for part in parts_of(one)]
+    return [data]
+
+
+def column_of(data: Any, name: str) -> list[Any] | None:
+    """What a data set says of all its samples, as ``ids``; None where it says nothing."""
+    if isinstance(data, Subset):
+        values = column_of(data.dataset, name)
+        return None if values is None else [given.item_of(values, int(i)) for i in data.indices]
+    if isinstance(data, ConcatDataset):
+        columns = [column_of(part, name) for part in data.datasets]
+        return None if None in columns else [v for column in columns for v in column or ()]
+    found = getattr(data, name, None)
+    if found is None or collate_of(data) is None:
+        return None
+    return found.tolist() if isinstance(found, np.ndarray) else list(found)
 
 
 def targets_of(loader: Any) -> list[Any]:
     """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
     dataset = getattr(loader, "dataset", None)
-    targets = getattr(dataset_of(loader), "targets", None)
+    targets = column_of(dataset, "targets")
     if targets is not None:
-        values = targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
-        return [values[i] for i in dataset.indices] if isinstance(dataset, Subset) else values
-    batches: Iterable[Any] = loader
-    if isinstance(loader, DataLoader) and not isinstance(dataset, IterableDataset):
-        batches = DataLoader(
-            loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn
-        )
-    return [t for batch in batches for t in as_inputs(batch).targets]
+        return targets
+    return [t for batch in _in_order(loader) for t in as_inputs(batch).targets]
+
+
+def _in_order(loader: Any) -> Iterable[Any]:
+    """Batches of a loader that may shuffle, in the order of its data set."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    size, collate = loader.batch_size or 1, loader.collate_fn
+    return given.Bounded(DataLoader(loader.dataset, batch_size=size, collate_fn=collate))
+
+
+def all_samples(data: Any) -> list[Sample]:
+    """Samples of all that `as_loader` takes, in input order.
+
+    Raises
+    ------
+    DataError
+        If it holds tensors of a backbone in place of samples.
+    """
+    loader = as_loader(data)
+    found = list(samples_of([loader]))
+    for batch in () if found else _in_order(loader):
+        inputs = as_inputs(batch)
+        if inputs.features is not None:
+            raise DataError(
+                "Cannot embed a dict of tensors. Give samples, or call predict with it, whose "
+                "'trunk' holds the representations."
+            )
+        found += inputs.samples
+    return found
 
 
 def check_labels(task: Task, val: Any) -> None:
@@ -133,10 +256,10 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
     for part in data:
         # a loader is asked for its data set; torch's Subset, which has one too, for its items
         dataset: Any = part.dataset if isinstance(part, DataLoader) else part
-        if isinstance(dataset, Mapping) or not hasattr(dataset, "__getitem__"):
+        if not given.is_map_style(dataset):
             continue
         for i in range(len(dataset)):
-            item = dataset[i]
+            item = given.item_of(dataset, i)
             group = item if isinstance(item, SampleBatch | list | tuple) else [item]
             found = [sample for sample in group if isinstance(sample, Sample)]
             if i == 0 and not found:
@@ -157,21 +280,27 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
         "training set": digest(ids_of(train)),
         "labels": digest(label_texts(targets)),
         "validation set": validation,
-        "inputs": dict(getattr(dataset_of(train), "input_settings", {})),
+        "inputs": input_settings_of(train),
     }
 
 
 def ids_of(loader: Any) -> list[str]:
     """Ids of the samples behind a loader, as far as it has any."""
-    dataset = getattr(loader, "dataset", None)
-    ids = list(map(str, getattr(dataset_of(loader), "ids", [])))
-    return [ids[i] for i in dataset.indices] if ids and isinstance(dataset, Subset) else ids
+    return list(map(str, column_of(getattr(loader, "dataset", None), "ids") or []))
 
 
-def dataset_of(loader: Any) -> Any:
-    """The data set behind a loader, without torch's Subset around it; None for other iterables."""
-    dataset = getattr(loader, "dataset", None)
-    return dataset.dataset if isinstance(dataset, Subset) else dataset
+def input_settings_of(loader: Any) -> dict[str, Any]:
+    """How the data behind a loader prepares its inputs; of several data sets, the first's."""
+    parts = parts_of(getattr(loader, "dataset", None))
+    found = [dict(getattr(part, "input_settings", {})) for part in parts]
+    names = sorted({name for part in found for name in part})
+    differ = [n for n in names if any(part.get(n) != found[0].get(n) for part in found)]
+    if differ:
+        logger.warning(
+            "The data sets that were put together differ in %s; what the checkpoint remembers is "
+            "that of the first.", ", ".join(differ),
+        )  # fmt: skip
+    return found[0]
 
 
 def digest(parts: Iterable[str]) -> str:

@@ -31,13 +31,16 @@ from molfun.models import checkpoint as portable
 from molfun.models import embedding, memory, pretraining
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
+from molfun.models.given import Bounded
 from molfun.models.loaders import (
+    all_samples,
     as_loader,
     check_labels,
     check_sizes,
+    column_of,
     data_identity,
-    dataset_of,
     digest,
+    input_settings_of,
     is_many,
     samples_of,
     targets_of,
@@ -254,7 +257,9 @@ class MolfunStructureModel(nn.Module):
         Parameters
         ----------
         train_loader, val_loader
-            ``DataLoader`` of samples, a dataset (then one sample a batch), or a list of batches.
+            ``DataLoader`` of samples, a dataset (then one sample a batch; one of your own gives
+            `Sample` and has a length), a list of samples, of (sequence, number) pairs or of
+            batches. `pretrain`, `predict`, `evaluate` and `embed` take the same.
         strategy
             What trains and how fast: a strategy, the registered name of one (with its defaults),
             or "auto" to choose by the number of samples.
@@ -299,7 +304,8 @@ class MolfunStructureModel(nn.Module):
             If a run cannot be resumed or written.
         """
         head, task = self._need_head("fit")
-        train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
+        train_loader = as_loader(train_loader, shuffle=True)
+        val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
@@ -381,7 +387,7 @@ class MolfunStructureModel(nn.Module):
             on_best=keep,
             ranks=ranks,
         )
-        self.data_settings = dict(getattr(dataset_of(train_loader), "input_settings", {}))
+        self.data_settings = input_settings_of(train_loader)
         with DirectoryLock(run_dir) if run_dir and ranks.is_first else contextlib.nullcontext():
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
@@ -456,7 +462,8 @@ class MolfunStructureModel(nn.Module):
             raise RunError(
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
-        train_loader, val_loader = as_loader(train_loader, shuffle=True), as_loader(val_loader)
+        train_loader = as_loader(train_loader, shuffle=True)
+        val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
         run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
@@ -577,8 +584,8 @@ class MolfunStructureModel(nn.Module):
         Parameters
         ----------
         data
-            A `Sample`, a batch of samples, a dict of the backbone's tensors, a ``DataLoader``, or
-            a dataset.
+            A `Sample`, a batch of samples, a dict of the backbone's tensors, or anything that `fit`
+            takes; labels are not looked at.
         outputs
             For one batch: which representations ``trunk`` holds, among "single" (the default),
             "pair" and "structure".
@@ -623,7 +630,7 @@ class MolfunStructureModel(nn.Module):
     def _to_use(self, data: Any) -> Any:
         """A loader; says so if it brings other representations than the head was trained on."""
         loader = as_loader(data)
-        settings = getattr(dataset_of(loader), "input_settings", {})
+        settings = input_settings_of(loader)
         trained = self.data_settings.get("representations")
         given = settings.get("representations")
         if given is None and trained is not None:
@@ -634,7 +641,7 @@ class MolfunStructureModel(nn.Module):
                 _representations_of(trained),
                 _representations_of(given),
             )
-        return loader
+        return loader if isinstance(loader, list) else Bounded(loader)
 
     @torch.no_grad()
     def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
@@ -670,7 +677,8 @@ class MolfunStructureModel(nn.Module):
         Parameters
         ----------
         data
-            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, or a dataset.
+            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, a dataset, or anything
+            else of samples that `fit` takes.
         pooling
             None for one vector a residue (without the tokens for beginning and end) or atom,
             ``"mean"`` over them, or ``"cls"`` (the token at the beginning).
@@ -692,7 +700,7 @@ class MolfunStructureModel(nn.Module):
         >>> model.embed("MKV", pooling="mean").shape
         (1, 32)
         """
-        samples = embedding.as_samples(data)
+        samples = all_samples(data)
         self.check(samples)
         with self._autocast():
             arrays = embedding.embed(
@@ -715,7 +723,7 @@ class MolfunStructureModel(nn.Module):
         Parameters
         ----------
         data
-            Loader, dataset, or samples.
+            Anything with labels that `fit` takes.
         bootstrap
             Draws for intervals of the metrics (``rmse_low``, ``rmse_high``, ...); 0 gives none.
         confidence
@@ -731,6 +739,8 @@ class MolfunStructureModel(nn.Module):
         loader = self._to_use(data)
         with self._measuring(loader) as runner:
             result = runner.evaluate(loader)
+        if not result.ids:
+            raise DataError("Nothing to evaluate: there are no samples.")
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
@@ -753,7 +763,8 @@ class MolfunStructureModel(nn.Module):
     def _measuring(self, loader: Any) -> Iterator[ModelRunner]:
         """What evaluates data; all that it has labels of is predicted meanwhile."""
         head, task = self._need_head("this")
-        if isinstance(loader, list) or hasattr(dataset_of(loader), "targets"):
+        known = column_of(getattr(loader, "dataset", None), "targets") is not None
+        if isinstance(loader, list) or known:
             task = head.measured(task, lambda: targets_of(loader))
         head.attach(self.backbone, task)
         try:

@@ -1096,6 +1096,9 @@ def test_streams_of_batches_are_evaluated_once() -> None:
         def __iter__(self) -> Any:
             return self.left
 
+        def __len__(self) -> int:
+            return 6
+
     data = dataset(6)
     samples = [data[i] for i in range(6)]
     model = pet()

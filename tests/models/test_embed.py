@@ -92,7 +92,9 @@ def test_what_cannot_be_embedded(model: MolfunStructureModel) -> None:
         model.embed("MK", pooling="max")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="batch_tokens must be at least 1, got 0"):
         model.embed("MK", batch_tokens=0)
-    with pytest.raises(DataError, match="Cannot embed int"):
+    with pytest.raises(
+        DataError, match="Item 0 of the list is no sample: an object of the type int"
+    ):
         model.embed([1])
     assert model.embed([], pooling="mean").shape == (0, 32)
 

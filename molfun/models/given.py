@@ -1,0 +1,326 @@
+"""Data of a user's own: data sets of PyTorch, sequences, pairs and streams, as samples.
+
+Nothing is iterated that does not say how long it is, and nothing beyond what it says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from molfun.data.base import SampleDataset
+from molfun.errors import DataError, MolfunError
+from molfun.sample import Sample, SampleBatch
+
+logger = logging.getLogger(__name__)
+
+TAKEN = (
+    "Give a data set (SequenceDataset, AffinityDataset, TimeSeriesDataset, AtomsDataset, or one of "
+    "your own with __len__ and a __getitem__ that gives molfun.sample.Sample), a DataLoader over "
+    "one, a list of Sample, of sequences, of (sequence, number) pairs or of ase.Atoms, or batches: "
+    "dicts of the backbone's tensors."
+)
+"""What all verbs of the facade take."""
+NO_DATA = (bytes, Mapping, Set, torch.Tensor, np.ndarray)
+"""What has a length and items, and is no data set."""
+
+
+class GivenSamples:
+    """Samples made of the items of a list or of a map-style data set, for a ``DataLoader``.
+
+    Parameters
+    ----------
+    items
+        Anything with ``__len__`` and ``__getitem__`` whose items are samples, sequences, or pairs
+        of a sequence and its label.
+    """
+
+    default_batch_size = 1
+    collate_fn = staticmethod(SampleDataset.collate_fn)
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+        self._length = length_of(items) or 0
+        # what a user's data set draws at random is drawn under the seed of the run
+        self.draws_nothing = isinstance(items, list | tuple)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not -self._length <= index < self._length:
+            raise IndexError(f"index {index} is out of range for {self._length} samples")
+        index = int(index) % self._length
+        return as_sample(item_of(self._items, index), index, self._items)
+
+    @cached_property
+    def _known(self) -> list[tuple[str, Any]]:
+        return [(sample.id, sample.target) for sample in map(self.__getitem__, range(len(self)))]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return [name for name, _ in self._known]
+
+    @property
+    def targets(self) -> list[Any]:
+        """Labels in order, None where there is none."""
+        return [target for _, target in self._known]
+
+
+class GivenBatches(Sequence[Any]):
+    """Batches that a map-style data set gives as its items.
+
+    Parameters
+    ----------
+    items
+        The data set.
+    """
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+        self._length = length_of(items) or 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not -self._length <= index < self._length:
+            raise IndexError(f"index {index} is out of range for {self._length} batches")
+        return item_of(self._items, int(index) % self._length)
+
+
+class Bounded:
+    """Batches up to the length that is said, since there may be no end; errors name the batch.
+
+    Parameters
+    ----------
+    loader
+        An iterable of batches with a length.
+    spare
+        Batches that may come beyond it: workers of a loader end with a part of a batch each.
+    """
+
+    def __init__(self, loader: Any, spare: int = 0) -> None:
+        self._loader, self._spare = loader, spare
+
+    def __len__(self) -> int:
+        return length_of(self._loader) or 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # not there yet where a copy is made
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        n, found = len(self), 0
+        batches = iter(self._loader)
+        while (batch := _next(batches, self._loader, found)) is not _END:
+            if found >= n + self._spare:
+                raise DataError(f"{_name(self._loader)} gives more than the {n} batches it says.")
+            found += 1
+            yield batch
+        if found < n:
+            raise DataError(
+                f"{_name(self._loader)} says that it has {n} batches, and gave {found}. It is read "
+                f"once per epoch, and has to start again each time."
+            )
+
+
+_END = object()
+
+
+def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
+    try:
+        return next(batches, _END)
+    except MolfunError:
+        raise
+    except Exception as error:  # of a data set or collate_fn of the user
+        raise DataError(
+            f"{_name(loader)} gives no batch {number}: {_first_line(error)}. If it holds samples, "
+            f"give it collate_fn=SequenceDataset.collate_fn, or give the data set without a loader."
+        ) from error
+
+
+def length_of(data: Any) -> int | None:
+    """What ``len`` says; None where there is no length.
+
+    Raises
+    ------
+    DataError
+        If it says something that is no length.
+    """
+    if not hasattr(type(data), "__len__"):
+        return None
+    try:
+        return len(data)
+    except NotImplementedError:
+        return None
+    except TypeError as error:
+        # that of a class without one: a DataLoader over a stream, torch's Dataset
+        if "has no len" in str(error):
+            return None
+        raise DataError(f"{_name(data)} has no usable length: {_first_line(error)}") from error
+    except MolfunError:
+        raise
+    except Exception as error:
+        raise DataError(f"{_name(data)} has no usable length: {_first_line(error)}") from error
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether items are asked for by number, and there is a number of them."""
+    if isinstance(data, (*NO_DATA, str, IterableDataset)) or hasattr(data, "iloc"):
+        return False
+    return hasattr(type(data), "__getitem__") and length_of(data) is not None
+
+
+def item_of(data: Any, index: int) -> Any:
+    """One item of a map-style data set.
+
+    Raises
+    ------
+    DataError
+        Naming the item, whatever went wrong in reading it.
+    """
+    try:
+        return data[index]
+    except MolfunError:
+        raise
+    except IndexError as error:
+        n = length_of(data)
+        raise DataError(
+            f"{_name(data)} says that it has {n} items, and has no item {index} "
+            f"({_first_line(error)}). Let __len__ give the number of items."
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"{_name(data)}: item {index} cannot be read: {_first_line(error)}"
+        ) from error
+
+
+def as_sample(item: Any, index: int, source: Any) -> Sample:
+    """One sample of an item of a user's data set.
+
+    Raises
+    ------
+    DataError
+        If the item is none, with what is taken.
+    """
+    if isinstance(item, Sample):
+        return item
+    if isinstance(item, str):
+        return Sample(id=f"seq_{index + 1}", sequence=item)
+    if is_pair(item):
+        target = item[1]
+        if isinstance(target, np.generic | torch.Tensor):
+            target = target.tolist()
+        return Sample(id=f"seq_{index + 1}", sequence=item[0], target=target)
+    where = f"Item {index} of the {type(source).__name__}"
+    if isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(x, str) for x in item):
+        raise DataError(
+            f"{where} is a pair of texts, which may be a name and a sequence, or a sequence and a "
+            f"class. Give Sample(id=..., sequence=..., target=...)."
+        )
+    raise DataError(f"{where} is no sample: {_lower(_described(item))}. {TAKEN}")
+
+
+def is_pair(item: Any) -> bool:
+    """Whether an item is a sequence and its label."""
+    if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str)):
+        return False
+    label = int | float | np.number | np.ndarray | torch.Tensor | list | tuple | None
+    return isinstance(item[1], label)
+
+
+def is_sample_like(item: Any) -> bool:
+    """Whether one sample can be made of an item."""
+    texts = isinstance(item, list | tuple) and len(item) == 2
+    texts = texts and all(isinstance(x, str) for x in item)  # to be refused with a reason
+    return isinstance(item, Sample | str) or is_pair(item) or texts
+
+
+def is_batch(item: Any) -> bool:
+    """Whether an item is a batch by itself."""
+    if isinstance(item, SampleBatch | Mapping):
+        return True
+    if not (isinstance(item, list | tuple) and item):
+        return False
+    with_labels = len(item) == 2 and isinstance(item[0], Mapping)
+    return with_labels or all(isinstance(x, Sample) for x in item)
+
+
+def read_stream(data: Any) -> list[Any]:
+    """Items of an ``IterableDataset`` that says how many it has.
+
+    Raises
+    ------
+    DataError
+        If it does not say, or has fewer.
+    """
+    n = length_of(data)
+    if n is None:
+        raise no_end(data)
+    try:
+        items = list(islice(iter(data), n))
+    except MolfunError:
+        raise
+    except Exception as error:
+        raise DataError(f"{_name(data)} cannot be read: {_first_line(error)}") from error
+    if len(items) < n:
+        raise DataError(f"{_name(data)} says that it has {n} items, and gave {len(items)}.")
+    logger.info("The %s items of the %s were read once and are kept.", n, type(data).__name__)
+    return items
+
+
+def no_end(data: Any) -> DataError:
+    """The error for what may have no end."""
+    return DataError(
+        f"{_name(data)} has no length and may have no end. Give a list of its items, if they end, "
+        f"or a data set with __len__ and __getitem__."
+    )
+
+
+def refused(data: Any) -> DataError:
+    """The error for what cannot be used."""
+    if hasattr(data, "iloc"):
+        names = ", ".join(map(repr, list(getattr(data, "columns", []))[:6]))
+        return DataError(
+            f"A {type(data).__name__} of pandas is not taken{f' (columns {names})' * bool(names)}. "
+            f"Give SequenceDataset.from_list(list(zip(frame[SEQUENCES], frame[LABELS]))), or write "
+            f"it to a file that from_csv of a data set reads."
+        )
+    if isinstance(data, np.ndarray | torch.Tensor):
+        return DataError(
+            f"{_described(data)} is not taken by itself. For series give "
+            f"TimeSeriesDataset.from_arrays(array). {TAKEN}"
+        )
+    return DataError(f"{_described(data)} is not taken. {TAKEN}")
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, np.ndarray | torch.Tensor):
+        return f"An array of the shape {tuple(item.shape)}"
+    if isinstance(item, list | tuple):
+        kinds = ", ".join(type(x).__name__ for x in item[:3])
+        return f"A {type(item).__name__} of {len(item)} ({kinds}{', ...' * (len(item) > 3)})"
+    return "None" if item is None else f"An object of the type {type(item).__name__}"
+
+
+def _lower(text: str) -> str:
+    return text if text == "None" else text[0].lower() + text[1:]
+
+
+def _name(data: Any) -> str:
+    return f"The {type(data).__name__}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
