@@ -215,7 +215,9 @@ def test_first_of_several_models_is_read_and_told(write):
     path = write("a.pdb", lines)
     protein = read_structure(path)
     assert protein.sequence == "AG"
-    assert protein.notes == ("read model 1 of 2",)
+    assert protein.notes == (
+        "read model 1 of 2; other residues, which were not read, are in model 2",
+    )
     assert read_structure(path, model=2).sequence == "SS"
     assert "has no model 3; it has 2" in refused(path, model=3)
     with pytest.raises(ConfigError, match="model counts from 1, got 0"):

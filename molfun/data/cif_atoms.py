@@ -1,0 +1,245 @@
+"""Atoms of mmCIF files: columns that programs leave out, models, and chains that share an id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+
+from molfun.data.pdb_records import other_models
+from molfun.data.structure_chains import Part, Records, Residue, split_chains
+from molfun.data.structure_names import standard_name
+from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
+from molfun.errors import MolfunError, StructureError
+
+_VALUES_PER_ATOM = 30
+"""Most columns of an _atom_site table; the PDB's own has 21."""
+_SPACE = np.zeros(256, bool)
+_SPACE[[9, 10, 13, 32]] = True
+MAX_ID = 99
+"""Longest chain id that is kept as it is while gemmi reads."""
+_PLACES = ("Cartn_x", "Cartn_y", "Cartn_z")
+_TWINS = (
+    ("label_seq_id", "auth_seq_id"),
+    ("label_asym_id", "auth_asym_id"),
+    ("label_comp_id", "auth_comp_id"),
+    ("label_atom_id", "auth_atom_id"),
+)
+"""Columns that say the same; gemmi takes the second where both are there."""
+_DEFAULTS = {
+    "id": ".",
+    "label_alt_id": ".",
+    "label_asym_id": ".",
+    "auth_asym_id": ".",
+    "occupancy": "1",
+    "B_iso_or_equiv": "0",
+}
+"""What a column means where a program leaves it out."""
+
+
+def read_cif(path: Path, text: str, model: int) -> Records:
+    """Read model `model`, counted from 1, of the first block with atoms of an mmCIF file.
+
+    Raises
+    ------
+    StructureError
+        If the file is damaged, lacks a column without which atoms have no place, or has no such
+        model.
+    UnsafeFileError
+        If it holds more values than `MAX_ATOMS` atoms need.
+    """
+    _check_size(path, text)
+    try:
+        return _read(path, gemmi.cif.read_string(text), model)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, MolfunError):
+            raise
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        at = re.match(r"string:(\d+):", words)
+        if at is not None:
+            refuse_foreign(path, f"line {at[1]}", text.split("\n")[int(at[1]) - 1])
+        raise StructureError(
+            f"{path} is damaged or not mmCIF: {words}. Download it again."
+        ) from error
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Refuse more values than fit before gemmi makes an object of each."""
+    if len(text) <= MAX_ATOMS.value:
+        return
+    words = 0
+    for start in range(0, len(text), 2**24):
+        chunk = np.frombuffer(text[start : start + 2**24].encode("latin-1"), np.uint8)
+        words += int(np.count_nonzero(np.diff(_SPACE[chunk].view(np.int8)) > 0)) + 1
+    MAX_ATOMS.check(words // _VALUES_PER_ATOM, path, advice=CUT)
+
+
+def _read(path: Path, document: Any, model: int) -> Records:
+    blocks = [b for b in document if len(b.find_mmcif_category("_atom_site."))]
+    if not blocks:
+        raise StructureError(
+            f"{path} holds no atoms (no _atom_site table). Download the coordinates."
+        )
+    block, notes = blocks[0], []
+    if len(blocks) > 1:
+        names = ", ".join(b.name for b in blocks[1:4]) + (", ..." if len(blocks) > 4 else "")
+        notes.append(f"read block {block.name}, the first of {len(blocks)} with atoms; not {names}")
+    table = _Table(path, block)
+    rows, note = table.model_rows(model)
+    notes += note
+    split = split_chains(path, list(table.residues(rows)), longest_id=MAX_ID)
+    table.write(rows, split.parts)
+    return Records(
+        structure=gemmi.make_structure_from_block(block),
+        parts=split.parts,
+        notes=notes + split.notes,
+        lengths=_lengths(block, table, split.parts),
+    )
+
+
+class _Table:
+    """The _atom_site table of a block, completed where a program left columns out."""
+
+    def __init__(self, path: Path, block: Any) -> None:
+        block.find_mmcif_category("_atom_site.").ensure_loop()
+        self.path, self.loop = path, block.find_mmcif_category("_atom_site.").loop
+        tags = [tag.split(".", 1)[1].lower() for tag in self.loop.tags]
+        values, width = self.loop.values, len(tags)
+        self.count = self.loop.length()
+        self.columns = {tag: values[i::width] for i, tag in enumerate(tags)}
+        self._complete()
+
+    def _complete(self) -> None:
+        """Fill columns that are not there, or hold nothing."""
+        columns = self.columns
+        before = set(columns)
+        for label, author in _TWINS:
+            self._take(author, label)
+        absent = [tag for tag in _PLACES if tag.lower() not in columns]
+        absent += [label for label, author in _TWINS if author not in columns and label[6] != "a"]
+        if absent:
+            names = ", ".join(f"_atom_site.{tag}" for tag in absent)
+            raise StructureError(f"{self.path} lacks the columns {names}. Export them with it.")
+        for tag, value in _DEFAULTS.items():
+            columns.setdefault(tag.lower(), [value] * self.count)
+        symbols = (name.strip("\"'0123456789")[:1] or "X" for name in columns["auth_atom_id"])
+        columns.setdefault("type_symbol", list(symbols))
+        added = [tag for tag in columns if tag not in before]
+        if added:
+            self.loop.add_columns([f"_atom_site.{tag}" for tag in added], ".")
+            self.loop.set_all_values(list(columns.values()))
+
+    def _take(self, tag: str, twin: str) -> None:
+        """Take a column from its twin if it is not there, or holds nothing."""
+        if twin in self.columns and all(v in ("?", ".") for v in self.columns.get(tag, ())):
+            self.columns[tag] = list(self.columns[twin])
+
+    def model_rows(self, model: int) -> tuple[list[int], list[str]]:
+        """Rows of a model, counted from 1, and what there is to say about the others."""
+        numbers = self.columns.get("pdbx_pdb_model_num", [""] * self.count)
+        rows: dict[str, list[int]] = {}
+        for row, number in enumerate(numbers):
+            rows.setdefault(number, []).append(row)
+        if model > len(rows):
+            raise StructureError(f"{self.path} has no model {model}; it has {len(rows)}.")
+        models = list(rows.values())
+        if len(models) < 2:
+            return models[0], []
+        held = [self._identities(rows) for rows in models]
+        others = [str(i) for i, names in enumerate(held, start=1) if names != held[model - 1]]
+        return models[model - 1], [f"read model {model} of {len(models)}" + other_models(others)]
+
+    def _identities(self, rows: Sequence[int]) -> set[tuple[str, ...]]:
+        columns = [self.columns[f"auth_{what}_id"] for what in ("asym", "seq", "comp")]
+        return {tuple(column[row] for column in columns) for row in rows}
+
+    def residues(self, rows: Sequence[int]) -> Iterator[Residue]:
+        """Rows that follow each other and are of one residue."""
+        columns = self.columns
+        none = ["."] * self.count
+        keys = zip(
+            columns["auth_asym_id"],
+            columns["label_asym_id"],
+            columns["auth_seq_id"],
+            columns.get("pdbx_pdb_ins_code", none),
+            columns["auth_comp_id"],
+            strict=True,
+        )
+        all_keys = list(keys)
+        places = list(zip(*(columns[tag.lower()] for tag in _PLACES), strict=True))
+        groups, names = columns.get("group_pdb", none), columns["auth_atom_id"]
+        alternates = columns["label_alt_id"]
+        residue: Residue | None = None
+        key: tuple[str, ...] = ()
+        for row in rows:
+            if residue is None or all_keys[row] != key:
+                if residue is not None:
+                    yield residue
+                key = all_keys[row]
+                residue = self._residue(key, hetero=groups[row].upper() == "HETATM")
+            residue.places.append(row)
+            residue.alternate |= alternates[row] not in (".", "?", "")
+            residue.atoms.setdefault(gemmi.cif.as_string(names[row]), _point(places[row]))
+        if residue is not None:
+            yield residue
+
+    def _residue(self, key: tuple[str, ...], *, hetero: bool) -> Residue:
+        chain, segment, number, insertion, name = map(gemmi.cif.as_string, key)
+        if not (chain + number + insertion + name).isascii():
+            refuse_foreign(self.path, f"the atoms of residue {name} {number}", chain + name)
+        order = int(number) if number.lstrip("-").isdecimal() and len(number) < 9 else None
+        return Residue(chain, segment, number + insertion, standard_name(name), hetero, order=order)
+
+    def write(self, rows: Sequence[int], parts: Sequence[Part]) -> None:
+        """Put the rows of one model, ordered by part and named by code, in place of all."""
+        order = [row for part in parts for residue in part.residues for row in residue.places]
+        own = all(part.code == part.chain for part in parts)
+        if own and len(rows) == self.count and order == sorted(order):
+            return
+        codes = [
+            gemmi.cif.quote(part.code) if part.code else "."
+            for part in parts
+            for residue in part.residues
+            for _ in residue.places
+        ]
+        for tag, column in self.columns.items():
+            self.columns[tag] = [column[row] for row in order]
+        self.columns["auth_asym_id"] = codes
+        self.loop.set_all_values(list(self.columns.values()))
+
+
+def _point(texts: tuple[str, ...]) -> tuple[float, float, float]:
+    """Coordinates, NaN where there is no number; digits in brackets are errors."""
+    x, y, z = map(gemmi.cif.as_number, texts)
+    return x, y, z
+
+
+def _lengths(block: Any, table: _Table, parts: Sequence[Part]) -> dict[str, int]:
+    """Amino acids in the sequence of the entity of each chain."""
+    counts = _entity_lengths(block)
+    entities = table.columns.get("label_entity_id")
+    if not counts or entities is None:
+        return {}
+    found = {}
+    for part in parts:
+        acids = [residue for residue in part.residues if residue.is_amino_acid]
+        if acids and part.number == 0:
+            found[part.code] = counts.get(entities[acids[0].places[0]], 0)
+    return found
+
+
+def _entity_lengths(block: Any) -> dict[str, int]:
+    """Residues in the sequence of each polymer."""
+    numbers: dict[str, set[str]] = {}
+    for row in block.find("_entity_poly_seq.", ["entity_id", "num"]):
+        numbers.setdefault(row[0], set()).add(row[1])
+    if numbers:
+        return {entity: len(found) for entity, found in numbers.items()}
+    rows = block.find("_entity_poly.", ["entity_id", "pdbx_seq_one_letter_code"])
+    texts = {row[0]: gemmi.cif.as_string(row[1]) for row in rows}
+    # a modified residue is written in brackets: (MSE)
+    return {e: len(re.sub(r"\s", "", re.sub(r"\([^)]*\)", "X", t))) for e, t in texts.items()}

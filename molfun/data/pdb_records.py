@@ -1,0 +1,348 @@
+"""Records of PDB files: which atoms are one model, which are one chain, and what is damaged."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gemmi
+
+from molfun.data.structure_chains import Part, Records, Residue, split_chains, superposed
+from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_name, standard_name
+from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
+from molfun.data.words import counted
+from molfun.errors import StructureError
+
+_ATOM = re.compile(r"ATOM[ \d*]|HETATM")
+_BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
+"""What is left of an atom's record when a file is cut in its first columns."""
+_SHORTEST, _COMPLETE = 54, 78
+"""Columns up to the coordinates, and up to the element."""
+
+
+@dataclass
+class _Section:
+    """Atoms between two records that end a model, or a file."""
+
+    lines: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Line numbers in the file, from 1."""
+    breaks: dict[int, str] = field(default_factory=dict)
+    """Index of an atom to the record before it, where that ends a chain."""
+
+
+def read_pdb(path: Path, text: str, model: int) -> Records:
+    """Read model `model`, counted from 1, of a PDB file.
+
+    Raises
+    ------
+    StructureError
+        If a line is damaged, or there is no such model.
+    UnsafeFileError
+        If there are more atoms than `MAX_ATOMS`.
+    """
+    MAX_ATOMS.check(text.count("\nATOM") + text.count("\nHETATM"), path, advice=CUT)
+    lines = text.split("\n")
+    blocks = list(_blocks(path, lines))
+    _check_lines(path, [section for block in blocks for section in block], lines)
+    models, notes = _models(blocks)
+    if not models:
+        raise StructureError(
+            f"{path} holds no protein; found no atoms. Give a file with amino-acid residues."
+        )
+    if model > len(models):
+        raise StructureError(f"{path} has no model {model}; it has {len(models)}.")
+    if len(models) > 1:
+        notes.append(_model_note(models, model))
+    chosen = models[model - 1]
+    residues = _with_segments(list(_residues(chosen)), notes)
+    split = split_chains(path, residues)
+    return Records(
+        structure=_parse(path, _coded(chosen, split.parts)),
+        parts=split.parts,
+        notes=notes + split.notes,
+        lengths=_lengths(lines, split.parts),
+    )
+
+
+def _parse(path: Path, lines: Iterable[str]) -> Any:
+    try:
+        return gemmi.read_pdb_string("\n".join(lines))
+    except (RuntimeError, ValueError, IndexError) as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        # gemmi counts the lines that were left for it
+        text = re.sub(r"^Problem in line \d+: ", "", text)
+        raise StructureError(f"{path} is damaged: {text}. Download or export it again.") from error
+
+
+# From lines to models
+
+
+def _blocks(path: Path, lines: Sequence[str]) -> Iterator[list[_Section]]:
+    """Atoms of each model, those divided by END records apart."""
+    block = [_Section()]
+    for number, line in enumerate(lines, start=1):
+        record = line[:6].rstrip().upper()
+        odd = line[:1].isspace() or line[:1].islower()
+        if _ATOM.match(line) or (odd and _is_atom(line)):
+            section = block[-1]
+            section.lines.append(_checked(path, line, number))
+            section.numbers.append(number)
+        elif record == "TER":
+            block[-1].breaks[len(block[-1].lines)] = "TER"
+        elif record == "END":
+            block.append(_Section())
+        elif record in ("MODEL", "ENDMDL"):
+            yield block
+            block = [_Section()]
+    yield block
+
+
+def _is_atom(line: str) -> bool:
+    """Whether a line that begins with blanks or small letters is the record of an atom."""
+    return _ATOM.match(line.lstrip().upper()) is not None and _has_coordinates(line.lstrip())
+
+
+def _checked(path: Path, line: str, number: int) -> str:
+    """Line of an atom with its record's name in capitals."""
+    where = f"line {number}"
+    if line[:1].isspace():
+        raise StructureError(
+            f"{path} has blanks before the record of {where} ({line.lstrip()[:27]!r}), so its "
+            f"columns are shifted. Remove the blanks or export the file again."
+        )
+    line = line.rstrip()
+    if not (line.isascii() and line.isprintable()):
+        refuse_foreign(path, where, line)
+    return line if line[:4].isupper() else line[:6].upper() + line[6:]
+
+
+def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[str]]:
+    """Models of a file; what stands between END records is a model, or more of the same one."""
+    models: list[_Section] = []
+    notes: list[str] = []
+    for block in blocks:
+        sections = [section for section in block if section.lines]
+        if len(sections) < 2:
+            models += sections
+        elif _are_frames(sections):
+            models += sections
+            notes.append("took END for the end of a model: the same atoms follow at one place")
+        else:
+            behind = sum(len(section.lines) for section in sections[1:])
+            notes.append(f"read {counted(behind, 'atom')} behind the first END")
+            models.append(_joined(sections))
+    return models, notes
+
+
+def _are_frames(sections: Sequence[_Section]) -> bool:
+    """Whether all sections hold the same atoms at about the same place."""
+    first = [line[12:27] for line in sections[0].lines]
+    if any([line[12:27] for line in other.lines] != first for other in sections[1:]):
+        return False
+    residues = list(_residues(sections[0]))
+    return all(superposed(residues, _residues(other)) for other in sections[1:])
+
+
+def _joined(sections: Sequence[_Section]) -> _Section:
+    whole = _Section()
+    for section in sections:
+        start = len(whole.lines)
+        whole.breaks |= {start + i: record for i, record in section.breaks.items()}
+        if start:
+            whole.breaks[start] = "END"
+        whole.lines += section.lines
+        whole.numbers += section.numbers
+    return whole
+
+
+def _model_note(models: Sequence[_Section], model: int) -> str:
+    """Which model was read, and which others hold something else."""
+    own = {line[17:27] for line in models[model - 1].lines}
+    others = [
+        str(i)
+        for i, other in enumerate(models, start=1)
+        if i != model and {line[17:27] for line in other.lines} != own
+    ]
+    return f"read model {model} of {len(models)}" + other_models(others)
+
+
+def other_models(numbers: Sequence[str]) -> str:
+    """End of the note on models: those that hold other residues than the one that was read."""
+    if not numbers:
+        return ""
+    few = ", ".join(numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+    return f"; other residues, which were not read, are in model {few}"
+
+
+# Damage
+
+
+def _has_coordinates(line: str) -> bool:
+    try:
+        # x * 0 is NaN for NaN and infinity; "1_0" is a number for Python only
+        return (
+            len(line) >= _SHORTEST
+            and all(float(line[i : i + 8]) * 0 == 0 for i in (30, 38, 46))
+            and "_" not in line[30:54]
+        )
+    except ValueError:
+        return False
+
+
+def _check_lines(path: Path, sections: Sequence[_Section], text: Sequence[str]) -> None:
+    """Refuse cut lines and coordinates that are not numbers: gemmi reads ``****`` as 0."""
+    lines = [line for section in sections for line in section.lines]
+    numbers = [number for section in sections for number in section.numbers]
+    if _is_cut(lines, ends_with_atom=bool(numbers) and numbers[-1] == len(text), last=text[-1]):
+        raise StructureError(
+            f"{path} is truncated: it ends inside a line ({text[-1].rstrip()!r}). Download or "
+            f"export it again."
+        )
+    bad = [i for i, line in enumerate(lines) if not _has_coordinates(line)]
+    if not bad:
+        return
+    first, where = lines[bad[0]], f"line {numbers[bad[0]]}"
+    if len(first) < _SHORTEST:
+        raise StructureError(
+            f"{path} is truncated: {where} ends before the coordinates ({first!r}). "
+            f"Download or export it again."
+        )
+    atom = " ".join(first[12:27].split())
+    raise StructureError(
+        f"{path} has {counted(len(bad), 'atom')} without numbers for coordinates; the first is "
+        f"{atom} ({where}: {first[30:54].strip()!r}). Repair or remove these atoms."
+    )
+
+
+def _is_cut(lines: Sequence[str], *, ends_with_atom: bool, last: str) -> bool:
+    """Whether a file without a line end ends inside the record of an atom.
+
+    A whole line may lack what others have (a charge), but it is not shorter than all of them.
+    """
+    if _BEGINS.fullmatch(last.rstrip()):
+        return True
+    if not ends_with_atom or len(lines) < 2 or not _has_coordinates(lines[-1]):
+        return False
+    return len(lines[-1]) < min(_COMPLETE, *map(len, lines[:-1]))
+
+
+# From lines to residues
+
+
+def _residues(section: _Section) -> Iterator[Residue]:
+    """Atoms that follow each other and are of one residue."""
+    residue: Residue | None = None
+    key = ""
+    four = _four_letter_names(section.lines)
+    for i, line in enumerate(section.lines):
+        if residue is None or line[17:27] != key or i in section.breaks:
+            if residue is not None:
+                yield residue
+            key = line[17:27]
+            residue = _residue(line, section.breaks.get(i, ""), four)
+        residue.places.append(i)
+        residue.alternate |= line[16] != " "
+        point = (float(line[30:38]), float(line[38:46]), float(line[46:54]))
+        residue.atoms.setdefault(line[12:16].strip(), point)
+        if line[72:76].strip() != residue.segment:
+            residue.segment = _MIXED
+    if residue is not None:
+        yield residue
+
+
+def _residue(line: str, after: str, four: bool) -> Residue:
+    long = line[17:21].upper()
+    written = long if four and long in FOUR_LETTERS else line[17:20].strip()
+    name = standard_name(written)
+    return Residue(
+        chain=line[21] if len(written) == 4 else line[20:22].strip(),
+        segment=line[72:76].strip(),
+        number=line[22:27].strip(),
+        name=name,
+        written="" if written == name else written,
+        hetero=line.startswith("HETATM"),
+        after=after,
+        order=_number(line[22:26]),
+    )
+
+
+def _four_letter_names(lines: Sequence[str]) -> bool:
+    """Whether column 21 belongs to residue names; in some files it is that of long chain ids."""
+    standard = [line[20] == " " for line in lines if line[17:20] in STANDARD]
+    return any(standard) or not standard
+
+
+def _number(text: str) -> int | None:
+    """Residue number; above 9999 it is written in hybrid-36 (``A000``)."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return int(text, 36) - 466560 + 10000 if text[:1].isalpha() else None
+    except ValueError:
+        return None
+
+
+_MIXED = "\0"
+"""Segment of a residue whose atoms have several: these columns hold something else."""
+_FRACTION = re.compile(r"[-+]?\d*\.\d*")
+
+
+def _with_segments(residues: list[Residue], notes: list[str]) -> list[Residue]:
+    """Residues with segment ids in place of blank chain ids, or without if they are none."""
+    segments = {residue.segment for residue in residues}
+    if any(s == _MIXED or _FRACTION.fullmatch(s) for s in segments):
+        for residue in residues:
+            residue.segment = ""
+        return residues
+    blank = [residue for residue in residues if not residue.chain and residue.segment]
+    for residue in blank:
+        residue.chain = residue.segment
+    names = dict.fromkeys(residue.chain for residue in blank if residue.is_amino_acid)
+    if names:
+        notes.append(f"took segment ids for blank chain ids: {', '.join(names)}")
+    return residues
+
+
+# From residues to lines for gemmi
+
+
+def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
+    """Lines of atoms, part by part, with its code and a residue name that fits the columns."""
+    for part in parts:
+        ended = False
+        for residue in part.residues:
+            if ended and not residue.moved:
+                yield "TER"
+                ended = False
+            for place in residue.places:
+                line = section.lines[place]
+                name = residue.name if len(residue.written) == 4 else line[17:20]
+                # gemmi wants one character behind the coordinates
+                yield f"{line[:17]}{name:3}{part.code:>2}{line[22:]} "
+            ended |= residue.places[-1] + 1 in section.breaks
+        if ended:
+            yield "TER"
+
+
+# Sequences
+
+
+def _lengths(lines: Iterable[str], parts: Sequence[Part]) -> dict[str, int]:
+    """Amino acids in the SEQRES records of each chain that has its id for itself."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        if line.startswith("SEQRES"):
+            counts[line[11:12].strip()] += sum(map(is_amino_acid_name, line[19:70].split()))
+    chains = Counter(part.chain for part in parts if part.number == 0)
+    return {
+        part.code: counts[part.chain]
+        for part in parts
+        if part.number == 0 and chains[part.chain] == 1 and counts[part.chain]
+    }

@@ -1,0 +1,351 @@
+"""Where one chain ends and the next begins, also where the ids do not say.
+
+A file is a list of residues in its order. Two residues of one id are of two chains if something
+between them ends a chain (``TER``, ``END``, another segment id or ``label_asym_id``, numbers that
+start again) and no peptide bond joins them. Modified residues that stand behind their chain are
+put into the gap they fill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise, product
+from pathlib import Path
+from typing import Any
+
+from molfun.data.structure_names import is_amino_acid_name
+from molfun.data.words import counted
+from molfun.errors import StructureError
+
+MAX_BOND = 2.5
+"""C-N distance in angstrom below which two residues are bonded (ideal: 1.33)."""
+MAX_CA_STEP = 4.5
+"""CA-CA distance in angstrom below which two residues are neighbours (ideal: 3.8)."""
+MAX_OVERLAP = 2.0
+"""CA-CA distance in angstrom that no two residues of different chains can have."""
+
+ENDS = ("TER", "END")
+"""Records behind which a chain does not go on."""
+RESTART = "numbers that start again"
+
+_LETTERS = "".join(map(chr, range(33, 127)))
+
+Point = tuple[float, float, float]
+
+
+@dataclass(slots=True, eq=False)
+class Residue:
+    """Atoms of one residue that follow each other in a file.
+
+    Parameters
+    ----------
+    chain, segment
+        Chain id, and what else may tell chains apart (segment id, ``label_asym_id``).
+    number, name
+        Residue number with insertion code as written, and the residue's name.
+    places
+        Indices of the atoms in the file.
+    hetero
+        Whether the atoms are ``HETATM``.
+    atoms
+        Atom name to its first coordinates.
+    alternate
+        Whether an atom has a letter for an alternate location.
+    after
+        What ended a chain before this residue: ``"TER"``, ``"END"`` or nothing.
+    moved
+        Whether it stands behind its chain in the file and was moved to its place.
+    order
+        `number` as integer, None if it is none.
+    part
+        Part of the chain: a chain whose numbers start again has several, each without repeats.
+    written
+        Name as it stands in the file, if it is another.
+    """
+
+    chain: str
+    segment: str
+    number: str
+    name: str
+    hetero: bool
+    after: str = ""
+    order: int | None = None
+    part: int = 0
+    written: str = ""
+    alternate: bool = False
+    moved: bool = False
+    places: list[int] = field(default_factory=list)
+    atoms: dict[str, Point] = field(default_factory=dict)
+
+    @property
+    def is_amino_acid(self) -> bool:
+        """Whether it is an amino acid by its name, or by its main chain if the name is unknown."""
+        return is_amino_acid_name(self.name) or {"N", "CA", "C"} <= self.atoms.keys()
+
+
+@dataclass
+class Chain:
+    """Residues of one chain, or of one id as long as nothing tells them apart."""
+
+    name: str
+    residues: list[Residue]
+    cause: str = ""
+    """What told it apart from the chain of the same id before it."""
+
+
+@dataclass
+class Part:
+    """Residues of one chain without a number that repeats, under a code of its own."""
+
+    code: str
+    chain: str
+    """Id of the chain in the file."""
+    number: int
+    """0 for the first part of a chain."""
+    residues: list[Residue]
+
+
+@dataclass
+class Chains:
+    """Chains of one model in the order of the file, and what there is to say about them."""
+
+    parts: list[Part]
+    notes: list[str]
+
+
+@dataclass
+class Records:
+    """One model of a file, read."""
+
+    structure: Any
+    """Structure of gemmi; its chains are named by the codes of the parts."""
+    parts: list[Part]
+    notes: list[str]
+    lengths: dict[str, int]
+    """Code to the amino acids of the whole sequence, resolved or not."""
+
+
+def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2) -> Chains:
+    """Tell the chains of one model apart.
+
+    Raises
+    ------
+    StructureError
+        If a chain is there several times at one place, or there are more chains than codes.
+    """
+    by_id: dict[str, list[Chain]] = {}
+    for piece in _pieces(residues):
+        _place(piece, by_id.setdefault(piece.name, []))
+    notes = []
+    for chains in by_id.values():
+        _refuse_copies(path, chains)
+        if len(chains) > 1:
+            notes.append(_told_apart(chains))
+    moved = sum(_fill_gaps(chain) for chains in by_id.values() for chain in chains)
+    if moved:
+        notes.append(f"moved {counted(moved, 'residue')} from behind a chain to the place in it")
+    found = [chain for chains in by_id.values() for chain in chains]
+    found.sort(key=lambda chain: min(residue.places[0] for residue in chain.residues))
+    return Chains(_parts(path, found, longest_id), notes)
+
+
+def _parts(path: Path, chains: Sequence[Chain], longest_id: int) -> list[Part]:
+    """Parts of all chains; a code is the chain's own id where possible, two letters elsewhere."""
+    ids = {chain.name for chain in chains}
+    free = (a + b for a, b in product(_LETTERS, repeat=2) if a + b not in ids)
+    parts: list[Part] = []
+    used: set[str] = set()
+    for chain in chains:
+        for number, residues in groupby(chain.residues, key=lambda residue: residue.part):
+            own = len(chain.name) <= longest_id and chain.name not in used
+            code = chain.name if own else next(free, None)
+            if code is None:
+                raise StructureError(
+                    f"{path} has more than {len(parts):,} chains that share ids. Keep only the "
+                    f"chains you need."
+                )
+            used.add(code)
+            parts.append(Part(code, chain.name, number, list(residues)))
+    return parts
+
+
+def bonded(before: Residue, after: Residue) -> bool:
+    """Whether a peptide bond joins two residues, or CA atoms say so where C or N is missing."""
+    c, n = before.atoms.get("C"), after.atoms.get("N")
+    if c is not None and n is not None:
+        return math.dist(c, n) < MAX_BOND
+    left, right = before.atoms.get("CA"), after.atoms.get("CA")
+    return left is not None and right is not None and math.dist(left, right) < MAX_CA_STEP
+
+
+def superposed(left: Iterable[Residue], right: Iterable[Residue]) -> bool:
+    """Whether more than a tenth of the residues of `right` lie inside those of `left`."""
+    cell = 2 * MAX_OVERLAP
+    grid: dict[tuple[int, ...], list[Point]] = {}
+    for point in _traces(left):
+        held = grid.setdefault(tuple(math.floor(x / cell) for x in point), [])
+        if len(held) < 10:  # more do not fit into one cell of a real structure
+            held.append(point)
+    points = list(_traces(right))
+    inside = sum(_near(point, grid, cell) for point in points)
+    return inside > len(points) / 10
+
+
+def _traces(residues: Iterable[Residue]) -> Iterator[Point]:
+    for residue in residues:
+        point = residue.atoms.get("CA")
+        if point is not None and all(map(math.isfinite, point)):
+            yield point
+
+
+def _near(point: Point, grid: dict[tuple[int, ...], list[Point]], cell: float) -> bool:
+    i, j, k = (math.floor(x / cell) for x in point)
+    steps = (-1, 0, 1)
+    return any(
+        math.dist(point, other) < MAX_OVERLAP
+        for a in steps for b in steps for c in steps
+        for other in grid.get((i + a, j + b, k + c), ())
+    )  # fmt: skip
+
+
+# Pieces: residues that follow each other with nothing between them
+
+
+def _pieces(residues: Sequence[Residue]) -> Iterator[Chain]:
+    """Cut where the id or the segment changes, at TER and END, and where numbers start again."""
+    piece: list[Residue] = []
+    cause = ""
+    # numbers of the amino acids since the last cut that ends a chain, for each id
+    seen: dict[str, dict[str, Residue]] = {}
+    open_ends: dict[str, str] = {}
+    for residue in residues:
+        last = piece[-1] if piece else None
+        if residue.after:
+            open_ends = dict.fromkeys((*seen, residue.chain), residue.after)
+        begins = open_ends.pop(residue.chain, "")
+        if not begins and last is not None and last.chain == residue.chain:
+            begins = "another segment" if last.segment != residue.segment else ""
+        if not begins and _starts_again(residue, seen.get(residue.chain, {})):
+            begins = RESTART
+        if begins:
+            seen[residue.chain] = {}
+        if last is not None and (begins or last.chain != residue.chain):
+            yield Chain(last.chain, piece, cause)
+            piece, cause = [], ""
+        if not piece:
+            cause = begins
+        residue.after = begins if begins in ENDS else ""
+        piece.append(residue)
+        if residue.is_amino_acid:
+            seen.setdefault(residue.chain, {}).setdefault(residue.number, residue)
+    if piece:
+        yield Chain(piece[-1].chain, piece, cause)
+
+
+def _starts_again(residue: Residue, seen: dict[str, Residue]) -> bool:
+    """Whether a residue repeats the number of an earlier one: not hydrogens, not locations."""
+    earlier = seen.get(residue.number)
+    if earlier is None or not residue.is_amino_acid or residue.alternate or earlier.alternate:
+        return False
+    return not residue.atoms.keys().isdisjoint(earlier.atoms)
+
+
+def _place(piece: Chain, chains: list[Chain]) -> None:
+    """Make a piece a chain, or a part of the last chain of its id."""
+    if not chains:
+        chains.append(piece)
+        return
+    last = chains[-1]
+    if piece.cause and _is_polymer(piece.residues):
+        end = next((r for r in reversed(last.residues) if r.is_amino_acid), None)
+        start = next(r for r in piece.residues if r.is_amino_acid)
+        if end is not None and not bonded(end, start) and not _fills_gap(piece, last):
+            chains.append(piece)
+            return
+        if piece.cause == RESTART:
+            for residue in piece.residues:
+                residue.part = last.residues[-1].part + 1
+    last.residues += piece.residues
+
+
+def _fills_gap(piece: Chain, chain: Chain) -> bool:
+    """Whether a piece of modified residues belongs into gaps of the chain."""
+    if not all(residue.hetero for residue in piece.residues):
+        return False
+    known = {r.order: r for r in chain.residues if r.is_amino_acid}
+    return any(_anchor(r, known) is not None for r in piece.residues if r.is_amino_acid)
+
+
+def _is_polymer(residues: Sequence[Residue]) -> bool:
+    """Whether residues are a chain of amino acids: ``ATOM`` records, or bonded to each other."""
+    acids = [residue for residue in residues if residue.is_amino_acid]
+    if any(not residue.hetero for residue in acids):
+        return True
+    return any(bonded(left, right) for left, right in pairwise(acids))
+
+
+def _told_apart(chains: Sequence[Chain]) -> str:
+    causes = dict.fromkeys(chain.cause for chain in chains[1:])
+    name = chains[0].name
+    which = f"of the one id {name}" if name else "without ids"
+    return f"told apart {len(chains)} chains {which} by {' and '.join(causes)}"
+
+
+# Residues behind their chain
+
+
+def _fill_gaps(chain: Chain) -> int:
+    """Move modified residues from behind a chain into the gap of its numbers that they fill."""
+    candidates = list(_behind(chain.residues))
+    loose = set(map(id, candidates))
+    known = {r.order: r for r in chain.residues if r.is_amino_acid and id(r) not in loose}
+    moved = 0
+    for residue in candidates:
+        anchor = _anchor(residue, known)
+        if anchor is None:
+            continue
+        neighbour, step = anchor
+        residue.moved, residue.part = True, neighbour.part
+        chain.residues.remove(residue)
+        chain.residues.insert(chain.residues.index(neighbour) + step, residue)
+        known[residue.order] = residue
+        moved += 1
+    return moved
+
+
+def _behind(residues: Sequence[Residue]) -> Iterator[Residue]:
+    """Modified residues behind the end of a chain, or with a number below one before them."""
+    highest: int | None = None
+    ended = False
+    for residue in residues:
+        ended |= bool(residue.after) and highest is not None
+        if residue.order is None or not residue.is_amino_acid:
+            continue
+        if residue.hetero and highest is not None and (ended or residue.order < highest):
+            yield residue
+        else:
+            highest = residue.order if highest is None else max(highest, residue.order)
+
+
+def _anchor(residue: Residue, known: dict[int | None, Residue]) -> tuple[Residue, int] | None:
+    """Neighbour to which `residue` is bonded, and 1 if it comes behind it, 0 if before."""
+    if residue.order is None or residue.order in known:
+        return None
+    left, right = known.get(residue.order - 1), known.get(residue.order + 1)
+    if left is not None and bonded(left, residue):
+        return left, 1
+    if right is not None and bonded(residue, right):
+        return right, 0
+    return None
+
+
+def _refuse_copies(path: Path, chains: Sequence[Chain]) -> None:
+    """Refuse a chain that lies inside an earlier one of its id: a model, not a chain."""
+    for i, chain in enumerate(chains):
+        if any(superposed(earlier.residues, chain.residues) for earlier in chains[:i]):
+            raise StructureError(
+                f"{path} has several copies of chain {chain.name or '(no id)'} at one place. If "
+                f"they are models, put MODEL and ENDMDL around each; else remove all but one."
+            )
