@@ -120,7 +120,7 @@ class _Table:
         for label, author in _TWINS:
             self._take(author, label)
         absent = [tag for tag in _PLACES if tag.lower() not in columns]
-        absent += [label for label, author in _TWINS if author not in columns and label[6] != "a"]
+        absent += [t for t, twin in _TWINS if twin not in columns and twin not in _DEFAULTS]
         if absent:
             names = ", ".join(f"_atom_site.{tag}" for tag in absent)
             raise StructureError(f"{self.path} lacks the columns {names}. Export them with it.")

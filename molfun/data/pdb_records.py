@@ -318,15 +318,15 @@ def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
     for part in parts:
         ended = False
         for residue in part.residues:
-            if ended and not residue.moved:
+            if ended and not residue.inside:
                 yield "TER"
-                ended = False
+            ended = False
             for place in residue.places:
                 line = section.lines[place]
                 name = residue.name if len(residue.written) == 4 else line[17:20]
-                # gemmi wants one character behind the coordinates
-                yield f"{line[:17]}{name:3}{part.code:>2}{line[22:]} "
-            ended |= residue.places[-1] + 1 in section.breaks
+                # gemmi wants a character behind the coordinates, and one segment per residue
+                yield f"{line[:17]}{name:3}{part.code:>2}{line[22:72]:50}    {line[76:]}"
+            ended = residue.places[-1] + 1 in section.breaks
         if ended:
             yield "TER"
 

@@ -55,8 +55,8 @@ class Residue:
         Whether an atom has a letter for an alternate location.
     after
         What ended a chain before this residue: ``"TER"``, ``"END"`` or nothing.
-    moved
-        Whether it stands behind its chain in the file and was moved to its place.
+    inside
+        Whether its chain goes on here, whatever stands before it in the file.
     order
         `number` as integer, None if it is none.
     part
@@ -75,7 +75,7 @@ class Residue:
     part: int = 0
     written: str = ""
     alternate: bool = False
-    moved: bool = False
+    inside: bool = False
     places: list[int] = field(default_factory=list)
     atoms: dict[str, Point] = field(default_factory=dict)
 
@@ -264,6 +264,7 @@ def _place(piece: Chain, chains: list[Chain]) -> None:
         if end is not None and not bonded(end, start) and not _fills_gap(piece, last):
             chains.append(piece)
             return
+        start.inside = end is not None and bonded(end, start)
         if piece.cause == RESTART:
             for residue in piece.residues:
                 residue.part = last.residues[-1].part + 1
@@ -307,7 +308,7 @@ def _fill_gaps(chain: Chain) -> int:
         if anchor is None:
             continue
         neighbour, step = anchor
-        residue.moved, residue.part = True, neighbour.part
+        residue.inside, residue.part = True, neighbour.part
         chain.residues.remove(residue)
         chain.residues.insert(chain.residues.index(neighbour) + step, residue)
         known[residue.order] = residue
