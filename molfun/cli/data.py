@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
-from molfun.data.atoms import AtomsDataset, columns_of, read_frames
+from molfun.data.atoms import AtomsDataset
 from molfun.data.batching import LengthBatchSampler
 from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset | AtomsDataset
 ATOMS = (".xyz", ".extxyz")
-LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "target_key")
+LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "target_key")
 FASTA = (".fasta", ".fa", ".faa", ".fas")
 SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
@@ -239,24 +239,9 @@ def _table(settings: FineTuneSettings) -> str:
 
 def _atoms(settings: FineTuneSettings) -> AtomsDataset:
     keys = {name: getattr(settings, name) for name in LABEL_KEYS}
-    dataset = AtomsDataset.from_files(settings.data or [], **keys, require_target=True)
     dropped = [name for name in ("forces", "stress") if not getattr(settings, name)]
-    return _without(dataset, dropped) if dropped else dataset
-
-
-def _without(dataset: AtomsDataset, names: Sequence[str]) -> AtomsDataset:
-    """The data set with some of its labels left out."""
-    labels = [
-        {k: v for k, v in label.items() if k not in names} if isinstance(label, dict) else label
-        for label in dataset.targets
-    ]
-    return AtomsDataset(
-        dataset.atoms,
-        labels,
-        ids=dataset.ids,
-        metadata={str(k): list(v) for k, v in dataset.metadata.items()},
-        origins=[sample.origin for sample in map(dataset.__getitem__, range(len(dataset)))],
-        columns={k: v for k, v in dataset.input_settings.items() if k != "kind"},
+    return AtomsDataset.from_files(
+        settings.data or [], **keys, leave_out=dropped, require_target=True
     )
 
 
@@ -486,13 +471,13 @@ def _atoms_for(
     trained: Mapping[str, Any], data: str, *, labels: bool, given: Mapping[str, str | None]
 ) -> AtomsDataset:
     """Structures with the labels of the training set, as far as there are any to predict."""
-    keys = {name: given.get(name) or trained.get(name) for name in LABEL_KEYS}
-    if labels:
-        return AtomsDataset.from_files(data, **keys, require_target=True)
-    frames = read_frames(data)
-    names = {name for frame in frames for name in columns_of(frame)}
-    known = {k: v for k, v in keys.items() if v in names or given.get(k) is not None}
-    return AtomsDataset.from_atoms(frames, **known)
+    keys: dict[str, Any] = {k: given.get(k) or trained.get(k) for k in LABEL_KEYS}
+    asked = [name for name in LABEL_KEYS if given.get(name) is not None]
+    if {"stress_key", "virial_key"} & set(asked):  # one of them takes the place of the other
+        keys |= dict.fromkeys({"stress_key", "virial_key"} - set(asked))
+    # structures to predict need no labels
+    absent = [] if labels else [k.removesuffix("_key") for k in LABEL_KEYS if k not in asked]
+    return AtomsDataset.from_files(data, **keys, require_target=labels, optional=absent)
 
 
 def _series_for(

@@ -75,6 +75,9 @@ def fine_tune(
     ] = None,
     forces_key: Annotated[Text, _flag("Name of their forces [forces].", DATA)] = None,
     stress_key: Annotated[Text, _flag("Name of their stress [stress].", DATA)] = None,
+    virial_key: Annotated[
+        Text, _flag("Name of their virials, read as stress = -virial / volume [none].", DATA)
+    ] = None,
     target_key: Annotated[
         Text, _flag("Name of another label, of a structure or each atom.", DATA)
     ] = None,
@@ -296,6 +299,9 @@ TargetColumn = Annotated[
 EnergyKey = Annotated[Text, typer.Option("--energy-key", help="Name of energies, as in training.")]
 ForcesKey = Annotated[Text, typer.Option("--forces-key", help="Name of forces, as in training.")]
 StressKey = Annotated[Text, typer.Option("--stress-key", help="Name of stress, as in training.")]
+VirialKey = Annotated[
+    Text, typer.Option("--virial-key", help="Name of virials (eV) in place of a stress.")
+]
 TargetKey = Annotated[
     Text, typer.Option("--target-key", help="Name of another label, as in training.")
 ]
@@ -601,6 +607,7 @@ def predict(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
+    virial_key: VirialKey = None,
     target_key: TargetKey = None,
     target: Target = None,
     weights: Weights = None,
@@ -620,7 +627,7 @@ def predict(
         trust=trust, target=target, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
-            "stress_key": stress_key, "target_key": target_key,
+            "stress_key": stress_key, "virial_key": virial_key, "target_key": target_key,
         },
     )  # fmt: skip
 
@@ -642,6 +649,7 @@ def evaluate(
     energy_key: EnergyKey = None,
     forces_key: ForcesKey = None,
     stress_key: StressKey = None,
+    virial_key: VirialKey = None,
     target_key: TargetKey = None,
     target: Target = None,
     weights: Weights = None,
@@ -661,7 +669,7 @@ def evaluate(
         trust=trust, target=target, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
-            "stress_key": stress_key, "target_key": target_key,
+            "stress_key": stress_key, "virial_key": virial_key, "target_key": target_key,
         }, bootstrap=bootstrap,
     )  # fmt: skip
 

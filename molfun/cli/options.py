@@ -293,7 +293,12 @@ def _target(
     if target.get("unit"):
         labels["energy_unit"] = str(target["unit"])
     if target.get("virial"):
-        found.problems.append(f"{where}.virial: Molfun reads the stress (-virial / volume).")
+        if target.get("stress"):
+            found.problems.append(
+                f"{where}: stress and virial are one label in two forms. Set one of them to false."
+            )
+        labels |= _derivative(f"{where}.virial", "virial", target["virial"], systems, found)
+        target = {k: v for k, v in target.items() if k != "stress"}
     for kind in ("forces", "stress"):
         labels |= _derivative(f"{where}.{kind}", kind, target.get(kind), systems, found)
     return name, labels

@@ -101,6 +101,7 @@ class FineTuneSettings(OptimizerSettings):
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    virial_key: str | None = None
     target_key: str | None = None
     forces: bool = True
     stress: bool = True

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from molfun.data.atoms_files import read_frames
+from molfun.data.atoms_labels import (
+    KEYS,
+    KINDS,
+    MANY,
+    LabelShape,
+    as_label,
+    check_keys,
+    columns_of,
+    label_shape,
+    labels_of_all,
+    names_in,
+    raise_for,
+    unused_labels,
+    volume_of,
+)
 from molfun.data.base import SampleDataset
 from molfun.data.words import counted
-from molfun.errors import DataError, MissingDependencyError, listing, nearest
+from molfun.errors import DataError, listing, nearest
 from molfun.sample import Sample, is_missing
 
-KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
-MANY = 5
+logger = logging.getLogger(__name__)
 
 
 class AtomsDataset(SampleDataset):
@@ -65,52 +81,72 @@ class AtomsDataset(SampleDataset):
     ) -> None:
         n = len(atoms)
         self._atoms = list(atoms)
-        if targets is None:
-            targets = [label or None for label in _labels_of_all(self._atoms, KEYS, origins)]
-        self._targets = list(targets)
-        self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
-        self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._origins = [""] * n if origins is None else list(origins)
+        self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
+        places = self._origins if origins is not None else self._ids
+        if targets is None:
+            found = [columns_of(a) for a in self._atoms]
+            labels = labels_of_all(self._atoms, found, KEYS, places)
+            targets = [label or None for label in labels]
+            _say(unused_labels(self._atoms, found, KEYS, "Structures"))
+        self._targets = list(targets)
+        self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._columns = dict(columns or {})
+        self.label_shape: LabelShape | None = None
         lengths: dict[str, list[Any]] = {
             "targets": self._targets,
             "ids": self._ids,
+            "origins": self._origins,
             **self._metadata,
         }
         wrong = {name: len(values) for name, values in lengths.items() if len(values) != n}
         if wrong:
             raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
-        self._check()
+        self._settle(places)
 
-    def _check(self) -> None:
-        """Forces fit the atoms."""
+    def _settle(self, places: Sequence[str]) -> None:
+        """Bring labels by name into their form; say which stress cannot be used."""
         problems = []
-        for name, atoms, target in zip(self.ids, self._atoms, self._targets, strict=True):
-            forces = target.get("forces") if isinstance(target, Mapping) else None
-            if forces is not None and np.shape(forces) != (len(atoms), 3):
-                problems.append(f"{name}: forces {np.shape(forces)} for {len(atoms)} atoms")
-        if problems:
-            raise DataError(
-                f"{counted(len(problems), 'structure')} whose forces do not fit:\n"
-                f"{listing(problems)}\nForces are (atoms, 3)."
-            )
+        for i, target in enumerate(self._targets):
+            if not isinstance(target, Mapping) or not set(target) <= set(KINDS):
+                continue
+            given = {kind: value for kind, value in target.items() if value is not None}
+            try:
+                self._targets[i] = as_label(given, self._atoms[i])
+            except DataError as error:
+                problems.append(f"{places[i]}: {error}")
+        raise_for(problems, "cannot be used")
 
     @classmethod
-    def from_atoms(cls, atoms: Iterable[Any], **keys: str | None) -> AtomsDataset:
+    def from_atoms(
+        cls,
+        atoms: Iterable[Any],
+        *,
+        energy_key: str | None = None,
+        forces_key: str | None = None,
+        stress_key: str | None = None,
+        virial_key: str | None = None,
+        target_key: str | None = None,
+    ) -> AtomsDataset:
         """Structures that carry their labels, as ASE's calculators and readers leave them.
 
         Parameters
         ----------
         atoms
             The structures.
-        keys
+        energy_key, forces_key, stress_key, virial_key, target_key
             As in `from_files`.
         """
         frames = list(atoms)
         wrong = [type(a).__name__ for a in frames if not hasattr(a, "get_atomic_numbers")]
         if wrong:
             raise DataError(f"Expected ase.Atoms, got {wrong[0]}.")
-        return cls._read(frames, [f"structure {i + 1}" for i in range(len(frames))], **keys)
+        keys = {
+            "energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key,
+        }  # fmt: skip
+        check_keys({kind: name for kind, name in keys.items() if name is not None})
+        places = [f"structure {i + 1}" for i in range(len(frames))]
+        return cls._read(frames, places, "Structures", keys, target_key)
 
     @classmethod
     def from_files(
@@ -120,10 +156,16 @@ class AtomsDataset(SampleDataset):
         energy_key: str | None = None,
         forces_key: str | None = None,
         stress_key: str | None = None,
+        virial_key: str | None = None,
         target_key: str | None = None,
+        leave_out: Sequence[str] = (),
         require_target: bool = False,
+        optional: Collection[str] = (),
     ) -> AtomsDataset:
         """Read extended-xyz files, or any other that ASE reads.
+
+        What looks like an energy, forces, stress or virial by name and shape and is not read is
+        named in a warning.
 
         Parameters
         ----------
@@ -131,36 +173,50 @@ class AtomsDataset(SampleDataset):
             One file or several.
         energy_key, forces_key, stress_key
             Names of the labels where they are not ``energy`` (eV), ``forces`` (eV/angstrom) and
-            ``stress`` (eV/angstrom^3).
+            ``stress`` (eV/angstrom^3, positive under tension as in ASE).
+        virial_key
+            Name of virials (eV), which are read as ``stress = -virial / volume``. A stress or
+            virial has six numbers (xx, yy, zz, yz, xz, xy), nine, or is a matrix.
         target_key
-            Name of another label, of the structure or of each atom, in place of all these.
+            Name of another label, of the structure or of each atom, in place of all these: a
+            number, a class, a vector or a matrix.
+        leave_out
+            Of ``"energy"``, ``"forces"`` and ``"stress"`` those that are not read.
         require_target
             Whether a structure without any label is refused.
+        optional
+            Of ``"energy"``, ``"forces"``, ``"stress"``, ``"virial"`` and ``"target"`` those whose
+            names need not be in the files: structures to predict have no labels.
 
         Raises
         ------
+        ConfigError
+            If a name says that its label is something else, such as ``stress_key="virial"``.
         DataError
             If a file cannot be read or has no such label; the text names what there is.
         """
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        frames, origins = [], []
+        keys = {
+            "energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key,
+        }  # fmt: skip
+        check_keys({kind: name for kind, name in keys.items() if name is not None})
+        frames, places = [], []
         for path in paths:
             read = read_frames(path)
             frames += read
-            origins += [f"{path}, structure {i + 1}" for i in range(len(read))]
+            places += [f"{path}, structure {i + 1}" for i in range(len(read))]
+        others = f" and {counted(len(paths) - 1, 'other file')}" if len(paths) > 1 else ""
+        where = f"{paths[0]}{others}" if paths else ""
         dataset = cls._read(
-            frames,
-            origins,
-            energy_key=energy_key,
-            forces_key=forces_key,
-            stress_key=stress_key,
-            target_key=target_key,
+            frames, places, where, keys, target_key, leave_out=leave_out, optional=optional
         )
-        bare = [o for o, t in zip(origins, dataset._targets, strict=True) if not _labelled(t)]
+        bare = [p for p, t in zip(places, dataset._targets, strict=True) if not _labelled(t)]
         if require_target and bare:
+            names = names_in([columns_of(a) for a in frames])
             raise DataError(
                 f"{counted(len(bare), 'structure')} without a label:\n{listing(bare, MANY)}\n"
-                f"They have: {_names_in(frames)}. Name the label with --energy-key or --target-key."
+                f"They have: {', '.join(names) or 'no labels'}. Name the label with --energy-key "
+                f"or --target-key."
             )
         return dataset
 
@@ -168,36 +224,46 @@ class AtomsDataset(SampleDataset):
     def _read(
         cls,
         frames: list[Any],
-        origins: list[str],
+        places: list[str],
+        where: str,
+        keys: Mapping[str, str | None],
+        target_key: str | None,
         *,
-        target_key: str | None = None,
-        **keys: str | None,
+        leave_out: Sequence[str] = (),
+        optional: Collection[str] = (),
     ) -> AtomsDataset:
-        named = {k.removesuffix("_key"): v for k, v in keys.items() if v is not None}
-        wrong = sorted(set(named) - set(KEYS))
-        if wrong:
-            raise DataError(f"{wrong[0]}_key is no setting; there are {', '.join(KEYS)}.")
-        for name in [*named.values(), *([target_key] if target_key else [])]:
-            if frames and not any(columns_of(a).get(name) is not None for a in frames):
-                known = _all_names(frames)
+        named = {kind: name for kind, name in keys.items() if name is not None}
+        columns = [columns_of(a) for a in frames]
+        known = names_in(columns)
+        asked = {**named, **({"target": target_key} if target_key else {})}
+        for kind, name in asked.items():
+            if (
+                frames
+                and kind not in optional
+                and not any(c.get(name) is not None for c in columns)
+            ):
                 raise DataError(
-                    f"No structure has {name!r}. They have: {_names_in(frames)}."
-                    f"{nearest(name, known)}"
+                    f"No structure of {where} has {name!r}. They have: "
+                    f"{', '.join(known) or 'no labels'}.{nearest(name, known)}"
                 )
         targets: list[Any]
+        shape = None
         if target_key is not None:
-            targets = [columns_of(a).get(target_key) for a in frames]
+            targets = [c.get(target_key) for c in columns]
+            shape = label_shape(frames, targets, target_key, places)
         else:
-            targets = _labels_of_all(frames, {**KEYS, **named}, origins)
-        ids = [str(a.info.get("id", a.info.get("name", i + 1))) for i, a in enumerate(frames)]
-        if len(set(ids)) != len(ids):
-            ids = [str(i + 1) for i in range(len(frames))]
-        columns = {**named, **({"target": target_key} if target_key else {})}
-        plain = _plain_columns(frames)
-        return cls(
-            frames, targets, ids=ids, metadata=plain, origins=origins,
-            columns={f"{k}_key": v for k, v in columns.items()},
+            names = _names_of(named, leave_out)
+            targets = list(labels_of_all(frames, columns, names, places))
+            others = {"stress": "virial", "forces": "gradient"}
+            ignored = {*leave_out, *(others.get(kind, kind) for kind in leave_out)}
+            _say(unused_labels(frames, columns, names, where, ignored=ignored))
+            _say(_without_volume(frames, targets, where))
+        dataset = cls(
+            frames, targets, ids=_ids_of(frames, where), metadata=_plain_columns(frames, known),
+            origins=places, columns={f"{k}_key": v for k, v in asked.items()},
         )  # fmt: skip
+        dataset.label_shape = shape
+        return dataset
 
     # --- a map-style data set --------------------------------------------------------------------
 
@@ -256,7 +322,7 @@ class AtomsDataset(SampleDataset):
         def take(values: Sequence[Any]) -> list[Any]:
             return [values[i] for i in rows]
 
-        return AtomsDataset(
+        part = AtomsDataset(
             take(self._atoms),
             take(self._targets),
             ids=take(self.ids),
@@ -264,110 +330,60 @@ class AtomsDataset(SampleDataset):
             origins=take(self._origins),
             columns=self._columns,
         )
+        part.label_shape = self.label_shape
+        return part
 
 
-def read_frames(path: str | Path) -> list[Any]:
-    """All structures of a file.
-
-    Raises
-    ------
-    DataError
-        If it cannot be read, or is empty.
-    """
-    try:
-        from ase.io import iread
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Structures of atoms need the package ase. Install it: pip install 'molfun[pet]'"
-        ) from error
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-    frames: list[Any] = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frames.extend(iread(path, index=":"))
-    except Exception as error:  # each of ASE's eighty readers fails in ways of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        place = f" behind structure {len(frames)}" if frames else ""
-        raise DataError(f"{path} cannot be read as structures{place}: {reason}") from error
-    if not frames:
-        raise DataError(f"{path} has no structure.")
-    return frames
+def _names_of(named: Mapping[str, str], leave_out: Sequence[str]) -> dict[str, str]:
+    """Name of each kind of label that is read; virials take the place of a stress."""
+    names = {**KEYS, **named}
+    if "virial" in named:
+        del names["stress"]
+    if "stress" in leave_out:
+        names.pop("virial", None)
+    return {kind: name for kind, name in names.items() if kind not in leave_out}
 
 
-def columns_of(atoms: Any) -> dict[str, Any]:
-    """All that a structure carries by name: what a calculator left, or columns of the file.
-
-    Results of a calculator that was asked about other positions are left out.
-    """
-    calculator = atoms.calc
-    results: Mapping[str, Any] = getattr(calculator, "results", None) or {}
-    if results and hasattr(calculator, "check_state") and calculator.check_state(atoms):
-        results = {}
-    columns: dict[str, Any] = {}
-    for place in (results, atoms.info, atoms.arrays):
-        for name in place:
-            columns.setdefault(name, place[name])
-    return columns
+def _say(texts: Iterable[str]) -> None:
+    for text in texts:
+        logger.warning("%s", text)
 
 
-def _labels_of_all(
-    frames: Sequence[Any], names: Mapping[str, str], origins: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    found = []
-    for i, atoms in enumerate(frames):
-        try:
-            found.append(_labels(atoms, names))
-        except DataError as error:
-            place = origins[i] if origins else f"structure {i + 1}"
-            raise DataError(f"{place}: {error}") from error
-    return found
+def _without_volume(frames: Sequence[Any], labels: Sequence[Any], where: str) -> Iterator[str]:
+    flat = ["stress" in label and not volume_of(a) for a, label in zip(frames, labels, strict=True)]
+    if any(flat):
+        yield (
+            f"{where}: {sum(flat):,} of {len(frames):,} structures have a stress or virial, which "
+            f"is not used: they are not periodic in all directions, so they have no volume."
+        )
 
 
-def _labels(atoms: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    columns = columns_of(atoms)
-    found = {kind: columns.get(name) for kind, name in names.items()}
-    label = {kind: value for kind, value in found.items() if value is not None}
-    if "stress" in label:
-        label["stress"] = _as_matrix(np.asarray(label["stress"], dtype=float))
-    if "energy" in label:
-        energy = np.asarray(label["energy"])
-        if energy.size != 1 or energy.dtype.kind not in "fiu":
-            raise DataError(f"An energy is one number, got {label['energy']!r}.")
-        label["energy"] = float(energy.reshape(()))
-    return label
-
-
-def _as_matrix(stress: np.ndarray) -> np.ndarray:
-    """A stress in Voigt's six numbers, nine, or a matrix, as a matrix."""
-    if stress.size == 6:
-        xx, yy, zz, yz, xz, xy = stress.reshape(6)
-        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    if stress.size != 9:
-        raise DataError(f"A stress has 6 or 9 numbers, got {stress.size}.")
-    return stress.reshape(3, 3)
+def _ids_of(frames: Sequence[Any], where: str) -> list[str]:
+    """The ``id`` or ``name`` of each structure; numbers where these are not unique."""
+    numbers = [str(i + 1) for i in range(len(frames))]
+    ids = [
+        str(a.info.get("id", a.info.get("name", n))) for a, n in zip(frames, numbers, strict=True)
+    ]
+    twice = [name for name, n in Counter(ids).items() if n > 1]
+    if twice and any("id" in a.info for a in frames):
+        logger.warning(
+            "%s: ids are not unique (%r), so structures are called by their number.",
+            where,
+            twice[0],
+        )
+    return numbers if twice else ids
 
 
 def _labelled(target: Any) -> bool:
-    return bool(target) if isinstance(target, Mapping) else not is_missing(target)
+    """Whether a label has any number."""
+    if isinstance(target, Mapping):
+        return any(np.isfinite(value).any() for value in target.values())
+    return not is_missing(target)
 
 
-def _all_names(frames: Sequence[Any]) -> list[str]:
-    names: dict[str, None] = {}
-    for atoms in frames[:MANY]:
-        names.update(dict.fromkeys(columns_of(atoms)))
-    return [name for name in names if name not in ("numbers", "positions")]
-
-
-def _names_in(frames: Sequence[Any]) -> str:
-    return ", ".join(_all_names(frames)) or "no labels"
-
-
-def _plain_columns(frames: Sequence[Any]) -> dict[str, list[Any]]:
+def _plain_columns(frames: Sequence[Any], known: Iterable[str]) -> dict[str, list[Any]]:
     """Texts and numbers that every structure has."""
-    names = [n for n in _all_names(frames) if all(n in a.info for a in frames)]
+    names = [n for n in known if all(n in a.info for a in frames)]
     kinds = str | int | float | bool | np.number
     return {
         n: [a.info[n] for a in frames]

@@ -1082,7 +1082,7 @@ def test_stale_results_of_a_calculator_are_no_labels() -> None:
     atoms.rattle(0.1)
     assert AtomsDataset([atoms]).targets == [None]
     atoms.info["energy"] = "-3.2 eV"
-    with pytest.raises(DataError, match=r"structure 1: An energy is one number, got '-3.2 eV'"):
+    with pytest.raises(DataError, match=r"structure_1: 'energy' is '-3.2 eV', and a label is"):
         AtomsDataset([atoms])
 
 

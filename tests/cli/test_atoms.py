@@ -187,7 +187,7 @@ def test_labels_of_other_names_and_another_strategy(
         "--test-frac", 0,
     )  # fmt: skip
     assert result.exit_code == 1
-    assert "No structure has 'dft_energy'" in result.stderr
+    assert "No structure of x.xyz has 'dft_energy'" in result.stderr
     result = tune(
         "--data", "keys.xyz", "--energy-key", "dft_energy", "--forces-key", "dft_forces",
         "--strategy", "heads", "--forces-weight", 10, "--loss", "huber", "--test-frac", 0,
@@ -204,7 +204,7 @@ def test_labels_of_other_names_and_another_strategy(
     assert molfun("evaluate", "run/checkpoint", "--data", "keys.xyz").exit_code == 0
     result = molfun("evaluate", "run/checkpoint", "--data", "x.xyz")
     assert result.exit_code == 1
-    assert "No structure has 'dft_energy'" in result.stderr
+    assert "No structure of x.xyz has 'dft_energy'" in result.stderr
     result = molfun(
         "evaluate", "run/checkpoint", "--data", "x.xyz", "--energy-key", "energy",
         "--forces-key", "forces",
@@ -366,7 +366,11 @@ def test_a_file_that_breaks_off(tune: Command, folder: Path) -> None:
     (folder / "cut.xyz").write_text("\n".join(text[:-2]) + "\n")
     result = tune("--data", "cut.xyz")
     assert result.exit_code == 1
-    assert re.search(r"cut.xyz cannot be read as structures behind structure \d+: ", result.stderr)
+    assert re.search(
+        r"cut.xyz cannot be read as structures: structure 12, line \d+: \d atoms announced, and "
+        r"the file ends after \d\.",
+        result.stderr,
+    )
 
 
 def test_one_of_several_energies_is_predicted(tune: Command, molfun: Command, folder: Path) -> None:
@@ -445,7 +449,7 @@ def test_from_random_weights_it_knows_the_elements_of_the_data(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--energy-key", "enrgy"), "No structure has 'enrgy'"),
+        (("--energy-key", "enrgy"), "No structure of x.xyz has 'enrgy'"),
         (("--data", "none.xyz"), "There is no file none.xyz."),
         (("--data", "full.yaml"), "full.yaml cannot be read as structures"),
         (("--data", "keys.xyz"), "without a label"),
@@ -773,6 +777,20 @@ def test_random_weights_have_an_architecture() -> None:
     assert "the checkpoint says what they are" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ({"virial": True}, {"virial_key": "virial"}),
+        ({"virial": {"key": "w"}, "stress": False}, {"virial_key": "w"}),
+        ({"virial": False, "stress": True}, {"stress_key": "stress"}),
+    ],
+)
+def test_virials_of_metatrain_are_read(target: dict[str, Any], expected: dict[str, Any]) -> None:
+    settings = translate(options(training_set=dataset(energy=target))).settings
+    names = ("virial_key", "stress_key", "stress")
+    assert {k: settings[k] for k in names if k in settings} == expected
+
+
 def test_what_only_changes_reports_is_left_aside() -> None:
     training = {"checkpoint_interval": 7, "log_interval": 5}
     found = translate(options(training=training, print_stats=True))
@@ -800,7 +818,8 @@ def test_what_only_changes_reports_is_left_aside() -> None:
         ({"training": {"loss": {"dipole": 1}}}, "loss.dipole: unknown option"),
         ({"training_set": dataset(energy={}, dipole={})}, "one energy a run, and these are"),
         ({"training_set": dataset(dipole={})}, "Molfun trains the energies of PET"),
-        ({"training_set": dataset(energy={"virial": True})}, "Molfun reads the stress"),
+        ({"training_set": dataset(energy={"virial": True, "stress": {"key": "s"}})},
+         "stress and virial are one label in two forms. Set one of them to false."),
         ({"training_set": dataset(energy={"sample_kind": "atom"})}, "with sample_kind"),
         ({"training_set": dataset(energy={"read_from": "z.xyz"})}, "from the file of the struct"),
         ({"training_set": {**dataset(), "extra_data": {}}}, "extra_data: unknown option"),

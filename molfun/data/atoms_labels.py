@@ -1,0 +1,482 @@
+"""Labels of structures of atoms: how they are found by name, and what looks like one and is not.
+
+A virial becomes a stress here: ``stress = -virial / volume``. Stress is positive under tension, as
+in ASE: the derivative of the energy by the strain, for each volume.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, listing
+
+KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
+"""Names of labels where no others are given: ASE's own."""
+KINDS = (*KEYS, "virial")
+MANY = 5
+LOPSIDED = 0.1
+"""Share of its largest number by which a stress may differ from its mirror image."""
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_FORCES = {"f", "force", "forces", "frc"}
+_GRADIENTS = {"grad", "grads", "gradient", "gradients"}
+_ENERGIES = {"e", "etot", "energy", "energies", "toten"}
+_NO_LABEL = {
+    "cut", "cutoff", "ecut", "err", "error", "fermi", "gap", "homo", "id", "index", "kinetic",
+    "lumo", "mask", "max", "sigma", "std", "threshold", "tol", "tolerance", "unit", "units",
+    "uncertainty", "var", "variance", "weight", "weights",
+}  # fmt: skip
+"""Words that tell a setting, a measure of quality or another quantity from a label."""
+_SHARES = ("energies", "stresses")
+"""ASE's names for the shares of single atoms."""
+
+
+def columns_of(atoms: Any) -> dict[str, Any]:
+    """All that a structure carries by name: what a calculator left, or columns of the file.
+
+    Results of a calculator that was asked about other positions are left out.
+    """
+    calculator = atoms.calc
+    results: Mapping[str, Any] = getattr(calculator, "results", None) or {}
+    if results and hasattr(calculator, "check_state") and calculator.check_state(atoms):
+        results = {}
+    columns: dict[str, Any] = {}
+    for place in (results, atoms.info, atoms.arrays):
+        for name in place:
+            columns.setdefault(name, place[name])
+    return columns
+
+
+def names_in(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names that occur in any structure, besides elements and positions."""
+    names: dict[str, None] = {}
+    for found in columns:
+        names.update(dict.fromkeys(found))
+    return [name for name in names if name not in ("numbers", "positions")]
+
+
+def check_keys(names: Mapping[str, str]) -> None:
+    """Refuse names of labels that say they are something else.
+
+    Parameters
+    ----------
+    names
+        Given name of each kind.
+
+    Raises
+    ------
+    ConfigError
+        Naming sign and unit, and what to do.
+    """
+    if "stress" in names and "virial" in names:
+        raise ConfigError(
+            f"stress_key={names['stress']!r} and virial_key={names['virial']!r} (--stress-key, "
+            f"--virial-key): a virial is read as stress, so give one of them."
+        )
+    for kind, name in names.items():
+        looks = kind_of(name)
+        if kind == "stress" and looks == "virial":
+            raise ConfigError(
+                f"stress_key={name!r} (--stress-key) names a virial: an energy (eV), of the other "
+                f"sign. Give virial_key={name!r} (--virial-key {name}), which is read as stress = "
+                f"-virial / volume; if it is a stress in eV/angstrom^3, rename it."
+            )
+        if kind == "virial" and looks == "stress":
+            raise ConfigError(
+                f"virial_key={name!r} (--virial-key) names a stress. Give stress_key={name!r} "
+                f"(--stress-key {name}); if it is a virial, rename it."
+            )
+        if kind == "forces" and looks == "gradient":
+            raise ConfigError(
+                f"forces_key={name!r} (--forces-key) names gradients of the energy, and forces are "
+                f"minus the gradient. Write them with the other sign under another name."
+            )
+        if kind == "energy" and per_atom(name):
+            raise ConfigError(
+                f"energy_key={name!r} (--energy-key) names an energy per atom, and labels are "
+                f"energies of whole structures. Multiply it by the number of atoms, and write it "
+                f"under another name."
+            )
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of label that a name stands for, by its words; None if it stands for none.
+
+    Examples
+    --------
+    >>> [kind_of(n) for n in ("REF_forces", "F", "dft_virials", "totalEnergy", "cut_off_energy")]
+    ['forces', 'forces', 'virial', 'energy', None]
+    """
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if name in _SHARES or _NO_LABEL & set(words):
+        return None
+    if any(word.startswith("stress") for word in words):
+        return "stress"
+    if any(word.startswith("virial") for word in words):
+        return "virial"
+    if _GRADIENTS & set(words):
+        return "gradient"
+    if any(word in _FORCES or word.endswith(("force", "forces")) for word in words):
+        return "forces"
+    if name == "U0" or any(w in _ENERGIES or w.endswith("energy") for w in words):
+        return "energy"
+    return None
+
+
+def per_atom(name: str) -> bool:
+    """Whether a name says that its number is for each atom.
+
+    Examples
+    --------
+    >>> per_atom("energy_per_atom"), per_atom("atomization_energy")
+    (True, False)
+    """
+    words = [word.lower() for word in _WORDS.findall(name)]
+    return "peratom" in words or ("per" in words and "atom" in words)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def labels_of_all(
+    frames: Sequence[Any],
+    columns: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    places: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Energy, forces and stress of each structure, as far as it has them.
+
+    Parameters
+    ----------
+    frames, columns
+        Structures, and `columns_of` each.
+    names
+        Name of each kind.
+    places
+        Where each structure was read, for messages.
+
+    Raises
+    ------
+    DataError
+        Listing every structure with a label that cannot be one.
+    """
+    found, problems = [], []
+    for atoms, column, place in zip(frames, columns, places, strict=True):
+        label = {kind: column[name] for kind, name in names.items() if _present(column, name)}
+        try:
+            found.append(as_label(label, atoms, names))
+        except DataError as error:
+            problems.append(f"{place}: {error}")
+            found.append({})
+    raise_for(problems, "cannot be used")
+    return found
+
+
+def raise_for(problems: Sequence[str], what: str) -> None:
+    """Raise a `DataError` that lists structures whose labels are wrong; none if there are none."""
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        n = counted(len(problems), "structure")
+        raise DataError(f"{n} with labels that {what}:\n{listing(problems)}")
+
+
+def as_label(
+    given: Mapping[str, Any], atoms: Any, names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Labels of one structure in their proper form.
+
+    Parameters
+    ----------
+    given
+        ``energy``, ``forces``, ``stress`` or ``virial`` (six numbers in Voigt's order xx, yy, zz,
+        yz, xz, xy, nine, or a matrix), any of them missing.
+    atoms
+        The structure.
+    names
+        What they are called, for messages.
+
+    Returns
+    -------
+    dict
+        ``energy`` (a float), ``forces`` (atoms, 3) and ``stress`` (3, 3), as far as given.
+
+    Raises
+    ------
+    DataError
+        If one has another shape, or is infinite.
+    """
+    names, label = names or {}, dict(given)
+    for kind in label:
+        label[kind] = _numbers(label[kind], names.get(kind, kind))
+    if "energy" in label:
+        if label["energy"].size != 1:
+            raise DataError(
+                f"{names.get('energy', 'energy')!r} is no energy, which is one number: it has the "
+                f"shape {label['energy'].shape}."
+            )
+        label["energy"] = float(label["energy"].reshape(()))
+    if "forces" in label and label["forces"].shape != (len(atoms), 3):
+        raise DataError(
+            f"{names.get('forces', 'forces')!r} are no forces, which are (atoms, 3): the shape is "
+            f"{label['forces'].shape} for {counted(len(atoms), 'atom')}."
+        )
+    for kind in ("stress", "virial"):
+        if kind in label:
+            label[kind] = _as_matrix(label[kind], names.get(kind, kind))
+    if "virial" in label:
+        virial = label.pop("virial")
+        volume = volume_of(atoms)
+        # without a volume there is no stress, and the data set says how many lack one
+        label["stress"] = -virial / volume if volume else np.full((3, 3), np.nan)
+    return label
+
+
+def volume_of(atoms: Any) -> float:
+    """Volume of a structure that is periodic in all directions, in angstrom^3; else 0."""
+    return float(atoms.cell.volume) if atoms.pbc.all() else 0.0
+
+
+def _present(column: Mapping[str, Any], name: str) -> bool:
+    return column.get(name) is not None
+
+
+def _array(value: Any) -> np.ndarray:
+    """A value as an array; one of objects where it is none."""
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return np.array(None)
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    array = _array(value)
+    if array.dtype.kind not in "fiu":
+        text = repr(value)
+        raise DataError(f"{name!r} is {text[:60]}, and a label is made of numbers.")
+    if np.isinf(array).any():
+        raise DataError(f"{name!r} is infinite. Write NaN where there is no label.")
+    return array.astype(np.float64)
+
+
+def _as_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
+    """Voigt's six numbers, nine, or a matrix, as a matrix."""
+    if tensor.size == 6:
+        xx, yy, zz, yz, xz, xy = tensor.reshape(6)
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    if tensor.size != 9:
+        raise DataError(f"{name!r} has {counted(tensor.size, 'number')}; it takes 6 or 9.")
+    matrix = tensor.reshape(3, 3)
+    if np.abs(matrix - matrix.T).max() > LOPSIDED * np.abs(matrix).max():
+        raise DataError(f"{name!r} is not symmetric, which a stress and a virial are.")
+    return matrix
+
+
+# --- what is not used ----------------------------------------------------------------------------
+
+
+@dataclass
+class _Unused:
+    """Columns that look like one kind of label: how many structures have each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    shapes: dict[str, str] = field(default_factory=dict)
+    differs: set[str] = field(default_factory=set)
+
+
+def unused_labels(
+    frames: Sequence[Any],
+    columns: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    where: str,
+    *,
+    ignored: Collection[str] = (),
+) -> Iterator[str]:
+    """What looks like a label, by name and shape, and is not used: a text for each kind.
+
+    Parameters
+    ----------
+    frames, columns
+        Structures, and `columns_of` each.
+    names
+        Name of each kind that is used.
+    where
+        What they were read from.
+    ignored
+        Kinds that are left out on purpose.
+    """
+    found: dict[str, _Unused] = {}
+    kinds = {name: kind_of(name) for name in names_in(columns)}
+    used = {*names.values()}
+    maybe = {n: k for n, k in kinds.items() if k not in (None, *ignored) and n not in used}
+    for atoms, column in zip(frames, columns, strict=True):
+        for name in maybe.keys() & column.keys():
+            kind = str(maybe[name])
+            shape = _shape_of(kind, column[name], len(atoms))
+            if shape is None:
+                continue
+            entry = found.setdefault(kind, _Unused())
+            entry.counts[name] += 1
+            entry.shapes[name] = shape
+            if not _is_copy(kind, name, column, names, atoms):
+                entry.differs.add(name)
+    for kind in ("energy", "forces", "gradient", "stress", "virial"):
+        # a second copy of what is used is no loss
+        entry = found.get(kind, _Unused())
+        shown = [n for n, _ in entry.counts.most_common() if n in entry.differs]
+        if shown:
+            yield _sentence(kind, shown, entry, names, columns, where)
+
+
+def _is_copy(
+    kind: str, name: str, column: Mapping[str, Any], names: Mapping[str, str], atoms: Any
+) -> bool:
+    """Whether a column says no more than what the used label of its kind says."""
+    same = {"stress": "virial", "virial": "stress", "gradient": "forces"}
+    used = next((k for k in (kind, same.get(kind, "")) if _present(column, names.get(k, ""))), None)
+    if used is None:
+        return False
+    try:
+        ours = as_label({used: column[names[used]]}, atoms)
+        theirs = as_label({kind: column[name]}, atoms)
+    except DataError:
+        return False
+    if kind == "gradient":
+        theirs = {"forces": -theirs["gradient"]}
+    # a virial was rounded before it was divided by the volume
+    rtol = 1e-9 if used == kind else 1e-3
+    return all(np.allclose(ours[k], theirs[k], rtol=rtol, equal_nan=True) for k in ours)
+
+
+def _shape_of(kind: str, value: Any, n_atoms: int) -> str | None:
+    """How a value is shaped, in words; None if no label of that kind is."""
+    array = _array(value)
+    if array.dtype.kind not in "fiu":
+        return None
+    if kind in ("forces", "gradient"):
+        return "3 numbers per atom" if array.shape == (n_atoms, 3) else None
+    if kind == "energy":
+        return "one number per structure" if array.shape in ((), (1,)) else None
+    return f"{array.size} numbers per structure" if array.size in (6, 9) else None
+
+
+def _sentence(
+    kind: str,
+    shown: Sequence[str],
+    entry: _Unused,
+    names: Mapping[str, str],
+    columns: Sequence[Mapping[str, Any]],
+    where: str,
+) -> str:
+    n = len(columns)
+    listed = ", ".join(
+        f"{name!r} ({entry.shapes[name]}) in {entry.counts[name]:,} of {n:,} structures"
+        for name in shown[:MANY]
+    )
+    more = f" and {len(shown) - MANY} more" if len(shown) > MANY else ""
+    used = names.get(kind)
+    beside = any(_present(column, used or "") for column in columns)
+    return (
+        f"{where}: {listed}{more} {'is' if len(shown) == 1 else 'are'} not used"
+        f"{f' (the {kind} read is {used!r})' if beside else ''}. {_advice(kind, shown[0])}"
+    )
+
+
+def _advice(kind: str, name: str) -> str:
+    if kind == "gradient":
+        return (
+            "Forces are minus the gradient: write them with that sign, and name them with "
+            "forces_key (--forces-key)."
+        )
+    if kind == "energy" and per_atom(name):
+        return (
+            "Labels are energies of whole structures: multiply it by the number of atoms, and "
+            "name it with energy_key (--energy-key)."
+        )
+    argument = f"{kind}_key"
+    return f"Use it with {argument}={name!r} (--{argument.replace('_', '-')} {name})."
+
+
+# --- labels of other kinds -----------------------------------------------------------------------
+
+_PER_ATOM = ("charges", "magmoms", "forces", "energies", "stresses", "born_effective_charges")
+"""Results of ASE's calculators that are one row per atom."""
+
+
+@dataclass(frozen=True)
+class LabelShape:
+    """How labels of one name are shaped.
+
+    Parameters
+    ----------
+    shape
+        Of one label: ``()`` for one number, ``(3,)`` for a vector, ``(3, 3)`` for a matrix.
+    per_atom
+        Whether each atom has one, rather than each structure.
+
+    Examples
+    --------
+    >>> print(LabelShape((3,), per_atom=True), "|", LabelShape((), per_atom=False))
+    3 numbers per atom | one number per structure
+    """
+
+    shape: tuple[int, ...]
+    per_atom: bool
+
+    def __str__(self) -> str:
+        n = int(np.prod(self.shape))
+        size = "one number" if n == 1 else f"{' x '.join(map(str, self.shape))} numbers"
+        return f"{size} per {'atom' if self.per_atom else 'structure'}"
+
+
+def label_shape(
+    frames: Sequence[Any], values: Sequence[Any], key: str, places: Sequence[str]
+) -> LabelShape | None:
+    """The shape that all labels of one name have; None where they are no numbers.
+
+    Raises
+    ------
+    DataError
+        Naming the structures whose labels have another shape than the first.
+    """
+    rows = [
+        (atoms, _array(value), place)
+        for atoms, value, place in zip(frames, values, places, strict=True)
+        if value is not None
+    ]
+    if not rows or any(array.dtype.kind not in "fiu" for _, array, _ in rows):
+        return None
+    of_atoms = _is_per_atom([(atoms, array) for atoms, array, _ in rows], key)
+    shapes = [_one(array.shape[1:] if of_atoms else array.shape) for _, array, _ in rows]
+    problems = [
+        f"{place}: {key!r} has the shape {array.shape} for {counted(len(atoms), 'atom')}"
+        for (atoms, array, place), shape in zip(rows, shapes, strict=True)
+        if shape != shapes[0] or (of_atoms and len(array) != len(atoms))
+    ]
+    found = LabelShape(shapes[0], of_atoms)
+    if problems:
+        n = counted(len(problems), "structure")
+        raise DataError(
+            f"{n} whose label {key!r} has another shape than that of {rows[0][2]} ({found}):\n"
+            f"{listing(problems)}\nA label has one shape in all structures."
+        )
+    return found
+
+
+def _one(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return () if shape == (1,) else shape
+
+
+def _is_per_atom(rows: Sequence[tuple[Any, np.ndarray]], key: str) -> bool:
+    """Columns of atoms are; other values are if their length follows the number of atoms."""
+    if all(key in atoms.arrays or key in _PER_ATOM for atoms, _ in rows):
+        return True
+    follows = all(array.shape[:1] == (len(atoms),) for atoms, array in rows)
+    return follows and len({len(atoms) for atoms, _ in rows}) > 1
