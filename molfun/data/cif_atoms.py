@@ -59,12 +59,18 @@ def read_cif(path: Path, text: str, model: int) -> Records:
         if isinstance(error, MolfunError):
             raise
         words = (str(error) or type(error).__name__).splitlines()[0]
-        at = re.match(r"string:(\d+):", words)
-        if at is not None:
-            refuse_foreign(path, f"line {at[1]}", text.split("\n")[int(at[1]) - 1])
+        if not text.isascii():
+            _refuse_foreign_rows(path, text)
         raise StructureError(
             f"{path} is damaged or not mmCIF: {words}. Download it again."
         ) from error
+
+
+def _refuse_foreign_rows(path: Path, text: str) -> None:
+    """Name the first byte that is not ASCII among the atoms: outside of quotes it is no value."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.startswith(("ATOM", "HETATM")) and not line.isascii():
+            refuse_foreign(path, f"line {number}", line)
 
 
 def _check_size(path: Path, text: str) -> None:

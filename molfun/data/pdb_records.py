@@ -17,7 +17,7 @@ from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.data.words import counted
 from molfun.errors import StructureError
 
-_ATOM = re.compile(r"ATOM[ \d*]|HETATM")
+_ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
 """What is left of an atom's record when a file is cut in its first columns."""
 _SHORTEST, _COMPLETE = 54, 78
