@@ -48,6 +48,7 @@ from molfun.models.loaders import (
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.kernels import matrix_kernel
+from molfun.nn.process import refuse_inference_tensors, settled
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
 from molfun.sample import Sample, is_missing
 from molfun.tasks.base import Task
@@ -129,6 +130,7 @@ class MolfunStructureModel(nn.Module):
     MolfunStructureModel(openfold, 145,210 params; head affinity, 4,353 params; cpu)
     """
 
+    @settled()
     def __init__(
         self,
         backbone: str = "openfold",
@@ -233,6 +235,7 @@ class MolfunStructureModel(nn.Module):
 
     # --- train ---------------------------------------------------------------------------------
 
+    @settled(training=True)
     def fit(
         self,
         train_loader: Any,
@@ -304,6 +307,7 @@ class MolfunStructureModel(nn.Module):
             If a run cannot be resumed or written.
         """
         head, task = self._need_head("fit")
+        refuse_inference_tensors(self)
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
@@ -409,6 +413,7 @@ class MolfunStructureModel(nn.Module):
             logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
         return history
 
+    @settled(training=True)
     def pretrain(
         self,
         train_loader: Any,
@@ -462,6 +467,7 @@ class MolfunStructureModel(nn.Module):
             raise RunError(
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
+        refuse_inference_tensors(self)
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
@@ -549,6 +555,7 @@ class MolfunStructureModel(nn.Module):
             "task": {**self.task.config_dict, **self.task.state_dict()},
         }
 
+    @settled()
     def check(self, *data: Any) -> Self:
         """Ask the backbone of every sample of data sets or loaders whether it can take it.
 
@@ -573,11 +580,13 @@ class MolfunStructureModel(nn.Module):
 
     # --- use -----------------------------------------------------------------------------------
 
+    @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
         self._need_head("forward")
         return self._runner().outputs(as_inputs(batch))
 
+    @settled()
     def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
         """Predict for one batch, a loader or a dataset.
 
@@ -618,6 +627,7 @@ class MolfunStructureModel(nn.Module):
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, ("single",) if outputs is None else outputs)
 
+    @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
         _, task = self._need_head("predict_and_score")
@@ -664,6 +674,7 @@ class MolfunStructureModel(nn.Module):
         prediction["trunk"] = trunk.select(outputs)
         return prediction
 
+    @settled()
     def embed(
         self,
         data: Any,
@@ -715,6 +726,7 @@ class MolfunStructureModel(nn.Module):
             return arrays
         return np.stack(arrays) if arrays else np.zeros((0, self.backbone.single_dim), np.float32)
 
+    @settled()
     def evaluate(
         self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95
     ) -> dict[str, float]:
@@ -791,6 +803,7 @@ class MolfunStructureModel(nn.Module):
 
     # --- targets of the backbone -----------------------------------------------------------------
 
+    @settled()
     def add_target(
         self,
         name: str,
@@ -826,6 +839,7 @@ class MolfunStructureModel(nn.Module):
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         return self.use_target(name)
 
+    @settled()
     def use_target(self, name: str) -> Self:
         """Let another of the backbone's energies be what is trained and predicted.
 
@@ -850,6 +864,7 @@ class MolfunStructureModel(nn.Module):
 
     # --- adapters ------------------------------------------------------------------------------
 
+    @settled()
     def merge(self) -> Self:
         """Fold the adapters into the weights: the same predictions without the extra layers."""
         if lora.installed_spec(self.backbone) is None:
@@ -860,6 +875,7 @@ class MolfunStructureModel(nn.Module):
             lora.merge(self.backbone)
         return self
 
+    @settled()
     def unmerge(self) -> Self:
         """Take the adapters out again; the base weights come back bit by bit."""
         if lora.is_merged(self.backbone):
@@ -870,6 +886,7 @@ class MolfunStructureModel(nn.Module):
 
     # --- save and load -------------------------------------------------------------------------
 
+    @settled()
     def save(self, path: str | Path) -> Self:
         """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
         head, task = self._need_head("save")
@@ -912,6 +929,7 @@ class MolfunStructureModel(nn.Module):
         present = tensor_digests(tensors)
         return {n: t for n, t in tensors.items() if present[n] != self._base_digests.get(n)}
 
+    @settled()
     def load(self, path: str | Path) -> Self:
         """Put the weights of a checkpoint into this model; the strategy is applied by itself.
 
@@ -1001,6 +1019,7 @@ class MolfunStructureModel(nn.Module):
             own[name].copy_(tensor)
 
     @classmethod
+    @settled()
     def from_checkpoint(
         cls,
         path: str | Path,

@@ -35,7 +35,10 @@ class SignalWatch:
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+                previous = signal.getsignal(number)
+                if previous is not None:  # one that was not set from Python cannot be put back
+                    self._previous[number] = previous
+                    signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

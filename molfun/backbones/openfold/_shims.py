@@ -27,6 +27,7 @@ import torch
 
 from molfun._lazy import require
 from molfun.errors import MissingDependencyError
+from molfun.nn.process import ignore_upstream
 
 INSTALL = "python scripts/install_openfold.py (in a checkout of Molfun), or pip install from git."
 
@@ -60,9 +61,10 @@ def prepare() -> None:
         import openfold.model.model  # noqa: F401
     # openfold indexes with lists of slices; the result is as before (tested), the warning is not
     # the user's to act on
-    warnings.filterwarnings("ignore", "Using a non-tuple sequence", module="openfold")
-    # its bfloat16 paths name autocast by torch's former name
-    warnings.filterwarnings("ignore", "`torch.cuda.amp.autocast", module="openfold")
+    ignore_upstream("Using a non-tuple sequence", module="openfold")
+    # its bfloat16 paths name autocast by torch's former names
+    ignore_upstream("`torch.cuda.amp.autocast", module="openfold")
+    ignore_upstream("torch.get_autocast_gpu_dtype", DeprecationWarning)
     _replace_kernels()
     _use_nonreentrant_checkpoints()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from molfun.errors import MissingDependencyError
+from molfun.nn.process import ignore_upstream
 
 _NOISE = (
     # TorchScript, in which metatomic is written, is deprecated by torch
@@ -36,4 +37,4 @@ def import_metatrain() -> None:
             f"PET needs the package metatrain ({error}). Install it: pip install 'molfun[pet]'"
         ) from error
     for category, message in _NOISE:
-        warnings.filterwarnings("ignore", message=message, category=category)
+        ignore_upstream(message, category)

@@ -223,8 +223,12 @@ class _quiet:  # noqa: N801  (a context, used as a verb)
     def __enter__(self) -> None:
         self._level = logging.root.manager.disable
         logging.disable(logging.INFO)
+        # logging.info, which metatrain calls, gives a root without handlers one for good
+        self._handler = logging.NullHandler()
+        logging.root.addHandler(self._handler)
 
     def __exit__(self, *exc: object) -> None:
+        logging.root.removeHandler(self._handler)
         logging.disable(self._level)
 
 
