@@ -175,6 +175,25 @@ def _recover(path: Path) -> None:
         _aside(path).rename(path)
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, by whatever name or link; also one that is not there yet."""
+    try:
+        if one.exists() and other.exists():
+            return one.samefile(other)
+        return _real(one) == _real(other)
+    except OSError:  # such as a name that is too long; reading or writing it says so
+        return False
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, or is it, links followed."""
+    return _real(path).is_relative_to(_real(folder))
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
 def sha256_of(path: str | Path) -> str:
     """Sha256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from molfun._io import DirectoryLock, atomic_path, write_json
 from molfun._lazy import require
 from molfun.cli.console import Progress, say
+from molfun.cli.outputs import Inputs, refuse_inputs
+from molfun.cli.outputs import check_output as check_file
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
@@ -38,12 +41,10 @@ def run(
 
     Raises
     ------
-    ConfigError
-        If the file name has another suffix than .npz, .h5 or .parquet.
     RunError
-        If the file is there, or the shards beside it are of another run.
+        If the shards beside it are of another run.
     """
-    path = check_output(output, data.ids, shard_size)
+    path = Path(output).expanduser()
     model.check(data)
     fingerprint = model.backbone.state_fingerprint()
 
@@ -53,8 +54,6 @@ def run(
 
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
     if len(parts) == 1:
-        if path.exists() and not overwrite:
-            raise RunError(f"{path} exists. Replace it with --overwrite, or choose another name.")
         write(path, data)
         say(f"{len(data):,} sequences embedded: {path}")
         return
@@ -70,8 +69,10 @@ def run(
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
 
 
-def check_output(output: str, ids: Sequence[str], shard_size: int) -> Path:
-    """The file to write, refused before anything is computed if it cannot be."""
+def check_output(
+    output: str, ids: Sequence[str], shard_size: int, inputs: Inputs, *, overwrite: bool
+) -> None:
+    """Refuse files that cannot be written, or must not be, before anything is computed."""
     path = Path(output).expanduser()
     if path.suffix not in FORMATS:
         raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
@@ -85,11 +86,21 @@ def check_output(output: str, ids: Sequence[str], shard_size: int) -> Path:
                 f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
                 f"'|' there. Write .npz or .parquet."
             )
-    return path
+    if len(ids) <= shard_size:
+        check_file(output, inputs, overwrite=overwrite)
+        return
+    # shards are gone on from, so older ones may be there; `_claim` asks whose they are
+    for file in (*_shards(path, -(-len(ids) // shard_size)), _note(path)):
+        refuse_inputs(file, inputs)
 
 
 def _shards(path: Path, n: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{i:05d}-of-{n:05d}{path.suffix}") for i in range(n)]
+
+
+def _note(path: Path) -> Path:
+    """What shards are of, beside them."""
+    return path.with_name(f"{path.stem}.json")
 
 
 def _identity(
@@ -133,18 +144,31 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
+def _read_note(note: Path) -> dict[str, Any]:
+    """What a note says; nothing where it cannot be read."""
+    try:
+        stored = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
 def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
     """Go on from shards of the same model, sequences and settings only."""
-    note = path.with_name(f"{path.stem}.json")
-    present = sorted(path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"))
+    note = _note(path)
+    whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    present = sorted(file for file in siblings if whole.fullmatch(file.name))
+    if note.exists() and not _read_note(note).keys() & identity.keys():
+        raise RunError(
+            f"{note} is no note of this command, which would replace it. Choose another name for "
+            f"the shards, whose note it has."
+        )
     if overwrite:
         for name in present:
             name.unlink(missing_ok=True)
     elif present:
-        try:
-            stored = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            stored = {}
+        stored = _read_note(note)
         different = [key for key in identity if stored.get(key) != identity[key]]
         if different:
             raise RunError(

@@ -32,8 +32,9 @@ from molfun.cli.data import (
     task_config,
 )
 from molfun.cli.models import say_units
+from molfun.cli.outputs import refuse_inputs_of_run
 from molfun.cli.settings import FineTuneSettings
-from molfun.cli.tables import write_predictions, write_structures
+from molfun.cli.tables import structures_path, write_predictions, write_structures
 from molfun.config import read_yaml
 from molfun.data.atoms import AtomsDataset
 from molfun.data.tables import escape
@@ -50,11 +51,18 @@ from molfun.training.history import History
 from molfun.training.lora import LoRAFinetune
 
 FILES = (*RUN_FILES, "config.yaml", "splits.csv")
+PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
+WRITTEN = (
+    *(*FILES, "run.log", "cache", *PREDICTIONS),
+    *(structures_path(Path(name)).name for name in PREDICTIONS),
+)
+"""All that a run writes into its folder."""
 
 
 def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, split, train, test; print and write as it goes."""
     folder, first = settings.output_dir, is_first_process()
+    refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
     with DirectoryLock(folder) if first else contextlib.nullcontext():
         replaces: list[str] = []
         if first:

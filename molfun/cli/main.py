@@ -268,6 +268,7 @@ def fine_tune(
 
         stored = _stored(given, config, overrides, plugin, resume=resume)
         settings = _resolve(FineTuneSettings, given, stored, config)
+        _spare(config, settings.output_dir, resume=resume)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
@@ -310,6 +311,7 @@ Target = Annotated[
     Text, typer.Option("--target", help="Which energy of a model of atoms that has several.")
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="You know where a .ckpt comes from.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an older --output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Plugin = Annotated[
     Text, typer.Option("--plugin", help="Module to import first, which registers your own parts.")
@@ -344,7 +346,7 @@ def embed(
         Text, typer.Option("--long", help="Above 1,022 residues: full, crop or window [full].")
     ] = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write representations of sequences, to use in other programs."""
@@ -359,7 +361,8 @@ def embed(
 
         set_up_logging(None, debug=debug)
         data = open_sequences(sequences, sequence_column, max_length, id_column=id_column)
-        command.check_output(output, data.ids, shard_size)
+        inputs = {"--sequences": sequences, "CHECKPOINT": checkpoint, "--weights": weights}
+        command.check_output(output, data.ids, shard_size, inputs, overwrite=overwrite)
         arguments = with_long({}, long)
         if checkpoint is not None and long is not None:
             raise ConfigError("--long is for --backbone; a checkpoint keeps its own.")
@@ -460,6 +463,7 @@ def pretrain(
 
         stored = _stored(given, config, overrides, plugin, resume=resume, pretrain=True)
         settings = _resolve(command.PretrainSettings, given, stored, config)
+        _spare(config, settings.output, resume=resume)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
@@ -475,6 +479,16 @@ def _resolve(
 ) -> Any:
     """What was stored, then the flags; `names` are those of the settings in the file."""
     return kind.build({**stored, **given}, source=config or "command line", names=names)
+
+
+def _spare(config: str | None, output: Any, *, resume: bool) -> None:
+    """Refuse to write the settings of a run over the file that they are read from."""
+    if config is not None and not resume:
+        from pathlib import Path
+
+        from molfun.cli.outputs import refuse_inputs_of_run
+
+        refuse_inputs_of_run(Path(output).expanduser(), ["config.yaml"], {"--config": config})
 
 
 def _stored(
@@ -508,8 +522,11 @@ def _stored(
         if plugin is not None:
             load_plugin(plugin)
         values.update(read_settings(config, overrides or [], pretrain=pretrain))
-    if plugin is None:
-        _load(values.get("plugin"))
+    if plugin is None and values.get("plugin") is not None:
+        from molfun.cli.sections import allow_plugin
+
+        allow_plugin(values["plugin"], config or stored, overrides or [], trust="trust" in given)
+        _load(values["plugin"])
     return values
 
 
@@ -568,6 +585,7 @@ def train(
         else:
             stored = _stored(given, options, overrides, plugin, resume=resume)
         settings = _resolve(FineTuneSettings, given, stored, options, names)
+        _spare(options, settings.output_dir, resume=resume)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
 
 
@@ -581,6 +599,7 @@ def export(
     ],
     weights: Weights = None,
     trust: Trust = False,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Write a model of atoms for other programs, with its adapters folded in."""
@@ -590,7 +609,7 @@ def export(
         from molfun.cli import export as command
 
         set_up_logging(None, debug=debug)
-        command.run(checkpoint, output, weights=weights, trust=trust)
+        command.run(checkpoint, output, weights=weights, trust=trust, overwrite=overwrite)
 
 
 @app.command()
@@ -617,6 +636,7 @@ def predict(
     batch_size: Batch = 1,
     skip_missing: Skip = False,
     kernels: Kernels = "auto",
+    overwrite: Overwrite = False,
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
@@ -624,7 +644,7 @@ def predict(
     _with_model(
         "predict", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        trust=trust, target=target, columns={
+        trust=trust, target=target, overwrite=overwrite, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "virial_key": virial_key, "target_key": target_key,
@@ -659,6 +679,7 @@ def evaluate(
     batch_size: Batch = 1,
     skip_missing: Skip = False,
     kernels: Kernels = "auto",
+    overwrite: Overwrite = False,
     plugin: Plugin = None,
     debug: Debug = False,
 ) -> None:
@@ -666,7 +687,7 @@ def evaluate(
     _with_model(
         "evaluate", checkpoint, data, pdbs, features, alignments, output, weights, device,
         max_length, batch_size, kernels, skip_missing=skip_missing, debug=debug, plugin=plugin,
-        trust=trust, target=target, columns={
+        trust=trust, target=target, overwrite=overwrite, columns={
             "id_column": id_column, "sequence_column": sequence_column,
             "target_column": target_column, "energy_key": energy_key, "forces_key": forces_key,
             "stress_key": stress_key, "virial_key": virial_key, "target_key": target_key,
@@ -691,6 +712,7 @@ def _with_model(
     skip_missing: bool,
     trust: bool,
     target: str | None,
+    overwrite: bool,
     debug: bool,
     columns: dict[str, str | None],
     plugin: str | None,
@@ -705,8 +727,18 @@ def _with_model(
         from molfun.cli.models import open_model, training_data_of
 
         set_up_logging(None, debug=debug)
+        inputs = {
+            "--data": data,
+            "--pdbs": pdbs,
+            "--features": features,
+            "--alignments": alignments,
+            "--weights": weights,
+            "CHECKPOINT": checkpoint,
+        }
+        training_data = training_data_of(checkpoint)
+        commands.check_output(verb, output, inputs, training_data, overwrite=overwrite)
         dataset = open_for(
-            training_data_of(checkpoint),
+            training_data,
             data=data,
             pdbs=pdbs,
             features=features,

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from molfun._io import write_json
 from molfun.cli.console import Progress, metric_line, say
 from molfun.cli.data import Dataset, loader
 from molfun.cli.models import say_units
-from molfun.cli.tables import write_predictions, write_structures
+from molfun.cli.outputs import Inputs
+from molfun.cli.outputs import check_output as check_file
+from molfun.cli.tables import structures_path, write_predictions, write_structures
 from molfun.data.words import counted
 from molfun.models.structure import MolfunStructureModel
+
+
+def check_output(
+    verb: str,
+    output: str | None,
+    inputs: Inputs,
+    training_data: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Refuse an output that must not be written, before anything is computed.
+
+    Parameters
+    ----------
+    verb
+        ``"predict"`` or ``"evaluate"``.
+    output
+        File to write; None where nothing is written.
+    inputs
+        What the command reads.
+    training_data
+        How the training set of the checkpoint prepared its inputs.
+    overwrite
+        Whether an older file may be replaced.
+    """
+    if output is None:
+        return
+    on_atoms = verb == "predict" and training_data.get("kind") == "atoms"
+    beside = [structures_path(Path(output).expanduser())] if on_atoms else []
+    check_file(output, inputs, overwrite=overwrite, beside=beside)
 
 
 def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_size: int) -> None:
     """Write a prediction for every row."""
     say_units(model)
+    path = Path(output).expanduser()
     result = model.predict(Progress(loader(dataset, batch_size), "predicting"))
-    write_predictions(Path(output), result, dataset)
-    beside = write_structures(Path(output), result, dataset)
+    write_predictions(path, result, dataset)
+    beside = write_structures(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {output}")
     if beside is not None:
         say(f"Structures with predicted forces written to {beside}")
@@ -43,4 +78,6 @@ def evaluate(
         if f"{name}_low" in metrics:
             say(f"  {name}: {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} (95 %)")
     if output is not None:
-        write_json(output, {k: None if math.isnan(v) else v for k, v in metrics.items()})
+        write_json(
+            Path(output).expanduser(), {k: None if math.isnan(v) else v for k, v in metrics.items()}
+        )

@@ -18,6 +18,7 @@ from molfun.cli.data import (
     loader,
     open_sequences,
 )
+from molfun.cli.outputs import refuse_inputs_of_run
 from molfun.cli.settings import OptimizerSettings, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
@@ -28,6 +29,9 @@ from molfun.registry import BACKBONES
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
+
+WRITTEN = (*RUN_FILES, "config.yaml", "run.log")
+"""All that a run writes into its folder."""
 
 
 class PretrainSettings(OptimizerSettings):
@@ -102,10 +106,17 @@ class PretrainSettings(OptimizerSettings):
             raise ValueError("stride is for windows: give --window, too")
         return self
 
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """Paths that the run reads, by their flags."""
+        names = ("sequences", "data", "val", "weights")
+        return {f"--{name}": getattr(self, name) for name in names}
+
 
 def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, train, write."""
     folder, first = Path(settings.output).expanduser(), is_first_process()
+    refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
     with DirectoryLock(folder) if first else contextlib.nullcontext():
         if first:
             files_of_a_run(folder, RUN_FILES, resume=resume, overwrite=overwrite)

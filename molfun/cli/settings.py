@@ -236,6 +236,12 @@ class FineTuneSettings(OptimizerSettings):
         return Path(self.output or f"runs/{'demo' if self.demo else self.strategy}").expanduser()
 
     @property
+    def inputs(self) -> dict[str, str | list[str] | None]:
+        """Paths that the run reads, by their flags."""
+        names = ("data", "val", "test", "pdbs", "features", "alignments", "weights", "old_data")
+        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+
+    @property
     def on_series(self) -> bool:
         """Whether samples are time series."""
         return not self.demo and "series" in BACKBONES[self.backbone].inputs

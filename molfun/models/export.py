@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from molfun._io import atomic_path
+from molfun._io import atomic_path, same_file
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
@@ -50,6 +50,10 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
         raise ConfigError(
             f"The head {model.head_name!r} is Molfun's own, and an exported file holds the "
             f"energies of PET alone. Use the checkpoint folder with molfun predict."
+        )
+    if model.weights is not None and same_file(path, Path(model.weights)):
+        raise ConfigError(
+            f"{path} is the file that the model's own weights came from. Choose another name."
         )
     backbone: Any = model.backbone
     with _merged(backbone):

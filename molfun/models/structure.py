@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun._io import DirectoryLock
+from molfun._io import DirectoryLock, is_within
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
 from molfun.data.words import counted
@@ -311,7 +311,7 @@ class MolfunStructureModel(nn.Module):
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
-        run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
+        run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()  # nobody writes before all have looked into the folder
         self.check(train_loader, val_loader)
@@ -471,7 +471,7 @@ class MolfunStructureModel(nn.Module):
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
         _check_arguments(train_loader, seed)
-        run_dir = _run_dir(output_dir, resume=resume, overwrite=overwrite)
+        run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()
         self.check(train_loader, val_loader)
@@ -890,6 +890,7 @@ class MolfunStructureModel(nn.Module):
     def save(self, path: str | Path) -> Self:
         """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
         head, task = self._need_head("save")
+        _refuse_own_weights(self.weights, Path(path).expanduser())
         with lora.unmerged(self.backbone):
             trunk = self._trunk_to_save()
             meta = portable.Meta(
@@ -1197,13 +1198,16 @@ def _check_arguments(train: Any, seed: int) -> None:
         raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}.")
 
 
-def _run_dir(output_dir: str | Path | None, *, resume: bool, overwrite: bool) -> Path | None:
+def _run_dir(
+    output_dir: str | Path | None, weights: str | None, *, resume: bool, overwrite: bool
+) -> Path | None:
     """Folder of a run; it takes the place of another run only if that is asked for."""
     if output_dir is None:
         if resume:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         return None
     folder = Path(output_dir).expanduser()
+    _refuse_own_weights(weights, *(folder / name for name in RUN_FILES))
     if resume or overwrite:
         return folder
     present = [name for name in RUN_FILES if (folder / name).exists()]
@@ -1213,6 +1217,16 @@ def _run_dir(output_dir: str | Path | None, *, resume: bool, overwrite: bool) ->
             f"replace it with overwrite=True, or choose another output_dir."
         )
     return folder
+
+
+def _refuse_own_weights(weights: str | None, *written: Path) -> None:
+    """Refuse to write what the model's base weights came from: they could not be found again."""
+    for path in () if weights is None else written:
+        if is_within(Path(str(weights)), path):
+            raise RunError(
+                f"{path} would be replaced, and the base weights of this model are {weights}. "
+                f"Choose another folder, or copy the weights elsewhere."
+            )
 
 
 def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneStrategy:

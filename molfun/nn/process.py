@@ -1,9 +1,9 @@
 """What a process shares, put aside while Molfun works and put back afterwards.
 
 A program around Molfun has settings of its own: seeds, a default dtype that another package left
-behind, a block of ``no_grad``, filters for warnings. Two rules keep both sides right. Molfun does not
-depend on them: a model computes the same under any of them. And it does not change them: a random
-search around `fit` draws what it would have drawn without.
+behind, a block of ``no_grad``, filters for warnings. Two rules keep both sides right. Molfun does
+not depend on them: a model computes the same under any of them. And it does not change them: a
+random search around `fit` draws what it would have drawn without.
 """
 
 from __future__ import annotations

@@ -1,0 +1,106 @@
+"""Where commands write: never over what they read, and over older results only when asked to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from molfun._io import is_within, same_file
+from molfun.errors import ConfigError, RunError
+
+Inputs = Mapping[str, str | Sequence[str] | None]
+"""Paths that a command reads, by the flag that names them."""
+
+
+def check_output(
+    output: str | Path, inputs: Inputs, *, overwrite: bool, beside: Sequence[Path] = ()
+) -> Path:
+    """The file to write, refused before anything is computed if it must not be written.
+
+    Parameters
+    ----------
+    output
+        What ``--output`` names.
+    inputs
+        What the command reads.
+    overwrite
+        Whether an older file may be replaced.
+    beside
+        Further files that are written with it, under names derived from its own.
+
+    Raises
+    ------
+    ConfigError
+        If a file to write is one of the inputs, lies in an input checkpoint, or is a folder.
+    RunError
+        If it exists and replacing it was not asked for.
+    """
+    path = Path(output).expanduser()
+    files = [path, *beside]
+    for file in files:
+        refuse_inputs(file, inputs)
+        if file.is_dir():
+            raise ConfigError(f"--output must name a file, and {file} is a folder.")
+    present = [str(file) for file in files if os.path.lexists(file)]
+    if present and not overwrite:
+        raise RunError(
+            f"{' and '.join(present)} exist{'s' * (len(present) == 1)}. Replace with --overwrite, "
+            f"or choose another --output."
+        )
+    return path
+
+
+def refuse_inputs(file: Path, inputs: Inputs) -> None:
+    """Refuse to write a file that the command reads, by whatever name or link.
+
+    Raises
+    ------
+    ConfigError
+        Naming the flag of the input.
+    """
+    for flag, source in _paths(inputs):
+        if same_file(file, source):
+            raise ConfigError(
+                f"{file} would be written and is the file of {flag}, which would be lost. Choose "
+                f"another --output."
+            )
+        inside = source.is_dir() and is_within(file, source)
+        if inside and (flag == "CHECKPOINT" or os.path.lexists(file)):
+            raise ConfigError(
+                f"{file} would be written and lies in {source}, the folder of {flag}. Choose "
+                f"another --output."
+            )
+
+
+def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -> None:
+    """Refuse a run whose files would take the place of what it reads.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    written
+        Names of files and folders that the run writes into it.
+    inputs
+        What the run reads.
+
+    Raises
+    ------
+    ConfigError
+        Naming the flag of the input.
+    """
+    for name in written:
+        path = folder / name
+        for flag, source in _paths(inputs):
+            if same_file(path, source) or (path.is_dir() and is_within(source, path)):
+                raise ConfigError(
+                    f"The run would write {path}, and {source} is what {flag} reads. Choose "
+                    f"another --output, or copy the file elsewhere."
+                )
+
+
+def _paths(inputs: Inputs) -> Iterator[tuple[str, Path]]:
+    for flag, given in inputs.items():
+        for path in [given] if isinstance(given, str) else given or ():
+            yield flag, Path(path).expanduser()
