@@ -20,11 +20,16 @@ The command line prints it as one line; a traceback needs ``--debug``.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
 class MolfunError(Exception):
     """Base of all errors that Molfun raises on purpose."""
+
+    def __str__(self) -> str:
+        """The text, fit for a terminal whatever was found in a file."""
+        return printable(super().__str__())
 
 
 class ConfigError(MolfunError, ValueError):
@@ -61,6 +66,34 @@ class NonFiniteError(RunError):
 
 class MissingDependencyError(MolfunError, ImportError):
     """An optional package is needed; the text holds the install line."""
+
+
+def printable(text: str) -> str:
+    r"""Text for a terminal or log: control characters and marks of direction by their numbers.
+
+    A name in a file could otherwise move the cursor, change colours or titles, or reverse what is
+    read. Line ends and tabs stay.
+
+    Examples
+    --------
+    >>> print(printable("1abc\x1b[2J of \u202epdb.x"))
+    1abc\x1b[2J of \u202epdb.x
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _by_number(c)
+        for c in text
+    )
+
+
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+"""Categories of Unicode: control, format (marks of direction, no width), surrogate, private use,
+separators of lines and of paragraphs."""
+
+
+def _by_number(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

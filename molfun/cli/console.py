@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from molfun.data.words import counted
-from molfun.errors import MolfunError
+from molfun.errors import MolfunError, printable
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
 from molfun.training.interrupt import Interrupted
@@ -36,7 +36,7 @@ def say(text: str = "") -> None:
     if not is_first_process():
         return
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -166,7 +166,7 @@ def errors_in_one_line(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(printable(str(stop)), file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -198,7 +198,7 @@ def _unexpected(error: Exception) -> str:
 def _fail(text: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"Error: {text}", file=sys.stderr)
+    print(f"Error: {printable(text)}", file=sys.stderr)
     raise SystemExit(1)
 
 
@@ -215,7 +215,15 @@ class _OtherPackages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message alone."""
-        print(self.format(record), file=sys.stderr)
+        print(printable(self.format(record)), file=sys.stderr)
+
+
+class _Lines(logging.Formatter):
+    """Records whose names and messages cannot control a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line or lines."""
+        return printable(super().format(record))
 
 
 def set_up_logging(log_file: str | None, *, debug: bool) -> None:
@@ -227,12 +235,12 @@ def set_up_logging(log_file: str | None, *, debug: bool) -> None:
         handler.close()
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.DEBUG if debug else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    terminal.setFormatter(_Lines("%(levelname)s: %(message)s"))
     logger.addHandler(terminal)
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(_OtherPackages())
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        file.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)

@@ -170,7 +170,7 @@ def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     id_name = next(part.id_name for part in parts if part is not None)
-    writer.writerow([id_name, "split"])
+    writer.writerow([escape(id_name), "split"])
     for name, part in zip(("train", "val", "test"), parts, strict=True):
         writer.writerows([escape(i), name] for i in (part.ids if part is not None else []))
     write_text(path, text.getvalue())

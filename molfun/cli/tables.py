@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from molfun._io import atomic_path, write_text
-from molfun.data.tables import escape, parse_number
+from molfun.data.tables import escape
 from molfun.sample import is_missing
 
 
@@ -30,7 +30,7 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     """
     columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in result["ids"]]}
     if getattr(dataset, "sequence_name", None):
-        columns[dataset.sequence_name] = [chain for (chain,) in dataset.sequences()]
+        columns[dataset.sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
     target_name = getattr(dataset, "target_name", "target")
     columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
     columns[_free("prediction", columns)] = [_cell(value) for value in result["prediction"]]
@@ -44,7 +44,7 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
             columns[name] = [_plain(value) for value in dataset.metadata[name]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(escape, columns))
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
 
@@ -126,9 +126,9 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return _escape_label(value)
+        return escape(value)
     if isinstance(value, list | tuple) and all(isinstance(v, str | None) for v in value):
-        return _escape_label(_joined(value))
+        return escape(_joined(value))
     array = np.asarray(value, dtype=np.float64)
     if array.ndim == 0:
         return "" if np.isnan(array) else repr(float(array))
@@ -143,9 +143,3 @@ def _joined(names: Sequence[str | None]) -> str:
         return " ".join("?" for _ in names)
     letters = len(present) < len(names) and all(len(name) == 1 for name in present)
     return ("" if letters else ";").join("?" if name is None else name for name in names)
-
-
-def _escape_label(text: str) -> str:
-    """`escape`, but for numbers and a leading minus: labels such as -1, +1 and -EEH are usual."""
-    is_number = parse_number(text)[1] is None
-    return text if is_number or text.startswith("-") else escape(text)

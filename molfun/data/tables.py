@@ -237,22 +237,33 @@ def read_cells(path: Path, key_column: str) -> Cells:
         ) from None
     if not cells.rows and not cells.ragged:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
-    return replace(cells, rows=[[unescape(cell) for cell in row] for row in cells.rows])
+    return replace(
+        cells,
+        header=[unescape(name) for name in cells.header],
+        rows=[[unescape(cell) for cell in row] for row in cells.rows],
+    )
 
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet takes for the beginning of a formula; the last four are the wide forms."""
+_HARMLESS = re.compile(r"-[-A-Za-z? ]*")
+"""Labels of residues such as -EEH: letters alone make no formula that does anything."""
 
 
 def escape(text: str) -> str:
     """Keep a spreadsheet from reading a text as a formula; `unescape` takes it back.
 
+    Every writer of a table uses this for ids, names of columns, labels and other cells. Numbers,
+    and labels of residues that begin with a gap, stay as they are.
+
     Examples
     --------
-    >>> escape("=SUM(A1)"), escape("1a4w")
-    ("'=SUM(A1)", '1a4w')
+    >>> escape("=SUM(A1)"), escape("-1+2"), escape("-1.5"), escape("1a4w"), escape("-EEH")
+    ("'=SUM(A1)", "'-1+2", '-1.5', '1a4w', '-EEH')
     """
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    if not text.lstrip("'").startswith(FORMULA_STARTS):
+        return text
+    return text if _NUMBER.fullmatch(text) or _HARMLESS.fullmatch(text) else f"'{text}"
 
 
 def unescape(text: str) -> str:
@@ -263,7 +274,7 @@ def unescape(text: str) -> str:
     >>> unescape("'=SUM(A1)"), unescape("5'-UTR")
     ('=SUM(A1)', "5'-UTR")
     """
-    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA_STARTS) else text
+    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(FORMULA_STARTS) else text
 
 
 def _read_text(path: Path, id_column: str) -> Cells:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun._io import disk_errors
+from molfun.data.tables import escape
 from molfun.training.history import History, Row
 
 
@@ -83,5 +84,5 @@ class CSVLog(Callback):
         with disk_errors(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
             if self._columns is None:
                 self._columns = list(row)
-                csv.DictWriter(file, self._columns).writeheader()
-            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
+                csv.writer(file).writerow(map(escape, self._columns))
+            csv.writer(file).writerow([row.get(name, "") for name in self._columns])
