@@ -35,6 +35,8 @@ KEPT_BYTES = 256 * 2**20
 OVERLAP = 0.4
 """Angstrom below which two atoms are in one place; bonds of hydrogen have 0.74."""
 WARNINGS = 5
+SHOWN = 3
+"""Structures that are named for each element the model does not know."""
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
 
 
@@ -55,6 +57,7 @@ class AtomisticBackbone(Backbone):
     inputs = ("atoms",)
     default_head = "energy"
     names_weights = False
+    checks_quickly = True
     length_power: ClassVar[float] = 1.0
 
     atomic_types: tuple[int, ...]
@@ -68,6 +71,11 @@ class AtomisticBackbone(Backbone):
         self._overlaps = 0
 
     # --- targets of its own ----------------------------------------------------------------------
+
+    @property
+    def own_head(self) -> str | None:
+        """The energy, if the model has one."""
+        return "energy" if self.targets else None
 
     @property
     @abstractmethod
@@ -190,6 +198,51 @@ class AtomisticBackbone(Backbone):
         DataError
             Naming the sample, and the elements.
         """
+        self._check_form(sample)
+        unknown = self._unknown(sample)
+        if unknown:
+            raise DataError(f"{sample.shown} has {_symbols(unknown)}, {self._of_elements(unknown)}")
+
+    def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
+        """As for every backbone; elements that the model does not know are told of once."""
+        n = 0
+        found: list[str] = []
+        places: dict[int, list[str]] = {}
+        for sample in samples:
+            try:
+                self._check_form(sample)
+            except DataError as error:
+                n, found = n + 1, [*found, str(error)]
+                continue
+            unknown = self._unknown(sample)
+            n += bool(unknown)
+            for number in unknown:
+                places.setdefault(number, []).append(sample.shown)
+        if places:
+            texts = [
+                f"{_symbols([number])} in {len(names)} structure{'s' * (len(names) > 1)} "
+                f"({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+                for number, names in sorted(places.items())
+            ]
+            found.insert(0, f"{'; '.join(texts)}, {self._of_elements(sorted(places))}")
+        return n, found
+
+    def _unknown(self, sample: Sample) -> list[int]:
+        return sorted(set(sample.atoms.numbers.tolist()) - set(self.atomic_types))
+
+    def _of_elements(self, unknown: Sequence[int]) -> str:
+        """What to do about elements that the model does not know."""
+        every = sorted({*self.atomic_types, *unknown})
+        numbers = ", ".join(map(str, every))
+        return (
+            f"which this model does not know (it knows {_symbols(self.atomic_types)}). No element "
+            f"can be added to a trained {self.display_name}. A new one, without weights, knows "
+            f"those of its training set on the command line (leave out --weights), or the ones you "
+            f"name: backbone_config={{'atomic_types': [{numbers}]}} "
+            f"(backbone_config.atomic_types=[{numbers.replace(' ', '')}])."
+        )
+
+    def _check_form(self, sample: Sample) -> None:
         atoms = _atoms_of(sample)
         if len(atoms) == 0:
             raise DataError(f"{sample.shown} has no atoms.")
@@ -197,12 +250,6 @@ class AtomisticBackbone(Backbone):
             raise DataError(f"{sample.shown} {NOT_NUMBERS}.")
         if atoms.pbc.any() and atoms.cell.rank < int(atoms.pbc.sum()):
             raise DataError(f"{sample.shown} is periodic, but its cell has no volume.")
-        unknown = sorted(set(atoms.numbers.tolist()) - set(self.atomic_types))
-        if unknown:
-            raise DataError(
-                f"{sample.shown} has {_symbols(unknown)}, which this model does not know (it "
-                f"knows {_symbols(self.atomic_types)}). It takes no new elements."
-            )
         label = sample.target
         forces = label.get("forces") if isinstance(label, Mapping) else None
         if forces is not None and np.shape(forces) != (len(atoms), 3):

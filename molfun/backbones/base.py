@@ -95,6 +95,8 @@ class Backbone(nn.Module, ABC):
     names_weights: ClassVar[bool] = True
     """Whether a checkpoint may leave out what is in the weight file; not where reading that file
     needs the user's word."""
+    checks_quickly: ClassVar[bool] = False
+    """Whether `check` opens no file: all samples are looked at before the first prediction."""
     unread: frozenset[str] = frozenset()
     """Weights that stayed random since the file had none and no representation needs them. They
     depend on the seed, so they are no part of what identifies the model."""
@@ -114,6 +116,16 @@ class Backbone(nn.Module, ABC):
 
     def check(self, sample: Sample) -> None:
         """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
+
+    def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
+        """How many samples the model cannot take, and why: a line for each, or for several."""
+        found = []
+        for sample in samples:
+            try:
+                self.check(sample)
+            except DataError as error:
+                found.append(str(error))
+        return len(found), found
 
     @abstractmethod
     def collate(self, features: Sequence[Features]) -> Features:
@@ -210,6 +222,11 @@ class Backbone(nn.Module, ABC):
 
     def forget_plan(self) -> None:
         """Undo what `plan_memory` chose."""
+
+    @property
+    def own_head(self) -> str | None:
+        """Head that comes with the backbone, which a model has where none is named."""
+        return None
 
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
         """Weights that came with the backbone for the head of that name; None without any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.gradual import GradualFinetune
 from molfun.training.history import History
 from molfun.training.lora import LoRAFinetune
+
+logger = logging.getLogger(__name__)
 
 FILES = (*RUN_FILES, "config.yaml", "splits.csv")
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
@@ -180,6 +183,8 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
     arguments = settings.backbone_arguments
     if isinstance(parts[0], TimeSeriesDataset):
         arguments.setdefault("d_input", parts[0].n_features)
+    if settings.on_atoms:
+        _warn_of_unseen(*parts)
     if settings.on_atoms and settings.weights is None:
         elements = {int(n) for part in parts for n in _elements(part)}
         arguments.setdefault("atomic_types", sorted(elements))
@@ -201,6 +206,19 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
     )
     _use_target(model, settings)
     return model
+
+
+def _warn_of_unseen(train: Dataset | None, *others: Dataset | None) -> None:
+    """Say which elements of validation and test set the training set does not have."""
+    unseen = sorted({n for part in others for n in _elements(part)} - _elements(train))
+    if unseen:
+        from ase.data import chemical_symbols
+
+        logger.warning(
+            "No training structure has %s, which validation or test structures have: what is "
+            "predicted for them was not learned from this data.",
+            " or ".join(str(chemical_symbols[n]) for n in unseen),
+        )
 
 
 def _elements(part: Dataset | None) -> set[int]:

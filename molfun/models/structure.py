@@ -99,8 +99,8 @@ class MolfunStructureModel(nn.Module):
         ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
     head
         Registered name of the head (``"affinity"``, ``"mlp"``, ...) or of a task
-        (``"regression"``, ``"binary"``, ...), which takes its default head; None gives the bare
-        backbone.
+        (``"regression"``, ``"binary"``, ...), which takes its default head; None gives the head
+        that came with the backbone (PET's energies), else the bare backbone.
     head_config
         Arguments of the head; dimensions default to what the backbone gives.
     task, task_config
@@ -179,6 +179,8 @@ class MolfunStructureModel(nn.Module):
                 self.backbone.display_name,
                 seed,
             )
+        if head is None and task is None:
+            head = self.backbone.own_head
         self.head_name, self.task_name = _head_and_task(head, task)
         if self.head_name is None and (head_config or task_config):
             raise ConfigError("head_config or task_config was given without head=....")
@@ -564,16 +566,10 @@ class MolfunStructureModel(nn.Module):
         DataError
             Listing all samples it cannot take. Data that is no list of samples is left alone.
         """
-        problems = []
-        for sample in samples_of(data):
-            try:
-                self.backbone.check(sample)
-            except DataError as error:
-                problems.append(str(error))
+        n, problems = self.backbone.problems(samples_of(data))
         if problems:
-            n = counted(len(problems), "sample")
             raise DataError(
-                f"{n} cannot be used with {self.backbone.display_name}:\n"
+                f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"
                 f"{listing(problems)}\nRepair them or remove their rows."
             )
         return self
@@ -640,6 +636,8 @@ class MolfunStructureModel(nn.Module):
     def _to_use(self, data: Any) -> Any:
         """A loader; says so if it brings other representations than the head was trained on."""
         loader = as_loader(data)
+        if self.backbone.checks_quickly:
+            self.check(loader)
         settings = input_settings_of(loader)
         trained = self.data_settings.get("representations")
         given = settings.get("representations")

@@ -747,7 +747,8 @@ def test_wrong_structures_are_named_before_training() -> None:
     with pytest.raises(DataError) as error:
         model.fit(data, strategy=HeadOnlyFinetune(), epochs=1)
     text = str(error.value)
-    assert "iron has Fe, which this model does not know (it knows H, C, N, O)" in text
+    assert "3 samples cannot be used with PET" in text
+    assert "Fe in 1 structure (iron), which this model does not know (it knows H, C, N, O)" in text
     assert "none has no atoms" in text
     assert "nan has positions or a cell that are not finite numbers" in text
 

@@ -324,7 +324,7 @@ def test_a_bad_structure_of_the_test_set_is_found_before_training(
     (folder / "gold.xyz").write_text(gold)
     result = tune("--test", "gold.xyz")
     assert result.exit_code == 1
-    assert "has Au, which this model does not know" in result.stderr
+    assert "Au in 1 structure (1 (gold.xyz, structure 1)), which this model does" in result.stderr
     assert not (folder / "run/history.csv").exists()
 
 
@@ -454,7 +454,7 @@ def test_from_random_weights_it_knows_the_elements_of_the_data(
         (("--data", "full.yaml"), "full.yaml cannot be read as structures"),
         (("--data", "keys.xyz"), "without a label"),
         (("--weights", "none.ckpt"), "No such file: none.ckpt"),
-        (("--data", "iron.xyz"), "has Fe, which this model does not know (it knows H, C, N, O)"),
+        (("--data", "iron.xyz"), "Fe in 5 structures (1 (iron.xyz, structure 1), "),
         (("--preset", "tiny"), "pet has none; give what differs"),
         (("--head", "mlp"), "name it with --target-key"),
         (("--head", "mlp", "--target-key", "k", "--forces-weight", 2), "of the task 'energy'"),
