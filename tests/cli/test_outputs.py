@@ -53,11 +53,8 @@ def test_an_output_that_is_an_input_is_refused(
     folder: Path, output: str, inputs: dict[str, Any], overwrite: bool
 ) -> None:
     flag = next(name for name, value in inputs.items() if value)
-    with pytest.raises(ConfigError, match=rf"{flag}[, ].*Choose another --output") as error:
+    with pytest.raises(ConfigError, match=rf"{flag}[,. ].*Choose another --output"):
         check_output(output, inputs, overwrite=overwrite)
-    assert (
-        str(error.value).startswith(output.removeprefix("sub/../")) if "sub" not in output else True
-    )
     assert (folder / "t.csv").read_text() == "sequence\nMKV\n"
 
 
@@ -77,7 +74,7 @@ def test_an_older_file_stays_until_asked(folder: Path) -> None:
     with pytest.raises(RunError, match=r"^p.csv exists. Replace with --overwrite, or choose"):
         check_output("p.csv", {"--data": "t.csv"}, overwrite=False)
     check_output("p.csv", {"--data": "t.csv"}, overwrite=True)
-    with pytest.raises(RunError, match="gone.csv exists"):  # a link to what is not there
+    with pytest.raises(RunError, match=r"gone\.csv exists"):  # a link to what is not there
         check_output("gone.csv", {}, overwrite=False)
     with pytest.raises(ConfigError, match="--output must name a file, and pdbs is a folder"):
         check_output("pdbs", {}, overwrite=True)
@@ -85,9 +82,9 @@ def test_an_older_file_stays_until_asked(folder: Path) -> None:
 
 def test_structures_beside_a_table_are_known_before(folder: Path) -> None:
     atoms = {"kind": "atoms"}
-    with pytest.raises(ConfigError, match="q_structures.xyz would be written and is the file of"):
+    with pytest.raises(ConfigError, match=r"q_structures\.xyz would be written and is the file of"):
         check_table("predict", "q.csv", {"--data": "q_structures.xyz"}, atoms, overwrite=True)
-    with pytest.raises(RunError, match="q_structures.xyz exists"):
+    with pytest.raises(RunError, match=r"q_structures\.xyz exists"):
         check_table("predict", "q.csv", {"--data": "t.csv"}, atoms, overwrite=False)
     check_table("predict", "q.csv", {"--data": "t.csv"}, {}, overwrite=False)
     check_table("evaluate", None, {"--data": "t.csv"}, atoms, overwrite=False)
@@ -147,18 +144,26 @@ def test_a_model_is_not_saved_over_its_own_weights(folder: Path) -> None:
     assert weights.is_file()
 
 
-@pytest.mark.parametrize("flag", [(), ("--trust",), ("--plugin", "evil"), ("plugin=evil",)])
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("evil_a", ()),
+        ("evil_b", ("--trust",)),
+        ("evil_c", ("--plugin", "evil_c")),
+        ("evil_d", ("plugin=evil_d",)),
+    ],
+)
 def test_a_plugin_of_a_file_runs_only_if_the_command_line_says_so(
-    molfun: Command, folder: Path, flag: tuple[str, ...]
+    molfun: Command, folder: Path, name: str, flag: tuple[str, ...]
 ) -> None:
-    (folder / "evil.py").write_text("open('CANARY', 'w').close()\n")
-    (folder / "c.yaml").write_text("data: t.csv\nplugin: evil\ntrust: true\n")
+    (folder / f"{name}.py").write_text("open('CANARY', 'w').close()\n")
+    (folder / "c.yaml").write_text(f"data: t.csv\nplugin: {name}\ntrust: true\n")
     result = molfun("fine-tune", "--config", "c.yaml", "--backbone", "nosuch", *flag)
     assert result.exit_code == 1
     assert (folder / "CANARY").exists() == bool(flag)
     if not flag:
-        assert "c.yaml names the plugin 'evil'" in result.output
-        assert "--plugin evil" in result.output
+        assert f"c.yaml names the plugin '{name}'" in result.output
+        assert f"--plugin {name}" in result.output
 
 
 def test_the_plugin_of_a_resumed_run_is_asked_for_again(molfun: Command, folder: Path) -> None:
@@ -175,7 +180,7 @@ def test_a_note_of_another_program_is_not_replaced_by_shards(folder: Path) -> No
     from molfun.cli.embed import _claim
 
     (folder / "e.json").write_text(json.dumps({"mine": 1}))
-    with pytest.raises(MolfunError, match="e.json is no note of this command"):
+    with pytest.raises(MolfunError, match=r"e\.json is no note of this command"):
         _claim(folder / "e.npz", {"model": "m"}, overwrite=True)
     (folder / "f-part-of-speech.npz").write_text("mine")
     _claim(folder / "f.npz", {"model": "m"}, overwrite=True)

@@ -104,7 +104,6 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "numpy raises": lambda: np.errstate(all="raise"),
-    "warnings are errors": warnings.catch_warnings,
 }
 
 
