@@ -11,9 +11,10 @@ import gemmi
 import numpy as np
 
 from molfun.data.pdb_records import other_models
-from molfun.data.structure_chains import Part, Records, Residue, split_chains
+from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains
 from molfun.data.structure_names import standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
+from molfun.data.words import few
 from molfun.errors import MolfunError, StructureError
 
 _VALUES_PER_ATOM = 30
@@ -92,8 +93,8 @@ def _read(path: Path, document: Any, model: int) -> Records:
         )
     block, notes = blocks[0], []
     if len(blocks) > 1:
-        names = ", ".join(b.name for b in blocks[1:4]) + (", ..." if len(blocks) > 4 else "")
-        notes.append(f"read block {block.name}, the first of {len(blocks)} with atoms; not {names}")
+        rest = few([b.name for b in blocks[1:]])
+        notes.append(f"read block {block.name}, the first of {len(blocks)} with atoms; not {rest}")
     table = _Table(path, block)
     rows, note = table.model_rows(model)
     notes += note
@@ -189,7 +190,9 @@ class _Table:
                 residue = self._residue(key, hetero=groups[row].upper() == "HETATM")
             residue.places.append(row)
             residue.alternate |= alternates[row] not in (".", "?", "")
-            residue.atoms.setdefault(gemmi.cif.as_string(names[row]), _point(places[row]))
+            name = gemmi.cif.as_string(names[row])
+            if name not in residue.atoms:
+                residue.atoms[name] = _point(places[row]) if name in TRACED else None
         if residue is not None:
             yield residue
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import gemmi
 
-from molfun.data.structure_chains import Part, Records, Residue, split_chains, superposed
+from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains, superposed
 from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_name, standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
-from molfun.data.words import counted
+from molfun.data.words import counted, few
 from molfun.errors import StructureError
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
@@ -175,8 +175,7 @@ def other_models(numbers: Sequence[str]) -> str:
     """End of the note on models: those that hold other residues than the one that was read."""
     if not numbers:
         return ""
-    few = ", ".join(numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-    return f"; other residues, which were not read, are in model {few}"
+    return f"; other residues, which were not read, are in model {few(numbers)}"
 
 
 # Damage
@@ -247,12 +246,17 @@ def _residues(section: _Section) -> Iterator[Residue]:
             residue = _residue(line, section.breaks.get(i, ""), four)
         residue.places.append(i)
         residue.alternate |= line[16] != " "
-        point = (float(line[30:38]), float(line[38:46]), float(line[46:54]))
-        residue.atoms.setdefault(line[12:16].strip(), point)
+        name = line[12:16].strip()
+        if name not in residue.atoms:
+            residue.atoms[name] = _point(line) if name in TRACED else None
         if line[72:76].strip() != residue.segment:
             residue.segment = _MIXED
     if residue is not None:
         yield residue
+
+
+def _point(line: str) -> tuple[float, float, float]:
+    return float(line[30:38]), float(line[38:46]), float(line[46:54])
 
 
 def _residue(line: str, after: str, four: bool) -> Residue:
@@ -306,7 +310,7 @@ def _with_segments(residues: list[Residue], notes: list[str]) -> list[Residue]:
         residue.chain = residue.segment
     names = dict.fromkeys(residue.chain for residue in blank if residue.is_amino_acid)
     if names:
-        notes.append(f"took segment ids for blank chain ids: {', '.join(names)}")
+        notes.append(f"took segment ids for blank chain ids: {few(list(names))}")
     return residues
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun.data.structure_names import is_amino_acid_name
-from molfun.data.words import counted
+from molfun.data.words import counted, few
 from molfun.errors import StructureError
 
 MAX_BOND = 2.5
@@ -30,6 +30,11 @@ ENDS = ("TER", "END")
 """Records behind which a chain does not go on."""
 RESTART = "numbers that start again"
 
+NO_NAME = "(no name)"
+"""What messages call a chain with a blank id."""
+TRACED = ("N", "CA", "C")
+"""Atoms whose places tell whether residues are bonded."""
+_MAIN_CHAIN = frozenset(TRACED)
 _LETTERS = "".join(map(chr, range(33, 127)))
 
 Point = tuple[float, float, float]
@@ -50,7 +55,7 @@ class Residue:
     hetero
         Whether the atoms are ``HETATM``.
     atoms
-        Atom name to its first coordinates.
+        Names of the atoms; those of `TRACED` with their first coordinates, to save memory.
     alternate
         Whether an atom has a letter for an alternate location.
     after
@@ -77,12 +82,12 @@ class Residue:
     alternate: bool = False
     inside: bool = False
     places: list[int] = field(default_factory=list)
-    atoms: dict[str, Point] = field(default_factory=dict)
+    atoms: dict[str, Point | None] = field(default_factory=dict)
 
     @property
     def is_amino_acid(self) -> bool:
         """Whether it is an amino acid by its name, or by its main chain if the name is unknown."""
-        return is_amino_acid_name(self.name) or {"N", "CA", "C"} <= self.atoms.keys()
+        return is_amino_acid_name(self.name) or self.atoms.keys() >= _MAIN_CHAIN
 
 
 @dataclass
@@ -138,11 +143,9 @@ def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2
     by_id: dict[str, list[Chain]] = {}
     for piece in _pieces(residues):
         _place(piece, by_id.setdefault(piece.name, []))
-    notes = []
     for chains in by_id.values():
         _refuse_copies(path, chains)
-        if len(chains) > 1:
-            notes.append(_told_apart(chains))
+    notes = _told_apart([chains for chains in by_id.values() if len(chains) > 1])
     moved = sum(_fill_gaps(chain) for chains in by_id.values() for chain in chains)
     if moved:
         notes.append(f"moved {counted(moved, 'residue')} from behind a chain to the place in it")
@@ -182,15 +185,40 @@ def bonded(before: Residue, after: Residue) -> bool:
 
 def superposed(left: Iterable[Residue], right: Iterable[Residue]) -> bool:
     """Whether more than a tenth of the residues of `right` lie inside those of `left`."""
-    cell = 2 * MAX_OVERLAP
-    grid: dict[tuple[int, ...], list[Point]] = {}
-    for point in _traces(left):
-        held = grid.setdefault(tuple(math.floor(x / cell) for x in point), [])
-        if len(held) < 10:  # more do not fit into one cell of a real structure
-            held.append(point)
-    points = list(_traces(right))
-    inside = sum(_near(point, grid, cell) for point in points)
-    return inside > len(points) / 10
+    space = _Space()
+    space.add(left)
+    return space.holds(right)
+
+
+class _Space:
+    """Places of CA atoms, in cells for a quick search."""
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[int, int, int], list[Point]] = {}
+
+    def add(self, residues: Iterable[Residue]) -> None:
+        for point in _traces(residues):
+            held = self._cells.setdefault(_cell(point), [])
+            if len(held) < 10:  # more do not fit into one cell of a real structure
+                held.append(point)
+
+    def holds(self, residues: Iterable[Residue]) -> bool:
+        """Whether more than a tenth of the residues lie on places that were added."""
+        points = list(_traces(residues))
+        return sum(map(self._is_taken, points)) > len(points) / 10
+
+    def _is_taken(self, point: Point) -> bool:
+        i, j, k = _cell(point)
+        return any(
+            math.dist(point, other) < MAX_OVERLAP
+            for a, b, c in product((-1, 0, 1), repeat=3)
+            for other in self._cells.get((i + a, j + b, k + c), ())
+        )
+
+
+def _cell(point: Point) -> tuple[int, int, int]:
+    x, y, z = (math.floor(value / MAX_OVERLAP) for value in point)
+    return x, y, z
 
 
 def _traces(residues: Iterable[Residue]) -> Iterator[Point]:
@@ -198,16 +226,6 @@ def _traces(residues: Iterable[Residue]) -> Iterator[Point]:
         point = residue.atoms.get("CA")
         if point is not None and all(map(math.isfinite, point)):
             yield point
-
-
-def _near(point: Point, grid: dict[tuple[int, ...], list[Point]], cell: float) -> bool:
-    i, j, k = (math.floor(x / cell) for x in point)
-    steps = (-1, 0, 1)
-    return any(
-        math.dist(point, other) < MAX_OVERLAP
-        for a in steps for b in steps for c in steps
-        for other in grid.get((i + a, j + b, k + c), ())
-    )  # fmt: skip
 
 
 # Pieces: residues that follow each other with nothing between them
@@ -287,11 +305,19 @@ def _is_polymer(residues: Sequence[Residue]) -> bool:
     return any(bonded(left, right) for left, right in pairwise(acids))
 
 
-def _told_apart(chains: Sequence[Chain]) -> str:
-    causes = dict.fromkeys(chain.cause for chain in chains[1:])
-    name = chains[0].name
-    which = f"of the one id {name}" if name else "without ids"
-    return f"told apart {len(chains)} chains {which} by {' and '.join(causes)}"
+def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[str]:
+    """What told chains of one id apart, in one sentence for all ids."""
+    if not shared:
+        return []
+    ids = [chains[0].name for chains in shared]
+    causes = dict.fromkeys(chain.cause for chains in shared for chain in chains[1:])
+    if ids == [""]:
+        which = "without ids"
+    elif len(ids) == 1:
+        which = f"of the one id {ids[0]}"
+    else:
+        which = f"of the {len(ids)} ids {few([name or NO_NAME for name in ids])}"
+    return [f"told apart {sum(map(len, shared))} chains {which} by {' and '.join(causes)}"]
 
 
 # Residues behind their chain
@@ -344,9 +370,11 @@ def _anchor(residue: Residue, known: dict[int | None, Residue]) -> tuple[Residue
 
 def _refuse_copies(path: Path, chains: Sequence[Chain]) -> None:
     """Refuse a chain that lies inside an earlier one of its id: a model, not a chain."""
-    for i, chain in enumerate(chains):
-        if any(superposed(earlier.residues, chain.residues) for earlier in chains[:i]):
+    space = _Space()
+    for chain in chains if len(chains) > 1 else ():
+        if space.holds(chain.residues):
             raise StructureError(
-                f"{path} has several copies of chain {chain.name or '(no id)'} at one place. If "
+                f"{path} has several copies of chain {chain.name or NO_NAME} at one place. If "
                 f"they are models, put MODEL and ENDMDL around each; else remove all but one."
             )
+        space.add(chain.residues)

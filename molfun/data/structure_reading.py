@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 import gemmi
 import numpy as np
 
-from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, Part
+from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, NO_NAME, Part
 from molfun.data.structure_names import STANDARD, atom_names
-from molfun.data.words import counted
+from molfun.data.words import counted, few
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Protein
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32
 
-NO_NAME = "(no name)"
-"""What messages call a chain with a blank id."""
 MAX_COORDINATE = 1e6
 """Angstrom from the origin; the columns of a PDB file end before 1e5."""
 
@@ -271,7 +269,7 @@ class Reading:
             yield f"left out {counted(self.ligands.total(), 'ligand')}: {names}"
         yield from self._coverage()
         if len(self.chain_ids) > 1:
-            yield f"joined chains {', '.join(name or NO_NAME for name in self.chain_ids)}"
+            yield f"joined chains {few([name or NO_NAME for name in self.chain_ids], limit=30)}"
 
 
 def _empty(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(n: int, noun: str) -> str:
     """A number with its noun, in the plural unless it is one.
@@ -12,6 +14,18 @@ def counted(n: int, noun: str) -> str:
     ('1 bad row', '12 bad rows')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, and how many there are if some are left out.
+
+    Examples
+    --------
+    >>> few(["A", "B"]), few(["A", "B", "C"], limit=2)
+    ('A, B', 'A, B, ... (3 in all)')
+    """
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
 
 
 def megabytes(n: float) -> str:
