@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ALIGNMENT_SUFFIXES = (".a3m", ".sto")
+MOST_LOOKED_FOR = 100
+"""Missing files up to which names like theirs are looked for, each in the whole folder."""
 
 _HYDROPATHY = dict(
     zip(
@@ -56,6 +58,8 @@ class _Source:
     alignments: dict[str, Path] = field(default_factory=dict)
     max_length: int | None = None
     crop: CropPolicy = "auto"
+    beside: dict[str, str] = field(default_factory=dict)
+    """For ids without a file of a kind that is read: the files of other kinds there are."""
     noun: str = "structures"
     example: str = ".cif"
     parsed: dict[str, _Parsed] = field(default_factory=dict)
@@ -246,6 +250,7 @@ class AffinityDataset(TableDataset):
             target=None if np.isnan(target) else target,
             metadata=self.row(index),
             max_length=self._source.max_length,
+            origin=str(self._source.features.get(name, "")),
         )
 
     def __repr__(self) -> str:
@@ -357,10 +362,14 @@ def _locate(
     if pdb_dir is None:
         source.noun, source.example = "feature files", ".pkl"
     if features_dir is not None:
-        source.features = _find_all(FolderIndex(features_dir), ids, FEATURE_SUFFIXES, refused)
+        index = FolderIndex(features_dir)
+        source.features = _find_all(index, ids, FEATURE_SUFFIXES, refused)
+        source.beside.update(_others(index, ids, source.features))
     if pdb_dir is not None:
         rest = [name for name in ids if name not in source.features]
-        source.structures = _find_all(FolderIndex(pdb_dir), rest, STRUCTURE_SUFFIXES, refused)
+        index = FolderIndex(pdb_dir)
+        source.structures = _find_all(index, rest, STRUCTURE_SUFFIXES, refused)
+        source.beside.update(_others(index, rest, source.structures))
     folder = _alignment_folder(pdb_dir, alignments_dir)
     if folder is not None:
         found = _find_all(FolderIndex(folder), ids, ("",), refused)
@@ -395,6 +404,17 @@ def _find_all(
     return found
 
 
+def _others(
+    index: FolderIndex, ids: Sequence[str], found: Mapping[str, Path]
+) -> Iterator[tuple[str, str]]:
+    """Ids that were not found, with the files of other kinds that are named after them."""
+    absent = [name for name in ids if name not in found]
+    for name in absent if len(absent) < MOST_LOOKED_FOR else []:
+        others = index.beside(name)
+        if others:
+            yield name, ", ".join(others[:3])
+
+
 def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | None) -> Path | None:
     if alignments_dir is not None:
         return Path(alignments_dir).expanduser()
@@ -420,14 +440,27 @@ def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: 
     if not absent:
         return table
     summary = f"{len(absent)} of {len(table)} {source.noun} are missing in {folders}"
+    other = next((name for name in absent if name in source.beside), None)
+    if not present and other is not None:
+        raise DataError(
+            f"All {len(absent)} {source.noun} are missing in {folders}; for {other} there is "
+            f"{source.beside[other]}, which is not read. Write {other}{source.example} or another "
+            f"kind that is read."
+        )
     if not present:
         raise DataError(
             f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
             f"{absent[0]}{source.example}. Check the folder and the id column."
         )
     if not skip_missing:
+        shown = [
+            f"{name} (there is {source.beside[name]}, which is not read)"
+            if name in source.beside
+            else name
+            for name in absent
+        ]
         raise DataError(
-            f"{summary}:\n{listing(absent)}\nAdd the files, or continue without these rows: "
+            f"{summary}:\n{listing(shown)}\nAdd the files, or continue without these rows: "
             f"--skip-missing (skip_missing=True)."
         )
     logger.warning("%s and are skipped: %s", summary, _few(absent))
@@ -451,18 +484,38 @@ def _split_chains(protein: Protein) -> tuple[str, ...]:
 def _feature_sequence(path: Path) -> tuple[str, ...]:
     """Sequence in a feature file: openfold's ``sequence`` text, or its ``aatype``."""
     features = read_features(path)
-    if "sequence" in features:
-        text = np.asarray(features["sequence"]).reshape(-1)[0]
-        return (text.decode() if isinstance(text, bytes) else str(text),)
-    if "aatype" not in features:
+    try:
+        if "sequence" in features:
+            text = np.asarray(features["sequence"]).reshape(-1)[0]
+            return (text.decode() if isinstance(text, bytes) else str(text),)
+        if "aatype" in features:
+            numbers = _residue_types(features)
+            return ("".join(RESIDUE_LETTERS_WITH_X[min(int(i), 20)] for i in numbers),)
+    except (IndexError, ValueError, TypeError) as error:
+        key = "sequence" if "sequence" in features else "aatype"
         raise DataError(
-            f"{path} has neither 'sequence' nor 'aatype', so the split cannot see which samples "
-            f"are alike. Add one of them."
-        )
+            f"{path}: {key!r} holds no sequence of residues. Compute the features again."
+        ) from error
+    raise DataError(
+        f"{path} has neither 'sequence' nor 'aatype', so the split cannot see which samples "
+        f"are alike. Add one of them."
+    )
+
+
+def _residue_types(features: Mapping[str, Any]) -> np.ndarray:
+    """Number of each residue's type, of raw features (one-hot) or processed ones.
+
+    Processed features have a recycling dimension, last in openfold's files and first in others:
+    along it the types are the same.
+    """
     aatype = np.asarray(features["aatype"])
-    is_one_hot = aatype.ndim == 2 and aatype.shape[1] in (20, 21, 22) and aatype.max() <= 1
-    numbers = aatype.argmax(-1) if is_one_hot else aatype.reshape(len(aatype), -1)[:, 0]
-    return ("".join(RESIDUE_LETTERS_WITH_X[min(int(i), 20)] for i in numbers),)
+    if aatype.ndim == 2 and aatype.shape[1] in (20, 21, 22) and aatype.max() <= 1:
+        return aatype.argmax(-1)
+    if aatype.ndim == 2 and "target_feat" in features:
+        is_first = np.shape(features["target_feat"])[-1] == 22 and len(aatype) != 22
+        if is_first or (aatype == aatype[:1]).all() > (aatype == aatype[:, :1]).all():
+            return aatype[0]
+    return aatype.reshape(len(aatype), -1)[:, 0]
 
 
 def _synthetic_sample(stream: np.random.PCG64, length: int) -> tuple[str, float]:

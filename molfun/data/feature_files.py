@@ -15,7 +15,6 @@ import pickletools
 import re
 import threading
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,18 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from molfun._formats import foreign
 from molfun._io import load_safetensors, save_safetensors
+from molfun._limits import Limit, read_bytes
 from molfun.data.folders import FolderIndex
+from molfun.data.npz import read_npz
 from molfun.errors import CheckpointError, DataError, UnsafeFileError
 
 if TYPE_CHECKING:
     import torch
 
-FEATURE_SUFFIXES = (".safetensors", ".npz", ".pkl", ".pickle")
+_KINDS = (".safetensors", ".npz", ".pkl", ".pickle")
+FEATURE_SUFFIXES = (*_KINDS, *(f"{kind}.gz" for kind in _KINDS))
 """Suffixes in the order in which features are looked for."""
-MAX_BYTES = 2**31
+MAX_BYTES = Limit("FEATURE_BYTES", 2**31)
 """Largest unpacked features of one sample; 1000 residues by 20,000 sequences need 0.2 GB."""
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = Limit("PICKLE_INSTRUCTIONS", 2_000_000, "instructions")
 """Most instructions in a pickle; a feature dict has a few for each array and each text."""
 
 _NUMERIC_TYPES = re.compile(r"[<>|=]?(?:[?bB]|[iufcSUV]\d{1,9}|[biufc]\d{1,2})", re.ASCII)
@@ -43,8 +46,8 @@ _NUMERIC_TYPES = re.compile(r"[<>|=]?(?:[?bB]|[iufcSUV]\d{1,9}|[biufc]\d{1,2})",
 def find_features(folder: str | Path, sample_id: str) -> Path | None:
     """Path of the features of `sample_id` in `folder`, None if there are none.
 
-    Tried are ``.safetensors``, ``.npz``, ``.pkl`` and ``.pickle``; the exact name first, then
-    regardless of case.
+    Tried are ``.safetensors``, ``.npz``, ``.pkl`` and ``.pickle``, then the same with ``.gz``; the
+    exact name first, then regardless of case.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def read_features(path: str | Path) -> dict[str, np.ndarray | torch.Tensor]:
     ----------
     path
         ``.pkl`` or ``.pickle`` (a dict of numpy arrays or torch tensors), ``.npz`` or
-        ``.safetensors``.
+        ``.safetensors``, also with ``.gz``.
 
     Returns
     -------
@@ -86,22 +89,21 @@ def read_features(path: str | Path) -> dict[str, np.ndarray | torch.Tensor]:
     [0, 1, 2]
     """
     path = Path(path).expanduser()
-    readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+    readers: dict[str, Callable[[Path, bytes | None], dict[str, Any]]] = {
         ".pkl": _read_pickle,
         ".pickle": _read_pickle,
         ".npz": _read_npz,
         ".safetensors": _read_safetensors,
     }
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path} has none of the suffixes {', '.join(FEATURE_SUFFIXES)}.")
+    name = path.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    if kind not in readers:
+        raise DataError(f"{path} has none of the suffixes {', '.join(_KINDS)} (or with .gz).")
     if not path.is_file():
         raise DataError(f"{path} does not exist. Give a file of features.")
-    if path.stat().st_size > MAX_BYTES:
-        raise UnsafeFileError(
-            f"Refused {path}: {path.stat().st_size:,} bytes is more than the {MAX_BYTES:,} that "
-            f"the features of one sample may have."
-        )
-    features = readers[path.suffix.lower()](path)
+    MAX_BYTES.check(path.stat().st_size, path)
+    packed = name.endswith(".gz")
+    features = readers[kind](path, read_bytes(path, MAX_BYTES) if packed else None)
     if not features:
         raise DataError(f"{path} holds no features. Compute them again.")
     return features
@@ -158,62 +160,26 @@ def _native(value: Any) -> Any:
 # npz and safetensors
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path, raw: bytes | None) -> dict[str, Any]:
     try:
-        return dict(load_safetensors(path))
+        return dict(load_safetensors(path)) if raw is None else _safetensors_of(path, raw)
     except CheckpointError as error:
         raise DataError(f"{error} Compute the features again.") from error
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def _safetensors_of(path: Path, raw: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        _check_npz(path)
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path} is damaged or not npz: {_first_line(error)}. Compute the features again."
-        ) from error
-    except Exception as error:
-        # zlib.error, NotImplementedError for odd compressions, MemoryError
-        raise DataError(f"{path} cannot be read: {_first_line(error)}.") from error
+        return dict(load(raw))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
 
 
-def _check_npz(path: Path) -> None:
-    """Hold what each array's header declares against the size of its entry, before reading."""
-    with zipfile.ZipFile(path) as archive:
-        total = sum(entry.file_size for entry in archive.infolist())
-        if total > MAX_BYTES:
-            raise UnsafeFileError(
-                f"Refused {path}: it unpacks to {total:,} bytes, more than the {MAX_BYTES:,} "
-                f"that the features of one sample may have."
-            )
-        for entry in archive.infolist():
-            with archive.open(entry) as member:
-                shape, dtype = _npy_header(member)
-            if dtype.hasobject:
-                raise UnsafeFileError(
-                    f"Refused {path}: {entry.filename} holds Python objects, and reading them "
-                    f"could run code. Save text as bytes, np.array(text, dtype='S')."
-                )
-            if _count(shape) * dtype.itemsize > entry.file_size:
-                raise UnsafeFileError(
-                    f"Refused {path}: {entry.filename} declares {shape} values of {dtype} in "
-                    f"{entry.file_size:,} bytes."
-                )
-
-
-def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(member)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read(member)
-    return shape, dtype
+def _read_npz(path: Path, raw: bytes | None) -> dict[str, Any]:
+    source = path if raw is None else raw
+    return dict(read_npz(source, path, MAX_BYTES, advice="Compute the features again."))
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -227,8 +193,11 @@ def _count(shape: tuple[int, ...]) -> int:
 # Pickles
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
-    raw = path.read_bytes()
+def _read_pickle(path: Path, raw: bytes | None) -> dict[str, Any]:
+    raw = path.read_bytes() if raw is None else raw
+    found = None if raw.startswith(b"PK") else foreign(raw, "pickle, npz or safetensors")
+    if found is not None:
+        raise DataError(f"{path} {found}")
     if raw.startswith(b"PK\x03\x04"):
         raise DataError(
             f"{path} is a file of torch.save or another zip, not a pickle. Load it with torch and "
@@ -236,7 +205,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         )
     with _pickle_errors(path):
         _check_opcodes(raw)
-        _BUDGET.left = MAX_BYTES
+        _BUDGET.left = MAX_BYTES.value
         content = _FeatureUnpickler(raw).load()
         if not isinstance(content, dict):
             raise DataError(
@@ -279,14 +248,16 @@ def _check_opcodes(raw: bytes) -> None:
     Python's unpickler grows its memo to the largest index that is asked for, 16 GiB for a file
     of ten bytes, so indices are held against the number of instructions.
     """
-    largest_index = 0
-    count = 0
+    largest_index = count = 0
+    most = MAX_OPCODES.value
     for opcode, argument, _ in pickletools.genops(raw):
         count += 1
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
             largest_index = max(largest_index, int(argument or 0))
-        if count > MAX_OPCODES:
-            raise UnsafeFileError(f"it has more than {MAX_OPCODES:,} instructions.")
+        if count > most:
+            raise UnsafeFileError(
+                f"it has more than {most:,} instructions ({MAX_OPCODES.variable})."
+            )
     if largest_index > count:
         raise UnsafeFileError(f"it asks for {largest_index:,} memo entries and makes {count:,}.")
 
@@ -294,12 +265,14 @@ def _check_opcodes(raw: bytes) -> None:
 class _Budget(threading.local):
     """Bytes that the pickle being read may still unpack to: its parts can refer to one another."""
 
-    left = MAX_BYTES
+    left = 0
 
     def spend(self, n_bytes: int) -> None:
         self.left -= n_bytes
         if self.left < 0:
-            raise UnsafeFileError(f"it unpacks to more than {MAX_BYTES:,} bytes.")
+            raise UnsafeFileError(
+                f"it unpacks to more than {MAX_BYTES.value:,} bytes ({MAX_BYTES.variable})."
+            )
 
 
 _BUDGET = _Budget()

@@ -59,6 +59,20 @@ class FolderIndex:
             name = next((name for name in folded if name is not None), None)
         return None if name is None else self._inside(name)
 
+    def beside(self, stem: str) -> list[str]:
+        """Names that begin with `stem` and a dot, regardless of case: what may have been meant.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> (folder / "1A4W.pkl.xz").touch()
+        >>> FolderIndex(folder).beside("1a4w")
+        ['1A4W.pkl.xz']
+        """
+        start = f"{stem.casefold()}."
+        return [name for name in self._names if name.casefold().startswith(start)]
+
     def _inside(self, name: str) -> Path:
         path = self.folder / name
         target = path.resolve()

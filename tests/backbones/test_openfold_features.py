@@ -296,7 +296,7 @@ def test_raw_features_are_cropped_in_the_middle(shallow, raw):
 
 
 def test_raw_features_that_lack_something_are_refused(backbone):
-    with pytest.raises(DataError, match="known: the pre-computed features lack 'seq_length'; exp"):
+    with pytest.raises(DataError, match=r"known: the pre-computed features lack aatype, .*; exp"):
         backbone.featurize(Sample(id="known", features={"msa": np.zeros((1, 3))}))
 
 

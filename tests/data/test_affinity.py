@@ -342,3 +342,18 @@ def test_real_complexes(real_data: Path, caplog):
         "valid"
     ]
     assert not caplog.text
+
+
+def test_files_of_other_kinds_beside_are_named(complexes):
+    (complexes / "features").mkdir()
+    (complexes / "features" / "1aaa.pkl.xz").touch()
+    (complexes / "features" / "3CCC.h5").touch()
+    with pytest.raises(
+        DataError, match=r"for 1aaa there is 1aaa\.pkl\.xz, which is not read\. Writ"
+    ):
+        AffinityDataset.from_csv(complexes / "data.csv", features_dir=complexes / "features")
+    (complexes / "features" / "4ddd.npz").touch()
+    with pytest.raises(DataError) as caught:
+        AffinityDataset.from_csv(complexes / "data.csv", features_dir=complexes / "features")
+    assert "\n  1aaa (there is 1aaa.pkl.xz, which is not read)\n  2bbb\n" in str(caught.value)
+    assert "3ccc (there is 3CCC.h5, which is not read)" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import pickle
@@ -19,7 +20,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from molfun.data import feature_files
 from molfun.data.feature_files import find_features, read_features, write_features
 from molfun.errors import DataError, MolfunError, UnsafeFileError
 
@@ -265,7 +265,7 @@ def test_declared_length_of_bytes(write):
 
 
 def test_too_many_instructions(write, monkeypatch):
-    monkeypatch.setattr(feature_files, "MAX_OPCODES", 1000)
+    monkeypatch.setenv("MOLFUN_MAX_PICKLE_INSTRUCTIONS", "1000")
     raw = pickle.dumps({"x": list(range(2000))})
     assert "more than 1,000 instructions" in refused(write("a.pkl", raw))
 
@@ -366,14 +366,14 @@ def test_npz_bombs(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", header.getvalue())
     assert "x.npy declares (1000000000000,) values" in refused(tmp_path / "a.npz")
-    monkeypatch.setattr(feature_files, "MAX_BYTES", 10**5)
+    monkeypatch.setenv("MOLFUN_MAX_FEATURE_BYTES", "100_000")
     np.savez_compressed(tmp_path / "b.npz", x=np.zeros(10**5))
-    assert "it unpacks to" in refused(tmp_path / "b.npz")
+    assert "MOLFUN_MAX_FEATURE_BYTES=" in refused(tmp_path / "b.npz")
 
 
 def test_oversized_file(write, monkeypatch):
-    monkeypatch.setattr(feature_files, "MAX_BYTES", 10)
-    assert "more than the 10" in refused(write("a.pkl", pickle.dumps(RAW)))
+    monkeypatch.setenv("MOLFUN_MAX_FEATURE_BYTES", "10")
+    assert "more than the 10 allowed" in refused(write("a.pkl", pickle.dumps(RAW)))
 
 
 def test_archive_of_torch_under_a_pickle_name(tmp_path):
@@ -403,3 +403,118 @@ def test_any_damage_gives_features_or_an_error_of_ours(write, flips, length, who
         raw[place] = value
     with contextlib.suppress(MolfunError):
         read_features(write("fuzz.pkl", bytes(raw if whole else raw[:length])))
+
+
+# Packed files
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pickle", "a.npz", "a.safetensors", "A.PKL"])
+def test_packed_files_give_the_same(tmp_path, write, name):
+    arrays = {key: value for key, value in RAW.items() if value.dtype.kind in "iuf"}
+    plain = tmp_path / name
+    if name.endswith(".npz"):
+        np.savez(plain, **arrays)
+    elif name.endswith(".safetensors"):
+        write_features(plain, arrays)
+    else:
+        plain.write_bytes(pickle.dumps(arrays))
+    packed = write(f"packed/{name}.gz", gzip.compress(plain.read_bytes()))
+    assert find_features(packed.parent, "a") == packed
+    assert_same(
+        {key: np.asarray(value) for key, value in read_features(packed).items()},
+        {key: np.asarray(value) for key, value in read_features(plain).items()},
+    )
+    packed.write_bytes(packed.read_bytes()[:-9])
+    assert "is truncated gzip" in refused(packed, DataError)
+    packed.write_bytes(plain.read_bytes())
+    assert "is not gzip or damaged" in refused(packed, DataError)
+
+
+def test_packed_files_have_the_same_limit_and_guard(write, canary, monkeypatch):
+    attack = gzip.compress(pickle.dumps({"x": Calls(os.system, f"touch {canary}")}))
+    assert "uses posix.system" in refused(write("a.pkl.gz", attack))
+    monkeypatch.setenv("MOLFUN_MAX_FEATURE_BYTES", "1M")
+    bomb = write("b.npz.gz", gzip.compress(bytes(2**24)))
+    assert "more than the 1,048,576 bytes allowed" in refused(bomb)
+
+
+FOREIGN = {
+    "a.pkl": (b"\x89HDF\r\n\x1a\n" + bytes(9), "is an HDF5 file"),
+    "b.npz": (b"version https://git-lfs.github.com/spec/v1", "it is a Git LFS pointer"),
+    "c.pkl": (gzip.compress(b"x"), "is packed with gzip"),
+    "d.npz": (b"\x93NUMPY" + bytes(9), "it is a numpy array (.npy)"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_files_are_named(write, name):
+    content, expected = FOREIGN[name]
+    assert expected in refused(write(name, content), DataError)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((-1,), "<f8"), ((10**12,), "<f8"), ((10**12,), "|S0"), ((2**62,) * 3, "<i1")],
+)
+def test_headers_that_promise_more_than_there_is(tmp_path, shape, dtype):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(16))
+    assert "x.npy declares" in refused(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["__import__('os').system('touch CANARY')", "(" * 9000, "{'descr': '<f8', 'shape': 1}", "1"],
+)
+def test_headers_are_not_evaluated(tmp_path, canary, header):
+    text = header.replace("CANARY", str(canary)).encode()
+    raw = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", raw)
+    refused(tmp_path / "a.npz", DataError)
+
+
+def test_one_name_twice_in_an_archive(tmp_path):
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("x.npy", array.getvalue())
+        archive.writestr("x.npy", array.getvalue())
+    assert "holds 'x.npy' twice" in refused(tmp_path / "a.npz", DataError)
+
+
+def _npz_and_safetensors() -> dict[str, bytes]:
+    arrays = {"aatype": RAW["aatype"], "msa": RAW["msa"]}
+    files = {"fuzz.pkl.gz": gzip.compress(PICKLE)}
+    for name, save in (("fuzz.npz", np.savez), ("fuzz_packed.npz", np.savez_compressed)):
+        content = io.BytesIO()
+        save(content, **arrays)
+        files[name] = content.getvalue()
+    from safetensors.numpy import save as save_tensors
+
+    return {**files, "fuzz.safetensors": save_tensors(arrays)}
+
+
+FILES = _npz_and_safetensors()
+
+
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    flips=st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), max_size=8),
+    length=st.integers(0, 10**4),
+    whole=st.booleans(),
+)
+def test_any_damage_of_other_kinds_gives_an_error_of_ours(write, name, flips, length, whole):
+    raw = bytearray(FILES[name])
+    for place, value in flips:
+        raw[place % len(raw)] = value
+    with contextlib.suppress(MolfunError):
+        read_features(write(name, bytes(raw if whole else raw[:length])))

@@ -29,7 +29,7 @@ from molfun.backbones.base import (
     Layer,
     MemoryPlan,
 )
-from molfun.backbones.openfold import _shims, fast, features, memory, presets
+from molfun.backbones.openfold import _shims, fast, features, memory, precomputed, presets
 from molfun.backbones.openfold.weights import load_weights
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.nn import cuequivariance
@@ -174,7 +174,7 @@ class OpenFoldBackbone(Backbone):
             If alignments or pre-computed features do not fit the sample.
         """
         if sample.features is not None and features.is_processed(sample.features):
-            ready = features.check_processed(sample.features, sample.id, self._inputs)
+            ready = precomputed.check_processed(sample.features, sample.shown, self._inputs)
             return self._schema.crop(ready, sample.max_length)
         # caches go by content, so what is random depends on it, never on order, name or workers
         seed = int(sample.content_key()[:8], 16)
@@ -189,7 +189,7 @@ class OpenFoldBackbone(Backbone):
             Naming the sample.
         """
         if sample.features is not None and features.is_processed(sample.features):
-            features.check_processed(sample.features, sample.id, self._inputs)
+            precomputed.check_processed(sample.features, sample.shown, self._inputs)
         elif sample.features is not None or sample.alignment_dir is not None:
             self._raw_features(sample)
         elif sample.protein is not None:
@@ -201,15 +201,9 @@ class OpenFoldBackbone(Backbone):
         if sample.features is None and sample.protein is not None:
             features.check_length(len(sample.protein), sample.id)
             return features.raw_from_protein(sample.protein, sample.alignment_dir)
-        try:
-            raw = features.crop_raw(sample.features or {}, sample.max_length)
-        except KeyError as error:
-            raise DataError(
-                f"{sample.id}: the pre-computed features lack {error}; expected openfold's raw "
-                f"feature dict or the tensors of its FeaturePipeline."
-            ) from error
-        features.check_length(features.raw_length(raw), sample.id)
-        return raw
+        whole = precomputed.check_raw(sample.features or {}, sample.shown)
+        features.check_length(features.raw_length(whole), sample.shown)
+        return features.crop_raw(whole, sample.max_length)
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad and stack; only what the model reads is kept."""

@@ -235,23 +235,6 @@ def is_processed(features: Mapping[str, Any]) -> bool:
     return "target_feat" in features
 
 
-def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str]) -> Features:
-    """Turn processed features into tensors, or say what is missing."""
-    missing = [key for key in needed if key not in features]
-    if missing:
-        raise DataError(
-            f"{name}: the pre-computed features lack {', '.join(missing)}. Store the whole dict of "
-            f"openfold's FeaturePipeline, or the raw features."
-        )
-    tensors = {key: torch.as_tensor(np.asarray(features[key])) for key in needed}
-    if tensors["aatype"].ndim != 2:
-        raise DataError(
-            f"{name}: aatype has shape {tuple(tensors['aatype'].shape)}; expected (length, "
-            f"recycling), recycling last, without a batch dimension."
-        )
-    return tensors
-
-
 class Schema:
     """Which dimensions of each feature are residues, MSA rows or templates.
 

@@ -1,0 +1,375 @@
+"""Checks of pre-computed features: every key there, under its name, of its shape and kind.
+
+Openfold's pipeline and model find a wrong feature dict as a ``KeyError`` or a shape error in the
+middle of a run, or do not find it. Here a dict is checked before anything runs, and all that is
+wrong with it comes in one error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from molfun.backbones.base import Features
+from molfun.errors import DataError, listing
+
+ALPHAFOLD_NAMES = {
+    "template_all_atom_masks": "template_all_atom_mask",
+    "all_atom_masks": "all_atom_mask",
+}
+"""Names that AlphaFold writes for what openfold calls otherwise."""
+RAW_SHAPES: dict[str, tuple[str | int, ...]] = {
+    "aatype": ("length", 21),
+    "residue_index": ("length",),
+    "between_segment_residues": ("length",),
+    "seq_length": ("length",),
+    "msa": ("rows", "length"),
+    "deletion_matrix_int": ("rows", "length"),
+    "template_aatype": ("templates", "length", 22),
+    "template_all_atom_positions": ("templates", "length", 37, 3),
+    "template_all_atom_mask": ("templates", "length", 37),
+}
+"""Dimensions of the raw features that openfold's pipeline reads."""
+PROCESSED_SHAPES: dict[str, tuple[str | int, ...]] = {
+    "aatype": ("length",),
+    "residue_index": ("length",),
+    "target_feat": ("length", 22),
+    "seq_mask": ("length",),
+    "msa_feat": ("rows", "length", 49),
+    "msa_mask": ("rows", "length"),
+    "extra_msa": ("extra", "length"),
+    "extra_msa_mask": ("extra", "length"),
+    "extra_has_deletion": ("extra", "length"),
+    "extra_deletion_value": ("extra", "length"),
+    "atom37_atom_exists": ("length", 37),
+    "residx_atom37_to_atom14": ("length", 37),
+    "template_aatype": ("templates", "length"),
+    "template_all_atom_positions": ("templates", "length", 37, 3),
+    "template_all_atom_mask": ("templates", "length", 37),
+    "template_mask": ("templates",),
+    "template_pseudo_beta": ("templates", "length", 3),
+    "template_pseudo_beta_mask": ("templates", "length"),
+    "template_torsion_angles_sin_cos": ("templates", "length", 7, 2),
+    "template_alt_torsion_angles_sin_cos": ("templates", "length", 7, 2),
+    "template_torsion_angles_mask": ("templates", "length", 7),
+}
+"""Dimensions of the tensors of openfold's pipeline; one for recycling passes comes last."""
+RAW_INTEGERS = {
+    "msa": (0, 21),
+    "deletion_matrix_int": (0, 2**31 - 1),
+    "residue_index": (-(2**31), 2**31 - 1),
+    "between_segment_residues": (0, 2**31 - 1),
+}
+"""Smallest and largest number under each key of raw features that holds integers."""
+LARGEST = {
+    "aatype": 20, "residx_atom37_to_atom14": 13, "extra_msa": 22, "template_aatype": 21,
+    "residue_index": 2**31,
+}  # fmt: skip
+"""Largest number under each key of processed features that holds integers, counted from 0."""
+
+_TEMPLATES = tuple(key for key in RAW_SHAPES if key.startswith("template_"))
+_MULTIMER = ("asym_id", "entity_id", "sym_id")
+_SAME_PROTEIN = 0.5
+"""Share of the query of an MSA that agrees with the sequence, below which it is of another one."""
+
+
+def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Openfold's raw feature dict, its names and shapes put right where that is no guess.
+
+    AlphaFold's names become openfold's. A dict without any ``template_`` key, or with empty ones,
+    has no templates. Integers stored as other types become int32.
+
+    Parameters
+    ----------
+    features
+        As AlphaFold, ColabFold or openfold write it.
+    name
+        What to call the sample: its id and file.
+
+    Raises
+    ------
+    DataError
+        With every key that is missing, or has a wrong shape, type or value.
+    """
+    raw = {key: _array(value) for key, value in _renamed(features, name).items()}
+    _refuse_multimer(raw, name)
+    _complete_templates(raw)
+    _refuse_missing(raw, name)
+    length = _length(raw, name)
+    raw["seq_length"] = np.full(length, length, np.int32)
+    sizes: dict[str, int] = {"length": length}
+    without = _TEMPLATES if raw["template_aatype"].shape[:1] == (0,) else ()
+    shapes = {key: dims for key, dims in RAW_SHAPES.items() if key not in without}
+    _raise([p for key, dims in shapes.items() if (p := _fit(raw, key, dims, sizes))], name)
+    _raise([*_integers(raw), *_values(raw)], name)
+    _raise(_of_another_protein(raw["aatype"].argmax(-1), raw["msa"][0]), name)
+    return _in_types_of_openfold(raw)
+
+
+def _renamed(features: Mapping[str, Any], name: str) -> dict[str, Any]:
+    renamed = dict(features)
+    for theirs, ours in ALPHAFOLD_NAMES.items():
+        if theirs in renamed:
+            value = renamed.pop(theirs)
+            if ours in renamed and not _equal(renamed[ours], value):
+                raise DataError(f"{name}: {theirs} and {ours} are both there and differ. Keep one.")
+            renamed[ours] = value
+    if "deletion_matrix" in renamed:
+        value = _array(renamed.pop("deletion_matrix"))
+        known = renamed.setdefault("deletion_matrix_int", value)
+        if not _equal(known, value):
+            raise DataError(
+                f"{name}: deletion_matrix and deletion_matrix_int are both there and differ. Keep "
+                f"one."
+            )
+    return renamed
+
+
+def _equal(left: Any, right: Any) -> bool:
+    return bool(np.array_equal(_array(left), _array(right)))
+
+
+def _array(value: Any) -> np.ndarray:
+    """An array in the byte order of this machine, the only one torch takes."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _refuse_multimer(raw: Mapping[str, np.ndarray], name: str) -> None:
+    found = [key for key in _MULTIMER if key in raw]
+    if found:
+        raise DataError(
+            f"{name}: {', '.join(found)} are features of AlphaFold-Multimer, whose letters have "
+            f"other numbers. Compute monomer features, or give the structure (--pdbs)."
+        )
+
+
+def _complete_templates(raw: dict[str, Any]) -> None:
+    """No ``template_`` key, or empty ones as AlphaFold writes them, mean no templates."""
+    from openfold.data.data_pipeline import empty_template_feats
+
+    there = [key for key in raw if key.startswith("template_")]
+    sized = [key for key in _TEMPLATES if key in raw] or there
+    if any(len(np.atleast_1d(raw[key])) for key in sized):
+        return
+    for key in there:
+        del raw[key]
+    if "aatype" in raw and raw["aatype"].ndim:
+        raw.update(empty_template_feats(len(raw["aatype"])))
+
+
+def _refuse_missing(raw: Mapping[str, Any], name: str) -> None:
+    missing = [key for key in RAW_SHAPES if key not in raw]
+    if missing:
+        hint = " Without any template_ key there are no templates." * (missing[-1] in _TEMPLATES)
+        raise DataError(
+            f"{name}: the pre-computed features lack {', '.join(missing)}; expected openfold's raw "
+            f"feature dict or the tensors of its FeaturePipeline. Compute them again.{hint}"
+        )
+
+
+def _length(raw: Mapping[str, np.ndarray], name: str) -> int:
+    """Residues by ``seq_length``, which ``aatype`` and ``sequence`` have to agree with."""
+    stated = np.unique(raw["seq_length"])
+    found = {
+        "seq_length": int(stated[0]) if len(stated) == 1 and stated.dtype.kind in "iuf" else None,
+        "aatype": len(raw["aatype"]) if raw["aatype"].ndim else None,
+    }
+    text = raw["sequence"].reshape(-1)[:1].tolist() if "sequence" in raw else []
+    if text and isinstance(text[0], (str, bytes)):
+        found["sequence"] = len(text[0])
+    if None in found.values() or len(set(found.values())) > 1:
+        counts = ", ".join(f"{key} {'no number' if n is None else n}" for key, n in found.items())
+        raise DataError(f"{name}: the lengths disagree: {counts}. Compute the features again.")
+    return len(raw["aatype"])
+
+
+def _fit(
+    raw: dict[str, Any], key: str, expected: tuple[str | int, ...], sizes: dict[str, int]
+) -> str | None:
+    """Bind the named dimensions of a key, or tell what its shape is instead."""
+    array = raw[key]
+    if array.ndim == len(expected) + 1 and array.shape[-1] == 1:
+        raw[key] = array = array[..., 0]  # openfold's pipeline squeezes these
+    bound = {**sizes}
+    if len(array.shape) == len(expected) and all(
+        bound.setdefault(dim, size) == size if isinstance(dim, str) else dim == size
+        for dim, size in zip(expected, array.shape, strict=True)
+    ):
+        sizes.update(bound)
+        return None
+    return f"{key} has shape {tuple(array.shape)}; expected {_shown(expected, sizes)}"
+
+
+def _shown(dims: Sequence[str | int], sizes: Mapping[str, int]) -> str:
+    """Dimensions with the sizes that are known: ``(rows, length 73)``."""
+    words = [f"{d} {sizes[d]}" if d in sizes else str(d) for d in map(str, dims)]
+    return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
+
+
+def _raise(problems: Sequence[str], name: str) -> None:
+    if len(problems) == 1:
+        raise DataError(f"{name}: {problems[0]}. Compute the features again.")
+    if problems:
+        raise DataError(
+            f"{name}: {len(problems)} of the pre-computed features are wrong:\n"
+            f"{listing(problems)}\nCompute the features again."
+        )
+
+
+def _integers(raw: Mapping[str, np.ndarray]) -> list[str]:
+    """What has to be integers and is not, or is out of range."""
+    return [
+        problem
+        for key, (smallest, largest) in RAW_INTEGERS.items()
+        if (problem := _not_integers(raw[key], key, largest, smallest=smallest)) is not None
+    ]
+
+
+def _in_types_of_openfold(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same numbers in types that openfold's pipeline takes; those it takes stay as they are."""
+    for key in RAW_SHAPES:
+        integer = key in RAW_INTEGERS or raw[key].dtype.kind in "bu"
+        taken = ("int32", "int64") if key in RAW_INTEGERS else ("int32", "int64", "float32")
+        if raw[key].dtype.name not in taken:
+            raw[key] = raw[key].astype(np.int32 if integer else np.float32)
+    return raw
+
+
+def _not_integers(array: np.ndarray, key: str, largest: int, *, smallest: int = 0) -> str | None:
+    if array.dtype.kind not in "iufb":
+        return f"{key} holds {_kind(array)}; expected integers"
+    if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
+        # NaN is not equal to itself
+        return f"{key} holds {'NaN' if np.isnan(array).any() else 'fractions'}; expected integers"
+    if array.size and not (smallest <= array.min() and array.max() <= largest):
+        return f"{key} holds {array.min()} to {array.max()}; expected {smallest} to {largest}"
+    return None
+
+
+def _values(raw: Mapping[str, np.ndarray]) -> list[str]:
+    problems = [
+        problem for key in _TEMPLATES if (problem := _not_finite(raw[key], key)) is not None
+    ]
+    aatype = raw["aatype"]
+    if aatype.dtype.kind not in "iufb" or not (
+        np.all((aatype == 0) | (aatype == 1)) and np.all(aatype.sum(-1) == 1)
+    ):
+        problems.append("aatype is not one-hot (one 1 in each row, for the residue's letter)")
+    if not len(raw["msa"]):
+        problems.append("msa has no rows; the first is the sequence itself")
+    rows = np.unique(raw.get("num_alignments", []))
+    if len(rows) == 1 and rows[0] != len(raw["msa"]):
+        problems.append(f"num_alignments is {rows[0]}, and msa has {len(raw['msa'])} rows")
+    return problems
+
+
+def _not_finite(array: np.ndarray, key: str) -> str | None:
+    if array.dtype.kind not in "iufb":
+        return f"{key} holds {_kind(array)}; expected numbers"
+    bad = int((~np.isfinite(array)).sum()) if array.dtype.kind == "f" else 0
+    return f"{key} holds {bad:,} values that are NaN or infinite" if bad else None
+
+
+def _kind(array: np.ndarray) -> str:
+    return "text" if array.dtype.kind in "OSU" else str(array.dtype)
+
+
+def _of_another_protein(aatype: np.ndarray, query: np.ndarray) -> list[str]:
+    """The query in HHblits' numbers against the sequence; a mutant of it still agrees."""
+    from openfold.np.residue_constants import MAP_HHBLITS_AATYPE_TO_OUR_AATYPE
+
+    mapped = np.asarray(MAP_HHBLITS_AATYPE_TO_OUR_AATYPE)[query.astype(np.int64)]
+    known = (mapped < 20) & (aatype < 20)
+    agree = int((mapped == aatype)[known].sum())
+    if agree >= _SAME_PROTEIN * known.sum():
+        return []
+    return [
+        f"the first row of msa agrees with aatype in {agree} of {known.sum()} residues: it is of "
+        f"another protein, or its letters are not numbered as HHblits numbers them"
+    ]
+
+
+# Processed features
+
+
+def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str]) -> Features:
+    """Tensors of openfold's pipeline, checked; a recycling dimension that comes first goes last.
+
+    Raises
+    ------
+    DataError
+        With every key that is missing, or has a wrong shape, type or value.
+    """
+    named = _renamed(features, name)
+    missing = [key for key in needed if key not in named]
+    if missing:
+        raise DataError(
+            f"{name}: the pre-computed features lack {', '.join(missing)}. Store the whole dict of "
+            f"openfold's FeaturePipeline, or the raw features."
+        )
+    arrays = {key: _array(named[key]) for key in needed}
+    problems = _misfits(arrays)
+    if problems:
+        moved = {key: np.moveaxis(array, 0, -1) for key, array in arrays.items() if array.ndim}
+        if len(moved) < len(arrays) or _misfits(moved):
+            raise DataError(_wrong_layout(arrays, problems, name))
+        arrays = moved
+    _raise([p for key, array in arrays.items() if (p := _wrong_values(array, key))], name)
+    return {key: _tensor(key, array) for key, array in arrays.items()}
+
+
+def _misfits(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    sizes: dict[str, int] = {}
+    expected = {key: (*PROCESSED_SHAPES[key], "recycling") for key in arrays}
+    fitted = {**arrays}
+    return [p for key, dims in expected.items() if (p := _fit_exactly(fitted, key, dims, sizes))]
+
+
+def _fit_exactly(
+    arrays: dict[str, Any], key: str, expected: tuple[str | int, ...], sizes: dict[str, int]
+) -> str | None:
+    shape = arrays[key].shape
+    if len(shape) != len(expected):
+        return f"{key} has shape {tuple(shape)}; expected {_shown(expected, sizes)}"
+    return _fit(arrays, key, expected, sizes)
+
+
+def _wrong_layout(arrays: Mapping[str, np.ndarray], problems: list[str], name: str) -> str:
+    extra = {key: a.ndim - len(PROCESSED_SHAPES[key]) for key, a in arrays.items()}
+    if set(extra.values()) == {0}:
+        return (
+            f"{name}: the features have no recycling dimension: aatype has shape "
+            f"{arrays['aatype'].shape}; expected (length, recycling). Add it behind the others, "
+            f"value[..., None]."
+        )
+    if set(extra.values()) == {2}:
+        return (
+            f"{name}: aatype has shape {arrays['aatype'].shape}; expected (length, recycling), "
+            f"recycling last, without a batch dimension."
+        )
+    return (
+        f"{name}: {len(problems)} of the pre-computed features have wrong shapes:\n"
+        f"{listing(problems)}\nThe recycling dimension comes last. Compute the features again."
+    )
+
+
+def _wrong_values(array: np.ndarray, key: str) -> str | None:
+    if key in LARGEST:
+        smallest = -(2**31) if key == "residue_index" else 0
+        return _not_integers(array, key, LARGEST[key], smallest=smallest)
+    return _not_finite(array, key)
+
+
+def _tensor(key: str, array: np.ndarray) -> torch.Tensor:
+    """One tensor; one masked row stands for no templates and no extra sequences, as openfold's."""
+    kind = np.int64 if key in LARGEST else np.float32
+    if PROCESSED_SHAPES[key][0] in ("templates", "extra") and len(array) == 0:
+        array = np.zeros((1, *array.shape[1:]), kind)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))

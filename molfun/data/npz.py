@@ -1,0 +1,122 @@
+"""Archives of numpy arrays (npz), measured before they are unpacked."""
+
+from __future__ import annotations
+
+import io
+import tokenize
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun._formats import foreign
+from molfun._limits import Limit
+from molfun.errors import DataError, UnsafeFileError
+
+RATIO_FROM = 2**24
+"""Unpacked sizes below this are harmless at any ratio."""
+
+
+def read_npz(
+    source: Path | bytes, path: Path, limit: Limit, *, advice: str, ratio: Limit | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name; nothing in it is run.
+
+    Parameters
+    ----------
+    source
+        The file, or its content.
+    path
+        What to call it in messages.
+    limit
+        Cap on the bytes of all arrays.
+    advice
+        What to do about a damaged file.
+    ratio
+        Cap on unpacked by packed bytes, for arrays that never pack well.
+
+    Raises
+    ------
+    DataError
+        If it is damaged or no npz file.
+    UnsafeFileError
+        If it holds Python objects, or an array declares more than its entry or the limit.
+    """
+    packed = len(source) if isinstance(source, bytes) else source.stat().st_size
+    try:
+        with _opened(source) as file:
+            _check(file, path, packed, limit, ratio)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except DataError:
+        raise
+    except MemoryError:
+        raise UnsafeFileError(f"Refused {path}: unpacking it exhausts memory.") from None
+    except Exception as error:  # damaged bytes can make zip and numpy fail in any way
+        raise DataError(
+            f"{path} is damaged or not npz: {_reason(source, error)}. {advice}"
+        ) from error
+
+
+def _opened(source: Path | bytes) -> Any:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _check(file: Any, path: Path, packed: int, limit: Limit, ratio: Limit | None) -> None:
+    """Hold what each array's header declares against the size of its entry, before reading."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        total = sum(entry.file_size for entry in entries)
+        limit.check(total, path)
+        if ratio is not None and total > RATIO_FROM:
+            ratio.check(-(-total // max(packed, 1)), path, advice="It was made to exhaust memory.")
+        counts = Counter(entry.filename for entry in entries)
+        if len(counts) < len(entries):
+            twice = counts.most_common(1)[0][0]
+            raise DataError(f"{path} holds {twice[:60]!r} twice. Write it again.")
+        for entry in entries:
+            with archive.open(entry) as member:
+                _check_array(path, entry, *_npy_header(member))
+
+
+def _check_array(
+    path: Path, entry: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> None:
+    if dtype.hasobject:
+        raise UnsafeFileError(
+            f"Refused {path}: {entry.filename} holds Python objects, and reading them "
+            f"could run code. Save text as bytes, np.array(text, dtype='S')."
+        )
+    count = 1
+    for size in shape:
+        count *= int(size)
+    # text of no letters has no bytes, however many there are
+    if min(shape, default=0) < 0 or count * max(dtype.itemsize, 1) > entry.file_size:
+        raise UnsafeFileError(
+            f"Refused {path}: {entry.filename} declares {shape} values of {dtype} in "
+            f"{entry.file_size:,} bytes."
+        )
+
+
+def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _reason(source: Path | bytes, error: Exception) -> str:
+    if isinstance(error, (tokenize.TokenError, SyntaxError)):
+        return "an array has no readable header"
+    with _opened(source) as file:
+        found = foreign(file.read(4096), "npz") if not isinstance(error, OSError) else None
+    if found is not None and "zip archive" not in found:
+        return f"it {found}".rstrip(".")
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
