@@ -92,6 +92,8 @@ class Backbone(nn.Module, ABC):
     """Learning rate on the command line where none is given; None for the strategy's own."""
     starts_random: ClassVar[bool] = False
     """Whether random weights are the usual beginning, and nothing to warn of."""
+    feature_names: list[str] | None = None
+    """Names of the features of series it was trained on, in order, where they are known."""
     names_weights: ClassVar[bool] = True
     """Whether a checkpoint may leave out what is in the weight file; not where reading that file
     needs the user's word."""

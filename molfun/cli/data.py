@@ -43,10 +43,14 @@ def open_training(
         return _demo(settings)
     dataset = _open(settings)
     train, val, test = _split(dataset, settings)
+    same: dict[str, Any] = {}
+    if isinstance(dataset, TimeSeriesDataset):
+        same["feature_columns"] = dataset.feature_names  # by name, whatever else the files hold
+        say_features(dataset)
     if settings.val:
-        val = _open(settings.model_copy(update={"data": settings.val}))
+        val = _open(settings.model_copy(update={"data": settings.val, **same}))
     if settings.test:
-        test = _open(settings.model_copy(update={"data": settings.test}))
+        test = _open(settings.model_copy(update={"data": settings.test, **same}))
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
@@ -110,6 +114,10 @@ def _check_flags(settings: FineTuneSettings) -> None:
         problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
     if settings.loss != "mse" and name not in ("regression", "energy"):
         problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
+    if settings.feature_columns is not None and not (
+        settings.on_series and is_series_table(_table(settings))
+    ):
+        problems.append("feature_columns is for tables of time series.")
     problems += _problems_of_atoms(settings, name)
     if settings.mask_column is not None and level(settings) != "residue":
         problems.append(
@@ -279,11 +287,19 @@ def _series(settings: FineTuneSettings) -> TimeSeriesDataset:
             "layout": settings.layout,
             "id_column": settings.id_column or ("id" if settings.layout == "long" else None),
             "time_column": settings.time_column,
+            "feature_columns": settings.feature_columns,
             "target_column": settings.target_column or "target",
             "group_column": settings.group_column,
             "labels": LABELS.get(task_name(settings), "number"),
         }
     return in_windows(open_timeseries(path, **options), settings.window, settings.stride)
+
+
+def say_features(dataset: TimeSeriesDataset) -> None:
+    """What a model of series learns from, and which columns are not part of it."""
+    beside = [str(name) for name in dataset.metadata.columns if name not in ("group", "start")]
+    left = f"; kept beside them: {', '.join(beside)}" if beside else ""
+    say(f"Features ({dataset.n_features}): {', '.join(dataset.feature_names)}{left}")
 
 
 def is_series_table(path: str) -> bool:

@@ -66,6 +66,9 @@ def fine_tune(
         Text, _flag("Table of time series: long (a row a time step) or wide [long].", DATA)
     ] = None,
     time_column: Annotated[Text, _flag("Its column of times [time].", DATA)] = None,
+    feature_columns: Annotated[
+        Text, _flag("Its columns of values, as hr,bp [all without another role].", DATA)
+    ] = None,
     group_column: Annotated[
         Text,
         _flag("Its column of subjects or trajectories, which splits keep whole [group].", DATA),
@@ -398,6 +401,9 @@ def pretrain(
     ] = None,
     id_column: Annotated[Text, _flag("Its column of ids [id].", DATA)] = None,
     time_column: Annotated[Text, _flag("Its column of times [time].", DATA)] = None,
+    feature_columns: Annotated[
+        Text, _flag("Its columns of values, as hr,bp [all without another role].", DATA)
+    ] = None,
     group_column: Annotated[Text, _flag("Its column of subjects [group].", DATA)] = None,
     target_column: Annotated[
         Text, _flag("Its column of labels, which is left out [target].", DATA)

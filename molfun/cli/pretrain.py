@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
@@ -17,9 +17,10 @@ from molfun.cli.data import (
     is_series_table,
     loader,
     open_sequences,
+    say_features,
 )
 from molfun.cli.outputs import refuse_inputs_of_run
-from molfun.cli.settings import OptimizerSettings, with_long
+from molfun.cli.settings import OptimizerSettings, names_in, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
@@ -46,6 +47,7 @@ class PretrainSettings(OptimizerSettings):
     layout: Literal["long", "wide"] = "long"
     id_column: str | None = None
     time_column: str = "time"
+    feature_columns: list[str] | None = None
     group_column: str = "group"
     target_column: str | None = None
     window: int | None = Field(default=None, ge=1)
@@ -75,6 +77,8 @@ class PretrainSettings(OptimizerSettings):
     device: str = "auto"
     seed: int = 42
     workers: int = Field(default=0, ge=0)
+
+    _listed = field_validator("feature_columns", mode="before")(names_in)
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +134,7 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
         if isinstance(train, TimeSeriesDataset):
             unit = "time steps"
             arguments.setdefault("d_input", train.n_features)
+            say_features(train)
         say(f"Data: {len(train):,} train ({total:,} {unit}) / {len(val or ()):,} val")
         model = MolfunStructureModel(
             settings.backbone,
@@ -180,18 +185,19 @@ class _ConfigFile(Callback):
 def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
     options: dict[str, Any] = {"max_length": settings.max_length}
     if is_series_table(settings.data or ""):
-        names = ("layout", "id_column", "time_column", "group_column")
+        names = ("layout", "id_column", "time_column", "feature_columns", "group_column")
         options |= {name: getattr(settings, name) for name in names}
         # labels are no input: a column of them is left out, whatever is in it
         options |= {"target_column": settings.target_column or "target", "labels": "class"}
         options["require_target"] = False
         if settings.layout == "long":
             options["id_column"] = settings.id_column or "id"
-    train, val = (
-        None if path is None else open_timeseries(path, **options)
-        for path in (settings.data, settings.val)
-    )
-    assert train is not None
+    assert settings.data is not None
+    train, val = open_timeseries(settings.data, **options), None
+    if settings.val is not None:
+        if is_series_table(settings.val):
+            options["feature_columns"] = train.feature_names
+        val = open_timeseries(settings.val, **options)
     if val is None and settings.val_frac:
         train, val, _ = train.split(settings.val_frac, 0.0, seed=settings.seed)
     check_groups(train=train, validation=val)

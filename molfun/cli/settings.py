@@ -35,6 +35,17 @@ def _what_to_give(data: Any) -> str:
     )
 
 
+def names_in(value: Any) -> Any:
+    """Names with commas between them as a list; anything else as it is.
+
+    Examples
+    --------
+    >>> names_in("hr, bp")
+    ['hr', 'bp']
+    """
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class OptimizerSettings(Settings):
     """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
 
@@ -97,6 +108,7 @@ class FineTuneSettings(OptimizerSettings):
     mask_column: str | None = None
     layout: Literal["long", "wide"] = "long"
     time_column: str = "time"
+    feature_columns: list[str] | None = None
     group_column: str = "group"
     energy_key: str | None = None
     forces_key: str | None = None
@@ -172,6 +184,8 @@ class FineTuneSettings(OptimizerSettings):
     demo: bool = False
     demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
     demo_seq_len: int = Field(default=32, ge=1)
+
+    _listed = field_validator("feature_columns", mode="before")(names_in)
 
     @field_validator("strategy")
     @classmethod

@@ -412,6 +412,9 @@ def check_header(cells: Cells, needed: Sequence[str]) -> None:
         raise TableError(
             f"{cells.path} has the column {repeated[0]!r} more than once. Rename or remove one."
         )
+    for index, name in enumerate(header):
+        # a table written with its row numbers has a first column without a name
+        header[index] = name or f"column_{index + 1}"
     missing = [name for name in needed if name not in header]
     if missing:
         found = ", ".join(repr(name) for name in header[:30])
@@ -420,9 +423,6 @@ def check_header(cells: Cells, needed: Sequence[str]) -> None:
             f"{cells.path} has no column {' and '.join(map(repr, missing))}; found {found}."
             f"{hints} Rename the column or name it in the arguments."
         )
-    for index, name in enumerate(header):
-        # a table written with its row numbers has a first column without a name
-        header[index] = name or f"column_{index + 1}"
 
 
 def _nearest_column(name: str, header: Sequence[str]) -> str:

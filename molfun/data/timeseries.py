@@ -249,7 +249,9 @@ class TimeSeriesDataset(TableDataset):
             Numbers, or dates as ``2024-05-01 12:30``; in a long table.
         feature_columns
             Features to read, in this order. By default, in a long table all columns that have no
-            other role, in a wide one all that fit the `pattern`. Other columns are metadata.
+            other role, in a wide one all that fit the `pattern`; those that may be no measurements
+            (row counters, copies of the time, labels, folds, one value per series) are then
+            refused. Other columns are metadata.
         pattern
             How the columns of a wide table are named; ``"{time}"`` for a single feature with
             columns 0, 1, 2 ...
@@ -273,17 +275,17 @@ class TimeSeriesDataset(TableDataset):
         ConfigError
             If `layout` or `labels` is unknown, or the pattern has no ``{time}``.
         TableError
-            If a column is missing, a series has a time twice or two labels, or any row is bad;
-            all of them are listed.
+            If a column is missing or may be no measurement, a series has a time twice or two
+            labels, or any row is bad; all of them are listed.
 
         Examples
         --------
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "long.csv"
-        >>> _ = path.write_text("id,time,x,y,target\na,0,1,5,0.5\na,1,2,,0.5\nb,0,3,6,1.5\n")
+        >>> _ = path.write_text("id,time,hr,bp,target\na,0,1,5,0.5\na,1,2,,0.5\nb,0,3,6,1.5\n")
         >>> data = TimeSeriesDataset.from_csv(path)
         >>> data.ids, data.feature_names, data[0].features["mask"].tolist()
-        (['a', 'b'], ['x', 'y'], [[True, True], [True, False]])
+        (['a', 'b'], ['hr', 'bp'], [[True, True], [True, False]])
         >>> _ = path.write_text("id,x_0,x_1,x_2,target\na,1,,2,0.5\nb,3,4,,1.5\n")
         >>> TimeSeriesDataset.from_csv(path, layout="wide").lengths.tolist()
         [3, 2]
@@ -529,6 +531,36 @@ class TimeSeriesDataset(TableDataset):
         """Samples at `indices`, in that order; the arrays are shared."""
         chosen = np.asarray(indices, np.int64)
         return self._with(self._table.take(chosen), self._spans.take(chosen))
+
+    def with_features(self, names: Sequence[str]) -> TimeSeriesDataset:
+        """The same samples with some of their features, in the order of `names`.
+
+        Raises
+        ------
+        DataError
+            If there is no such feature.
+
+        Examples
+        --------
+        >>> data = TimeSeriesDataset.from_arrays(
+        ...     np.zeros((1, 5, 2)), feature_names=["hr", "bp"]
+        ... )
+        >>> data.with_features(["bp"]).feature_names
+        ['bp']
+        """
+        for name in names:
+            if name not in self.feature_names:
+                raise DataError(unknown_name("feature", name, self.feature_names))
+        places = [self.feature_names.index(name) for name in names]
+        return TimeSeriesDataset(
+            self._table,
+            [series[:, places] for series in self._series],
+            feature_names=names,
+            spans=self._spans,
+            max_length=self.max_length,
+            columns={**self._columns, "feature_columns": list(names)},
+            named=self._named,
+        )
 
     def windows(
         self,

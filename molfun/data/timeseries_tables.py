@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +23,7 @@ from molfun.data.timeseries_files import (
     repeated_ids,
     warn_uneven,
 )
+from molfun.data.timeseries_suspects import Rows
 from molfun.data.words import counted
 from molfun.errors import ConfigError, TableError, listing
 
@@ -139,6 +140,8 @@ class _TableReader:
         groups = self._constant(self.group, first, code) if self.group else None
         self._check_observed(values, code, list(names), first)
         tables.raise_all(self.cells, self.problems)
+        rows = Rows(code=code, times=times, labels=targets.tolist(), names=features)
+        self._refuse_suspects(rows.suspects(dict(zip(features, values.T, strict=True))), features)
 
         cuts = np.flatnonzero(np.diff(code[order])) + 1
         warn_uneven(self.cells.path, np.split(times[order], cuts))
@@ -219,6 +222,11 @@ class _TableReader:
         groups = self.cells.column(self.group) if self.group else None
         self._check_observed(values.reshape(n, -1), rows, ids, rows)
         tables.raise_all(self.cells, self.problems)
+        grid = np.repeat(rows, len(times))
+        of_rows = Rows(code=grid, times=np.tile(times, n), labels=targets.tolist(),
+                       names=list(places))  # fmt: skip
+        flat = dict(zip(places, values.reshape(len(grid), -1).T, strict=True))
+        self._refuse_suspects(of_rows.suspects(flat), list(places))
         warn_uneven(self.cells.path, [times])
         extra = [name for name in self._others() if name not in used]
         return SeriesTable(
@@ -276,6 +284,19 @@ class _TableReader:
 
     # Both
 
+    def _refuse_suspects(self, reasons: Mapping[str, str], features: Sequence[str]) -> None:
+        """Refuse what may be no measurement, unless the user named the features."""
+        if self.form.feature_columns is not None or not reasons:
+            return
+        others = [name for name in features if name not in reasons]
+        lines = [f"{name!r} {reason}" for name, reason in reasons.items()]
+        raise TableError(
+            f"{self.cells.path} has {counted(len(reasons), 'column')} that may be no measurement:\n"
+            f"{listing(lines)}\nName the features: --feature-columns "
+            f"{','.join(others) or 'NAMES'}, or feature_columns={others or '[...]'} in Python. "
+            f"What is named is taken, the rest is kept as metadata."
+        )
+
     def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:
         if self.target is None:
             return label_array([None] * len(first))
@@ -312,7 +333,7 @@ class _TableReader:
         return pd.DataFrame(columns, index=range(len(first)))
 
 
-_NAME_FEATURES = "; name the features in feature_columns, and it is kept as metadata"
+_NAME_FEATURES = "; name the features (--feature-columns), and it is kept as metadata"
 
 
 def template(pattern: str) -> re.Pattern[str]:

@@ -119,4 +119,6 @@ def save_weights(backbone: Backbone, path: Path) -> None:
         "fingerprint": backbone.fingerprint(),
         "config": json.dumps(backbone.config_dict, default=str),
     }
+    if backbone.feature_names is not None:
+        metadata = {**metadata, "features": json.dumps(backbone.feature_names)}
     save_safetensors(path, backbone.base_state_dict(), metadata)

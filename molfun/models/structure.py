@@ -31,6 +31,7 @@ from molfun.models import checkpoint as portable
 from molfun.models import embedding, memory, pretraining
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
+from molfun.models.features import feature_names_of, with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
     all_samples,
@@ -316,6 +317,7 @@ class MolfunStructureModel(nn.Module):
         run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()  # nobody writes before all have looked into the folder
+        train_loader, val_loader = self._same_features(train_loader, val_loader)
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
@@ -476,6 +478,7 @@ class MolfunStructureModel(nn.Module):
         run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()
+        train_loader, val_loader = self._same_features(train_loader, val_loader)
         self.check(train_loader, val_loader)
         strategy = strategy or pretraining.DEFAULT
         if strategy.adds_adapters:
@@ -519,6 +522,15 @@ class MolfunStructureModel(nn.Module):
         )
         self._rebase(None if run_dir is None else run_dir / pretraining.WEIGHTS)
         return history
+
+    def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
+        """Features of series as the backbone was pre-trained on them, in both sets."""
+        train = with_features(train, self.backbone.feature_names, of="the backbone")
+        names = feature_names_of(train)
+        if names is not None:
+            self.backbone.feature_names = names
+            logger.info("Features (%d): %s", len(names), ", ".join(names))
+        return train, None if val is None else with_features(val, names, of="the training set")
 
     def _rebase(self, weights: Path | None) -> None:
         """Let the weights of now be the base that checkpoints refer to."""
@@ -636,6 +648,7 @@ class MolfunStructureModel(nn.Module):
     def _to_use(self, data: Any) -> Any:
         """A loader; says so if it brings other representations than the head was trained on."""
         loader = as_loader(data)
+        loader = with_features(loader, self.data_settings.get("feature_columns"), of="the model")
         if self.backbone.checks_quickly:
             self.check(loader)
         settings = input_settings_of(loader)

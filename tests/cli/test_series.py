@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -341,3 +342,52 @@ def test_series_train_at_their_own_rate() -> None:
     series = FineTuneSettings(data="x.ts", backbone="timeseries", strategy="full")
     assert series.strategy_options("full", 2)["lr"] == 1e-3
     assert "lr" not in FineTuneSettings(demo=True).strategy_options("full", 2)
+
+
+def table(path: Path, frame: pd.DataFrame) -> str:
+    frame.to_csv(path, index=False)
+    return str(path)
+
+
+def test_features_are_named_and_remembered(molfun: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times, series = np.tile(np.arange(4), 20), np.repeat(np.arange(20), 4)
+    frame = pd.DataFrame(
+        {"id": series, "time": times, "hr": rng.normal(size=80), "bp": rng.normal(size=80),
+         "fold": rng.integers(0, 5, 80), "target": series % 2}
+    )  # fmt: skip
+    data = table(tmp_path / "a.csv", frame)
+    run = ["--task", "binary", "--epochs", "1", "--output", str(tmp_path / "run")]
+    result = molfun("fine-tune", "--backbone", "timeseries", "--data", data, *run)
+    assert result.exit_code == 1
+    assert "'fold' is named like a split" in result.stderr
+    assert "--feature-columns hr,bp" in result.stderr
+    result = molfun("fine-tune", "--backbone", "timeseries", "--data", data, *run,
+                    "--feature-columns", "hr,bp", "--val", data, "--overwrite")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "Features (2): hr, bp\n" in result.stdout
+    assert "Features (2): hr, bp" in (tmp_path / "run" / "run.log").read_text()
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["feature_columns"] == [
+        "hr", "bp"
+    ]  # fmt: skip
+    checkpoint = str(tmp_path / "run" / "checkpoint")
+    turned = table(tmp_path / "b.csv", frame[["bp", "fold", "time", "hr", "id", "target"]])
+    found = []
+    for file in (data, turned):
+        output = tmp_path / "out.csv"
+        result = molfun("predict", checkpoint, "--data", file, "--output", output)
+        assert result.exit_code == 0, result.stderr
+        found.append(pd.read_csv(output).prob_1.tolist())
+        output.unlink()
+    assert found[0] == pytest.approx(found[1])
+    less = table(tmp_path / "c.csv", frame.drop(columns="bp"))
+    result = molfun("predict", checkpoint, "--data", less, "--output", tmp_path / "x.csv")
+    assert result.exit_code == 1
+    assert "has no column 'bp'" in result.stderr
+    result = molfun("pretrain", "--backbone", "timeseries", "--data", data, "--output",
+                    tmp_path / "pre", "--epochs", "1", "--feature-columns", "bp")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "Features (1): bp" in result.stdout
+    result = molfun("fine-tune", "--data", data, "--feature-columns", "hr", "--pdbs", "x", *run,
+                    "--overwrite")  # fmt: skip
+    assert "feature_columns is for tables of time series." in result.stderr

@@ -32,7 +32,7 @@ from molfun.tasks import MulticlassTask, MultilabelTask, RegressionTask
 
 NAN = math.nan
 ONE_FOLDER = [HealthCheck.function_scoped_fixture]
-LONG = "id,time,x,y,target\n"
+LONG = "id,time,x,z,target\n"
 TS = "@problemName demo\n@univariate false\n@classLabel true a b\n@data\n"
 
 
@@ -301,7 +301,7 @@ def test_a_long_table(write):
     assert data.ids == ["b", "a"]
     assert_series(data, [[[10, 30], [20, NAN]], [[1, 2], [3, 4], [5, 6]]])
     assert data.targets.tolist() == [1.5, 0.5]
-    assert data.feature_names == ["x", "y"]
+    assert data.feature_names == ["x", "z"]
     assert (data[0].origin, data.groups) == ("a.csv, line 2", ["b", "a"])
 
 
@@ -333,7 +333,7 @@ def test_dates_as_times(write):
 
 
 def test_uneven_times_are_told(write, caplog):
-    rows = "a,0,1,1\na,1,1,1\na,2,1,1\nb,0,1,1\nb,1,1,1\nb,5,1,1\n"
+    rows = "a,0,1,1\na,1,2,1\na,2,1,1\nb,0,1,1\nb,1,1,1\nb,5,1,1\n"
     TimeSeriesDataset.from_csv(write("a.csv", "id,time,x,target\n" + rows))
     assert "time steps are uneven in 1 series" in caplog.text
 
@@ -363,7 +363,7 @@ def test_all_bad_cells_of_a_long_table(write):
     text = refused(TimeSeriesDataset.from_csv, write("a.csv", LONG + "\n".join(rows)))
     assert "line 2, column x: '1e60' is beyond 3.40282e+38" in text
     assert "line 3, column time: 'noon' is no time" in text
-    assert "line 3, column y: 'inf' is not a finite number" in text
+    assert "line 3, column z: 'inf' is not a finite number" in text
     assert "line 4, column x: '1,5' has a decimal comma; write 1.5" in text
     assert "line 5, column id: '' is blank" in text
     assert "line 6: 4 cells where the header has 5" in text
@@ -380,7 +380,7 @@ def test_a_group_that_changes_is_refused(write):
 def test_text_among_the_features(write):
     path = write("a.csv", "id,time,x,note,target\na,0,1,good,1\na,1,1,bad,1\n")
     text = refused(TimeSeriesDataset.from_csv, path)
-    assert "column note holds no numbers; name the features in feature_columns" in text
+    assert "column note holds no numbers; name the features (--feature-columns)" in text
     data = TimeSeriesDataset.from_csv(path, feature_columns=["x"])
     assert data.feature_names == ["x"]
 
@@ -420,7 +420,7 @@ def test_a_hundred_thousand_rows_in_seconds(tmp_path):
     n = 100_000
     frame = pd.DataFrame({
         "id": np.repeat(np.arange(100), n // 100), "time": np.tile(np.arange(n // 100), 100),
-        "x": np.linspace(0, 1, n), "target": np.repeat(np.arange(100), n // 100),
+        "x": np.sin(np.arange(n)), "target": np.repeat(np.arange(100), n // 100),
     })  # fmt: skip
     frame.to_csv(tmp_path / "a.csv", index=False)
     data = TimeSeriesDataset.from_csv(tmp_path / "a.csv")
@@ -433,7 +433,7 @@ def test_a_hundred_thousand_rows_in_seconds(tmp_path):
 
 def test_a_wide_table(write):
     text = (
-        "id,x_0,x_1,x_2,y_0,y_1,y_2,age,target,group\na,1,,3,4,5,6,70,up,s\nb,1,2,,,3,,80,down,s\n"
+        "id,x_0,x_1,x_2,z_0,z_1,z_2,age,target,group\na,1,,3,4,5,6,70,up,s\nb,1,2,,,3,,80,down,s\n"
     )
     data = TimeSeriesDataset.from_csv(write("a.csv", text), layout="wide", labels="class")
     assert_series(data, [[[1, 4], [NAN, 5], [3, 6]], [[1, NAN], [2, 3]]])
@@ -540,7 +540,7 @@ def test_damaged_numpy_files(write, content, suffix):
 
 def test_every_kind_of_file_by_its_name(tmp_path, write):
     values = np.arange(6.0).reshape(1, 3, 2)
-    long = pd.DataFrame({"id": "a", "time": range(3), "x": values[0, :, 0], "y": values[0, :, 1]})
+    long = pd.DataFrame({"id": "a", "time": range(3), "x": values[0, :, 0], "z": values[0, :, 1]})
     long.to_csv(tmp_path / "a.csv", index=False)
     long.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
     long.to_parquet(tmp_path / "a.parquet")
@@ -633,6 +633,8 @@ def write_npz(path: Path, series: list[np.ndarray]) -> None:
 @given(series=series_lists())
 def test_what_is_written_is_read_back(tmp_path, name, write_file, options, series):
     write_file(tmp_path / name, series)
+    if name == "a.csv":  # arbitrary numbers may be those of a counter
+        options = {**options, "feature_columns": [f"f{i}" for i in range(series[0].shape[1])]}
     data = open_timeseries(tmp_path / name, **options)
     order = np.argsort(data.targets)
     assert_series(data.subset(order), series)

@@ -109,6 +109,7 @@ class TimeSeriesBackbone(Backbone):
             self.block_prefix = "encoder"  # type: ignore[misc]  # as above
         if stored is not None:
             load_weights(self, stored)
+            self.feature_names = stored.features
 
     # --- input ---------------------------------------------------------------------------------
 

@@ -39,12 +39,15 @@ class StoredWeights:
         Name and settings of the encoder, where the file tells.
     standardize
         Whether it was trained on standardised values, where the file tells.
+    features
+        Names of the features it was trained on, where the file tells.
     """
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
     encoder: dict[str, Any] | None
     standardize: bool | None = None
+    features: list[str] | None = None
 
 
 def read_weights(path: str | Path) -> StoredWeights:
@@ -60,9 +63,13 @@ def read_weights(path: str | Path) -> StoredWeights:
     path = Path(path).expanduser()
     if path.suffix == ".safetensors":
         tensors = load_safetensors(path)
-        config = json.loads(read_metadata(path).get("config", "{}"))
+        notes = read_metadata(path)
+        config = json.loads(notes.get("config", "{}"))
+        features = json.loads(notes.get("features", "null"))
         named = _named(tensors, path)
-        return StoredWeights(path, named, config.get("encoder"), config.get("standardize"))
+        return StoredWeights(
+            path, named, config.get("encoder"), config.get("standardize"), features
+        )
     content = load_torch(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds no weights by name.")

@@ -1,0 +1,186 @@
+"""Columns of a table of series that may be no measurements: counters, labels, folds.
+
+A feature that tells the label, or a row number in a table sorted by label, makes a model look
+perfect on held-out series and useless afterwards (Kaufman et al. 2012, "Leakage in data mining").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from molfun.sample import is_missing
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
+
+FEWEST_ROWS = 5
+"""In shorter tables any column may look like a counter."""
+FEWEST_SERIES = 6
+"""Fewer labels may agree with a measurement by chance."""
+
+_WORDS = {
+    "label": "label labels target targets y ys outcome outcomes class classes output response "
+    "truth y_true y_pred pred preds prediction predictions prob probability gt",
+    "split": "fold folds kfold split splits partition subset set train test val valid "
+    "validation is_train is_test is_val train_test",
+    "row number or id": "index idx id ids row rows row_number rownum row_id rowid rank order "
+    "number uid uuid key pid sid sample series sequence",
+    "group": "group groups subject patient participant person animal site center centre "
+    "hospital batch plate cohort study trajectory replica replicate run",
+    "time": "time times timestamp date datetime time_step timestep step steps frame epoch",
+}
+_KIND = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+_INDEX = re.compile(r"unnamed|column_\d+|(index_)?level_\d+|index_?\d+")
+_NUMBERED = re.compile(r"[ ._-]*\d+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a table of series: to which series each belongs, when it was, what the labels are.
+
+    Parameters
+    ----------
+    code
+        Number of the series of each row, from 0.
+    times
+        Time of each row.
+    labels
+        Label of each series, None or NaN where there is none.
+    names
+        Names of all features, since x, y and z together are coordinates.
+    """
+
+    code: Int64[np.ndarray, "rows"]
+    times: Float64[np.ndarray, "rows"]
+    labels: Sequence[Any]
+    names: Sequence[str]
+
+    def suspects(self, columns: Mapping[str, Float64[np.ndarray, "rows"]]) -> dict[str, str]:
+        """Why a column may be no measurement, for those that may be none.
+
+        Examples
+        --------
+        >>> rows = Rows(code=np.repeat([0, 1], 4), times=np.tile([0.0, 1, 2, 4], 2),
+        ...             labels=[None, None], names=["pH", "fold", "m"])
+        >>> values = np.array([7.0, 7.2, 7.1, 7.3, 6.9, 7.0, 7.2, 7.1])
+        >>> rows.suspects({"pH": values, "fold": values, "m": np.arange(8.0)})
+        {'fold': 'is named like a split', 'm': 'counts rows'}
+        """
+        reasons = {name: self._reason(name, values) for name, values in columns.items()}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def _reason(self, name: str, values: np.ndarray) -> str:
+        kind = kind_of_name(name, self.names)
+        if kind:
+            return f"is named like a {kind}"
+        if len(values) < FEWEST_ROWS:
+            return ""
+        seen = ~np.isnan(values)
+        if _counts(values):
+            return "counts rows"
+        if self._follows_time(values, seen):
+            return "follows the time column"
+        if self._is_constant(values, seen):
+            return "holds one value per series"
+        return "tells the label" if self._tells_label(values) else ""
+
+    def _follows_time(self, values: np.ndarray, seen: np.ndarray) -> bool:
+        """Whether it is the time, in any unit, or the number of the row within its series."""
+        if seen.sum() < FEWEST_ROWS or np.ptp(values[seen]) == 0:
+            return False
+        order = np.lexsort((self.times, self.code))
+        rank = np.empty(len(order))
+        starts = np.flatnonzero(np.diff(self.code[order], prepend=-1))
+        rank[order] = np.arange(len(order)) - np.repeat(
+            starts, np.diff(np.append(starts, len(order)))
+        )
+        return any(_is_affine(values[seen], other[seen]) for other in (self.times, rank))
+
+    def _is_constant(self, values: np.ndarray, seen: np.ndarray) -> bool:
+        table = pd.Series(values[seen]).groupby(self.code[seen])
+        same = (table.max() == table.min()).all()
+        return bool(same and (table.count() > 1).any() and np.ptp(values[seen]) > 0)
+
+    def _tells_label(self, values: np.ndarray) -> bool:
+        """Whether the first, last, least, largest or usual value of a series gives its label."""
+        known = np.array([not is_missing(label) for label in self.labels])
+        if known.sum() < FEWEST_SERIES:
+            return False
+        labels = [label if ok else None for label, ok in zip(self.labels, known, strict=True)]
+        order = np.lexsort((self.times, self.code))
+        table = pd.Series(values[order]).groupby(self.code[order])
+        # `first` and `last` pass over gaps
+        summaries = [table.first(), table.last(), table.min(), table.max(), table.median()]
+        return any(_gives(summary, labels) for summary in summaries)
+
+
+def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
+    """What a column is by its name, where that is no measurement; empty for any other name.
+
+    Examples
+    --------
+    >>> kind_of_name("cv_fold"), kind_of_name("Unnamed: 0"), kind_of_name("heart_rate")
+    ('split', 'row number or id', '')
+    >>> kind_of_name("y"), kind_of_name("y", ["x", "y", "z"])
+    ('label', '')
+    """
+    plain = re.sub(r"[\s.\-:]+", "_", name.strip().casefold()).strip("_")
+    if plain == "y" and {"x", "z"} <= {other.casefold() for other in names}:
+        return ""
+    if _INDEX.match(plain):
+        return "row number or id"
+    stem = _NUMBERED.sub("", plain) or plain
+    found = _KIND.get(plain) or _KIND.get(stem)
+    if found:
+        return found
+    last = stem.rsplit("_", 1)[-1]
+    telling = ("id", "label", "target", "outcome", "class", "fold", "split", "index", "idx")
+    return _KIND[last] if last in telling or last in ("group", "timestamp", "datetime") else ""
+
+
+def _counts(values: np.ndarray) -> bool:
+    """Whether a column numbers the rows of the table, in order, shuffled or with rows left out."""
+    whole = not np.isnan(values).any() and bool((values == np.round(values)).all())
+    if not whole:
+        return False
+    steps = np.diff(values)
+    if (steps > 0).all() or (steps < 0).all():
+        return True
+    return len(np.unique(values)) == len(values) and np.ptp(values) <= 2 * len(values)
+
+
+def _is_affine(values: np.ndarray, other: np.ndarray) -> bool:
+    """Whether values are a times the others plus b, up to rounding."""
+    spread = np.ptp(other)
+    if not spread or not np.ptp(values):
+        return False
+    low, high = int(other.argmin()), int(other.argmax())
+    slope = (values[high] - values[low]) / spread
+    expected = values[low] + slope * (other - other[low])
+    return bool(slope and np.abs(values - expected).max() <= 1e-6 * np.ptp(values))
+
+
+def _gives(summary: pd.Series, labels: Sequence[Any]) -> bool:
+    """Whether a value per series gives the label: as a number on a line, or value by value."""
+    present = summary.dropna()
+    pairs = [(x, labels[int(i)]) for i, x in present.items() if labels[int(i)] is not None]  # type: ignore[call-overload]  # series are numbered
+    if len(pairs) < FEWEST_SERIES:
+        return False
+    values = np.array([x for x, _ in pairs])
+    if all(isinstance(y, int | float | np.number) for _, y in pairs):
+        numbers = np.array([float(y) for _, y in pairs])
+        if _is_affine(values, numbers):
+            return True
+    texts = [str(y) for _, y in pairs]
+    few = len(set(values)) <= len(pairs) // 2
+    return (
+        few
+        and len(set(texts)) > 1
+        and len(set(zip(values, texts, strict=True))) == len(set(values))
+    )

@@ -1,0 +1,87 @@
+"""Features of series by name: those a model was trained on, in that order, or none."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Subset
+
+from molfun.data.timeseries import TimeSeriesDataset
+from molfun.errors import DataError
+from molfun.models.loaders import input_settings_of
+
+logger = logging.getLogger(__name__)
+
+_MADE_UP = re.compile(r"feature_\d+")
+
+
+def feature_names_of(loader: Any) -> list[str] | None:
+    """Names of the features behind a loader; None where it says nothing of them."""
+    names = input_settings_of(loader).get("feature_columns")
+    return None if names is None else [str(name) for name in names]
+
+
+def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any:
+    """The loader with the features of training, by name and in their order.
+
+    Parameters
+    ----------
+    loader
+        What `as_loader` gave.
+    trained
+        Names of the features the model knows; None where there are none.
+    of
+        Whose they are, for messages: "the model".
+
+    Raises
+    ------
+    DataError
+        If a feature is missing, or they are in another order in what cannot be put in order.
+    """
+    given = feature_names_of(loader)
+    if trained is None or given is None or list(trained) == given:
+        return loader
+    made_up = [bool(names) and all(map(_MADE_UP.fullmatch, names)) for names in (trained, given)]
+    if any(made_up) and len(trained) == len(given):
+        if made_up != [True, True]:
+            logger.warning(
+                "The features have no names to compare: %s are taken for the %s of %s.",
+                ", ".join(given), ", ".join(trained), of,
+            )  # fmt: skip
+        return loader
+    missing = [name for name in trained if name not in given]
+    extra = [name for name in given if name not in trained]
+    if missing:
+        raise DataError(
+            f"The data lacks the feature{'s' * (len(missing) > 1)} {', '.join(missing)} that {of} "
+            f"was trained on (it has {', '.join(given)}). Add or rename the column."
+        )
+    chosen = _choose(loader, list(trained))
+    if extra:
+        logger.warning("Not used, as %s was trained without: %s.", of, ", ".join(extra))
+    return chosen
+
+
+def _choose(loader: Any, names: list[str]) -> Any:
+    dataset = _chosen(getattr(loader, "dataset", None), names)
+    if not isinstance(loader, DataLoader) or dataset is None or loader.batch_sampler is None:
+        raise DataError(
+            f"The features come in another order than in training ({', '.join(names)}). Give "
+            f"dataset.with_features({names}) in place of the data set."
+        )
+    return DataLoader(
+        dataset,
+        batch_sampler=loader.batch_sampler,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )
+
+
+def _chosen(dataset: Any, names: list[str]) -> Any:
+    if isinstance(dataset, Subset):
+        inside = _chosen(dataset.dataset, names)
+        return None if inside is None else Subset(inside, dataset.indices)
+    return dataset.with_features(names) if isinstance(dataset, TimeSeriesDataset) else None
