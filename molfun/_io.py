@@ -14,14 +14,17 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
-import tempfile
+import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+from molfun import _seals, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
 
 if TYPE_CHECKING:
@@ -35,40 +38,66 @@ _FOREIGN = re.compile(r"GLOBAL|call reduce|unsupported class|Can only (?:build|c
 """What torch's restricted unpickler says of anything that is not on its list."""
 
 
+_ADVICE = {
+    errno.EACCES: "Choose a folder you may write to.",
+    errno.EPERM: "Choose a folder you may write to.",
+    errno.EROFS: "Choose a folder you may write to.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A symbolic link leads back to itself: remove it, or choose another folder.",
+    errno.EIO: "The disk or network drive failed. The previous version is intact; look at the "
+    "system's log, or choose another folder.",
+    errno.ESTALE: "The network drive has lost the file. Mount it again, or choose another folder.",
+}
+"""What to do about an error of the system on writing; for all others, another folder."""
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the system's errors on writing `path` into one clear line."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(path)).free // 2**20
-            raise RunError(
-                f"Disk full while writing {path} ({free} MB free). Free some space or choose "
-                f"another folder; the previous version is intact."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunError(
-                f"Cannot write {path}: {error.strerror}. Choose a folder you may write to."
-            ) from error
-        if isinstance(error, FileExistsError | NotADirectoryError | FileNotFoundError):
-            raise RunError(
-                f"Cannot write {path}: {error.strerror} ({error.filename}). Choose another folder."
-            ) from error
-        raise
+        raise _cannot_write(path, error) from error
     except RuntimeError as error:
         # torch's writer reports a short write without an errno
         signs = ("unexpected pos", "file write failed", "iostream error")
-        if any(sign in str(error) for sign in signs):
-            raise RunError(
-                f"Disk full while writing {path}. Free some space or choose another folder; "
-                f"the previous version is intact."
-            ) from error
-        raise
+        if isinstance(error, MolfunError) or not any(sign in str(error) for sign in signs):
+            raise
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        code = errno.EFBIG if limited else errno.ENOSPC
+        raise _cannot_write(path, OSError(code, os.strerror(code))) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(_existing(path)).free // 2**20
+        return RunError(
+            f"Disk full while writing {path} ({free} MB free). Free some space or choose "
+            f"another folder; the previous version is intact."
+        )
+    if error.errno == errno.EDQUOT:
+        return RunError(
+            f"Your disk quota is used up while writing {path}. Free some space or choose another "
+            f"folder; the previous version is intact."
+        )
+    if error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        who = "The file system" if limit == resource.RLIM_INFINITY else "The file-size limit"
+        most = "" if limit == resource.RLIM_INFINITY else f" of {limit:,} bytes (ulimit -f)"
+        return RunError(
+            f"{who}{most} does not allow a file as large as {path}. Raise the limit or choose "
+            f"another folder; the previous version is intact."
+        )
+    name = str(error.filename or path)
+    where = "" if name == str(path) or name.endswith(".tmp") else f" ({name})"
+    advice = _ADVICE.get(error.errno or 0, "Choose another folder.")
+    return RunError(f"Cannot write {path}: {error.strerror or error}{where}. {advice}")
 
 
 def _existing(path: Path) -> Path:
-    while not path.exists():
+    """The nearest folder above `path` that is there."""
+    path = path.absolute()
+    while not os.path.exists(path):  # noqa: PTH110  # no errors on names that cannot be
         path = path.parent
     return path
 
@@ -77,14 +106,16 @@ def _existing(path: Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is synced and renamed over `path`.
 
-    A process killed at any moment leaves the old file or the new one, never a part.
+    A process killed at any moment leaves the old file or the new one, never a part; what it left
+    of its temporary file is removed by the next one that writes `path`.
     """
     path = Path(path)
     with disk_errors(path):
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # a name that cannot be fails now, not after the work
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _temporary.sweep(path.parent, path.name)
+        temporary = _temporary.new_file(path)
         try:
             yield temporary
             _sync(temporary)
@@ -117,9 +148,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _recover(path)
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        _temporary.sweep(path.parent, path.name)
+        temporary = _temporary.new_folder(path)
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -200,7 +230,7 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_torch(path: str | Path, *, allow: Sequence[type] = ()) -> Any:
+def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _seals.ADVICE) -> Any:
     """Read a file of ``torch.save`` without running anything in it.
 
     Parameters
@@ -209,20 +239,21 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = ()) -> Any:
         The file.
     allow
         Further classes it may hold; only those that cannot run anything when they are made.
+    advice
+        What to do if it is damaged.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or its checksum, where it carries one, does not fit.
     UnsafeFileError
         If it holds anything but tensors and plain values, or inflates beyond `MAX_INFLATION`.
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"No such file: {path}.")
+    path = _file(path)
     try:
+        _seals.check_torch(path, advice)
         _refuse_bombs(path)
         with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's words on pickles; ours follow
@@ -237,7 +268,7 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = ()) -> Any:
             ) from error
         # torch's own text recommends weights_only=False, so it is not passed on
         raise CheckpointError(
-            f"{path} is damaged or not a torch file ({type(error).__name__})."
+            f"{path} is damaged or not a torch file ({type(error).__name__}). {advice}"
         ) from error
 
 
@@ -253,24 +284,65 @@ def _refuse_bombs(path: Path) -> None:
         )
 
 
-def load_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    if not os.path.isfile(path):  # noqa: PTH113  # no errors on names that cannot be
+        raise CheckpointError(f"No such file: {path}.")
+    return path
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is safetensors by its content, or by its name where that says nothing.
+
+    Files behind links (the blobs of Hugging Face, DVC and git-annex) have names without a suffix.
+    """
+    path = Path(path)
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(9)
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            return True
+        if start[:4] == b"PK\x03\x04":  # the archive that torch.save writes
+            return False
+    return path.suffix == ".safetensors"
+
+
+def load_safetensors(
+    path: str | Path, *, key: str = "", sealed: bool = False, advice: str = _seals.ADVICE
+) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        What it was written for, see `save_safetensors`.
+    sealed
+        Whether a file without a checksum is refused.
+    advice
+        What to do if it is damaged.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged.
+        If the file is missing or damaged, or its checksum, where it carries one, does not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"No such file: {path}.")
+    path = _file(path)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+        texts, tensors = read_metadata(path), load_file(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {advice}") from error
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}. {advice}") from error
+    stored = texts.get(_seals.KEY)
+    if stored is None and sealed:
+        raise CheckpointError(f"{path} is damaged (checksum): it carries none. {advice}")
+    if stored is not None and stored != _seals.digest_of(tensors, texts, key):
+        raise _seals.damaged(path, advice)
+    return tensors
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -283,46 +355,97 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"No such file: {path}.")
+    path = _file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {_first_line(error)}.") from error
+
+
+def checksum_of(path: str | Path) -> str | None:
+    """Checksum that a safetensors file carries; None without one. `load_safetensors` verifies."""
+    return read_metadata(path).get(_seals.KEY)
+
+
+def is_sealed(path: str | Path) -> bool:
+    """Whether a torch file carries a checksum, which `load_torch` verifies."""
+    return _seals.has_mark(_file(path))
 
 
 def save_safetensors(
     path: str | Path,
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write tensors as safetensors, atomically."""
+    *,
+    key: str = "",
+) -> str:
+    """Write tensors as safetensors, atomically and with a checksum, which is given back.
+
+    Equal content gives equal bytes. A file written with a `key` is damaged to whoever reads it with
+    another: an entry of a cache under the name of another entry.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    texts = dict(metadata or {})
+    texts[_seals.KEY] = _seals.digest_of(plain, texts, key)
     path = Path(path)
     with atomic_path(path) as temporary:
         try:
-            save_file(plain, temporary, metadata=dict(metadata or {}))
+            save_file(plain, temporary, metadata=texts)
         except SafetensorError as error:
-            if "No space left" in str(error) or "File too large" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(path)) from error
-            raise
+            raise _system_error(error, path) or error from error
+        _seals.order_header(temporary)
+    return texts[_seals.KEY]
+
+
+def _system_error(error: Exception, path: Path) -> OSError | None:
+    """The error of the system inside of one of safetensors, which tells its number in brackets."""
+    match = re.search(r"os error (\d+)", str(error))
+    if match is None:
+        return None
+    return OSError(int(match[1]), os.strerror(int(match[1])), str(path))
 
 
 def save_torch(path: str | Path, content: Any) -> None:
-    """Write `content` with ``torch.save``, atomically."""
+    """Write `content` with ``torch.save``, atomically and with a checksum.
+
+    Equal content gives equal bytes, wherever its parts came from.
+    """
     import torch
 
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        # to a file object: given a path, torch puts its name into the archive
+        with temporary.open("wb") as file:
+            torch.save(_plain(content), file)
+        _seals.seal_torch(temporary)
+
+
+def _plain(content: Any) -> Any:
+    """A copy in which nothing but equal texts is shared.
+
+    Pickle writes an object that occurs twice as one, so bytes depend on which objects are the same;
+    and a part of a tensor would take the whole along.
+    """
+    import torch
+
+    if type(content) in (dict, OrderedDict):
+        return {_plain(key): _plain(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(map(_plain, content))
+    if type(content) is str:
+        return sys.intern(content)
+    if isinstance(content, torch.Tensor):
+        part = content.detach()
+        whole = part.untyped_storage().nbytes() == part.numel() * part.element_size()
+        return part if whole and part.is_contiguous() else part.contiguous().clone()
+    return content
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class DirectoryLock:
@@ -332,16 +455,17 @@ class DirectoryLock:
     loader workers outlive it for a moment; a lock file left by a dead process is taken over.
     """
 
-    _held: ClassVar[set[Path]] = set()
+    _held: ClassVar[set[str]] = set()
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory) / ".lock"
+        self._place = os.path.realpath(self.path)  # no error on links that lead nowhere
         self._file: IO[str] | None = None
 
     def __enter__(self) -> DirectoryLock:
-        if self.path.resolve() in self._held:
+        if self._place in self._held:
             return self  # this process has it already, further up the call stack
-        with disk_errors(self.path):
+        with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
         try:
@@ -359,11 +483,11 @@ class DirectoryLock:
         file.write(str(os.getpid()))
         file.flush()
         self._file = file
-        self._held.add(self.path.resolve())
+        self._held.add(self._place)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._file is not None:
-            self._held.discard(self.path.resolve())
+            self._held.discard(self._place)
             self._file.close()
             self._file = None

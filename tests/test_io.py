@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,12 +12,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
-from molfun import _io
+from molfun import _io, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
 
 
@@ -94,15 +96,79 @@ def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path, monkeypatch, with
     assert names(tmp_path) == ["folder"]
 
 
-def test_what_killed_processes_left_is_swept(tmp_path):
-    left = tmp_path / ".folder.abc123.tmp"
-    left.mkdir()
-    (left / "half").write_text("x")
-    other = tmp_path / ".another.abc.tmp"
-    other.mkdir()
-    with _io.atomic_directory(tmp_path / "folder") as temporary:
-        (temporary / "a").write_text("x")
-    assert names(tmp_path) == [".another.abc.tmp", "folder"]
+DIE_IN_A_WRITE = """
+import os, signal, sys
+from pathlib import Path
+from molfun import _io
+writers = [w(Path(sys.argv[1]) / w.__name__) for w in (_io.atomic_path, _io.atomic_directory)]
+for writer in writers:
+    temporary = writer.__enter__()
+    (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_that_writes_there(tmp_path):
+    subprocess.run([sys.executable, "-c", DIE_IN_A_WRITE, str(tmp_path)], check=False)
+    assert len(names(tmp_path)) == 2
+    assert all(name.endswith(".tmp") for name in names(tmp_path))
+    _io.write_text(tmp_path / "atomic_path", "x")
+    with _io.atomic_directory(tmp_path / "atomic_directory"):
+        pass
+    assert names(tmp_path) == ["atomic_directory", "atomic_path"]
+
+
+def test_files_of_live_processes_of_other_machines_and_of_others_are_not_swept(tmp_path):
+    with _io.atomic_path(tmp_path / "a") as own:
+        live = own.name
+        foreign = ".a.ffffffff-1-1.abcdefgh.tmp"
+        others = [".a.abcdefgh.tmp", ".a.tmp", "a.tmp", ".a.txt.swp", f".b{live[2:]}"]
+        for name in [foreign, *others]:
+            (tmp_path / name).touch()
+        _temporary.sweep(tmp_path)
+        assert {live, foreign, *others} <= set(names(tmp_path))
+        old = time.time() - _temporary.STALE_SECONDS - 1
+        os.utime(tmp_path / foreign, (old, old))
+        _temporary.sweep(tmp_path, "b")
+        assert foreign in names(tmp_path)
+        _temporary.sweep(tmp_path, "a")
+        assert foreign not in names(tmp_path)
+        (tmp_path / foreign).touch()
+        _temporary.sweep(tmp_path, alone=True)  # nobody else can be writing there
+        assert set(names(tmp_path)) == {live, *others}
+
+
+def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path):
+    machine = _temporary.new_file(tmp_path / "a").name.split(".")[2].split("-")[0]
+    left = tmp_path / f".b.{machine}-{os.getpid()}-1.abcdefgh.tmp"
+    left.touch()
+    _temporary.sweep(tmp_path, "b")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 240, "ü" * 120, "a[b]*?.x", " .a", "a\nb"])
+def test_names_that_are_allowed_can_be_written(tmp_path, name):
+    _io.write_text(tmp_path / name, "x")
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("n" * 300, "File name too long. Choose a shorter name."),
+        ("file/x", "Not a directory. Choose another folder."),
+        ("loop/x", "A symbolic link leads back to itself"),
+    ],
+    ids=["long", "file", "loop"],
+)
+def test_places_that_cannot_be_are_one_clear_error(tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(RunError, match=r"^Cannot write .*") as caught:
+        _io.write_text(tmp_path / name, "x")
+    assert reason in str(caught.value)
+    with pytest.raises(RunError, match=r"^Cannot write "), _io.DirectoryLock(tmp_path / name):
+        pass
 
 
 WRITE_FOREVER = """
@@ -133,14 +199,13 @@ def test_kill_leaves_a_whole_file(tmp_path):
         assert len(set(lines)) == 1
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_a_full_disk_is_one_clear_error(tmp_path, code):
+def test_a_full_disk_is_one_clear_error(tmp_path):
     path = tmp_path / "not" / "there" / "yet"
     with (
         pytest.raises(RunError, match=r"Disk full while writing .*yet \(\d+ MB free\)\. Free some"),
         _io.disk_errors(path),
     ):
-        raise OSError(code, "whatever the system says")
+        raise OSError(errno.ENOSPC, "whatever the system says")
 
 
 @pytest.mark.parametrize("text", ["unexpected pos 64", "file write failed", "iostream error"])
@@ -160,26 +225,156 @@ def test_a_folder_without_rights_is_one_clear_error(tmp_path, code):
         raise OSError(code, os.strerror(code))
 
 
-def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(OSError, match="Input/output"), _io.disk_errors(tmp_path):
-        raise OSError(errno.EIO, "Input/output error")
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (errno.EIO, "Input/output error. The disk or network drive failed. The previous version"),
+        (errno.EMFILE, "Too many open files. Choose another folder."),
+    ],
+)
+def test_all_errors_of_the_system_are_of_our_family(tmp_path, code, text):
+    with (
+        pytest.raises(RunError, match=r"^Cannot write .*file: ") as e,
+        _io.disk_errors(tmp_path / "file"),
+    ):
+        raise OSError(code, os.strerror(code))
+    assert text in str(e.value)
+
+
+def test_a_quota_is_no_full_disk(tmp_path):
+    with pytest.raises(RunError, match="Your disk quota is used up"), _io.disk_errors(tmp_path):
+        raise OSError(errno.EDQUOT, "whatever the system says")
+
+
+def test_errors_that_are_not_the_disks_pass_as_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="something else"), _io.disk_errors(tmp_path):
         raise RuntimeError("something else")
 
 
+WRITE_TOO_MUCH = """
+import resource, sys, torch
+from molfun import _io
+from molfun.errors import RunError
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+tensors = {"a": torch.ones(2**16)}
+for write in (_io.save_torch, _io.save_safetensors, lambda p, _: _io.write_text(p, "x" * 2**17)):
+    try:
+        write(sys.argv[1], tensors)
+    except RunError as error:
+        print(error)
+"""
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    command = [sys.executable, "-c", WRITE_TOO_MUCH, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == 3 * [
+        f"The file-size limit of 65,536 bytes (ulimit -f) does not allow a file as large as {path}."
+        f" Raise the limit or choose another folder; the previous version is intact."
+    ]
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failing_disk_keeps_the_old_file(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize(("code", "text"), [(errno.ENOSPC, "Disk full"), (errno.EIO, "Input/out")])
+def test_a_failing_disk_keeps_the_old_file(tmp_path, monkeypatch, call, code, text):
     path = tmp_path / "file"
     path.write_text("old")
 
     def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(*((_io.os, "fsync") if call == "fsync" else (Path, "replace")), fail)
-    with pytest.raises(RunError, match="Disk full"):
+    with pytest.raises(RunError, match=text):
         _io.write_text(path, "new")
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+# Checksums
+
+
+def write_torch(path: Path) -> None:
+    _io.save_torch(path, {"a": torch.arange(12.0), "b": [1, "x"]})
+
+
+def write_tensors(path: Path) -> None:
+    _io.save_safetensors(path, {"a": torch.arange(12.0)}, {"made": "by", "a": "test"})
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(write_torch, _io.load_torch), (write_tensors, _io.load_safetensors)],
+)
+def test_every_flipped_bit_is_found(tmp_path, write, read):
+    path = tmp_path / "file"
+    write(path)
+    whole, right = path.read_bytes(), repr(read(path))
+    passed = []
+    for i in range(0, 8 * len(whole), 11):
+        content = bytearray(whole)
+        content[i // 8] ^= 1 << (i % 8)
+        path.write_bytes(content)
+        with contextlib.suppress(CheckpointError):
+            assert repr(read(path)) == right, f"bit {i} changed the content"
+            passed.append(i)
+    # in the name of the checksum itself, or in blanks between header and data
+    assert len(passed) < 20
+
+
+def test_files_without_a_checksum_are_read_where_none_is_asked_for(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
+    assert not _io.is_sealed(tmp_path / "x.pt")
+    assert torch.equal(_io.load_torch(tmp_path / "x.pt")["a"], torch.ones(2))
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    assert torch.equal(_io.load_safetensors(path)["a"], torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"is damaged \(checksum\): it carries none\. Copy"):
+        _io.load_safetensors(path, sealed=True)
+
+
+def test_a_file_under_the_name_of_another_is_found(tmp_path):
+    path = tmp_path / "x.safetensors"
+    _io.save_safetensors(path, {"a": torch.ones(2)}, key="one")
+    assert torch.equal(_io.load_safetensors(path, key="one")["a"], torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors is damaged \(checksum\)"):
+        _io.load_safetensors(path, key="two")
+
+
+def test_others_read_what_carries_a_checksum(tmp_path):
+    from safetensors.torch import load_file
+
+    write_torch(tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True)["a"], torch.arange(12.0))
+    write_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], torch.arange(12.0))
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    whole, text = torch.arange(12.0).reshape(3, 4), "".join(["t", "ext"])
+    one = {"a": whole[1], "b": whole.T, "c": ["text", text], "d": OrderedDict(x=1)}
+    two = {"a": torch.arange(4.0, 8), "b": whole.T.contiguous(), "c": ["text", "text"]}
+    _io.save_torch(tmp_path / "one.pt", one)
+    _io.save_torch(tmp_path / "two.pt", {**two, "d": {"x": 1}})
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
+    texts = {f"k{i}": str(i) for i in range(20)}
+    command = [sys.executable, "-c", WRITE_TEXTS]
+    for name in ("one", "two"):
+        subprocess.run([*command, str(tmp_path / name), json.dumps(texts)], check=True)
+        texts = dict(reversed(texts.items()))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+WRITE_TEXTS = """
+import json, sys, torch
+from molfun import _io
+_io.save_safetensors(sys.argv[1], {"a": torch.ones(2)}, json.loads(sys.argv[2]))
+"""
 
 
 # Reading

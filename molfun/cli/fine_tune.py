@@ -25,6 +25,8 @@ from molfun.cli.console import (
     set_up_logging,
 )
 from molfun.cli.data import (
+    CONFIG,
+    SPLITS,
     Dataset,
     files_of_a_run,
     loader,
@@ -42,7 +44,8 @@ from molfun.data.tables import escape
 from molfun.data.timeseries import TimeSeriesDataset
 from molfun.errors import ConfigError
 from molfun.models.energies import Forgetting
-from molfun.models.structure import RUN_FILES, MolfunStructureModel
+from molfun.models.run_folder import RESUME, RUN_FILES
+from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
@@ -53,10 +56,9 @@ from molfun.training.lora import LoRAFinetune
 
 logger = logging.getLogger(__name__)
 
-FILES = (*RUN_FILES, "config.yaml", "splits.csv")
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 WRITTEN = (
-    *(*FILES, "run.log", "cache", *PREDICTIONS),
+    *(*RUN_FILES, CONFIG, SPLITS, "run.log", "cache", *PREDICTIONS),
     *(structures_path(Path(name)).name for name in PREDICTIONS),
 )
 """All that a run writes into its folder."""
@@ -70,7 +72,9 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         replaces: list[str] = []
         if first:
             again = settings.demo and _is_demo(folder)
-            replaces = files_of_a_run(folder, FILES, resume=resume, overwrite=overwrite or again)
+            replaces = files_of_a_run(
+                folder, FineTuneSettings, resume=resume, overwrite=overwrite or again
+            )
             with disk_errors(folder):
                 set_up_logging(str(folder / "run.log"), debug=debug)
         else:
@@ -135,8 +139,8 @@ class RunFiles(Callback):
         self._model, self._parts, self._old = model, parts, old
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Remove what is replaced, then write."""
-        for name in self._old:
+        """Remove what is replaced, then write; the state of the new run is there already."""
+        for name in [name for name in self._old if name != RESUME]:
             path = self._folder / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -156,8 +160,8 @@ class RunFiles(Callback):
             resolved["lora_rank"] = inner.rank
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
-        write_text(self._folder / "config.yaml", self._settings.to_yaml(**resolved))
-        _write_splits(self._folder / "splits.csv", self._parts)
+        write_text(self._folder / CONFIG, self._settings.to_yaml(**resolved))
+        _write_splits(self._folder / SPLITS, self._parts)
 
 
 def _size(model: MolfunStructureModel) -> int:
@@ -165,7 +169,7 @@ def _size(model: MolfunStructureModel) -> int:
 
 
 def _is_demo(folder: Path) -> bool:
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     return path.is_file() and read_yaml(path).get("demo") is True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -514,14 +515,16 @@ def _stored(
     values: dict[str, Any] = {}
     stored = Path(given.get("output") or "").expanduser() / "config.yaml"
     if resume and "output" in given:
-        if not stored.is_file():
+        if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
+            values.update(read_yaml(stored))
+        elif not (config or overrides or {"data", "sequences", "demo"} & given.keys()):
             from molfun.errors import RunError
 
             raise RunError(
-                f"Nothing to resume: {given['output']} holds no run that got as far as its first "
-                f"step ({stored} does not exist). Start it without --resume."
+                f"Nothing to resume: {stored} does not exist, so {given['output']} holds no run "
+                f"that got beyond its set-up. Look how --output was spelt, or repeat the settings "
+                f"of the run: --resume then starts it."
             )
-        values.update(read_yaml(stored))
     if plugin is not None or overrides or config is not None:
         from molfun.cli.sections import load_plugin, read_settings
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
 from molfun.cli.data import (
+    CONFIG,
     Dataset,
     files_of_a_run,
     in_windows,
@@ -24,14 +25,15 @@ from molfun.cli.settings import OptimizerSettings, names_in, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
-from molfun.models.pretraining import DEFAULT, WEIGHTS
-from molfun.models.structure import RUN_FILES, MolfunStructureModel
+from molfun.models.pretraining import DEFAULT
+from molfun.models.run_folder import RUN_FILES, WEIGHTS
+from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
 
-WRITTEN = (*RUN_FILES, "config.yaml", "run.log")
+WRITTEN = (*RUN_FILES, CONFIG, "run.log")
 """All that a run writes into its folder."""
 
 
@@ -123,7 +125,7 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
     refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
     with DirectoryLock(folder) if first else contextlib.nullcontext():
         if first:
-            files_of_a_run(folder, RUN_FILES, resume=resume, overwrite=overwrite)
+            files_of_a_run(folder, PretrainSettings, resume=resume, overwrite=overwrite)
             with disk_errors(folder):
                 set_up_logging(str(folder / "run.log"), debug=debug)
         else:
@@ -179,7 +181,7 @@ class _ConfigFile(Callback):
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Write ``config.yaml``."""
-        write_text(self._folder / "config.yaml", dump_yaml(self._settings.model_dump()))
+        write_text(self._folder / CONFIG, dump_yaml(self._settings.model_dump()))
 
 
 def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:

@@ -113,9 +113,14 @@ def write_checkpoint(
         write_text(folder / CARD, _card(meta))  # for people to edit, so no part of what is checked
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder looks like a checkpoint, damaged or not."""
+    return any((path / name).is_file() for name in (MANIFEST, META, META_JSON))
+
+
 def _refuse_other_folders(path: Path) -> None:
     """A checkpoint takes the place of a checkpoint or of nothing, never of other files."""
-    if path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+    if path.is_dir() and any(path.iterdir()) and not is_checkpoint(path):
         raise CheckpointError(
             f"{path} holds other files ({', '.join(sorted(p.name for p in path.iterdir())[:4])}) "
             f"and is no checkpoint; saving would replace them. Choose a new folder, for example "

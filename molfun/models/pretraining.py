@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun._io import DirectoryLock, save_safetensors
+from molfun._io import save_safetensors
 from molfun.backbones.base import Backbone
 from molfun.errors import RunError
+from molfun.models import run_folder
 from molfun.objectives.base import Objective
 from molfun.training.base import FinetuneStrategy
-from molfun.training.callbacks import Callback, CSVLog
+from molfun.training.callbacks import Callback
 from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optimizer
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
@@ -26,8 +26,6 @@ from molfun.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "weights.safetensors"
-"""What a pre-training run leaves: a weight file for ``weights=``."""
 DEFAULT = FullFinetune(
     lr=4e-4, lr_head=4e-4, lr_embedder=4e-4, layer_lr_decay=1.0, warmup_ratio=0.05
 )
@@ -75,7 +73,6 @@ def run(
     runner = ObjectiveRunner(backbone, objective, device=device, autocast=fabric.autocast)
     strategy.setup(shell, seed=config.seed)
     optimizer, parameters = make_optimizer(strategy, shell)
-    logs = [] if run_dir is None else [CSVLog(run_dir / "history.csv")]
     engine = Engine(
         runner,
         strategy,
@@ -83,11 +80,11 @@ def run(
         parameters=parameters,
         optimizer=optimizer,
         fabric=fabric,
-        callbacks=[*logs, *callbacks],
+        callbacks=[*run_folder.logs(run_dir), *callbacks],
         on_best=_keeper(backbone, run_dir if ranks.is_first else None),
         ranks=ranks,
     )
-    with DirectoryLock(run_dir) if run_dir and ranks.is_first else contextlib.nullcontext():
+    with run_folder.held(run_dir if ranks.is_first else None):
         try:
             history = engine.fit(train, val, resume=resume)
         finally:
@@ -98,7 +95,7 @@ def run(
             f"Give larger batches (a DataLoader with batch_size), or look at the data."
         )
     if run_dir is not None and ranks.is_first:
-        save_weights(backbone, run_dir / WEIGHTS)
+        save_weights(backbone, run_dir / run_folder.WEIGHTS)
     ranks.wait()
     return history
 
@@ -106,7 +103,7 @@ def run(
 def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], None]:
     def keep(history: History) -> None:
         if run_dir is not None and history[-1]["steps"]:
-            save_weights(backbone, run_dir / WEIGHTS)
+            save_weights(backbone, run_dir / run_folder.WEIGHTS)
 
     return keep
 

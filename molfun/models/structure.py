@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from molfun._io import DirectoryLock, is_within
+from molfun._io import is_within
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
 from molfun.data.words import counted
@@ -28,7 +28,7 @@ from molfun.errors import (
 )
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
-from molfun.models import embedding, memory, pretraining
+from molfun.models import embedding, memory, pretraining, run_folder
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
 from molfun.models.features import feature_names_of, with_features
@@ -71,10 +71,6 @@ from molfun.training.runner import ModelRunner, as_inputs, set_modes
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
-
-HISTORY = "history.csv"
-RUN_FILES = ("checkpoint", "resume", HISTORY, pretraining.WEIGHTS)
-"""What `fit` and `pretrain` write into the folder of a run."""
 
 
 class Prediction(dict[str, Any]):
@@ -354,7 +350,7 @@ class MolfunStructureModel(nn.Module):
         def keep(history: History) -> None:
             self.result = dict(history[-1])
             if run_dir is not None and ranks.is_first:
-                self.save(run_dir / "checkpoint")
+                self.save(run_dir / run_folder.CHECKPOINT)
             kept.append(len(history))
 
         runner = ModelRunner(
@@ -376,7 +372,7 @@ class MolfunStructureModel(nn.Module):
                 epochs=epochs,
                 max_steps=max_steps,
                 seed=seed,
-                state_dir=None if run_dir is None else run_dir / "resume",
+                state_dir=None if run_dir is None else run_dir / run_folder.RESUME,
                 save_every_steps=save_every_steps,
                 restore_best=restore_best,
                 identity={
@@ -391,17 +387,20 @@ class MolfunStructureModel(nn.Module):
             parameters=parameters,
             optimizer=optimizer,
             fabric=fabric,
-            callbacks=[*([] if run_dir is None else [CSVLog(run_dir / HISTORY)]), *callbacks],
+            callbacks=[
+                *([] if run_dir is None else [CSVLog(run_dir / run_folder.HISTORY)]),
+                *callbacks,
+            ],
             on_best=keep,
             ranks=ranks,
         )
         self.data_settings = input_settings_of(train_loader)
-        with DirectoryLock(run_dir) if run_dir and ranks.is_first else contextlib.nullcontext():
+        with run_folder.held(run_dir if ranks.is_first else None):
             try:
                 history = engine.fit(train_loader, val_loader, resume=resume)
             except NonFiniteError:
                 if run_dir is not None and not kept and ranks.is_first:
-                    self.save(run_dir / "checkpoint")
+                    self.save(run_dir / run_folder.CHECKPOINT)
                 raise
             finally:
                 self.eval()
@@ -410,7 +409,7 @@ class MolfunStructureModel(nn.Module):
             # what was best is on disk already, unless an earlier process of this run wrote it
             unsaved = not kept and (restore_best or not engine.state.best_epoch)
             if run_dir is not None and unsaved and ranks.is_first:
-                self.save(run_dir / "checkpoint")
+                self.save(run_dir / run_folder.CHECKPOINT)
         ranks.wait()
         history.cache_report = "\n".join(runner.cache_reports())
         if history.cache_report or runner.cache is not None:
@@ -501,7 +500,7 @@ class MolfunStructureModel(nn.Module):
                 epochs=epochs,
                 max_steps=max_steps,
                 seed=seed,
-                state_dir=None if run_dir is None else run_dir / "resume",
+                state_dir=None if run_dir is None else run_dir / run_folder.RESUME,
                 save_every_steps=save_every_steps,
                 restore_best=goal.ranks_epochs,
                 identity={
@@ -520,7 +519,7 @@ class MolfunStructureModel(nn.Module):
             callbacks=list(callbacks),
             ranks=ranks,
         )
-        self._rebase(None if run_dir is None else run_dir / pretraining.WEIGHTS)
+        self._rebase(None if run_dir is None else run_dir / run_folder.WEIGHTS)
         return history
 
     def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
@@ -1218,15 +1217,8 @@ def _run_dir(
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         return None
     folder = Path(output_dir).expanduser()
-    _refuse_own_weights(weights, *(folder / name for name in RUN_FILES))
-    if resume or overwrite:
-        return folder
-    present = [name for name in RUN_FILES if (folder / name).exists()]
-    if present:
-        raise RunError(
-            f"{folder} already holds a run ({', '.join(present)}). Continue it with resume=True, "
-            f"replace it with overwrite=True, or choose another output_dir."
-        )
+    _refuse_own_weights(weights, *(folder / name for name in run_folder.RUN_FILES))
+    run_folder.prepare(folder, resume=resume, overwrite=overwrite)
     return folder
 
 

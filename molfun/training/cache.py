@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from molfun import _temporary
 from molfun._io import load_safetensors, save_safetensors
 from molfun.data.words import megabytes
 from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
@@ -33,8 +34,8 @@ CachePrecision = Literal["float32", "bfloat16"]
 SUFFIX = ".safetensors"
 RESERVE = 2**30
 """Bytes of the disk that are left free where no budget is given."""
-STALE_SECONDS = 3600.0
-"""Age at which a temporary file is taken for what a killed process left."""
+LAYOUT = "entries 2"
+"""Part of every key; changed when entries begin to be stored in another way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,25 +220,20 @@ class PrefixCache:
         try:
             if not self._path(key).is_file():
                 return None
-            tensors = load_safetensors(self._path(key))
-            stored = tensors.pop("checksum")
+            return load_safetensors(self._path(key), key=key, sealed=True)
         except OSError as error:
             logger.warning("Cache entry %s cannot be read: %s.", self._path(key), error.strerror)
-            return None
-        except (CheckpointError, KeyError):
-            stored, tensors = torch.zeros(0), {}
-        if not tensors or not torch.equal(stored, checksum(tensors, key)):
+        except CheckpointError:
             logger.warning("Cache entry %s is damaged; it is computed again.", self._path(key))
             with contextlib.suppress(OSError):
                 self._path(key).unlink(missing_ok=True)
-            return None
-        return tensors
+        return None
 
     def _write(self, key: str, tensors: dict[str, torch.Tensor], size: int) -> None:
         path = self._path(key)
         try:
-            sweep(path.parent)
-            save_safetensors(path, {**tensors, "checksum": checksum(tensors, key)})
+            _temporary.sweep(path.parent)
+            save_safetensors(path, tensors, key=key)
         except (RunError, OSError) as error:
             self._disk_works, self._told_full = False, True
             logger.warning("The cache stops writing to disk: %s", error)
@@ -263,27 +259,8 @@ class PrefixCache:
         return f"{text} ({', '.join(kept)})." if kept else f"{text}."
 
 
-def checksum(tensors: dict[str, torch.Tensor], key: str) -> torch.Tensor:
-    """Sha256 over the key, names, types, shapes and bytes, as 32 bytes."""
-    digest = hashlib.sha256(key.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-
-
 def _size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def sweep(folder: Path) -> None:
-    """Remove what processes that were killed in the middle of a write left in `folder`."""
-    for path in folder.glob(".*.tmp") if folder.is_dir() else ():
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # another process swept it, or finished it
 
 
 def _duration(seconds: float) -> str:
@@ -311,7 +288,7 @@ def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None
     if config.disk_gb is not None:
         options["disk_budget"] = int(config.disk_gb * 2**30)
     return PrefixCache(
-        "|".join([*prefix, *(["bfloat16"] if config.precision == "bfloat16" else [])]),
+        "|".join([LAYOUT, *prefix, *(["bfloat16"] if config.precision == "bfloat16" else [])]),
         directory=folder,
         memory_budget=config.memory_bytes,
         dtype=getattr(torch, config.precision),

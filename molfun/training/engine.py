@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from molfun._io import load_safetensors, save_safetensors
-from molfun.errors import ConfigError, DataError, NonFiniteError, unknown_name
+from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, unknown_name
 from molfun.nn.param_groups import for_optimizer
 from molfun.training import state as run_state
 from molfun.training.base import FinetuneStrategy
@@ -52,6 +51,9 @@ SCALE_SEARCH = 20
 `EngineConfig.max_nonfinite`."""
 STATE_EVERY_SECONDS = 600.0
 """State is written at the end of every epoch and at least this often within one."""
+
+_MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What values of the wrong type raise where they are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +174,14 @@ class Engine:
         )
         self._warn_late(plan)
         run_state.seed_everything(self.config.seed + self.ranks.index)
-        if resume:
-            self._restore()
+        resumed = resume and self._restore()
+        if resumed:
             self.state.batch = min(self.state.batch, len(batches))
         self.ranks.align(self.parameters.values())
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
-        for callback in self.callbacks:
-            callback.on_fit_start(plan, history)
         with SignalWatch() as self._watch:
+            self._start(plan, history, resumed=resumed)
             while not self.state.finished:
                 self._train_epoch(batches, plan)
                 row = self._finish_epoch(val)
@@ -196,6 +197,23 @@ class Engine:
         for callback in self.callbacks:
             callback.on_fit_end(history)
         return history
+
+    def _start(self, plan: FitPlan, history: History, *, resumed: bool) -> None:
+        """Tell the callbacks and write the first state, from which a killed run is resumed.
+
+        Callbacks write what describes the run, so they come first, and a state is never without
+        that. Where the run replaces another one they come last: what a process killed in between
+        leaves is then one run or the other.
+        """
+        folder = self.config.state_dir
+        replaces = folder is not None and run_state.has_state(folder)
+        randoms = self.ranks.gather(run_state.random_state())
+        if replaces and not resumed:
+            self._write_state(randoms)
+        for callback in self.callbacks:
+            callback.on_fit_start(plan, history)
+        if not (replaces or resumed):
+            self._write_state(randoms)
 
     def _check_monitor(self, val: Iterable[Any] | None) -> None:
         monitor, patience = self.strategy.monitor, self.strategy.early_stopping_patience
@@ -425,7 +443,9 @@ class Engine:
             state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
             self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
             if self.config.state_dir is not None and self.ranks.is_first:
-                save_safetensors(self.config.state_dir / run_state.BEST_FILE, self._best)
+                state.best_sha256 = run_state.write_best(
+                    self.config.state_dir, state.epoch, self._best
+                )
             self.on_best(History([*state.history, row]))
         else:
             state.since_best += 1
@@ -507,10 +527,12 @@ class Engine:
                 f"{self.state.step} optimizer steps. {hint}",
             )
 
-    def _write_state(self) -> None:
+    def _write_state(self, randoms: Sequence[Any] | None = None) -> None:
+        """Write the state, with the generators of now or those given."""
         if self.config.state_dir is None:
             return
-        randoms = self.ranks.gather(run_state.random_state())
+        if randoms is None:
+            randoms = self.ranks.gather(run_state.random_state())
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
             return
@@ -532,28 +554,67 @@ class Engine:
             }
         run_state.write_state(self.config.state_dir, content)
 
-    def _restore(self) -> None:
-        assert self.config.state_dir is not None
-        content = run_state.read_state(self.config.state_dir)
-        run_state.check_same_run(content["identity"], self.config.identity, self.config.state_dir)
-        self.state = FitState(**content["fit"])
-        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
-        copy_weights(content["weights"], self.parameters)
-        if self.average is not None:
-            self.average.load_state_dict(content["average"])
-        self.runner.load_resume_state(content["runner"])
-        randoms = content["random"]
-        run_state.set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
-        if not self.state.finished:
-            self._restore_progress(content["progress"])
+    def _restore(self) -> bool:
+        """Take up the state on disk; False where a run was stopped before it wrote one."""
+        folder = self.config.state_dir
+        assert folder is not None
+        # one answer for all: the first process may write a state while others still look
+        if not self.ranks.gather(run_state.has_state(folder))[0]:
+            logger.warning("%s holds no state yet: the run starts from its beginning.", folder)
+            return False
+        content = run_state.read_state(folder)
+        run_state.check_same_run(content["identity"], self.config.identity, folder)
+        try:
+            self._take_up(content)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise CheckpointError(
+                f"{folder / run_state.STATE_FILE} does not fit the run: "
+                f"{type(error).__name__} {' '.join(str(error).split())[:200]}. {run_state.ADVICE}"
+            ) from error
         if self.state.best_epoch:
-            self._best = load_safetensors(self.config.state_dir / run_state.BEST_FILE)
+            self._best = run_state.read_best(folder, self.state)
+            self._check_shapes(self._best, "the best weights")
+        if not (self.state.epoch or self.state.batch):
+            logger.warning("The run had not got beyond its set-up: it starts from its beginning.")
         logger.info(
             "Resumed after %d epochs, %d batches and %d optimizer steps.",
             self.state.epoch,
             self.state.batch,
             self.state.step,
         )
+        return True
+
+    def _take_up(self, content: Mapping[str, Any]) -> None:
+        self.state = FitState(**content["fit"])
+        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
+        self._check_shapes(content["weights"], "the weights")
+        copy_weights(content["weights"], self.parameters)
+        if self.average is not None:
+            self._check_shapes(content["average"]["average"], "the average")
+            self.average.load_state_dict(content["average"])
+        self.runner.load_resume_state(content["runner"])
+        randoms = content["random"]
+        run_state.set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
+        if not self.state.finished:
+            self._restore_progress(content["progress"])
+
+    def _check_shapes(self, stored: Mapping[str, torch.Tensor], what: str) -> None:
+        """Refuse weights of other names or shapes, which a copy would stretch or pass over."""
+        found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        ours = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        other = sorted(n for n in {*found, *ours} if found.get(n) != ours.get(n))
+        if other:
+            raise CheckpointError(
+                f"{self.config.state_dir}: {what} stored there do not fit the model "
+                f"({', '.join(other[:3])}). {run_state.ADVICE}"
+            )
 
     def _restore_progress(self, progress: Mapping[str, Any]) -> None:
         for name, gradient in progress["gradients"].items():

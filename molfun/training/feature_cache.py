@@ -6,19 +6,15 @@ import hashlib
 import logging
 from pathlib import Path
 
-import torch
-
+from molfun._io import load_safetensors, save_safetensors
 from molfun.backbones.base import Backbone, Features
-from molfun.data.feature_files import read_features, write_features
-from molfun.errors import DataError, RunError
+from molfun.errors import CheckpointError, RunError
 from molfun.sample import Sample
-from molfun.training.cache import checksum
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Raised when the same settings begin to give other features."""
-CHECKSUM = "checksum"
+FORMAT = 2
+"""Raised when the same settings begin to give other features, or files are written otherwise."""
 
 
 class FeatureCache:
@@ -53,7 +49,8 @@ class FeatureCache:
             return stored
         features = self._backbone.featurize(sample)
         try:
-            write_features(path, {**features, CHECKSUM: checksum(features, name)})
+            # a copy also unties features that share memory, which safetensors refuses
+            save_safetensors(path, {n: t.clone() for n, t in features.items()}, key=name)
         except RunError as error:
             logger.warning("The feature cache stops: %s", error)
             self._directory = None
@@ -64,12 +61,7 @@ def _read(path: Path, name: str) -> Features | None:
     if not path.is_file():
         return None
     try:
-        features: Features = dict(read_features(path))  # type: ignore[arg-type]  # tensors
-    except DataError as error:
+        return load_safetensors(path, key=name, sealed=True)
+    except CheckpointError as error:
         logger.warning("Cached features are computed again: %s", error)
         return None
-    stored = features.pop(CHECKSUM, None)
-    if stored is None or not torch.equal(stored, checksum(features, name)):
-        logger.warning("Cached features are computed again: %s is damaged.", path)
-        return None
-    return features

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,12 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from molfun._io import load_torch, save_torch
+from molfun._io import (
+    checksum_of,
+    is_sealed,
+    load_safetensors,
+    load_torch,
+    save_safetensors,
+    save_torch,
+)
 from molfun.errors import CheckpointError, RunError, listing
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "state.pt"
-BEST_FILE = "best.safetensors"
-FORMAT = 1
+BEST_FILE = "best-{epoch}.safetensors"
+OLD_BEST_FILE = "best.safetensors"
+"""Name in format 1."""
+FORMAT = 2
+"""2: the file carries a checksum, and names the best weights that belong to it with theirs."""
+ADVICE = (
+    "Put back a copy of it, or start the run again in its place with overwrite=True (--overwrite)."
+)
 PARTS = {"identity", "fit", "weights", "average", "random"}
 
 
@@ -51,6 +68,8 @@ class FitState:
     """Best monitored value; negated where the largest is the best."""
     best_epoch: int = 0
     """Epoch it belongs to (from 1)."""
+    best_sha256: str = ""
+    """Checksum of the file with the weights of that epoch."""
     since_best: int = 0
     """Epochs since then."""
     finished: str = ""
@@ -96,8 +115,18 @@ def seed_everything(seed: int) -> None:
 
 
 def write_state(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write the resume state, atomically."""
+    """Write the resume state, atomically; best weights that it does not name are removed."""
     save_torch(directory / STATE_FILE, {"format": FORMAT, **content})
+    named = best_file(content["fit"]["best_epoch"])
+    for path in directory.glob("best*.safetensors"):
+        if path.name != named:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def has_state(directory: Path) -> bool:
+    """Whether there is a state to resume from, damaged or not."""
+    return (directory / STATE_FILE).exists()
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -113,14 +142,55 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"Nothing to resume: {path} does not exist. Start the run without resume."
         )
-    content = load_torch(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    content, sealed = load_torch(path, advice=ADVICE), is_sealed(path)
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict) or found not in (1, FORMAT):
         raise CheckpointError(f"{path} has format {found}; this version of Molfun reads {FORMAT}.")
+    if found == FORMAT and not sealed:
+        raise CheckpointError(f"{path} is damaged (checksum): it carries none. {ADVICE}")
     missing = sorted(PARTS - content.keys())
     if missing:
-        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}.")
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}. {ADVICE}")
+    if found != FORMAT:
+        logger.warning(
+            "%s was written by an older version of Molfun and carries no checksum: that it is "
+            "intact cannot be verified.", path,
+        )  # fmt: skip
     return content
+
+
+def best_file(epoch: int) -> str:
+    """Name of the file with the best weights, those of `epoch`."""
+    return BEST_FILE.format(epoch=epoch)
+
+
+def write_best(directory: Path, epoch: int, weights: Mapping[str, torch.Tensor]) -> str:
+    """Write the best weights beside those that the state on disk names; gives their checksum.
+
+    A process killed between this and the next `write_state` leaves a state and the weights that
+    belong to it.
+    """
+    return save_safetensors(directory / best_file(epoch), weights)
+
+
+def read_best(directory: Path, state: FitState) -> dict[str, torch.Tensor]:
+    """Read the best weights that belong to a state.
+
+    Raises
+    ------
+    CheckpointError
+        If they are missing, damaged, or those of another run.
+    """
+    if not state.best_sha256:  # format 1
+        return load_safetensors(directory / OLD_BEST_FILE, advice=ADVICE)
+    path = directory / best_file(state.best_epoch)
+    weights = load_safetensors(path, sealed=True, advice=ADVICE)
+    if checksum_of(path) != state.best_sha256:
+        raise CheckpointError(
+            f"{path} is not the file that {STATE_FILE} beside it was written with (checksum): one "
+            f"of them is of another run or moment. {ADVICE}"
+        )
+    return weights
 
 
 def check_same_run(stored: Mapping[str, Any], present: Mapping[str, Any], directory: Path) -> None:

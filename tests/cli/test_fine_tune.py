@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,10 +235,31 @@ def test_resuming_under_other_settings_lists_them(train: Command) -> None:
     assert "epochs: 2 in the run, 9 now" in result.stderr
 
 
-def test_resume_of_nothing(train: Command) -> None:
+def test_resume_of_a_run_that_never_had_a_state_begins_it(train: Command) -> None:
     result = train("--strategy", "head_only", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "WARNING: run/resume holds no state yet: the run starts from its" in result.stderr
+
+
+def test_what_a_run_killed_at_its_start_left_is_in_nobodys_way(
+    train: Command, project: Path
+) -> None:
+    assert train("--strategy", "head_only").exit_code == 0
+    for name in ("checkpoint", "resume"):
+        shutil.rmtree(project / "run" / name)
+    (project / "run/history.csv").unlink()
+    assert {"config.yaml", "splits.csv", "run.log"} <= {p.name for p in (project / "run").iterdir()}
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 0, result.output
+
+
+def test_settings_that_no_run_wrote_are_kept(train: Command, project: Path) -> None:
+    (project / "run").mkdir()
+    (project / "run/config.yaml").write_text("lr: 0.1\n")
+    result = train("--strategy", "head_only")
     assert result.exit_code == 1
-    assert "Nothing to resume" in result.stderr
+    assert "run holds config.yaml, which no run wrote" in result.stderr
+    assert (project / "run/config.yaml").read_text() == "lr: 0.1\n"
 
 
 def test_evaluate_without_labels_and_with_a_broken_checkpoint(
@@ -413,7 +435,7 @@ def _start(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _wait_for_state(project: Path, output: str, process: subprocess.Popen[str]) -> None:
-    while not (project / output / "resume/state.pt").exists():
+    while not (project / output / "history.csv").exists():  # the first state is older
         assert process.poll() is None, (project / f"{output}.err").read_text()
         time.sleep(0.02)
 

@@ -335,13 +335,80 @@ def test_a_finished_run_without_validation_too(tmp_path: Path, with_val: bool) -
     assert again.same_results(expected)
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
+@pytest.mark.parametrize("left", [[], ["resume/"], ["run.log", ".lock", "history.csv"]])
+def test_a_run_that_was_killed_before_its_first_state_begins(
+    tmp_path: Path, uninterrupted: Outcome, caplog: pytest.LogCaptureFixture, left: list[str]
+) -> None:
+    for name in left:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=0)
+    assert (
+        f"{tmp_path / 'resume'} holds no state yet: the run starts from its beginning."
+    ) in caplog.messages
+
+
+def test_what_such_a_run_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "best-1.safetensors").touch()
+    (tmp_path / "history.csv").write_text("epoch,train_loss\n")
+    run_fit(tmp_path, epochs=1)
+    with pytest.raises(RunError, match=r"already holds a run \(checkpoint, resume, history\.csv\)"):
+        run_fit(tmp_path, epochs=1)
+
+
+class DieAtTheStart(Callback):
+    def on_fit_start(self, plan: Any, history: Any) -> None:
+        raise Crash
+
+
+def test_a_run_killed_right_after_its_set_up_has_a_state(
+    tmp_path: Path, uninterrupted: Outcome, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, callbacks=[DieAtTheStart()])
+    assert done_batches(tmp_path) == 0
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=0)
+    assert "The run had not got beyond its set-up: it starts from its beginning." in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["checkpoint/manifest.json", "weights.safetensors"])
+def test_results_whose_state_is_lost_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(RunError) as caught:
         run_fit(tmp_path, resume=True)
     assert str(caught.value) == (
-        f"Nothing to resume: {tmp_path / 'resume' / 'state.pt'} does not exist. Start the run "
-        "without resume."
+        f"Nothing to resume: {tmp_path} holds {name.split('/')[0]}, and the state of that run, "
+        "resume/state.pt, is missing. Put it back, replace the run with overwrite=True "
+        "(--overwrite), or choose another output folder."
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ("checkpoint/notes.txt", "checkpoint"),
+        ("resume", "resume"),
+        ("history.csv/x", "history.csv"),
+    ],
+)
+def test_other_things_under_the_names_of_a_run_are_never_replaced(
+    tmp_path: Path, place: str, wrong: str
+) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(RunError, match=rf"under the names of a run \({wrong}\), which would"):
+            run_fit(tmp_path, **options)
+    assert (tmp_path / place).read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("run", "loop"):
+        with pytest.raises(RunError, match=f"{name} is no folder"):
+            run_fit(tmp_path / name)
 
 
 def test_resume_needs_a_folder() -> None:
@@ -427,7 +494,7 @@ def test_a_damaged_state_is_named(
     assert not (tmp_path / "was_here").exists()
 
 
-@pytest.mark.parametrize("content", [{}, {"format": 2}, [1, 2], torch.zeros(2)])
+@pytest.mark.parametrize("content", [{}, {"format": 3}, [1, 2], torch.zeros(2)])
 def test_a_state_of_another_format_is_named(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match=r"state\.pt has format .*; this version of Molfun"):
@@ -435,20 +502,109 @@ def test_a_state_of_another_format_is_named(tmp_path: Path, content: Any) -> Non
 
 
 def test_a_state_that_lacks_parts_is_named(tmp_path: Path) -> None:
-    write_state(tmp_path, {"identity": {}, "weights": {}})
-    with pytest.raises(CheckpointError) as caught:
+    write_state(tmp_path, {"identity": {}, "weights": {}, "fit": {"best_epoch": 0}})
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged: it lacks average, random\."):
         read_state(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def in_second_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that crashed in its second epoch; not to be changed."""
+    folder = tmp_path_factory.mktemp("second")
+    with pytest.raises(Crash):
+        run_fit(folder, stop_at=BATCHES + 2)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["state.pt", "best-1.safetensors"])
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.9])
+def test_a_flipped_bit_is_found_before_training(
+    tmp_path: Path, in_second_epoch: Path, name: str, where: float
+) -> None:
+    shutil.copytree(in_second_epoch, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "resume" / name
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        run_fit(tmp_path, resume=True)
     assert str(caught.value) == (
-        f"{tmp_path / 'state.pt'} is damaged: it lacks average, fit, random."
+        f"{path} is damaged (checksum): its content is not what was written. Put back a copy of "
+        f"it, or start the run again in its place with overwrite=True (--overwrite)."
     )
 
 
-def test_lost_best_weights_are_found_out_before_training(tmp_path: Path) -> None:
-    with pytest.raises(Crash):
-        run_fit(tmp_path, stop_at=BATCHES + 2)
-    (tmp_path / "resume" / "best.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"No such file: .*best\.safetensors"):
+def test_lost_best_weights_are_found_out_before_training(
+    tmp_path: Path, in_second_epoch: Path
+) -> None:
+    shutil.copytree(in_second_epoch, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "resume" / "best-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"No such file: .*best-1\.safetensors"):
         run_fit(tmp_path, resume=True)
+
+
+def test_best_weights_of_another_run_are_found_out(tmp_path: Path, in_second_epoch: Path) -> None:
+    shutil.copytree(in_second_epoch, tmp_path / "one")
+    with pytest.raises(Crash):
+        run_fit(tmp_path / "two", stop_at=BATCHES + 2, seed=8)
+    path = tmp_path / "one" / "resume" / "best-1.safetensors"
+    shutil.copy(tmp_path / "two" / "resume" / path.name, path)
+    with pytest.raises(CheckpointError) as caught:
+        run_fit(tmp_path / "one", resume=True)
+    assert str(caught.value).startswith(
+        f"{path} is not the file that state.pt beside it was written with (checksum)"
+    )
+
+
+def test_a_crash_between_best_weights_and_state_leaves_a_pair(
+    tmp_path: Path, uninterrupted: Outcome, in_second_epoch: Path
+) -> None:
+    """The state is that of epoch 2, the weights of its end are on disk already."""
+    shutil.copytree(in_second_epoch, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / "resume" / "best-1.safetensors"
+    shutil.copy(best, best.with_name("best-2.safetensors"))
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=BATCHES + 1)
+    assert len(list(best.parent.glob("best*"))) == 1
+
+
+def test_a_state_of_the_format_without_checksums_is_read_with_a_warning(
+    tmp_path: Path,
+    uninterrupted: Outcome,
+    in_second_epoch: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(in_second_epoch, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "resume"
+    content = {**read_state(folder), "format": 1}
+    del content["fit"]["best_sha256"]
+    torch.save(content, folder / "state.pt")
+    (folder / "best-1.safetensors").rename(folder / "best.safetensors")
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=BATCHES + 1)
+    (text,) = [text for text in caplog.messages if "carries no checksum" in text]
+    assert text.startswith(f"{folder / 'state.pt'} was written by an older version of Molfun")
+
+
+def test_a_state_of_today_without_its_checksum_is_damaged(
+    tmp_path: Path, in_second_epoch: Path
+) -> None:
+    torch.save(read_state(in_second_epoch / "resume"), tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"is damaged \(checksum\): it carries none"):
+        read_state(tmp_path)
+
+
+def test_leftovers_of_writers_are_swept_when_a_run_begins(
+    tmp_path: Path, in_second_epoch: Path
+) -> None:
+    shutil.copytree(in_second_epoch, tmp_path, dirs_exist_ok=True)
+    left = [
+        tmp_path / "resume" / ".state.pt.ffffffff-1-1.abcdefgh.tmp",
+        tmp_path / ".checkpoint.ffffffff-1-1.abcdefgh.tmp",
+    ]
+    for path in left:
+        path.touch()
+    (tmp_path / ".notes.tmp").touch()
+    run_fit(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == [".notes.tmp"]
 
 
 def test_a_full_disk_stops_the_run_with_the_old_state_intact(
@@ -457,12 +613,12 @@ def test_a_full_disk_stops_the_run_with_the_old_state_intact(
     original = torch.save
     writes: list[Any] = []
 
-    def save(content: Any, path: Any, **options: Any) -> None:
-        writes.append(path)
-        original(content, path, **options)
-        if len(writes) == 5:
-            Path(path).write_bytes(Path(path).read_bytes()[:100])
-            raise OSError(28, "No space left on device", str(path))
+    def save(content: Any, file: Any, **options: Any) -> None:
+        writes.append(file)
+        original(content, file, **options)
+        if len(writes) == 6:  # the first is that of the set-up
+            file.truncate(100)
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save)

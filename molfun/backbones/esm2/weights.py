@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun._io import load_safetensors, load_torch
+from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
 from molfun.backbones.fitting import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError, listing
@@ -210,7 +210,7 @@ def _advice(tensors: Mapping[str, torch.Tensor]) -> str:
 def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
     if path.is_dir():
         return _read_folder(path, config)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return load_safetensors(path)
     # Meta's files hold their settings as an argparse.Namespace, which runs nothing when it is made
     content = load_torch(path, allow=[Namespace])
@@ -236,8 +236,10 @@ def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
     _compare_settings(folder / "config.json", config)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
-            names = sorted(set(_read_json(folder / index).get("weight_map", {}).values()))
-            return _read_shards(folder, names)
+            shards = _read_json(folder / index).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{folder / index} has no weight_map of names and files.")
+            return _read_shards(folder, sorted(set(map(str, shards.values()))))
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return _read_shards(folder, [name])
@@ -250,10 +252,10 @@ def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
 def _read_shards(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{folder}: the index names {name!r}, which is no file in it.")
         file = folder / name
-        if file.resolve().parent != folder.resolve() and not file.is_symlink():
-            raise CheckpointError(f"{folder}: the index names {name}, which is outside of it.")
-        read = load_safetensors if file.suffix == ".safetensors" else load_torch
+        read = load_safetensors if is_safetensors(file) else load_torch
         tensors.update(_tensors(read(file)))
     return tensors
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun._io import load_safetensors, load_torch
+from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun.backbones.fitting import KeyReport, fit_keys, shape_conflicts
 from molfun.backbones.openfold._versions import canonical_key
 from molfun.errors import CheckpointError, listing
@@ -65,7 +65,7 @@ def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> Non
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if path.is_dir():
         path = _deepspeed_file(path)
-    content = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
+    content = load_safetensors(path) if is_safetensors(path) else load_torch(path)
     tensors = _unwrap(content)
     if not tensors:
         raise CheckpointError(

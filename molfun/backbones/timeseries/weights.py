@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun._io import load_safetensors, load_torch, read_metadata
+from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
 from molfun.backbones.fitting import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError, listing
 
@@ -61,7 +61,7 @@ def read_weights(path: str | Path) -> StoredWeights:
         If it holds anything but tensors and plain values.
     """
     path = Path(path).expanduser()
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         tensors = load_safetensors(path)
         notes = read_metadata(path)
         config = json.loads(notes.get("config", "{}"))
