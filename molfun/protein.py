@@ -34,6 +34,37 @@ multi-chain input to the monomer model."""
 CropPolicy = Literal["auto", "contiguous", "spatial"]
 
 
+class Note(str):
+    """A sentence on what a reader changed or chose, with the kind of change for a summary.
+
+    Parameters
+    ----------
+    sentence
+        What was done to one structure.
+    kind
+        The same without numbers and names.
+
+    Examples
+    --------
+    >>> note = Note("found 3 chain breaks", "chain breaks")
+    >>> print(note, "|", note.kind)
+    found 3 chain breaks | chain breaks
+    """
+
+    __slots__ = ("kind",)
+
+    kind: str
+
+    def __new__(cls, sentence: str, kind: str) -> Note:
+        """Make a text that knows its kind."""
+        note = super().__new__(cls, sentence)
+        note.kind = kind
+        return note
+
+    def __reduce__(self) -> tuple[type[Note], tuple[str, str]]:
+        return Note, (str(self), self.kind)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protein:
     """One protein or complex.
@@ -163,7 +194,8 @@ class Protein:
             several = len(np.unique(self.chain_index)) > 1 and bool(self.atom_mask.any())
             policy = "spatial" if several else "contiguous"
         chosen = self._spatial(max_length) if policy == "spatial" else self._contiguous(max_length)
-        note = f"cropped from {len(self)} to {max_length} residues ({policy})"
+        sentence = f"cropped from {len(self)} to {max_length} residues ({policy})"
+        note = Note(sentence, "cropped")
         return replace(self.take(chosen), notes=(*self.notes, note))
 
     def _contiguous(self, max_length: int) -> Int64[np.ndarray, "kept"]:

@@ -63,8 +63,10 @@ def open_training(
     _warn_of_twins(
         train, {"val": val if settings.val else None, "test": test if settings.test else None}
     )
-    if isinstance(dataset, AffinityDataset):
-        _say_notes(dataset)
+    named = (dataset, val if settings.val else None, test if settings.test else None)
+    for part in named:
+        if isinstance(part, AffinityDataset):
+            _say_notes(part, "see run.log")
     return train, val, test
 
 
@@ -433,13 +435,12 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
     return train, (val if len(val) else None), (test if len(test) else None)
 
 
-def _say_notes(dataset: AffinityDataset) -> None:
-    """How many structures were changed in reading; the log file tells how."""
+def _say_notes(dataset: AffinityDataset, where: str) -> None:
+    """What was changed in how many structures; the log tells in which."""
     notes = dataset.notes()
     if notes:
-        for name, lines in notes.items():
-            logger.info("%s: %s", name, "; ".join(lines))
-        say(f"Structures: {len(notes)} of {len(dataset)} with notes (see run.log)")
+        kinds = dataset.notes_in_brief()
+        say(f"Structures: {len(notes)} of {len(dataset)} with notes ({where}): {kinds}")
 
 
 # --- for a checkpoint ----------------------------------------------------------------------------
@@ -500,6 +501,7 @@ def open_for(
         require_target=labels,
         **{k: trained[k] for k in ("id_column", "target_column") if k in trained},
     ).check()
+    _say_notes(dataset, "--debug lists them")
     aligned = bool(dataset.input_settings["alignments"])
     if aligned != bool(trained.get("alignments")):
         with_or_without = "without" if aligned else "with"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
 from molfun.data.tables import Table, read_table, rows_meeting
-from molfun.data.words import counted
+from molfun.data.words import counted, few
 from molfun.errors import ConfigError, DataError, UnsafeFileError, listing
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample
@@ -89,8 +90,8 @@ class _Source:
             self.parsed[name] = _Parsed(
                 protein=protein.crop(self.max_length, self.crop), chains=_split_chains(protein)
             )
-            for note in protein.notes:
-                logger.debug("%s: %s", name, note)
+            if protein.notes:
+                logger.info("%s: %s", name, "; ".join(protein.notes))
         return self.parsed[name]
 
 
@@ -329,6 +330,21 @@ class AffinityDataset(TableDataset):
         proteins = dict(zip(self.ids, self._collect(self._source.protein), strict=True))
         return {name: p.notes for name, p in proteins.items() if p is not None and p.notes}
 
+    def notes_in_brief(self) -> str:
+        """One line on what reading changed: each kind of note and in how many structures.
+
+        Examples
+        --------
+        >>> AffinityDataset.synthetic(3).notes_in_brief()
+        ''
+        """
+        kinds = Counter(
+            kind
+            for notes in self.notes().values()
+            for kind in dict.fromkeys(getattr(note, "kind", "other") for note in notes)
+        )
+        return ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
+
     def _collect(self, read: Callable[[str], Any], *, keep: bool = True) -> list[Any]:
         """Read every sample, and report all bad ones in one error."""
         results, problems = [], []
@@ -463,12 +479,8 @@ def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: 
             f"{summary}:\n{listing(shown)}\nAdd the files, or continue without these rows: "
             f"--skip-missing (skip_missing=True)."
         )
-    logger.warning("%s and are skipped: %s", summary, _few(absent))
+    logger.warning("%s and are skipped: %s", summary, few(absent, limit=10))
     return table.take(present)
-
-
-def _few(names: Sequence[str], limit: int = 10) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 # Sequences

@@ -10,12 +10,13 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from molfun.data.pdb_records import other_models
+from molfun.data.pdb_records import model_note
 from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains
 from molfun.data.structure_names import standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.data.words import few
 from molfun.errors import MolfunError, StructureError
+from molfun.protein import Note
 
 _VALUES_PER_ATOM = 30
 """Most columns of an _atom_site table; the PDB's own has 21."""
@@ -91,10 +92,12 @@ def _read(path: Path, document: Any, model: int) -> Records:
         raise StructureError(
             f"{path} holds no atoms (no _atom_site table). Download the coordinates."
         )
-    block, notes = blocks[0], []
+    block = blocks[0]
+    notes: list[Note] = []
     if len(blocks) > 1:
         rest = few([b.name for b in blocks[1:]])
-        notes.append(f"read block {block.name}, the first of {len(blocks)} with atoms; not {rest}")
+        sentence = f"read block {block.name}, the first of {len(blocks)} with atoms; not {rest}"
+        notes.append(Note(sentence, "one block of several"))
     table = _Table(path, block)
     rows, note = table.model_rows(model)
     notes += note
@@ -145,7 +148,7 @@ class _Table:
         if twin in self.columns and all(v in ("?", ".") for v in self.columns.get(tag, ())):
             self.columns[tag] = list(self.columns[twin])
 
-    def model_rows(self, model: int) -> tuple[list[int], list[str]]:
+    def model_rows(self, model: int) -> tuple[list[int], list[Note]]:
         """Rows of a model, counted from 1, and what there is to say about the others."""
         numbers = self.columns.get("pdbx_pdb_model_num", [""] * self.count)
         rows: dict[str, list[int]] = {}
@@ -158,7 +161,7 @@ class _Table:
             return models[0], []
         held = [self._identities(rows) for rows in models]
         others = [str(i) for i, names in enumerate(held, start=1) if names != held[model - 1]]
-        return models[model - 1], [f"read model {model} of {len(models)}" + other_models(others)]
+        return models[model - 1], [model_note(model, len(models), others)]
 
     def _identities(self, rows: Sequence[int]) -> set[tuple[str, ...]]:
         columns = [self.columns[f"auth_{what}_id"] for what in ("asym", "seq", "comp")]

@@ -16,6 +16,7 @@ from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_na
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.data.words import counted, few
 from molfun.errors import StructureError
+from molfun.protein import Note
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
@@ -121,20 +122,22 @@ def _checked(path: Path, line: str, number: int) -> str:
     return line if line[:4].isupper() else line[:6].upper() + line[6:]
 
 
-def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[str]]:
+def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[Note]]:
     """Models of a file; what stands between END records is a model, or more of the same one."""
     models: list[_Section] = []
-    notes: list[str] = []
+    notes: list[Note] = []
     for block in blocks:
         sections = [section for section in block if section.lines]
         if len(sections) < 2:
             models += sections
         elif _are_frames(sections):
             models += sections
-            notes.append("took END for the end of a model: the same atoms follow at one place")
+            sentence = "took END for the end of a model: the same atoms follow at one place"
+            notes.append(Note(sentence, "END between models"))
         else:
             behind = sum(len(section.lines) for section in sections[1:])
-            notes.append(f"read {counted(behind, 'atom')} behind the first END")
+            sentence = f"read {counted(behind, 'atom')} behind the first END"
+            notes.append(Note(sentence, "atoms behind END"))
             models.append(_joined(sections))
     return models, notes
 
@@ -160,7 +163,7 @@ def _joined(sections: Sequence[_Section]) -> _Section:
     return whole
 
 
-def _model_note(models: Sequence[_Section], model: int) -> str:
+def _model_note(models: Sequence[_Section], model: int) -> Note:
     """Which model was read, and which others hold something else."""
     own = {line[17:27] for line in models[model - 1].lines}
     others = [
@@ -168,14 +171,16 @@ def _model_note(models: Sequence[_Section], model: int) -> str:
         for i, other in enumerate(models, start=1)
         if i != model and {line[17:27] for line in other.lines} != own
     ]
-    return f"read model {model} of {len(models)}" + other_models(others)
+    return model_note(model, len(models), others)
 
 
-def other_models(numbers: Sequence[str]) -> str:
-    """End of the note on models: those that hold other residues than the one that was read."""
-    if not numbers:
-        return ""
-    return f"; other residues, which were not read, are in model {few(numbers)}"
+def model_note(model: int, count: int, others: Sequence[str]) -> Note:
+    """Which of several models was read, and the `others` that hold other residues."""
+    sentence = f"read model {model} of {count}"
+    if not others:
+        return Note(sentence, "one model of several")
+    sentence += f"; other residues, which were not read, are in model {few(others)}"
+    return Note(sentence, "other residues in other models")
 
 
 # Damage
@@ -298,7 +303,7 @@ _MIXED = "\0"
 _FRACTION = re.compile(r"[-+]?\d*\.\d*")
 
 
-def _with_segments(residues: list[Residue], notes: list[str]) -> list[Residue]:
+def _with_segments(residues: list[Residue], notes: list[Note]) -> list[Residue]:
     """Residues with segment ids in place of blank chain ids, or without if they are none."""
     segments = {residue.segment for residue in residues}
     if any(s == _MIXED or _FRACTION.fullmatch(s) for s in segments):
@@ -310,7 +315,8 @@ def _with_segments(residues: list[Residue], notes: list[str]) -> list[Residue]:
         residue.chain = residue.segment
     names = dict.fromkeys(residue.chain for residue in blank if residue.is_amino_acid)
     if names:
-        notes.append(f"took segment ids for blank chain ids: {few(list(names))}")
+        sentence = f"took segment ids for blank chain ids: {few(list(names))}"
+        notes.append(Note(sentence, "segment ids for chain ids"))
     return residues
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from molfun.data.structure_names import is_amino_acid_name
 from molfun.data.words import counted, few
 from molfun.errors import StructureError
+from molfun.protein import Note
 
 MAX_BOND = 2.5
 """C-N distance in angstrom below which two residues are bonded (ideal: 1.33)."""
@@ -117,7 +118,7 @@ class Chains:
     """Chains of one model in the order of the file, and what there is to say about them."""
 
     parts: list[Part]
-    notes: list[str]
+    notes: list[Note]
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Records:
     structure: Any
     """Structure of gemmi; its chains are named by the codes of the parts."""
     parts: list[Part]
-    notes: list[str]
+    notes: list[Note]
     lengths: dict[str, int]
     """Code to the amino acids of the whole sequence, resolved or not."""
 
@@ -148,7 +149,8 @@ def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2
     notes = _told_apart([chains for chains in by_id.values() if len(chains) > 1])
     moved = sum(_fill_gaps(chain) for chains in by_id.values() for chain in chains)
     if moved:
-        notes.append(f"moved {counted(moved, 'residue')} from behind a chain to the place in it")
+        sentence = f"moved {counted(moved, 'residue')} from behind a chain to the place in it"
+        notes.append(Note(sentence, "residues moved into gaps"))
     found = [chain for chains in by_id.values() for chain in chains]
     found.sort(key=lambda chain: min(residue.places[0] for residue in chain.residues))
     return Chains(_parts(path, found, longest_id), notes)
@@ -305,7 +307,7 @@ def _is_polymer(residues: Sequence[Residue]) -> bool:
     return any(bonded(left, right) for left, right in pairwise(acids))
 
 
-def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[str]:
+def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[Note]:
     """What told chains of one id apart, in one sentence for all ids."""
     if not shared:
         return []
@@ -317,7 +319,9 @@ def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[str]:
         which = f"of the one id {ids[0]}"
     else:
         which = f"of the {len(ids)} ids {few([name or NO_NAME for name in ids])}"
-    return [f"told apart {sum(map(len, shared))} chains {which} by {' and '.join(causes)}"]
+    total = sum(map(len, shared))
+    sentence = f"told apart {total} chains {which} by {' and '.join(causes)}"
+    return [Note(sentence, "chains told apart")]
 
 
 # Residues behind their chain

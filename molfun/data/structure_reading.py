@@ -14,7 +14,7 @@ import numpy as np
 from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, NO_NAME, Part
 from molfun.data.structure_names import STANDARD, atom_names
 from molfun.data.words import counted, few
-from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Protein
+from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Note, Protein
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32
@@ -68,7 +68,7 @@ class _Residue:
 class Reading:
     """Residues collected chain by chain, and what there is to tell about them."""
 
-    notes: list[str]
+    notes: list[Note]
     residues: list[_Residue] = field(default_factory=list)
     chain_ids: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Reading:
         kinds = Counter(_kind(residue) for residue in chain)
         if kinds["nucleic acid"]:
             count = counted(kinds["nucleic acid"], "nucleic-acid residue")
-            self.notes.append(f"left out {count} of chain {name}")
+            self.notes.append(Note(f"left out {count} of chain {name}", "nucleic acids left out"))
         self.ligands.update(r.segment or r.name for r in chain if _kind(r) == "ligand")
         continues = part.number > 0 and self._last == part.chain
         index = len(self.chain_ids) - continues
@@ -200,23 +200,31 @@ class Reading:
             )
         return ""
 
-    def _coverage(self) -> Iterator[str]:
+    def _coverage(self) -> Iterator[Note]:
         """What is missing in the coordinates."""
         read = Counter(residue.chain for residue in self.residues)
         for chain, (name, length) in enumerate(zip(self.chain_ids, self.lengths, strict=True)):
             if read[chain] < length:
-                yield (
+                yield Note(
                     f"read {read[chain]} of {length} residues of chain {name or NO_NAME}: the "
-                    f"others of its sequence have no coordinates"
+                    f"others of its sequence have no coordinates",
+                    "residues without coordinates",
                 )
         with_trace = [_CA in residue.atoms for residue in self.residues]
         if not all(with_trace):
-            yield f"found {counted(with_trace.count(False), 'residue')} without CA"
+            count = counted(with_trace.count(False), "residue")
+            yield Note(f"found {count} without CA", "residues without CA")
         if len(self.residues) > 1 and all(r.atoms.keys() == {_CA} for r in self.residues):
-            yield "found CA atoms only: enough for sequence and numbering, not for side chains"
+            yield Note(
+                "found CA atoms only: enough for sequence and numbering, not for side chains",
+                "CA atoms only",
+            )
         zero = sum(place == [0, 0, 0] for residue in self.residues for place in residue.places)
         if zero > 1:
-            yield f"found {counted(zero, 'atom')} at (0, 0, 0), as for places that are not known"
+            yield Note(
+                f"found {counted(zero, 'atom')} at (0, 0, 0), as for places that are not known",
+                "atoms at (0, 0, 0)",
+            )
 
     def protein(self, name: str) -> Protein:
         """What was read, as arrays."""
@@ -246,30 +254,48 @@ class Reading:
             notes=tuple(self._all_notes()),
         )
 
-    def _all_notes(self) -> Iterator[str]:
+    def _all_notes(self) -> Iterator[Note]:
         yield from self.notes
-        if self.converted:
-            changes = ", ".join(f"{change} ({n})" for change, n in sorted(self.converted.items()))
-            yield f"read {counted(self.converted.total(), 'non-standard residue')} as: {changes}"
-        if self.renamed:
-            changes = ", ".join(f"{change} ({n})" for change, n in sorted(self.renamed.items()))
-            yield f"read {counted(self.renamed.total(), 'atom name')} as: {changes}"
-        sentences = {
-            "altlocs": ("chose the likeliest of several locations for {}", "atom"),
-            "places": ("chose the likeliest of several residue types at {}", "place"),
-            "duplicates": ("ignored {} with the name of an earlier one", "atom"),
-            "skipped": ("skipped {} without any of the 37 heavy atoms", "residue"),
-            "breaks": ("found {}", "chain break"),
-        }
-        for key, (sentence, noun) in sentences.items():
+        yield from self._names_changed()
+        for key, (sentence, noun, kind) in _COUNTED.items():
             if self.counts[key]:
-                yield sentence.format(counted(self.counts[key], noun))
+                yield Note(sentence.format(counted(self.counts[key], noun)), kind)
         if self.ligands:
-            names = ", ".join(f"{name} ({n})" for name, n in sorted(self.ligands.items()))
-            yield f"left out {counted(self.ligands.total(), 'ligand')}: {names}"
+            total = counted(self.ligands.total(), "ligand")
+            yield Note(f"left out {total}: {_listed(self.ligands)}", "ligands left out")
         yield from self._coverage()
         if len(self.chain_ids) > 1:
-            yield f"joined chains {few([name or NO_NAME for name in self.chain_ids], limit=30)}"
+            names = [name or NO_NAME for name in self.chain_ids]
+            yield Note(f"joined chains {few(names, limit=30)}", "several chains")
+
+    def _names_changed(self) -> Iterator[Note]:
+        if self.converted:
+            total = counted(self.converted.total(), "non-standard residue")
+            sentence = f"read {total} as: {_listed(self.converted)}"
+            yield Note(sentence, "non-standard residues")
+        if self.renamed:
+            total = counted(self.renamed.total(), "atom name")
+            yield Note(f"read {total} as: {_listed(self.renamed)}", "other atom names")
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({n})" for name, n in sorted(counts.items()))
+
+
+_COUNTED = {
+    "altlocs": (
+        "chose the likeliest of several locations for {}", "atom", "alternate locations",
+    ),
+    "places": (
+        "chose the likeliest of several residue types at {}", "place", "alternate residues",
+    ),
+    "duplicates": ("ignored {} with the name of an earlier one", "atom", "repeated atoms"),
+    "skipped": (
+        "skipped {} without any of the 37 heavy atoms", "residue", "residues without heavy atoms",
+    ),
+    "breaks": ("found {}", "chain break", "chain breaks"),
+}  # fmt: skip
+"""Count: its sentence, what is counted, and the kind of note."""
 
 
 def _empty(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

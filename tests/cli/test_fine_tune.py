@@ -341,6 +341,22 @@ def test_an_unusable_structure_is_refused_before_training(train: Command, projec
     assert "Training for" not in result.stdout
 
 
+def test_notes_on_structures_reach_the_user(train: Command, molfun: Command, project: Path) -> None:
+    path = project / "pdbs/s003.pdb"
+    path.write_text("\n".join(line[:21] + " " + line[22:] for line in pdb_chain("ALA GLY SER")))
+    far = [f"{line[:21]} {line[22:30]}{90:8.3f}{line[38:]}" for line in pdb_chain("LYS MET")]
+    path.write_text("\n".join([path.read_text(), "TER", *far, ""]))
+    result = train("--strategy", "head_only", "--epochs", "1")
+    said = "with notes (see run.log): "
+    assert said in result.stdout
+    assert "chains told apart (1)" in result.stdout
+    log = (project / "run/run.log").read_text()
+    assert log.count("s003: told apart 2 chains without ids by TER") == 1
+    arguments = ("evaluate", "run/checkpoint", "--data", "data.csv", "--pdbs", "pdbs")
+    assert "with notes (--debug lists them): " in molfun(*arguments).stdout
+    assert "INFO: s003: told apart 2 chains" in molfun(*arguments, "--debug").stderr
+
+
 def test_alignments_missing_in_prediction_are_told(
     train: Command, molfun: Command, project: Path
 ) -> None:

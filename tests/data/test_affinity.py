@@ -273,6 +273,22 @@ def test_notes_of_structures(complexes, write):
     assert "joined chains A, B" in notes["1aaa"]
 
 
+def test_notes_in_brief_and_in_the_log(complexes, write, caplog):
+    write("pdbs/1aaa.pdb", [*pdb_chain("ALA MSE", "A"), "TER", *pdb_chain("GLY", "B")])
+    write("pdbs/2bbb.pdb", [*pdb_chain("ALA"), *pdb_chain("GLY", first=9), *pdb_chain("SER", "B")])
+    dataset = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
+    with caplog.at_level(logging.INFO, logger="molfun"):
+        brief = "several chains (2), non-standard residues (1), chain breaks (1)"
+        assert dataset.notes_in_brief() == brief
+        dataset.check()
+    said = [r.getMessage() for r in caplog.records if r.name == "molfun.data.affinity"]
+    assert [line for line in said if line.startswith("2bbb")] == [
+        "2bbb: found 1 chain break; joined chains A, B"
+    ]
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert copied.notes_in_brief() == brief
+
+
 def test_chains_are_told_apart(complexes, write):
     write("pdbs/1aaa.pdb", [*pdb_chain("ALA SER", "A"), "TER", *pdb_chain("GLY", "B")])
     dataset = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs", max_length=1)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import time
 
 import gemmi
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pdb_text import BACKBONE, STEP, pdb_atom, pdb_chain, pdb_residue
 
 from molfun.data.structures import find_structure, read_structure
-from molfun.errors import ConfigError, DataError, MolfunError, StructureError, UnsafeFileError
+from molfun.errors import ConfigError, DataError, StructureError, UnsafeFileError
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, Protein
 
 
@@ -456,30 +453,6 @@ def test_find_structure_refuses_links_out_of_the_folder(tmp_path):
 def test_find_structure_needs_a_folder(tmp_path):
     with pytest.raises(DataError, match=r"does not exist\. Give the folder"):
         find_structure(tmp_path / "absent", "1a4w")
-
-
-# Anything at all
-
-MUTATION = st.tuples(
-    st.integers(0, 10**6), st.sampled_from(["", "*", "\n", " ", "9", "A", "\0", "nan", "ATOM  "])
-)
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(mutations=st.lists(MUTATION, max_size=12), length=st.integers(0, 2000), cif=st.booleans())
-def test_any_file_gives_a_protein_or_an_error_of_ours(write, tmp_path, mutations, length, cif):
-    path = write("a.pdb", pdb_chain("ALA GLY MSE SER DA HOH", "A") + pdb_chain("TRP", "B"))
-    text = as_cif(path, tmp_path / "a.cif").read_text() if cif else path.read_text()
-    for place, piece in mutations:
-        at = place % len(text)
-        text = text[:at] + piece + text[at + len(piece) :]
-    with contextlib.suppress(MolfunError):
-        protein = read_structure(write("fuzz.cif" if cif else "fuzz.pdb", text[-length:]))
-        assert len(protein) > 0
-        assert np.isfinite(protein.atom_positions).all()
-        assert (np.diff(protein.residue_index) >= 1).all()
 
 
 def test_backbone_names_are_in_order():
