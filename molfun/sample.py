@@ -12,6 +12,9 @@ import numpy as np
 
 from molfun.protein import Protein
 
+ALIGNMENT_SUFFIXES = (".a3m", ".sto", ".a3m.gz", ".sto.gz")
+"""Names of the alignments that are read in the folder of a sample."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from molfun.data.alignment_folders import with_alignments
 from molfun.data.base import TableDataset
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ALIGNMENT_SUFFIXES = (".a3m", ".sto")
 MOST_LOOKED_FOR = 100
 """Missing files up to which names like theirs are looked for, each in the whole folder."""
 
@@ -152,8 +152,8 @@ class AffinityDataset(TableDataset):
             Folder of pre-computed features (``1a4w.pkl``, ``.npz``, ``.safetensors``). An id
             with a file here does not need a structure.
         alignments_dir
-            Folder with a folder of ``.a3m`` or ``.sto`` files for each id. Without it, a folder
-            ``alignments`` beside `pdb_dir` is used if there is one.
+            Folder with a folder of ``.a3m`` or ``.sto`` files (or with ``.gz``) for each id.
+            Without it, a folder ``alignments`` beside `pdb_dir` is used if there is one.
         max_length
             Residues kept of each structure (`molfun.protein.Protein.crop`). Lower it when memory
             runs out. Pre-computed features are cropped by the backbone.
@@ -389,17 +389,7 @@ def _locate(
     folder = _alignment_folder(pdb_dir, alignments_dir)
     if folder is not None:
         found = _find_all(FolderIndex(folder), ids, ("",), refused)
-        source.alignments = {name: path for name, path in found.items() if _has_alignment(path)}
-        packed = [str(p) for path in found.values() for p in _packed_alignments(path)]
-        if packed:
-            logger.warning(
-                "%s not read: alignments have to be unpacked .a3m or .sto files:\n%s",
-                counted(len(packed), "alignment"),
-                listing(packed),
-            )
-        logger.info(
-            "%d of %d samples have alignments in %s", len(source.alignments), len(ids), folder
-        )
+        source.alignments = with_alignments(folder, found, ids)
     if refused:
         raise UnsafeFileError(f"Refused {counted(len(refused), 'file')}:\n{listing(refused)}")
     return source
@@ -438,15 +428,6 @@ def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | N
         return None
     beside = Path(pdb_dir).expanduser().resolve().parent / "alignments"
     return beside if beside.is_dir() else None
-
-
-def _has_alignment(folder: Path) -> bool:
-    return folder.is_dir() and any(p.suffix in ALIGNMENT_SUFFIXES for p in folder.iterdir())
-
-
-def _packed_alignments(folder: Path) -> list[Path]:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [p for p in files if p.suffix == ".gz" and Path(p.stem).suffix in ALIGNMENT_SUFFIXES]
 
 
 def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: bool) -> Table:

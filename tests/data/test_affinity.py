@@ -219,14 +219,17 @@ def test_alignments_beside_the_structures_are_used(complexes, write):
         )
 
 
-def test_packed_alignments_are_named(complexes, write, caplog):
+def test_packed_alignments_are_used_and_others_named(complexes, write, caplog):
     write("alignments/1AAA/hits.sto.gz", "")
-    write("alignments/2bbb/hits.a3m", ">1\nAGSTVL\n")
+    write("alignments/2bbb/hits.fasta", ">1\nAGSTVL\n")
+    write("alignments/3ccc.a3m", ">1\nAGSTVL\n")
     dataset = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
-    assert dataset[0].alignment_dir is None
-    (message,) = [m for m in caplog.messages if "unpacked" in m]
-    assert message.startswith("1 alignment not read: alignments have to be unpacked .a3m or .sto")
-    assert "hits.sto.gz" in message
+    assert [sample.alignment_dir is not None for sample in dataset] == [True, False, False, False]
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert texts[0].startswith("1 folder without an alignment that is read (.a3m or .sto, or these")
+    assert "2bbb: hits.fasta" in texts[0]
+    assert texts[1].startswith("1 alignment directly in ")
+    assert texts[1].endswith("Move each into a folder named after its id: 3ccc/3ccc.a3m.")
 
 
 def test_missing_features_are_called_so(complexes, write):

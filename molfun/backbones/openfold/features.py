@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Features
-from molfun.errors import DataError
+from molfun.backbones.openfold.alignments import read_alignments
+from molfun.errors import DataError, UnsafeFileError
 from molfun.protein import Protein
 
 MODEL_INPUTS = (
@@ -67,7 +68,11 @@ def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any
         folder = str(alignment_dir) if alignment_dir is not None else empty
         try:
             msa = dict(pipeline._process_msa_feats(folder, protein.full_sequence))
-        except (KeyError, ValueError, IndexError) as error:
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{protein.name}: {error}") from error
+        except DataError as error:
+            raise DataError(f"{protein.name}: {error}") from error
+        except (KeyError, ValueError, IndexError, OSError) as error:
             raise DataError(
                 f"{protein.name}: the alignments in {folder} cannot be read ({error!r})."
             ) from error
@@ -80,14 +85,14 @@ def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any
 
 
 def _pipeline() -> Any:
-    """Openfold's data pipeline, with alignments in the order of their names, not of the disk."""
+    """Openfold's data pipeline, with our reader of alignments before its parsers."""
     from openfold.data.data_pipeline import DataPipeline
 
-    class Ordered(DataPipeline):
-        def _parse_msa_data(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
-            return dict(sorted(super()._parse_msa_data(*arguments, **settings).items()))
+    class Checked(DataPipeline):
+        def _parse_msa_data(self, alignment_dir: str, *_index: Any, **_k: Any) -> dict[str, Any]:
+            return read_alignments(Path(alignment_dir))
 
-    return Ordered(template_featurizer=None)
+    return Checked(template_featurizer=None)
 
 
 def _query_columns(protein: Protein, query: np.ndarray, folder: str) -> np.ndarray:

@@ -1,0 +1,300 @@
+"""Alignments in a3m and Stockholm files, as HHblits, MMseqs2, ColabFold and HMMER write them.
+
+Of clean files this gives what openfold's own parsers give. Those read others wrongly without a word
+(rows longer than the query, two alignments in one file) or fail; here a file is read as its program
+means it, or refused with its line.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun._formats import decoded, foreign_text, refuse_foreign
+from molfun._limits import Limit, read_bytes
+from molfun.errors import DataError, listing
+from molfun.sample import ALIGNMENT_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = Limit("ALIGNMENT_BYTES", 2**29)
+"""Largest alignment, unpacked: 1000 columns by 500,000 sequences."""
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_INSERTION = re.compile(r"[a-z]+")
+_ODD = re.compile(r"[^A-Za-z-]")
+_ANNOTATION = re.compile(
+    r"(ss_pred|ss_conf|ss_dssp|sa_dssp|aa_dssp|aa_pred|aa_conf|consensus|.*_consensus)",
+    re.IGNORECASE,
+)
+"""Names of the rows that HHblits and its scripts put before the query and that are no sequences."""
+_COLABFOLD = re.compile(r"#\s*(\d+(?:,\d+)*)\t(\d+(?:,\d+)*)\s*", re.ASCII)
+_GAP, _TO_LOWER_CASE = ord("-"), 0x20
+_LOWER_CASE = bytes(range(ord("a"), ord("z") + 1))
+
+
+@dataclass
+class _Row:
+    name: str
+    line: int
+    parts: list[str] = field(default_factory=list)
+    is_query: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    def problem(self, what: str) -> str:
+        return f"line {self.line} ({self.name[:40] or 'no name'}): {what}"
+
+
+def read_alignments(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows and deletions of every alignment in a folder, in the order of the names.
+
+    Returns
+    -------
+    dict
+        For each file ``msa`` (aligned rows, the query first) and ``deletion_matrix``, as openfold's
+        parsers give them.
+
+    Raises
+    ------
+    DataError
+        If a file is damaged, or two files are alignments of different queries.
+    """
+    files = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(ALIGNMENT_SUFFIXES)]
+    found = {path.name: read_alignment(path) for path in files if path.is_file()}
+    first = next(iter(found), "")
+    for name, data in found.items():
+        if data["msa"][0] != found[first]["msa"][0]:
+            raise DataError(
+                f"the queries of {folder / first} and {name} differ. Keep the alignments of one "
+                f"sequence in a folder."
+            )
+    return found
+
+
+def read_alignment(path: Path) -> dict[str, Any]:
+    """Rows and deletions of one alignment, see `read_alignments`.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged or is no alignment, with its line.
+    UnsafeFileError
+        If it is larger than `MAX_BYTES`.
+    """
+    text = _read_text(path)
+    lines = list(enumerate(_LINE_END.split(text), start=1))
+    is_stockholm = ".sto" in [suffix.lower() for suffix in path.suffixes[-2:]]
+    rows = _stockholm_rows(path, lines) if is_stockholm else _a3m_rows(path, lines)
+    columns = _columns(rows[0])
+    if not columns.replace("-", ""):
+        raise DataError(f"{path}: the query has no residues. Run the search again.")
+    return {
+        "msa": [_columns(row) for row in rows],
+        "deletion_matrix": [_deletions(row, len(columns)) for row in rows],
+    }
+
+
+def _columns(row: str) -> str:
+    """An a3m row without its insertions."""
+    return row.encode("utf-8").translate(None, _LOWER_CASE).decode("utf-8")
+
+
+def _deletions(row: str, columns: int) -> list[int]:
+    """Residues that an a3m row inserts before each of its columns."""
+    counts = [0] * columns
+    inserted = 0
+    for match in _INSERTION.finditer(row) if len(row) > columns else ():
+        column = match.start() - inserted
+        inserted += len(match.group())
+        if column < columns:  # what follows the last column belongs to none
+            counts[column] = len(match.group())
+    return counts
+
+
+def _read_text(path: Path) -> str:
+    raw = read_bytes(path, MAX_BYTES)
+    refuse_foreign(path, raw, "a3m or Stockholm", DataError)
+    try:
+        text, _ = decoded(raw)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
+    found = foreign_text(text, "a3m or Stockholm")
+    if found is not None:
+        raise DataError(f"{path} {found}")
+    if not text.strip("\0\r\n\t "):
+        raise DataError(f"{path} is empty. Run the search again, or remove the file.")
+    return text
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise DataError(f"{path}, {problems[0]}.")
+    if problems:
+        raise DataError(f"{path}:\n{listing(problems)}")
+
+
+# a3m
+
+
+def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
+    """Rows in the letters that openfold's parser knows, the query first."""
+    rows = _records(path, lines)
+    kept = [row for row in rows if not _ANNOTATION.fullmatch(row.name)]
+    if len(kept) < len(rows):
+        logger.debug("%s: %d rows that are no sequences left out", path, len(rows) - len(kept))
+    if not kept:
+        raise DataError(f"{path} holds no sequences. Run the search again.")
+    query = kept[0]
+    columns = query.text.replace(".", "").removesuffix("*")
+    if columns != columns.upper():
+        _refuse(path, [query.problem("the query has lower-case letters; write it in capitals")])
+    _check_chains(path, lines, len(columns))
+    cleaned: list[str] = []
+    problems: list[str] = []
+    for row in kept:
+        text, problem = _clean_a3m(row, len(columns))
+        if problem is None and row.is_query and text != cleaned[0]:
+            problem = "another query begins here; keep the alignments of one sequence in a file"
+        if problem is not None:
+            problems.append(row.problem(problem))
+        cleaned.append(text)
+    _refuse(path, problems)
+    return cleaned
+
+
+def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
+    """Records of a3m text; MMseqs2 and ColabFold put a NUL between the results of databases."""
+    rows: list[_Row] = []
+    begins = False
+    for number, line in lines:
+        if "\0" in line:
+            line = line.lstrip("\0")
+            begins = bool(rows)
+            if "\0" in line.rstrip("\0") or (line.strip("\0") and line[0] not in ">#"):
+                _refuse(path, [f"line {number}: a NUL byte inside a sequence; the file is damaged"])
+            line = line.rstrip("\0")
+        if line.startswith(">"):
+            words = line[1:].split(maxsplit=1)
+            rows.append(_Row(words[0] if words else "", number, is_query=begins))
+            begins = False
+        elif line.startswith("#") or not line.strip():
+            continue
+        elif not rows:
+            _refuse(path, [_no_header(lines, number)])
+        else:
+            rows[-1].parts.append("".join(line.split()))
+    return rows
+
+
+def _no_header(lines: Sequence[tuple[int, str]], number: int) -> str:
+    if any(line.startswith("# STOCKHOLM") for _, line in lines[:number]):
+        return "line 1: Stockholm under an a3m name; rename it to .sto"
+    return f"line {number}: expected a header that begins with '>'"
+
+
+def _check_chains(path: Path, lines: Sequence[tuple[int, str]], columns: int) -> None:
+    """Hold ColabFold's first line (lengths of the chains and their copies) against the query."""
+    header = _COLABFOLD.fullmatch(lines[0][1])
+    if header is None:
+        return
+    lengths = [int(n) for n in header[1].split(",")]
+    if sum(lengths) != columns:
+        chains = " and ".join(map(str, lengths))
+        _refuse(path, [f"line 1: chains of {chains} residues, and the query has {columns} columns"])
+
+
+def _clean_a3m(row: _Row, columns: int) -> tuple[str, str | None]:
+    """A row with letters and gaps alone, or what is wrong with it.
+
+    In a3m a dot is a gap in an insertion, which may be left out; ``*`` ends a sequence, or stands
+    for a residue that is not known (a stop codon that was read through).
+    """
+    written = text = row.text
+    if _ODD.search(text):
+        text = text.replace(".", "")
+        if text.endswith("*") and len(_columns(text)) == columns + 1:
+            text = text[:-1]
+        text = text.replace("*", "X")
+    odd = _ODD.search(text)
+    if odd is not None:
+        return text, f"{odd.group()!r} is no residue"
+    n = len(_columns(text))
+    if n == 0:
+        return text, "no sequence"
+    if n == columns:
+        return text, None
+    dots = "; write gaps as '-', '.' is a gap in an insertion" if "." in written else ""
+    return text, f"{n} columns where the query has {columns}{dots}"
+
+
+# Stockholm
+
+
+def _stockholm_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
+    """Rows as a3m has them: insertions, where the query has a gap, in lower case.
+
+    Case means nothing in a Stockholm file, and every one of ``-._~`` is a gap.
+    """
+    rows: dict[str, _Row] = {}
+    for row, part in _stockholm_parts(path, lines):
+        rows.setdefault(row.name, row).parts.append(part)
+    if not rows:
+        raise DataError(f"{path} holds no sequences. Run the search again.")
+    cleaned: list[str] = []
+    problems: list[str] = []
+    columns = len(next(iter(rows.values())).text)
+    for row in rows.values():
+        text = row.text.upper()
+        if _ODD.search(text):
+            text = re.sub(r"[._~]", "-", text).replace("*", "X")
+        odd = _ODD.search(text)
+        if odd is not None:
+            problems.append(row.problem(f"{odd.group()!r} is no residue"))
+        elif len(text) != columns:
+            problems.append(row.problem(f"{len(text)} columns where the query has {columns}"))
+        cleaned.append(text)
+    _refuse(path, problems)
+    return _as_a3m(cleaned)
+
+
+def _as_a3m(rows: Sequence[str]) -> list[str]:
+    """Rows whose residues in gaps of the first row are in lower case, without gaps there."""
+    if "-" not in rows[0]:
+        return list(rows)
+    letters = np.array([row.encode("ascii") for row in rows]).view(np.uint8).reshape(len(rows), -1)
+    aligned = letters[0] != _GAP
+    made = []
+    for row in np.where(aligned, letters, letters | _TO_LOWER_CASE):
+        made.append(row[aligned | (row != _GAP)].tobytes().decode("ascii"))
+    return made
+
+
+def _stockholm_parts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[_Row, str]]:
+    """Each line of a sequence: a row of its name, and the part of its columns there."""
+    ended = False
+    for number, line in lines:
+        text = line.strip()
+        if text.startswith("//"):
+            ended = True
+        elif not text or text.startswith("#"):
+            continue
+        elif ended:
+            _refuse(path, [f"line {number}: a second alignment begins; keep one in a file"])
+        elif text.startswith(">"):
+            _refuse(
+                path, [f"line {number}: a3m or FASTA under a Stockholm name; rename it to .a3m"]
+            )
+        else:
+            words = text.split()
+            if len(words) != 2 or "\0" in text:
+                _refuse(path, [f"line {number}: expected a name and a row of letters"])
+            yield _Row(words[0], number), words[1]
