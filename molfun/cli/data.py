@@ -20,7 +20,7 @@ from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
 from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
-from molfun.errors import ConfigError, RunError
+from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import run_folder
 from molfun.registry import BACKBONES, HEADS, TASKS
 
@@ -33,6 +33,8 @@ ATOMS = (".xyz", ".extxyz")
 LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "target_key")
 FASTA = (".fasta", ".fa", ".faa", ".fas")
 SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+DEFAULT_COLUMNS = ("group", "split")
+"""Of --group-column and --split-column, where neither is given."""
 LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
 """What labels in a table are, by task; numbers for all others."""
 ENERGY_WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
@@ -125,6 +127,16 @@ def _check_flags(settings: FineTuneSettings) -> None:
         settings.on_series and is_series_table(_table(settings))
     ):
         problems.append("feature_columns is for tables of time series.")
+    if settings.group_column != "group" and settings.split != "group" and not settings.on_series:
+        problems.append(
+            f"group_column={settings.group_column!r} is for split='group', and the split is "
+            f"{settings.split!r}."
+        )
+    if settings.split_column != "split" and settings.split not in ("column", "group"):
+        problems.append(
+            f"split_column={settings.split_column!r} is for split='column', and the split is "
+            f"{settings.split!r}."
+        )
     problems += _problems_of_atoms(settings, name)
     if settings.mask_column is not None and level(settings) != "residue":
         problems.append(
@@ -426,13 +438,35 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
     elif settings.split == "temporal":
         parts = DataSplitter.temporal(dataset, **sizes)
     elif settings.split == "group":
-        parts = DataSplitter.by_group(dataset, settings.split_column, seed=settings.seed, **sizes)
+        column = _group_column(dataset, settings)
+        parts = DataSplitter.by_group(dataset, column, seed=settings.seed, **sizes)
     elif settings.split == "identity":
         parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
     else:
         parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
     train, val, test = parts
     return train, (val if len(val) else None), (test if len(test) else None)
+
+
+def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
+    """Column that ``--split group`` keeps whole, under either of its two flags."""
+    named = {name for name in (settings.group_column, settings.split_column)
+             if name not in DEFAULT_COLUMNS}  # fmt: skip
+    if len(named) > 1:
+        raise ConfigError(
+            f"--split group: --group-column {settings.group_column} and --split-column "
+            f"{settings.split_column} name two columns. Leave one out."
+        )
+    column = named.pop() if named else "group"
+    if isinstance(dataset, TimeSeriesDataset) and column == settings.group_column:
+        return "group"  # under this name the data set has it, whatever the table calls it
+    if column not in dataset.metadata.columns and not named and column == "group":
+        known = ", ".join(map(str, dataset.metadata.columns)) or "none"
+        raise DataError(
+            f"--split group: the table has no column 'group'. Name the one to keep whole: "
+            f"--group-column NAME (columns: {known})."
+        )
+    return column
 
 
 def _say_notes(dataset: AffinityDataset, where: str) -> None:

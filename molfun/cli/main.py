@@ -72,7 +72,11 @@ def fine_tune(
     ] = None,
     group_column: Annotated[
         Text,
-        _flag("Its column of subjects or trajectories, which splits keep whole [group].", DATA),
+        _flag(
+            "Column of subjects, trajectories or families: --split group keeps them whole, with "
+            "time series every split does [group].",
+            DATA,
+        ),
     ] = None,
     energy_key: Annotated[
         Text, _flag("Name of the energies of structures of atoms [energy].", DATA)
@@ -93,7 +97,7 @@ def fine_tune(
         Text, _flag("random, temporal, identity, group or column [random].", DATA)
     ] = None,
     split_column: Annotated[
-        Text, _flag("Column of train, val, test, or of groups [split].", DATA)
+        Text, _flag("Column of train, val and test, for --split column [split].", DATA)
     ] = None,
     val_frac: Annotated[float | None, _flag("Fraction for validation [0.1].", DATA)] = None,
     test_frac: Annotated[float | None, _flag("Fraction for testing [0.1].", DATA)] = None,
@@ -412,7 +416,10 @@ def pretrain(
     window: Annotated[int | None, _flag("Cut time series into such windows.", DATA)] = None,
     stride: Annotated[int | None, _flag("Steps from one to the next [window].", DATA)] = None,
     val: Annotated[Text, _flag("The same for validation.", DATA)] = None,
-    val_frac: Annotated[float | None, _flag("Fraction for it without --val [0.01].", DATA)] = None,
+    val_frac: Annotated[
+        float | None,
+        _flag("Fraction for it without --val [0.01; series 0.1, at least 16].", DATA),
+    ] = None,
     sequence_column: Annotated[Text, _flag("Column of sequences [sequence].", DATA)] = None,
     max_length: Annotated[int | None, _flag("Crop longer sequences [512].", DATA)] = None,
     backbone: Annotated[Text, _flag("Backbone [esm2_t6_8M_UR50D].", MODEL)] = None,

@@ -37,13 +37,19 @@ WRITTEN = (*RUN_FILES, CONFIG, "run.log")
 """All that a run writes into its folder."""
 
 
+VALIDATION = 0.01
+"""Fraction of the sequences that validates."""
+SERIES_VALIDATION, FEWEST_SERIES = 0.1, 16
+"""The same of series, of which there are fewer, and the least number that says something."""
+
+
 class PretrainSettings(OptimizerSettings):
     """Everything that decides a pre-training run. Names are those of the flags."""
 
     sequences: str | None = None
     data: str | None = None
     val: str | None = None
-    val_frac: float = Field(default=0.01, ge=0, lt=1)
+    val_frac: float | None = Field(default=None, ge=0, lt=1)
     sequence_column: str = "sequence"
     max_length: int | None = Field(default=512, ge=1)
     layout: Literal["long", "wide"] = "long"
@@ -184,6 +190,17 @@ class _ConfigFile(Callback):
         write_text(self._folder / CONFIG, dump_yaml(self._settings.model_dump()))
 
 
+def _fraction_of_series(n: int) -> float:
+    """A tenth of the series for validation, at least 16 of them, but never more than half.
+
+    Examples
+    --------
+    >>> [round(n * _fraction_of_series(n)) for n in (10, 24, 100, 1000)]
+    [5, 12, 16, 100]
+    """
+    return min(0.5, max(SERIES_VALIDATION, FEWEST_SERIES / n))
+
+
 def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
     options: dict[str, Any] = {"max_length": settings.max_length}
     if is_series_table(settings.data or ""):
@@ -200,8 +217,9 @@ def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
         if is_series_table(settings.val):
             options["feature_columns"] = train.feature_names
         val = open_timeseries(settings.val, **options)
-    if val is None and settings.val_frac:
-        train, val, _ = train.split(settings.val_frac, 0.0, seed=settings.seed)
+    fraction = _fraction_of_series(len(train)) if settings.val_frac is None else settings.val_frac
+    if val is None and fraction:
+        train, val, _ = train.split(fraction, 0.0, seed=settings.seed)
     check_groups(train=train, validation=val)
     cut = [None if d is None else in_windows(d, settings.window, settings.stride)
            for d in (train, val)]  # fmt: skip
@@ -217,11 +235,10 @@ def _data(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
     train = open_sequences(settings.sequences, column, length)
     if settings.val is not None:
         return train, open_sequences(settings.val, column, length)
-    if settings.val_frac == 0:
+    fraction = VALIDATION if settings.val_frac is None else settings.val_frac
+    if fraction == 0:
         return train, None
-    train, val, _ = DataSplitter.random(
-        train, val_frac=settings.val_frac, test_frac=0.0, seed=settings.seed
-    )
+    train, val, _ = DataSplitter.random(train, val_frac=fraction, test_frac=0.0, seed=settings.seed)
     return train, val
 
 

@@ -773,3 +773,28 @@ def test_a_model_card_may_be_edited(
     assert fit().exit_code == 0
     (folder / "run/checkpoint/README.md").write_text("# Mine\n")
     assert molfun("predict", "run/checkpoint", "--data", "data.csv").exit_code == 0
+
+
+def test_split_group_by_its_column(molfun: Command, tmp_path: Path) -> None:
+    import pandas as pd
+
+    letters = "ACDEFGHIKLMN"
+    frame = pd.DataFrame(
+        {"sequence": [f"MKV{a}" for a in letters], "target": range(12),
+         "family": [f"f{i // 3}" for i in range(12)], "name": list(letters)}
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    start = ["fine-tune", "--backbone", "esm2_tiny", "--data", tmp_path / "a.csv", "--strategy",
+             "head_only", "--epochs", "1", "--id-column", "name", "--output",
+             tmp_path / "run"]  # fmt: skip
+    result = molfun(*start, "--split", "group", "--group-column", "family")
+    assert result.exit_code == 0, result.stderr
+    parts = pd.read_csv(tmp_path / "run" / "splits.csv").merge(frame, on="name")
+    assert parts.groupby("family").split.nunique().max() == 1
+    result = molfun(*start, "--overwrite", "--split", "group")
+    assert result.exit_code == 1
+    assert "the table has no column 'group'" in result.stderr
+    assert "--group-column NAME (columns: family)" in result.stderr
+    result = molfun(*start, "--overwrite", "--group-column", "family")
+    assert result.exit_code == 1
+    assert "group_column='family' is for split='group', and the split is 'random'" in result.stderr

@@ -391,3 +391,40 @@ def test_features_are_named_and_remembered(molfun: Command, tmp_path: Path) -> N
     result = molfun("fine-tune", "--data", data, "--feature-columns", "hr", "--pdbs", "x", *run,
                     "--overwrite")  # fmt: skip
     assert "feature_columns is for tables of time series." in result.stderr
+
+
+def test_groups_are_kept_whole(molfun: Command, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    series = np.repeat(np.arange(20), 4)
+    frame = pd.DataFrame(
+        {"id": series, "time": np.tile(np.arange(4), 20), "hr": rng.normal(size=80),
+         "target": series % 2, "patient": [f"p{i // 2}" for i in series]}
+    )  # fmt: skip
+    data = table(tmp_path / "a.csv", frame)
+    start = ["fine-tune", "--backbone", "timeseries", "--data", data, "--task", "binary",
+             "--epochs", "1", "--group-column", "patient", "--val-frac", "0.3"]  # fmt: skip
+    for number, split in enumerate((["--split", "group"], [], ["--split-column", "patient",
+                                                               "--split", "group"])):  # fmt: skip
+        output = tmp_path / f"run{number}"
+        result = molfun(*start, *split, "--output", output)
+        assert result.exit_code == 0, result.stderr
+        parts = pd.read_csv(output / "splits.csv", index_col="id").split
+        assert set(parts) == {"train", "val", "test"}
+        patients = {i: f"p{i // 2}" for i in range(20)}
+        assert parts.groupby(parts.index.map(patients)).nunique().max() == 1
+    result = molfun(*start, "--split", "group", "--split-column", "x", "--output", tmp_path / "z")
+    assert result.exit_code == 1
+    assert "--group-column patient and --split-column x name two columns" in result.stderr
+
+
+def test_pretraining_validates_on_a_tenth(molfun: Command, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"id": np.repeat(np.arange(40), 3), "time": np.tile(np.arange(3), 40),
+         "hr": np.random.default_rng(0).normal(size=120)}
+    )  # fmt: skip
+    data = table(tmp_path / "a.csv", frame)
+    start = ["pretrain", "--backbone", "timeseries", "--data", data, "--epochs", "1"]
+    for options, n_val in (([], 16), (["--val-frac", "0.05"], 2), (["--val-frac", "0"], 0)):
+        result = molfun(*start, *options, "--output", tmp_path / f"run{n_val}")
+        assert result.exit_code == 0, result.stderr
+        assert f"{40 - n_val} train ({(40 - n_val) * 3} time steps) / {n_val} val" in result.stdout
