@@ -102,12 +102,14 @@ def _read(path: Path, document: Any, model: int) -> Records:
     rows, note = table.model_rows(model)
     notes += note
     split = split_chains(path, list(table.residues(rows)), longest_id=MAX_ID)
+    lengths, absent = _lengths(block, table, split.parts)
     table.write(rows, split.parts)
     return Records(
         structure=gemmi.make_structure_from_block(block),
         parts=split.parts,
         notes=notes + split.notes,
-        lengths=_lengths(block, table, split.parts),
+        lengths=lengths,
+        absent=absent,
     )
 
 
@@ -230,18 +232,25 @@ def _point(texts: tuple[str, ...]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _lengths(block: Any, table: _Table, parts: Sequence[Part]) -> dict[str, int]:
-    """Amino acids in the sequence of the entity of each chain."""
+def _lengths(
+    block: Any, table: _Table, parts: Sequence[Part]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Amino acids in the sequence of each chain, and of the entities without atoms."""
     counts = _entity_lengths(block)
-    entities = table.columns.get("label_entity_id")
-    if not counts or entities is None:
-        return {}
+    asym = {row[0]: row[1] for row in block.find("_struct_asym.", ["id", "entity_id"])}
+    entities = table.columns.get("label_entity_id") or [
+        asym.get(name, "") for name in table.columns["label_asym_id"]
+    ]
     found = {}
     for part in parts:
         acids = [residue for residue in part.residues if residue.is_amino_acid]
         if acids and part.number == 0:
             found[part.code] = counts.get(entities[acids[0].places[0]], 0)
-    return found
+    present = set(entities)
+    rows = block.find("_entity_poly.", ["entity_id", "type"])
+    peptides = {row[0] for row in rows if "peptide" in row[1].lower()}
+    absent = {f"of entity {e}": counts.get(e, 0) for e in sorted(peptides - present)}
+    return found, absent
 
 
 def _entity_lengths(block: Any) -> dict[str, int]:

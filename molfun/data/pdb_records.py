@@ -62,11 +62,18 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
     chosen = models[model - 1]
     residues = _with_segments(list(_residues(chosen)), notes)
     split = split_chains(path, residues)
+    stars = sum("*" in line[54:66] for line in chosen.lines)
+    if stars:
+        sentence = f"read occupancy or B-factor of {counted(stars, 'atom')} as 0: stars, no number"
+        notes.append(Note(sentence, "occupancy or B-factor no number"))
+    sequences = _sequences(lines)
+    with_atoms = {residue.chain for residue in residues if residue.is_amino_acid}
     return Records(
         structure=_parse(path, _coded(chosen, split.parts)),
         parts=split.parts,
         notes=notes + split.notes,
-        lengths=_lengths(lines, split.parts),
+        lengths=_lengths(sequences, split.parts),
+        absent={name: n for name, n in sequences.items() if n and name not in with_atoms},
     )
 
 
@@ -344,15 +351,20 @@ def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
 # Sequences
 
 
-def _lengths(lines: Iterable[str], parts: Sequence[Part]) -> dict[str, int]:
-    """Amino acids in the SEQRES records of each chain that has its id for itself."""
+def _sequences(lines: Iterable[str]) -> dict[str, int]:
+    """Amino acids in the SEQRES records of each chain id."""
     counts: Counter[str] = Counter()
     for line in lines:
         if line.startswith("SEQRES"):
             counts[line[11:12].strip()] += sum(map(is_amino_acid_name, line[19:70].split()))
+    return dict(counts)
+
+
+def _lengths(sequences: dict[str, int], parts: Sequence[Part]) -> dict[str, int]:
+    """Length of the sequence of each chain that has its id for itself."""
     chains = Counter(part.chain for part in parts if part.number == 0)
     return {
-        part.code: counts[part.chain]
+        part.code: sequences[part.chain]
         for part in parts
-        if part.number == 0 and chains[part.chain] == 1 and counts[part.chain]
+        if part.number == 0 and chains[part.chain] == 1 and part.chain in sequences
     }

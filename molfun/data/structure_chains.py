@@ -131,6 +131,8 @@ class Records:
     notes: list[Note]
     lengths: dict[str, int]
     """Code to the amino acids of the whole sequence, resolved or not."""
+    absent: dict[str, int]
+    """Chain without any atom to the amino acids of its sequence."""
 
 
 def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2) -> Chains:

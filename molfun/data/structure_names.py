@@ -34,6 +34,13 @@ RESIDUES |= {
     for end in "NC"
 }
 _WATERS = ("TIP3", "TIP4", "TIP5", "TIP", "TP3", "TP4", "TP5", "SOL", "SPC", "SPCE", "T3P", "T4P")
+_NUCLEOTIDES = {
+    f"{sugar}{base}{end}": f"{'D' if sugar == 'D' else ''}{base}"
+    for sugar, bases in (("D", "ACGT"), ("R", "ACGU"))
+    for base in bases
+    for end in ("", "3", "5", "N")
+}
+"""Names of AMBER for ends of DNA and RNA; only to say what was left out."""
 FOUR_LETTERS = frozenset(name for name in (*RESIDUES, *_WATERS) if len(name) == 4)
 """Names that fill the column between residue name and chain id of a PDB line."""
 _FIRST_OXYGENS = frozenset(("OT1", "OC1", "O1", "OCT1", "O'", "OT", "OCT"))
@@ -47,13 +54,13 @@ def standard_name(name: str) -> str:
 
     Examples
     --------
-    >>> [standard_name(name) for name in ("HSD", "NHIE", "CYS2", "ala", "TIP3", "MSE", "HEM")]
-    ['HIS', 'HIS', 'CYS', 'ALA', 'HOH', 'MSE', 'HEM']
+    >>> [standard_name(name) for name in ("HSD", "NHIE", "CYS2", "ala", "TIP3", "DA5", "MSE")]
+    ['HIS', 'HIS', 'CYS', 'ALA', 'HOH', 'DA', 'MSE']
     """
     upper = name.upper()
     if upper in _WATERS:
         return "HOH"
-    return RESIDUES.get(upper, upper)
+    return RESIDUES.get(upper) or _NUCLEOTIDES.get(upper, upper)
 
 
 @cache

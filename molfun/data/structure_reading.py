@@ -73,6 +73,8 @@ class Reading:
     chain_ids: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     """Amino acids in the whole sequence of each chain; 0 where the file does not say."""
+    absent: dict[str, int] = field(default_factory=dict)
+    """Chain without any atom to the amino acids of its sequence."""
     bad_atoms: list[str] = field(default_factory=list)
     unnumbered: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
@@ -210,6 +212,12 @@ class Reading:
                     f"others of its sequence have no coordinates",
                     "residues without coordinates",
                 )
+        for name, length in self.absent.items():
+            count = counted(length, "residue")
+            sentence = (
+                f"read no residue of chain {name or NO_NAME}: its {count} have no coordinates"
+            )
+            yield Note(sentence, "residues without coordinates")
         with_trace = [_CA in residue.atoms for residue in self.residues]
         if not all(with_trace):
             count = counted(with_trace.count(False), "residue")

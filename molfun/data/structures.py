@@ -92,6 +92,8 @@ def read_structure(
         part = parts[chain.name]
         if not wanted or part.chain in wanted:
             reading.add_chain(chain, part, records.lengths.get(part.code, 0))
+    if not wanted:
+        reading.absent = records.absent
     _check_reading(path, reading, records)
     return reading.protein(_stem(path))
 

@@ -385,6 +385,19 @@ def test_unresolved_residues_are_counted(write, tmp_path):
     assert any(note.startswith("read 2 of ") and "chain A" in note for note in notes)
 
 
+def test_a_chain_without_any_coordinates_is_told(write):
+    lines = ["SEQRES   1 A    2  ALA GLY", "SEQRES   1 C    3  LYS LYS SER", *chain("ALA GLY")]
+    path = write("a.pdb", lines)
+    note = "read no residue of chain C: its 3 residues have no coordinates"
+    assert read_structure(path).notes == (note,)
+    assert read_structure(path, chains="A").notes == ()
+    entities = "loop_\n_entity_poly.entity_id\n_entity_poly.type\n1 polypeptide(L)\n"
+    entities += "2 polypeptide(L)\nloop_\n_entity_poly_seq.entity_id\n_entity_poly_seq.num\n"
+    entities += "1 1 1 2 2 1 2 2 2 3\nloop_\n_struct_asym.id\n_struct_asym.entity_id\nA 1\nC 2\n"
+    notes = read_structure(write("a.cif", as_cif(chain("ALA GLY")) + entities)).notes
+    assert notes == (note.replace("chain C", "chain of entity 2"),)
+
+
 def test_the_sequence_of_an_entity_as_text(write):
     entity = "_entity_poly.entity_id 1\n_entity_poly.pdbx_seq_one_letter_code\n;MAG(MSE)\nKH\n;\n"
     text = as_cif(chain("ALA GLY"))

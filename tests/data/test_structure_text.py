@@ -218,6 +218,20 @@ def test_names_of_water(write):
     assert standard_name("HEM") == "HEM"
 
 
+def test_nucleotides_of_force_fields_are_named_as_such(write):
+    lines = [*LINES, "TER"]
+    for i, name in enumerate(("DA5", "DG ", "RU3")):
+        lines += [pdb_atom("C", name.strip(), "B", i + 1, xyz=(90, 9 * i, 0))]
+    notes = read_structure(write("a.pdb", lines)).notes
+    assert notes == ("left out 3 nucleic-acid residues of chain B",)
+
+
+def test_stars_for_occupancy_and_b_factor_are_told(write):
+    lines = [line[:60] + "******" + line[66:] for line in LINES]
+    notes = read_structure(write("a.pdb", lines)).notes
+    assert notes == ("read occupancy or B-factor of 12 atoms as 0: stars, no number",)
+
+
 # Structures without coordinates
 
 
