@@ -14,7 +14,7 @@ __getattr__, __all__ = attach(
         "AffinityDataset": "molfun.data.affinity",
         "LengthBatchSampler": "molfun.data.batching",
         "SequenceDataset": "molfun.data.sequences",
-        "read_fasta": "molfun.data.sequences",
+        "read_fasta": "molfun.data.fasta",
         "DataSplitter": "molfun.data.splits",
         "AtomsDataset": "molfun.data.atoms",
         "TimeSeriesDataset": "molfun.data.timeseries",

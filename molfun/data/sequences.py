@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import logging
 import math
 import re
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +16,12 @@ import pandas as pd
 
 from molfun.data import tables
 from molfun.data.base import TableDataset
+from molfun.data.fasta import read_fasta
+from molfun.data.representations import (
+    Representations,
+    as_representations,
+    read_representations,
+)
 from molfun.data.tables import Cells, Table
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
@@ -33,8 +35,6 @@ Level = Literal["sequence", "residue"]
 SEPARATORS = re.compile(r"[\s,;]+")
 UNKNOWN = "?"
 """A residue without a label, in a text of letters."""
-LARGEST_INFLATION = 2**34
-"""Bytes a compressed FASTA file may unpack to."""
 
 
 class SequenceDataset(TableDataset):
@@ -386,9 +386,9 @@ class SequenceDataset(TableDataset):
         (320,)
         """
         found = (
-            _read_representations(Path(source).expanduser(), self.ids, self.digests())
+            read_representations(Path(source).expanduser(), self.ids, self.digests())
             if isinstance(source, str | Path)
-            else _as_representations(source)
+            else as_representations(source)
         )
         arrays = found.arrays
         if len(arrays) != len(self):
@@ -408,156 +408,6 @@ class SequenceDataset(TableDataset):
             columns=self._columns,
             representations=found,
         )
-
-
-@dataclass(frozen=True)
-class Representations:
-    """Outputs of a backbone for the samples of a data set.
-
-    Parameters
-    ----------
-    arrays
-        (channels,) or (length, channels) of each sample.
-    name
-        What they are: ``mean``, ``cls`` or ``single``.
-    model
-        Fingerprint of the backbone they are of, or ``unknown``.
-    """
-
-    arrays: Sequence[np.ndarray]
-    name: str
-    model: str
-
-    def take(self, indices: Sequence[int]) -> Representations:
-        """Those at `indices`."""
-        return replace(self, arrays=[self.arrays[i] for i in indices])
-
-
-def _as_representations(source: Iterable[np.ndarray]) -> Representations:
-    arrays = [np.asarray(a, dtype=np.float32) for a in source]
-    pooled = bool(arrays) and arrays[0].ndim == 1
-    return Representations(arrays, "mean" if pooled else "single", "unknown")
-
-
-def _read_representations(
-    path: Path, ids: Sequence[str], digests: Sequence[str]
-) -> Representations:
-    """Arrays of the files of ``molfun embed``, by id."""
-    files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.npz"))
-    if not files:
-        raise DataError(f"No such file: {path}.")
-    if path.suffix != ".npz":
-        raise DataError(f"{path}: representations are read from .npz files; embed into one.")
-    known: dict[str, tuple[np.ndarray, str | None]] = {}
-    kinds = set()
-    for file in files:
-        parts, names, sequences, kind = _read_npz(file)
-        kinds.add(kind)
-        known.update(zip(names, zip(parts, sequences, strict=True), strict=True))
-    if len(kinds) > 1:
-        raise DataError(f"{path} has shards of different models or poolings. Embed again.")
-    missing = [name for name in ids if name not in known]
-    if missing:
-        raise DataError(
-            f"{path} has no representation of {len(missing)} of {len(ids)} samples:\n"
-            f"{listing(missing)}"
-        )
-    found = [known[name] for name in ids]
-    other = [
-        name
-        for name, (_, theirs), ours in zip(ids, found, digests, strict=True)
-        if theirs is not None and theirs != ours
-    ]
-    if other:
-        raise DataError(
-            f"{path} was made from other sequences: {len(other)} of {len(ids)} samples have the id "
-            f"of another one there, or another max_length:\n{listing(other)}\nEmbed these "
-            f"sequences."
-        )
-    (name, model) = kinds.pop()
-    return Representations([array for array, _ in found], name, model)
-
-
-def _read_npz(
-    path: Path,
-) -> tuple[list[np.ndarray], list[str], list[str | None], tuple[str, str]]:
-    """Arrays, ids, digests of the sequences (None in files of others), and what they are of."""
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names = [str(n) for n in file["ids"]]
-            values = np.asarray(file["embeddings"], dtype=np.float32)
-            offsets = file["offsets"] if "offsets" in file.files else None
-            pooling = str(file["pooling"]) if "pooling" in file.files else "mean"
-            model = str(file["model"]) if "model" in file.files else "unknown"
-            digests: list[str | None] = [None] * len(names)
-            if "sequences" in file.files:
-                digests = [str(d) for d in file["sequences"]]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is damaged or no file of representations ({_first(error)}). Write it with "
-            f"molfun embed, which makes damaged shards anew."
-        ) from error
-    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
-    return parts, names, digests, ("single" if offsets is not None else pooling, model)
-
-
-def _first(error: Exception) -> str:
-    """The first sentence of numpy's message; the rest advises to read pickles."""
-    return str(error).split(". ")[0].rstrip(".") if "pickle" not in str(error) else "no npz file"
-
-
-def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Records of a FASTA file (also ``.gz``): first word of the header, and the sequence.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, damaged, empty, or has text before the first header.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"No such file: {path}.")
-    name: str | None = None
-    parts: list[str] = []
-    for number, line in enumerate(_lines(path), start=1):
-        text = line.strip()
-        if text.startswith(">"):
-            if name is not None:
-                yield name, _sequence(path, name, parts)
-            words = text[1:].split()
-            if not words:
-                raise DataError(f"{path}, line {number}: a header without a name.")
-            name, parts = words[0], []
-        elif text and not text.startswith(";"):
-            if name is None:
-                raise DataError(
-                    f"{path}, line {number}: expected a header that begins with '>', found "
-                    f"{tables.shown(text)}. Is it a FASTA file?"
-                )
-            parts.append(text)
-    if name is None:
-        raise DataError(f"{path} is empty.")
-    yield name, _sequence(path, name, parts)
-
-
-def _sequence(path: Path, name: str, parts: list[str]) -> str:
-    if not parts:
-        raise DataError(f"{path}: the record {name!r} has no sequence.")
-    return "".join(parts)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    read = 0
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", errors="strict") as file:
-            for line in file:
-                read += len(line)
-                if read > LARGEST_INFLATION:
-                    raise DataError(f"{path} unpacks to more than {LARGEST_INFLATION:,} bytes.")
-                yield line
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 # --- rows of a table -----------------------------------------------------------------------------

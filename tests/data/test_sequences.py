@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from molfun.data import DataSplitter, SequenceDataset
-from molfun.data.sequences import read_fasta
+from molfun.data.fasta import read_fasta
 from molfun.errors import ConfigError, DataError, MolfunError, TableError
 from molfun.sample import SampleBatch
 
@@ -412,7 +412,7 @@ def test_a_record_that_repeats_is_kept_once(write, caplog):
         ("", "is empty."),
         ("; only a comment\n\n", "is empty."),
         (">a x\nMKV\n>b\nA\n>a y\nMKA\n", "1 id with two different sequences:\n  a\n"),
-        (b">a\nMK\xff\n", "cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (b">a\nMK\xff\n", "cannot be read: byte 0xff near line 1 is no UTF-8. Save the"),
     ],
 )
 def test_a_bad_fasta_file_is_refused(write, text, reason):
