@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -34,6 +35,8 @@ KEPT_BYTES = 256 * 2**20
 """Neighbour lists kept in memory, so that an epoch does not find them anew."""
 OVERLAP = 0.4
 """Angstrom below which two atoms are in one place; bonds of hydrogen have 0.74."""
+DIRECTED = (3, 6, 9)
+"""Numbers of a label that may be a vector or a tensor."""
 WARNINGS = 5
 SHOWN = 3
 """Structures that are named for each element the model does not know."""
@@ -63,6 +66,8 @@ class AtomisticBackbone(Backbone):
     atomic_types: tuple[int, ...]
     """Atomic numbers that the model knows."""
     readout: Readout | None = None
+    directed: bool = False
+    """Whether labels point somewhere, so that a turned structure would have another label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,6 +128,10 @@ class AtomisticBackbone(Backbone):
         """
         self.readout = readout
 
+    def serve(self, task: Any) -> None:
+        """Look whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
+        self.directed = math.prod(getattr(task, "shape", ()) or (0,)) in DIRECTED
+
     # --- input -----------------------------------------------------------------------------------
 
     @abstractmethod
@@ -135,6 +144,12 @@ class AtomisticBackbone(Backbone):
         Warns of labels that are probably in another unit, or of another level of theory.
         """
         if self.readout is None:
+            if self.directed:
+                logger.warning(
+                    "Labels of 3, 6 or 9 numbers have directions, and this head is not "
+                    "equivariant: structures are not turned at random in training, and what is "
+                    "predicted holds for orientations such as those of the training set."
+                )
             return
         target, samples = self.readout.target, (s for s in samples if s.atoms is not None)
         some = list(itertools.islice(samples, LOOKED_AT))

@@ -107,6 +107,9 @@ class Backbone(nn.Module, ABC):
     def featurize(self, sample: Sample) -> Features:
         """Turn one sample into input tensors; the same sample always gives the same tensors."""
 
+    def serve(self, task: Any) -> None:
+        """Be told of the task whose labels the model learns."""
+
     def fit_inputs(self, samples: Iterable[Sample]) -> None:
         """Learn the scale of the inputs from the training samples, where that is not known yet.
 

@@ -290,9 +290,38 @@ def _table(settings: FineTuneSettings) -> str:
 def _atoms(settings: FineTuneSettings) -> AtomsDataset:
     keys = {name: getattr(settings, name) for name in LABEL_KEYS}
     dropped = [name for name in ("forces", "stress") if not getattr(settings, name)]
-    return AtomsDataset.from_files(
+    dataset = AtomsDataset.from_files(
         settings.data or [], **keys, leave_out=dropped, require_target=True
     )
+    if settings.target_key is not None:
+        _check_label(settings, dataset)
+    return dataset
+
+
+def _check_label(settings: FineTuneSettings, dataset: AtomsDataset) -> None:
+    """Refuse a label whose shape is not that of the task and its level."""
+    task, shape = task_name(settings), dataset.label_shape
+    place = next(
+        s.origin for s in map(dataset.__getitem__, range(len(dataset))) if s.target is not None
+    )
+    label = f"{place}: {settings.target_key!r}"
+    if task in LABELS:
+        return
+    if shape is None:
+        raise DataError(
+            f"{label} is no number. Train on classes with --head binary or --head multiclass."
+        )
+    if task == "energy" and (shape.shape or shape.per_atom):
+        raise DataError(
+            f"{label} has {shape}, and an energy is one number per structure. Train it with a head "
+            f"of its own: --head mlp{' --level residue' * shape.per_atom}."
+        )
+    if task == "regression" and shape.per_atom != (level(settings) == "residue"):
+        advice = "add" if shape.per_atom else "leave out"
+        raise DataError(
+            f"{label} has {shape}: {advice} --level residue (the level of single atoms is called "
+            f"after proteins)."
+        )
 
 
 def _structures(settings: FineTuneSettings) -> AffinityDataset:
@@ -378,6 +407,9 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
     config: dict[str, Any] = {}
     if name == "regression":
         config |= {"loss": settings.loss, "standardize": settings.standardize_labels}
+        shape = getattr(parts[0], "label_shape", None)
+        if shape is not None:
+            config["shape"] = shape.shape
     if name == "energy":
         weights = {key: getattr(settings, key) for key in ENERGY_WEIGHTS}
         return {"loss": settings.loss, **weights}

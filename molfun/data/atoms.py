@@ -297,6 +297,11 @@ class AtomsDataset(SampleDataset):
         return list(self._atoms)
 
     @property
+    def origins(self) -> list[str]:
+        """Where each was read; empty texts where that is not known."""
+        return list(self._origins)
+
+    @property
     def metadata(self) -> pd.DataFrame:
         """Further columns, a row each."""
         return pd.DataFrame(self._metadata, index=range(len(self)))

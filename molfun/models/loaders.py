@@ -202,15 +202,57 @@ def all_samples(data: Any) -> list[Sample]:
     return found
 
 
-def check_labels(task: Task, val: Any) -> None:
-    """Find a label of the validation set that the task cannot use before the first epoch."""
-    for target in [] if val is None else targets_of(val):
-        if not is_missing(target):
+def check_labels(task: Task, data: Any, targets: Sequence[Any] | None = None) -> None:
+    """Find labels that the task cannot use before the first epoch.
+
+    Parameters
+    ----------
+    task
+        A task that `fit_targets` has seen, or needs not to.
+    data
+        A loader, or a list of batches; None has no labels.
+    targets
+        Its labels, where they are at hand.
+
+    Raises
+    ------
+    DataError
+        Naming the samples, and the label where samples have several.
+    """
+    if data is None:
+        return
+    problems = []
+    names = _names_of(data)
+    for i, target in enumerate(targets_of(data) if targets is None else targets):
+        if is_missing(target):
+            continue
+        try:
             task.numbers(target)
+        except DataError as error:
+            problems.append(f"{names[i] if i < len(names) else f'sample {i + 1}'}: {error}")
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise DataError(
+            f"{counted(len(problems), 'sample')} with a label that the task {task.name!r} cannot "
+            f"use:\n{listing(problems, 3)}"
+        )
+
+
+def _names_of(data: Any) -> list[str]:
+    """Ids, places and the name of the label, as far as a data set knows them."""
+    dataset = getattr(data, "dataset", None)
+    ids, places = column_of(dataset, "ids") or [], column_of(dataset, "origins")
+    key = input_settings_of(data).get("target_key")
+    named = [
+        f"{name} ({place})" if place else str(name)
+        for name, place in zip(ids, places or [""] * len(ids), strict=True)
+    ]
+    return [f"{name}, {key!r}" for name in named] if key else named
 
 
 def check_sizes(task: Task, *data: Any) -> None:
-    """Refuse labels of residues or pairs that are more or fewer than the residues of a sequence.
+    """Refuse labels of residues, atoms or pairs that are more or fewer than the sample has.
 
     Raises
     ------
@@ -220,21 +262,31 @@ def check_sizes(task: Task, *data: Any) -> None:
     if task.level == "sequence":
         return
     dims = 2 if task.level == "pair" else 1
-    problems = []
+    problems, of_atoms = [], False
     for sample in samples_of(data):
-        if is_missing(sample.target) or sample.sequence is None:
+        in_atoms = sample.atoms is not None
+        if is_missing(sample.target) or (sample.sequence is None and not in_atoms):
             continue
-        n = n_residues(sample.sequence)
-        size = task.numbers(sample.target).shape[:dims] if dims == 2 else (len(sample.target),)
+        of_atoms |= in_atoms
+        n = len(sample.atoms) if in_atoms else n_residues(sample.sequence or "")
+        size = task.numbers(sample.target).shape[:dims] if dims == 2 else _length(sample.target)
         if size != (n,) * dims:
-            what = " x ".join(map(str, size))
-            problems.append(f"{sample.id}: {what} labels for {counted(n, 'residue')}")
+            what = " x ".join(map(str, size)) + " labels" if size else "one label"
+            noun = counted(n, "atom" if in_atoms else "residue")
+            problems.append(f"{sample.shown if in_atoms else sample.id}: {what} for {noun}")
     if problems:
+        one, whole = ("atom", "structure") if of_atoms else ("residue", "sequence")
         raise DataError(
-            f"{counted(len(problems), 'sample')} whose labels do not fit the sequence:\n"
-            f"{listing(problems)}\nGive a label for each residue{' pair' * (dims - 1)}, None where "
+            f"{counted(len(problems), 'sample')} whose labels do not fit the {whole}:\n"
+            f"{listing(problems)}\nGive a label for each {one}{' pair' * (dims - 1)}, None where "
             f"there is none."
         )
+
+
+def _length(target: Any) -> tuple[int, ...]:
+    """Labels in a list or text of them; () for a single one, or for labels by name."""
+    many = hasattr(target, "__len__") and not isinstance(target, Mapping)
+    return (len(target),) if many and getattr(target, "ndim", None) != 0 else ()
 
 
 def label_texts(targets: Sequence[Any]) -> list[str]:

@@ -230,6 +230,7 @@ class MolfunStructureModel(nn.Module):
 
     def _attach(self) -> None:
         if self.head is not None:
+            self.backbone.serve(self.task)
             self.head.attach(self.backbone, self.task)
 
     # --- train ---------------------------------------------------------------------------------
@@ -317,8 +318,7 @@ class MolfunStructureModel(nn.Module):
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
         targets = targets_of(train_loader)
-        _warn_of_gaps(task, targets)
-        task.fit_targets(targets)
+        _fit_labels(task, train_loader, targets)
         self._attach()
         check_labels(task, val_loader)
         self.backbone.fit_inputs(self._training_samples(train_loader))
@@ -787,6 +787,7 @@ class MolfunStructureModel(nn.Module):
         head, task = self._need_head("this")
         known = column_of(getattr(loader, "dataset", None), "targets") is not None
         if isinstance(loader, list) or known:
+            check_labels(task, loader)
             task = head.measured(task, lambda: targets_of(loader))
         head.attach(self.backbone, task)
         try:
@@ -1192,10 +1193,14 @@ def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str 
     return head, task or HEADS[head].default_task
 
 
-def _warn_of_gaps(task: Task, targets: Sequence[Any]) -> None:
+def _fit_labels(task: Task, loader: Any, targets: Sequence[Any]) -> None:
+    """Show the task its labels; wrong ones are named, missing ones counted."""
+    if task.numbers_unfitted:
+        check_labels(task, loader, targets)
     gaps = task.gaps(targets)
     if gaps is not None:
         logger.warning("%s", gaps)
+    task.fit_targets(targets)
 
 
 def _check_arguments(train: Any, seed: int) -> None:

@@ -39,6 +39,8 @@ class Task(ABC):
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Metrics of which the largest value is the best; of all others the smallest is."""
     level: Level = "sequence"
+    numbers_unfitted: ClassVar[bool] = False
+    """Whether `numbers` can be used before `fit_targets`."""
 
     @property
     @abstractmethod

@@ -55,6 +55,7 @@ class EnergyTask(Task):
     name = "energy"
     default_head = "energy"
     n_outputs = 1
+    numbers_unfitted = True
 
     def __init__(
         self,

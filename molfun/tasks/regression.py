@@ -1,4 +1,4 @@
-"""Regression of one number a sample."""
+"""Regression of numbers: one per label, or the components of a vector or a matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ import torch
 from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.sample import is_missing
 from molfun.tasks.base import Level, LossSum, Task, check_level
+
+LARGEST_SHAPE = 10_000
+"""Numbers of one label, as many as a head has outputs."""
 
 RegressionLoss = Literal["mse", "mae", "huber"]
 _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -26,7 +30,8 @@ class RegressionTask(Task):
     """Predict a real number, trained in standardised units and reported in the label's own.
 
     The head learns ``(y - mean) / std`` with mean and standard deviation of the training labels,
-    so a new head starts at the mean of the data instead of at zero.
+    so a new head starts at the mean of the data instead of at zero. The components of a vector or
+    a matrix have a mean each and one deviation together, which keeps their proportions.
 
     Parameters
     ----------
@@ -35,7 +40,14 @@ class RegressionTask(Task):
     standardize
         Whether to standardise; False trains on the labels as they are.
     level
-        One number for each ``"sequence"`` (or structure), or for each ``"residue"``.
+        One label for each ``"sequence"`` (or structure), or for each ``"residue"`` (or atom).
+    shape
+        Of one label: ``()`` for a number, ``(3,)`` for a vector, ``(3, 3)`` for a matrix.
+
+    Raises
+    ------
+    ConfigError
+        If a loss or level is unknown, or a shape has no numbers.
 
     Examples
     --------
@@ -43,23 +55,44 @@ class RegressionTask(Task):
     >>> task.fit_targets(np.array([4.0, 6.0, 8.0]))
     >>> task.predictions({"prediction": torch.tensor([0.0])})
     tensor([6.], dtype=torch.float64)
+    >>> RegressionTask(shape=(3, 3)).n_outputs
+    9
     """
 
     name = "regression"
-    n_outputs = 1
+    numbers_unfitted = True
     higher_is_better = frozenset({"pearson", "spearman", "r2"})
 
     def __init__(
-        self, *, loss: RegressionLoss = "mse", standardize: bool = True, level: Level = "sequence"
+        self,
+        *,
+        loss: RegressionLoss = "mse",
+        standardize: bool = True,
+        level: Level = "sequence",
+        shape: Sequence[int] = (),
     ) -> None:
         if loss not in get_args(RegressionLoss):
             raise ConfigError(unknown_name("regression loss", loss, get_args(RegressionLoss)))
         check_level(level)
+        if any(size < 1 for size in shape) or math.prod(shape) > LARGEST_SHAPE:
+            raise ConfigError(
+                f"shape={tuple(shape)} is no shape of a label, which has 1 to {LARGEST_SHAPE} "
+                f"numbers: (3,) for a vector, (3, 3) for a matrix."
+            )
         self.level = level
-        self._config = {"loss": loss, "standardize": standardize, "level": level}
-        self.mean = 0.0
+        self.shape = tuple(int(size) for size in shape)
+        self._config: dict[str, Any] = {"loss": loss, "standardize": standardize, "level": level}
+        if self.shape:
+            self._config["shape"] = list(self.shape)
+        self.mean: Any = 0.0
+        """In the units of the labels: a number, or (numbers of a label,)."""
         self.std = 1.0
         self.fitted = False
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers of one label."""
+        return math.prod(self.shape)
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
         """Take mean and standard deviation of the labels, the first time only.
@@ -72,31 +105,84 @@ class RegressionTask(Task):
         DataError
             If no label is present.
         """
-        values = np.concatenate([self.numbers(t).reshape(-1) for t in targets] or [np.zeros(0)])
+        blank = np.zeros((0, *self.numbers(None).shape))
+        rows = [self.numbers(t).reshape(-1, *blank.shape[1:]) for t in targets]
+        values = np.concatenate(rows or [blank])
         present = values[np.isfinite(values)]
         if present.size == 0:
             raise DataError("The training set has no labels. Fill the target column.")
         if self.fitted:
             return
         self.fitted = True
-        if self._config["standardize"]:
+        if not self._config["standardize"]:
+            return
+        if self.shape:
+            columns = [column[np.isfinite(column)] for column in values.T]
+            self.mean = np.array([c.mean() if c.size else 0.0 for c in columns])
+            present = (values - self.mean)[np.isfinite(values)]
+        else:
             self.mean = float(present.mean())
-            # a constant label has no scale; 1 keeps the units
-            self.std = float(present.std()) or 1.0
+        # a constant label has no scale; 1 keeps the units
+        self.std = float(present.std()) or 1.0
+
+    def gaps(self, targets: Sequence[Any]) -> str | None:
+        """As every task's; and how many labels have forces or stress, which are not used."""
+        n = sum(isinstance(t, Mapping) and bool({"forces", "stress"} & set(t)) for t in targets)
+        other = (
+            f"{n} of {len(targets)} training structures have forces or stress, which this task "
+            f"does not use: it learns the energy. head='energy' learns them."
+            if n
+            else ""
+        )
+        return " ".join(filter(None, [super().gaps(targets), other])) or None
 
     def numbers(self, target: Any) -> np.ndarray:
         """Label in its own units: () for a sequence, (length,) for residues.
 
-        Of labels by name (energy, forces) it is the energy.
+        A label of several numbers has them as a last dimension. Of labels by name (energy, forces)
+        it is the energy.
+
+        Raises
+        ------
+        DataError
+            If it has another shape than the task.
         """
         if isinstance(target, Mapping):
             target = target.get("energy")
-        return np.asarray(math.nan if target is None else target, dtype=np.float64)
+        numbers = () if not self.shape else (self.n_outputs,)
+        if is_missing(target):
+            return np.full(numbers, math.nan)
+        try:
+            values = np.asarray(target, dtype=np.float64)
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"A label is made of numbers, got {repr(target)[:60]}. Classes are for the tasks "
+                f"binary, multiclass and multilabel."
+            ) from error
+        if self.level == "sequence" and values.size == self.n_outputs:
+            return values.reshape(numbers)
+        if self.level != "sequence" and values.shape[1:] == self.shape:
+            return values.reshape(-1, *numbers)
+        if self.level != "sequence" and not self.shape and values.ndim < 2:
+            return values
+        raise DataError(self._misfit(values.shape))
+
+    def _misfit(self, found: tuple[int, ...]) -> str:
+        if self.level == "sequence":
+            theirs, level = found, ""
+        else:
+            theirs, level = found[1:], " for each residue or atom"
+        one = f"{self.n_outputs} numbers {self.shape}" if self.shape else "one number"
+        return (
+            f"A label has the shape {found}, and the task takes {one}{level}. Say so with "
+            f"task_config={{'shape': {list(theirs)}}}, or level='residue' for a label of each "
+            f"residue or atom (on the command line --level residue)."
+        )
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
         """Summed loss over the labels that are present; 0 (with a graph) where there are none."""
         prediction = outputs["prediction"].float()
-        scaled = ((targets - self.mean) / self.std).to(prediction)
+        scaled = ((targets - self._mean_on(targets)) / self.std).to(prediction)
         present = ~torch.isnan(scaled)
         function = _LOSSES[str(self._config["loss"])]
         if prediction.shape == scaled.shape and present.all():
@@ -106,25 +192,36 @@ class RegressionTask(Task):
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Predictions in the label's units, float64."""
-        return outputs["prediction"].double() * self.std + self.mean
+        raw = outputs["prediction"].double()
+        return raw * self.std + self._mean_on(raw)
+
+    def _mean_on(self, values: torch.Tensor) -> Any:
+        """The mean beside a tensor of labels."""
+        return torch.as_tensor(self.mean).to(values) if self.shape else self.mean
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: (samples,) float64, or a list of (length,) arrays for residues."""
+        """``prediction``: (samples,) float64, or a list of (length,) arrays for residues.
+
+        The shape of a label follows, where it has one.
+        """
         if self.level == "sequence":
-            return {"prediction": torch.tensor(np.array(predictions), dtype=torch.float64)}
-        return {"prediction": list(predictions)}
+            rows = np.array(predictions, dtype=np.float64).reshape(len(predictions), *self.shape)
+            return {"prediction": torch.tensor(rows, dtype=torch.float64)}
+        return {"prediction": [row.reshape(len(row), *self.shape) for row in predictions]}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """RMSE, MAE, Pearson and Spearman correlation and R2; NaN where undefined.
 
-        Correlations need two different values on both sides, R2 two different labels.
+        Correlations need two different values on both sides, R2 two different labels. Of labels
+        of several numbers, all components count alike, each around its own mean in R2.
         """
         present = np.isfinite(targets)
-        predictions, targets = predictions[present], targets[present]
+        centred = targets - _means(targets, present) if self.shape else targets
+        predictions, targets, centred = predictions[present], targets[present], centred[present]
         if targets.size == 0:
             return dict.fromkeys(("rmse", "mae", "pearson", "spearman", "r2"), math.nan)
         error = predictions - targets
-        spread = float(((targets - targets.mean()) ** 2).sum())
+        spread = float(((centred - centred.mean()) ** 2).sum())
         return {
             "rmse": float(np.sqrt((error**2).mean())),
             "mae": float(np.abs(error).mean()),
@@ -140,12 +237,22 @@ class RegressionTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         """Mean and standard deviation of the labels."""
-        return {"mean": self.mean, "std": self.std, "fitted": self.fitted}
+        mean = np.asarray(self.mean).tolist()
+        return {"mean": mean, "std": self.std, "fitted": self.fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put the label statistics back."""
-        self.mean, self.std = float(state["mean"]), float(state["std"])
+        mean = np.array(state["mean"], dtype=np.float64)
+        # one mean for all components is what a task that was not fitted has
+        self.mean = mean if mean.ndim else float(mean)
+        self.std = float(state["std"])
         self.fitted = bool(state["fitted"])
+
+
+def _means(targets: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Mean of each component over the labels that are there."""
+    totals: np.ndarray = np.where(present, targets, 0.0).sum(0)
+    return totals / np.maximum(present.sum(0), 1)
 
 
 def _correlation(name: str, predictions: np.ndarray, targets: np.ndarray) -> float:

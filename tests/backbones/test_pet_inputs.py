@@ -1,10 +1,11 @@
-"""PET: the head it has where none is named, and elements it does not know."""
+"""PET: the head it has where none is named, elements it does not know, labels with directions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import PET_TINY, build_atoms
@@ -13,7 +14,7 @@ from molfun.backbones.pet.weights import write_checkpoint
 from molfun.data.atoms import AtomsDataset
 from molfun.errors import DataError
 from molfun.models.structure import MolfunStructureModel
-from molfun.training import HeadOnlyFinetune
+from molfun.training import FullFinetune, HeadOnlyFinetune
 
 
 def pet(**settings: Any) -> MolfunStructureModel:
@@ -102,3 +103,68 @@ def test_a_new_model_is_made_for_the_elements_that_are_named() -> None:
     assert torch.isfinite(found["prediction"]).all()
     with pytest.raises(DataError, match=r"structure_1 has Fe, which this model does not know"):
         model.backbone.check(AtomsDataset([Atoms("Fe")], [1.0])[0])
+
+
+# --- labels of several numbers -------------------------------------------------------------------
+
+
+def directed(n: int = 12, *, per_atom: bool = False) -> AtomsDataset:
+    """Structures whose label is where hydrogen lies, or each atom, from their middle."""
+    atoms = [s.atoms for s in build_atoms(n)]
+    centred = [a.positions - a.positions.mean(0) for a in atoms]
+    if per_atom:
+        return AtomsDataset(atoms, centred)
+    return AtomsDataset(
+        atoms, [c[a.numbers == 1].sum(0) for a, c in zip(atoms, centred, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("per_atom", [False, True])
+def test_vectors_are_learned_and_survive_a_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, per_atom: bool
+) -> None:
+    data = directed(per_atom=per_atom)
+    level = "residue" if per_atom else "sequence"
+    model = pet(head="mlp", task_config={"shape": [3], "level": level})
+    history = model.fit(data, strategy=FullFinetune(lr=3e-3), epochs=12, seed=1)
+    assert "structures are not turned at random in training" in caplog.text
+    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+    found = model.predict(data)["prediction"]
+    shapes = [tuple(row.shape) for row in found]
+    assert shapes == [(len(a), 3) if per_atom else (3,) for a in data.atoms]
+    model.save(tmp_path / "m")
+    again = MolfunStructureModel.from_checkpoint(tmp_path / "m", device="cpu")
+    for ours, theirs in zip(found, again.predict(data)["prediction"], strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_numbers_without_directions_leave_structures_turned() -> None:
+    model = pet(head="mlp", task_config={"shape": [4]})
+    assert not model.backbone.directed
+    assert pet(head="mlp", task_config={"shape": [3, 3]}).backbone.directed
+    assert not pet().backbone.directed
+
+
+def test_a_label_of_another_shape_is_named_with_its_sample() -> None:
+    data = directed(3)
+    model = pet(head="mlp")
+    text = (
+        r"(?s)3 samples with a label that the task 'regression' .*structure_1: A label has the sh"
+    )
+    with pytest.raises(DataError, match=text):
+        model.fit(data, strategy=HeadOnlyFinetune(), epochs=1)
+    with pytest.raises(DataError, match=text):
+        model.evaluate(data)
+    model = pet(head="mlp", task_config={"level": "residue"})
+    short = AtomsDataset(data.atoms, [[1.0] * (len(a) - 1) for a in data.atoms])
+    with pytest.raises(DataError, match=r"structure_1: \d labels for \d atoms"):
+        model.fit(short, strategy=HeadOnlyFinetune(), epochs=1)
+
+
+def test_an_infinite_label_is_named_with_its_structure() -> None:
+    atoms = directed(3).atoms
+    with pytest.raises(DataError, match=r"structure_2: 'energy' is infinite"):
+        AtomsDataset(atoms, [{"energy": 1.0}, {"energy": np.inf}, None])
+    data = AtomsDataset(atoms, [1.0, np.inf, None])
+    with pytest.raises(DataError, match=r"structure_2: A label is infinite"):
+        pet().fit(data, strategy=HeadOnlyFinetune(), epochs=1)

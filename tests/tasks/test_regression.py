@@ -168,3 +168,79 @@ def test_metrics_of_predictions_that_are_not_numbers_are_not_numbers():
     result = RegressionTask().metrics(np.array([1.0, np.nan, 2.0]), np.array([1.0, 2.0, 3.0]))
     assert math.isnan(result["rmse"])
     assert math.isnan(result["pearson"])
+
+
+# --- labels of several numbers -------------------------------------------------------------------
+
+VECTORS = np.array([[1.0, 0.0, 5.0], [2.0, np.nan, 5.0], [6.0, 4.0, 5.0]])
+
+
+def test_the_numbers_of_a_vector_have_a_mean_each_and_one_deviation():
+    task = RegressionTask(shape=(3,))
+    task.fit_targets([*VECTORS, None])
+    assert task.n_outputs == 3
+    np.testing.assert_allclose(task.mean, [3.0, 2.0, 5.0])
+    residuals = (VECTORS - task.mean)[np.isfinite(VECTORS)]
+    assert task.std == pytest.approx(residuals.std())
+    raw = torch.tensor((VECTORS - task.mean) / task.std)
+    again = RegressionTask(**json.loads(json.dumps(task.config_dict)))
+    again.load_state_dict(json.loads(json.dumps(task.state_dict())))
+    found = again.present(again.split(again.predictions({"prediction": raw}), [1, 1, 1]))
+    np.testing.assert_allclose(found["prediction"], VECTORS)
+    total, n = again.loss({"prediction": raw}, again.encode([*VECTORS]))
+    assert (float(total), n) == (pytest.approx(0, abs=1e-9), 8)
+
+
+def test_matrices_and_vectors_of_atoms_keep_their_shapes():
+    task = RegressionTask(shape=(3, 3), level="sequence")
+    task.fit_targets([np.eye(3), 2 * np.eye(3)])
+    assert task.encode([np.eye(3), None]).shape == (2, 9)
+    assert task.present([np.arange(9.0)] * 2)["prediction"].shape == (2, 3, 3)
+    task = RegressionTask(shape=(3,), level="residue")
+    labels = [np.ones((2, 3)), None, np.zeros((4, 3))]
+    task.fit_targets(labels)
+    assert task.encode(labels, [2, 3, 4]).shape == (3, 4, 3)
+    rows = task.split(task.encode(labels, [2, 3, 4]), [2, 3, 4])
+    assert [row.shape for row in task.present(rows)["prediction"]] == [(2, 3), (3, 3), (4, 3)]
+    joined = task.join(rows)
+    assert joined.shape == (9, 3)
+    assert task.metrics(joined, joined)["rmse"] == 0.0
+
+
+def test_each_component_varies_around_its_own_mean():
+    task = RegressionTask(shape=(2,))
+    labels = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
+    means = np.tile(labels.mean(0), (3, 1))
+    found = task.metrics(means, labels)
+    assert found["r2"] == pytest.approx(0.0)
+    assert found["rmse"] == pytest.approx(np.sqrt(2 / 3))
+    assert task.metrics(labels, labels)["r2"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "label", "text"),
+    [
+        ({}, [1.0, 2.0, 3.0], "has the shape (3,), and the task takes one number. Say so with "
+         "task_config={'shape': [3]}, or level='residue'"),
+        ({"shape": (3,)}, 1.0, "has the shape (), and the task takes 3 numbers (3,)."),
+        ({"level": "residue"}, np.ones((4, 3)), "the task takes one number for each residue or at"),
+        ({}, "metal", "A label is made of numbers, got 'metal'. Classes are for the tasks"),
+    ],
+)  # fmt: skip
+def test_a_label_of_another_shape_is_named(settings, label, text):
+    with pytest.raises(DataError) as caught:
+        RegressionTask(**settings).fit_targets([label])
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (-3,), (10**9,)])
+def test_a_shape_has_numbers(shape):
+    with pytest.raises(ConfigError, match="is no shape of a label"):
+        RegressionTask(shape=shape)
+
+
+def test_labels_that_this_task_does_not_use_are_counted():
+    labels = [{"energy": 1.0, "forces": np.zeros((2, 3))}, {"energy": 2.0}, None]
+    text = RegressionTask().gaps(labels)
+    assert "1 of 3 training samples have no label." in text
+    assert "1 of 3 training structures have forces or stress, which this task does not use" in text

@@ -294,7 +294,8 @@ class PETBackbone(AtomisticBackbone):
         Mixed precision is off: PET runs in the type of its weights.
         """
         sizes = batch["shape"][:, 0]
-        turn = self.augment and self.training and torch.is_grad_enabled()
+        turns = self.augment and not self.directed
+        turn = turns and self.training and torch.is_grad_enabled()
         with torch.autocast(batch["positions"].device.type, enabled=False), self._raw():
             systems, turns = self._systems(batch, turn=turn)
             result = TrunkOutput(mask=_mask(sizes))
