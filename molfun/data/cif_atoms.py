@@ -32,6 +32,8 @@ _TWINS = (
     ("label_atom_id", "auth_atom_id"),
 )
 """Columns that say the same; gemmi takes the second where both are there."""
+_IDENTITY = ("auth_asym_id", "label_asym_id", "auth_seq_id", "pdbx_pdb_ins_code", "auth_comp_id")
+"""What rows of one residue have in common."""
 _DEFAULTS = {
     "id": ".",
     "label_alt_id": ".",
@@ -103,7 +105,7 @@ def _read(path: Path, document: Any, model: int) -> Records:
     notes += note
     split = split_chains(path, list(table.residues(rows)), longest_id=MAX_ID)
     lengths, absent = _lengths(block, table, split.parts)
-    table.write(rows, split.parts)
+    table.write(split.parts)
     return Records(
         structure=gemmi.make_structure_from_block(block),
         parts=split.parts,
@@ -118,43 +120,56 @@ class _Table:
 
     def __init__(self, path: Path, block: Any) -> None:
         block.find_mmcif_category("_atom_site.").ensure_loop()
-        self.path, self.loop = path, block.find_mmcif_category("_atom_site.").loop
-        tags = [tag.split(".", 1)[1].lower() for tag in self.loop.tags]
-        values, width = self.loop.values, len(tags)
-        self.count = self.loop.length()
-        self.columns = {tag: values[i::width] for i, tag in enumerate(tags)}
+        self.path, self._block = path, block
+        self._loop = block.find_mmcif_category("_atom_site.").loop
+        self._tags = {tag.split(".", 1)[1].lower(): tag for tag in self._loop.tags}
+        self._columns: dict[str, list[str]] = {}
         self._complete()
+
+    def column(self, tag: str) -> list[str]:
+        """Values of a column as they are written; ``.`` in every row if it is not there."""
+        if tag not in self._tags:
+            return ["."] * self._loop.length()
+        if tag not in self._columns:
+            # most values repeat: one text for all of them saves memory
+            known: dict[str, str] = {}
+            values = self._block.find_values(self._tags[tag])
+            self._columns[tag] = [known.setdefault(value, value) for value in values]
+        return self._columns[tag]
+
+    def _set(self, tag: str, values: Sequence[str]) -> None:
+        if tag not in self._tags:
+            self._add(tag, ".")
+        column = self._block.find_values(self._tags[tag])
+        for row, value in enumerate(values):
+            column[row] = value
+        self._columns.pop(tag, None)
+
+    def _add(self, tag: str, value: str) -> None:
+        self._tags[tag.lower()] = f"_atom_site.{tag}"
+        self._loop.add_columns([f"_atom_site.{tag}"], value)
 
     def _complete(self) -> None:
         """Fill columns that are not there, or hold nothing."""
-        columns = self.columns
-        before = set(columns)
         for label, author in _TWINS:
-            self._take(author, label)
-        absent = [tag for tag in _PLACES if tag.lower() not in columns]
-        absent += [t for t, twin in _TWINS if twin not in columns and twin not in _DEFAULTS]
+            if label in self._tags and all(v in ("?", ".") for v in self.column(author)):
+                self._set(author, self.column(label))
+        absent = [tag for tag in _PLACES if tag.lower() not in self._tags]
+        absent += [t for t, twin in _TWINS if twin not in self._tags and twin not in _DEFAULTS]
         if absent:
-            names = ", ".join(f"_atom_site.{tag}" for tag in absent)
-            raise StructureError(f"{self.path} lacks the columns {names}. Export them with it.")
+            tags = ", ".join(f"_atom_site.{tag}" for tag in absent)
+            raise StructureError(f"{self.path} lacks the columns {tags}. Export them with it.")
         for tag, value in _DEFAULTS.items():
-            columns.setdefault(tag.lower(), [value] * self.count)
-        symbols = (name.strip("\"'0123456789")[:1] or "X" for name in columns["auth_atom_id"])
-        columns.setdefault("type_symbol", list(symbols))
-        added = [tag for tag in columns if tag not in before]
-        if added:
-            self.loop.add_columns([f"_atom_site.{tag}" for tag in added], ".")
-            self.loop.set_all_values(list(columns.values()))
-
-    def _take(self, tag: str, twin: str) -> None:
-        """Take a column from its twin if it is not there, or holds nothing."""
-        if twin in self.columns and all(v in ("?", ".") for v in self.columns.get(tag, ())):
-            self.columns[tag] = list(self.columns[twin])
+            if tag.lower() not in self._tags:
+                self._add(tag, value)
+        if "type_symbol" not in self._tags:
+            names = self.column("auth_atom_id")
+            self._set("type_symbol", [name.strip("\"'0123456789")[:1] or "X" for name in names])
 
     def model_rows(self, model: int) -> tuple[list[int], list[Note]]:
         """Rows of a model, counted from 1, and what there is to say about the others."""
-        numbers = self.columns.get("pdbx_pdb_model_num", [""] * self.count)
         rows: dict[str, list[int]] = {}
-        for row, number in enumerate(numbers):
+        for row, number in enumerate(self.column("pdbx_pdb_model_num")):
             rows.setdefault(number, []).append(row)
         if model > len(rows):
             raise StructureError(f"{self.path} has no model {model}; it has {len(rows)}.")
@@ -166,67 +181,63 @@ class _Table:
         return models[model - 1], [model_note(model, len(models), others)]
 
     def _identities(self, rows: Sequence[int]) -> set[tuple[str, ...]]:
-        columns = [self.columns[f"auth_{what}_id"] for what in ("asym", "seq", "comp")]
+        columns = [self.column(f"auth_{what}_id") for what in ("asym", "seq", "comp")]
         return {tuple(column[row] for column in columns) for row in rows}
 
     def residues(self, rows: Sequence[int]) -> Iterator[Residue]:
         """Rows that follow each other and are of one residue."""
-        columns = self.columns
-        none = ["."] * self.count
-        keys = zip(
-            columns["auth_asym_id"],
-            columns["label_asym_id"],
-            columns["auth_seq_id"],
-            columns.get("pdbx_pdb_ins_code", none),
-            columns["auth_comp_id"],
-            strict=True,
-        )
-        all_keys = list(keys)
-        places = list(zip(*(columns[tag.lower()] for tag in _PLACES), strict=True))
-        groups, names = columns.get("group_pdb", none), columns["auth_atom_id"]
-        alternates = columns["label_alt_id"]
+        identity = [self.column(tag) for tag in _IDENTITY]
+        places = [self._block.find_values(self._tags[tag.lower()]) for tag in _PLACES]
+        groups, names = self.column("group_pdb"), self.column("auth_atom_id")
+        alternates = self.column("label_alt_id")
         residue: Residue | None = None
-        key: tuple[str, ...] = ()
+        key: list[str] = []
         for row in rows:
-            if residue is None or all_keys[row] != key:
+            own = [column[row] for column in identity]
+            if residue is None or own != key:
                 if residue is not None:
                     yield residue
-                key = all_keys[row]
+                key = own
                 residue = self._residue(key, hetero=groups[row].upper() == "HETATM")
             residue.places.append(row)
             residue.alternate |= alternates[row] not in (".", "?", "")
             name = gemmi.cif.as_string(names[row])
             if name not in residue.atoms:
-                residue.atoms[name] = _point(places[row]) if name in TRACED else None
+                traced = name in TRACED
+                residue.atoms[name] = _point([c[row] for c in places]) if traced else None
         if residue is not None:
             yield residue
 
-    def _residue(self, key: tuple[str, ...], *, hetero: bool) -> Residue:
+    def _residue(self, key: Sequence[str], *, hetero: bool) -> Residue:
         chain, segment, number, insertion, name = map(gemmi.cif.as_string, key)
         if not (chain + number + insertion + name).isascii():
             refuse_foreign(self.path, f"the atoms of residue {name} {number}", chain + name)
         order = int(number) if number.lstrip("-").isdecimal() and len(number) < 9 else None
         return Residue(chain, segment, number + insertion, standard_name(name), hetero, order=order)
 
-    def write(self, rows: Sequence[int], parts: Sequence[Part]) -> None:
-        """Put the rows of one model, ordered by part and named by code, in place of all."""
+    def write(self, parts: Sequence[Part]) -> None:
+        """Put the rows of the parts, ordered and named by code, in place of all."""
         order = [row for part in parts for residue in part.residues for row in residue.places]
         own = all(part.code == part.chain for part in parts)
-        if own and len(rows) == self.count and order == sorted(order):
+        if own and order == list(range(self._loop.length())):
             return
         codes = [
-            gemmi.cif.quote(part.code) if part.code else "."
+            gemmi.cif.quote(part.code)
             for part in parts
             for residue in part.residues
             for _ in residue.places
         ]
-        for tag, column in self.columns.items():
-            self.columns[tag] = [column[row] for row in order]
-        self.columns["auth_asym_id"] = codes
-        self.loop.set_all_values(list(self.columns.values()))
+        if order == list(range(self._loop.length())):
+            self._set("auth_asym_id", codes)
+            return
+        tags, values = self._loop.tags, self._loop.values
+        columns = [values[i :: len(tags)] for i in range(len(tags))]
+        columns = [[column[row] for row in order] for column in columns]
+        columns[tags.index(self._tags["auth_asym_id"])] = codes
+        self._loop.set_all_values(columns)
 
 
-def _point(texts: tuple[str, ...]) -> tuple[float, float, float]:
+def _point(texts: Sequence[str]) -> tuple[float, float, float]:
     """Coordinates, NaN where there is no number; digits in brackets are errors."""
     x, y, z = map(gemmi.cif.as_number, texts)
     return x, y, z
@@ -237,10 +248,12 @@ def _lengths(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Amino acids in the sequence of each chain, and of the entities without atoms."""
     counts = _entity_lengths(block)
+    if not counts:
+        return {}, {}
     asym = {row[0]: row[1] for row in block.find("_struct_asym.", ["id", "entity_id"])}
-    entities = table.columns.get("label_entity_id") or [
-        asym.get(name, "") for name in table.columns["label_asym_id"]
-    ]
+    entities = table.column("label_entity_id")
+    if set(entities) <= {"?", "."}:
+        entities = [asym.get(name, "") for name in table.column("label_asym_id")]
     found = {}
     for part in parts:
         acids = [residue for residue in part.residues if residue.is_amino_acid]
@@ -249,7 +262,7 @@ def _lengths(
     present = set(entities)
     rows = block.find("_entity_poly.", ["entity_id", "type"])
     peptides = {row[0] for row in rows if "peptide" in row[1].lower()}
-    absent = {f"of entity {e}": counts.get(e, 0) for e in sorted(peptides - present)}
+    absent = {f"entity {e}": counts.get(e, 0) for e in sorted(peptides - present)}
     return found, absent
 
 

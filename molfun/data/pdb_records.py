@@ -11,7 +11,15 @@ from typing import Any
 
 import gemmi
 
-from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains, superposed
+from molfun.data.structure_chains import (
+    NO_NAME,
+    TRACED,
+    Part,
+    Records,
+    Residue,
+    split_chains,
+    superposed,
+)
 from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_name, standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.data.words import counted, few
@@ -73,7 +81,11 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
         parts=split.parts,
         notes=notes + split.notes,
         lengths=_lengths(sequences, split.parts),
-        absent={name: n for name, n in sequences.items() if n and name not in with_atoms},
+        absent={
+            f"chain {name or NO_NAME}": length
+            for name, length in sequences.items()
+            if length and name not in with_atoms
+        },
     )
 
 

@@ -132,7 +132,7 @@ class Records:
     lengths: dict[str, int]
     """Code to the amino acids of the whole sequence, resolved or not."""
     absent: dict[str, int]
-    """Chain without any atom to the amino acids of its sequence."""
+    """Chain or entity without any atom to the amino acids of its sequence."""
 
 
 def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2) -> Chains:
@@ -166,7 +166,7 @@ def _parts(path: Path, chains: Sequence[Chain], longest_id: int) -> list[Part]:
     used: set[str] = set()
     for chain in chains:
         for number, residues in groupby(chain.residues, key=lambda residue: residue.part):
-            own = len(chain.name) <= longest_id and chain.name not in used
+            own = 0 < len(chain.name) <= longest_id and chain.name not in used
             code = chain.name if own else next(free, None)
             if code is None:
                 raise StructureError(

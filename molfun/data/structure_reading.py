@@ -74,7 +74,7 @@ class Reading:
     lengths: list[int] = field(default_factory=list)
     """Amino acids in the whole sequence of each chain; 0 where the file does not say."""
     absent: dict[str, int] = field(default_factory=dict)
-    """Chain without any atom to the amino acids of its sequence."""
+    """Chain or entity without any atom to the amino acids of its sequence."""
     bad_atoms: list[str] = field(default_factory=list)
     unnumbered: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
@@ -214,9 +214,7 @@ class Reading:
                 )
         for name, length in self.absent.items():
             count = counted(length, "residue")
-            sentence = (
-                f"read no residue of chain {name or NO_NAME}: its {count} have no coordinates"
-            )
+            sentence = f"read no residue of {name}: its {count} have no coordinates"
             yield Note(sentence, "residues without coordinates")
         with_trace = [_CA in residue.atoms for residue in self.residues]
         if not all(with_trace):

@@ -27,7 +27,7 @@ def with_segment(lines, segment) -> list[str]:
     return [f"{line[:72]:72}{segment:4}{line[76:]}" for line in lines]
 
 
-def as_cif(lines, label=None, author=None, drop=()) -> str:
+def as_cif(lines, label=None, author=None, drop=(), empty="") -> str:
     """An mmCIF file of atom lines; `label` and `author` give the chain ids of a line."""
     rows: list[dict[str, object]] = []
     for i, line in enumerate(lines):
@@ -45,7 +45,9 @@ def as_cif(lines, label=None, author=None, drop=()) -> str:
         })  # fmt: skip
     kept = [tag for tag in rows[0] if tag not in drop]
     head = "".join(f"_atom_site.{tag}\n" for tag in kept)
-    body = "".join(" ".join(str(row[tag]) for tag in kept) + "\n" for row in rows)
+    body = "".join(
+        " ".join("?" if tag == empty else str(row[tag]) for tag in kept) + "\n" for row in rows
+    )
     return f"data_x\nloop_\n{head}{body}#\n"
 
 
@@ -227,6 +229,15 @@ def test_mmcif_without_optional_columns(write, drop):
     assert (part.atom_positions == whole.atom_positions).all()
 
 
+@pytest.mark.parametrize("empty", ["auth_seq_id", "auth_asym_id", "label_asym_id", "label_seq_id"])
+def test_mmcif_with_a_column_that_holds_nothing(write, empty):
+    lines = [*chain("ALA GLY"), *chain("LYS MET", "B", slot=FAR)]
+    text = as_cif(lines, empty=empty).replace("label_atom_id", "auth_atom_id")
+    protein = read_structure(write("a.cif", text.replace("label_comp_id", "auth_comp_id")))
+    assert protein.sequence == "AGKM"
+    assert protein.chain_ids == ("A", "B")
+
+
 @pytest.mark.parametrize(
     ("drop", "named"),
     [
@@ -248,6 +259,14 @@ def test_mmcif_without_any_chain_id(write):
     protein = read_structure(write("a.cif", text))
     assert protein.chain_ids == ("", "")
     assert protein.chain_index.tolist() == [0, 0, 1, 1]
+
+
+def test_mmcif_with_an_author_id_of_no_letters(write):
+    lines = [*chain("ALA GLY"), *chain("LYS MET", "B", slot=FAR)]
+    text = as_cif(lines, author=lambda i: "''" if i < 8 else "B")
+    protein = read_structure(write("a.cif", text))
+    assert protein.sequence == "AGKM"
+    assert protein.chain_ids == ("", "B")
 
 
 def test_mmcif_of_one_atom_without_a_loop(write):
@@ -395,7 +414,7 @@ def test_a_chain_without_any_coordinates_is_told(write):
     entities += "2 polypeptide(L)\nloop_\n_entity_poly_seq.entity_id\n_entity_poly_seq.num\n"
     entities += "1 1 1 2 2 1 2 2 2 3\nloop_\n_struct_asym.id\n_struct_asym.entity_id\nA 1\nC 2\n"
     notes = read_structure(write("a.cif", as_cif(chain("ALA GLY")) + entities)).notes
-    assert notes == (note.replace("chain C", "chain of entity 2"),)
+    assert notes == (note.replace("chain C", "entity 2"),)
 
 
 def test_the_sequence_of_an_entity_as_text(write):
