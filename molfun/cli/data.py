@@ -21,7 +21,7 @@ from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
 from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
 from molfun.errors import ConfigError, DataError, RunError
-from molfun.models import run_folder
+from molfun.models import run_folder, trained_on
 from molfun.registry import BACKBONES, HEADS, TASKS
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,8 @@ def open_training(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
     )
-    _warn_of_twins(
-        train, {"val": val if settings.val else None, "test": test if settings.test else None}
-    )
+    if settings.test:  # that of validation is for `fit` to say
+        trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
     named = (dataset, val if settings.val else None, test if settings.test else None)
     for part in named:
         if isinstance(part, AffinityDataset):
@@ -79,18 +78,6 @@ def _open(settings: FineTuneSettings) -> Any:
     if settings.on_series:
         return _series(settings)
     return _sequences(settings) if settings.on_sequences else _structures(settings)
-
-
-def _warn_of_twins(train: Any, others: Mapping[str, Any]) -> None:
-    """Say which samples of other files are in the training set, too; a split has none."""
-    known = set(train.sequences()) if any(others.values()) else set()
-    for name, part in others.items():
-        twins = 0 if part is None else sum(sample in known for sample in part.sequences())
-        if twins:
-            logger.warning(
-                "%d of %d samples of --%s are in the training set, too: metrics on them say "
-                "nothing about new ones.", twins, len(part), name,
-            )  # fmt: skip
 
 
 def _origin(settings: FineTuneSettings) -> str:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?", re.ASCII)
 _NAMES = ("train", "validation", "test")
-_PART_WORDS = {
+PART_WORDS = {
     "train": 0, "training": 0,
     "val": 1, "valid": 1, "validation": 1, "dev": 1,
     "test": 2, "testing": 2,
@@ -277,13 +277,13 @@ class DataSplitter:
         texts = [str(value).strip().lower() for value in _column(
             dataset, column, [str(name) for name in dataset.metadata.columns]
         )]  # fmt: skip
-        unknown = sorted({text for text in texts if text not in _PART_WORDS})
+        unknown = sorted({text for text in texts if text not in PART_WORDS})
         if unknown:
             raise DataError(
                 f"Column {column!r} holds {listing([repr(t) for t in unknown], 5).strip()}; "
                 f"expected train, val or test."
             )
-        part = np.array([_PART_WORDS[text] for text in texts], np.int64)
+        part = np.array([PART_WORDS[text] for text in texts], np.int64)
         if not (part == 0).any():
             raise DataError(f"Column {column!r} leaves no sample for training.")
         _warn_shared(dataset, part)

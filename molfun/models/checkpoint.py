@@ -6,6 +6,7 @@
       meta.pt, meta.json   what was trained on what (the same content twice)
       head.pt              weights of the head
       peft_adapter/        adapters in the PEFT format (LoRA only)
+      training_inputs.safetensors  digests of the inputs it was trained on, 8 bytes per sample
       trunk.safetensors    backbone weights that differ from the base file; all of them where the
                            base came from no file
       manifest.json        size and sha256 of every file
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from molfun import __version__
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 META, META_JSON, HEAD, TRUNK = "meta.pt", "meta.json", "head.pt", "trunk.safetensors"
 ADAPTER, MANIFEST, CARD = "peft_adapter", "manifest.json", "README.md"
+SEEN = "training_inputs.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,7 @@ def write_checkpoint(
     head: Mapping[str, torch.Tensor],
     trunk: Mapping[str, torch.Tensor],
     save_adapter: Any = None,
+    training_inputs: np.ndarray | None = None,
 ) -> None:
     """Write a checkpoint folder; the old one stays until the new one is complete.
 
@@ -98,6 +102,8 @@ def write_checkpoint(
         Weights; an empty `trunk` writes no file.
     save_adapter
         Function that writes adapters into a folder; None where there are none.
+    training_inputs
+        Digests of what was trained on, int64; None or empty writes no file.
     """
     content = dict(vars(meta))
     _refuse_other_folders(Path(path))
@@ -107,6 +113,8 @@ def write_checkpoint(
         save_torch(folder / HEAD, {k: v.detach().cpu() for k, v in head.items()})
         if trunk:
             _write_trunk(folder / TRUNK, trunk, Path(path) / TRUNK)
+        if training_inputs is not None and len(training_inputs):
+            save_safetensors(folder / SEEN, {"inputs": torch.from_numpy(training_inputs)})
         if save_adapter is not None:
             save_adapter(folder / ADAPTER)
         write_json(folder / MANIFEST, _measure(folder))
@@ -276,3 +284,10 @@ def read_trunk(folder: Path) -> dict[str, torch.Tensor]:
     """Backbone weights of the checkpoint; empty where it stores none."""
     path = folder / TRUNK
     return load_safetensors(path) if path.is_file() else {}
+
+
+def read_training_inputs(folder: Path) -> np.ndarray:
+    """Digests of the inputs a checkpoint was trained on; empty where it stores none."""
+    path = folder / SEEN
+    found = load_safetensors(path).get("inputs") if path.is_file() else None
+    return np.zeros(0, np.int64) if found is None else found.numpy().astype(np.int64)

@@ -28,7 +28,7 @@ from molfun.errors import (
 )
 from molfun.heads.base import Head
 from molfun.models import checkpoint as portable
-from molfun.models import embedding, memory, pretraining, run_folder
+from molfun.models import embedding, memory, pretraining, run_folder, trained_on
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
 from molfun.models.features import feature_names_of, with_features
@@ -187,6 +187,9 @@ class MolfunStructureModel(nn.Module):
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
+        self.training_inputs = trained_on.NOTHING
+        self.n_fits = 0
+        self.random_base = weights is None and not self.backbone.starts_random
         self.precision = "32-true"
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
@@ -317,6 +320,7 @@ class MolfunStructureModel(nn.Module):
         train_loader, val_loader = self._same_features(train_loader, val_loader)
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
+        self._note_training(train_loader, val_loader, resume=resume)
         targets = targets_of(train_loader)
         _fit_labels(task, train_loader, targets)
         self._attach()
@@ -522,6 +526,21 @@ class MolfunStructureModel(nn.Module):
         self._rebase(None if run_dir is None else run_dir / run_folder.WEIGHTS)
         return history
 
+    def _note_training(self, train: Any, val: Any, *, resume: bool) -> None:
+        """Remember what is trained on, and say what is odd about it."""
+        if self.n_fits and not resume:
+            logger.warning(
+                "This model was trained by %s already, and goes on from its weights. To start "
+                "afresh, as each fold of a cross-validation has to, build a new "
+                "MolfunStructureModel.", counted(self.n_fits, "fit"),
+            )  # fmt: skip
+        self.n_fits += 1
+        rows = trained_on.TrainingRows(train)
+        rows.warn()
+        if val is not None:
+            trained_on.warn_of_overlap(val, rows.inputs)
+        self.training_inputs = np.union1d(self.training_inputs, rows.inputs)
+
     def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
         """Features of series as the backbone was pre-trained on them, in both sets."""
         train = with_features(train, self.backbone.feature_names, of="the backbone")
@@ -534,6 +553,7 @@ class MolfunStructureModel(nn.Module):
     def _rebase(self, weights: Path | None) -> None:
         """Let the weights of now be the base that checkpoints refer to."""
         self.backbone.mark_trained()
+        self.random_base = False
         self.weights = None if weights is None else str(weights.resolve())
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
@@ -617,11 +637,7 @@ class MolfunStructureModel(nn.Module):
         ConfigError
             If `outputs` are asked for more than one batch.
         """
-        if self.task is not None and not getattr(self.task, "fitted", True):
-            logger.warning("The head has not been trained: its predictions mean nothing yet.")
-        unready = self.backbone.unready()
-        if unready is not None:
-            logger.warning("%s", unready)
+        self._warn_unready()
         if is_many(data):
             if outputs is not None:
                 raise ConfigError(
@@ -629,7 +645,9 @@ class MolfunStructureModel(nn.Module):
                     "structures. Give a list of Sample, or use embed, which takes as many as you "
                     "like."
                 )
-            result = self._runner().evaluate(self._to_use(data), labels=False)
+            watch = trained_on.Watch(self._to_use(data), self.training_inputs)
+            result = self._runner().evaluate(watch, labels=False)
+            watch.warn()
             _, task = self._need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, ("single",) if outputs is None else outputs)
@@ -639,10 +657,19 @@ class MolfunStructureModel(nn.Module):
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
         _, task = self._need_head("predict_and_score")
         loader = self._to_use(data)
+        watch = trained_on.Watch(loader, self.training_inputs, labels=True)
         with self._measuring(loader) as runner:
-            result = runner.evaluate(loader)
+            result = runner.evaluate(watch)
+        watch.warn()
         prediction = Prediction(ids=result.ids, **task.present(result.predictions))
         return prediction, runner.metrics(result)
+
+    def _warn_unready(self) -> None:
+        if self.task is not None and not getattr(self.task, "fitted", True):
+            logger.warning("The head has not been trained: its predictions mean nothing yet.")
+        unready = self.backbone.unready()
+        if unready is not None:
+            logger.warning("%s", unready)
 
     def _to_use(self, data: Any) -> Any:
         """A loader; says so if it brings other representations than the head was trained on."""
@@ -665,7 +692,9 @@ class MolfunStructureModel(nn.Module):
 
     @torch.no_grad()
     def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
-        inputs = as_inputs(data)
+        watch = trained_on.Watch([data], self.training_inputs)
+        (inputs,) = watch
+        watch.warn()
         self.eval()
         needs = (*outputs, *(self.head.needs if self.head is not None else ()))
         features = inputs.features
@@ -758,9 +787,12 @@ class MolfunStructureModel(nn.Module):
             where undefined.
         """
         self._need_head("evaluate")
+        self._warn_unready()
         loader = self._to_use(data)
+        watch = trained_on.Watch(loader, self.training_inputs, labels=True)
         with self._measuring(loader) as runner:
-            result = runner.evaluate(loader)
+            result = runner.evaluate(watch)
+        watch.warn()
         if not result.ids:
             raise DataError("Nothing to evaluate: there are no samples.")
         if result.loss_count == 0:
@@ -921,7 +953,11 @@ class MolfunStructureModel(nn.Module):
                 whole_trunk=self.weights is None,
                 # an undefined metric is NaN, which JSON has no word for
                 result={k: v for k, v in self.result.items() if v == v},
-                data={**self.data_settings, "precision": self.precision},
+                data={
+                    **self.data_settings,
+                    "precision": self.precision,
+                    "random_base": self.random_base,
+                },
             )
             adapted = lora.installed_spec(self.backbone) is not None
             portable.write_checkpoint(
@@ -930,6 +966,7 @@ class MolfunStructureModel(nn.Module):
                 head=head.state_dict(),
                 trunk=trunk,
                 save_adapter=(lambda f: lora.save_adapter(self.backbone, f)) if adapted else None,
+                training_inputs=self.training_inputs,
             )
         return self
 
@@ -968,6 +1005,8 @@ class MolfunStructureModel(nn.Module):
         self._attach()
         self.result, self.data_settings = dict(meta.result), dict(meta.data)
         self._use_precision(str(self.data_settings.pop("precision", "32-true")))
+        self.random_base = bool(self.data_settings.pop("random_base", False))
+        self.training_inputs = portable.read_training_inputs(folder)
         self.eval()
         return self
 
@@ -1090,7 +1129,14 @@ class MolfunStructureModel(nn.Module):
             )
         finally:
             quiet.setLevel(level)
-        return model.load(folder)
+        model.load(folder)
+        frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+        if model.random_base and frozen:
+            logger.warning(
+                "%s was trained on a backbone without pretrained weights: %s of its weights are "
+                "random.", folder, f"{frozen:,}",
+            )  # fmt: skip
+        return model
 
     # --- look ----------------------------------------------------------------------------------
 

@@ -1,0 +1,168 @@
+"""What a model was trained on: inputs that it has seen, and what is odd about a training set.
+
+Only digests of inputs are kept, eight bytes per sample, so that a checkpoint can tell rows of its
+training set from new ones without holding them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from molfun.data.splits import PART_WORDS
+from molfun.data.words import counted
+from molfun.models.loaders import label_texts, samples_of
+from molfun.sample import Sample, is_missing
+from molfun.training.runner import Inputs, as_inputs
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
+logger = logging.getLogger(__name__)
+
+NOTHING: Int64[np.ndarray, "inputs"] = np.zeros(0, np.int64)
+_FLAGS = {"is_train", "is_test", "is_val", "is_validation", "in_train", "in_test"}
+
+
+def input_digest(sample: Sample) -> int:
+    """Number of 64 bits that is the same for equal inputs, whatever their ids and labels.
+
+    Structures are equal if their sequences are, as in the splits.
+
+    Examples
+    --------
+    >>> one, same = Sample(id="a", sequence="MKV", target=1.0), Sample(id="b", sequence="mkv")
+    >>> input_digest(one) == input_digest(same) != input_digest(Sample(id="a", sequence="MKA"))
+    True
+    """
+    if sample.protein is not None:
+        text = f"protein {sample.protein.full_sequence}"
+    elif sample.sequence is not None:
+        text = f"sequence {sample.sequence.upper()}"
+    else:
+        text = sample.content_key()
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+class TrainingRows:
+    """Inputs, labels and columns of a training set, looked at once.
+
+    Parameters
+    ----------
+    loader
+        What `as_loader` gave; batches that are no samples are left out.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        digests: list[int] = []
+        targets: list[Any] = []
+        self._columns: dict[str, Counter[str]] = defaultdict(Counter)
+        for sample in samples_of([loader]):
+            digests.append(input_digest(sample))
+            targets.append(sample.target)
+            for name, value in sample.metadata.items():
+                if isinstance(value, str | bool | int):
+                    self._columns[str(name)][str(value).strip().lower()] += 1
+        self.inputs: Int64[np.ndarray, "inputs"] = np.unique(np.array(digests, np.int64))
+        self.n_conflicts = conflicts(digests, targets)
+        self._n = len(digests)
+
+    def warn(self) -> None:
+        """Say what is odd: one input with several labels, a split that is not used."""
+        warn_of_conflicts(self.n_conflicts, "training samples")
+        for name, values in self._columns.items():
+            held = self._held_out(name, values)
+            if held:
+                logger.warning(
+                    "The column %r marks %d of %s as no part of the training set, and is not used: "
+                    "--split column (DataSplitter.by_column) splits by it.",
+                    name, held, counted(self._n, "training sample"),
+                )  # fmt: skip
+
+    def _held_out(self, name: str, values: Counter[str]) -> int:
+        """Samples that a column of a split gives to another part."""
+        present = {value: n for value, n in values.items() if value}
+        if set(present) <= set(PART_WORDS):
+            return sum(n for value, n in present.items() if PART_WORDS[value])
+        if name.casefold() not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
+            return 0
+        yes = sum(n for value, n in present.items() if value in ("1", "true"))
+        return self._n - yes if name.casefold().endswith("train") else yes
+
+
+def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:
+    """Samples whose input another sample has with a different label."""
+    known = [(d, t) for d, t in zip(digests, targets, strict=True) if not is_missing(t)]
+    labels: dict[int, Counter[str]] = defaultdict(Counter)
+    for (digest, _), text in zip(known, label_texts([t for _, t in known]), strict=True):
+        labels[digest][text] += 1
+    return sum(sum(found.values()) for found in labels.values() if len(found) > 1)
+
+
+def warn_of_conflicts(n: int, what: str) -> None:
+    """Say how many samples contradict each other."""
+    if n:
+        logger.warning(
+            "%d %s have the input of another one and a different label: no model can be right on "
+            "both. Average repeated measurements, or check the table.", n, what,
+        )  # fmt: skip
+
+
+def warn_of_overlap(
+    loader: Any, inputs: Int64[np.ndarray, "inputs"], what: str = "validation sample"
+) -> None:
+    """Say how many samples that are to judge a model are in its training set."""
+    digests = [input_digest(sample) for sample in samples_of([loader])]
+    twins = int(np.isin(digests, inputs).sum()) if digests else 0
+    if twins:
+        logger.warning(
+            "%d of %s are in the training set, too: metrics on them say nothing about new ones.",
+            twins, counted(len(digests), what),
+        )  # fmt: skip
+
+
+class Watch:
+    """Batches that go by, and how many of their samples a model was trained on.
+
+    Parameters
+    ----------
+    batches
+        A loader or list.
+    inputs
+        Digests of the training set, sorted.
+    labels
+        Whether labels are looked at.
+    """
+
+    def __init__(
+        self, batches: Any, inputs: Int64[np.ndarray, "inputs"], *, labels: bool = False
+    ) -> None:
+        self._batches, self._inputs, self._with_labels = batches, inputs, labels
+        self._digests: list[int] = []
+        self._targets: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        for batch in self._batches:
+            inputs = as_inputs(batch)
+            self._digests += [input_digest(sample) for sample in inputs.samples]
+            self._targets += [sample.target for sample in inputs.samples]
+            yield inputs
+
+    def warn(self) -> None:
+        """Say how many were in the training set, and how many contradict each other."""
+        known = int(np.isin(self._digests, self._inputs).sum()) if self._digests else 0
+        if known:
+            logger.warning(
+                "%d of %s were in the training set of the model: how well it does on them says "
+                "nothing about new ones.", known, counted(len(self._digests), "sample"),
+            )  # fmt: skip
+        if self._with_labels:
+            warn_of_conflicts(conflicts(self._digests, self._targets), "samples")
