@@ -75,63 +75,111 @@ class Progress:
 
 
 def metric_line(metrics: Mapping[str, float]) -> str:
-    """Metrics as ``rmse=1.204  pearson=0.31``, "undefined" where they are NaN."""
-    shown = {k: "undefined" if math.isnan(v) else f"{v:.4g}" for k, v in metrics.items()}
-    return "  ".join(f"{name}={value}" for name, value in shown.items())
+    """Metrics as ``rmse=1.2  pearson=0.31``, "undefined" where they are NaN."""
+    return "  ".join(f"{name}={three_digits(value)}" for name, value in metrics.items())
+
+
+def three_digits(value: float) -> str:
+    """A number with three significant digits; whole from 100 on, so that none is hidden.
+
+    Examples
+    --------
+    >>> three_digits(0.58634), three_digits(11.314), three_digits(4665.2), three_digits(math.nan)
+    ('0.586', '11.3', '4665', 'undefined')
+    """
+    if math.isnan(value):
+        return "undefined"
+    return f"{value:.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 class ConsoleProgress(Callback):
-    """The guide's epoch lines, and a progress bar on a terminal (a line a minute elsewhere)."""
+    """The guide's epoch lines, and the progress of the whole run with the time that is left.
+
+    On a terminal this is a bar, elsewhere a line per minute.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
-        self._said_at = time.monotonic()
+        self._plan = FitPlan(epochs=0, batches_per_epoch=0, steps_per_epoch=0, total_steps=0)
+        self._began_at = self._said_at = time.monotonic()
+        self._began_with = 0
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
         """Announce the training; show rows of a resumed run again."""
         say(f"\nTraining for {counted(plan.epochs, 'epoch')}...")
         self._plan = plan
+        self._began_at, self._began_with = time.monotonic(), len(history) * plan.batches_per_epoch
         for row in history:
             say(epoch_line(row))
         if history:
             say(f"  resumed after epoch {len(history)}")
+        if len(history) >= plan.epochs:
+            say("  this run is complete; to train longer, start another with --init-from")
         if sys.stderr.isatty():
             self._start_bar()
 
     def _start_bar(self) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        total = self._plan.epochs * self._plan.batches_per_epoch
+        self._task = self._bar.add_task("", total=total, completed=self._began_with)
         self._bar.start()
-        self._task = self._bar.add_task("", total=self._plan.batches_per_epoch)
 
     def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
         """Move the bar."""
-        total = self._plan.batches_per_epoch
+        per_epoch = self._plan.batches_per_epoch
+        done = (epoch - 1) * per_epoch + batch
         if self._bar is not None:
             text = f"epoch {epoch}/{self._plan.epochs}  loss {loss:.3g}"
-            self._bar.update(self._task, completed=batch, description=text)
+            self._bar.update(self._task, completed=done, description=text)
         elif time.monotonic() - self._said_at > PLAIN_EVERY_SECONDS:
             self._said_at = time.monotonic()
-            print(f"  epoch {epoch}: batch {batch}/{total}  loss={loss:.3g}", file=sys.stderr)
+            text = f"epoch {epoch}/{self._plan.epochs}: batch {batch}/{per_epoch}  loss={loss:.3g}"
+            print(f"  {text}  {self._left(done)} left", file=sys.stderr)
+
+    def _left(self, done: int) -> str:
+        """Time to the end of the run, at the pace since this process began."""
+        pace = (time.monotonic() - self._began_at) / max(1, done - self._began_with)
+        return duration(pace * (self._plan.epochs * self._plan.batches_per_epoch - done))
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
         """Print the epoch's line."""
-        line = epoch_line(row)
         if self._bar is not None:
             self._bar.stop()
-        say(line)
+        say(epoch_line(row))
         self._said_at = time.monotonic()
         if self._bar is not None:
-            self._start_bar()
+            self._bar.start()
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """A time span for people.
+
+    Examples
+    --------
+    >>> duration(42), duration(250), duration(9000)
+    ('42 s', '4 min', '2 h 30 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def epoch_line(row: Row) -> str:
@@ -242,5 +290,6 @@ def set_up_logging(log_file: str | None, *, debug: bool) -> None:
         root.addHandler(_OtherPackages())
     if log_file is not None:
         file = logging.FileHandler(log_file, encoding="utf-8")
+        file.setLevel(logging.DEBUG if debug else logging.INFO)
         file.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)

@@ -36,6 +36,7 @@ from molfun.cli.data import (
 )
 from molfun.cli.models import say_units
 from molfun.cli.outputs import refuse_inputs_of_run
+from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import structures_path, write_predictions, write_structures
 from molfun.config import read_yaml
@@ -53,6 +54,7 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.gradual import GradualFinetune
 from molfun.training.history import History
 from molfun.training.lora import LoRAFinetune
+from molfun.training.partial import PartialFinetune
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +160,13 @@ class RunFiles(Callback):
         }
         if isinstance(inner, LoRAFinetune):
             resolved["lora_rank"] = inner.rank
+        if isinstance(inner, PartialFinetune):
+            resolved["unfreeze_blocks"] = inner.unfreeze_last_n
+        resolved[STARTED_IN] = started_in(self._folder)
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
         write_text(self._folder / CONFIG, self._settings.to_yaml(**resolved))
+        say(strategy.describe_rates(self._model))
         _write_splits(self._folder / SPLITS, self._parts)
 
 
@@ -184,6 +190,8 @@ def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
 
 
 def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
+    if settings.init_from is not None:
+        return _from_checkpoint(settings.init_from, settings)
     arguments = settings.backbone_arguments
     if isinstance(parts[0], TimeSeriesDataset):
         arguments.setdefault("d_input", parts[0].n_features)
@@ -225,6 +233,24 @@ def _warn_of_unseen(train: Dataset | None, *others: Dataset | None) -> None:
         )
 
 
+def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureModel:
+    """The model of a finished run, to train on under the settings of a new one."""
+    model = MolfunStructureModel.from_checkpoint(
+        path, weights=settings.weights, device=settings.device, kernels=settings.kernels
+    )
+    found = {"head": model.head_name, "task": model.task_name, "backbone": model.backbone.name}
+    wanted = {"head": settings.head, "task": settings.task}
+    wanted["backbone"] = BACKBONES.resolve(settings.backbone)[0]
+    for name, value in wanted.items():
+        if value not in (None, found[name]):
+            raise ConfigError(
+                f"--init-from {path} has the {name} {found[name]!r}, and --{name} asks for "
+                f"{value!r}. Leave --{name} out, or start from --weights."
+            )
+    say(f"Starts from: {path} (trained weights)")
+    return model
+
+
 def _elements(part: Dataset | None) -> set[int]:
     assert part is None or isinstance(part, AtomsDataset)
     return set() if part is None else {n for atoms in part.atoms for n in atoms.numbers}
@@ -263,7 +289,10 @@ def _old_data(settings: FineTuneSettings) -> AtomsDataset | None:
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
     if settings.strategy != "auto":
         return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy, n_blocks))
-    chosen, why = recommend(n_train)
+    chosen, why = recommend(n_train, n_blocks)
+    asked = [n for n in ("lora_rank", "unfreeze_blocks") if getattr(settings, n) is not None]
+    if asked and not isinstance(chosen, LoRAFinetune):
+        chosen, why = LoRAFinetune(), f"because of {', '.join(asked)}"
     say(f"Chosen for {n_train} training samples: {chosen.name} ({why})")
     options = settings.strategy_options(chosen.name, n_blocks)
     if isinstance(chosen, LoRAFinetune):

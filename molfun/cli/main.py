@@ -108,6 +108,9 @@ def fine_tune(
         Text, _flag("Architecture [the backbone's own]; tiny for tests.", MODEL)
     ] = None,
     weights: Annotated[Text, _flag("File of pretrained weights.", MODEL)] = None,
+    init_from: Annotated[
+        Text, _flag("Checkpoint folder whose trained model to train on, in a new run.", MODEL)
+    ] = None,
     trust: Annotated[
         bool | None,
         _flag("You know where a .ckpt comes from, which is a pickle.", MODEL, "--trust"),
@@ -144,7 +147,8 @@ def fine_tune(
         Text, _flag("The class that F1 and AUROC are of [the second by name].", MODEL)
     ] = None,
     strategy: Annotated[
-        Text, _flag("head_only, lora, partial, full, gradual or auto [lora].", TRAINING)
+        Text,
+        _flag("head_only, lora, partial, full, gradual or auto, by sample count [auto].", TRAINING),
     ] = None,
     lr: Annotated[
         float | None,
@@ -217,7 +221,9 @@ def fine_tune(
     amp: Annotated[
         bool | None, _flag("Mixed precision on GPUs [on].", TRAINING, "--amp/--no-amp")
     ] = None,
-    precision: Annotated[Text, _flag("32-true, bf16-mixed or 16-mixed.", TRAINING)] = None,
+    precision: Annotated[
+        Text, _flag("fp32, bf16 or fp16 [fp32 on CPUs; bf16 or fp16 on GPUs].", TRAINING)
+    ] = None,
     output: Annotated[Text, _flag("Folder of the run [runs/STRATEGY].", RUN)] = None,
     resume: Annotated[bool, _flag("Continue the run in --output.", RUN, "--resume")] = False,
     overwrite: Annotated[bool, _flag("Replace the run in --output.", RUN, "--overwrite")] = False,
@@ -253,17 +259,19 @@ def fine_tune(
 ) -> None:
     """Fine-tune a model on structures with affinities, sequences with labels, or energies.
 
-    For example::
+    For example:
 
-      molfun fine-tune --demo --strategy lora --epochs 3 --output runs/demo
+    molfun fine-tune --demo --strategy lora --epochs 3 --output runs/demo
 
-      molfun fine-tune --data pdbbind.csv --pdbs pdbs/ --strategy lora --output runs/lora
+    molfun fine-tune --data pdbbind.csv --pdbs pdbs/ --output runs/affinity
 
-      molfun fine-tune --backbone esm2_t6_8M_UR50D --data gb1.csv --target-column fitness
+    molfun fine-tune --backbone esm2_t6_8M_UR50D --data gb1.csv
 
-      molfun fine-tune --config finetune.yaml --data series.csv training.unfreeze_epoch=5
+    molfun fine-tune --config finetune.yaml --data series.csv accum=2
 
-      molfun fine-tune --backbone pet --data structures.xyz --weights pet.ckpt --trust
+    molfun fine-tune --backbone pet --data x.xyz --weights pet.ckpt --trust
+
+    molfun fine-tune --init-from runs/a/checkpoint --data x.csv --output runs/b
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     if data is not None and len(data) < 2:
@@ -275,6 +283,7 @@ def fine_tune(
         from molfun.cli.settings import FineTuneSettings
 
         stored = _stored(given, config, overrides, plugin, resume=resume)
+        stored = _as_initialised({**stored, **given}) | stored
         settings = _resolve(FineTuneSettings, given, stored, config)
         _spare(config, settings.output_dir, resume=resume)
         command.run(settings, resume=resume, overwrite=overwrite, debug=debug)
@@ -348,10 +357,10 @@ def embed(
         int, typer.Option("--shard-size", help="Sequences a file; a stopped run goes on.")
     ] = 10000,
     sequence_column: Annotated[str, typer.Option("--sequence-column")] = "sequence",
-    id_column: Annotated[Text, typer.Option("--id-column", help="Column of ids [none].")] = None,
+    id_column: Annotated[Text, typer.Option("--id-column", help="Column of ids \\[none].")] = None,
     max_length: Length = None,
     long: Annotated[
-        Text, typer.Option("--long", help="Above 1,022 residues: full, crop or window [full].")
+        Text, typer.Option("--long", help="Above 1,022 residues: full, crop or window \\[full].")
     ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -443,7 +452,7 @@ def pretrain(
     ] = None,
     grad_clip: Annotated[float | None, _flag("Largest gradient norm [1.0].", TRAINING)] = None,
     weight_decay: Annotated[float | None, _flag("Weight decay [0.01].", TRAINING)] = None,
-    precision: Annotated[Text, _flag("32-true, bf16-mixed or 16-mixed.", TRAINING)] = None,
+    precision: Annotated[Text, _flag("fp32, bf16 or fp16 [as for fine-tune].", TRAINING)] = None,
     save_every_steps: Annotated[
         int | None, _flag("Write the state so often, besides every epoch.", RUN)
     ] = None,
@@ -461,13 +470,13 @@ def pretrain(
 ) -> None:
     """Train a backbone on sequences or time series without labels, to fine-tune from afterwards.
 
-    For example::
+    For example:
 
-      molfun pretrain --backbone esm2_t6_8M_UR50D --sequences mine.fasta.gz --output runs/pre
+    molfun pretrain --sequences mine.fasta.gz --output runs/pre
 
-      molfun fine-tune --backbone esm2_t6_8M_UR50D --weights runs/pre/weights.safetensors ...
+    molfun fine-tune --weights runs/pre/weights.safetensors --backbone esm2 ...
 
-      molfun pretrain --data series.ts encoder=transformer ssl=mae encoder.d_model=64
+    molfun pretrain --data series.ts encoder=transformer ssl=mae
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     from molfun.cli.console import errors_in_one_line
@@ -495,6 +504,17 @@ def _resolve(
     return kind.build({**stored, **given}, source=config or "command line", names=names)
 
 
+def _as_initialised(values: dict[str, Any]) -> dict[str, Any]:
+    """Backbone, head and task of the checkpoint that a run starts from."""
+    if values.get("init_from") is None:
+        return {}
+    from molfun.models.checkpoint import read_meta
+
+    meta = read_meta(values["init_from"])
+    parts = {"backbone": meta.backbone, "head": meta.head, "task": meta.task}
+    return {name: part["name"] for name, part in parts.items()}
+
+
 def _spare(config: str | None, output: Any, *, resume: bool) -> None:
     """Refuse to write the settings of a run over the file that they are read from."""
     if config is not None and not resume:
@@ -517,13 +537,14 @@ def _stored(
     """Settings of the run being resumed, then those of the file and the overrides."""
     from pathlib import Path
 
+    from molfun.cli.places import as_started
     from molfun.config import read_yaml
 
     values: dict[str, Any] = {}
     stored = Path(given.get("output") or "").expanduser() / "config.yaml"
     if resume and "output" in given:
         if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
-            values.update(read_yaml(stored))
+            values.update(as_started(read_yaml(stored), stored.parent))
         elif not (config or overrides or {"data", "sequences", "demo"} & given.keys()):
             from molfun.errors import RunError
 
@@ -574,11 +595,11 @@ def train(
 ) -> None:
     """Train as a file of options says, metatrain's or Molfun's own.
 
-    For example::
+    For example:
 
-      molfun train options.yaml
+    molfun train options.yaml
 
-      molfun train options.yaml training_set=x.xyz validation_set=0.1 trust=true --output runs/pet
+    molfun train options.yaml training_set=x.xyz trust=true --output runs/pet
     """
     given = {k: v for k, v in locals().items() if v is not None and k not in _NO_SETTINGS}
     from molfun.cli.console import errors_in_one_line

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun._io import write_json
-from molfun.cli.console import Progress, metric_line, say
+from molfun.cli.console import Progress, metric_line, say, three_digits
 from molfun.cli.data import Dataset, loader
 from molfun.cli.models import say_units
 from molfun.cli.outputs import Inputs
@@ -76,7 +76,8 @@ def evaluate(
     say(f"{counted(len(dataset), 'sample')}: {metric_line(plain)}")
     for name in plain:
         if f"{name}_low" in metrics:
-            say(f"  {name}: {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} (95 %)")
+            low, high = (three_digits(metrics[f"{name}_{end}"]) for end in ("low", "high"))
+            say(f"  {name}: {low} to {high} (95 %)")
     if output is not None:
         write_json(
             Path(output).expanduser(), {k: None if math.isnan(v) else v for k, v in metrics.items()}

@@ -21,6 +21,7 @@ from molfun.cli.data import (
     say_features,
 )
 from molfun.cli.outputs import refuse_inputs_of_run
+from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import OptimizerSettings, names_in, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
@@ -81,6 +82,7 @@ class PretrainSettings(OptimizerSettings):
     save_every_steps: int | None = Field(default=None, ge=1)
 
     plugin: str | None = None
+    started_in: str | None = None
     output: str = "runs/pretrain"
     device: str = "auto"
     seed: int = 42
@@ -187,7 +189,8 @@ class _ConfigFile(Callback):
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Write ``config.yaml``."""
-        write_text(self._folder / CONFIG, dump_yaml(self._settings.model_dump()))
+        values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder)}
+        write_text(self._folder / CONFIG, dump_yaml(values))
 
 
 def _fraction_of_series(n: int) -> float:

@@ -128,6 +128,7 @@ class FineTuneSettings(OptimizerSettings):
     backbone: str = "openfold"
     preset: str | None = None
     weights: str | None = None
+    init_from: str | None = None
     trust: bool = False
     backbone_config: dict[str, Any] = Field(default_factory=dict)
     long: Literal["full", "crop", "window"] | None = None
@@ -150,7 +151,7 @@ class FineTuneSettings(OptimizerSettings):
     standardize_labels: bool = True
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    strategy: str = "lora"
+    strategy: str = "auto"
     lr: float | None = Field(default=None, gt=0)
     strategy_config: dict[str, Any] = Field(default_factory=dict)
     lora_rank: int | None = Field(default=None, ge=1)
@@ -181,6 +182,7 @@ class FineTuneSettings(OptimizerSettings):
     cache_precision: Literal["float32", "bfloat16"] = "float32"
 
     plugin: str | None = None
+    started_in: str | None = None
     demo: bool = False
     demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
     demo_seq_len: int = Field(default=32, ge=1)
@@ -207,6 +209,18 @@ class FineTuneSettings(OptimizerSettings):
     def _cuts_or_not(self) -> FineTuneSettings:
         if self.stride is not None and self.window is None:
             raise ValueError("stride is for windows: give --window, too")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_on_from_a_checkpoint(self) -> FineTuneSettings:
+        """A checkpoint brings its own architecture, head and task."""
+        own = ("preset", "backbone_config", "head_config", "long", "new_target")
+        given = [name for name in own if getattr(self, name)] if self.init_from else []
+        if given:
+            raise ValueError(
+                f"init_from brings its own model: leave out {', '.join(given)}, or start from "
+                f"weights instead"
+            )
         return self
 
     @model_validator(mode="after")
@@ -252,7 +266,10 @@ class FineTuneSettings(OptimizerSettings):
     @property
     def inputs(self) -> dict[str, str | list[str] | None]:
         """Paths that the run reads, by their flags."""
-        names = ("data", "val", "test", "pdbs", "features", "alignments", "weights", "old_data")
+        names = (
+            *("data", "val", "test", "pdbs", "features", "alignments", "old_data"),
+            *("weights", "init_from"),
+        )
         return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
 
     @property

@@ -279,7 +279,8 @@ class MolfunStructureModel(nn.Module):
         seed
             Decides the order of samples and dropout.
         precision
-            Overrides the strategy's ``amp``: "32-true", "bf16-mixed", "16-mixed".
+            Overrides the strategy's ``amp``: "32-true", "bf16-mixed" or "16-mixed", for which
+            "fp32", "bf16" and "fp16" are short.
         cache
             Where what is frozen is kept, its outputs or its activations before the first block
             that trains: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets and
@@ -326,7 +327,8 @@ class MolfunStructureModel(nn.Module):
         self._attach()
         check_labels(task, val_loader)
         self.backbone.fit_inputs(self._training_samples(train_loader))
-        strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets))
+        n_blocks = len(self.backbone.blocks())
+        strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets), n_blocks)
         strategy.setup(self, seed=seed)
         identity = self._model_identity()
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
@@ -335,6 +337,7 @@ class MolfunStructureModel(nn.Module):
         if epochs is None and max_steps is None:
             epochs = 20
         optimizer, parameters = make_optimizer(strategy, self)
+        logger.info("%s", strategy.describe_rates(self))
         n_trained = sum(p.numel() for p in parameters.values())
         cache = cache_config(cache, cache_dir, run_dir)
         caches = RunCaches(
@@ -1283,7 +1286,9 @@ def _refuse_own_weights(weights: str | None, *written: Path) -> None:
             )
 
 
-def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneStrategy:
+def _as_strategy(
+    strategy: FinetuneStrategy | str, n_samples: int, n_blocks: int
+) -> FinetuneStrategy:
     """A strategy as it is, by its name, or chosen by the number of samples."""
     if isinstance(strategy, type):
         raise ConfigError(
@@ -1291,7 +1296,8 @@ def _as_strategy(strategy: FinetuneStrategy | str, n_samples: int) -> FinetuneSt
         )
     if not isinstance(strategy, str):
         return strategy
-    return choose_strategy(n_samples) if strategy == "auto" else STRATEGIES[strategy]()
+    auto = strategy == "auto"
+    return choose_strategy(n_samples, n_blocks) if auto else STRATEGIES[strategy]()
 
 
 def _settings_of(strategy: FinetuneStrategy) -> dict[str, Any]:

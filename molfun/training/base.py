@@ -254,6 +254,23 @@ class FinetuneStrategy(ABC):
             if backbone.layer_of(name).kind == "head"
         ]
 
+    def describe_rates(self, model: FineTunable) -> str:
+        """Peak learning rate of each part that trains, in a sentence; after `setup`.
+
+        The rate that epoch lines and histories show as ``lr`` is that of the head where there is
+        one.
+        """
+        rates: dict[str, list[float]] = {}
+        for group in self.groups(model):
+            name = group.name.partition(".")[0]  # "block.47" is one of the blocks
+            rates.setdefault("blocks" if name == "block" else name, []).append(group.lr)
+        texts = []
+        for name, values in rates.items():
+            low, high = min(values), max(values)
+            texts.append(f"{name} {high:.1e}" if low == high else f"{name} {low:.1e} to {high:.1e}")
+        shown = "head" if "head" in rates else next(iter(rates), "")
+        return f"Peak learning rates: {', '.join(texts)}; lr is that of {shown}"
+
     def setup(self, model: FineTunable, *, seed: int = 0) -> None:
         """Make `model` ready to train: inject what has to be, freeze the rest.
 

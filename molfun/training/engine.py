@@ -46,6 +46,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = {
+    **dict.fromkeys(("32-true", "32", "fp32", "float32"), "32-true"),
+    **dict.fromkeys(("bf16-mixed", "bf16", "bfloat16"), "bf16-mixed"),
+    **dict.fromkeys(("16-mixed", "16", "fp16", "float16"), "16-mixed"),
+}
+"""Fabric's names of the precisions to train in, and what else they are called."""
 SCALE_SEARCH = 20
 """Windows in a row that a float16 loss scale may need to come down from 2 ** 16, besides
 `EngineConfig.max_nonfinite`."""
@@ -659,11 +665,13 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
     --------
     >>> choose_precision(torch.device("cpu"), amp=True, precision=None)
     '32-true'
+    >>> choose_precision(torch.device("cpu"), amp=True, precision="bf16")
+    'bf16-mixed'
     """
-    known = ("32-true", "bf16-mixed", "16-mixed")
     if precision is not None:
-        if precision not in known:
-            raise ConfigError(f"Unknown precision {precision!r}; allowed: {', '.join(known)}.")
+        precision = PRECISIONS.get(precision, precision)
+        if precision not in PRECISIONS.values():
+            raise ConfigError(unknown_name("precision", precision, PRECISIONS))
         return precision
     if not amp or device.type != "cuda":
         return "32-true"

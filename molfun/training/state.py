@@ -209,6 +209,7 @@ def check_same_run(stored: Mapping[str, Any], present: Mapping[str, Any], direct
     if differences:
         raise RunError(
             f"{directory} was started with other settings, so resuming would not continue it:\n"
-            f"{listing(differences)}\nRepeat the settings of the run, or start a new one from its "
-            f"checkpoint."
+            f"{listing(differences)}\nRepeat the settings of the run. To train on with others, "
+            f"start a new run from its checkpoint: --init-from {directory.parent / 'checkpoint'} "
+            f"with another --output, or in Python from_checkpoint(...).fit(...)."
         )
