@@ -81,8 +81,13 @@ def test_the_demo_prints_the_guide_s_lines_and_rates(molfun: Command, project: P
     lines = result.stdout.splitlines()
     assert lines[0] == "Demo mode: 6 train / 2 val (synthetic, seq_len=32)"
     assert lines[1] == "Model: OpenFold (145,210 params)"
-    assert lines[2:5] == ["Strategy: LoRAFinetune (lr=1.0e-04)", "", "Training for 3 epochs..."]
-    rates = [re.search(r"lr=(\S+)", line)[1] for line in lines[5:8]]  # type: ignore[index]
+    assert lines[2:6] == [
+        "Strategy: LoRAFinetune (lr=1.0e-04)",
+        "Peak learning rates: adapters 1.0e-04, head 1.0e-03; lr is that of head",
+        "",
+        "Training for 3 epochs...",
+    ]
+    rates = [re.search(r"lr=(\S+)", line)[1] for line in lines[6:9]]  # type: ignore[index]
     assert rates == ["8.01e-04", "2.77e-04", "1.00e-09"]
     losses = [float(row["train_loss"]) for row in _history(project / "runs/demo")]
 

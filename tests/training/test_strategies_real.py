@@ -569,7 +569,9 @@ def test_one_strategy_after_another_leaves_no_trace_of_the_first(tiny_model: Mod
         (200, "lora", 8),
         (2_000, "lora", 8),
         (2_001, "lora", 16),
-        (10_000, "lora", 16),
+        (5_000, "lora", 16),
+        (5_001, "partial", None),
+        (10_000, "partial", None),
         (10_001, "full", None),
     ],
 )
@@ -577,6 +579,21 @@ def test_the_decision_tree(n_samples: int, name: str, rank: int | None) -> None:
     strategy = choose_strategy(n_samples)
     assert strategy.name == name
     assert getattr(strategy, "rank", None) == rank
+
+
+def test_partial_trains_no_more_blocks_than_there_are() -> None:
+    found = [choose_strategy(7_000, n_blocks=n).to_dict()["unfreeze_last_n"] for n in (2, 48)]
+    assert found == [2, 4]
+
+
+def test_the_rates_of_all_parts_are_one_sentence(tiny_model: ModelFactory) -> None:
+    model = tiny_model()
+    strategy = FullFinetune(lr=1e-5, layer_lr_decay=0.5)
+    strategy.setup(model)
+    assert strategy.describe_rates(model) == (
+        "Peak learning rates: head 1.0e-04, structure_module 1.0e-05, blocks 5.0e-06 to 1.0e-05, "
+        "embedder 2.5e-06; lr is that of head"
+    )
 
 
 def test_auto_counts_the_labels_that_are_there(
