@@ -288,7 +288,7 @@ class AffinityDataset(TableDataset):
         >>> AffinityDataset.synthetic(3).subset([2, 0]).ids
         ['demo_002', 'demo_000']
         """
-        return AffinityDataset(self._table.take(indices), self._source)
+        return AffinityDataset(self._table.take(self.places(indices)), self._source)
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Sequences of the chains of each sample, before any crop.

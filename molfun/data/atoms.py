@@ -322,7 +322,7 @@ class AtomsDataset(SampleDataset):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> AtomsDataset:
         """The structures at these positions."""
-        rows = [int(i) for i in indices]
+        rows = self.places(indices)
 
         def take(values: Sequence[Any]) -> list[Any]:
             return [values[i] for i in rows]

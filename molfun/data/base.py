@@ -11,6 +11,7 @@ import pandas as pd
 
 from molfun.data.tables import Table, row_of, rows_meeting
 from molfun.data.words import counted
+from molfun.errors import ConfigError
 from molfun.sample import Sample, SampleBatch
 
 if TYPE_CHECKING:
@@ -121,9 +122,43 @@ class SampleDataset(ABC):
             If there is no such sample, which ends a loop over the data set.
         """
         n = len(self)
+        if not isinstance(index, int | np.integer):
+            raise ConfigError(
+                f"One index gives one sample, got {type(index).__name__}. Use subset(...) for "
+                f"several."
+            )
         if not -n <= index < n:
             raise IndexError(f"index {index} is out of range for {counted(n, 'sample')}")
         return int(index) % n
+
+    def places(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+        """Positions from 0 for indices as scikit-learn's splitters give them, or for a mask.
+
+        Parameters
+        ----------
+        indices
+            Whole numbers, which may count from the end, or a boolean for each sample.
+
+        Raises
+        ------
+        ConfigError
+            If they are anything else, or there is no such sample.
+        """
+        n, array = len(self), np.asarray(indices)
+        if array.dtype == bool and array.shape != (n,):
+            raise ConfigError(f"The mask has {array.size} values for {counted(n, 'sample')}.")
+        if array.dtype == bool:
+            return [int(i) for i in np.flatnonzero(array)]
+        if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+            raise ConfigError(
+                "subset takes positions (whole numbers) or a mask (a boolean per sample). To "
+                "choose by ids or columns use filter(...)."
+            )
+        given = [int(i) for i in array]
+        beyond = [i for i in given if not -n <= i < n]
+        if beyond:
+            raise ConfigError(f"There is no position {beyond[0]} among {counted(n, 'sample')}.")
+        return [i % n for i in given]
 
 
 class TableDataset(SampleDataset):

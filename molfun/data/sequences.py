@@ -347,7 +347,7 @@ class SequenceDataset(TableDataset):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> SequenceDataset:
         """Samples at `indices`, in that order."""
-        chosen = np.asarray(indices, np.int64)
+        chosen = self.places(indices)
         return SequenceDataset(
             self._table.take(chosen),
             [self._sequences[i] for i in chosen],
@@ -355,7 +355,7 @@ class SequenceDataset(TableDataset):
             columns=self._columns,
             representations=None
             if self._representations is None
-            else self._representations.take(chosen.tolist()),
+            else self._representations.take(chosen),
         )
 
     def with_representations(

@@ -529,7 +529,7 @@ class TimeSeriesDataset(TableDataset):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> TimeSeriesDataset:
         """Samples at `indices`, in that order; the arrays are shared."""
-        chosen = np.asarray(indices, np.int64)
+        chosen = np.asarray(self.places(indices), np.int64)
         return self._with(self._table.take(chosen), self._spans.take(chosen))
 
     def with_features(self, names: Sequence[str]) -> TimeSeriesDataset:

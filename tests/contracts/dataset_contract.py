@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.model_selection import KFold
 from torch.utils.data import DataLoader, Subset
 
 from molfun.data.base import SampleDataset
@@ -107,3 +108,23 @@ class DatasetContract:
         assert repr(dataset).startswith(f"{type(dataset).__name__}(6 ")
         assert json.loads(json.dumps(dataset.input_settings)) == dataset.input_settings
         assert dataset.default_batch_size >= 1
+
+    def test_indices_of_scikit_learn_and_masks_choose_samples(self, dataset: SampleDataset) -> None:
+        train, test = next(iter(KFold(3, shuffle=True, random_state=0).split(dataset.ids)))
+        assert list(dataset.subset(test).ids) == [dataset.ids[i] for i in test]
+        mask = np.isin(np.arange(6), train)
+        assert list(dataset.subset(mask).ids) == list(dataset.subset(train).ids)
+        assert list(dataset.subset([-1]).ids) == [dataset.ids[5]]
+        assert len(dataset.subset([])) == 0
+
+    def test_what_chooses_no_samples_is_refused(self, dataset: SampleDataset) -> None:
+        for indices, text in [
+            ([True, False], "The mask has 2 values for 6 samples"),
+            ([6], "There is no position 6 among 6 samples"),
+            (["s1"], r"choose by ids or columns use filter\(...\)"),
+            ([0.5], r"positions \(whole numbers\) or a mask"),
+        ]:
+            with pytest.raises(ConfigError, match=text):
+                dataset.subset(indices)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"One index gives one sample, got ndarray"):
+            dataset[np.array([0, 1])]  # type: ignore[index]
