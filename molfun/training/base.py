@@ -33,6 +33,8 @@ HEAD_LR_RATIO = 10.0
 
 Entry = tuple[str, float, str, nn.Parameter]
 
+_PLURALS = {"block": "blocks", "lora": "adapters"}
+"""What groups of parameters are called in sentences."""
 _PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -263,7 +265,7 @@ class FinetuneStrategy(ABC):
         rates: dict[str, list[float]] = {}
         for group in self.groups(model):
             name = group.name.partition(".")[0]  # "block.47" is one of the blocks
-            rates.setdefault("blocks" if name == "block" else name, []).append(group.lr)
+            rates.setdefault(_PLURALS.get(name, name), []).append(group.lr)
         texts = []
         for name, values in rates.items():
             low, high = min(values), max(values)

@@ -377,7 +377,9 @@ def test_one_of_several_energies_is_predicted(tune: Command, molfun: Command, fo
     assert tune("--new-target", "energy/b", "--inherit", "energy").exit_code == 0
     found = []
     for name in ("energy", "energy/b"):
-        result = molfun("predict", "run/checkpoint", "--data", "x.xyz", "--target", name)
+        result = molfun(
+            "predict", "run/checkpoint", "--data", "x.xyz", "--target", name, "--overwrite"
+        )
         assert result.exit_code == 0, result.stderr
         found.append([row["prediction"] for row in rows_of(folder / "predictions.csv")])
     assert found[0] != found[1]

@@ -104,7 +104,15 @@ def printed(result: Result, begin: str) -> str:
 def judged(molfun: Command, folder: Path, data: str) -> tuple[str, dict[str, float | None]]:
     """What evaluate prints without the loss, and all it writes."""
     result = molfun(
-        "evaluate", "run/checkpoint", "--data", data, "--batch-size", 2, "--output", "metrics.json"
+        "evaluate",
+        "run/checkpoint",
+        "--data",
+        data,
+        "--batch-size",
+        2,
+        "--output",
+        "metrics.json",
+        "--overwrite",
     )
     assert result.exit_code == 0, result.output
     line = result.stdout.splitlines()[-1].split(": ", 1)[1]
@@ -135,7 +143,7 @@ def test_a_run_is_reproduced_from_its_checkpoint(
         if part == "val":
             assert metrics["loss"] == float(best["val_loss"])
         result_of_predict = molfun(
-            "predict", "run/checkpoint", "--data", f"{part}.csv", "--batch-size", 2
+            "predict", "run/checkpoint", "--data", f"{part}.csv", "--batch-size", 2, "--overwrite"
         )
         assert result_of_predict.exit_code == 0, result_of_predict.output
         ours, theirs = (
