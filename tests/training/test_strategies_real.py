@@ -591,8 +591,8 @@ def test_the_rates_of_all_parts_are_one_sentence(tiny_model: ModelFactory) -> No
     strategy = FullFinetune(lr=1e-5, layer_lr_decay=0.5)
     strategy.setup(model)
     assert strategy.describe_rates(model) == (
-        "Peak learning rates: head 1.0e-04, structure_module 1.0e-05, blocks 5.0e-06 to 1.0e-05, "
-        "embedder 2.5e-06; lr is that of head"
+        "Peak learning rates: embedder 1.0e-07, early 2.5e-06, blocks 5.0e-06 to 1.0e-05, "
+        "structure_module 1.0e-05, output 1.0e-05, head 1.0e-04; lr is that of head"
     )
 
 
