@@ -174,20 +174,22 @@ class AtomisticBackbone(Backbone):
 
     @torch.no_grad()
     def predicted(
-        self, samples: Sequence[Sample], target: str, *, forces: bool = False
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        self, samples: Sequence[Sample], target: str, *, forces: bool = False, stress: bool = False
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """What the model of now gives for structures, in the unit of the target.
 
         Returns
         -------
-        energies, forces
-            (samples,), and (atoms, 3) for each structure where asked for.
+        energies, forces, stress
+            (samples,), and (atoms, 3) and (3, 3) for each structure where asked for; a stress is
+            infinite or NaN where there is no volume.
         """
         kept, modes = self.readout, [(module, module.training) for module in self.modules()]
         device = next(self.parameters()).device
         energies: list[float] = []
         found: list[np.ndarray] = []
-        self.use_readout(Readout(target, forces, False, self.head_modules))
+        tensors: list[np.ndarray] = []
+        self.use_readout(Readout(target, forces, stress, self.head_modules))
         self.eval()
         try:
             for batch in _in_batches(samples, AT_ONCE):
@@ -199,11 +201,16 @@ class AtomisticBackbone(Backbone):
                     scaled = given["forces"].double() * given["scale"][:, None, None]
                     rows = zip(scaled.cpu().numpy(), given["n_atoms"].tolist(), strict=True)
                     found += [row[:n] for row, n in rows]
+                if stress:
+                    per_volume = given["scale"] / given["volume"]
+                    tensors += [
+                        *(given["virial"].double() * per_volume[:, None, None]).cpu().numpy()
+                    ]
         finally:
             self.use_readout(kept)
             for module, mode in modes:
                 module.training = mode
-        return np.array(energies), found
+        return np.array(energies), found, tensors
 
     def check(self, sample: Sample) -> None:
         """Refuse what is no structure, is empty, or has elements the model does not know.

@@ -29,6 +29,10 @@ NEAR = 1.25
 ALIKE = 0.7
 """Correlation of forces above which their size and sign can be compared."""
 SEVERAL = 5.0
+PRESSURES = {"GPa": 160.21766, "kbar": 1602.1766, "bar": 1602176.6}
+"""How many of a unit of pressure are one eV/angstrom^3 (CODATA 2018)."""
+FEW = 4
+"""Structures below which nothing is said of how their stress varies."""
 LEAST_SCALE = 1e-6
 """Below it, what energies or forces have left is rounding, and no scale."""
 
@@ -47,6 +51,15 @@ def forces_of(sample: Any) -> np.ndarray | None:
     if forces is None or not np.isfinite(forces).all():
         return None
     return np.asarray(forces, np.float64)
+
+
+def stress_of(sample: Any) -> np.ndarray | None:
+    """The stress in the label of a structure; None where there is none, or no volume."""
+    label = sample.target
+    stress = label.get("stress") if isinstance(label, Mapping) else None
+    if stress is None or not np.isfinite(stress).all() or not sample.atoms.pbc.all():
+        return None
+    return np.asarray(stress, np.float64)
 
 
 def describe_baseline(backbone: Any, target: str) -> str:
@@ -117,8 +130,12 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
     forces = [forces_of(sample) for sample in samples]
     if not known or not samples:
         return []
-    energies, predicted = backbone.predicted(
-        samples, known[0], forces=any(f is not None for f in forces)
+    tensors = [stress_of(sample) for sample in samples]
+    energies, predicted, stress = backbone.predicted(
+        samples,
+        known[0],
+        forces=any(f is not None for f in forces),
+        stress=any(t is not None for t in tensors),
     )
     if not np.isfinite(energies).all():
         n = int((~np.isfinite(energies)).sum())
@@ -138,10 +155,16 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
         for label, found in zip(forces, predicted, strict=False)
         if label is not None
     ]
+    three = [
+        (label.ravel(), found.ravel() * factor, float(sample.atoms.cell.volume))
+        for label, found, sample in zip(tensors, stress, samples, strict=False)
+        if label is not None
+    ]
     compared = _compare_forces(both)
     texts = [
         _doubt_energies(target, known[0], unit, here, pairs, compared),
         _doubt_forces(unit, here, compared),
+        _doubt_stress(unit, here, three),
     ]
     return [text for text in texts if text is not None]
 
@@ -228,6 +251,50 @@ def _doubt_forces(unit: str, here: float, compared: tuple[float, float] | None) 
             f"{unit}/angstrom{guess}."
         )
     return " ".join(texts) or None
+
+
+def _doubt_stress(
+    unit: str, here: float, found: Sequence[tuple[np.ndarray, np.ndarray, float]]
+) -> str | None:
+    """What speaks against labels being stress, from how they and predictions vary together."""
+    if len(found) < FEW:
+        return None
+    labels, expected, volumes = (np.array(column) for column in zip(*found, strict=True))
+    if _match(labels / volumes[:, None], expected) == "against":
+        return (
+            f"The stress is of the other sign than what the model predicts, and times the volume "
+            f"as large: these are probably virials ({unit}). Name them with virial_key "
+            f"(--virial-key)."
+        )
+    for name, factor in (("", 1.0), *PRESSURES.items()):
+        match = _match(labels / (factor / here if name else 1.0), expected)
+        if match == "against":
+            what = f" in {name}" if name else ""
+            return (
+                f"The stress is of the other sign than what the model predicts: it is probably a "
+                f"pressure{what}. Stress is positive under tension, in {unit}/angstrom^3."
+            )
+        if match == "alike" and name:
+            return (
+                f"The stress is {factor / here:.4g} times as large as what the model predicts: it "
+                f"is probably in {name}. Divide it by that, for {unit}/angstrom^3."
+            )
+        if match == "alike":
+            return None
+    return None
+
+
+def _match(labels: np.ndarray, expected: np.ndarray) -> str | None:
+    """Whether labels vary with predictions, ``"alike"`` or ``"against"``, and are as large."""
+    compared = _compare_forces(
+        [
+            (row, other)
+            for row, other in zip(labels - labels.mean(0), expected - expected.mean(0), strict=True)
+        ]
+    )
+    if compared is None or abs(compared[0]) < ALIKE or not 0.5 < compared[1] < 2:
+        return None
+    return "alike" if compared[0] > 0 else "against"
 
 
 def _symbol(number: int) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from molfun.data.atoms_files import read_frames
 from molfun.data.atoms_labels import (
+    IN_MEMORY,
     KEYS,
     KINDS,
     MANY,
@@ -88,7 +89,7 @@ class AtomsDataset(SampleDataset):
             found = [columns_of(a) for a in self._atoms]
             labels = labels_of_all(self._atoms, found, KEYS, places)
             targets = [label or None for label in labels]
-            _say(unused_labels(self._atoms, found, KEYS, "Structures"))
+            _say(unused_labels(self._atoms, found, KEYS, IN_MEMORY))
         self._targets = list(targets)
         self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._columns = dict(columns or {})
@@ -146,7 +147,7 @@ class AtomsDataset(SampleDataset):
         }  # fmt: skip
         check_keys({kind: name for kind, name in keys.items() if name is not None})
         places = [f"structure {i + 1}" for i in range(len(frames))]
-        return cls._read(frames, places, "Structures", keys, target_key)
+        return cls._read(frames, places, IN_MEMORY, keys, target_key)
 
     @classmethod
     def from_files(

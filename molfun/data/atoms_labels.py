@@ -21,6 +21,8 @@ KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
 """Names of labels where no others are given: ASE's own."""
 KINDS = (*KEYS, "virial")
 MANY = 5
+IN_MEMORY = "Structures"
+"""Where structures come from that were read from no file."""
 LOPSIDED = 0.1
 """Share of its largest number by which a stress may differ from its mirror image."""
 
@@ -385,11 +387,12 @@ def _sentence(
     beside = any(_present(column, used or "") for column in columns)
     return (
         f"{where}: {listed}{more} {'is' if len(shown) == 1 else 'are'} not used"
-        f"{f' (the {kind} read is {used!r})' if beside else ''}. {_advice(kind, shown[0])}"
+        f"{f' (the {kind} read is {used!r})' if beside else ''}. "
+        f"{_advice(kind, shown[0], in_memory=where == IN_MEMORY)}"
     )
 
 
-def _advice(kind: str, name: str) -> str:
+def _advice(kind: str, name: str, *, in_memory: bool) -> str:
     if kind == "gradient":
         return (
             "Forces are minus the gradient: write them with that sign, and name them with "
@@ -401,6 +404,8 @@ def _advice(kind: str, name: str) -> str:
             "name it with energy_key (--energy-key)."
         )
     argument = f"{kind}_key"
+    if in_memory:
+        return f"Use it with AtomsDataset.from_atoms(..., {argument}={name!r})."
     return f"Use it with {argument}={name!r} (--{argument.replace('_', '-')} {name})."
 
 

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 def is_many(data: Any) -> bool:
     """Whether data is a loader, a data set or a list of batches rather than one batch."""
-    data = from_structures(data)
+    if _structures_in(data):
+        return True
     if isinstance(data, list | tuple):
         return len(data) > 0 and not given.is_batch(data)
     return not isinstance(data, Sample | SampleBatch | Mapping | Inputs)
@@ -125,14 +126,19 @@ def _of_items(data: Any) -> Any:
 
 def from_structures(data: Any) -> Any:
     """A list of ``ase.Atoms`` as a data set of samples; anything else as it is."""
-    if hasattr(data, "get_atomic_numbers"):
-        data = [data]
-    is_list = isinstance(data, list | tuple) and len(data) > 0
-    if not (is_list and all(hasattr(a, "get_atomic_numbers") for a in data)):
+    structures = _structures_in(data)
+    if not structures:
         return data
     from molfun.data.atoms import AtomsDataset
 
-    return AtomsDataset.from_atoms(data)
+    return AtomsDataset.from_atoms(structures)
+
+
+def _structures_in(data: Any) -> Sequence[Any]:
+    """``ase.Atoms`` in a list, or one of them; none if it is anything else."""
+    found = [data] if hasattr(data, "get_atomic_numbers") else data
+    is_list = isinstance(found, list | tuple)
+    return found if is_list and all(hasattr(a, "get_atomic_numbers") for a in found) else ()
 
 
 def collate_of(data: Any) -> Any:

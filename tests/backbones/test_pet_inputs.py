@@ -168,3 +168,41 @@ def test_an_infinite_label_is_named_with_its_structure() -> None:
     data = AtomsDataset(atoms, [1.0, np.inf, None])
     with pytest.raises(DataError, match=r"structure_2: A label is infinite"):
         pet().fit(data, strategy=HeadOnlyFinetune(), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("eV", None),
+        ("GPa", "The stress is 160.2 times as large as what the model predicts: it is probably in "
+         "GPa. Divide it by that, for eV/angstrom^3."),
+        ("kbar", "probably in kbar"),
+        ("pressure", "it is probably a pressure. Stress is positive under tension"),
+        ("-kbar", "it is probably a pressure in kbar."),
+        ("virial", "these are probably virials (eV). Name them with virial_key (--virial-key)."),
+    ],
+)  # fmt: skip
+def test_a_stress_of_another_unit_or_sign_is_doubted(name: str, text: str | None) -> None:
+    from ase.build import bulk
+
+    from molfun.backbones.baselines import doubts
+
+    atoms = []
+    for i in range(6):
+        atoms.append(bulk("C", "diamond", a=3.3 + 0.1 * i))
+        atoms[-1].rattle(0.05, seed=i)
+    model = pet(head_config={"stress": True})
+    model.backbone.set_scale("energy", 2.0)
+    model.backbone.baselines_fitted[:] = True
+    found = model.predict(atoms)
+    factors = {"eV": 1.0, "GPa": 160.21766, "kbar": 1602.1766, "pressure": -1.0, "-kbar": -1602.18}
+    labels = [
+        {
+            "energy": float(energy),
+            "stress": factors.get(name, -a.cell.volume) * (stress + stress.T) / 2,
+        }
+        for a, energy, stress in zip(atoms, found["prediction"], found["stress"], strict=True)
+    ]
+    data = AtomsDataset(atoms, labels)
+    texts = doubts(model.backbone, "energy", [data[i] for i in range(6)])
+    assert [text in said for said in texts] == ([] if text is None else [True])

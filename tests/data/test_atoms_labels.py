@@ -280,6 +280,10 @@ def test_several_files_and_structures_in_memory(
             caplog.clear()
             again(data.atoms)
             assert caplog.messages[0].startswith("Structures: 'dft_energy' (one number per")
+            assert (
+                "Use it with AtomsDataset.from_atoms(..., energy_key='dft_energy')."
+                in (caplog.messages[0])
+            )
 
 
 def test_names_of_all_structures_are_listed(read: Read) -> None:
