@@ -10,6 +10,7 @@ from typing import Any
 
 from molfun._io import disk_errors
 from molfun.data.tables import escape
+from molfun.errors import RunError
 from molfun.training.history import History, Row
 
 
@@ -61,6 +62,11 @@ class CSVLog(Callback):
     ----------
     path
         File to write; rows of a resumed run are written again from its state.
+
+    Raises
+    ------
+    RunError
+        When a fit starts, if the file is there and is no history.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -71,10 +77,22 @@ class CSVLog(Callback):
         """Start the file anew with the rows there are."""
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._refuse_other_files()
             self._path.unlink(missing_ok=True)
         self._columns = None
         for row in history:
             self._append(row)
+
+    def _refuse_other_files(self) -> None:
+        """A history takes the place of a history or of nothing."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            start = file.read(6)
+        if start not in (b"", b"epoch,"):
+            raise RunError(
+                f"{self._path} is no history of a fit, which would replace it. Choose another name."
+            )
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
         """Add a row."""

@@ -22,7 +22,7 @@ from molfun.cli.main import app
 from molfun.cli.tables import write_predictions
 from molfun.data import SequenceDataset
 from molfun.data.tables import escape, read_cells, unescape
-from molfun.errors import DataError, printable
+from molfun.errors import DataError, RunError, printable
 from molfun.training.callbacks import CSVLog, FitPlan
 from molfun.training.history import History
 
@@ -182,3 +182,11 @@ def test_columns_of_a_history_are_escaped(tmp_path: Path) -> None:
     log.on_fit_start(FitPlan(1, 1, 1, 1), History())
     log.on_epoch_end({"epoch": 1, "=f1": 0.5}, True)
     assert (tmp_path / "h.csv").read_text().splitlines() == ["epoch,'=f1", "1,0.5"]
+
+
+def test_a_history_does_not_take_the_place_of_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text("pdb_id,affinity\n1abc,5\n")
+    with pytest.raises(RunError, match="is no history of a fit, which would replace it"):
+        CSVLog(path).on_fit_start(FitPlan(1, 1, 1, 1), History())
+    assert path.read_text().startswith("pdb_id")
