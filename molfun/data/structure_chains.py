@@ -149,7 +149,7 @@ def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2
     for chains in by_id.values():
         _refuse_copies(path, chains)
     notes = _told_apart([chains for chains in by_id.values() if len(chains) > 1])
-    moved = sum(_fill_gaps(chain) for chains in by_id.values() for chain in chains)
+    moved = sum(_fill_gaps(chains) for chains in by_id.values())
     if moved:
         sentence = f"moved {counted(moved, 'residue')} from behind a chain to the place in it"
         notes.append(Note(sentence, "residues moved into gaps"))
@@ -239,31 +239,46 @@ def _pieces(residues: Sequence[Residue]) -> Iterator[Chain]:
     """Cut where the id or the segment changes, at TER and END, and where numbers start again."""
     piece: list[Residue] = []
     cause = ""
-    # numbers of the amino acids since the last cut that ends a chain, for each id
-    seen: dict[str, dict[str, Residue]] = {}
-    open_ends: dict[str, str] = {}
+    ends = _Ends()
     for residue in residues:
-        last = piece[-1] if piece else None
-        if residue.after:
-            open_ends = dict.fromkeys((*seen, residue.chain), residue.after)
-        begins = open_ends.pop(residue.chain, "")
-        if not begins and last is not None and last.chain == residue.chain:
-            begins = "another segment" if last.segment != residue.segment else ""
-        if not begins and _starts_again(residue, seen.get(residue.chain, {})):
-            begins = RESTART
-        if begins:
-            seen[residue.chain] = {}
-        if last is not None and (begins or last.chain != residue.chain):
-            yield Chain(last.chain, piece, cause)
-            piece, cause = [], ""
+        begins = ends.before(residue)
+        if piece and (begins or piece[-1].chain != residue.chain):
+            yield Chain(piece[-1].chain, piece, cause)
+            piece = []
         if not piece:
             cause = begins
         residue.after = begins if begins in ENDS else ""
         piece.append(residue)
-        if residue.is_amino_acid:
-            seen.setdefault(residue.chain, {}).setdefault(residue.number, residue)
     if piece:
         yield Chain(piece[-1].chain, piece, cause)
+
+
+class _Ends:
+    """What was met of each chain id, to tell where one of its chains may have ended."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, str] = {}
+        """TER or END since the last residue of an id."""
+        self._segments: dict[str, str] = {}
+        self._numbers: dict[str, dict[str, Residue]] = {}
+
+    def before(self, residue: Residue) -> str:
+        """What ended the chain before `residue`, an empty text if nothing did."""
+        name = residue.chain
+        if residue.after:
+            self._records = dict.fromkeys((*self._numbers, name), residue.after)
+        cause = self._records.pop(name, "")
+        if not cause and self._segments.get(name, residue.segment) != residue.segment:
+            cause = "another segment"
+        if not cause and _starts_again(residue, self._numbers.get(name, {})):
+            cause = RESTART
+        if cause or name not in self._numbers:
+            self._numbers[name] = {}
+        if residue.is_amino_acid:
+            self._numbers[name].setdefault(residue.number, residue)
+            if not residue.hetero:
+                self._segments[name] = residue.segment
+        return cause
 
 
 def _starts_again(residue: Residue, seen: dict[str, Residue]) -> bool:
@@ -283,22 +298,33 @@ def _place(piece: Chain, chains: list[Chain]) -> None:
     if piece.cause and _is_polymer(piece.residues):
         end = next((r for r in reversed(last.residues) if r.is_amino_acid), None)
         start = next(r for r in piece.residues if r.is_amino_acid)
-        if end is not None and not bonded(end, start) and not _fills_gap(piece, last):
+        goes_on = end is not None and bonded(end, start)
+        if end is not None and not goes_on and not _fills_gap(piece, chains):
             chains.append(piece)
             return
-        start.inside = end is not None and bonded(end, start)
-        if piece.cause == RESTART:
-            for residue in piece.residues:
-                residue.part = last.residues[-1].part + 1
+        start.inside = goes_on
+        part = last.residues[-1].part
+        known = {r.number: r for r in last.residues if r.is_amino_acid and r.part == part}
+        if any(_starts_again(residue, known) for residue in piece.residues):
+            part += 1
+        for residue in piece.residues:
+            residue.part = part
+    else:
+        for residue in piece.residues:
+            residue.part = last.residues[-1].part
     last.residues += piece.residues
 
 
-def _fills_gap(piece: Chain, chain: Chain) -> bool:
-    """Whether a piece of modified residues belongs into gaps of the chain."""
+def _fills_gap(piece: Chain, chains: Sequence[Chain]) -> bool:
+    """Whether a piece of modified residues belongs into gaps of earlier chains."""
     if not all(residue.hetero for residue in piece.residues):
         return False
-    known = {r.order: r for r in chain.residues if r.is_amino_acid}
-    return any(_anchor(r, known) is not None for r in piece.residues if r.is_amino_acid)
+    acids = [residue for residue in piece.residues if residue.is_amino_acid]
+    for chain in chains:
+        known = {r.order: r for r in chain.residues if r.is_amino_acid}
+        if any(_anchor(residue, known) is not None for residue in acids):
+            return True
+    return False
 
 
 def _is_polymer(residues: Sequence[Residue]) -> bool:
@@ -329,23 +355,34 @@ def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[Note]:
 # Residues behind their chain
 
 
-def _fill_gaps(chain: Chain) -> int:
-    """Move modified residues from behind a chain into the gap of its numbers that they fill."""
-    candidates = list(_behind(chain.residues))
-    loose = set(map(id, candidates))
-    known = {r.order: r for r in chain.residues if r.is_amino_acid and id(r) not in loose}
+def _fill_gaps(chains: Sequence[Chain]) -> int:
+    """Move modified residues from behind a chain into the gap of its numbers that they fill.
+
+    Where chains share an id, what stands behind the last may belong to any of them.
+    """
+    candidates = [(chain, list(_behind(chain.residues))) for chain in chains]
+    loose = {id(residue) for _, residues in candidates for residue in residues}
+    known = [
+        {r.order: r for r in chain.residues if r.is_amino_acid and id(r) not in loose}
+        for chain in chains
+    ]
     moved = 0
-    for residue in candidates:
-        anchor = _anchor(residue, known)
-        if anchor is None:
-            continue
-        neighbour, step = anchor
-        residue.inside, residue.part = True, neighbour.part
-        chain.residues.remove(residue)
-        chain.residues.insert(chain.residues.index(neighbour) + step, residue)
-        known[residue.order] = residue
-        moved += 1
+    for chain, residues in candidates:
+        for residue in residues:
+            for host, numbers in zip(chains, known, strict=True):
+                anchor = _anchor(residue, numbers)
+                if anchor is not None:
+                    chain.residues.remove(residue)
+                    _insert(residue, host, *anchor)
+                    numbers[residue.order] = residue
+                    moved += 1
+                    break
     return moved
+
+
+def _insert(residue: Residue, chain: Chain, neighbour: Residue, step: int) -> None:
+    residue.inside, residue.part = True, neighbour.part
+    chain.residues.insert(chain.residues.index(neighbour) + step, residue)
 
 
 def _behind(residues: Sequence[Residue]) -> Iterator[Residue]:

@@ -126,6 +126,11 @@ def test_two_chains(write, lines, ids, note):
         ([*chain("ALA GLY"), *chain("ALA GLY", slot=2)], [0, 1, 2, 3]),
         ([*chain("ALA GLY", first=9998), *chain("LYS MET", first=0, slot=2)], [0, 1, 2, 3]),
         ([*chain("ALA GLY", first=-1), *chain("LYS MET", first=1, slot=2)], [0, 1, 2, 3]),
+        ([*chain("ALA GLY"), "TER", *chain("ALA GLY", slot=2)], [0, 1, 2, 3]),
+        (
+            [*chain("ALA GLY"), *chain("ALA GLY", slot=2), *chain("HOH", first=90, slot=90)],
+            [0, 1, 2, 3],
+        ),
         # segments that change within a chain, charges where segments stand
         (
             [*with_segment(chain("ALA GLY"), "S1"),
@@ -196,6 +201,15 @@ def test_mmcif_with_one_author_id_over_two_chains(write):
     assert protein.chain_ids == ("A", "A")
     assert protein.residue_index.tolist() == [0, 1, 1 + CHAIN_GAP, 2 + CHAIN_GAP]
     assert f"{TWO} of the one id A by another segment" in protein.notes
+
+
+def test_mmcif_with_another_chain_between_two_of_one_author_id(write):
+    lines = [*chain("ALA GLY"), *chain("SER", "B", slot=FAR), *chain("HEM", slot=9, first=90)]
+    lines += chain("LYS MET", first=3, slot=2 * FAR)
+    labels = "A" * 8 + "B" * 4 + "C" * 4 + "D" * 8
+    protein = read_structure(write("a.cif", as_cif(lines, label=lambda i: labels[i])))
+    assert protein.sequence == "AGSKM"
+    assert protein.chain_ids == ("A", "B", "A")
 
 
 def test_mmcif_with_numbers_that_start_again(write):
@@ -365,6 +379,15 @@ def test_modified_residues_behind_the_chain_are_put_into_its_gap(
     assert protein.residue_index.tolist() == [0, 1, 2, 3, 203, 204]
     assert any("from behind a chain to the place in it" in note for note in protein.notes)
     assert any("HEM (1)" in note for note in protein.notes)
+
+
+def test_a_modified_residue_behind_several_chains_without_ids(write):
+    lines = [*chain("ALA", " "), *chain("SER", " ", first=3, slot=2), "TER"]
+    lines += [*chain("LYS TRP TYR", " ", slot=FAR), "TER"]
+    lines += chain("MSE", " ", first=2, slot=1, record="HETATM")
+    protein = read_structure(write("a.pdb", lines))
+    assert protein.sequence == "AMSKWY"
+    assert protein.residue_index.tolist() == [0, 1, 2, 202, 203, 204]
 
 
 def test_a_modified_residue_at_the_end_of_the_chain_belongs_to_it(write):
