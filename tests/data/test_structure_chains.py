@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import gemmi
 import pytest
 from pdb_text import pdb_residue
@@ -189,6 +191,36 @@ def test_hydrogens_at_the_end_and_blocks_of_locations_are_no_chains(write):
     protein = read_structure(write("b.pdb", blocks))
     assert protein.sequence == "ASG"
     assert protein.chain_ids == ("A",)
+
+
+def blank(line: str, segment: str = "") -> str:
+    return f"{line[:21]} {line[22:72]:50}{segment:4}{line[76:]}"
+
+
+WRITTEN = {
+    "TER": lambda chains: "".join("".join(map(blank, c)) + "TER\n" for c in chains),
+    "END": lambda chains: "".join("".join(line[:21] + "A" + line[22:] for line in c) + "END\n"
+                                  for c in chains),
+    "segments": lambda chains: "".join(blank(line, f"P{i}") for i, c in enumerate(chains)
+                                       for line in c),
+    "CR": lambda chains: "".join(map("".join, chains)).replace("\n", "\r"),
+    "names": lambda chains: "".join(map("".join, chains)).replace("HIS", "HSD").replace(
+        " CD1 ILE", " CD  ILE").replace("CYS", "CYX"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+def test_real_complexes_written_in_other_ways_are_the_same(write, real_data, way):
+    paths = sorted((real_data / "ppi_affinity" / "pdbs").glob("*.pdb"))[::8]
+    assert paths
+    for path in paths:
+        atoms = [line for line in path.open() if line.startswith(("ATOM", "HETATM"))]
+        chains = [list(group) for _, group in groupby(atoms, key=lambda line: line[21])]
+        whole = read_structure(path)
+        protein = read_structure(write("a.pdb", WRITTEN[way](chains)))
+        assert protein.sequence == whole.sequence
+        assert protein.residue_index.tolist() == whole.residue_index.tolist()
+        assert (protein.atom_positions == whole.atom_positions).all()
 
 
 # mmCIF
