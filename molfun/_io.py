@@ -69,6 +69,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _cannot_write(path: Path, error: OSError) -> RunError:
+    path = _temporary.final(path)
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(_existing(path)).free // 2**20
         return RunError(

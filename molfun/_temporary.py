@@ -59,6 +59,12 @@ def sweep(folder: Path, name: str | None = None, *, alone: bool = False) -> None
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def final(path: Path) -> Path:
+    """The path without temporary names, as a user knows it."""
+    names = [match["name"] if (match := _NAME.fullmatch(part)) else part for part in path.parts]
+    return Path(*names)
+
+
 def _temporary(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
     try:
         entries = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")]

@@ -85,7 +85,7 @@ class PretrainSettings(OptimizerSettings):
     started_in: str | None = None
     output: str = "runs/pretrain"
     device: str = "auto"
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**63)
     workers: int = Field(default=0, ge=0)
 
     _listed = field_validator("feature_columns", mode="before")(names_in)

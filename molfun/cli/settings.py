@@ -173,7 +173,7 @@ class FineTuneSettings(OptimizerSettings):
     output: str | None = None
     device: str = "auto"
     kernels: Literal["auto", "stock", "fast"] = "auto"
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**63)
     workers: int = Field(default=0, ge=0)
     cache: Literal["auto", "memory", "disk", "off"] = "auto"
     cache_dir: str | None = None

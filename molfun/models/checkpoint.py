@@ -15,11 +15,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from molfun import __version__
+from molfun import __version__, _seals
 from molfun._io import (
     atomic_directory,
     load_safetensors,
@@ -39,7 +40,8 @@ from molfun._io import (
     write_text,
 )
 from molfun.backbones.base import tensor_digests
-from molfun.errors import CheckpointError, listing
+from molfun.errors import CheckpointError, MolfunError, listing
+from molfun.nn.allocation_cap import AllocationCap
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +58,8 @@ class Meta:
     Parameters
     ----------
     backbone
-        ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file or
-        None) and ``fingerprint`` of the base.
+        ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file as it
+        was given, or None), what else helps to find it, and ``fingerprint`` of the base.
     head, task
         ``name``, ``config``, and for the task ``state`` (label statistics).
     strategy
@@ -217,9 +219,67 @@ def read_meta(path: str | Path) -> Meta:
             f"Update Molfun, or save the checkpoint again with the version that wrote it."
         )
     try:
-        return Meta(**content)
+        meta = Meta(**content)
     except TypeError as error:
         raise CheckpointError(f"{folder / META} lacks entries: {error}") from error
+    wrong = [name for name, kinds in _KINDS.items() if not isinstance(_entry(meta, name), kinds)]
+    if wrong:
+        found = {name: type(_entry(meta, name)).__name__ for name in wrong}
+        raise CheckpointError(
+            f"{folder / META} is damaged: {', '.join(f'{n} is {k}' for n, k in found.items())}. "
+            f"{_seals.ADVICE}"
+        )
+    return meta
+
+
+_KINDS: dict[str, Any] = {
+    "backbone.name": str, "backbone.config": dict, "backbone.weights": str | None,
+    "backbone.fingerprint": str, "head.name": str, "head.config": dict, "task.name": str,
+    "task.config": dict, "task.state": dict, "strategy": dict | None, "whole_trunk": bool,
+    "result": dict, "data": dict,
+}  # fmt: skip
+"""Entries of the description and what they are."""
+
+
+def _entry(meta: Meta, name: str) -> Any:
+    """An entry by its dotted name; something that is none of `_KINDS` where it is not there."""
+    group, _, key = name.partition(".")
+    content = getattr(meta, group)
+    if not key:
+        return content
+    return content.get(key, ...) if isinstance(content, dict) else ...
+
+
+@contextlib.contextmanager
+def building(folder: Path, base: Path | None = None) -> Iterator[None]:
+    """Hold what a checkpoint describes against its files and turn what it cannot be into one error.
+
+    Parameters
+    ----------
+    folder
+        The checkpoint.
+    base
+        Its base weights.
+    """
+    try:
+        with AllocationCap(folder, [folder, *([] if base is None else [base])]):
+            yield
+    except (MolfunError, MemoryError, torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except _MISTYPED as error:
+        if "memory" in str(error):
+            raise  # for the caller, who knows what to lower
+        raise CheckpointError(
+            f"{folder} describes no model that can be built: {type(error).__name__} "
+            f"{' '.join(str(error).split())[:200]}. {_seals.ADVICE}"
+        ) from error
+
+
+_MISTYPED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What values of the wrong kind raise where they are used."""
 
 
 def verify(folder: Path) -> None:

@@ -22,13 +22,21 @@ from molfun.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    MolfunError,
     NonFiniteError,
     RunError,
     listing,
 )
 from molfun.heads.base import Head
+from molfun.models import (
+    base_weights,
+    embedding,
+    memory,
+    pretraining,
+    run_folder,
+    trained_on,
+)
 from molfun.models import checkpoint as portable
-from molfun.models import embedding, memory, pretraining, run_folder, trained_on
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
 from molfun.models.features import feature_names_of, with_features
@@ -167,7 +175,7 @@ class MolfunStructureModel(nn.Module):
             "backbone_config", BACKBONES[backbone], {**arguments, "weights": weights, "seed": seed}
         )
         named = weights is not None and self.backbone.names_weights
-        self.weights = str(Path(str(weights)).expanduser().resolve()) if named else None
+        self.weights = base_weights.as_given(str(weights)) if named else None
         if weights is None:
             logger.log(
                 logging.INFO if self.backbone.starts_random else logging.WARNING,
@@ -557,7 +565,7 @@ class MolfunStructureModel(nn.Module):
         """Let the weights of now be the base that checkpoints refer to."""
         self.backbone.mark_trained()
         self.random_base = False
-        self.weights = None if weights is None else str(weights.resolve())
+        self.weights = None if weights is None else base_weights.as_given(weights)
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
 
@@ -943,7 +951,7 @@ class MolfunStructureModel(nn.Module):
                 backbone={
                     "name": self.backbone.name,
                     "config": self.backbone.config_dict,
-                    "weights": self.weights,
+                    **base_weights.note(self.weights, Path(path).expanduser()),
                     "fingerprint": self.base_fingerprint,
                 },
                 head={"name": self.head_name, "config": dict(head.config_dict)},
@@ -992,6 +1000,12 @@ class MolfunStructureModel(nn.Module):
         """
         folder = Path(path).expanduser()
         meta = portable.read_meta(folder)
+        with portable.building(folder, None if self.weights is None else Path(self.weights)):
+            self._load(folder, meta)
+        self.eval()
+        return self
+
+    def _load(self, folder: Path, meta: portable.Meta) -> None:
         self._check_fits(folder, meta)
         head, task = self._need_head("load")
         trunk = portable.read_trunk(folder)
@@ -1010,8 +1024,6 @@ class MolfunStructureModel(nn.Module):
         self._use_precision(str(self.data_settings.pop("precision", "32-true")))
         self.random_base = bool(self.data_settings.pop("random_base", False))
         self.training_inputs = portable.read_training_inputs(folder)
-        self.eval()
-        return self
 
     def _check_fits(self, folder: Path, meta: portable.Meta) -> None:
         theirs: dict[str, Any] = {
@@ -1103,43 +1115,60 @@ class MolfunStructureModel(nn.Module):
         """
         folder = Path(path).expanduser()
         meta = portable.read_meta(folder)
-        base = weights if weights is not None else meta.backbone["weights"]
         if meta.whole_trunk and weights is not None:
             logger.warning("%s holds the whole backbone: %s is not read.", folder, weights)
-            base = None
-        if base is not None and not Path(base).expanduser().exists():
-            raise CheckpointError(
-                f"{folder} was trained on the base weights {base}, which are not there. Pass "
-                f"weights=... with the place where they are."
-            )
-        backbone = BACKBONES[meta.backbone["name"]]
-        arguments = backbone.arguments_from(meta.backbone["config"])
+        bases: list[Path | None] = [None]
+        if not meta.whole_trunk:
+            bases = [*base_weights.places(meta.backbone, folder, given=weights)]
+        problems: list[MolfunError] = []
+        for base in bases:
+            try:
+                model = cls._described(folder, meta, base, device=device, kernels=kernels)
+                model.load(folder)
+            except MolfunError as error:
+                problems.append(error)
+                continue
+            if base is not None and weights is None and str(base) != meta.backbone["weights"]:
+                logger.warning(
+                    "The base weights of %s are no longer %s; the same ones were found as %s.",
+                    folder, meta.backbone["weights"], base,
+                )  # fmt: skip
+            model._warn_of_random_base(folder)
+            return model
+        raise problems[0]
+
+    @classmethod
+    def _described(
+        cls, folder: Path, meta: portable.Meta, base: Path | None, **options: Any
+    ) -> Self:
+        """The model that a checkpoint describes, on these base weights, not yet loaded."""
         quiet = logging.getLogger(__name__)
         level = quiet.level
         # random weights are replaced at once by those of the checkpoint
         quiet.setLevel(logging.ERROR)
         try:
-            model = cls(
-                meta.backbone["name"],
-                weights=base,
-                device=device,
-                head=meta.head["name"],
-                head_config=meta.head["config"],
-                task=meta.task["name"],
-                task_config=meta.task["config"],
-                backbone_config=arguments,
-                kernels=kernels,
-            )
+            with portable.building(folder, base):
+                backbone = BACKBONES[meta.backbone["name"]]
+                return cls(
+                    meta.backbone["name"],
+                    weights=base,
+                    head=meta.head["name"],
+                    head_config=meta.head["config"],
+                    task=meta.task["name"],
+                    task_config=meta.task["config"],
+                    backbone_config=backbone.arguments_from(meta.backbone["config"]),
+                    **options,
+                )
         finally:
             quiet.setLevel(level)
-        model.load(folder)
-        frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
-        if model.random_base and frozen:
+
+    def _warn_of_random_base(self, folder: Path) -> None:
+        frozen = sum(p.numel() for p in self.backbone.parameters() if not p.requires_grad)
+        if self.random_base and frozen:
             logger.warning(
                 "%s was trained on a backbone without pretrained weights: %s of its weights are "
                 "random.", folder, f"{frozen:,}",
             )  # fmt: skip
-        return model
 
     # --- look ----------------------------------------------------------------------------------
 

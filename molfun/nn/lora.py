@@ -300,11 +300,24 @@ def read_spec(folder: str | Path) -> LoRASpec:
         if content.get("blocks") is not None:
             content["blocks"] = tuple(content["blocks"])
         spec = LoRASpec(**content)
+        _check_kinds(spec)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is missing or damaged: {error!r}") from error
     if not 1 <= spec.rank <= MAX_RANK:
         raise CheckpointError(f"{path} asks for rank {spec.rank}; allowed: 1 to {MAX_RANK}.")
     return spec
+
+
+def _check_kinds(spec: LoRASpec) -> None:
+    """Raise TypeError if a value of a file is of another kind than the field."""
+    kinds = {"rank": int, "alpha": int | float, "dropout": int | float, "scope": str,
+             "use_dora": bool, "use_rslora": bool}  # fmt: skip
+    wrong = [n for n, kind in kinds.items() if not isinstance(getattr(spec, n), kind)]
+    wrong += [n for n in ("rank", "alpha", "dropout") if isinstance(getattr(spec, n), bool)]
+    wrong += ["target_modules"] * (not all(isinstance(t, str) for t in spec.target_modules))
+    wrong += ["blocks"] * (not all(type(b) is int for b in spec.blocks or ()))
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of the wrong kind")
 
 
 @torch.no_grad()

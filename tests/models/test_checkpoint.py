@@ -643,9 +643,14 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_says_so(tmp_path):
     result = run_python(DISK_FULL, Path(__file__).parents[1], path, *limits)
     lines = result.stdout.splitlines()
     assert len(lines) == len(limits)
-    for line in lines:
-        assert line.startswith("Disk full while writing ")
-        assert "the previous version is intact" in line
+    for line, limit, name in zip(
+        lines, limits, ("meta.pt", "head.pt", "trunk.safetensors"), strict=True
+    ):
+        assert line == (
+            f"The file-size limit of {limit:,} bytes (ulimit -f) does not allow a file as large as "
+            f"{path / name}. Raise the limit or choose another folder; the previous version is "
+            f"intact."
+        )
     loaded = MolfunStructureModel.from_checkpoint(path, device="cpu")
     assert loaded.result == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]

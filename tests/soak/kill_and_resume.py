@@ -40,12 +40,12 @@ STRATEGIES = (
 FAMILIES = {
     "esm2": "fine-tune --backbone esm2 --preset esm2_t2_d64_h4 --data sequences.csv --batch-size 4",
     "openfold": "fine-tune --preset tiny --data table.csv --pdbs pdbs",
-    "timeseries": "fine-tune --backbone timeseries --preset linear --data series.csv "
+    "timeseries": "fine-tune --backbone timeseries --data series.csv --preset transformer "
     "--task binary --target-column label --batch-size 4",
     "pet": "fine-tune --backbone pet --data atoms.xyz --batch-size 4",
     "esm2 pretrain": "pretrain --backbone esm2 --preset esm2_t2_d64_h4 --sequences x.fasta "
     "--epochs 3 --batch-size 4 --val-frac 0.2",
-    "timeseries pretrain": "pretrain --backbone timeseries --preset linear --data series.csv "
+    "timeseries pretrain": "pretrain --backbone timeseries --data series.csv --preset transformer "
     "--target-column label --epochs 3 --batch-size 4 --val-frac 0.2",
 }
 

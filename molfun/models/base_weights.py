@@ -1,0 +1,75 @@
+"""Where the base weights of a checkpoint are: as they were given, or after files were moved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from molfun.errors import CheckpointError
+
+
+def as_given(weights: str | Path) -> str:
+    """A path that stays right when the working directory changes; links are not followed.
+
+    What a link of Hugging Face's cache, DVC or git-annex leads to has another name and may change.
+    """
+    return str(Path(weights).expanduser().absolute())
+
+
+def note(weights: str | None, folder: Path) -> dict[str, Any]:
+    """What a checkpoint in `folder` keeps of the file that its model started from."""
+    if weights is None:
+        return {"weights": None}
+    size = os.stat(weights).st_size if os.path.isfile(weights) else None  # noqa: PTH113, PTH116
+    return {
+        "weights": weights,
+        "weights_from_here": os.path.relpath(weights, folder.absolute()),
+        "weights_target": os.path.realpath(weights),
+        "weights_size": size,
+    }
+
+
+def places(
+    backbone: Mapping[str, Any], folder: Path, *, given: str | Path | None = None
+) -> list[Path]:
+    """Files that may be the base weights, the likeliest first; the fingerprint decides.
+
+    The path as it was given comes first, wherever a link there leads today. If folders were moved
+    together, the way from the checkpoint is still right; otherwise a file of the same name or size
+    beside the checkpoint or its run is tried. A path that is `given` now is the only one.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    found: dict[str, Path] = {}
+    for place in _tried(backbone, folder) if given is None else [Path(given).expanduser()]:
+        if os.path.exists(place):  # noqa: PTH110  # no errors on names that cannot be
+            found.setdefault(os.path.realpath(place), place)
+    if not found:
+        raise CheckpointError(
+            f"{folder} was trained on the base weights {given or backbone['weights']}, which are "
+            f"not there. Pass weights=... with the place where they are, or put them "
+            f"beside the checkpoint."
+        )
+    return list(found.values())
+
+
+def _tried(backbone: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    given, size = Path(str(backbone["weights"])), backbone.get("weights_size")
+    yield given.expanduser()
+    if backbone.get("weights_from_here"):
+        yield folder / str(backbone["weights_from_here"])
+    if backbone.get("weights_target"):
+        yield Path(str(backbone["weights_target"]))
+    here = folder.absolute()
+    for near in (here.parent, here.parent.parent):
+        yield near / given.name
+        try:
+            entries = sorted(near.iterdir()) if size else []
+        except OSError:
+            continue
+        yield from (p for p in entries if p.is_file() and p.stat().st_size == size)

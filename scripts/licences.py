@@ -1,0 +1,123 @@
+"""Write docs/licences.md: what an installation with all extras brings along, and its licences.
+
+Run it in an environment that has them: ``.venv/bin/python scripts/licences.py``. Licences are what
+the packages say of themselves.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "licences.md"
+OWN = "molfun"
+STRICT = ("GPL", "GNU")
+"""Words of licences that ask something of whoever passes the package on."""
+KNOWN = {
+    "openfold": "Apache-2.0",
+    "fair-esm": "MIT",
+    "python-hostlist": "GPL-2.0-or-later",
+    "mdanalysis": "LGPL-3.0-or-later (LGPL-2.1-or-later in parts)",
+    "cuequivariance-torch": "of NVIDIA, see the package",
+    "cuequivariance-ops-torch-cu12": "of NVIDIA, see the package",
+}
+"""Licences that packages state in their files alone, or in words without a version."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+EXTRA = re.compile(r"extra\s*==\s*[\"']([^\"']+)")
+
+
+def canonical(name: str) -> str:
+    """A package's name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements(package: str) -> list[tuple[str, str]]:
+    """Names of what a package needs, each with the extra that asks for it or an empty text."""
+    found = []
+    for line in metadata.requires(package) or []:
+        name, extra = NAME.match(line), EXTRA.search(line)
+        if name is not None:
+            found.append((canonical(name[0]), extra[1] if extra else ""))
+    return found
+
+
+def direct() -> dict[str, list[str]]:
+    """What Molfun itself asks for: package -> extras; none for those always needed."""
+    found: dict[str, list[str]] = {"openfold": ["openfold"]}  # by scripts/install_openfold.py
+    for name, extra in requirements(OWN):
+        found.setdefault(name, []).extend([extra] if extra else [])
+    return found
+
+
+def installed() -> dict[str, str]:
+    """Every package that the installation brought along: name -> the direct one it came through."""
+    found: dict[str, str] = {}
+    queue = deque((name, name) for name in direct())
+    while queue:
+        name, through = queue.popleft()
+        if name in found or name == OWN:
+            continue
+        try:
+            needs = requirements(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = through
+        queue.extend((need, through) for need, extra in needs if not extra)
+    return found
+
+
+def licence(name: str) -> str:
+    """Licence of an installed package, as it states it."""
+    if name in KNOWN:
+        return KNOWN[name]
+    try:
+        about = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        return "not installed here, see the package"
+    stated = about.get("License-Expression") or about.get("License") or ""
+    trove = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or []
+             if c.startswith("License :: ") and not c.endswith("OSI Approved")]  # fmt: skip
+    short = " ".join(stated.split())
+    return short if 0 < len(short) <= 60 else ", ".join(trove) or f"{short[:50]}..."
+
+
+def page() -> str:
+    """The document."""
+    own, found = direct(), installed()
+    lines = [
+        "# Licences",
+        "",
+        "Molfun is under Apache-2.0 and contains no code of others. Installing it brings these",
+        "packages along, each under its own licence (as the packages state them; written by",
+        "`scripts/licences.py`).",
+        "",
+        "Those under the GPL or LGPL:",
+        "",
+    ]
+    names = sorted({*found, *own})
+    for name in [n for n in names if any(word in licence(n) for word in STRICT)]:
+        origin = found.get(name, name)
+        place = f"the extra `{own[origin][0]}`" if own[origin] else "every installation"
+        through = "" if origin == name else f", through {origin}"
+        lines.append(f"- **{name}**: {licence(name)}. Comes with {place}{through}.")
+    lines += ["", "| package | licence | comes with |", "|---|---|---|"]
+    for name in names:
+        extras = own.get(name)
+        place = f"through {found[name]}" if extras is None else ", ".join(extras) or "always"
+        lines.append(f"| {name} | {licence(name)} | {place} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE.relative_to(ROOT)}: {len(installed())} packages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
