@@ -78,7 +78,8 @@ def licence(name: str) -> str:
         about = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return "not installed here, see the package"
-    stated = about.get("License-Expression") or about.get("License") or ""
+    texts = [*(about.get_all("License-Expression") or []), *(about.get_all("License") or [])]
+    stated = next(iter(texts), "")
     trove = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or []
              if c.startswith("License :: ") and not c.endswith("OSI Approved")]  # fmt: skip
     short = " ".join(stated.split())
