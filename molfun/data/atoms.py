@@ -35,6 +35,9 @@ from molfun.sample import Sample, is_missing
 
 logger = logging.getLogger(__name__)
 
+SAME_ENERGY = 1e-6
+"""Difference below which two energies of one structure are the same."""
+
 
 class AtomsDataset(SampleDataset):
     """``ase.Atoms`` with labels, as a map-style data set.
@@ -259,6 +262,7 @@ class AtomsDataset(SampleDataset):
             ignored = {*leave_out, *(others.get(kind, kind) for kind in leave_out)}
             _say(unused_labels(frames, columns, names, where, ignored=ignored))
             _say(_without_volume(frames, targets, where))
+            _say(_conflicts(frames, targets, where, places))
         dataset = cls(
             frames, targets, ids=_ids_of(frames, where), metadata=_plain_columns(frames, known),
             origins=places, columns={f"{k}_key": v for k, v in asked.items()},
@@ -361,6 +365,28 @@ def _without_volume(frames: Sequence[Any], labels: Sequence[Any], where: str) ->
         yield (
             f"{where}: {sum(flat):,} of {len(frames):,} structures have a stress or virial, which "
             f"is not used: they are not periodic in all directions, so they have no volume."
+        )
+
+
+def _conflicts(
+    frames: Sequence[Any], labels: Sequence[Mapping[str, Any]], where: str, places: Sequence[str]
+) -> Iterator[str]:
+    """Equal structures with different energies: often two levels of theory in one file."""
+    known: dict[str, int] = {}
+    pairs = []
+    for i, (atoms, label) in enumerate(zip(frames, labels, strict=True)):
+        energy = label.get("energy")
+        if energy is None or np.isnan(energy):
+            continue
+        j = known.setdefault(Sample(id="", atoms=atoms).content_key(), i)
+        if not np.isclose(labels[j]["energy"], energy, rtol=1e-9, atol=SAME_ENERGY):
+            pairs.append((j, i))
+    if pairs:
+        j, i = pairs[0]
+        yield (
+            f"{where}: {counted(len(pairs), 'structure')} with another energy than an equal "
+            f"structure before ({places[j]}: {labels[j]['energy']:.6g}; {places[i]}: "
+            f"{labels[i]['energy']:.6g}). If they are of two levels of theory, give them two names."
         )
 
 

@@ -42,6 +42,7 @@ CELL_KEYS = {"lattice": "Lattice", "cell": "Lattice", "pbc": "pbc", "properties"
 
 _COUNT = re.compile(rb"\s*(\d{1,18})\s*", re.ASCII)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|\{[^}]*\}|\[[^\]]*\]')
+_NUMBER = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?", re.ASCII)
 _TENSOR = re.compile(r"(?<![^\s])(stress|virial)(?=\s*=)")
 
 
@@ -139,6 +140,7 @@ class _XYZ:
         self._line = self._structure = 0
         self._unnamed: Counter[tuple[int, int]] = Counter()
         self._misspelt: Counter[str] = Counter()
+        self._bare: list[tuple[int, str]] = []
 
     def frames(self) -> Iterator[Any]:
         """Parse one after the other."""
@@ -246,6 +248,9 @@ class _XYZ:
         self._misspelt.update(
             n for n in info if n.lower() in CELL_KEYS and n not in CELL_KEYS.values()
         )
+        bare = [n for n, value in info.items() if value is True and _NUMBER.fullmatch(n)]
+        if bare:
+            self._bare.append((line, bare[0]))
         return dict(info)
 
     def _check_columns(self, info: dict[str, Any], rows: list[bytes], line: int) -> None:
@@ -288,6 +293,13 @@ class _XYZ:
                 f"{self._path}: lines of atoms have {found} columns in "
                 f"{counted(n, 'structure')}, of which Properties names {promised}: the others are "
                 f"not read. Name them, for example Properties={PLAIN}:forces:R:3."
+            )
+        if self._bare:
+            line, number = self._bare[0]
+            yield (
+                f"{self._path}: {counted(len(self._bare), 'structure')} with a number that has no "
+                f"key, which is not read (line {line}: {number}). If it is an energy, write "
+                f"energy={number}."
             )
         for name, n in self._misspelt.items():
             yield (

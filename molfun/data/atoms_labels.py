@@ -246,8 +246,8 @@ def volume_of(atoms: Any) -> float:
     return float(atoms.cell.volume) if atoms.pbc.all() else 0.0
 
 
-def _present(column: Mapping[str, Any], name: str) -> bool:
-    return column.get(name) is not None
+def _present(column: Mapping[str, Any], name: str | None) -> bool:
+    return name is not None and column.get(name) is not None
 
 
 def _array(value: Any) -> np.ndarray:
@@ -342,7 +342,7 @@ def _is_copy(
 ) -> bool:
     """Whether a column says no more than what the used label of its kind says."""
     same = {"stress": "virial", "virial": "stress", "gradient": "forces"}
-    used = next((k for k in (kind, same.get(kind, "")) if _present(column, names.get(k, ""))), None)
+    used = next((k for k in (kind, same.get(kind, "")) if _present(column, names.get(k))), None)
     if used is None:
         return False
     try:
@@ -384,7 +384,7 @@ def _sentence(
     )
     more = f" and {len(shown) - MANY} more" if len(shown) > MANY else ""
     used = names.get(kind)
-    beside = any(_present(column, used or "") for column in columns)
+    beside = any(_present(column, used) for column in columns)
     return (
         f"{where}: {listed}{more} {'is' if len(shown) == 1 else 'are'} not used"
         f"{f' (the {kind} read is {used!r})' if beside else ''}. "

@@ -153,6 +153,11 @@ def test_a_bomb_of_gzip_is_refused(write: Write) -> None:
             " are not read. Name them, for example Properties=species:S:1:pos:R:3:forces:R:3.",
         ),
         (
+            "1\n-76.4\nH 0 0 0\n" * 3,
+            "3 structures with a number that has no key, which is not read (line 2: -76.4). If it "
+            "is an energy, write energy=-76.4.",
+        ),
+        (
             '1\nenergy=1 lattice="5 0 0 0 5 0 0 0 5"\nH 0 0 0\n',
             "'lattice' in 1 structure is not read; ASE's name is 'Lattice'.",
         ),

@@ -253,6 +253,11 @@ def test_no_word_where_nothing_is_lost(
     assert not caplog.messages
 
 
+def test_a_key_without_a_name_is_no_label(read: Read, caplog: pytest.LogCaptureFixture) -> None:
+    read(frame('energy=-7 "', ":force:R:3", values=(1, 0, 0)))
+    assert "'force' (3 numbers per atom) in 1 of 1 structures is not used" in caplog.text
+
+
 def test_structures_without_labels_are_quiet(read: Read, caplog: pytest.LogCaptureFixture) -> None:
     data = read(frame("config=a"), frame(""))
     assert data.targets == [{}, {}]
@@ -266,6 +271,18 @@ def test_what_is_left_out_on_purpose_is_not_told_of(
     data = read(frames, leave_out=["forces", "stress"])
     assert set(data[0].target) == {"energy"}
     assert not caplog.messages
+
+
+def test_equal_structures_with_other_energies_are_said(
+    read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(frame("energy=-7"), frame("energy=-7"), frame("energy=-7", n=3))
+    assert not caplog.messages
+    read(frame("energy=-7"), frame("energy=nan"), frame("energy=-7.5"))
+    (text,) = caplog.messages
+    assert "x.xyz: 1 structure with another energy than an equal structure before (" in text
+    assert "x.xyz, structure 1: -7; " in text
+    assert "x.xyz, structure 3: -7.5)" in text
 
 
 def test_several_files_and_structures_in_memory(
