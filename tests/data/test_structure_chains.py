@@ -214,7 +214,8 @@ def test_real_complexes_written_in_other_ways_are_the_same(write, real_data, way
     paths = sorted((real_data / "ppi_affinity" / "pdbs").glob("*.pdb"))[::8]
     assert paths
     for path in paths:
-        atoms = [line for line in path.open() if line.startswith(("ATOM", "HETATM"))]
+        lines = path.read_text().splitlines(keepends=True)
+        atoms = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
         chains = [list(group) for _, group in groupby(atoms, key=lambda line: line[21])]
         whole = read_structure(path)
         protein = read_structure(write("a.pdb", WRITTEN[way](chains)))
