@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from molfun.errors import ConfigError, listing, nearest
+from molfun._formats import decoded
+from molfun._limits import Limit, read_bytes
+from molfun.errors import ConfigError, MolfunError, listing, nearest
 
 T = TypeVar("T", bound="Settings")
+
+MAX_BYTES = Limit("YAML_BYTES", 2**20)
+"""Largest file of settings."""
+MAX_DEPTH = Limit("YAML_DEPTH", 50, "levels")
+"""Sections inside sections; the deepest file of settings has seven."""
+MAX_VALUES = Limit("YAML_VALUES", 100_000, "values")
+"""Values of a file of settings, aliases expanded: nine lines can stand for a billion."""
 
 
 class Settings(BaseModel):
@@ -72,26 +82,148 @@ def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str
     return f"{name}: {message} (got {detail.get('input')!r})"
 
 
+@contextlib.contextmanager
+def mistyped(source: str) -> Iterator[None]:
+    """Turn what a part raises on settings of a wrong type or range into a `ConfigError`.
+
+    Parts (heads, encoders, objectives ...) are called with what a file of settings holds, where a
+    number may be a list or a text.
+
+    Parameters
+    ----------
+    source
+        Name of the settings, for the message.
+
+    Examples
+    --------
+    >>> with mistyped("head_config"):
+    ...     [1] <= 2
+    Traceback (most recent call last):
+    ...
+    molfun.errors.ConfigError: head_config: a value has the wrong type or range ('<=' not supported
+    between instances of 'list' and 'int'). Correct it.
+    """
+    try:
+        yield
+    except MolfunError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{source}: a value has the wrong type or range ({reason}). Correct it."
+        ) from error
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping from a YAML file; tags that make objects are refused.
 
     Raises
     ------
     ConfigError
-        If the file is missing, is no valid YAML, or is no mapping.
+        If the file is missing, is no valid YAML, is no mapping, or sets a name twice.
+    UnsafeFileError
+        If it is larger or deeper than the limits, or its aliases expand beyond them.
     """
     path = Path(path).expanduser()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.open("rb").close()
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        text, encoding = decoded(read_bytes(path, MAX_BYTES))
+    except UnicodeDecodeError:
+        encoding = "latin-1"
+    if encoding == "latin-1":
+        raise ConfigError(f"{path} is no valid YAML: it is not UTF-8. Save it as UTF-8.")
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path} must hold `name: value` lines; found {type(content).__name__} instead."
-        )
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+        found = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{path} must hold `name: value` lines; found {found} instead.")
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(values) < len(content):
+        names = [str(key).replace("-", "_") for key in content]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"{path} sets {twice!r} twice, with - and with _. Keep one.")
+    return values
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Value of a YAML text, within the limits of a file of settings.
+
+    Parameters
+    ----------
+    text
+        The YAML.
+    source
+        What to call it in messages.
+
+    Raises
+    ------
+    ConfigError
+        If it is no valid YAML, or sets a name twice.
+    UnsafeFileError
+        If it is deeper than `MAX_DEPTH`, or its aliases expand to more than `MAX_VALUES`.
+
+    Examples
+    --------
+    >>> parse_yaml("lr: 0.1", "demo.yaml")
+    {'lr': 0.1}
+    >>> parse_yaml("{lr: 1, lr: 2}", "demo.yaml")
+    Traceback (most recent call last):
+    ...
+    molfun.errors.ConfigError: demo.yaml is no valid YAML: 'lr' is set twice, on lines 1 and 1
+    """
+    try:
+        _check_depth(text, source)
+        value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+        MAX_VALUES.check(_count(value, {}), source)
+    except MolfunError:
+        raise
+    # a date such as 2001-99-99 is a ValueError, deep nesting a RecursionError
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{source} is no valid YAML: {reason}") from error
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without tags that make objects, and without a name that is set twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if (key.tag, key.value) in lines:
+                earlier = lines[key.tag, key.value]
+                raise yaml.YAMLError(f"{key.value!r} is set twice, on lines {earlier} and {line}")
+            lines[key.tag, key.value] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_depth(text: str, source: str) -> None:
+    """Walk the events, which needs no stack, before anything is built of them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_StrictLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            MAX_DEPTH.check(depth, source)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """Values that a text stands for, each alias counted as what it refers to."""
+    if not isinstance(value, dict | list | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # stands for "not finished"
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
+    elif known[id(value)] == 0:
+        raise yaml.YAMLError("an alias refers to what contains it")
+    return known[id(value)]
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

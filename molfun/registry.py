@@ -67,6 +67,8 @@ class Registry:
         >>> BACKBONES.resolve("esm2_tiny")
         ('esm2', {'config': 'esm2_tiny'})
         """
+        if not isinstance(name, str):  # of a file of settings, which may hold anything
+            raise ConfigError(f"The name of a {self.singular} must be text, got {name!r}.")
         target, arguments = self._aliases.get(name, (name, {}))
         if target not in self:
             raise ConfigError(unknown_name(self.singular, name, [*self, *self._aliases]))
@@ -87,7 +89,7 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         self._scan()
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         self._scan()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from molfun.config import mistyped
 from molfun.errors import ConfigError, listing, nearest
 from molfun.models.sections import plain
 
@@ -151,6 +152,11 @@ def translate(options: Mapping[str, Any], *, source: str = "options") -> Transla
     >>> settings["strategy"], settings["weights"], settings["lr"], settings["data"]
     ('full', 'pet.ckpt', 0.0001, 'x.xyz')
     """
+    with mistyped(source):
+        return _translate(options, source)
+
+
+def _translate(options: Mapping[str, Any], source: str) -> Translation:
     found, options = Translation(), plain(options)
     found.check("", options, [*TOP, *UNUSED_TOP, *REPORTS_TOP])
     found.unused("", options, UNUSED_TOP)
@@ -408,7 +414,7 @@ def _finetune(finetune: Mapping[str, Any], target: str, found: Translation) -> N
     method = finetune.get("method", "full") if weights else "full"
     if weights is None and finetune:
         found.notes.append(f"{where}.read_from is not given: training starts from random weights.")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         found.problems.append(
             f"{where}.method: unknown method {method!r}.{nearest(str(method), METHODS)} Known: "
             f"{', '.join(METHODS)}."

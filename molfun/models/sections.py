@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field
 
 from molfun.backbones.timeseries.backbone import resolve
-from molfun.config import Settings, read_yaml
+from molfun.config import Settings, mistyped, parse_yaml, read_yaml
 from molfun.errors import ConfigError, listing, nearest, unknown_name
 from molfun.registry import HEADS, OBJECTIVES, TASKS
 from molfun.training.optimizers import build_optimizer
@@ -233,10 +232,7 @@ def _parse(text: str) -> tuple[list[str], Any]:
     path = name.strip().split(".")
     if not equals or not all(path):
         raise ConfigError(f"Override {text!r} must look like section.key=value.")
-    try:
-        return path, plain(yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"Override {text!r} has a value that is no valid YAML.") from error
+    return path, plain(parse_yaml(value, f"The value of {text!r}"))
 
 
 def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
@@ -464,9 +460,10 @@ class _Problems(list[str]):
     def of(self, section: str) -> Iterator[None]:
         """Keep what is wrong with a section."""
         try:
-            yield
+            with mistyped(section):
+                yield
         except ConfigError as error:
-            self.append(f"{section}: {error}")
+            self.append(f"{section}: {str(error).removeprefix(f'{section}: ')}")
 
     def section(self, cls: type[Any], name: str, sections: Mapping[str, Any]) -> Any:
         """Typed settings of a section; None where they are wrong."""

@@ -17,6 +17,7 @@ from torch import nn
 from molfun._io import is_within
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
+from molfun.config import mistyped
 from molfun.data.words import counted
 from molfun.errors import (
     CheckpointError,
@@ -1257,7 +1258,8 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
         from molfun.errors import unknown_name
 
         raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
-    return cls(**config)
+    with mistyped(argument):
+        return cls(**config)
 
 
 def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str | None]:

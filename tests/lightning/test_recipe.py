@@ -430,7 +430,7 @@ def test_a_name_stands_for_a_part_with_its_defaults(file: Path) -> None:
         (["encoder=transfomer"], r"'transfomer'.*Did you mean 'transformer'\?"),
         (["encoder.d_model"], "Override 'encoder.d_model' must look like section.key=value"),
         (["=3"], "Override '=3' must look like"),
-        (["encoder.d_model=[3"], "has a value that is no valid YAML"),
+        (["encoder.d_model=[3"], "is no valid YAML"),
         (["encoder.name.x=3"], "Override encoder.name.x: encoder.name is no section"),
         (
             ["task=mortality"],
