@@ -61,6 +61,32 @@ def read_npz(
         ) from error
 
 
+def read_npy(path: Path, limit: Limit, *, advice: str) -> np.ndarray:
+    """The array of a ``.npy`` file; nothing in it is run.
+
+    Raises
+    ------
+    DataError
+        If it is damaged or no such file.
+    UnsafeFileError
+        If it holds Python objects, or declares more than the file or the limit.
+    """
+    size = path.stat().st_size
+    limit.check(size, path)
+    try:
+        with path.open("rb") as file:
+            _check_array(path, path.name, size, *_npy_header(file))
+            file.seek(0)
+            return np.asarray(np.load(file, allow_pickle=False))
+    except DataError:
+        raise
+    except MemoryError:
+        raise UnsafeFileError(f"Refused {path}: reading it exhausts memory.") from None
+    except Exception as error:  # damaged bytes can make numpy fail in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(f"{path} is damaged or not npy: {reason}. {advice}") from error
+
+
 def _opened(source: Path | bytes) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
@@ -79,25 +105,24 @@ def _check(file: Any, path: Path, packed: int, limit: Limit, ratio: Limit | None
             raise DataError(f"{path} holds {twice[:60]!r} twice. Write it again.")
         for entry in entries:
             with archive.open(entry) as member:
-                _check_array(path, entry, *_npy_header(member))
+                _check_array(path, entry.filename, entry.file_size, *_npy_header(member))
 
 
 def _check_array(
-    path: Path, entry: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype[Any]
+    path: Path, name: str, n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> None:
     if dtype.hasobject:
         raise UnsafeFileError(
-            f"Refused {path}: {entry.filename} holds Python objects, and reading them "
+            f"Refused {path}: {name} holds Python objects, and reading them "
             f"could run code. Save text as bytes, np.array(text, dtype='S')."
         )
     count = 1
     for size in shape:
         count *= int(size)
     # text of no letters has no bytes, however many there are
-    if min(shape, default=0) < 0 or count * max(dtype.itemsize, 1) > entry.file_size:
+    if min(shape, default=0) < 0 or count * max(dtype.itemsize, 1) > n_bytes:
         raise UnsafeFileError(
-            f"Refused {path}: {entry.filename} declares {shape} values of {dtype} in "
-            f"{entry.file_size:,} bytes."
+            f"Refused {path}: {name} declares {shape} values of {dtype} in {n_bytes:,} bytes."
         )
 
 

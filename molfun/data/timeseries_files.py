@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from molfun._limits import Limit
 from molfun.data import tables
+from molfun.data.npz import read_npy, read_npz
 from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.data.words import counted
@@ -30,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 """Series are kept as float32; what is beyond would become infinite."""
+MAX_BYTES = Limit("SERIES_BYTES", 2**33)
+"""Arrays of one ``.npy`` or ``.npz`` file of series, unpacked."""
+MAX_RATIO = Limit("SERIES_RATIO", 200, "unpacked bytes per packed byte")
+"""Of ``.npz`` files above 16 MB; padding packs well, but not without end."""
+MAX_VALUES = Limit("SERIES_VALUES", 2**28, "values in one series")
+"""Times by features, where a reader puts a series on a grid that its file does not hold."""
 ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 """How a value that was not observed is written, in any case."""
 RESERVED = ("start", "series")
@@ -327,18 +335,12 @@ def read_numpy(path: Path) -> SeriesTable:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as raw:
-            loaded = np.load(raw, allow_pickle=False)
-            return {"timeseries": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:
-        # ValueError, OSError, BadZipFile, zlib.error, KeyError, NotImplementedError, MemoryError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "pickle" in reason:
-            reason = "it holds Python objects, or is no numpy file"
-        raise DataError(
-            f"{path} cannot be read ({reason}). Write plain arrays with numpy.save or numpy.savez."
-        ) from error
+    advice = "Write plain arrays with numpy.save or numpy.savez."
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive:
+        return read_npz(path, path, MAX_BYTES, advice=advice, ratio=MAX_RATIO)
+    return {"timeseries": read_npy(path, MAX_BYTES, advice=advice)}
 
 
 def _checked_lengths(

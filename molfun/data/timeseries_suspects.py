@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,17 +91,35 @@ class Rows:
             return "holds one value per series"
         return "tells the label" if self._tells_label(values) else ""
 
+    @cached_property
+    def _order(self) -> Int64[np.ndarray, "rows"]:
+        """Rows by series, then by time."""
+        return np.lexsort((self.times, self.code))
+
+    @cached_property
+    def _rank(self) -> Float64[np.ndarray, "rows"]:
+        """Number of each row within its series."""
+        order = self._order
+        starts = np.flatnonzero(np.diff(self.code[order], prepend=-1))
+        rank = np.empty(len(order))
+        lengths = np.diff(np.append(starts, len(order)))
+        rank[order] = np.arange(len(order)) - np.repeat(starts, lengths)
+        return rank
+
+    @cached_property
+    def _known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Series with a label, their labels as numbers of classes, and as numbers if they are."""
+        places = np.array([i for i, label in enumerate(self.labels) if not is_missing(label)], int)
+        labels = [self.labels[i] for i in places]
+        numbers = all(isinstance(label, int | float | np.number) for label in labels)
+        codes = pd.factorize(pd.Series([str(label) for label in labels], dtype=object))[0]
+        return places, codes, np.array(labels, np.float64) if numbers else None
+
     def _follows_time(self, values: np.ndarray, seen: np.ndarray) -> bool:
         """Whether it is the time, in any unit, or the number of the row within its series."""
         if seen.sum() < FEWEST_ROWS or np.ptp(values[seen]) == 0:
             return False
-        order = np.lexsort((self.times, self.code))
-        rank = np.empty(len(order))
-        starts = np.flatnonzero(np.diff(self.code[order], prepend=-1))
-        rank[order] = np.arange(len(order)) - np.repeat(
-            starts, np.diff(np.append(starts, len(order)))
-        )
-        return any(_is_affine(values[seen], other[seen]) for other in (self.times, rank))
+        return any(_is_affine(values[seen], other[seen]) for other in (self.times, self._rank))
 
     def _is_constant(self, values: np.ndarray, seen: np.ndarray) -> bool:
         table = pd.Series(values[seen]).groupby(self.code[seen])
@@ -109,15 +128,13 @@ class Rows:
 
     def _tells_label(self, values: np.ndarray) -> bool:
         """Whether the first, last, least, largest or usual value of a series gives its label."""
-        known = np.array([not is_missing(label) for label in self.labels])
-        if known.sum() < FEWEST_SERIES:
+        places, codes, numbers = self._known
+        if len(places) < FEWEST_SERIES:
             return False
-        labels = [label if ok else None for label, ok in zip(self.labels, known, strict=True)]
-        order = np.lexsort((self.times, self.code))
-        table = pd.Series(values[order]).groupby(self.code[order])
+        table = pd.Series(values[self._order]).groupby(self.code[self._order])
         # `first` and `last` pass over gaps
-        summaries = [table.first(), table.last(), table.min(), table.max(), table.median()]
-        return any(_gives(summary, labels) for summary in summaries)
+        summaries = (table.first, table.last, table.min, table.max, table.median)
+        return any(_gives(make().to_numpy()[places], codes, numbers) for make in summaries)
 
 
 def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
@@ -166,21 +183,15 @@ def _is_affine(values: np.ndarray, other: np.ndarray) -> bool:
     return bool(slope and np.abs(values - expected).max() <= 1e-6 * np.ptp(values))
 
 
-def _gives(summary: pd.Series, labels: Sequence[Any]) -> bool:
+def _gives(summary: np.ndarray, codes: np.ndarray, numbers: np.ndarray | None) -> bool:
     """Whether a value per series gives the label: as a number on a line, or value by value."""
-    present = summary.dropna()
-    pairs = [(x, labels[int(i)]) for i, x in present.items() if labels[int(i)] is not None]  # type: ignore[call-overload]  # series are numbered
-    if len(pairs) < FEWEST_SERIES:
+    seen = ~np.isnan(summary)
+    values, codes = summary[seen], codes[seen]
+    if len(values) < FEWEST_SERIES:
         return False
-    values = np.array([x for x, _ in pairs])
-    if all(isinstance(y, int | float | np.number) for _, y in pairs):
-        numbers = np.array([float(y) for _, y in pairs])
-        if _is_affine(values, numbers):
-            return True
-    texts = [str(y) for _, y in pairs]
-    few = len(set(values)) <= len(pairs) // 2
-    return (
-        few
-        and len(set(texts)) > 1
-        and len(set(zip(values, texts, strict=True))) == len(set(values))
-    )
+    if numbers is not None and _is_affine(values, numbers[seen]):
+        return True
+    kinds, which = np.unique(values, return_inverse=True)
+    if len(kinds) > len(values) // 2 or len(np.unique(codes)) < 2:
+        return False
+    return len(np.unique(which.astype(np.int64) * (codes.max() + 1) + codes)) == len(kinds)

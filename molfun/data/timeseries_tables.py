@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,6 +90,8 @@ class _TableReader:
 
     def __post_init__(self) -> None:
         self.problems += self.cells.ragged
+        if not self.cells.rows:
+            tables.raise_all(self.cells, self.problems)
         self.target = self._present(self.form.target_column)
         self.group = self._present(self.form.group_column)
 
@@ -269,18 +272,25 @@ class _TableReader:
                 f"or layout='long' for one row a time step."
             )
         times = sorted({time for name in chosen for time in found[name]})
-        gaps = [
-            f"{name} has no column for the time {time:g}"
-            for name in chosen
-            for time in times
-            if time not in found[name]
-        ]
-        if gaps:
-            raise TableError(
-                f"{self.cells.path}: not all features have a column for each time:\n"
-                f"{listing(gaps)}\nGive feature_columns if some of them are no features."
-            )
+        self._check_gaps({name: found[name] for name in chosen}, times)
         return {name: [found[name][time] for time in times] for name in chosen}, np.array(times)
+
+    def _check_gaps(self, found: Mapping[str, Mapping[float, str]], times: list[float]) -> None:
+        """Refuse features that lack a time of the others; as there may be very many, some of it."""
+        n_gaps = sum(len(times) - len(columns) for columns in found.values())
+        if not n_gaps:
+            return
+        gaps = (
+            f"{name} has no column for the time {time:g}"
+            for name, columns in found.items() if len(columns) < len(times)
+            for time in times if time not in columns
+        )  # fmt: skip
+        shown = "\n".join(f"  {gap}" for gap in islice(gaps, 10))
+        more = f"\n  ... and {n_gaps - 10:,} more ({n_gaps:,} in all)" if n_gaps > 10 else ""
+        raise TableError(
+            f"{self.cells.path}: not all features have a column for each time:\n{shown}{more}\n"
+            f"Give feature_columns if some of them are no features."
+        )
 
     # Both
 

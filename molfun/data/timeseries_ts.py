@@ -14,6 +14,7 @@ from molfun.data import tables
 from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.data.timeseries_files import (
+    MAX_VALUES,
     SeriesTable,
     checked_names,
     numbered,
@@ -154,6 +155,9 @@ class _TsReader:
         """(frames, features) of one line; empty where it is bad."""
         before = len(self.problems)
         nothing = np.empty((0, 0), np.float32)
+        if not parts:
+            self._note("a label without values; write value,value,...:label")
+            return nothing
         if self.n_channels is None:
             self.n_channels = len(parts)
         if len(parts) != self.n_channels:
@@ -213,6 +217,7 @@ class _TsReader:
     def _merged(self, channels: Sequence[np.ndarray]) -> Float64[np.ndarray, "frames features"]:
         """Channels on all their times together, NaN where one has no value."""
         times = np.unique(np.concatenate([channel[:, 0] for channel in channels]))
+        MAX_VALUES.check(len(times) * len(channels), f"{self.path}, {self.where}")
         values = np.full((len(times), len(channels)), np.nan)
         for place, channel in enumerate(channels):
             values[np.searchsorted(times, channel[:, 0]), place] = channel[:, 1]

@@ -21,7 +21,7 @@ import pandas as pd
 from molfun._lazy import require
 from molfun.data import tables, timeseries_files
 from molfun.data.sequences import Labels, label_parser
-from molfun.data.timeseries_files import SeriesTable
+from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
 from molfun.data.trajectory_features import INSTALL, MAKERS, System, selection_distances
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
@@ -147,6 +147,7 @@ def observables(
         parts = [part for name in observe for part in MAKERS[name](system)]
         parts += selection_distances(system, select or {})
         names = [name for part in parts for name in part.names]
+        MAX_VALUES.check(len(frames) * len(names), system.shown)
         values = np.full((len(frames), len(names)), np.nan, np.float32)
         times = np.empty(len(frames))
         known = np.concatenate([part.known for part in parts])
