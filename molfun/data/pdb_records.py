@@ -54,7 +54,8 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
     UnsafeFileError
         If there are more atoms than `MAX_ATOMS`.
     """
-    MAX_ATOMS.check(text.count("\nATOM") + text.count("\nHETATM"), path, advice=CUT)
+    records = ("\nATOM", "\nHETATM", "\natom", "\nhetatm")
+    MAX_ATOMS.check(sum(map(text.count, records)), path, advice=CUT)
     lines = text.split("\n")
     blocks = list(_blocks(path, lines))
     _check_lines(path, [section for block in blocks for section in block], lines)
