@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from molfun.errors import DataError
+from molfun.training.loading import loaded, watched
 from molfun.training.ranks import Ranks
 
 
@@ -77,7 +78,7 @@ class EpochBatches:
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
             return itertools.islice(self._ranks.share(seeded(loader, seed)), start, None)
         own = list(self._ranks.share(_order(loader, seed)))
-        return iter(_with_batches(loader, own[start:], seed))
+        return watched(_with_batches(loader, own[start:], seed), own[start:])
 
 
 def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
@@ -141,13 +142,18 @@ class _SeededSamples(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self._dataset, self._seed = dataset, seed
 
+    @property
+    def ids(self) -> Any:
+        """Ids of the data set inside, for messages."""
+        return getattr(self._dataset, "ids", ())
+
     def __getitem__(self, index: Any) -> Any:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
         """Samples of a batch; to put generators aside takes longer than to seed them."""
         if draws_nothing(self._dataset):
-            return [self._dataset[index] for index in indices]
+            return [loaded(self._dataset, index) for index in indices]
         outside = _generators()
         try:
             return [self._seeded(index) for index in indices]
@@ -157,7 +163,7 @@ class _SeededSamples(Dataset[Any]):
     def _seeded(self, index: Any) -> Any:
         number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
         _seed_generators(epoch_seed(self._seed, number))
-        return self._dataset[index]
+        return loaded(self._dataset, index)
 
 
 class _Streams:

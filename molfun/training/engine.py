@@ -35,6 +35,7 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
 from molfun.training.interrupt import Interrupted, SignalWatch
+from molfun.training.loading import worker_errors
 from molfun.training.optimizers import build_optimizer
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
@@ -186,7 +187,7 @@ class Engine:
         self.ranks.align(self.parameters.values())
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
-        with SignalWatch() as self._watch:
+        with SignalWatch() as self._watch, worker_errors():
             self._start(plan, history, resumed=resumed)
             while not self.state.finished:
                 self._train_epoch(batches, plan)

@@ -15,6 +15,7 @@ from torch import nn
 from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.tasks.base import LossSum
+from molfun.training.loading import watched
 from molfun.training.runner import Evaluation, Inputs, as_inputs
 
 
@@ -107,7 +108,7 @@ class ObjectiveRunner:
         modules.eval()
         result = ObjectiveEvaluation()
         try:
-            for batch in batches:
+            for batch in watched(batches):
                 inputs = as_inputs(batch)
                 output = self._run(inputs, fixed=True)
                 result.ids += inputs.ids

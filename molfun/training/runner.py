@@ -22,6 +22,7 @@ from molfun.sample import Sample, SampleBatch
 from molfun.tasks.base import LossSum, Task
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
+from molfun.training.loading import watched, worker_errors
 from molfun.trunk import SAMPLE_LEVEL, TrunkOutput
 
 logger = logging.getLogger(__name__)
@@ -404,8 +405,9 @@ class ModelRunner:
         modules.eval()
         result = Evaluation()
         try:
-            for batch in batches:
-                self._evaluate_one(as_inputs(batch), result, labels=labels)
+            with worker_errors():
+                for batch in watched(batches):
+                    self._evaluate_one(as_inputs(batch), result, labels=labels)
         finally:
             for module, mode in modes:
                 module.training = mode

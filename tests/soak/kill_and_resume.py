@@ -308,7 +308,8 @@ def main() -> int:
                     break
         print(trials.table())
         faults = trials.faults()
-    print("\n".join(faults))
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
     return 1 if faults else 0
 
 

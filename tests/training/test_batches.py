@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +22,9 @@ from torch.utils.data import (
 )
 
 from molfun.data.batching import LengthBatchSampler
-from molfun.errors import DataError
+from molfun.errors import DataError, MolfunError
 from molfun.training.batches import EpochBatches, epoch_seed
+from molfun.training.loading import watched, worker_errors
 
 N = 11
 
@@ -251,3 +254,60 @@ def test_seeds_of_neighbours_are_unrelated() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     bits = [bin(epoch_seed(0, e) ^ epoch_seed(0, e + 1)).count("1") for e in range(200)]
     assert 25 < np.mean(bits) < 38, "half of 63 bits change"
+
+
+# --- what goes wrong in a worker -----------------------------------------------------------------
+
+
+class Faulty(Dataset[int]):
+    """Numbers; one of them raises, or ends its process."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.ids = fault, [f"s{i}" for i in range(8)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> int:
+        if index == 5 and self.fault == "key":
+            raise KeyError("no such column")
+        if index == 5 and self.fault == "ours":
+            raise DataError("a.pdb: no atoms. Repair it.")
+        if index == 5 and self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 5 and self.fault == "exit":
+            os._exit(3)
+        return index
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+@pytest.mark.parametrize(
+    ("fault", "workers", "text"),
+    [
+        ("key", 0, r"^Sample 's5' cannot be loaded: KeyError: 'no such column'$"),
+        ("key", 1, r"^Sample 's5' cannot be loaded: KeyError: 'no such column'$"),
+        ("ours", 0, r"^a\.pdb: no atoms\. Repair it\.$"),
+        ("ours", 1, r"^a\.pdb: no atoms\. Repair it\.$"),
+        ("kill", 1, r"killed by signal Killed, at work on some of .*'s4', 's5'"),
+        ("exit", 1, r"^A process that loads samples .* at work on some of .*'s4', 's5'"),
+    ],
+)
+def test_a_sample_that_cannot_be_loaded_is_named(fault: str, workers: int, text: str) -> None:
+    loader = DataLoader(Faulty(fault), batch_size=2, num_workers=workers)
+    with pytest.raises(MolfunError, match=text), worker_errors():
+        list(EpochBatches(loader, seed=0).epoch(0))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # as above
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("key", r"^Samples 's4', 's5' cannot be loaded: KeyError: 'no such column'$"),
+        ("ours", r"^a\.pdb: no atoms\. Repair it\.$"),
+        ("kill", r"killed by signal Killed, at work on some of .*'s4', 's5'"),
+    ],
+)
+def test_so_it_is_in_a_loader_that_is_only_read(fault: str, text: str) -> None:
+    loader = DataLoader(Faulty(fault), batch_size=2, num_workers=1)
+    with pytest.raises(MolfunError, match=text), worker_errors():
+        list(watched(loader))

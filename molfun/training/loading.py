@@ -1,0 +1,130 @@
+"""Errors of loader workers in one line that names the samples."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, SequentialSampler, Subset
+
+from molfun.errors import DataError, MolfunError, RunError
+
+_CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process")
+_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
+
+
+def name_of(dataset: Any, index: Any) -> str:
+    """Id of a sample, or its number where a data set has no ids."""
+    if isinstance(dataset, Subset):
+        return name_of(dataset.dataset, dataset.indices[index])
+    try:
+        return repr(str(dataset.ids[index]))
+    except (AttributeError, LookupError, TypeError):
+        return f"number {index}"
+
+
+_reading: list[tuple[Any, Sequence[Sequence[Any]] | None, int]] = []
+"""Loader, order and batches done of what is being read; for messages alone."""
+
+
+def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None) -> Iterator[Any]:
+    """Batches of a loader; what goes wrong in a worker names the samples that were waited for.
+
+    Parameters
+    ----------
+    loader
+        Any iterable of batches.
+    order
+        Indices of the samples of each batch, where they are known.
+
+    Raises
+    ------
+    DataError
+        If a sample cannot be loaded.
+    RunError
+        If a worker died.
+    """
+    iterator, done = iter(loader), 0
+    while True:
+        _reading[:] = [(loader, order, done)]
+        with worker_errors():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                _reading.clear()
+                return
+        yield batch
+        done += 1
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """Say what went wrong in a loader's worker in one line, wherever the news of it arrives.
+
+    That a worker died is told by a signal, so it may interrupt the work on an earlier batch.
+    """
+    try:
+        yield
+    except Exception as error:
+        clear = _clear(error)
+        if clear is None:
+            raise
+        raise clear from error
+
+
+def _clear(error: Exception) -> MolfunError | None:
+    """The error of a worker in our words; None for any other."""
+    text = str(error)
+    if (caught := _CAUGHT.search(text)) is not None:
+        # torch repeats the traceback as text; the last line of it says what happened
+        said = re.split(rf"^(?:[\w.]+\.)?{caught[1]}: ", text, flags=re.MULTILINE)[-1].strip()
+        if isinstance(error, MolfunError):
+            return type(error)(said)
+        return DataError(f"Samples {_awaited(1)} cannot be loaded: {caught[1]}: {said}")
+    if not isinstance(error, RuntimeError) or (died := _DIED.search(text)) is None:
+        return None
+    signal = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
+    how = f"was killed by signal {signal[1].strip()}" if signal else "ended without a word"
+    return RunError(
+        f"A process that loads samples ({died[1]}) {how}, at work on some of {_awaited()}. Memory "
+        f"may have run out, or a library crashed on one of them: use fewer workers, or none to see "
+        f"which it is."
+    )
+
+
+def _awaited(batches: int | None = None) -> str:
+    """Names of the samples in the next batches: so many, or all that workers prepare at once."""
+    if not _reading:
+        return "its samples"
+    loader, order, done = _reading[0]
+    if isinstance(loader, DataLoader):
+        batches = batches or loader.num_workers * (loader.prefetch_factor or 1)
+        if order is None and isinstance(loader.sampler, SequentialSampler):
+            order = list(loader.batch_sampler or [])
+    if not order or done >= len(order):
+        return f"batch {done + 1}"
+    indices = [index for batch in order[done : done + (batches or 1)] for index in batch]
+    names = [name_of(getattr(loader, "dataset", None), index) for index in indices]
+    return ", ".join(names[:16]) + (" and more" if len(names) > 16 else "")
+
+
+def loaded(dataset: Any, index: Any) -> Any:
+    """A sample of a data set; an error that is not ours names it.
+
+    Raises
+    ------
+    DataError
+        If the data set raises anything but an error of ours.
+    """
+    try:
+        return dataset[index]
+    except MolfunError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Sample {name_of(dataset, index)} cannot be loaded: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
