@@ -45,16 +45,15 @@ def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
     """Work under Molfun's own settings of the process, and leave those of the program unchanged.
 
     Generators of Python, NumPy and torch, default dtype and device, inference mode, NumPy's error
-    handling, filters of warnings, number of threads, deterministic algorithms, and the level and
-    handlers of loggers are at the end what they were. The default dtype is float32, the default
-    device the CPU and inference mode off meanwhile. Numbers of threads and deterministic algorithms
-    are the program's own throughout.
+    handling, filters of warnings, number of threads and deterministic algorithms are at the end
+    what they were. The default dtype is float32, the default device the CPU and inference mode off
+    meanwhile. Numbers of threads and deterministic algorithms are the program's own throughout.
 
     Parameters
     ----------
     training
-        Whether gradients are needed: grad mode is on, and an autocast around the block is off,
-        since the precision of a run is its own setting.
+        Whether this is a whole run: grad mode is on, an autocast around the block is off, since the
+        precision of a run is its own setting, and levels of loggers are put back.
     draws
         Whether the program's generators go on with what is drawn in the block, as dropout in a
         training loop of your own needs it.
@@ -79,6 +78,7 @@ def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         if training:
+            stack.enter_context(kept_levels())
             stack.enter_context(torch.enable_grad())
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
@@ -99,6 +99,19 @@ def kept_generators() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def kept_levels() -> Iterator[None]:
+    """Put the levels of all loggers back at the end."""
+    known: list[Any] = [logging.root, *logging.root.manager.loggerDict.values()]
+    levels = [(logger, logger.level) for logger in known if isinstance(logger, logging.Logger)]
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            if logger.level != level:
+                logger.setLevel(level)
 
 
 def refuse_inference_tensors(module: torch.nn.Module) -> None:
@@ -145,7 +158,7 @@ def _put_aside() -> contextlib.ExitStack:
     """Note what the process has, set what Molfun needs; closing the stack undoes it."""
     stack = contextlib.ExitStack()
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
-    exact, levels = _exactness(), _levels()
+    exact = _exactness()
 
     def put_back() -> None:
         if torch.get_default_dtype() != dtype:
@@ -154,9 +167,6 @@ def _put_aside() -> contextlib.ExitStack:
             torch.set_num_threads(threads)
         if _exactness() != exact:
             torch.use_deterministic_algorithms(exact[0], warn_only=exact[1])
-        for logger, level in levels:
-            if logger.level != level:
-                logger.setLevel(level)
 
     stack.callback(put_back)
     if dtype != torch.float32:
@@ -174,8 +184,3 @@ def _exactness() -> tuple[bool, bool]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-
-
-def _levels() -> list[tuple[logging.Logger, int]]:
-    known: list[Any] = [logging.root, *logging.root.manager.loggerDict.values()]
-    return [(logger, logger.level) for logger in known if isinstance(logger, logging.Logger)]

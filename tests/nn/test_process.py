@@ -152,7 +152,7 @@ def test_filters_levels_handlers_and_threads_are_what_they_were() -> None:
     signals = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     before = list(warnings.filters), torch.get_num_threads(), list(logging.root.handlers)
 
-    with settled():  # as a package does that is imported meanwhile
+    with settled(training=True):  # as a package does that is imported meanwhile
         warnings.simplefilter("always")
         torch.set_num_threads(before[1] + 1)
         other.setLevel(logging.DEBUG)
