@@ -333,7 +333,10 @@ class AtomisticBackbone(Backbone):
 
 def _atoms_of(sample: Sample) -> Any:
     if sample.atoms is None:
-        raise DataError(f"{sample.shown} has neither atoms nor features of them. Use AtomsDataset.")
+        raise DataError(
+            f"{sample.shown} has neither atoms nor features of them. Read a file with "
+            f"AtomsDataset.from_files(path), or pass ase.Atoms."
+        )
     return sample.atoms
 
 

@@ -179,7 +179,7 @@ class _XYZ:
         first, n_atoms = self._line, int(match[1])
         MAX_ATOMS.check(n_atoms, f"{self._path}, line {first}")
         comment = self._next()
-        rows = self._rows(n_atoms)
+        rows = self._rows(n_atoms, first)
         cell = self._cell_vectors()
         text = self._text(comment or b"", first + 1)
         info = {} if cell else self._keys(text, first + 1)
@@ -188,14 +188,14 @@ class _XYZ:
         body = [self._text(row, first + 2 + i) for i, row in enumerate([*rows, *cell])]
         return self._parse([str(n_atoms), text, *body], info, first)
 
-    def _rows(self, n_atoms: int) -> list[bytes]:
+    def _rows(self, n_atoms: int, first: int) -> list[bytes]:
         rows: list[bytes] = []
         while len(rows) < n_atoms:
             row = self._next()
             if row is None:
                 raise self._fail(
                     f"{counted(n_atoms, 'atom')} announced, and the file ends after {len(rows)}.",
-                    self._line - len(rows),
+                    first,
                 )
             rows.append(row)
         return rows
