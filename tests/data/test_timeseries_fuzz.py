@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import zipfile
@@ -184,3 +185,18 @@ def test_frames_of_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOLFUN_MAX_SERIES_VALUES", "0")
     with pytest.raises(UnsafeFileError, match="MOLFUN_MAX_SERIES_VALUES=1"):
         observables(universe, observe=["rg"])
+
+
+def test_a_damaged_footer_does_not_end_the_process(tmp_path: Path) -> None:
+    """Statistics of a column, where pyarrow's metadata aborts and its reader raises."""
+    path = tmp_path / "a.parquet"
+    FRAME[["hr"]].to_parquet(path, index=False)
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:-4], "little")
+    start = len(content) - 8 - length
+    end = content.find(b"pandas", start)  # what follows is text about the frame
+    for place in range(start, end if end > 0 else start + length):
+        for kind in ("copy", "flip"):
+            path.write_bytes(edited(content, [(kind, place, 1, b"")]))
+            with contextlib.suppress(MolfunError):
+                TimeSeriesDataset.from_parquet(path, target_column=None)
