@@ -7,13 +7,13 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from molfun._io import DirectoryLock, atomic_path, write_json
+from molfun._io import DirectoryLock, atomic_path, sha256_of, write_json
 from molfun._lazy import require
 from molfun.cli.console import Progress, say
 from molfun.cli.outputs import Inputs, refuse_inputs
@@ -24,6 +24,8 @@ from molfun.models.structure import MolfunStructureModel
 
 logger = logging.getLogger(__name__)
 
+SUMS = "sha256"
+"""Where the note beside shards has their checksums."""
 FORMATS = (".npz", ".h5", ".parquet")
 
 
@@ -60,12 +62,14 @@ def run(
     with DirectoryLock(path.parent):
         names = _shards(path, len(parts))
         identity = _identity(model, fingerprint, data, pooling, layer, shard_size)
-        _claim(path, identity, overwrite=overwrite)
-        work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n)]
+        sums = _claim(path, identity, overwrite=overwrite)
+        work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n, sums)]
         if len(work) < len(parts):
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in Progress(work, "embedding"):
             write(name, data.subset(list(part)))
+            sums[name.name] = sha256_of(name)
+            write_json(_note(path), {**identity, SUMS: sums})
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
 
 
@@ -123,25 +127,16 @@ def _identity(
     }
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a shard is there and can be opened; one that cannot is made anew."""
+def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
+    """Whether a shard is there and what was written; one that is not is made again."""
     if not path.exists():
         return False
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return "embeddings" in file.files
-        if path.suffix == ".h5":
-            import h5py
-
-            with h5py.File(path) as file:
-                return len(file) > 0
-        import pyarrow.parquet
-
-        return bool(pyarrow.parquet.read_metadata(path).num_rows)
-    except Exception as error:
-        logger.warning("%s is damaged (%s) and is made anew.", path, error)
-        return False
+    stored = sums.get(path.name)
+    if stored is not None and stored == sha256_of(path):
+        return True
+    why = "is damaged (checksum)" if stored else "has no checksum in the note beside it"
+    logger.warning("%s %s and is made again.", path, why)
+    return False
 
 
 def _read_note(note: Path) -> dict[str, Any]:
@@ -153,8 +148,9 @@ def _read_note(note: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
-    """Go on from shards of the same model, sequences and settings only."""
+def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
+    """Go on from shards of the same model, sequences and settings only; gives their checksums."""
+    sums: dict[str, Any] = {}
     note = _note(path)
     whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
@@ -175,7 +171,10 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
                 f"{path.parent} holds shards {present[0].name} ... made with another "
                 f"{', '.join(different)}. Replace them with --overwrite, or choose another name."
             )
-    write_json(note, identity)
+        kept = stored.get(SUMS)
+        sums = kept if isinstance(kept, dict) else {}
+    write_json(note, {**identity, SUMS: sums})
+    return sums
 
 
 def _about(

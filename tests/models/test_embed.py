@@ -193,11 +193,16 @@ def test_shards_go_on_where_they_stopped(
     assert other.exit_code == 1
     assert "made with another pooling. Replace them with --overwrite" in other.stderr
     assert run(*options[:-1], 3).exit_code == 1, "shards of another size are no less in the way"
-    first.write_bytes(first.read_bytes()[:300])
-    result = run(*options)
-    assert result.exit_code == 0
-    assert "e-00000-of-00003.npz is damaged" in result.stderr
-    assert len(np.load(first)["embeddings"]) == 2
+    whole = first.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:300], bytes(flipped)):
+        first.write_bytes(damaged)
+        result = run(*options)
+        assert result.exit_code == 0
+        assert "e-00000-of-00003.npz is damaged (checksum) and is made again." in result.stderr
+        assert "2 of 3 shards are there already" in result.stdout
+        assert len(np.load(first)["embeddings"]) == 2
     assert run(*options, "--pooling", "cls", "--overwrite").exit_code == 0
 
 
