@@ -651,6 +651,30 @@ def test_the_saved_checkpoint_is_the_same_too(tmp_path: Path, uninterrupted: Out
     assert all(torch.equal(weights[n], value) for n, value in uninterrupted.weights.items())
 
 
+def checkpoint_bytes(folder: Path) -> dict[str, bytes]:
+    files = [p for p in (folder / "checkpoint").rglob("*") if p.is_file()]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize(
+    "strategy", [STRATEGY, PartialFinetune(unfreeze_last_n=1), HeadOnlyFinetune()]
+)
+def test_equal_runs_write_equal_checkpoints_also_where_one_was_resumed(
+    tmp_path: Path, strategy: Any
+) -> None:
+    """Byte by byte: no random names, no times, one order."""
+    options: dict[str, Any] = {"strategy": strategy, "epochs": 1}
+    for name in ("one", "two"):
+        run_fit(tmp_path / name, **options)
+    with pytest.raises(Crash):
+        run_fit(tmp_path / "three", stop_at=5, **options)
+    run_fit(tmp_path / "three", resume=True, **options)
+    one, two, three = (checkpoint_bytes(tmp_path / name) for name in ("one", "two", "three"))
+    assert len(one) >= 6
+    assert one == two
+    assert one == three
+
+
 def test_the_csv_log_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
     import pandas as pd
 
