@@ -42,6 +42,8 @@ MAX_CELLS = Limit("TABLE_CELLS", 50_000_000, "cells")
 """Largest table in cells: every cell of text takes 60 bytes or more, whatever it holds."""
 MAX_CELL = Limit("CELL_CHARACTERS", 2**24, "characters in one cell")
 """Longest cell: labels of each residue of a long protein are 0.3 million characters."""
+LONGEST_HEADER = 2**22
+"""Characters among which the header is looked for, to find the delimiter."""
 LARGEST_LABEL = 1e18
 """Labels beyond this are refused: their square overflows float32 and the loss would be inf."""
 OUTLIER_RANGES = 50
@@ -381,7 +383,8 @@ def _sniff_delimiter(text: str, id_column: str) -> tuple[str, bool]:
 
     Also whether it makes one.
     """
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    # the lines of all of a large table would take more memory than the limits allow
+    header = next((line for line in text[:LONGEST_HEADER].splitlines() if line.strip()), "")
 
     def fitness(delimiter: str) -> tuple[bool, int]:
         try:
