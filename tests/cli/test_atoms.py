@@ -383,7 +383,9 @@ def test_one_of_several_energies_is_predicted(tune: Command, molfun: Command, fo
         assert result.exit_code == 0, result.stderr
         found.append([row["prediction"] for row in rows_of(folder / "predictions.csv")])
     assert found[0] != found[1]
-    result = molfun("predict", "run/checkpoint", "--data", "x.xyz", "--target", "energy/c")
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "x.xyz", "--target", "energy/c", "--overwrite"
+    )
     assert "Unknown target 'energy/c'" in result.stderr
 
 
