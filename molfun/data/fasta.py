@@ -19,6 +19,8 @@ MAX_RATIO = Limit("FASTA_GZIP_RATIO", 300, "unpacked bytes per packed byte")
 """Different proteins pack 2 to 4 times, variants of one protein up to 200 times."""
 MAX_LINE = Limit("FASTA_LINE", 2**24, "characters in one line")
 """Longest line: a sequence may stand on one, and no protein has 0.1 million residues."""
+MAX_RECORD = Limit("FASTA_RECORD", 2**24, "letters in one record")
+"""The same for a sequence over many lines."""
 RATIO_FROM = 2**24
 """Unpacked sizes below this are harmless at any ratio."""
 
@@ -32,13 +34,14 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
         If the file is missing, damaged, empty, or has text before the first header.
     UnsafeFileError
         If it is larger than `MAX_BYTES`, unpacks to more than `MAX_RATIO` times its size, or has a
-        line longer than `MAX_LINE`.
+        line longer than `MAX_LINE` or a sequence longer than `MAX_RECORD`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"No such file: {path}.")
     name: str | None = None
     parts: list[str] = []
+    length, longest = 0, MAX_RECORD.value
     for number, line in _lines(path):
         text = line.strip()
         if text.startswith(">"):
@@ -47,7 +50,7 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
             words = text[1:].split()
             if not words:
                 raise DataError(f"{path}, line {number}: a header without a name.")
-            name, parts = words[0], []
+            name, parts, length = words[0], [], 0
         elif text and not text.startswith(";"):
             if name is None:
                 found = foreign_text(line, "FASTA")
@@ -57,6 +60,9 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
                     else f"{path}, line {number}: expected a header that begins with '>', found "
                     f"{shown(text)}. Is it a FASTA file?"
                 )
+            length += len(text)
+            if length > longest:
+                raise MAX_RECORD.error(f"{path}, line {number}: the record {shown(name)}")
             parts.append(text)
     if name is None:
         raise DataError(f"{path} is empty.")

@@ -118,3 +118,16 @@ def test_any_bytes_give_sequences_or_an_error_of_ours(write, content, name):
     assert all(data[i].sequence for i in range(len(data)))
     with pytest.raises(DataError):
         read_cells(write("f.csv", b""), "id")
+
+
+def test_a_sequence_over_many_lines_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.fasta"
+    path.write_text(">short\nMKV\n>long\n" + "MKVA\n" * 30)
+    monkeypatch.setenv("MOLFUN_MAX_FASTA_RECORD", "100")
+    text = r"line 29: the record 'long': it holds more than the 100 letters in one record allowed"
+    with pytest.raises(UnsafeFileError, match=text):
+        list(read_fasta(path))
+    monkeypatch.setenv("MOLFUN_MAX_FASTA_RECORD", "120")
+    assert [len(sequence) for _, sequence in read_fasta(path)] == [3, 120]

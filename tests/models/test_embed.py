@@ -223,7 +223,7 @@ def test_wrong_arguments(run: Any, fasta: Path, arguments: tuple[str, ...], text
 def test_a_file_is_replaced_only_if_asked_for(run: Any, fasta: Path, tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
     assert run("--sequences", fasta, "--output", path).exit_code == 0
-    assert "exists. Replace it with --overwrite" in run(
+    assert "exists. Replace with --overwrite" in run(
         "--sequences", fasta, "--output", path
     ).stderr  # fmt: skip
     assert run("--sequences", fasta, "--output", path, "--overwrite").exit_code == 0
