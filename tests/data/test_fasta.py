@@ -63,6 +63,7 @@ def test_size_line_and_ratio_have_named_limits(write, monkeypatch):
     monkeypatch.setenv("MOLFUN_MAX_FASTA_LINE", "1M")
     one_line = gzip.compress(b">a\n" + b"A" * 2**22)
     assert "MOLFUN_MAX_FASTA_LINE=" in refused(write("a.fasta.gz", one_line), UnsafeFileError)
+    monkeypatch.setenv("MOLFUN_MAX_FASTA_RECORD", "1G")
     many_lines = gzip.compress((b"A" * 99 + b"\n") * 200_000)
     path = write("b.fasta.gz", gzip.compress(b">a\n") + many_lines)
     monkeypatch.setenv("MOLFUN_MAX_FASTA_GZIP_RATIO", "100")
