@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -224,6 +225,28 @@ def _count(value: Any, known: dict[int, int]) -> int:
     elif known[id(value)] == 0:
         raise yaml.YAMLError("an alias refers to what contains it")
     return known[id(value)]
+
+
+def check_seed(seed: object) -> int:
+    """A seed as it is, if every generator takes it.
+
+    Raises
+    ------
+    ConfigError
+        If it is no whole number from 0 to 2**63 - 1.
+
+    Examples
+    --------
+    >>> check_seed(42)
+    42
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+    molfun.errors.ConfigError: seed must be a whole number from 0 to 2**63 - 1, got -1.
+    """
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) < 2**63:  # type: ignore[call-overload]  # it is whole
+        raise ConfigError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}.")
+    return int(seed)  # type: ignore[call-overload]  # as above
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from molfun._io import is_within, same_file
+from molfun._io import disk_errors, is_within, same_file
 from molfun.errors import ConfigError, RunError
 
 Inputs = Mapping[str, str | Sequence[str] | None]
@@ -90,6 +91,8 @@ def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -
     ConfigError
         Naming the flag of the input.
     """
+    with disk_errors(folder), contextlib.suppress(FileNotFoundError):
+        folder.stat()  # a name that cannot be fails here
     for name in written:
         path = folder / name
         for flag, source in _paths(inputs):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from molfun.config import check_seed
 from molfun.data.clusters import Clusters, cluster_sequences, comparable, union
 from molfun.data.tables import numeric
 from molfun.data.words import counted
@@ -328,7 +329,7 @@ def _fill(
     if len(groups) < needed:
         raise DataError(_too_few(len(groups), what, needed, n_val, n_test))
     part = np.zeros(n_train + n_val + n_test, np.int64)
-    shuffled = np.random.default_rng(seed).permutation(len(groups))
+    shuffled = np.random.default_rng(check_seed(seed)).permutation(len(groups))
     left = [groups[i] for i in shuffled]
     for number, size, still_needed in ((2, n_test, 1 + (n_val > 0)), (1, n_val, 1)):
         chosen = _choose(left, size, at_most=len(left) - still_needed)

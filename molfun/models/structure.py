@@ -17,7 +17,7 @@ from torch import nn
 from molfun._io import is_within
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
-from molfun.config import mistyped
+from molfun.config import check_seed, mistyped
 from molfun.data.words import counted
 from molfun.errors import (
     CheckpointError,
@@ -154,6 +154,7 @@ class MolfunStructureModel(nn.Module):
         trust: bool = False,
     ) -> None:
         super().__init__()
+        check_seed(seed)
         place = resolve_device(device)
         if place.type == "cpu":
             keep_large_buffers()
@@ -1289,8 +1290,7 @@ def _check_arguments(train: Any, seed: int) -> None:
             "The training set has no length or no batch. Pass a DataLoader over a data set that is "
             "not empty, or a list of batches."
         )
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {seed}.")
+    check_seed(seed)
 
 
 def _run_dir(

@@ -599,7 +599,7 @@ class Engine:
         return True
 
     def _take_up(self, content: Mapping[str, Any]) -> None:
-        self.state = FitState(**content["fit"])
+        self.state = FitState.from_dict(content["fit"])
         self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
         self._check_shapes(content["weights"], "the weights")
         copy_weights(content["weights"], self.parameters)

@@ -81,6 +81,24 @@ class FitState:
         """Plain values."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> FitState:
+        """Put back what `to_dict` gave; TypeError or ValueError for anything else."""
+        state, kinds = cls(**content), cls().to_dict()
+        numbers = (int, float)
+        for name, default in kinds.items():
+            allowed = numbers if type(default) is float else (type(default),)
+            if type(getattr(state, name)) not in allowed:
+                raise TypeError(f"{name} is no {type(default).__name__}")
+        for row in state.history:
+            if not isinstance(row, dict) or any(type(v) not in numbers for v in row.values()):
+                raise TypeError("history holds other things than rows of numbers")
+            if not {"epoch", "train_loss", "val_loss", "lr", "steps"} <= row.keys():
+                raise ValueError("a row of history lacks columns")
+        if len(state.history) != state.epoch:
+            raise ValueError(f"{len(state.history)} rows of history for {state.epoch} epochs")
+        return state
+
 
 def random_state() -> dict[str, Any]:
     """State of the generators of Python, NumPy and torch, as tensors and plain values."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from molfun.data import AffinityDataset
+from molfun.data import AffinityDataset, DataSplitter
 from molfun.errors import ConfigError, DataError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
@@ -44,8 +44,16 @@ def test_a_seed_out_of_range(
     batches: Callable[..., list[SampleBatch]],
     seed: int,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"seed must be from 0 to 2\*\*63 - 1"):
+    with pytest.raises(ConfigError, match=r"seed must be a whole number from 0 to 2\*\*63 - 1"):
         tiny_model().fit(batches(2), strategy="head_only", epochs=1, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "x", True, None])
+def test_a_seed_that_no_generator_takes(seed: Any) -> None:
+    with pytest.raises(ConfigError, match=r"seed must be a whole number from 0 to 2\*\*63 - 1"):
+        MolfunStructureModel("esm2_tiny", seed=seed)
+    with pytest.raises(ConfigError, match=r"seed must be a whole number"):
+        DataSplitter.random(AffinityDataset.synthetic(10, length=5), seed=seed)
 
 
 def test_a_strategy_class_in_place_of_an_object(
