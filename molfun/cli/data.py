@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
-from molfun.config import Settings, read_yaml
 from molfun.data.affinity import AffinityDataset
 from molfun.data.atoms import AtomsDataset
 from molfun.data.batching import LengthBatchSampler
@@ -20,15 +18,13 @@ from molfun.data.sequences import SequenceDataset
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import read_cells
 from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
-from molfun.errors import ConfigError, DataError, RunError
-from molfun.models import run_folder, trained_on
+from molfun.errors import ConfigError, DataError
+from molfun.models import trained_on
 from molfun.registry import BACKBONES, HEADS, TASKS
 
 logger = logging.getLogger(__name__)
 
 Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset | AtomsDataset
-CONFIG, SPLITS = "config.yaml", "splits.csv"
-"""What the command line adds to the folder of a run."""
 ATOMS = (".xyz", ".extxyz")
 LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "target_key")
 FASTA = (".fasta", ".fa", ".faa", ".fas")
@@ -212,50 +208,6 @@ def open_sequences(
         max_length=max_length,
         require_target=False,
     )
-
-
-def files_of_a_run(
-    folder: Path, settings: type[Settings], *, resume: bool, overwrite: bool
-) -> list[str]:
-    """Files of a former run that the new one may replace.
-
-    Parameters
-    ----------
-    folder
-        Folder of the run.
-    settings
-        Kind of the settings in its ``config.yaml``.
-    resume, overwrite
-        Whether the run in it is continued, or may be replaced.
-
-    Raises
-    ------
-    RunError
-        If there are any, and neither is it continued nor was replacing asked for.
-    """
-    replaced = run_folder.prepare(
-        folder,
-        resume=resume,
-        overwrite=overwrite,
-        others=(CONFIG, SPLITS),
-        hint="Continue it with --resume, replace it with --overwrite, or choose another --output.",
-    )
-    if not (replaced or resume or overwrite):
-        _keep_what_no_run_wrote(folder, settings)
-    return replaced
-
-
-def _keep_what_no_run_wrote(folder: Path, settings: type[Settings]) -> None:
-    """A run that was killed at its start leaves its settings; a file of the user's stays."""
-    present = [name for name in (CONFIG, SPLITS) if (folder / name).exists()]
-    with contextlib.suppress(ConfigError):
-        if CONFIG in present and settings.model_fields.keys() <= read_yaml(folder / CONFIG).keys():
-            return
-    if present:
-        raise RunError(
-            f"{folder} holds {' and '.join(present)}, which no run wrote, and a run would replace "
-            f"them. Move them, replace them with --overwrite, or choose another --output."
-        )
 
 
 def _demo(settings: FineTuneSettings) -> tuple[Dataset, Dataset, None]:

@@ -25,20 +25,17 @@ from molfun.cli.console import (
     set_up_logging,
 )
 from molfun.cli.data import (
-    CONFIG,
-    SPLITS,
     Dataset,
-    files_of_a_run,
     loader,
     loader_by_length,
     open_training,
     task_config,
 )
 from molfun.cli.models import say_units
-from molfun.cli.outputs import refuse_inputs_of_run
+from molfun.cli.outputs import CONFIG, LOG, OTHERS, SPLITS, files_of_a_run, refuse_inputs_of_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import FineTuneSettings
-from molfun.cli.tables import structures_path, write_predictions, write_structures
+from molfun.cli.tables import write_predictions, write_structures
 from molfun.config import read_yaml
 from molfun.data.atoms import AtomsDataset
 from molfun.data.tables import escape
@@ -58,11 +55,7 @@ from molfun.training.partial import PartialFinetune
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
-WRITTEN = (
-    *(*RUN_FILES, CONFIG, SPLITS, "run.log", "cache", *PREDICTIONS),
-    *(structures_path(Path(name)).name for name in PREDICTIONS),
-)
+WRITTEN = (*RUN_FILES, *OTHERS, LOG, "cache")
 """All that a run writes into its folder."""
 
 
@@ -78,7 +71,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 folder, FineTuneSettings, resume=resume, overwrite=overwrite or again
             )
             with disk_errors(folder):
-                set_up_logging(str(folder / "run.log"), debug=debug)
+                set_up_logging(str(folder / LOG), debug=debug)
         else:
             hush()
         train, val, test = open_training(settings)

@@ -11,16 +11,14 @@ from pydantic import Field, field_validator, model_validator
 from molfun._io import DirectoryLock, disk_errors, write_text
 from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
 from molfun.cli.data import (
-    CONFIG,
     Dataset,
-    files_of_a_run,
     in_windows,
     is_series_table,
     loader,
     open_sequences,
     say_features,
 )
-from molfun.cli.outputs import refuse_inputs_of_run
+from molfun.cli.outputs import CONFIG, LOG, files_of_a_run, refuse_inputs_of_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import OptimizerSettings, names_in, with_long
 from molfun.config import dump_yaml
@@ -34,7 +32,7 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
 
-WRITTEN = (*RUN_FILES, CONFIG, "run.log")
+WRITTEN = (*RUN_FILES, CONFIG, LOG)
 """All that a run writes into its folder."""
 
 

@@ -123,18 +123,23 @@ def write_checkpoint(
         write_text(folder / CARD, _card(meta))  # for people to edit, so no part of what is checked
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a folder looks like a checkpoint, damaged or not."""
-    return any((path / name).is_file() for name in (MANIFEST, META, META_JSON))
+def foreign_files(path: Path) -> list[str]:
+    """What a folder holds besides a checkpoint, damaged or not, and would be lost by a new one."""
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    own = {META, META_JSON, HEAD, TRUNK, SEEN, ADAPTER, MANIFEST, CARD}
+    if names and not {MANIFEST, META, META_JSON} & set(names):
+        return names
+    return [name for name in names if name not in own]
 
 
 def _refuse_other_folders(path: Path) -> None:
     """A checkpoint takes the place of a checkpoint or of nothing, never of other files."""
-    if path.is_dir() and any(path.iterdir()) and not is_checkpoint(path):
+    foreign = foreign_files(path)
+    if foreign:
         raise CheckpointError(
-            f"{path} holds other files ({', '.join(sorted(p.name for p in path.iterdir())[:4])}) "
-            f"and is no checkpoint; saving would replace them. Choose a new folder, for example "
-            f"{path / 'checkpoint'}."
+            f"{path} holds other files ({', '.join(foreign[:4])}) "
+            f"that are no part of a checkpoint; saving would replace them. Move them, or choose a "
+            f"new folder, for example {path / 'checkpoint'}."
         )
 
 

@@ -91,9 +91,7 @@ def _refuse_other_files(folder: Path) -> None:
         for name in RUN_FILES
         if os.path.lexists(folder / name) and (folder / name).is_dir() != (name in _FOLDERS)
     ]
-    kept = folder / CHECKPOINT
-    if kept.is_dir() and any(kept.iterdir()) and not portable.is_checkpoint(kept):
-        wrong.append(CHECKPOINT)
+    wrong += [f"{CHECKPOINT}/{name}" for name in portable.foreign_files(folder / CHECKPOINT)]
     if wrong:
         raise RunError(
             f"{folder} holds other things under the names of a run ({', '.join(wrong)}), which "

@@ -91,6 +91,7 @@ def kept_generators() -> Iterator[None]:
     """Put the states of all generators back at the end: Python's, NumPy's and torch's."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    seed = torch.initial_seed()
     try:
         yield
     finally:
@@ -99,6 +100,8 @@ def kept_generators() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        elif torch.cuda.is_initialized():  # for the first time, in the block: as it would have been
+            torch.cuda.manual_seed_all(seed)
 
 
 @contextlib.contextmanager

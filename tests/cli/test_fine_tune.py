@@ -258,13 +258,24 @@ def test_what_a_run_killed_at_its_start_left_is_in_nobodys_way(
     assert result.exit_code == 0, result.output
 
 
-def test_settings_that_no_run_wrote_are_kept(train: Command, project: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "splits.csv", "predictions_test.csv", "predictions_val.csv", "run.log"]
+)
+def test_files_that_no_run_wrote_are_kept(train: Command, project: Path, name: str) -> None:
     (project / "run").mkdir()
-    (project / "run/config.yaml").write_text("lr: 0.1\n")
+    (project / "run" / name).write_text("lr: 0.1\n")
     result = train("--strategy", "head_only")
     assert result.exit_code == 1
-    assert "run holds config.yaml, which no run wrote" in result.stderr
-    assert (project / "run/config.yaml").read_text() == "lr: 0.1\n"
+    assert f"run holds {name}, which no run wrote" in result.stderr
+    assert (project / "run" / name).read_text() == "lr: 0.1\n"
+
+
+def test_settings_of_an_older_version_are_those_of_a_run(train: Command, project: Path) -> None:
+    (project / "run").mkdir()
+    (project / "run/config.yaml").write_text("output: run\nbackbone: openfold\nseed: 42\n")
+    (project / "run/run.log").write_text("2026-01-01 10:00:00,123 INFO molfun.x: a line\n")
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 0, result.output
 
 
 def test_evaluate_without_labels_and_with_a_broken_checkpoint(

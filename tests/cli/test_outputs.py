@@ -69,6 +69,15 @@ def test_a_new_file_beside_inputs_is_fine(folder: Path) -> None:
     assert check_output("out/new.csv", inputs, overwrite=False) == Path("out/new.csv")
 
 
+def test_a_working_folder_that_is_an_input_can_be_written_into(folder: Path) -> None:
+    (folder / "p.csv").write_text("old")
+    inputs = {"--pdbs": ".", "--data": "t.csv"}
+    assert check_output("p.csv", inputs, overwrite=True) == Path("p.csv")
+    (folder / "b.PDB.gz").write_text("x")
+    with pytest.raises(ConfigError, match=r"b\.PDB\.gz would be written and lies in \."):
+        check_output("b.PDB.gz", inputs, overwrite=True)
+
+
 def test_an_older_file_stays_until_asked(folder: Path) -> None:
     (folder / "p.csv").write_text("old")
     with pytest.raises(RunError, match=r"^p.csv exists. Replace with --overwrite, or choose"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from molfun.errors import CheckpointError
+from molfun.errors import CheckpointError, RunError
 from molfun.models.structure import MolfunStructureModel
 
 
@@ -36,3 +36,34 @@ def test_a_file_that_is_not_in_the_manifest_is_refused(
     (tmp_path / "c/trunk2.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"trunk2.safetensors: not in the manifest"):
         model.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("beside", ["meta.json", "manifest.json", "meta.pt"])
+def test_a_file_of_the_user_beside_files_of_a_checkpoint_is_kept(
+    tiny_model: Callable[..., MolfunStructureModel], tmp_path: Path, beside: str
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / beside).write_text("{}")
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds other files \(thesis.txt\) that are no part"):
+        tiny_model().save(folder)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    (folder / "thesis.txt").unlink()
+    tiny_model().save(folder)  # what is left of a damaged checkpoint is replaced
+    assert (folder / "head.pt").is_file()
+
+
+def test_a_run_keeps_a_file_of_the_user_in_its_checkpoint_folder(
+    tiny_model: Callable[..., MolfunStructureModel], tmp_path: Path
+) -> None:
+    from tiny import build_samples
+
+    model, samples = tiny_model(), build_samples(2)
+    model.fit(samples, strategy="head_only", epochs=1, output_dir=tmp_path / "run")
+    (tmp_path / "run/checkpoint/notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"under the names of a run \(checkpoint/notes.txt\)"):
+        model.fit(
+            samples, strategy="head_only", epochs=1, output_dir=tmp_path / "run", overwrite=True
+        )
+    assert (tmp_path / "run/checkpoint/notes.txt").read_text() == "mine"
