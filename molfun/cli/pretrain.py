@@ -20,10 +20,11 @@ from molfun.cli.data import (
 )
 from molfun.cli.outputs import CONFIG, LOG, files_of_a_run, refuse_inputs_of_run
 from molfun.cli.places import STARTED_IN, started_in
-from molfun.cli.settings import OptimizerSettings, names_in, with_long
+from molfun.cli.settings import OptimizerSettings, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
+from molfun.data.words import names_in
 from molfun.models.pretraining import DEFAULT
 from molfun.models.run_folder import RUN_FILES, WEIGHTS
 from molfun.models.structure import MolfunStructureModel

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from molfun.config import Settings, dump_yaml
 from molfun.data.atoms import AtomsDataset
+from molfun.data.words import names_in
 from molfun.errors import unknown_name
 from molfun.registry import BACKBONES, STRATEGIES
 from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
@@ -33,17 +34,6 @@ def _what_to_give(data: Any) -> str:
         "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
         "synthetic data"
     )
-
-
-def names_in(value: Any) -> Any:
-    """Names with commas between them as a list; anything else as it is.
-
-    Examples
-    --------
-    >>> names_in("hr, bp")
-    ['hr', 'bp']
-    """
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class OptimizerSettings(Settings):

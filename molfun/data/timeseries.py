@@ -221,7 +221,7 @@ class TimeSeriesDataset(TableDataset):
         layout: Layout = "long",
         id_column: str | None = "id",
         time_column: str = "time",
-        feature_columns: Sequence[str] | None = None,
+        feature_columns: Sequence[str] | str | None = None,
         pattern: str = TEMPLATE,
         target_column: str | None = "target",
         labels: Labels = "number",
@@ -248,10 +248,10 @@ class TimeSeriesDataset(TableDataset):
         time_column
             Numbers, or dates as ``2024-05-01 12:30``; in a long table.
         feature_columns
-            Features to read, in this order. By default, in a long table all columns that have no
-            other role, in a wide one all that fit the `pattern`; those that may be no measurements
-            (row counters, copies of the time, labels, folds, one value per series) are then
-            refused. Other columns are metadata.
+            Features to read, in this order, as a list or as ``"hr,bp"``. By default, in a long
+            table all columns that have no other role, in a wide one all that fit the `pattern`;
+            those that may be no measurements (row counters, copies of the time, labels, folds, one
+            value per series) are then refused. Other columns are metadata.
         pattern
             How the columns of a wide table are named; ``"{time}"`` for a single feature with
             columns 0, 1, 2 ...
@@ -273,7 +273,8 @@ class TimeSeriesDataset(TableDataset):
         Raises
         ------
         ConfigError
-            If `layout` or `labels` is unknown, or the pattern has no ``{time}``.
+            If `layout` or `labels` is unknown, the pattern has no ``{time}``, or `feature_columns`
+            names none, one twice, the id or the label.
         TableError
             If a column is missing or may be no measurement, a series has a time twice or two
             labels, or any row is bad; all of them are listed.

@@ -21,23 +21,41 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Int64
 
 FEWEST_ROWS = 5
-"""In shorter tables any column may look like a counter."""
+"""In shorter tables any column may look like a plain counter from 0 or 1, or like the time."""
+FEWEST_ROWS_ON_A_LINE = 10
+"""In shorter tables a measurement may rise evenly with time."""
+FEWEST_ROWS_OF_A_COUNTER = 20
+"""In shorter tables whole numbers that differ and lie close together may be measurements."""
 FEWEST_SERIES = 6
 """Fewer labels may agree with a measurement by chance."""
 
 _WORDS = {
-    "label": "label labels target targets y ys outcome outcomes class classes output response "
+    "label": "label labels target targets y ys outcome outcomes class classes output "
     "truth y_true y_pred pred preds prediction predictions prob probability gt",
     "split": "fold folds kfold split splits partition subset set train test val valid "
     "validation is_train is_test is_val train_test",
-    "row number or id": "index idx id ids row rows row_number rownum row_id rowid rank order "
-    "number uid uuid key pid sid sample series sequence",
+    "row number or id": "index idx id ids row rows row_number rownum row_id rowid "
+    "index_col indexcol rowindex uid uuid key pid sid sample series sequence",
     "group": "group groups subject patient participant person animal site center centre "
     "hospital batch plate cohort study trajectory replica replicate run",
-    "time": "time times timestamp date datetime time_step timestep step steps frame epoch",
+    "time": "time times timestamp date datetime time_step timestep step frame epoch",
 }
 _KIND = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-_INDEX = re.compile(r"unnamed|column_\d+|(index_)?level_\d+|index_?\d+")
+_INDEX = re.compile(r"unnamed(_\d+)*(_level_\d+)?|column_\d+|(index_)?level_\d+|index_?\d+")
+_Y = re.compile(r"y(_?\d+)?")
+_INDEX_OF = {
+    "row",
+    "level",
+    "col",
+    "column",
+    "df",
+    "data",
+    "sample",
+    "series",
+    "frame",
+    "time",
+    "original",
+}
 _NUMBERED = re.compile(r"[ ._-]*\d+$")
 
 
@@ -83,7 +101,7 @@ class Rows:
         if len(values) < FEWEST_ROWS:
             return ""
         seen = ~np.isnan(values)
-        if _counts(values):
+        if _counts(values, len(np.unique(self.code))):
             return "counts rows"
         if self._follows_time(values, seen):
             return "follows the time column"
@@ -119,7 +137,11 @@ class Rows:
         """Whether it is the time, in any unit, or the number of the row within its series."""
         if seen.sum() < FEWEST_ROWS or np.ptp(values[seen]) == 0:
             return False
-        return any(_is_affine(values[seen], other[seen]) for other in (self.times, self._rank))
+        clocks = [other[seen] for other in (self.times, self._rank)]
+        if seen.sum() < FEWEST_ROWS_ON_A_LINE:
+            copies = [clock + start for clock in clocks for start in (0, 1)]
+            return any(np.array_equal(values[seen], copy) for copy in copies)
+        return any(_is_affine(values[seen], clock) for clock in clocks)
 
     def _is_constant(self, values: np.ndarray, seen: np.ndarray) -> bool:
         table = pd.Series(values[seen]).groupby(self.code[seen])
@@ -144,30 +166,45 @@ def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
     --------
     >>> kind_of_name("cv_fold"), kind_of_name("Unnamed: 0"), kind_of_name("heart_rate")
     ('split', 'row number or id', '')
-    >>> kind_of_name("y"), kind_of_name("y", ["x", "y", "z"])
-    ('label', '')
+    >>> kind_of_name("y"), kind_of_name("y", ["x", "y"]), kind_of_name("y1", ["x1", "y1", "z1"])
+    ('label', '', '')
+    >>> kind_of_name("row_index"), kind_of_name("body_mass_index")
+    ('row number or id', '')
     """
-    plain = re.sub(r"[\s.\-:]+", "_", name.strip().casefold()).strip("_")
-    if plain == "y" and {"x", "z"} <= {other.casefold() for other in names}:
-        return ""
-    if _INDEX.match(plain):
+    plain = _plain(name)
+    if _Y.fullmatch(plain) and f"x{plain[1:]}" in map(_plain, names):
+        return ""  # of coordinates
+    if _INDEX.fullmatch(plain):
         return "row number or id"
     stem = _NUMBERED.sub("", plain) or plain
     found = _KIND.get(plain) or _KIND.get(stem)
     if found:
         return found
-    last = stem.rsplit("_", 1)[-1]
-    telling = ("id", "label", "target", "outcome", "class", "fold", "split", "index", "idx")
+    first, _, last = stem.rpartition("_")
+    if last == "index":  # not that of body mass
+        return "row number or id" if first in _INDEX_OF or first in _KIND else ""
+    telling = ("id", "label", "target", "outcome", "class", "fold", "split", "idx")
     return _KIND[last] if last in telling or last in ("group", "timestamp", "datetime") else ""
 
 
-def _counts(values: np.ndarray) -> bool:
+def _plain(name: str) -> str:
+    """A name in small letters, with ``_`` between its words."""
+    return re.sub(r"[\s.\-:_]+", "_", name.strip().casefold()).strip("_")
+
+
+def _counts(values: np.ndarray, n_series: int) -> bool:
     """Whether a column numbers the rows of the table, in order, shuffled or with rows left out."""
     whole = not np.isnan(values).any() and bool((values == np.round(values)).all())
     if not whole:
         return False
     steps = np.diff(values)
-    if (steps > 0).all() or (steps < 0).all():
+    even = bool((np.abs(steps) == 1).all() and (steps == steps[0]).all())
+    if even and values.min() in (0, 1):
+        return True
+    if len(values) < FEWEST_ROWS_OF_A_COUNTER:
+        return False
+    # a sum over time rises, too, but not from one series to the next
+    if even or (n_series > 1 and ((steps > 0).all() or (steps < 0).all())):
         return True
     return len(np.unique(values)) == len(values) and np.ptp(values) <= 2 * len(values)
 

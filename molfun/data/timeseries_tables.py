@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,8 +26,8 @@ from molfun.data.timeseries_files import (
     repeated_ids,
     warn_uneven,
 )
-from molfun.data.timeseries_suspects import Rows
-from molfun.data.words import counted
+from molfun.data.timeseries_suspects import Rows, kind_of_name
+from molfun.data.words import counted, names_in
 from molfun.errors import ConfigError, TableError, listing
 
 if TYPE_CHECKING:
@@ -46,12 +48,63 @@ class TableFormat:
     layout: Layout = "long"
     id_column: str | None = "id"
     time_column: str = "time"
-    feature_columns: Sequence[str] | None = None
+    feature_columns: Sequence[str] | str | None = None
     pattern: str = TEMPLATE
     target_column: str | None = "target"
     labels: Labels = "number"
     group_column: str = "group"
     require_target: bool = True
+
+    def __post_init__(self) -> None:
+        if self.feature_columns is not None:
+            object.__setattr__(self, "feature_columns", self._named_features())
+
+    def _named_features(self) -> list[str]:
+        """The features that are named, as a list, without the id and the label.
+
+        Raises
+        ------
+        ConfigError
+            If there is none, one is named twice, or one is no feature.
+        """
+        names = list(names_in(self.feature_columns))
+        if not names:
+            raise ConfigError(
+                "feature_columns is empty (--feature-columns). Name the features, or leave it out "
+                "to read all columns without another role."
+            )
+        if wrong := [name for name in names if not (isinstance(name, str) and name)]:
+            raise ConfigError(
+                f"feature_columns holds {', '.join(map(repr, wrong))}, which is no column's name."
+            )
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ConfigError(
+                f"feature_columns names {', '.join(map(repr, twice))} more than once. Name each "
+                f"feature once."
+            )
+        roles = {self.target_column: "label", self.id_column: "id"}
+        for name in names if self.layout == "long" else ():
+            if name in roles:
+                raise ConfigError(
+                    f"feature_columns names {name!r}, which is the column of the {roles[name]} and "
+                    f"cannot be a feature. Leave it out, or name another column with "
+                    f"{'target' if roles[name] == 'label' else 'id'}_column."
+                )
+        return names
+
+    def say_odd_features(self, path: Path) -> None:
+        """Say which of the features that are named have another meaning."""
+        if self.layout != "long":
+            return
+        roles = {self.group_column: "group", self.time_column: "time"}
+        for name in self.feature_columns or ():
+            kind = roles.get(name) or kind_of_name(name)
+            if kind in ("group", "split", "time"):
+                of = f"is the column of the {kind}" if name in roles else f"is named like a {kind}"
+                logger.warning(
+                    "%s: the feature %r, named in feature_columns, %s. It is taken as named.",
+                    path, name, of,
+                )  # fmt: skip
 
 
 def read_series_table(path: Path, form: TableFormat) -> SeriesTable:
@@ -76,6 +129,7 @@ def read_series_table(path: Path, form: TableFormat) -> SeriesTable:
     if form.group_column != "group":
         needed.append(form.group_column)
     tables.check_header(cells, needed)
+    form.say_odd_features(path)
     reader = _TableReader(cells, form)
     return reader.read_long() if form.layout == "long" else reader.read_wide()
 
@@ -300,11 +354,17 @@ class _TableReader:
             return
         others = [name for name in features if name not in reasons]
         lines = [f"{name!r} {reason}" for name, reason in reasons.items()]
+        flag = shlex.quote(",".join(others)) if others else "NAMES"
+        in_shell = "" if any("," in name for name in others) else f"--feature-columns {flag}, or "
+        more = (
+            "; add those of the above that are measurements"
+            if others
+            else (" with those of the above that are measurements")
+        )
         raise TableError(
             f"{self.cells.path} has {counted(len(reasons), 'column')} that may be no measurement:\n"
-            f"{listing(lines)}\nName the features: --feature-columns "
-            f"{','.join(others) or 'NAMES'}, or feature_columns={others or '[...]'} in Python. "
-            f"What is named is taken, the rest is kept as metadata."
+            f"{listing(lines)}\nName the features: {in_shell}feature_columns={others or '[...]'} "
+            f"in Python{more}. What is named is taken, the rest is kept as metadata."
         )
 
     def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:

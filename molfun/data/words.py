@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def counted(n: int, noun: str) -> str:
@@ -26,6 +27,19 @@ def few(names: Sequence[str], limit: int = 5) -> str:
     """
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
+
+
+def names_in(value: Any) -> Any:
+    """Names with commas between them as a list, none in a blank text; anything else as it is.
+
+    Examples
+    --------
+    >>> names_in("hr, bp"), names_in(" "), names_in(["hr"])
+    (['hr', 'bp'], [], ['hr'])
+    """
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in value.split(",")] if value.strip() else []
 
 
 def megabytes(n: float) -> str:

@@ -6,6 +6,8 @@ Nothing is iterated that does not say how long it is, and nothing beyond what it
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import islice
@@ -13,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, default_collate
 
 from molfun.data.base import SampleDataset
 from molfun.errors import DataError, MolfunError
 from molfun.sample import Sample, SampleBatch
+from molfun.training.loading import watched
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,18 @@ TAKEN = (
 """What all verbs of the facade take."""
 NO_DATA = (bytes, Mapping, Set, torch.Tensor, np.ndarray)
 """What has a length and items, and is no data set."""
+_MAY_HAVE_GAPS = re.compile(r"[A-Z.*-]+")
+LONGEST_PATH = 4096
+"""Longer texts are no paths."""
+_READERS = {
+    ".csv .tsv .txt .parquet .pq": "SequenceDataset.from_csv",
+    ".fasta .fa .faa .fas .a3m": "SequenceDataset.from_fasta",
+    ".pdb .ent .cif .mmcif": "molfun.data.read_structure",
+    ".xyz .extxyz": "AtomsDataset.from_files",
+    ".ts": "TimeSeriesDataset.from_ts",
+    ".npy .npz": "TimeSeriesDataset.from_numpy",
+}
+"""What reads the files with some endings."""
 
 
 class GivenSamples:
@@ -121,7 +136,7 @@ class Bounded:
 
     def __iter__(self) -> Iterator[Any]:
         n, found = len(self), 0
-        batches = iter(self._loader)
+        batches = watched(self._loader)
         while (batch := _next(batches, self._loader, found)) is not _END:
             if found >= n + self._spare:
                 raise DataError(f"{_name(self._loader)} gives more than the {n} batches it says.")
@@ -143,10 +158,14 @@ def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
     except MolfunError:
         raise
     except Exception as error:  # of a data set or collate_fn of the user
-        raise DataError(
-            f"{_name(loader)} gives no batch {number}: {_first_line(error)}. If it holds samples, "
-            f"give it collate_fn=SequenceDataset.collate_fn, or give the data set without a loader."
-        ) from error
+        advice = ""
+        if getattr(loader, "collate_fn", None) is default_collate:
+            advice = (
+                " If it holds samples, give it collate_fn=SequenceDataset.collate_fn, or give the "
+                "data set without a loader."
+            )
+        said = _first_line(error).removesuffix(".")
+        raise DataError(f"{_name(loader)} gives no batch {number}: {said}.{advice}") from error
 
 
 def length_of(data: Any) -> int | None:
@@ -216,8 +235,10 @@ def as_sample(item: Any, index: int, source: Any) -> Sample:
     if isinstance(item, Sample):
         return item
     if isinstance(item, str):
+        refuse_path(item)
         return Sample(id=f"seq_{index + 1}", sequence=item)
     if is_pair(item):
+        refuse_path(item[0])
         target = item[1]
         if isinstance(target, np.generic | torch.Tensor):
             target = target.tolist()
@@ -229,6 +250,29 @@ def as_sample(item: Any, index: int, source: Any) -> Sample:
             f"class. Give Sample(id=..., sequence=..., target=...)."
         )
     raise DataError(f"{where} is no sample: {_lower(_described(item))}. {TAKEN}")
+
+
+def refuse_path(text: str | os.PathLike[str]) -> None:
+    """Refuse the path of a file in place of a sequence, with what reads it.
+
+    Raises
+    ------
+    DataError
+        If it ends like the name of such a file, or is that of any file.
+    """
+    path = os.fspath(text)
+    if isinstance(text, str) and (text.isalpha() or len(text) > LONGEST_PATH):
+        return
+    name = path.lower().removesuffix(".gz")
+    reader = "" if _MAY_HAVE_GAPS.fullmatch(path) else _reader_of(name)
+    # Path.is_file raises where the text is too long for a name
+    if reader or not isinstance(text, str) or os.path.isfile(text):  # noqa: PTH113
+        reader = _reader_of(name) or "a data set, such as SequenceDataset.from_csv"
+        raise DataError(f"{path[:200]!r} is a path, and no data. Read the file with {reader}(...).")
+
+
+def _reader_of(name: str) -> str:
+    return next((how for ends, how in _READERS.items() if name.endswith(tuple(ends.split()))), "")
 
 
 def is_pair(item: Any) -> bool:
@@ -289,6 +333,8 @@ def no_end(data: Any) -> DataError:
 
 def refused(data: Any) -> DataError:
     """The error for what cannot be used."""
+    if isinstance(data, os.PathLike):
+        refuse_path(data)
     if hasattr(data, "iloc"):
         names = ", ".join(map(repr, list(getattr(data, "columns", []))[:6]))
         return DataError(

@@ -32,7 +32,7 @@ def is_many(data: Any) -> bool:
     if _structures_in(data):
         return True
     if isinstance(data, list | tuple):
-        return len(data) > 0 and not given.is_batch(data)
+        return not given.is_batch(data)
     return not isinstance(data, Sample | SampleBatch | Mapping | Inputs)
 
 
@@ -59,6 +59,18 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
         return data
     size = getattr(parts_of(data)[0], "default_batch_size", 1)
     return DataLoader(data, batch_size=size, shuffle=shuffle, collate_fn=collate)
+
+
+def refuse_nothing(loader: Any) -> None:
+    """Refuse data without a sample, which is rather a filter or a path that is wrong.
+
+    Raises
+    ------
+    DataError
+        If there is no sample or batch in it.
+    """
+    if given.length_of(loader) == 0:
+        raise DataError("The data is empty: there are no samples in it.")
 
 
 def _checked_loader(loader: Any) -> Any:

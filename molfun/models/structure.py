@@ -52,6 +52,7 @@ from molfun.models.loaders import (
     digest,
     input_settings_of,
     is_many,
+    refuse_nothing,
     samples_of,
     targets_of,
 )
@@ -331,7 +332,7 @@ class MolfunStructureModel(nn.Module):
         train_loader, val_loader = self._same_features(train_loader, val_loader)
         self.check(train_loader, val_loader)
         check_sizes(task, train_loader, val_loader)
-        self._note_training(train_loader, val_loader, resume=resume)
+        inputs = self._warn_of_training(train_loader, val_loader, resume=resume)
         targets = targets_of(train_loader)
         _fit_labels(task, train_loader, targets)
         self._attach()
@@ -408,6 +409,7 @@ class MolfunStructureModel(nn.Module):
                 *([] if run_dir is None else [CSVLog(run_dir / run_folder.HISTORY)]),
                 *callbacks,
             ],
+            on_start=lambda: self._note_training(inputs),
             on_best=keep,
             ranks=ranks,
         )
@@ -539,20 +541,24 @@ class MolfunStructureModel(nn.Module):
         self._rebase(None if run_dir is None else run_dir / run_folder.WEIGHTS)
         return history
 
-    def _note_training(self, train: Any, val: Any, *, resume: bool) -> None:
-        """Remember what is trained on, and say what is odd about it."""
+    def _warn_of_training(self, train: Any, val: Any, *, resume: bool) -> np.ndarray:
+        """Say what is odd about a training set; give the digests of its inputs."""
         if self.n_fits and not resume:
             logger.warning(
                 "This model was trained by %s already, and goes on from its weights. To start "
                 "afresh, as each fold of a cross-validation has to, build a new "
                 "MolfunStructureModel.", counted(self.n_fits, "fit"),
             )  # fmt: skip
-        self.n_fits += 1
         rows = trained_on.TrainingRows(train)
         rows.warn()
         if val is not None:
             trained_on.warn_of_overlap(val, rows.inputs)
-        self.training_inputs = np.union1d(self.training_inputs, rows.inputs)
+        return rows.inputs
+
+    def _note_training(self, inputs: np.ndarray) -> None:
+        """Remember what is trained on, as soon as weights may change."""
+        self.n_fits += 1
+        self.training_inputs = np.union1d(self.training_inputs, inputs)
 
     def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
         """Features of series as the backbone was pre-trained on them, in both sets."""
@@ -687,6 +693,7 @@ class MolfunStructureModel(nn.Module):
     def _to_use(self, data: Any) -> Any:
         """A loader; says so if it brings other representations than the head was trained on."""
         loader = as_loader(data)
+        refuse_nothing(loader)
         loader = with_features(loader, self.data_settings.get("feature_columns"), of="the model")
         if self.backbone.checks_quickly:
             self.check(loader)
@@ -764,6 +771,7 @@ class MolfunStructureModel(nn.Module):
         (1, 32)
         """
         samples = all_samples(data)
+        refuse_nothing(samples)
         self.check(samples)
         with self._autocast():
             arrays = embedding.embed(
@@ -776,7 +784,7 @@ class MolfunStructureModel(nn.Module):
             )
         if pooling is None:
             return arrays
-        return np.stack(arrays) if arrays else np.zeros((0, self.backbone.single_dim), np.float32)
+        return np.stack(arrays)
 
     @settled()
     def evaluate(
@@ -806,8 +814,6 @@ class MolfunStructureModel(nn.Module):
         with self._measuring(loader) as runner:
             result = runner.evaluate(watch)
         watch.warn()
-        if not result.ids:
-            raise DataError("Nothing to evaluate: there are no samples.")
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "

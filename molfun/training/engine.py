@@ -124,6 +124,8 @@ class Engine:
         Hooks, called in order.
     ranks
         The processes that train together; None is this one alone.
+    on_start
+        Called once, when all is checked and the first batch comes next.
     on_best
         Called whenever the monitored value is the best so far (every epoch without a validation
         set), with the weights to keep in the model.
@@ -139,6 +141,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         fabric: Fabric,
         callbacks: Sequence[Callback] = (),
+        on_start: Callable[[], None] = lambda: None,
         on_best: Callable[[History], None] = lambda _: None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -148,7 +151,7 @@ class Engine:
         self.fabric = fabric
         self.ranks = ranks or Ranks()
         self.callbacks = callbacks if self.ranks.is_first else ()
-        self.on_best = on_best
+        self.on_start, self.on_best = on_start, on_best
         self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.average = (
@@ -189,6 +192,7 @@ class Engine:
         history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
         with SignalWatch() as self._watch, worker_errors():
             self._start(plan, history, resumed=resumed)
+            self.on_start()
             while not self.state.finished:
                 self._train_epoch(batches, plan)
                 row = self._finish_epoch(val)

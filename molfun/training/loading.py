@@ -56,6 +56,10 @@ def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None)
             except StopIteration:
                 _reading.clear()
                 return
+            except Exception as error:
+                if (clear := _of_one_sample(error)) is not None:
+                    raise clear from error
+                raise
         yield batch
         done += 1
 
@@ -83,7 +87,9 @@ def _clear(error: Exception) -> MolfunError | None:
         said = re.split(rf"^(?:[\w.]+\.)?{caught[1]}: ", text, flags=re.MULTILINE)[-1].strip()
         if isinstance(error, MolfunError):
             return type(error)(said)
-        return DataError(f"Samples {_awaited(1)} cannot be loaded: {caught[1]}: {said}")
+        awaited = _awaited(1)
+        what = f"Samples {awaited}" if _reading and _indices(1) else awaited.capitalize()
+        return DataError(f"{what} cannot be loaded: {caught[1]}: {said}")
     if not isinstance(error, RuntimeError) or (died := _DIED.search(text)) is None:
         return None
     signal = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
@@ -99,16 +105,42 @@ def _awaited(batches: int | None = None) -> str:
     """Names of the samples in the next batches: so many, or all that workers prepare at once."""
     if not _reading:
         return "its samples"
+    loader, _, done = _reading[0]
+    indices = _indices(batches)
+    if not indices:
+        return f"batch {done + 1}"
+    names = [name_of(getattr(loader, "dataset", None), index) for index in indices]
+    return ", ".join(names[:16]) + (" and more" if len(names) > 16 else "")
+
+
+def _indices(batches: int | None = None) -> list[Any]:
+    """Indices of the samples in the next batches, as in `_awaited`; none where unknown."""
     loader, order, done = _reading[0]
     if isinstance(loader, DataLoader):
         batches = batches or loader.num_workers * (loader.prefetch_factor or 1)
         if order is None and isinstance(loader.sampler, SequentialSampler):
             order = list(loader.batch_sampler or [])
-    if not order or done >= len(order):
-        return f"batch {done + 1}"
-    indices = [index for batch in order[done : done + (batches or 1)] for index in batch]
-    names = [name_of(getattr(loader, "dataset", None), index) for index in indices]
-    return ", ".join(names[:16]) + (" and more" if len(names) > 16 else "")
+    return [index for batch in (order or [])[done : done + (batches or 1)] for index in batch]
+
+
+def _of_one_sample(error: Exception) -> DataError | None:
+    """The error of the one sample of a batch that cannot be loaded, found by loading them again.
+
+    Not where a worker died or timed out, as this process would share its fate.
+    """
+    loader = _reading[0][0] if _reading else None
+    if isinstance(error, MolfunError) or not isinstance(loader, DataLoader):
+        return None
+    if loader.num_workers and not _CAUGHT.search(str(error)):
+        return None
+    if not hasattr(loader.dataset, "__getitem__"):
+        return None
+    for index in _indices(1):
+        try:
+            loaded(loader.dataset, index)
+        except DataError as found:
+            return found
+    return None
 
 
 def loaded(dataset: Any, index: Any) -> Any:

@@ -945,9 +945,9 @@ def test_atoms_in_one_place_are_told_of(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_nothing_to_predict() -> None:
-    with pytest.raises(DataError, match="There is nothing in this batch: the list is empty"):
+    with pytest.raises(DataError, match="The data is empty: there are no samples"):
         pet().predict([])
-    text = r"neither atoms nor features of them. Read a file with AtomsDataset.from_files\(path\)"
+    text = r"'x.xyz' is a path, and no data. Read the file with AtomsDataset.from_files"
     with pytest.raises(DataError, match=text):
         pet().predict("x.xyz")
 

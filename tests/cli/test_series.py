@@ -391,6 +391,16 @@ def test_features_are_named_and_remembered(molfun: Command, tmp_path: Path) -> N
     result = molfun("fine-tune", "--data", data, "--feature-columns", "hr", "--pdbs", "x", *run,
                     "--overwrite")  # fmt: skip
     assert "feature_columns is for tables of time series." in result.stderr
+    for flag, said in (("hr,target", "the column of the label"), ("hr,hr", "'hr' more than once")):
+        result = molfun("fine-tune", "--backbone", "timeseries", "--data", data, *run,
+                        "--feature-columns", flag, "--overwrite")  # fmt: skip
+        assert result.exit_code
+        assert said in result.stderr
+    (tmp_path / "a.yaml").write_text("feature_columns: []\n")
+    result = molfun("fine-tune", "--config", tmp_path / "a.yaml", "--backbone", "timeseries",
+                    "--data", data, *run, "--overwrite")  # fmt: skip
+    assert result.exit_code
+    assert "feature_columns is empty (--feature-columns)" in result.stderr
 
 
 def test_groups_are_kept_whole(molfun: Command, tmp_path: Path) -> None:

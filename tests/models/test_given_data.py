@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,8 @@ from torch.utils.data import (
 )
 
 from molfun import MolfunStructureModel, SequenceDataset
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError, DataError, RunError
+from molfun.models.given import Bounded
 from molfun.sample import Sample, SampleBatch
 
 PAIRS = [("MKVA", 0.0), ("MKVC", 1.0), ("MKVD", 2.0), ("MKVE", 3.0)]
@@ -181,8 +184,85 @@ def test_loaders_that_need_a_collate_fn(model: MolfunStructureModel) -> None:
         model.predict(DataLoader(Plain(), 2))
     with pytest.raises(ConfigError, match=r"for samples. Give the data set without a loader"):
         model.predict(DataLoader(Pairs(), 2))
-    with pytest.raises(DataError, match=r"The DataLoader gives no batch 1: KeyError: 'x'"):
+    with pytest.raises(DataError, match=r"Sample number 2 cannot be loaded: KeyError: 'x'"):
         model.predict(DataLoader(Fails(), 2, collate_fn=list))
+
+
+class Broken(Dataset[Sample]):
+    """Samples of which one cannot be loaded, or ends the process that loads it."""
+
+    def __init__(self, how: str) -> None:
+        self._how, self._process = how, os.getpid()
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Sample:
+        in_worker = os.getpid() != self._process
+        if index == 2 and (self._how == "error" or (self._how == "error there" and in_worker)):
+            raise OSError("the disk went away")
+        if index == 2 and self._how == "death" and in_worker:
+            os._exit(3)
+        return LIST[index]
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_a_worker_that_ends_is_no_matter_of_collate_fn(
+    model: MolfunStructureModel, verb: str
+) -> None:
+    data = DataLoader(Broken("death"), 2, num_workers=1, collate_fn=list)
+    with pytest.raises(RunError) as caught:
+        VERBS[verb](model, data)
+    text = str(caught.value)
+    assert "A process that loads samples (" in text
+    assert "at work on some of number" in text
+    assert "collate_fn" not in text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_sample_that_cannot_be_loaded_is_named(workers: int) -> None:
+    data = DataLoader(Broken("error"), 4, num_workers=workers, collate_fn=list)
+    with pytest.raises(DataError) as caught:
+        list(Bounded(data))
+    text = "Sample number 2 cannot be loaded: OSError: the disk went away"
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_errors_in_a_worker_alone_name_the_samples_of_the_batch(
+    model: MolfunStructureModel, verb: str
+) -> None:
+    data = DataLoader(Broken("error there"), 2, num_workers=1, collate_fn=list)
+    with pytest.raises(DataError) as caught:
+        VERBS[verb](model, data)
+    text = "Samples number 2, number 3 cannot be loaded: OSError: the disk went away"
+    assert str(caught.value) == text
+
+
+def test_default_collate_is_what_collate_fn_is_advised_for() -> None:
+    with pytest.raises(DataError, match=r"gives no batch 0: TypeError.*give it collate_fn=Seq"):
+        list(Bounded(DataLoader([object()], 1)))  # type: ignore[arg-type]  # no data set
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "embed"])
+def test_empty_data_is_refused(model: MolfunStructureModel, verb: str) -> None:
+    for data in ([], (), Plain(0), DataLoader(Plain(0), 2, collate_fn=list)):
+        with pytest.raises(DataError) as caught:
+            VERBS[verb](model, data)
+        assert str(caught.value) == "The data is empty: there are no samples in it."
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_path_is_no_sequence(model: MolfunStructureModel, verb: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("MKV")
+    for data, reader in (
+        ("train.csv", "SequenceDataset.from_csv"), (["a/B.FASTA.gz"], "SequenceDataset.from_fasta"),
+        ([("1abc.pdb", 1.0)], "molfun.data.read_structure"),
+        (str(tmp_path / "notes"), "a data set, such as SequenceDataset.from_csv"),
+        (Path("train.parquet"), "SequenceDataset.from_csv"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"is a path, and no data. Read the file with {reader}"):
+            VERBS[verb](model, data)
 
 
 def test_sequences_without_labels(model: MolfunStructureModel) -> None:
@@ -191,7 +271,7 @@ def test_sequences_without_labels(model: MolfunStructureModel) -> None:
     assert model.predict("MKVA")["ids"] == ["seq_1"]
     with pytest.raises(DataError, match="The training set has no labels"):
         model.fit(sequences, strategy="head_only", epochs=1)
-    with pytest.raises(DataError, match="Nothing to evaluate: there are no samples"):
+    with pytest.raises(DataError, match="The data is empty: there are no samples"):
         model.evaluate(Plain(0))
     with pytest.raises(DataError, match="training set has no length or no batch"):
         model.fit(Plain(0), strategy="head_only", epochs=1)

@@ -12,7 +12,9 @@ import pytest
 from torch.utils.data import DataLoader, Subset
 
 from molfun import AffinityDataset, MolfunStructureModel, SequenceDataset, TimeSeriesDataset
+from molfun.errors import MolfunError
 from molfun.sample import Sample
+from molfun.training import Callback
 
 PAIRS = [("MKVA", 0.0), ("MKVC", 1.0), ("MKVD", 2.0), ("MKVE", 3.0)]
 NEW = [("GGGA", 0.0), ("GGGC", 1.0)]
@@ -138,6 +140,32 @@ def test_a_second_fit(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     ]
     model.evaluate(SequenceDataset.from_list([*PAIRS, *NEW]))
     assert warnings(caplog) == [f"6 of 6 samples {SEEN}."]
+
+
+def test_fits_that_failed_before_they_trained(caplog: pytest.LogCaptureFixture) -> None:
+    model, data = esm(), SequenceDataset.from_list(PAIRS)
+    for options in ({"precision": "fp7"}, {"strategy": "head_onyl"}, {"val_loader": []}):
+        with pytest.raises(MolfunError):
+            model.fit(data, **{"strategy": "head_only", "epochs": 1, **options})
+    with pytest.raises(MolfunError):
+        model.fit(SequenceDataset.from_list([("MKV", None)]), strategy="head_only", epochs=1)
+    assert (model.n_fits, len(model.training_inputs)) == (0, 0)
+    warnings(caplog)
+    fit(model, data)
+    assert warnings(caplog) == []
+    assert (model.n_fits, len(model.training_inputs)) == (1, len(PAIRS))
+
+
+def test_a_fit_that_failed_while_it_trained_counts() -> None:
+    class Stop(Callback):
+        def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
+            raise KeyError("stop")
+
+    model = esm()
+    with pytest.raises(KeyError):
+        model.fit(SequenceDataset.from_list(PAIRS), strategy="head_only", epochs=1,
+                  callbacks=[Stop()])  # fmt: skip
+    assert (model.n_fits, len(model.training_inputs)) == (1, len(PAIRS))
 
 
 def test_a_head_that_was_not_trained(caplog: pytest.LogCaptureFixture) -> None:
