@@ -302,7 +302,7 @@ def test_a_sample_that_cannot_be_loaded_is_named(fault: str, workers: int, text:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        ("key", r"^Samples 's4', 's5' cannot be loaded: KeyError: 'no such column'$"),
+        ("key", r"^Sample 's5' cannot be loaded: KeyError: 'no such column'$"),
         ("ours", r"^a\.pdb: no atoms\. Repair it\.$"),
         ("kill", r"killed by signal Killed, at work on some of .*'s4', 's5'"),
     ],
