@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -17,12 +18,14 @@ from molfun.errors import ConfigError, MolfunError, listing, nearest
 
 T = TypeVar("T", bound="Settings")
 
-MAX_BYTES = Limit("YAML_BYTES", 2**20)
-"""Largest file of settings."""
+MAX_BYTES = Limit("YAML_BYTES", 2**18)
+"""Largest file of settings; a long one has ten kilobytes."""
 MAX_DEPTH = Limit("YAML_DEPTH", 50, "levels")
 """Sections inside sections; the deepest file of settings has seven."""
 MAX_VALUES = Limit("YAML_VALUES", 100_000, "values")
 """Values of a file of settings, aliases expanded: nine lines can stand for a billion."""
+_LONGEST_NUMBER = 1000
+"""Characters of the longest whole number."""
 
 
 class Settings(BaseModel):
@@ -142,8 +145,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must hold `name: value` lines; found {found} instead.")
     values = {str(key).replace("-", "_"): value for key, value in content.items()}
     if len(values) < len(content):
-        names = [str(key).replace("-", "_") for key in content]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = Counter(str(key).replace("-", "_") for key in content)
+        twice = next(name for name, n in names.items() if n > 1)
         raise ConfigError(f"{path} sets {twice!r} twice, with - and with _. Keep one.")
     return values
 
@@ -176,18 +179,20 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         _check_depth(text, source)
-        value = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
-        MAX_VALUES.check(_count(value, {}), source)
+        return _load(text, source)
     except MolfunError:
         raise
     # a date such as 2001-99-99 is a ValueError, deep nesting a RecursionError
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{source} is no valid YAML: {reason}") from error
-    return value
 
 
-class _StrictLoader(yaml.SafeLoader):
+# libyaml's scanner gives the same values, ten times as fast
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_SafeLoader):
     """YAML without tags that make objects, and without a name that is set twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -202,6 +207,28 @@ class _StrictLoader(yaml.SafeLoader):
             lines[key.tag, key.value] = line
         return super().construct_mapping(node, deep=deep)
 
+    def construct_yaml_int(self, node: Any) -> int:
+        # 1:1:1 is a number of base 60, for which Python's limit of digits does not hold
+        if len(node.value) > _LONGEST_NUMBER:
+            raise yaml.YAMLError(f"a number has more than {_LONGEST_NUMBER:,} characters")
+        return int(super().construct_yaml_int(node))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+
+
+def _load(text: str, source: str) -> Any:
+    """Value of a text whose size is known before the constructor copies what aliases merge."""
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        MAX_VALUES.check(_count(node, {}), source)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
 
 def _check_depth(text: str, source: str) -> None:
     """Walk the events, which needs no stack, before anything is built of them."""
@@ -214,17 +241,18 @@ def _check_depth(text: str, source: str) -> None:
             depth -= 1
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
-    """Values that a text stands for, each alias counted as what it refers to."""
-    if not isinstance(value, dict | list | set | tuple):
+def _count(node: Any, known: dict[int, int]) -> int:
+    """Values that a node stands for, each alias counted as what it refers to."""
+    if isinstance(node, yaml.ScalarNode):
         return 1
-    if id(value) not in known:
-        known[id(value)] = 0  # stands for "not finished"
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_count(part, known) for part in parts)
-    elif known[id(value)] == 0:
+    if id(node) not in known:
+        known[id(node)] = 0  # stands for "not finished"
+        is_mapping = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if is_mapping else node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    elif known[id(node)] == 0:
         raise yaml.YAMLError("an alias refers to what contains it")
-    return known[id(value)]
+    return known[id(node)]
 
 
 def check_seed(seed: object) -> int:

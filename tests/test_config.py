@@ -62,8 +62,15 @@ def test_depth_has_a_limit(tmp_path, nested):
     assert "MOLFUN_MAX_YAML_DEPTH=51" in refused(tmp_path, f"a:\n  {nested}", UnsafeFileError)
 
 
+def test_what_merges_stand_for_is_counted_before_it_is_made(tmp_path):
+    text = "a0: &a0 {x: 1}\n" + "".join(
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)
+    )
+    assert "values are more than the 100,000" in refused(tmp_path, text, UnsafeFileError)
+
+
 def test_size_has_a_limit(tmp_path):
-    text = "a: " + "x" * 2**20
+    text = "a: " + "x" * 2**18
     assert "MOLFUN_MAX_YAML_BYTES=" in refused(tmp_path, text, UnsafeFileError)
 
 
@@ -73,11 +80,12 @@ WRONG = {
     "a: {b: 1, b: 2}": "'b' is set twice, on lines 1 and 1",
     "lr-head: 1\nlr_head: 2\n": "sets 'lr_head' twice, with - and with _. Keep one",
     "when: 2001-99-99\n": "is no valid YAML: month must be in 1..12",
+    "a: 1" + ":1" * 1000: "is no valid YAML: a number has more than 1,000 characters",
     "a: !!int x\n": "is no valid YAML: invalid literal for int()",
     "a: !!python/name:os.system\n": "could not determine a constructor for the tag",
     "a: [1\n": "is no valid YAML: while parsing a flow sequence",
     "a: 1\n--- \nb: 2\n": "expected a single document",
-    "a: *b\n": "found undefined alias 'b'",
+    "a: *b\n": "found undefined alias",
     "[a]: {b: [c]}\n? [d]\n: e\n": "is no valid YAML",
     "a: \0\n": "is no valid YAML",
     "": "must hold `name: value` lines; found nothing instead",

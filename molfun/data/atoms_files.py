@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from molfun._limits import Limit, read_bytes
+from molfun.data.atoms_labels import is_lopsided
 from molfun.data.words import counted
 from molfun.errors import DataError, MissingDependencyError, MolfunError
 
@@ -41,7 +42,13 @@ CELL_KEYS = {"lattice": "Lattice", "cell": "Lattice", "pbc": "pbc", "properties"
 """Keys of the second line that are read in one spelling only."""
 
 _COUNT = re.compile(rb"\s*(\d{1,18})\s*", re.ASCII)
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|\{[^}]*\}|\[[^\]]*\]')
+_OPENS = re.compile(r"[\"'{\[]")
+_QUOTED = {
+    '"': re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"'),
+    "'": re.compile(r"'[^']*'"),
+    "{": re.compile(r"\{[^}]*\}"),
+    "[": re.compile(r"\[[^\]]*\]"),
+}
 _NUMBER = re.compile(r"[+-]?\d+\.\d+([eE][+-]?\d+)?", re.ASCII)
 _TENSOR = re.compile(r"(?<![^\s])(stress|virial)(?=\s*=)")
 
@@ -225,7 +232,7 @@ class _XYZ:
         """What the second line says, as ASE understands it."""
         from ase.io.extxyz import key_val_str_to_dict
 
-        tokens = [token for token in _QUOTED.sub("", text).split() if "=" in token]
+        tokens = [token for token in _without_quoted(text).split() if "=" in token]
         names = Counter(token.partition("=")[0] for token in tokens)
         twice = [name for name, n in names.items() if name and n > 1]
         if twice:
@@ -245,6 +252,10 @@ class _XYZ:
                     f"{name} has {counted(np.size(info[name]), 'value')}; it takes 6 or 9 numbers.",
                     line,
                 )
+        stress = np.asarray(info.get("stress"))
+        # ASE makes six numbers of nine and says nothing
+        if stress.size == 9 and stress.dtype.kind in "iuf" and is_lopsided(stress.reshape(3, 3)):
+            raise self._fail("stress is not symmetric. Correct its nine numbers.", line)
         self._misspelt.update(
             n for n in info if n.lower() in CELL_KEYS and n not in CELL_KEYS.values()
         )
@@ -306,6 +317,24 @@ class _XYZ:
                 f"{self._path}: {name!r} in {counted(n, 'structure')} is not read; ASE's name is "
                 f"{CELL_KEYS[name.lower()]!r}."
             )
+
+
+def _without_quoted(text: str) -> str:
+    """A line of keys without what stands in quotes or brackets, in one walk over it."""
+    kept: list[str] = []
+    unclosed: set[str] = set()
+    end = place = 0
+    while (opening := _OPENS.search(text, place)) is not None:
+        mark, place = opening.group(), opening.end()
+        if mark in unclosed:  # what does not end from here does not end from further on
+            continue
+        quoted = _QUOTED[mark].match(text, opening.start())
+        if quoted is None:
+            unclosed.add(mark)
+            continue
+        kept.append(text[end : opening.start()])
+        end = place = quoted.end()
+    return "".join(kept) + text[end:]
 
 
 def _shown(text: object, length: int = 60) -> str:

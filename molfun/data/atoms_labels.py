@@ -276,9 +276,20 @@ def _as_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
     if tensor.size != 9:
         raise DataError(f"{name!r} has {counted(tensor.size, 'number')}; it takes 6 or 9.")
     matrix = tensor.reshape(3, 3)
-    if np.abs(matrix - matrix.T).max() > LOPSIDED * np.abs(matrix).max():
+    if is_lopsided(matrix):
         raise DataError(f"{name!r} is not symmetric, which a stress and a virial are.")
     return matrix
+
+
+def is_lopsided(matrix: np.ndarray) -> bool:
+    """Whether a matrix is further from symmetric than rounding explains.
+
+    Examples
+    --------
+    >>> is_lopsided(np.eye(3)), is_lopsided(np.arange(9.0).reshape(3, 3))
+    (False, True)
+    """
+    return bool(np.abs(matrix - matrix.T).max() > LOPSIDED * np.abs(matrix).max())
 
 
 # --- what is not used ----------------------------------------------------------------------------

@@ -276,4 +276,4 @@ def _entity_lengths(block: Any) -> dict[str, int]:
     rows = block.find("_entity_poly.", ["entity_id", "pdbx_seq_one_letter_code"])
     texts = {row[0]: gemmi.cif.as_string(row[1]) for row in rows}
     # a modified residue is written in brackets: (MSE)
-    return {e: len(re.sub(r"\s", "", re.sub(r"\([^)]*\)", "X", t))) for e, t in texts.items()}
+    return {e: len(re.sub(r"\s", "", re.sub(r"\([^()]*\)", "X", t))) for e, t in texts.items()}

@@ -25,6 +25,8 @@ STRUCTURE_SUFFIXES = tuple(
     for suffix in (".cif", ".pdb", ".ent", ".mmcif")
 )  # fmt: skip
 """Suffixes in the order in which a structure is looked for."""
+_FIRST_WORD = re.compile(r"^[^\S\n]*(?=[^\s#])", re.MULTILINE)
+"""What stands before the first word that is no comment of mmCIF."""
 
 
 def read_structure(
@@ -141,7 +143,8 @@ def _read_records(path: Path, model: int) -> Records:
             f"{path} has none of the suffixes {', '.join(PDB_SUFFIXES + CIF_SUFFIXES)} (or with "
             f".gz). Rename it to what it is."
         )
-    if not is_cif and re.match(r"(\s*#[^\n]*\n|\s)*data_", text):
+    first = _FIRST_WORD.search(text)
+    if not is_cif and first is not None and text.startswith("data_", first.end()):
         raise StructureError(f"{path} holds mmCIF under a PDB name. Rename it to .cif.")
     if is_cif and re.match(r"(HEADER|TITLE |REMARK|CRYST1|ATOM  |MODEL )[^\n]*\n", text):
         raise StructureError(f"{path} holds PDB records under an mmCIF name. Rename it to .pdb.")

@@ -22,7 +22,7 @@ from molfun.data.timeseries_files import (
     parse_values,
     warn_uneven,
 )
-from molfun.data.words import counted
+from molfun.data.words import counted, few
 from molfun.errors import DataError, listing, unknown_name
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _TAGS = {
     "dimension": "count", "dimensions": "count", "equallength": "bool", "serieslength": "count",
     "classlabel": "classes", "targetlabel": "bool", "data": "text",
 }  # fmt: skip
-_BETWEEN_CHANNELS = re.compile(r":(?![^(]*\))")
+_MARKS = re.compile(r"[():]")
 _STAMPED = re.compile(r"\(([^()]*),([^(),]*)\)")
 
 
@@ -89,12 +89,28 @@ def _read_tag(header: dict[str, Any], text: str, where: str) -> None:
         header[tag] = word == "true" if kind == "bool" else " ".join(words)
 
 
+def _channels(text: str) -> list[str]:
+    """Parts of a line between colons that are not in brackets, where they belong to times."""
+    if ")" not in text:
+        return text.split(":")
+    parts, end, inside = [], len(text), False
+    # from the end, a colon is inside where the bracket met last closes
+    for mark in reversed(list(_MARKS.finditer(text))):
+        if mark.group() != ":":
+            inside = mark.group() == ")"
+        elif not inside:
+            parts.append(text[mark.end() : end])
+            end = mark.start()
+    return [text[:end], *reversed(parts)]
+
+
 class _TsReader:
     """Lines of a ``.ts`` file, with every bad one noted."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path, self.header = path, header
         self.classes: list[str] | None = header.get("classlabel")
+        self._known = frozenset(self.classes or ())
         self.is_regression = bool(header.get("targetlabel"))
         if self.classes is not None and self.is_regression:
             raise DataError(f"{path} has both @classLabel true and @targetLabel true; keep one.")
@@ -112,7 +128,7 @@ class _TsReader:
         series, targets = [], []
         for number, text in lines:
             self.where = f"line {number}"
-            parts = _BETWEEN_CHANNELS.split(text)
+            parts = _channels(text)
             targets.append(self._label(parts))
             series.append(self._series(parts))
         if self.problems:
@@ -146,8 +162,8 @@ class _TsReader:
             if problem:
                 self._note(f"the label {tables.shown(text)} {problem}")
             return value
-        if not text or (self.classes and text not in self.classes):
-            known = ", ".join(self.classes or []) or "any name"
+        if not text or (self.classes and text not in self._known):
+            known = few(self.classes or [], limit=20) or "any name"
             self._note(f"the label {tables.shown(text)} is not in the header ({known})")
         return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 from pathlib import Path
 
@@ -102,11 +103,38 @@ def test_chains_of_colabfold(tmp_path):
     assert problem == ", line 1: chains of 3 and 3 residues, and the query has 5 columns."
 
 
+def test_copies_of_chains_are_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="molfun")
+    assert read(tmp_path, "#5\t2\n>101\nACDEF\n>a\nACDE-\n")[0] == ["ACDEF", "ACDE-"]
+    assert ", line 1: copies of the chains: 2; read for one of each" in caplog.text
+    problem = refused(tmp_path, "#5\t2\n>101\nACDEFACDEF\n")
+    assert problem == ", line 1: chains of 5 residues, and the query has 10 columns."
+
+
+CONSENSUS = {
+    ">my_consensus\nMKVL\n>hit\nMRVL\n": (["MKVL", "MRVL"], ""),
+    ">Consensus\nMKVL\n>hit\nMRVL\n": (["MKVL", "MRVL"], ""),
+    ">consensus\nMkxL\n>q\nMRVL\n": (["MRVL"], "left out 1 row of annotation: consensus"),
+    ">q_consensus\nMKVL\n>q\nMRVL\n": (["MRVL"], "left out 1 row of annotation: q_consensus"),
+    ">ss_pred\nCCCC\n>q_consensus\nMKVL\n>q\nMRVL\n": (
+        ["MRVL"], "left out 2 rows of annotation: ss_pred, q_consensus"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CONSENSUS)
+def test_a_consensus_is_left_out_beside_its_query_and_said(tmp_path, caplog, text):
+    caplog.set_level(logging.INFO, logger="molfun")
+    rows, said = CONSENSUS[text]
+    assert read(tmp_path, text)[0] == rows
+    assert said in caplog.text if said else not caplog.text
+
+
 WRONG = {
     "ragged": (A3M + ">d\nACD\n", ", line 9 (d): 3 columns where the query has 5."),
     "longer": (A3M + ">d\nACDEFG\n", ", line 9 (d): 6 columns where the query has 5."),
     "dots for gaps": (A3M + ">d\nAC.EF\n", "columns where the query has 5; write gaps as '-', '.'"),
-    "two": (A3M + ">d\nA\n>e\nA\n", ":\n  line 9 (d): 1 columns where the query has 5\n  line 11"),
+    "two": (A3M + ">d\nA\n>e\nA\n", ":\n  line 9 (d): 1 column where the query has 5\n  line 11"),
     "digits": (A3M + ">d\nAC1EF\n", ", line 9 (d): '1' is no residue."),
     "letters that look alike": (A3M + ">d\n\u0410CDEF\n", "(d): '\u0410' is no residue."),
     "no sequence": (A3M + ">d\n", ", line 9 (d): no sequence."),
@@ -115,6 +143,10 @@ WRONG = {
     "NUL in a row": (A3M.replace("AC-EF", "AC\0EF"), ", line 4: a NUL byte inside a sequence; the"),
     "NUL before a row": (A3M.replace("AC-EF", "\0AC-EF"), ", line 4: a NUL byte inside a sequence"),
     "another query": (A3M + "\0>102\nACDEY\n", ", line 9 (102): another query begins here; keep"),
+    "a longer query with hits": (
+        A3M + "\0>102\nACDEFG\n>x\nACDEFG\n>y\nACDEFG\n",
+        ", line 9 (102): another query begins here; keep the alignments of one sequence in a file.",
+    ),
     "empty": ("", " is empty. Run the search again, or remove the file."),
     "blank": ("\n \0\n", " is empty."),
     "annotation only": (">ss_pred\nCCH\n", " holds no sequences."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 
 import gemmi
 import numpy as np
@@ -389,12 +388,11 @@ def test_packed_equals_plain(write, tmp_path, suffix):
     assert read_structure(packed).name == "c"
 
 
-def test_gzip_bomb_is_refused_before_it_is_parsed(write):
+def test_gzip_bomb_is_refused_before_it_is_parsed(write, monkeypatch):
+    monkeypatch.setattr("molfun.data.structures.read_cif", None)
     path = write("a.cif.gz", gzip.compress(b"\n" * 2**26))
-    start = time.perf_counter()
     text = refused(path, UnsafeFileError)
     assert "unpacked bytes per packed byte are more than the 100 allowed. It was made to" in text
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize("name", ["a.pdb", "a.pdb.gz"])

@@ -29,12 +29,12 @@ MAX_BYTES = Limit("ALIGNMENT_BYTES", 2**29)
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _INSERTION = re.compile(r"[a-z]+")
 _ODD = re.compile(r"[^A-Za-z-]")
-_ANNOTATION = re.compile(
-    r"(ss_pred|ss_conf|ss_dssp|sa_dssp|aa_dssp|aa_pred|aa_conf|consensus|.*_consensus)",
-    re.IGNORECASE,
-)
+_ANNOTATION = re.compile(r"ss_pred|ss_conf|ss_dssp|sa_dssp|aa_dssp|aa_pred|aa_conf")
 """Names of the rows that HHblits and its scripts put before the query and that are no sequences."""
+_CONSENSUS = "_consensus"
+"""What HHblits puts behind the name of the query for the row of its consensus."""
 _COLABFOLD = re.compile(r"#\s*(\d+(?:,\d+)*)\t(\d+(?:,\d+)*)\s*", re.ASCII)
+_ANOTHER = "another query begins here; keep the alignments of one sequence in a file"
 _GAP, _TO_LOWER_CASE = ord("-"), 0x20
 _LOWER_CASE = bytes(range(ord("a"), ord("z") + 1))
 
@@ -147,12 +147,7 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
 
 def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     """Rows in the letters that openfold's parser knows, the query first."""
-    rows = _records(path, lines)
-    kept = [row for row in rows if not _ANNOTATION.fullmatch(row.name)]
-    if len(kept) < len(rows):
-        logger.debug("%s: %d rows that are no sequences left out", path, len(rows) - len(kept))
-    if not kept:
-        raise DataError(f"{path} holds no sequences. Run the search again.")
+    kept = _sequences(path, _records(path, lines))
     query = kept[0]
     columns = query.text.replace(".", "").removesuffix("*")
     if columns != columns.upper():
@@ -162,13 +157,44 @@ def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     problems: list[str] = []
     for row in kept:
         text, problem = _clean_a3m(row, len(columns))
-        if problem is None and row.is_query and text != cleaned[0]:
-            problem = "another query begins here; keep the alignments of one sequence in a file"
+        if row.is_query and text != cleaned[0]:
+            # all rows of that query would be wrong
+            _refuse(path, [row.problem(_ANOTHER)])
         if problem is not None:
             problems.append(row.problem(problem))
         cleaned.append(text)
     _refuse(path, problems)
     return cleaned
+
+
+def _sequences(path: Path, rows: Sequence[_Row]) -> list[_Row]:
+    """Rows without annotation, and a word on what was left out."""
+    names = {row.name for row in rows}
+    kept: list[_Row] = []
+    left_out: list[_Row] = []
+    for row in rows:
+        (left_out if _is_annotation(row, names, first=not kept) else kept).append(row)
+    if not kept:
+        raise DataError(f"{path} holds no sequences. Run the search again.")
+    if left_out:
+        shown = ", ".join(row.name[:40] for row in left_out[:5])
+        more = ", ..." if len(left_out) > 5 else ""
+        noun = "row" if len(left_out) == 1 else "rows"
+        logger.info("%s: left out %d %s of annotation: %s", path, len(left_out), noun, shown + more)
+    return kept
+
+
+def _is_annotation(row: _Row, names: set[str], *, first: bool) -> bool:
+    """Whether a row is no sequence; a query may be named ``consensus`` or ``my_consensus``.
+
+    HHblits writes ``X_consensus`` before the query ``X``, and a consensus with small letters.
+    """
+    name = row.name.lower()
+    if name.endswith(_CONSENSUS):
+        return row.name[: -len(_CONSENSUS)] in names
+    if name == "consensus":
+        return not first or not row.text.isupper()
+    return _ANNOTATION.fullmatch(name) is not None
 
 
 def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
@@ -210,6 +236,10 @@ def _check_chains(path: Path, lines: Sequence[tuple[int, str]], columns: int) ->
     if sum(lengths) != columns:
         chains = " and ".join(map(str, lengths))
         _refuse(path, [f"line 1: chains of {chains} residues, and the query has {columns} columns"])
+    copies = header[2].split(",")
+    if set(copies) != {"1"}:
+        times = " and ".join(copies)
+        logger.info("%s, line 1: copies of the chains: %s; read for one of each", path, times)
 
 
 def _clean_a3m(row: _Row, columns: int) -> tuple[str, str | None]:
@@ -233,7 +263,11 @@ def _clean_a3m(row: _Row, columns: int) -> tuple[str, str | None]:
     if n == columns:
         return text, None
     dots = "; write gaps as '-', '.' is a gap in an insertion" if "." in written else ""
-    return text, f"{n} columns where the query has {columns}{dots}"
+    return text, _uneven(n, columns) + dots
+
+
+def _uneven(n: int, columns: int) -> str:
+    return f"{n:,} {'column' if n == 1 else 'columns'} where the query has {columns:,}"
 
 
 # Stockholm
@@ -260,7 +294,7 @@ def _stockholm_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
         if odd is not None:
             problems.append(row.problem(f"{odd.group()!r} is no residue"))
         elif len(text) != columns:
-            problems.append(row.problem(f"{len(text)} columns where the query has {columns}"))
+            problems.append(row.problem(_uneven(len(text), columns)))
         cleaned.append(text)
     _refuse(path, problems)
     return _as_a3m(cleaned)
