@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from molfun._formats import decoded
 from molfun._limits import Limit, read_bytes
+from molfun._paths import as_path
 from molfun.errors import ConfigError, MolfunError, listing, nearest
 
 T = TypeVar("T", bound="Settings")
@@ -128,7 +129,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     UnsafeFileError
         If it is larger or deeper than the limits, or its aliases expand beyond them.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     try:
         path.open("rb").close()
     except OSError as error:

@@ -37,6 +37,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
+from molfun._paths import as_path
 from molfun.backbones.esm2 import presets, tokens
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import (
@@ -511,7 +512,7 @@ class ESM2FineTuneSeqConfig:
             If the weights are missing, damaged, or of another architecture or task.
         """
         path = self.initial_ckpt_path
-        if path is not None and _is_checkpoint(Path(path).expanduser()):
+        if path is not None and _is_checkpoint(as_path(path)):
             return self._from_checkpoint(Path(path), seed=seed, device=device)
         if path is not None and not self.initial_ckpt_skip_keys_with_these_prefixes:
             raise CheckpointError(
@@ -716,7 +717,7 @@ def train_model(
     >>> checkpoint.parts[-2:], sorted(metrics)[-1], trainer.global_step, len(trainer.history)
     (('demo', 'checkpoint'), 'val_loss', 3, 3)
     """
-    folder = Path(experiment_dir).expanduser() / experiment_name
+    folder = as_path(experiment_dir) / experiment_name
     model = config.configure_model(seed=seed, device=device)
     steps = data_module.accumulation_steps
     history = model.fit(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import pickle
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from molfun._limits import Limit, read_bytes
+from molfun.data.atoms_files import read_frames
+from molfun.data.feature_files import read_features
+from molfun.data.sequences import SequenceDataset
+from molfun.data.timeseries import TimeSeriesDataset
 from molfun.errors import ConfigError, TableError, UnsafeFileError
 
 LIMIT = Limit("TEST_BYTES", 1000)
@@ -86,3 +94,42 @@ def test_every_limit_is_in_the_docs():
     table = (root / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     assert "STRUCTURE_BYTES" in names
     assert [name for name in sorted(names) if f"| `MOLFUN_MAX_{name}` |" not in table] == []
+
+
+def _frames_bz2(path: Path) -> None:
+    path.write_bytes(bz2.compress(b"1\n\nH 0 0 0\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "write", "read"),
+    [
+        (
+            "r.npz", "REPRESENTATION_BYTES",
+            lambda path: np.savez(path, ids=["seq_1"], embeddings=np.ones((1, 4))),
+            lambda path: SequenceDataset.from_list([("MKV", 1.0)]).with_representations(path),
+        ),
+        ("f.npz", "FEATURE_BYTES", lambda path: np.savez(path, a=np.zeros(3)), read_features),
+        (
+            "f.pkl", "PICKLE_INSTRUCTIONS",
+            lambda path: path.write_bytes(pickle.dumps({"a": np.zeros(3)})), read_features,
+        ),
+        (
+            "s.npy", "SERIES_BYTES",
+            lambda path: np.save(path, np.zeros((2, 3, 1))), TimeSeriesDataset.from_numpy,
+        ),
+        (
+            "t.parquet", "TABLE_BYTES",
+            lambda path: pd.DataFrame({"sequence": ["MKV"], "target": [1.0]}).to_parquet(path),
+            SequenceDataset.from_csv,
+        ),
+        ("a.xyz.bz2", "ATOMS_BYTES", _frames_bz2, read_frames),
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_no_number_damages_no_file(
+    tmp_path, monkeypatch, name, variable, write, read
+):
+    write(tmp_path / name)
+    read(tmp_path / name)  # the file is whole
+    monkeypatch.setenv(f"MOLFUN_MAX_{variable}", "abc")
+    with pytest.raises(ConfigError, match=f"^MOLFUN_MAX_{variable} is 'abc'; give a whole number"):
+        read(tmp_path / name)

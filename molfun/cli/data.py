@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from molfun._paths import as_path
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.affinity import AffinityDataset
@@ -573,7 +574,7 @@ def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
     name = columns.get(argument)
     if name is None:
         return
-    cells = read_cells(Path(data).expanduser(), columns.get("sequence_column", "sequence"))
+    cells = read_cells(as_path(data), columns.get("sequence_column", "sequence"))
     if name not in cells.header:
         del columns[argument]
         logger.warning("%s has no column %r: %s.", data, name, _ABSENT[argument])

@@ -15,6 +15,7 @@ import numpy as np
 
 from molfun._io import DirectoryLock, atomic_path, sha256_of, write_json
 from molfun._lazy import require
+from molfun._paths import as_path
 from molfun.cli.console import Progress, say
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
@@ -46,7 +47,7 @@ def run(
     RunError
         If the shards beside it are of another run.
     """
-    path = Path(output).expanduser()
+    path = as_path(output)
     model.check(data)
     fingerprint = model.backbone.state_fingerprint()
 
@@ -77,7 +78,7 @@ def check_output(
     output: str, ids: Sequence[str], shard_size: int, inputs: Inputs, *, overwrite: bool
 ) -> None:
     """Refuse files that cannot be written, or must not be, before anything is computed."""
-    path = Path(output).expanduser()
+    path = as_path(output)
     if path.suffix not in FORMATS:
         raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
     if shard_size < 1:

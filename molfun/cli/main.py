@@ -518,11 +518,10 @@ def _as_initialised(values: dict[str, Any]) -> dict[str, Any]:
 def _spare(config: str | None, output: Any, *, resume: bool) -> None:
     """Refuse to write the settings of a run over the file that they are read from."""
     if config is not None and not resume:
-        from pathlib import Path
-
+        from molfun._paths import as_path
         from molfun.cli.outputs import refuse_inputs_of_run
 
-        refuse_inputs_of_run(Path(output).expanduser(), ["config.yaml"], {"--config": config})
+        refuse_inputs_of_run(as_path(output), ["config.yaml"], {"--config": config})
 
 
 def _stored(
@@ -535,13 +534,12 @@ def _stored(
     pretrain: bool = False,
 ) -> dict[str, Any]:
     """Settings of the run being resumed, then those of the file and the overrides."""
-    from pathlib import Path
-
+    from molfun._paths import as_path
     from molfun.cli.places import as_started
     from molfun.config import read_yaml
 
     values: dict[str, Any] = {}
-    stored = Path(given.get("output") or "").expanduser() / "config.yaml"
+    stored = as_path(given.get("output") or ".") / "config.yaml"
     if resume and "output" in given:
         if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
             values.update(as_started(read_yaml(stored), stored.parent))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import say
 from molfun.models.checkpoint import read_meta
@@ -52,4 +53,4 @@ def say_units(model: MolfunStructureModel) -> None:
 
 def is_stock(path: str) -> bool:
     """Whether this is a file of metatrain's rather than a folder of ours."""
-    return Path(path).suffix == STOCK and not Path(path).expanduser().is_dir()
+    return Path(path).suffix == STOCK and not as_path(path).is_dir()

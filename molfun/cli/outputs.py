@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from molfun._io import disk_errors, is_within, same_file
+from molfun._paths import as_path
 from molfun.cli.tables import structures_path
 from molfun.config import Settings, read_yaml
 from molfun.data.feature_files import FEATURE_SUFFIXES
@@ -57,7 +58,7 @@ def check_output(
     RunError
         If it exists and replacing it was not asked for.
     """
-    path = Path(output).expanduser()
+    path = as_path(output)
     files = [path, *beside]
     for file in files:
         refuse_inputs(file, inputs)
@@ -133,7 +134,7 @@ def _is_read(file: Path, flag: str) -> bool:
 def _paths(inputs: Inputs) -> Iterator[tuple[str, Path]]:
     for flag, given in inputs.items():
         for path in [given] if isinstance(given, str) else given or ():
-            yield flag, Path(path).expanduser()
+            yield flag, as_path(path)
 
 
 def files_of_a_run(

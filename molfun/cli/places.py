@@ -57,7 +57,8 @@ def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _found(path: Any, base: Path) -> Any:
-    if not isinstance(path, str) or Path(path).expanduser().is_absolute():
+    # os.path leaves a user not known here as it is
+    if not isinstance(path, str) or os.path.isabs(os.path.expanduser(path)):  # noqa: PTH111, PTH117
         return path
     there = base / path
     return os.path.relpath(there) if os.path.lexists(there) else path

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from molfun._io import write_json
+from molfun._paths import as_path
 from molfun.cli.console import Progress, metric_line, say, three_digits
 from molfun.cli.data import Dataset, loader
 from molfun.cli.models import say_units
@@ -44,14 +44,14 @@ def check_output(
     if output is None:
         return
     on_atoms = verb == "predict" and training_data.get("kind") == "atoms"
-    beside = [structures_path(Path(output).expanduser())] if on_atoms else []
+    beside = [structures_path(as_path(output))] if on_atoms else []
     check_file(output, inputs, overwrite=overwrite, beside=beside)
 
 
 def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_size: int) -> None:
     """Write a prediction for every row."""
     say_units(model)
-    path = Path(output).expanduser()
+    path = as_path(output)
     result = model.predict(Progress(loader(dataset, batch_size), "predicting"))
     write_predictions(path, result, dataset)
     beside = write_structures(path, result, dataset)
@@ -79,6 +79,4 @@ def evaluate(
             low, high = (three_digits(metrics[f"{name}_{end}"]) for end in ("low", "high"))
             say(f"  {name}: {low} to {high} (95 %)")
     if output is not None:
-        write_json(
-            Path(output).expanduser(), {k: None if math.isnan(v) else v for k, v in metrics.items()}
-        )
+        write_json(as_path(output), {k: None if math.isnan(v) else v for k, v in metrics.items()})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from molfun._io import DirectoryLock, disk_errors, write_text
+from molfun._paths import as_path
 from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
 from molfun.cli.data import (
     Dataset,
@@ -128,7 +129,7 @@ class PretrainSettings(OptimizerSettings):
 
 def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, train, write."""
-    folder, first = Path(settings.output).expanduser(), is_first_process()
+    folder, first = as_path(settings.output), is_first_process()
     refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
     with DirectoryLock(folder) if first else contextlib.nullcontext():
         if first:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from molfun._paths import as_path
 from molfun.config import Settings, dump_yaml
 from molfun.data.atoms import AtomsDataset
 from molfun.data.words import names_in
@@ -251,7 +252,7 @@ class FineTuneSettings(OptimizerSettings):
     @property
     def output_dir(self) -> Path:
         """Folder of the run; ``runs/STRATEGY`` (``runs/demo``) where none is given."""
-        return Path(self.output or f"runs/{'demo' if self.demo else self.strategy}").expanduser()
+        return as_path(self.output or f"runs/{'demo' if self.demo else self.strategy}")
 
     @property
     def inputs(self) -> dict[str, str | list[str] | None]:

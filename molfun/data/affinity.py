@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from molfun._paths import as_path
 from molfun.data.alignment_folders import with_alignments
 from molfun.data.base import TableDataset
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
@@ -190,7 +191,7 @@ class AffinityDataset(TableDataset):
         source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
         source.id_column, source.target_column = id_column, target_column
-        folders = " and ".join(str(Path(d).expanduser()) for d in (pdb_dir, features_dir) if d)
+        folders = " and ".join(str(as_path(d)) for d in (pdb_dir, features_dir) if d)
         return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
 
     @classmethod
@@ -423,10 +424,10 @@ def _others(
 
 def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | None) -> Path | None:
     if alignments_dir is not None:
-        return Path(alignments_dir).expanduser()
+        return as_path(alignments_dir)
     if pdb_dir is None:
         return None
-    beside = Path(pdb_dir).expanduser().resolve().parent / "alignments"
+    beside = as_path(pdb_dir).resolve().parent / "alignments"
     return beside if beside.is_dir() else None
 
 

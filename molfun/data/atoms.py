@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from molfun._paths import as_path
 from molfun.data.atoms_files import read_frames
 from molfun.data.atoms_labels import (
     IN_MEMORY,
@@ -199,6 +200,8 @@ class AtomsDataset(SampleDataset):
         DataError
             If a file cannot be read or has no such label; the text names what there is.
         """
+        if not isinstance(paths, Iterable):
+            paths = as_path(paths)
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         keys = {
             "energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from molfun._limits import Limit, read_bytes
+from molfun._paths import as_path
 from molfun.data.atoms_labels import is_lopsided
 from molfun.data.words import counted
 from molfun.errors import DataError, MissingDependencyError, MolfunError
@@ -75,7 +76,7 @@ def read_frames(path: str | Path) -> list[Any]:
         raise MissingDependencyError(
             "Structures of atoms need the package ase. Install it: pip install 'molfun[pet]'"
         ) from error
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file():
         raise DataError(f"There is no file {path}.")
     frames: list[Any] = []
@@ -120,6 +121,8 @@ def _content(path: Path) -> bytes:
     try:
         with importlib.import_module(str(module)).open(path) as file:
             content: bytes = file.read(MAX_BYTES.value + 1)
+    except MolfunError:
+        raise
     except Exception as error:  # lzma and bz2 have errors of their own, beside EOFError and OSError
         raise DataError(f"{path} is damaged ({error}). Download or copy it again.") from error
     MAX_BYTES.check(len(content), path)

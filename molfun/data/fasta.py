@@ -10,6 +10,7 @@ from pathlib import Path
 
 from molfun._formats import foreign, foreign_text
 from molfun._limits import Limit
+from molfun._paths import as_path
 from molfun.data.tables import shown
 from molfun.errors import DataError, UnsafeFileError
 
@@ -36,7 +37,7 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
         If it is larger than `MAX_BYTES`, unpacks to more than `MAX_RATIO` times its size, or has a
         line longer than `MAX_LINE` or a sequence longer than `MAX_RECORD`.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_file():
         raise DataError(f"No such file: {path}.")
     name: str | None = None

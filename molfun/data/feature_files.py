@@ -25,9 +25,10 @@ import numpy as np
 from molfun._formats import foreign
 from molfun._io import load_safetensors, save_safetensors
 from molfun._limits import Limit, read_bytes
+from molfun._paths import as_path
 from molfun.data.folders import FolderIndex
 from molfun.data.npz import read_npz
-from molfun.errors import CheckpointError, DataError, UnsafeFileError
+from molfun.errors import CheckpointError, DataError, MolfunError, UnsafeFileError
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,7 @@ def read_features(path: str | Path) -> dict[str, np.ndarray | torch.Tensor]:
     >>> read_features(path)["aatype"].tolist()
     [0, 1, 2]
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     readers: dict[str, Callable[[Path, bytes | None], dict[str, Any]]] = {
         ".pkl": _read_pickle,
         ".pickle": _read_pickle,
@@ -136,7 +137,7 @@ def write_features(path: str | Path, features: Mapping[str, np.ndarray | torch.T
     """
     import torch
 
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.suffix != ".safetensors":
         raise DataError(f"Features are written as .safetensors, got {path}.")
     tensors = {}
@@ -226,6 +227,8 @@ def _pickle_errors(path: Path) -> Iterator[None]:
     except DataError as error:
         text = str(error)
         raise DataError(text if str(path) in text else f"{path}: {text}") from None
+    except MolfunError:  # such as a limit that is set to no number
+        raise
     except (RecursionError, MemoryError) as error:
         raise UnsafeFileError(
             f"Refused {path}: reading it exhausts {_resource(error)}. It is damaged or was made "

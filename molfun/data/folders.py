@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from molfun._paths import as_path
 from molfun.errors import DataError, UnsafeFileError
 
 
@@ -34,7 +35,7 @@ class FolderIndex:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = as_path(folder)
         if not self.folder.is_dir():
             what = "is a file" if self.folder.exists() else "does not exist"
             raise DataError(f"{self.folder} {what}. Give the folder that holds the files.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from molfun._formats import foreign
 from molfun._limits import Limit
-from molfun.errors import DataError, UnsafeFileError
+from molfun.errors import DataError, MolfunError, UnsafeFileError
 
 RATIO_FROM = 2**24
 """Unpacked sizes below this are harmless at any ratio."""
@@ -51,7 +51,7 @@ def read_npz(
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-    except DataError:
+    except MolfunError:
         raise
     except MemoryError:
         raise UnsafeFileError(f"Refused {path}: unpacking it exhausts memory.") from None
@@ -78,7 +78,7 @@ def read_npy(path: Path, limit: Limit, *, advice: str) -> np.ndarray:
             _check_array(path, path.name, size, *_npy_header(file))
             file.seek(0)
             return np.asarray(np.load(file, allow_pickle=False))
-    except DataError:
+    except MolfunError:
         raise
     except MemoryError:
         raise UnsafeFileError(f"Refused {path}: reading it exhausts memory.") from None

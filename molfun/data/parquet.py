@@ -7,7 +7,7 @@ from typing import Any
 
 from molfun._formats import foreign
 from molfun._limits import Limit
-from molfun.errors import DataError, TableError
+from molfun.errors import MolfunError, TableError
 
 BATCH_ROWS = 16_384
 """Rows decoded at a time, so that the limit is met before all of a table is in memory."""
@@ -30,7 +30,7 @@ def read_parquet(
     try:
         _refuse_others(path)
         return _read(path, max_bytes, max_cells)
-    except DataError:
+    except MolfunError:
         raise
     # damaged bytes can make arrow fail in many ways, and dates of year 0 have no Python value
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from molfun._paths import as_path
 from molfun.data import tables
 from molfun.data.base import TableDataset
 from molfun.data.fasta import read_fasta
@@ -153,7 +154,7 @@ class SequenceDataset(TableDataset):
                 f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
                 f"level='residue', or leave mask_column out."
             )
-        cells = tables.read_cells(Path(csv).expanduser(), sequence_column)
+        cells = tables.read_cells(as_path(csv), sequence_column)
         optional = [name for name in (id_column, mask_column) if name]
         needed = [sequence_column, *([target_column] if require_target else []), *optional]
         tables.check_header(cells, needed)
@@ -210,7 +211,7 @@ class SequenceDataset(TableDataset):
         >>> data.ids, data[0].sequence, data[1].target
         (['a', 'b'], 'MKVAC', 2.0)
         """
-        path = Path(fasta).expanduser()
+        path = as_path(fasta)
         records: dict[str, str] = {}
         repeated, clashes = [], []
         for name, sequence in read_fasta(path):
@@ -386,8 +387,8 @@ class SequenceDataset(TableDataset):
         (320,)
         """
         found = (
-            read_representations(Path(source).expanduser(), self.ids, self.digests())
-            if isinstance(source, str | Path)
+            read_representations(as_path(source), self.ids, self.digests())
+            if isinstance(source, str | Path) or not isinstance(source, Iterable)
             else as_representations(source)
         )
         arrays = found.arrays

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from molfun._paths import as_path
 from molfun.data.cif_atoms import read_cif
 from molfun.data.folders import FolderIndex
 from molfun.data.pdb_records import read_pdb
@@ -82,7 +83,7 @@ def read_structure(
     >>> protein.sequence, protein.residue_index.tolist(), protein.chain_ids
     ('G', [0], ('A',))
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if model < 1:
         raise ConfigError(f"model counts from 1, got {model}.")
     wanted = (chains,) if isinstance(chains, str) else tuple(chains or ())

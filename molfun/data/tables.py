@@ -19,6 +19,7 @@ import pandas as pd
 
 from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
 from molfun._limits import Limit, read_bytes
+from molfun._paths import as_path
 from molfun.data.parquet import read_parquet
 from molfun.data.words import counted
 from molfun.errors import (
@@ -186,7 +187,7 @@ def read_table(
     >>> table.ids, table.targets.tolist(), table.metadata["year"].tolist()
     (['1a4w', '0001'], [6.52, 8.1], [2015, 2016])
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     cells = read_cells(path, id_column)
     check_header(cells, [id_column, target_column] if require_target else [id_column])
     ids = cells.column(id_column)

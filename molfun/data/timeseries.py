@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from molfun._paths import as_path
 from molfun.data import trajectories
 from molfun.data.base import TableDataset
 from molfun.data.clusters import union
@@ -211,7 +212,7 @@ class TimeSeriesDataset(TableDataset):
         >>> data.lengths.tolist(), data.n_features, data.targets.tolist()
         ([3, 2], 2, ['up', 'down'])
         """
-        return cls._of(read_ts(Path(path).expanduser()), max_length)
+        return cls._of(read_ts(as_path(path)), max_length)
 
     @classmethod
     def from_csv(
@@ -304,7 +305,7 @@ class TimeSeriesDataset(TableDataset):
             group_column=group_column,
             require_target=require_target,
         )
-        found = read_series_table(Path(csv).expanduser(), form)
+        found = read_series_table(as_path(csv), form)
         columns = {name: value for name, value in asdict(form).items() if name != "require_target"}
         dataset = cls._of(found, max_length, columns)
         return dataset.filter(**filters) if filters else dataset
@@ -325,7 +326,7 @@ class TimeSeriesDataset(TableDataset):
         TableError
             As in `from_csv`, or if the file's name does not end in .parquet or .pq.
         """
-        if Path(path).suffix.lower() not in (".parquet", ".pq"):
+        if as_path(path).suffix.lower() not in (".parquet", ".pq"):
             raise DataError(f"{path}: Parquet is read from .parquet and .pq; rename the file.")
         return cls.from_csv(path, **options)
 
@@ -358,7 +359,7 @@ class TimeSeriesDataset(TableDataset):
         >>> data.lengths.tolist(), data.targets.tolist(), data[1].origin
         ([5, 4], [0.5, 1.5], 'data.npz, series 2')
         """
-        return cls._of(read_numpy(Path(path).expanduser()), max_length)
+        return cls._of(read_numpy(as_path(path)), max_length)
 
     @classmethod
     def from_trajectories(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from molfun._lazy import require
+from molfun._paths import as_path
 from molfun.data import tables, timeseries_files
 from molfun.data.sequences import Labels, label_parser
 from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
@@ -189,8 +191,8 @@ def read_all(
             raise ConfigError(unknown_name("option", name, allowed))
     path, cells = Path("list"), None
     extra: dict[str, Any] = {}
-    if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+    if isinstance(source, str | Path) or not isinstance(source, Iterable):
+        path = as_path(source)
         cells, rows, extra = _read_rows(path, labels)
     else:
         rows = [_row(item, place) for place, item in enumerate(source, start=1)]
@@ -247,7 +249,7 @@ def _first_line(error: BaseException) -> str:
 def _open(topology: Any, trajectory: Any) -> Any:
     if hasattr(topology, "trajectory"):
         return topology
-    paths = [Path(path).expanduser() for path in (topology, trajectory) if path is not None]
+    paths = [as_path(path) for path in (topology, trajectory) if path is not None]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"No such file: {' and '.join(missing)}.")
@@ -294,7 +296,8 @@ def _read_rows(
 
 
 def _row(item: Sequence[Any], place: int) -> TrajectoryRow:
-    if isinstance(item, str) or not 2 <= len(item) <= len(TrajectoryRow._fields):
+    most = len(TrajectoryRow._fields)
+    if isinstance(item, str) or not isinstance(item, Sized) or not 2 <= len(item) <= most:
         raise ConfigError(
             f"Item {place} must be ({', '.join(TrajectoryRow._fields)}), the last three optional; "
             f"got {item!r}."
@@ -307,7 +310,9 @@ def _check_files(path: Path, rows: Sequence[TrajectoryRow]) -> None:
         f"{row.id}: {file}"
         for row in rows
         for file in (row.topology, row.trajectory)
-        if isinstance(file, str | Path) and not Path(file).expanduser().is_file()
+        if isinstance(file, str | Path)
+        # no errors on names that cannot be
+        and not os.path.isfile(os.path.expanduser(file))  # noqa: PTH111, PTH113
     ]
     if missing:
         raise TableError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from molfun._paths import as_path
 from molfun.errors import CheckpointError
 
 
@@ -15,7 +16,7 @@ def as_given(weights: str | Path) -> str:
 
     What a link of Hugging Face's cache, DVC or git-annex leads to has another name and may change.
     """
-    return str(Path(weights).expanduser().absolute())
+    return str(as_path(weights).absolute())
 
 
 def note(weights: str | None, folder: Path) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def places(
         If there is none.
     """
     found: dict[str, Path] = {}
-    for place in _tried(backbone, folder) if given is None else [Path(given).expanduser()]:
+    for place in _tried(backbone, folder) if given is None else [as_path(given)]:
         if os.path.exists(place):  # noqa: PTH110  # no errors on names that cannot be
             found.setdefault(os.path.realpath(place), place)
     if not found:
@@ -60,7 +61,7 @@ def places(
 
 def _tried(backbone: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     given, size = Path(str(backbone["weights"])), backbone.get("weights_size")
-    yield given.expanduser()
+    yield Path(os.path.expanduser(given))  # noqa: PTH111  # no error on a user not known here
     if backbone.get("weights_from_here"):
         yield folder / str(backbone["weights_from_here"])
     if backbone.get("weights_target"):

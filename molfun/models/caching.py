@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from molfun import __version__
+from molfun._paths import as_path
 from molfun.backbones.base import Backbone
 from molfun.nn import lora
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
@@ -28,7 +29,7 @@ def cache_config(
         folder = config.directory
     if folder is None and run_dir is not None:
         folder = run_dir / "cache"
-    return replace(config, directory=None if folder is None else Path(folder).expanduser())
+    return replace(config, directory=None if folder is None else as_path(folder))
 
 
 class RunCaches:

@@ -39,6 +39,7 @@ from molfun._io import (
     write_json,
     write_text,
 )
+from molfun._paths import as_path
 from molfun.backbones.base import tensor_digests
 from molfun.errors import CheckpointError, MolfunError, listing
 from molfun.nn.allocation_cap import AllocationCap
@@ -214,7 +215,7 @@ def read_meta(path: str | Path) -> Meta:
     CheckpointError
         If the folder is missing or incomplete, a file is damaged, or the format is another one.
     """
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     verify(folder)
     content = load_torch(folder / META)
     if not isinstance(content, dict) or content.get("format") != FORMAT:

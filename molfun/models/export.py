@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun._io import atomic_path, same_file
+from molfun._paths import as_path
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
@@ -39,7 +40,7 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
     >>> model = MolfunStructureModel.from_checkpoint("runs/pet/checkpoint")  # doctest: +SKIP
     >>> export(model, "model.pt")  # doctest: +SKIP
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     check_suffix(path)
     if model.backbone.name != "pet":
         raise ConfigError(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from molfun._paths import as_path
 from molfun.backbones.timeseries.backbone import resolve
 from molfun.config import Settings, mistyped, parse_yaml, read_yaml
 from molfun.errors import ConfigError, listing, nearest, unknown_name
@@ -187,7 +188,7 @@ def load_config(
     """
     folder = None
     if isinstance(source, str | Path):
-        folder = Path(source).expanduser().parent
+        folder = as_path(source).parent
         source = read_yaml(source)
     config = plain(source)
     changes = [_parse(text) for text in overrides]

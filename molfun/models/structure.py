@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from molfun._io import is_within
+from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
 from molfun.config import check_seed, mistyped
@@ -38,6 +39,7 @@ from molfun.models import (
     trained_on,
 )
 from molfun.models import checkpoint as portable
+from molfun.models.arguments import as_settings, as_strategy, check_arguments
 from molfun.models.bootstrap import intervals
 from molfun.models.caching import RunCaches, cache_config
 from molfun.models.features import feature_names_of, with_features
@@ -60,10 +62,9 @@ from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.kernels import matrix_kernel
 from molfun.nn.process import refuse_inference_tensors, settled
-from molfun.registry import BACKBONES, HEADS, OBJECTIVES, STRATEGIES, TASKS
+from molfun.registry import BACKBONES, HEADS, OBJECTIVES, TASKS
 from molfun.sample import Sample, is_missing
 from molfun.tasks.base import Task
-from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback, CSVLog
@@ -160,7 +161,7 @@ class MolfunStructureModel(nn.Module):
         if place.type == "cpu":
             keep_large_buffers()
         backbone, preset = BACKBONES.resolve(backbone)
-        arguments = dict(backbone_config or {})
+        arguments = as_settings("backbone_config", backbone_config)
         if preset and config is not None:
             raise ConfigError(
                 f"config={config!r} was given with a backbone of a fixed size. Use "
@@ -192,8 +193,8 @@ class MolfunStructureModel(nn.Module):
         self.head_name, self.task_name = _head_and_task(head, task)
         if self.head_name is None and (head_config or task_config):
             raise ConfigError("head_config or task_config was given without head=....")
-        self.task: Task | None = self._build_task(dict(task_config or {}))
-        self.head: Head | None = self._build_head(dict(head_config or {}), seed)
+        self.task: Task | None = self._build_task(as_settings("task_config", task_config))
+        self.head: Head | None = self._build_head(as_settings("head_config", head_config), seed)
         self._attach()
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
@@ -325,7 +326,7 @@ class MolfunStructureModel(nn.Module):
         refuse_inference_tensors(self)
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
-        _check_arguments(train_loader, seed)
+        callbacks = check_arguments(train_loader, seed, callbacks, strategy)
         run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()  # nobody writes before all have looked into the folder
@@ -339,7 +340,7 @@ class MolfunStructureModel(nn.Module):
         check_labels(task, val_loader)
         self.backbone.fit_inputs(self._training_samples(train_loader))
         n_blocks = len(self.backbone.blocks())
-        strategy = _as_strategy(strategy, sum(not is_missing(t) for t in targets), n_blocks)
+        strategy = as_strategy(strategy, sum(not is_missing(t) for t in targets), n_blocks)
         strategy.setup(self, seed=seed)
         identity = self._model_identity()
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
@@ -492,7 +493,7 @@ class MolfunStructureModel(nn.Module):
         refuse_inference_tensors(self)
         train_loader = as_loader(train_loader, shuffle=True)
         val_loader = None if val_loader is None else as_loader(val_loader)
-        _check_arguments(train_loader, seed)
+        callbacks = check_arguments(train_loader, seed, callbacks, strategy, by_name=False)
         run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
         ranks = Ranks.join_run(self.device)
         ranks.wait()
@@ -507,7 +508,8 @@ class MolfunStructureModel(nn.Module):
         if epochs is None and max_steps is None:
             epochs = 10
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
-        goal = _build("objective_config", OBJECTIVES[objective], dict(objective_config or {}))
+        objective_config = as_settings("objective_config", objective_config)
+        goal = _build("objective_config", OBJECTIVES[objective], objective_config)
         self.backbone.fit_inputs(self._training_samples(train_loader))
         history = pretraining.run(
             self.backbone,
@@ -535,7 +537,7 @@ class MolfunStructureModel(nn.Module):
             precision=chosen,
             run_dir=run_dir,
             resume=resume,
-            callbacks=list(callbacks),
+            callbacks=callbacks,
             ranks=ranks,
         )
         self._rebase(None if run_dir is None else run_dir / run_folder.WEIGHTS)
@@ -952,14 +954,14 @@ class MolfunStructureModel(nn.Module):
     def save(self, path: str | Path) -> Self:
         """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
         head, task = self._need_head("save")
-        _refuse_own_weights(self.weights, Path(path).expanduser())
+        _refuse_own_weights(self.weights, as_path(path))
         with lora.unmerged(self.backbone):
             trunk = self._trunk_to_save()
             meta = portable.Meta(
                 backbone={
                     "name": self.backbone.name,
                     "config": self.backbone.config_dict,
-                    **base_weights.note(self.weights, Path(path).expanduser()),
+                    **base_weights.note(self.weights, as_path(path)),
                     "fingerprint": self.base_fingerprint,
                 },
                 head={"name": self.head_name, "config": dict(head.config_dict)},
@@ -980,7 +982,7 @@ class MolfunStructureModel(nn.Module):
             )
             adapted = lora.installed_spec(self.backbone) is not None
             portable.write_checkpoint(
-                Path(path).expanduser(),
+                as_path(path),
                 meta,
                 head=head.state_dict(),
                 trunk=trunk,
@@ -1006,7 +1008,7 @@ class MolfunStructureModel(nn.Module):
         CheckpointError
             If the checkpoint is damaged, or made for another backbone, base, head or task.
         """
-        folder = Path(path).expanduser()
+        folder = as_path(path)
         meta = portable.read_meta(folder)
         with portable.building(folder, None if self.weights is None else Path(self.weights)):
             self._load(folder, meta)
@@ -1121,7 +1123,7 @@ class MolfunStructureModel(nn.Module):
         CheckpointError
             If the checkpoint is damaged or its base weights are not found.
         """
-        folder = Path(path).expanduser()
+        folder = as_path(path)
         meta = portable.read_meta(folder)
         if meta.whole_trunk and weights is not None:
             logger.warning("%s holds the whole backbone: %s is not read.", folder, weights)
@@ -1290,15 +1292,6 @@ def _fit_labels(task: Task, loader: Any, targets: Sequence[Any]) -> None:
     task.fit_targets(targets)
 
 
-def _check_arguments(train: Any, seed: int) -> None:
-    if not isinstance(train, Sized) or len(train) == 0:
-        raise DataError(
-            "The training set has no length or no batch. Pass a DataLoader over a data set that is "
-            "not empty, or a list of batches."
-        )
-    check_seed(seed)
-
-
 def _run_dir(
     output_dir: str | Path | None, weights: str | None, *, resume: bool, overwrite: bool
 ) -> Path | None:
@@ -1307,7 +1300,7 @@ def _run_dir(
         if resume:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         return None
-    folder = Path(output_dir).expanduser()
+    folder = as_path(output_dir)
     _refuse_own_weights(weights, *(folder / name for name in run_folder.RUN_FILES))
     run_folder.prepare(folder, resume=resume, overwrite=overwrite)
     return folder
@@ -1321,20 +1314,6 @@ def _refuse_own_weights(weights: str | None, *written: Path) -> None:
                 f"{path} would be replaced, and the base weights of this model are {weights}. "
                 f"Choose another folder, or copy the weights elsewhere."
             )
-
-
-def _as_strategy(
-    strategy: FinetuneStrategy | str, n_samples: int, n_blocks: int
-) -> FinetuneStrategy:
-    """A strategy as it is, by its name, or chosen by the number of samples."""
-    if isinstance(strategy, type):
-        raise ConfigError(
-            f"strategy is the class {strategy.__name__}; pass an object: {strategy.__name__}()."
-        )
-    if not isinstance(strategy, str):
-        return strategy
-    auto = strategy == "auto"
-    return choose_strategy(n_samples, n_blocks) if auto else STRATEGIES[strategy]()
 
 
 def _settings_of(strategy: FinetuneStrategy) -> dict[str, Any]:

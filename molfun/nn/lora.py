@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors, write_json
+from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, RunError
 
 logger = logging.getLogger(__name__)
@@ -272,7 +273,7 @@ def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
     spec = installed_spec(backbone)
     if spec is None:
         raise RunError("There are no adapters to save.")
-    folder = Path(folder)
+    folder = as_path(folder)
     config = _peft_config(spec).to_dict()
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config["peft_type"] = str(getattr(config["peft_type"], "value", config["peft_type"]))
@@ -293,7 +294,7 @@ def read_spec(folder: str | Path) -> LoRASpec:
     """
     import json
 
-    path = Path(folder) / SPEC_FILE
+    path = as_path(folder) / SPEC_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         content["target_modules"] = tuple(content["target_modules"])
@@ -329,7 +330,7 @@ def load_adapter(backbone: nn.Module, folder: str | Path) -> None:
     CheckpointError
         If names or shapes do not fit.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     inject(backbone, read_spec(folder))
     tensors = load_safetensors(folder / WEIGHTS_FILE)
     own = {PEFT_PREFIX + n.replace(f".{ADAPTER}", ""): p for n, p in parameters(backbone)}

@@ -24,6 +24,7 @@ import torch
 
 from molfun import _temporary
 from molfun._io import load_safetensors, save_safetensors
+from molfun._paths import as_path
 from molfun.data.words import megabytes
 from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
 
@@ -281,7 +282,7 @@ def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None
         return None
     folder: Path | None = None
     if config.directory is not None and config.mode != "memory":
-        folder = Path(config.directory).expanduser()
+        folder = as_path(config.directory)
     if config.mode == "disk" and folder is None:
         raise RunError("cache='disk' needs a folder: pass cache_dir=... or output_dir=....")
     options: dict[str, Any] = {}

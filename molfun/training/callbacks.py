@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun._io import disk_errors
+from molfun._paths import as_path
 from molfun.data.tables import escape
 from molfun.errors import RunError
 from molfun.training.history import History, Row
@@ -70,7 +71,7 @@ class CSVLog(Callback):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self._path = as_path(path)
         self._columns: list[str] | None = None
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002

@@ -63,6 +63,53 @@ def test_a_strategy_class_in_place_of_an_object(
         tiny_model().fit(batches(2), strategy=LoRAFinetune, epochs=1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("seed", 1.5, "seed must be a whole number from 0 to 2**63 - 1, got 1.5."),
+        ("seed", "x", "seed must be a whole number from 0 to 2**63 - 1, got 'x'."),
+        ("seed", True, "seed must be a whole number from 0 to 2**63 - 1, got True."),
+        ("strategy", 5, "strategy must be an object such as FullFinetune()"),
+        ("strategy", ["lora"], "strategy must be an object such as FullFinetune()"),
+        ("output_dir", 5, "A path must be a text or a pathlib.Path, got 5."),
+        ("cache_dir", 5, "A path must be a text or a pathlib.Path, got 5."),
+        ("callbacks", 5, "callbacks must be a list of molfun.training.Callback objects, got 5."),
+        ("callbacks", [print], "callbacks must be a list of molfun.training.Callback objects"),
+    ],
+)
+def test_arguments_of_another_type(
+    tiny_model: Callable[..., MolfunStructureModel],
+    batches: Callable[..., list[SampleBatch]],
+    argument: str,
+    value: Any,
+    message: str,
+) -> None:
+    for verb in ("fit", "pretrain") if argument != "cache_dir" else ("fit",):
+        with pytest.raises(ConfigError) as caught:
+            getattr(tiny_model(), verb)(batches(2), **{"epochs": 1, argument: value})
+        assert str(caught.value).startswith(message)
+
+
+def test_pretraining_takes_no_name_of_a_strategy(
+    tiny_model: Callable[..., MolfunStructureModel], batches: Callable[..., list[SampleBatch]]
+) -> None:
+    with pytest.raises(ConfigError, match=r"an object such as FullFinetune\(\), got 'full'"):
+        tiny_model().pretrain(batches(2), strategy="full")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("argument", ["backbone_config", "head_config", "task_config"])
+def test_settings_that_are_no_mapping(argument: str) -> None:
+    for value in (5, "x", [1], {1: 2}):
+        with pytest.raises(ConfigError, match=f"{argument} must map names to values, got "):
+            MolfunStructureModel("esm2_tiny", head="regression", **{argument: value})
+
+
+def test_a_checkpoint_that_is_no_path(tiny_model: Callable[..., MolfunStructureModel]) -> None:
+    for verb in (tiny_model().load, tiny_model().save, MolfunStructureModel.from_checkpoint):
+        with pytest.raises(ConfigError, match=r"A path must be a text or a pathlib\.Path, got 5"):
+            verb(5)  # type: ignore[arg-type]
+
+
 def test_a_run_is_replaced_only_if_asked_for(
     tiny_model: Callable[..., MolfunStructureModel],
     batches: Callable[..., list[SampleBatch]],

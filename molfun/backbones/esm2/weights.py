@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch
+from molfun._paths import as_path
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
 from molfun.backbones.fitting import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError, listing
@@ -79,7 +80,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     UnsafeFileError
         If the file holds anything but tensors and plain values.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
     target = _untied(model)
     fitted, report = fit_keys(tensors, target, canonical_name)

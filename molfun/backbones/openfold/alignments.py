@@ -18,6 +18,7 @@ import numpy as np
 
 from molfun._formats import decoded, foreign_text, refuse_foreign
 from molfun._limits import Limit, read_bytes
+from molfun._paths import as_path
 from molfun.errors import DataError, listing
 from molfun.sample import ALIGNMENT_SUFFIXES
 
@@ -80,7 +81,7 @@ def read_alignments(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def read_alignment(path: Path) -> dict[str, Any]:
+def read_alignment(path: str | Path) -> dict[str, Any]:
     """Rows and deletions of one alignment, see `read_alignments`.
 
     Raises
@@ -90,6 +91,7 @@ def read_alignment(path: Path) -> dict[str, Any]:
     UnsafeFileError
         If it is larger than `MAX_BYTES`.
     """
+    path = as_path(path)
     text = _read_text(path)
     lines = list(enumerate(_LINE_END.split(text), start=1))
     is_stockholm = ".sto" in [suffix.lower() for suffix in path.suffixes[-2:]]

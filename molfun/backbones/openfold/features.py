@@ -19,7 +19,7 @@ import torch
 
 from molfun.backbones.base import Features
 from molfun.backbones.openfold.alignments import read_alignments
-from molfun.errors import DataError, UnsafeFileError
+from molfun.errors import DataError, MolfunError, UnsafeFileError
 from molfun.protein import Protein
 
 MODEL_INPUTS = (
@@ -72,6 +72,8 @@ def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any
             raise UnsafeFileError(f"{protein.name}: {error}") from error
         except DataError as error:
             raise DataError(f"{protein.name}: {error}") from error
+        except MolfunError:
+            raise
         except (KeyError, ValueError, IndexError, OSError) as error:
             raise DataError(
                 f"{protein.name}: the alignments in {folder} cannot be read ({error!r})."

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch
+from molfun._paths import as_path
 from molfun.backbones.fitting import KeyReport, fit_keys, shape_conflicts
 from molfun.backbones.openfold._versions import canonical_key
 from molfun.errors import CheckpointError, listing
@@ -42,7 +43,7 @@ def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> Non
     UnsafeFileError
         If the file holds anything but tensors and plain values.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.suffix == ".npz":
         _load_npz(model, path, jax_version)
         return

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from molfun._io import load_torch, save_torch, sha256_of
+from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, UnsafeFileError
 
 TRUSTED = "MOLFUN_TRUSTED_FILES"
@@ -39,7 +40,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
     CheckpointError
         If it is missing, damaged, or no checkpoint of PET.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder. To go on from a checkpoint of Molfun, make a file of it: molfun "
@@ -85,7 +86,7 @@ def _is_listed(path: Path) -> bool:
     if not listed:
         return False
     try:
-        lines = Path(listed).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = as_path(listed).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"{TRUSTED} names {listed}, which cannot be read: {error}") from error
     return sha256_of(path) in {line.split()[0].lower() for line in lines if line.strip()}

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
+from molfun._paths import as_path
 from molfun.backbones.fitting import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError, listing
 
@@ -60,7 +61,7 @@ def read_weights(path: str | Path) -> StoredWeights:
     UnsafeFileError
         If it holds anything but tensors and plain values.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if is_safetensors(path):
         tensors = load_safetensors(path)
         notes = read_metadata(path)
