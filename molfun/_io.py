@@ -466,6 +466,9 @@ class DirectoryLock:
     def __enter__(self) -> DirectoryLock:
         if self._place in self._held:
             return self  # this process has it already, further up the call stack
+        folder = self.path.parent
+        if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
+            raise RunError(f"{folder} is no folder. Choose another output folder.")
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")

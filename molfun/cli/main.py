@@ -505,14 +505,21 @@ def _resolve(
 
 
 def _as_initialised(values: dict[str, Any]) -> dict[str, Any]:
-    """Backbone, head and task of the checkpoint that a run starts from."""
+    """Backbone, head, task and names of columns of the checkpoint that a run starts from."""
     if values.get("init_from") is None:
         return {}
+    from molfun.cli.settings import FineTuneSettings
     from molfun.models.checkpoint import read_meta
 
     meta = read_meta(values["init_from"])
     parts = {"backbone": meta.backbone, "head": meta.head, "task": meta.task}
-    return {name: part["name"] for name, part in parts.items()}
+    columns = {
+        name: meta.data[name]
+        for name, field in FineTuneSettings.model_fields.items()
+        if name.endswith(("_column", "_columns", "_key"))
+        and meta.data.get(name) not in (None, field.default)
+    }
+    return {**columns, **{name: part["name"] for name, part in parts.items()}}
 
 
 def _spare(config: str | None, output: Any, *, resume: bool) -> None:

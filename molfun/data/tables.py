@@ -425,7 +425,8 @@ def check_header(cells: Cells, needed: Sequence[str]) -> None:
         hints = "".join(_nearest_column(name, header) for name in missing)
         raise TableError(
             f"{cells.path} has no column {' and '.join(map(repr, missing))}; found {found}."
-            f"{hints} Rename the column or name it in the arguments."
+            f"{hints} Rename the column, or say what yours is called: target_column=... "
+            f"(--target-column) and so on."
         )
 
 

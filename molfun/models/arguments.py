@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from molfun.config import check_seed
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.registry import STRATEGIES
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
@@ -57,8 +57,11 @@ def as_strategy(
     """A strategy as it is, by its name, or chosen by the number of samples."""
     if not isinstance(strategy, str):
         return strategy
-    auto = strategy == "auto"
-    return choose_strategy(n_samples, n_blocks) if auto else STRATEGIES[strategy]()
+    if strategy == "auto":
+        return choose_strategy(n_samples, n_blocks)
+    if strategy not in STRATEGIES:
+        raise ConfigError(unknown_name("strategy", strategy, [*STRATEGIES, "auto"]))
+    return STRATEGIES[strategy]()
 
 
 def as_settings(argument: str, given: Any) -> dict[str, Any]:

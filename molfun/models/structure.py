@@ -28,6 +28,7 @@ from molfun.errors import (
     NonFiniteError,
     RunError,
     listing,
+    unknown_name,
 )
 from molfun.heads.base import Head
 from molfun.models import (
@@ -184,7 +185,7 @@ class MolfunStructureModel(nn.Module):
             logger.log(
                 logging.INFO if self.backbone.starts_random else logging.WARNING,
                 "%s starts from random weights (seed %d): good for tests, not for science. Pass "
-                "weights=... to start from a pretrained model.",
+                "weights=... (--weights FILE) to start from a pretrained model.",
                 self.backbone.display_name,
                 seed,
             )
@@ -1264,8 +1265,6 @@ def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [] if takes_all else [key for key in config if key not in known]
     if unknown:
-        from molfun.errors import unknown_name
-
         raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
     with mistyped(argument):
         return cls(**config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from molfun.errors import DataError, MolfunError, RunError
 
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process")
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+_UNKNOWN = "0"
+"""Stands for the process id of a worker that nothing is known of."""
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 
 
@@ -56,12 +59,29 @@ def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None)
             except StopIteration:
                 _reading.clear()
                 return
+            except (ConnectionError, EOFError) as error:
+                # what a dead worker leaves behind can be read before torch tells of its death
+                _wait_for_the_dead(iterator)
+                raise RuntimeError(f"DataLoader worker (pid(s) {_UNKNOWN}) {error}") from error
             except Exception as error:
                 if (clear := _of_one_sample(error)) is not None:
                     raise clear from error
                 raise
         yield batch
         done += 1
+
+
+def _wait_for_the_dead(iterator: Any) -> None:
+    """Reap workers that have ended; torch's own error may come meanwhile, which says more.
+
+    What is left unreaped would be told by a signal later, wherever the program is by then.
+    """
+    for worker in getattr(iterator, "_workers", ()):
+        worker.join(timeout=5)
+        if worker.exitcode:
+            killed = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else None
+            how = f"killed by signal: {killed}" if killed else "gone"
+            raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is {how}")
 
 
 @contextlib.contextmanager
@@ -92,10 +112,11 @@ def _clear(error: Exception) -> MolfunError | None:
         return DataError(f"{what} cannot be loaded: {caught[1]}: {said}")
     if not isinstance(error, RuntimeError) or (died := _DIED.search(text)) is None:
         return None
-    signal = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
-    how = f"was killed by signal {signal[1].strip()}" if signal else "ended without a word"
+    found = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
+    how = f"was killed by signal {found[1].strip()}" if found else "ended without a word"
+    which = "" if died[1] == _UNKNOWN else f" ({died[1]})"
     return RunError(
-        f"A process that loads samples ({died[1]}) {how}, at work on some of {_awaited()}. Memory "
+        f"A process that loads samples{which} {how}, at work on some of {_awaited()}. Memory "
         f"may have run out, or a library crashed on one of them: use fewer workers, or none to see "
         f"which it is."
     )

@@ -69,6 +69,19 @@ def test_a_new_run_goes_on_from_a_checkpoint(molfun: Command, folder: Path, stra
     assert yaml.safe_load((folder / "b/config.yaml").read_text())["backbone"] == "esm2"
 
 
+def test_names_of_columns_come_with_the_checkpoint(molfun: Command, folder: Path) -> None:
+    text = (folder / "t.csv").read_text().replace("sequence,target", "seq,score")
+    (folder / "mine.csv").write_text(text)
+    names = ("--sequence-column", "seq", "--target-column", "score")
+    train = (*TRAIN, "--data", "mine.csv", *names, "--epochs", 1, "--output", "a")
+    assert molfun(*train).exit_code == 0
+    start = ("fine-tune", "--init-from", "a/checkpoint", "--epochs", 1)
+    again = molfun(*start, "--data", "mine.csv", "--output", "b")
+    assert again.exit_code == 0, again.output
+    other = (*names[:3], "target", "--sequence-column", "sequence")
+    assert molfun(*start, "--data", "t.csv", *other, "--output", "c").exit_code == 0
+
+
 def test_a_checkpoint_of_another_model_is_refused(molfun: Command, folder: Path) -> None:
     train = (*TRAIN, "--data", "t.csv", "--epochs", 1, "--output", "a")
     assert molfun(*train).exit_code == 0

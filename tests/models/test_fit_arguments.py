@@ -34,7 +34,9 @@ def test_a_strategy_by_name(
     model.fit(batches(2), strategy="lora", epochs=1)
     assert model.strategy is not None
     assert model.strategy.name == "lora"
-    with pytest.raises(ConfigError, match=r"Unknown strategy 'lorra'.*Did you mean 'lora'"):
+    with pytest.raises(
+        ConfigError, match=r"Unknown strategy 'lorra'; known: auto, .*Did you mean 'lora'"
+    ):
         tiny_model().fit(batches(2), strategy="lorra", epochs=1)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from torch.utils.data import (
 )
 
 from molfun.data.batching import LengthBatchSampler
-from molfun.errors import DataError, MolfunError
+from molfun.errors import DataError, MolfunError, RunError
 from molfun.training.batches import EpochBatches, epoch_seed
 from molfun.training.loading import watched, worker_errors
 
@@ -288,8 +292,6 @@ class Faulty(Dataset[int]):
         ("key", 1, r"^Sample 's5' cannot be loaded: KeyError: 'no such column'$"),
         ("ours", 0, r"^a\.pdb: no atoms\. Repair it\.$"),
         ("ours", 1, r"^a\.pdb: no atoms\. Repair it\.$"),
-        ("kill", 1, r"killed by signal Killed, at work on some of .*'s4', 's5'"),
-        ("exit", 1, r"^A process that loads samples .* at work on some of .*'s4', 's5'"),
     ],
 )
 def test_a_sample_that_cannot_be_loaded_is_named(fault: str, workers: int, text: str) -> None:
@@ -304,10 +306,55 @@ def test_a_sample_that_cannot_be_loaded_is_named(fault: str, workers: int, text:
     [
         ("key", r"^Sample 's5' cannot be loaded: KeyError: 'no such column'$"),
         ("ours", r"^a\.pdb: no atoms\. Repair it\.$"),
-        ("kill", r"killed by signal Killed, at work on some of .*'s4', 's5'"),
     ],
 )
 def test_so_it_is_in_a_loader_that_is_only_read(fault: str, text: str) -> None:
     loader = DataLoader(Faulty(fault), batch_size=2, num_workers=1)
     with pytest.raises(MolfunError, match=text), worker_errors():
         list(watched(loader))
+
+
+DIES = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from test_batches import *
+
+if __name__ == "__main__":
+    fault, how = sys.argv[1:]
+    loader = DataLoader(Faulty(fault), batch_size=2, num_workers=1)
+    try:
+        with worker_errors():
+            list(EpochBatches(loader, seed=0).epoch(0) if how == "fit" else watched(loader))
+    except MolfunError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["fit", "predict"])
+@pytest.mark.parametrize("fault", ["kill", "exit"])
+def test_a_worker_that_dies_is_told_with_its_samples(fault: str, how: str, tmp_path: Path) -> None:
+    """In a process of its own: torch tells of a death by a signal, wherever the program is."""
+    (tmp_path / "dies.py").write_text(DIES)
+    here = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "dies.py"), fault, how],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
+    )
+    ended = r"was killed by signal Killed" if fault == "kill" else r"ended without a word"
+    text = rf"^A process that loads samples \(\d+\) {ended}, at work on some of .*'s4', 's5'"
+    assert re.search(text, result.stdout), result.stdout + result.stderr
+
+
+def test_a_broken_connection_to_a_worker_is_its_death() -> None:
+    class Broken:
+        def __iter__(self) -> Broken:
+            return self
+
+        def __next__(self) -> int:
+            raise ConnectionResetError("reset by peer")
+
+    with pytest.raises(RunError, match="A process that loads samples ended without a word"):
+        list(watched(Broken()))
