@@ -5,6 +5,7 @@ Nothing is iterated that does not say how long it is, and nothing beyond what it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -19,8 +20,10 @@ from torch.utils.data import IterableDataset, default_collate
 
 from molfun.data.base import SampleDataset
 from molfun.errors import DataError, MolfunError
+from molfun.nn.process import kept_generators
 from molfun.sample import Sample, SampleBatch
 from molfun.training.loading import watched
+from molfun.training.state import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -77,17 +80,39 @@ class GivenSamples:
 
     @cached_property
     def _known(self) -> list[tuple[str, Any]]:
-        return [(sample.id, sample.target) for sample in map(self.__getitem__, range(len(self)))]
+        with same_draws():
+            samples = map(self.__getitem__, range(len(self)))
+            return [(sample.id, sample.target) for sample in samples]
 
     @property
     def ids(self) -> list[str]:
-        """Ids in order."""
-        return [name for name, _ in self._known]
+        """Ids in order; those that the data set lists, if it does."""
+        found = listed(self._items, "ids")
+        return [name for name, _ in self._known] if found is None else list(map(str, found))
 
     @property
     def targets(self) -> list[Any]:
-        """Labels in order, None where there is none."""
-        return [target for _, target in self._known]
+        """Labels in order, None where there is none; those that the data set lists, if it does."""
+        found = listed(self._items, "targets")
+        return [target for _, target in self._known] if found is None else found
+
+
+def listed(data: Any, name: str) -> list[Any] | None:
+    """What a data set says of all its samples in one attribute, as ``ids``; None for others."""
+    values = getattr(data, name, None)
+    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
+        return None
+    if len(values) != length_of(data):
+        return None
+    return list(values) if isinstance(values, list | tuple) else values.tolist()
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """Draw the same each time: a resumed run has to find the labels of the run it continues."""
+    with kept_generators():
+        seed_everything(0)
+        yield
 
 
 class GivenBatches(Sequence[Any]):

@@ -176,10 +176,7 @@ def column_of(data: Any, name: str) -> list[Any] | None:
     if isinstance(data, ConcatDataset):
         columns = [column_of(part, name) for part in data.datasets]
         return None if None in columns else [v for column in columns for v in column or ()]
-    found = getattr(data, name, None)
-    if found is None or collate_of(data) is None:
-        return None
-    return found.tolist() if isinstance(found, np.ndarray) else list(found)
+    return given.listed(data, name)
 
 
 def targets_of(loader: Any) -> list[Any]:
@@ -188,7 +185,8 @@ def targets_of(loader: Any) -> list[Any]:
     targets = column_of(dataset, "targets")
     if targets is not None:
         return targets
-    return [t for batch in _in_order(loader) for t in as_inputs(batch).targets]
+    with given.same_draws():
+        return [t for batch in _in_order(loader) for t in as_inputs(batch).targets]
 
 
 def _in_order(loader: Any) -> Iterable[Any]:

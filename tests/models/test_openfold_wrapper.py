@@ -242,13 +242,13 @@ def test_a_trained_head_is_not_announced(model, samples, caplog):
 @pytest.mark.parametrize(
     ("batch", "text"),
     [
-        ("MKV", "Cannot use a batch of type str. Give samples"),
+        ("MKV", r"seq_1 has neither .* but a sequence alone: give protein=Protein.from_sequence"),
         ({"ids": ["a"]}, "dict without input tensors"),
         (
             Sample(id="1abc", protein=Protein.from_sequence("M")),
             "1abc has 1 residues; openfold takes 2 or more",
         ),
-        (Sample(id="1abc"), "1abc has neither a structure, a sequence nor features"),
+        (Sample(id="1abc"), r"1abc has neither a structure nor features\.$"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(model, batch, text):

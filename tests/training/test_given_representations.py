@@ -78,7 +78,7 @@ def test_refusals(data: SequenceDataset, tmp_path: Path) -> None:
         data.with_representations(tmp_path / "absent.npz")
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     with pytest.raises(
-        DataError, match=r"damaged or no file of representations .* with molfun embed"
+        DataError, match=r"damaged or not npz: File is not a zip file\. Write it with molfun embed"
     ):
         data.with_representations(tmp_path / "bad.npz")
     np.savez(tmp_path / "other.npz", ids=np.array(["seq_1"]), embeddings=np.zeros((1, 32)))

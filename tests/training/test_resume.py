@@ -387,7 +387,7 @@ def test_results_whose_state_is_lost_are_not_replaced(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     ("place", "wrong"),
     [
-        ("checkpoint/notes.txt", "checkpoint"),
+        ("checkpoint/notes.txt", "checkpoint/notes.txt"),
         ("resume", "resume"),
         ("history.csv/x", "history.csv"),
     ],
@@ -406,9 +406,10 @@ def test_other_things_under_the_names_of_a_run_are_never_replaced(
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name in ("run", "loop"):
-        with pytest.raises(RunError, match=f"{name} is no folder"):
-            run_fit(tmp_path / name)
+    with pytest.raises(RunError, match="run is no folder"):
+        run_fit(tmp_path / "run")
+    with pytest.raises(ConfigError, match="loop: Too many levels of symbolic links"):
+        run_fit(tmp_path / "loop")
 
 
 def test_resume_needs_a_folder() -> None:
@@ -428,7 +429,9 @@ def test_other_settings_are_listed_and_refused(tmp_path: Path, started: Path) ->
         "  seed: 5 in the run, 9 now\n"
         "  strategy.lr_lora: 0.01 in the run, 0.005 now\n"
         "  strategy.warmup_steps: 1 in the run, 0 now\n"
-        "Repeat the settings of the run, or start a new one from its checkpoint."
+        "Repeat the settings of the run. To train on with others, start a new run from its "
+        f"checkpoint: --init-from {tmp_path / 'checkpoint'} with another --output, or in Python "
+        "from_checkpoint(...).fit(...)."
     )
 
 

@@ -197,7 +197,12 @@ class OpenFoldBackbone(Backbone):
 
     def _raw_features(self, sample: Sample) -> dict[str, Any]:
         if sample.protein is None and sample.features is None:
-            raise DataError(f"{sample.id} has neither a structure, a sequence nor features.")
+            only = (
+                ""
+                if sample.sequence is None
+                else (", but a sequence alone: give protein=Protein.from_sequence(...)")
+            )
+            raise DataError(f"{sample.id} has neither a structure nor features{only}.")
         if sample.features is None and sample.protein is not None:
             features.check_length(len(sample.protein), sample.id)
             return features.raw_from_protein(sample.protein, sample.alignment_dir)
