@@ -362,10 +362,15 @@ def refused(data: Any) -> DataError:
         refuse_path(data)
     if hasattr(data, "iloc"):
         names = ", ".join(map(repr, list(getattr(data, "columns", []))[:6]))
+        if not names:
+            return DataError(
+                f"A {type(data).__name__} of pandas is not taken. Give a list of its items: "
+                f"list(...)."
+            )
         return DataError(
-            f"A {type(data).__name__} of pandas is not taken{f' (columns {names})' * bool(names)}. "
-            f"Give SequenceDataset.from_list(list(zip(frame[SEQUENCES], frame[LABELS]))), or write "
-            f"it to a file that from_csv of a data set reads."
+            f"A {type(data).__name__} of pandas is not taken (columns {names}). Give "
+            f"list(frame[SEQUENCES]) to predict, list(zip(frame[SEQUENCES], frame[LABELS])) to "
+            f"train, or write it to a file that from_csv of a data set reads."
         )
     if isinstance(data, np.ndarray | torch.Tensor):
         return DataError(

@@ -131,7 +131,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a frame": (
         lambda: pd.DataFrame({"sequence": ["MKV"], "y": [1.0]}),
-        "A DataFrame of pandas is not taken (columns 'sequence', 'y'). Give SequenceDataset",
+        "A DataFrame of pandas is not taken (columns 'sequence', 'y'). Give list(frame[SEQUENCES])",
     ),
     "an array": (lambda: np.zeros((3, 4, 5)), "An array of the shape (3, 4, 5) is not taken"),
     "numbers": (lambda: [1, 2], "Item 0 of the list is no sample: an object of the type int"),
