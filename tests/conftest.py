@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import build_batches, build_samples, build_tiny_model
 
 from molfun.models.structure import MolfunStructureModel
 from molfun.sample import Sample, SampleBatch
+
+# the same inputs each time, so that a run says something about the change it is for;
+# MOLFUN_FUZZ=1 draws new ones
+settings.register_profile("same", derandomize=not os.environ.get("MOLFUN_FUZZ"))
+settings.load_profile("same")
 
 torch.set_num_threads(1)
 

@@ -298,6 +298,20 @@ def test_sequences_of_files_for_the_splits(tmp_path, processed):
         AffinityDataset.from_csv(tmp_path / "data.csv", features_dir=tmp_path).sequences()
 
 
+def test_templates_of_which_one_key_is_empty_are_refused(backbone):
+    raw = {**raw_features(), "template_aatype": np.zeros(0)}
+    with pytest.raises(DataError, match="template_aatype"):
+        backbone.check(Sample(id="x", features=raw))
+
+
+def test_the_number_of_alignments_may_be_one_number(backbone):
+    raw = raw_features()
+    raw["num_alignments"] = len(raw["msa"])
+    sample = Sample(id="x", features=raw)
+    backbone.check(sample)
+    assert torch.isfinite(backbone.featurize(sample)["msa_feat"]).all()
+
+
 # Anything
 
 VALUES = st.one_of(

@@ -361,11 +361,20 @@ class DieAtTheStart(Callback):
         raise Crash
 
 
+def test_a_run_killed_before_its_first_state_begins_on_resume(
+    tmp_path: Path, uninterrupted: Outcome
+) -> None:
+    with pytest.raises(Crash):
+        run_fit(tmp_path, callbacks=[DieAtTheStart()])
+    assert not (tmp_path / "resume/state.pt").exists()
+    check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=0)
+
+
 def test_a_run_killed_right_after_its_set_up_has_a_state(
     tmp_path: Path, uninterrupted: Outcome, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Crash):
-        run_fit(tmp_path, callbacks=[DieAtTheStart()])
+        run_fit(tmp_path, stop_at=1)
     assert done_batches(tmp_path) == 0
     check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=0)
     assert "The run had not got beyond its set-up: it starts from its beginning." in caplog.messages

@@ -101,11 +101,14 @@ def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
     length = _length(raw, name)
     raw["seq_length"] = np.full(length, length, np.int32)
     sizes: dict[str, int] = {"length": length}
-    without = _TEMPLATES if raw["template_aatype"].shape[:1] == (0,) else ()
+    none = all(raw[key].shape[:1] == (0,) for key in _TEMPLATES)
+    without = _TEMPLATES if none else ()
     shapes = {key: dims for key, dims in RAW_SHAPES.items() if key not in without}
     _raise([p for key, dims in shapes.items() if (p := _fit(raw, key, dims, sizes))], name)
     _raise([*_integers(raw), *_values(raw)], name)
     _raise(_of_another_protein(raw["aatype"].argmax(-1), raw["msa"][0]), name)
+    if "num_alignments" in raw:  # openfold wants the number, which was compared, at each residue
+        raw["num_alignments"] = np.full(length, len(raw["msa"]), np.int32)
     return _in_types_of_openfold(raw)
 
 
@@ -176,9 +179,8 @@ def _refuse_missing(raw: Mapping[str, Any], name: str) -> None:
 
 def _length(raw: Mapping[str, np.ndarray], name: str) -> int:
     """Residues by ``seq_length``, which ``aatype`` and ``sequence`` have to agree with."""
-    stated = np.unique(raw["seq_length"])
     found = {
-        "seq_length": int(stated[0]) if len(stated) == 1 and stated.dtype.kind in "iuf" else None,
+        "seq_length": _one_number(raw["seq_length"]),
         "aatype": len(raw["aatype"]) if raw["aatype"].ndim else None,
     }
     text = raw["sequence"].reshape(-1)[:1].tolist() if "sequence" in raw else []
@@ -188,6 +190,15 @@ def _length(raw: Mapping[str, np.ndarray], name: str) -> int:
         counts = ", ".join(f"{key} {'no number' if n is None else n}" for key, n in found.items())
         raise DataError(f"{name}: the lengths disagree: {counts}. Compute the features again.")
     return len(raw["aatype"])
+
+
+def _one_number(array: np.ndarray) -> int | None:
+    """The whole number that an array holds once or several times; None for anything else."""
+    if array.dtype.kind not in "iuf" or not array.size:
+        return None
+    first = array.reshape(-1)[0]
+    same = np.isfinite(first) and first == np.trunc(first) and bool((array == first).all())
+    return int(first) if same else None
 
 
 def _fit(
@@ -264,9 +275,10 @@ def _values(raw: Mapping[str, np.ndarray]) -> list[str]:
         problems.append("aatype is not one-hot (one 1 in each row, for the residue's letter)")
     if not len(raw["msa"]):
         problems.append("msa has no rows; the first is the sequence itself")
-    rows = np.unique(raw.get("num_alignments", []))
-    if len(rows) == 1 and rows[0] != len(raw["msa"]):
-        problems.append(f"num_alignments is {rows[0]}, and msa has {len(raw['msa'])} rows")
+    if "num_alignments" in raw and _one_number(raw["num_alignments"]) != len(raw["msa"]):
+        given = _one_number(raw["num_alignments"])
+        said = "no one number" if given is None else given
+        problems.append(f"num_alignments is {said}, and msa has {len(raw['msa'])} rows")
     return problems
 
 
