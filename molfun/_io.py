@@ -273,6 +273,17 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
         ) from error
 
 
+def format_of(content: Any) -> int | str:
+    """Number of the format that a file of `save_torch` names, or the type of what is there instead.
+
+    A tensor in its place could neither be compared nor shown.
+    """
+    if not isinstance(content, dict):
+        return type(content).__name__
+    found = content.get("format")
+    return found if type(found) is int else type(found).__name__
+
+
 def _refuse_bombs(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return

@@ -31,6 +31,7 @@ import torch
 from molfun import __version__, _seals
 from molfun._io import (
     atomic_directory,
+    format_of,
     load_safetensors,
     load_torch,
     save_safetensors,
@@ -218,8 +219,8 @@ def read_meta(path: str | Path) -> Meta:
     folder = as_path(path)
     verify(folder)
     content = load_torch(folder / META)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    found = format_of(content)
+    if found != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {found}; this version of Molfun reads {FORMAT}. "
             f"Update Molfun, or save the checkpoint again with the version that wrote it."

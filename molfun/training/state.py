@@ -16,6 +16,7 @@ import torch
 
 from molfun._io import (
     checksum_of,
+    format_of,
     is_sealed,
     load_safetensors,
     load_torch,
@@ -161,8 +162,8 @@ def read_state(directory: Path) -> dict[str, Any]:
             f"Nothing to resume: {path} does not exist. Start the run without resume."
         )
     content, sealed = load_torch(path, advice=ADVICE), is_sealed(path)
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if not isinstance(content, dict) or found not in (1, FORMAT):
+    found = format_of(content)
+    if found not in (1, FORMAT):
         raise CheckpointError(f"{path} has format {found}; this version of Molfun reads {FORMAT}.")
     if found == FORMAT and not sealed:
         raise CheckpointError(f"{path} is damaged (checksum): it carries none. {ADVICE}")

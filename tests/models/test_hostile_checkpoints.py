@@ -126,6 +126,16 @@ def test_any_value_of_the_description(
     refused_or_taken(lambda: MolfunStructureModel.from_checkpoint(folder, device="cpu"))
 
 
+@pytest.mark.parametrize("found", [torch.zeros(2), "1", None, True, [1]])
+def test_a_format_that_is_no_number_is_named(run: Path, tmp_path: Path, found: Any) -> None:
+    shutil.copytree(run / "checkpoint", tmp_path / "c")
+    meta = load_torch(tmp_path / "c" / "meta.pt")
+    save_torch(tmp_path / "c" / "meta.pt", {**meta, "format": found})
+    sign_again(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=f"has checkpoint format {type(found).__name__};"):
+        read_meta(tmp_path / "c")
+
+
 @pytest.mark.slow
 @given(data=st.data())
 @FUZZ
