@@ -169,7 +169,8 @@ class MolfunStructureModel(nn.Module):
                 f"MolfunStructureModel({backbone!r}, config=...)."
             )
         arguments = {**preset, **arguments}
-        twice = [key for key in ("weights", "seed") if key in arguments]
+        own = ("weights", "seed") if config is None else ("weights", "seed", "config")
+        twice = [key for key in own if key in arguments]
         if twice:
             raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
         if config is not None:

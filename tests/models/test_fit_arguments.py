@@ -171,3 +171,8 @@ def test_labels_of_another_size_are_refused(head, items, message):
     with pytest.raises(DataError, match="labels do not fit the sequence") as caught:
         model.fit(SequenceDataset.from_list(items), strategy="head_only", epochs=1)
     assert message in str(caught.value)
+
+
+def test_an_architecture_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Give config as an argument, not in backbone_config"):
+        MolfunStructureModel("timeseries", config="transformer", backbone_config={"config": {}})
