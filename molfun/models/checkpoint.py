@@ -229,13 +229,10 @@ def read_meta(path: str | Path) -> Meta:
         meta = Meta(**content)
     except TypeError as error:
         raise CheckpointError(f"{folder / META} lacks entries: {error}") from error
-    wrong = [name for name, kinds in _KINDS.items() if not isinstance(_entry(meta, name), kinds)]
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(_entry(meta, name), kind)]
     if wrong:
-        found = {name: type(_entry(meta, name)).__name__ for name in wrong}
-        raise CheckpointError(
-            f"{folder / META} is damaged: {', '.join(f'{n} is {k}' for n, k in found.items())}. "
-            f"{_seals.ADVICE}"
-        )
+        kinds = ", ".join(f"{name} is {type(_entry(meta, name)).__name__}" for name in wrong)
+        raise CheckpointError(f"{folder / META} is damaged: {kinds}. {_seals.ADVICE}")
     return meta
 
 
