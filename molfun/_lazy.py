@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from molfun.errors import MissingDependencyError
 
+_DECLARATION = re.compile(r"^from (\S+) import (?:\(\s+)?(\w+) as \2\b", re.MULTILINE)
 
-def attach(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """Make ``__getattr__`` and ``__all__`` for a package whose names are imported when first used.
+
+def attach(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Make ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its stub file.
+
+    The stub next to ``__init__.py`` holds one line per public name, so that editors and type
+    checkers read the same list that Python follows when a name is first used::
+
+        from molfun.data.affinity import AffinityDataset as AffinityDataset
 
     Parameters
     ----------
     package
         ``__name__`` of the package.
-    exports
-        Public name -> module that defines it.
+    file
+        ``__file__`` of the package.
 
     References
     ----------
-    PEP 562, module ``__getattr__``.
+    PEP 562, module ``__getattr__``; PEP 484, stub files.
     """
+    stub = Path(file).with_suffix(".pyi").read_text(encoding="utf-8")
+    exports = {name: module for module, name in _DECLARATION.findall(stub)}
 
     def lookup(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(exports[name]), name)
 
-    return lookup, sorted(exports)
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *exports})
+
+    return lookup, names, sorted(exports)
 
 
 def require(module: str, install: str) -> ModuleType:

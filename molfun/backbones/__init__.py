@@ -2,6 +2,4 @@
 
 from molfun._lazy import attach
 
-__getattr__, __all__ = attach(
-    __name__, {"Backbone": "molfun.backbones.base", "TrunkOutput": "molfun.trunk"}
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

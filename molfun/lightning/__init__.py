@@ -33,22 +33,4 @@ from molfun._lazy import attach, require
 
 require("lightning.pytorch", "pip install 'molfun[lightning]'")
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "BaseEncoder": "molfun.backbones.timeseries.encoders",
-        "BaseSSLObjective": "molfun.lightning.objectives",
-        "BaseTaskHead": "molfun.lightning.heads",
-        "CONFIG_REGISTRY": "molfun.lightning.objectives",
-        "ENCODER_CONFIG_REGISTRY": "molfun.backbones.timeseries.encoders",
-        "ENCODER_REGISTRY": "molfun.backbones.timeseries.encoders",
-        "EncoderConfig": "molfun.backbones.timeseries.encoders",
-        "FineTuneModule": "molfun.lightning.finetune",
-        "SSLConfig": "molfun.lightning.objectives",
-        "SSLPretrainModule": "molfun.lightning.pretrain",
-        "SSL_REGISTRY": "molfun.lightning.objectives",
-        "TASK_HEAD_REGISTRY": "molfun.lightning.heads",
-        "TaskHeadConfig": "molfun.lightning.heads",
-        "load_config": "molfun.models.sections",
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -2,7 +2,4 @@
 
 from molfun._lazy import attach
 
-__getattr__, __all__ = attach(
-    __name__,
-    {"MolfunStructureModel": "molfun.models.structure", "Prediction": "molfun.models.structure"},
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

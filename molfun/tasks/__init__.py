@@ -2,14 +2,4 @@
 
 from molfun._lazy import attach
 
-__getattr__, __all__ = attach(
-    __name__,
-    {
-        "BinaryTask": "molfun.tasks.classification",
-        "ContactTask": "molfun.tasks.contact",
-        "MulticlassTask": "molfun.tasks.classification",
-        "MultilabelTask": "molfun.tasks.classification",
-        "RegressionTask": "molfun.tasks.regression",
-        "Task": "molfun.tasks.base",
-    },
-)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -2,4 +2,4 @@
 
 from molfun._lazy import attach
 
-__getattr__, __all__ = attach(__name__, {"OpenFoldBackbone": "molfun.backbones.openfold.backbone"})
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -8,15 +8,5 @@ from molfun._lazy import attach
 from molfun.registry import ENCODER_CONFIGS as ENCODER_CONFIG_REGISTRY
 from molfun.registry import ENCODERS as ENCODER_REGISTRY
 
-__getattr__, _names = attach(
-    __name__,
-    {
-        "BaseEncoder": "molfun.backbones.timeseries.encoders.base",
-        "EncoderConfig": "molfun.backbones.timeseries.encoders.base",
-        "LayeredEncoder": "molfun.backbones.timeseries.encoders.base",
-        "GRUDEncoder": "molfun.backbones.timeseries.encoders.gru_d",
-        "LinearEncoder": "molfun.backbones.timeseries.encoders.linear",
-        "TransformerEncoder": "molfun.backbones.timeseries.encoders.transformer",
-    },
-)
+__getattr__, __dir__, _names = attach(__name__, __file__)
 __all__ = [*_names, "ENCODER_CONFIG_REGISTRY", "ENCODER_REGISTRY"]

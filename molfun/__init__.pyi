@@ -1,0 +1,23 @@
+from molfun.data.affinity import AffinityDataset as AffinityDataset
+from molfun.data.atoms import AtomsDataset as AtomsDataset
+from molfun.data.batching import LengthBatchSampler as LengthBatchSampler
+from molfun.data.sequences import SequenceDataset as SequenceDataset
+from molfun.data.splits import DataSplitter as DataSplitter
+from molfun.data.timeseries import TimeSeriesDataset as TimeSeriesDataset
+from molfun.errors import MolfunError as MolfunError
+from molfun.models.structure import MolfunStructureModel as MolfunStructureModel
+from molfun.models.structure import Prediction as Prediction
+from molfun.sample import Sample as Sample
+from molfun.sample import SampleBatch as SampleBatch
+from molfun.training.base import FinetuneStrategy as FinetuneStrategy
+from molfun.training.cache import CacheConfig as CacheConfig
+from molfun.training.callbacks import Callback as Callback
+from molfun.training.full import FullFinetune as FullFinetune
+from molfun.training.gradual import GradualFinetune as GradualFinetune
+from molfun.training.head_only import HeadOnlyFinetune as HeadOnlyFinetune
+from molfun.training.history import History as History
+from molfun.training.lora import LoRAFinetune as LoRAFinetune
+from molfun.training.partial import PartialFinetune as PartialFinetune
+
+__all__: list[str]
+__version__: str
