@@ -36,6 +36,7 @@ MAX_FUNCTION, MAX_COMPLEXITY, MAX_FILE, MAX_FACADE = 60, 10, 500, 450
 FLOORS = ("molfun/models", "molfun/training", "molfun/cli")
 """Folders in which no file may be long."""
 
+CONTRACTS = "molfun/testing/"
 _DATA = ("SampleDataset", "Subset", "DataLoader", "Sample", "SampleBatch", "Inputs", "TrunkOutput")
 """Classes that a batch is on its way to the loss."""
 
@@ -165,7 +166,8 @@ def measure(root: Path = ROOT) -> House:
         name, text = path.relative_to(root).as_posix(), path.read_text()
         lines = code_lines(text)
         files[name] = len(lines)
-        functions += functions_of(name, text, lines)
+        if not name.startswith(CONTRACTS):  # tests: radon counts every assert as a branch
+            functions += functions_of(name, text, lines)
     home, facade = FACADE
     tree = ast.parse((root / home).read_text())
     (body,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == facade)
@@ -252,7 +254,9 @@ def report(house: House, *, with_ways: bool = True) -> Iterator[tuple[str, objec
     yield f"functions above complexity {MAX_COMPLEXITY}", len(house.complex_functions), 0
     yield f"files above {MAX_FILE} lines: models, training, cli", len(house.long_files(*FLOORS)), 0
     yield f"files above {MAX_FILE} lines: all", len(house.long_files()), "-"
-    yield "code lines", sum(house.files.values()), "-"
+    contracts = sum(n for name, n in house.files.items() if name.startswith(CONTRACTS))
+    yield "code lines, without the contracts", sum(house.files.values()) - contracts, "-"
+    yield "code lines of the contracts (molfun.testing)", contracts, "-"
     yield "import cycles", len(cycles()), 0
     if not with_ways:
         return

@@ -11,8 +11,10 @@ import numpy as np
 from molfun.models.structure import MolfunStructureModel
 from molfun.protein import RESIDUE_LETTERS, Protein
 from molfun.sample import Sample, SampleBatch
+from molfun.testing.samples import LENGTHS, in_batches
+from molfun.testing.samples import series as build_series
 
-LENGTHS = (7, 12, 9, 5, 11, 8, 10, 6)
+__all__ = ["build_series"]
 DEFAULTS: dict[str, Any] = {
     "config": "tiny",
     "head": "affinity",
@@ -49,24 +51,6 @@ def build_samples(
         name = f"{prefix}{i}"
         protein = Protein.from_sequence("".join(letters), name=name)
         samples.append(Sample(id=name, protein=protein, target=float(6 + rng.normal())))
-    return samples
-
-
-def build_series(
-    n: int = 6, *, lengths: Sequence[int] = LENGTHS, seed: int = 0, prefix: str = "s"
-) -> list[Sample]:
-    """`n` series of three noisy waves with a tenth missing; the label is the frequency."""
-    rng = np.random.default_rng(seed)
-    samples = []
-    for i in range(n):
-        rate = rng.uniform(0.2, 1.5)
-        steps = np.arange(lengths[i % len(lengths)])[:, None]
-        values = np.sin(rate * steps + rng.uniform(0, 6, (1, 3))) + 0.1 * rng.normal(
-            size=(len(steps), 3)
-        )
-        mask = rng.uniform(size=values.shape) > 0.1
-        features = {"timeseries": values.astype(np.float32), "mask": mask}
-        samples.append(Sample(id=f"{prefix}{i}", features=features, target=float(rate)))
     return samples
 
 
@@ -115,5 +99,4 @@ def pair_energy(atoms: Any) -> dict[str, Any]:
 
 def build_batches(n: int = 6, *, batch_size: int = 1, **settings: Any) -> list[SampleBatch]:
     """`build_samples` in batches; the last one may be smaller."""
-    samples = build_samples(n, **settings)
-    return [SampleBatch(samples[i : i + batch_size]) for i in range(0, n, batch_size)]
+    return in_batches(build_samples(n, **settings), batch_size)

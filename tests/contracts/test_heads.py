@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from head_contract import HeadContract
+from molfun.testing import HeadContract
 
 
 class TestAffinity(HeadContract):

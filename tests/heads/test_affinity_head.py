@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-from molfun.heads import AffinityHead
+from molfun.heads import AffinityHead, Head
 from molfun.nn.pooling import AttentionPool, MeanPool
 from molfun.trunk import TrunkOutput
 
@@ -82,3 +82,12 @@ def test_pooling_of_nothing_is_zero(pool: nn.Module):
 def test_attention_weights_sum_to_one():
     x, mask = torch.ones(1, 4, 3), torch.tensor([[1.0, 1, 1, 0]])
     assert torch.allclose(AttentionPool(3)(x, mask), torch.ones(1, 3))
+
+
+def test_a_wrong_dimension_is_one_clear_error():
+    with pytest.raises(
+        ConfigError, match="head_config has single_dim=3, but the backbone gives 12"
+    ):
+        Head.check_dim("single_dim", 3, 12)
+    with pytest.raises(ConfigError, match="needs pair_dim, which the backbone does not give"):
+        Head.check_dim("pair_dim", None, None)

@@ -1,0 +1,6 @@
+from molfun.testing.head import HeadContract as HeadContract
+from molfun.testing.objective import ObjectiveContract as ObjectiveContract
+from molfun.testing.strategy import StrategyContract as StrategyContract
+from molfun.testing.task import TaskContract as TaskContract
+
+__all__: list[str]
