@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.nn import functional
 
+from molfun.errors import ConfigError
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -16,6 +18,8 @@ Level = Literal["sequence", "residue", "pair"]
 """What one prediction is for: a sample, each of its residues, or each pair of them."""
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector a sample."""
+REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
+"""All that an output may hold besides the mask."""
 PROPERTY = "properties."
 """How the names of properties begin among other tensors."""
 PER_ATOM = (f"{PROPERTY}forces",)
@@ -80,17 +84,31 @@ class TrunkOutput:
     properties: Mapping[str, torch.Tensor] | None = None
 
     def need(self, name: str) -> torch.Tensor:
-        """The representation of that name.
+        """The representation of that name; ``mean`` is pooled from `single` where it is not there.
 
         Raises
         ------
-        ValueError
-            If it was not computed: a head has to list it in ``needs``.
+        ConfigError
+            If it was not computed: a head has to list it in ``needs``, and a backbone to give it.
         """
-        value = getattr(self, name)
+        value = getattr(self.with_mean() if name == "mean" else self, name)
         if value is None:
-            raise ValueError(f"{name!r} was not computed: list it in the head's needs.")
+            raise ConfigError(
+                f"{name!r} was not computed (there is {', '.join(self.given) or 'nothing'}): list "
+                f"it in the head's needs, and let the backbone's forward give it."
+            )
         return value
+
+    def with_mean(self) -> TrunkOutput:
+        """The same output with ``mean``, if it has that or `single`."""
+        if self.mean is not None or self.single is None:
+            return self
+        return replace(self, mean=masked_mean(self.single, self.mask))
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the representations that are there."""
+        return tuple(name for name in REPRESENTATIONS if getattr(self, name) is not None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Mask and representations that are there, by name (without the structure)."""
@@ -99,10 +117,10 @@ class TrunkOutput:
         return {**{n: t for n in names if (t := getattr(self, n)) is not None}, **own}
 
     def select(self, names: Sequence[str]) -> TrunkOutput:
-        """Drop all representations but those named (the mask always stays)."""
-        fields = ("single", "pair", "structure", "properties", *SAMPLE_LEVEL)
-        absent: dict[str, Any] = {n: None for n in fields if n not in names}
-        return replace(self, **absent)
+        """Keep the mask and the representations named; ``mean`` is pooled where it is not there."""
+        pooled = self.with_mean() if "mean" in names else self
+        absent: dict[str, Any] = {n: None for n in REPRESENTATIONS if n not in names}
+        return replace(pooled, **absent)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
@@ -122,6 +140,14 @@ class TrunkOutput:
         joined = {n: torch.cat([_pad_to(n, p[n], length) for p in parts]) for n in names}
         structure = _stack_structures([out.structure for out in outputs], length)
         return replace(cls.from_tensors(joined), structure=structure)
+
+
+def masked_mean(
+    x: Float[torch.Tensor, "batch length channels"], mask: Float[torch.Tensor, "batch length"]
+) -> Float[torch.Tensor, "batch channels"]:
+    """Mean over the residues where the mask is 1; zero where there are none."""
+    weight = mask.to(x.dtype).unsqueeze(-1)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _pad_to(name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:

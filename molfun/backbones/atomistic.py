@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from molfun.backbones.base import Backbone, Features
+from molfun.backbones.base import Backbone, Features, Run
 from molfun.backbones.baselines import (
     LEAST_SCALE,
     describe_baseline,
@@ -99,7 +99,7 @@ class AtomisticBackbone(Backbone):
         """Give the model another energy, with a head of its own."""
 
     @abstractmethod
-    def fit_baseline(self, target: str, samples: Sequence[Sample]) -> None:
+    def fit_baseline(self, target: str, samples: Sequence[Sample], run: Run) -> None:
         """Fit the energy of each element, and the scale of what is left, to labels.
 
         Where the network gives something sensible already (its head was inherited, or it has
@@ -138,7 +138,7 @@ class AtomisticBackbone(Backbone):
     def neighbours(self, atoms: Any) -> Features:
         """``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)."""
 
-    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+    def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
         """Fit the baseline of the energy in use to the labels, or compare them with predictions.
 
         Warns of labels that are probably in another unit, or of another level of theory.
@@ -153,14 +153,14 @@ class AtomisticBackbone(Backbone):
             return
         target, samples = self.readout.target, (s for s in samples if s.atoms is not None)
         some = list(itertools.islice(samples, LOOKED_AT))
-        for doubt in doubts(self, target, some):
+        for doubt in doubts(self, run, target, some):
             logger.warning("%s", doubt)
         if self.baseline_of(target) is not None:
             return
         every = [*some, *samples]
         labelled = [s for s in every if energy_of(s) is not None]
         if labelled:
-            self.fit_baseline(target, labelled)
+            self.fit_baseline(target, labelled, run)
             logger.info("Baseline of %s", describe_baseline(self, target))
             mixed = indistinct(labelled)
             if mixed is not None:
@@ -172,11 +172,16 @@ class AtomisticBackbone(Backbone):
         if scale > LEAST_SCALE:
             self.set_scale(target, scale)
 
-    @torch.no_grad()
     def predicted(
-        self, samples: Sequence[Sample], target: str, *, forces: bool = False, stress: bool = False
+        self,
+        samples: Sequence[Sample],
+        run: Run,
+        target: str,
+        *,
+        forces: bool = False,
+        stress: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """What the model of now gives for structures, in the unit of the target.
+        """What `run` gives for structures, in the unit of the target.
 
         Returns
         -------
@@ -184,18 +189,14 @@ class AtomisticBackbone(Backbone):
             (samples,), and (atoms, 3) and (3, 3) for each structure where asked for; a stress is
             infinite or NaN where there is no volume.
         """
-        kept, modes = self.readout, [(module, module.training) for module in self.modules()]
-        device = next(self.parameters()).device
+        kept = self.readout
         energies: list[float] = []
         found: list[np.ndarray] = []
         tensors: list[np.ndarray] = []
         self.use_readout(Readout(target, forces, stress, self.head_modules))
-        self.eval()
         try:
             for batch in _in_batches(samples, AT_ONCE):
-                features = self.collate([self.featurize(sample) for sample in batch])
-                moved = {name: tensor.to(device) for name, tensor in features.items()}
-                given = self(moved, outputs=("properties",)).need("properties")
+                given = dict(run(batch, ("properties",)).properties or {})
                 energies += (given["energy"].double() * given["scale"] + given["baseline"]).tolist()
                 if forces:
                     scaled = given["forces"].double() * given["scale"][:, None, None]
@@ -208,8 +209,6 @@ class AtomisticBackbone(Backbone):
                     ]
         finally:
             self.use_readout(kept)
-            for module, mode in modes:
-                module.training = mode
         return np.array(energies), found, tensors
 
     def check(self, sample: Sample) -> None:

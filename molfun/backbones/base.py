@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -21,6 +21,9 @@ from molfun.trunk import TrunkOutput
 
 Features = dict[str, torch.Tensor]
 """Input tensors of one sample (no batch dimension) or of one batch, by name."""
+
+Run = Callable[[Sequence[Sample], Sequence[str]], TrunkOutput]
+"""Gives the named outputs of a model for samples, in eval mode and without a graph."""
 
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output", "head"]
 
@@ -110,10 +113,15 @@ class Backbone(nn.Module, ABC):
     def serve(self, task: Any) -> None:
         """Be told of the task whose labels the model learns."""
 
-    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+    def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
         """Learn the scale of the inputs from the training samples, where that is not known yet.
 
-        Not looking at them costs nothing.
+        Parameters
+        ----------
+        samples
+            The training set; samples that are not asked for cost nothing.
+        run
+            Gives what the model outputs for some of them now, before it trains.
         """
 
     def check_batch(self, batch: Features) -> None:

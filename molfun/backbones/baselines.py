@@ -106,7 +106,7 @@ def indistinct(samples: Sequence[Any]) -> str | None:
 # --- doubt ---------------------------------------------------------------------------------------
 
 
-def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
+def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list[str]:
     """What speaks against labels being of the energy, and in the unit, of the target.
 
     Labels are compared with what the model predicts for them, for a new target with what it
@@ -116,6 +116,8 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
     ----------
     backbone
         A model of atoms.
+    run
+        Gives what it outputs for samples, see `molfun.backbones.base.Run`.
     target
         One of its energies.
     samples
@@ -133,6 +135,7 @@ def doubts(backbone: Any, target: str, samples: Sequence[Any]) -> list[str]:
     tensors = [stress_of(sample) for sample in samples]
     energies, predicted, stress = backbone.predicted(
         samples,
+        run,
         known[0],
         forces=any(f is not None for f in forces),
         stress=any(t is not None for t in tensors),

@@ -26,8 +26,12 @@ from molfun.lightning.parts import (
 )
 from molfun.lightning.shell import STATE, TimeSeriesModule
 from molfun.models.sections import FinetuneConfig, finetune_config
+from molfun.nn.modes import evaluating
 from molfun.tasks.base import Task
-from molfun.training.runner import Evaluation, Inputs, ModelRunner
+from molfun.training.forward import ForwardPass
+from molfun.training.inputs import Inputs
+from molfun.training.runner import Evaluation
+from molfun.training.supervised import SupervisedRunner
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
@@ -208,13 +212,14 @@ class FineTuneModule(TimeSeriesModule):
                 if parameter.grad is not None:
                     parameter.grad /= ranks.size
 
-    @torch.no_grad()
     def _trunks(self, batches: Iterable[Any]) -> Iterator[TrunkOutput]:
-        backbone, head = self._need_backbone(), self._need_head()
-        backbone.eval()
+        backbone = self._need_backbone()
+        forward = ForwardPass(backbone, self._need_head().needs, device=self.device)
         for batch in batches:
-            yield backbone(self._features(batch, self.device), outputs=head.needs)
-        backbone.train()
+            features = self._features(batch, self.device)
+            with torch.no_grad(), evaluating(backbone):
+                trunk = forward.whole(Inputs(ids=[], targets=[], features=features))
+            yield trunk
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -242,17 +247,17 @@ class FineTuneModule(TimeSeriesModule):
             (batch, time), False for padding; None means no padding.
         """
         batch = {"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask}
-        head = self._need_head()
-        outputs = head(self._need_backbone()(self._features(batch), outputs=head.needs))
+        inputs = Inputs(ids=[], targets=[], features=self._features(batch))
+        outputs = self._runner().outputs(inputs)
         predicted = self.task.predictions(outputs)
         if not hasattr(self.task, "classes"):
             return {"prediction": predicted.float()}
         probs = outputs.get("probs", predicted.float())
         return {"logits": outputs["prediction"], "probs": probs}
 
-    def _runner(self) -> ModelRunner:
+    def _runner(self) -> SupervisedRunner:
         backbone, head = self._need_backbone(), self._need_head()
-        return ModelRunner(backbone, head, self.task, device=self.device)
+        return SupervisedRunner(backbone, head, self.task, device=self.device)
 
     def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
         """A batch with its labels.

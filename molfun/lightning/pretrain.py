@@ -14,8 +14,8 @@ from molfun.lightning.data import rows, series_of
 from molfun.lightning.shell import STATE, TimeSeriesModule
 from molfun.models.sections import PretrainConfig, build_objective, pretrain_config
 from molfun.objectives.base import Objective
-from molfun.training.objective_runner import ObjectiveEvaluation, ObjectiveRunner
-from molfun.training.runner import as_inputs
+from molfun.training.inputs import as_inputs
+from molfun.training.selfsupervised import ObjectiveEvaluation, ObjectiveRunner
 
 
 class SSLPretrainModule(TimeSeriesModule):

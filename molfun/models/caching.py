@@ -15,7 +15,7 @@ from molfun.backbones.base import Backbone
 from molfun.nn import lora
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
 from molfun.training.feature_cache import FeatureCache
-from molfun.training.runner import FrozenPart
+from molfun.training.forward import FrozenPart
 
 logger = logging.getLogger(__name__)
 

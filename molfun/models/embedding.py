@@ -11,8 +11,10 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, unknown_name
-from molfun.nn.pooling import MeanPool
+from molfun.nn.modes import evaluating
 from molfun.sample import Sample, n_residues
+from molfun.training.forward import ForwardPass
+from molfun.training.inputs import Inputs
 from molfun.trunk import TrunkOutput
 
 Pooling = Literal["mean", "cls"]
@@ -47,12 +49,10 @@ def embed(
     source = pooling or "single"
     options = _layer_option(backbone, layer)
     results: list[np.ndarray | None] = [None] * len(samples)
-    backbone.eval()
-    with torch.no_grad():
+    forward = ForwardPass(backbone, (source,), device=device, reader="embed")
+    with torch.no_grad(), evaluating(backbone):
         for batch in _batches(samples, batch_tokens):
-            features = backbone.collate([backbone.featurize(samples[i]) for i in batch])
-            moved = {k: v.to(device) for k, v in features.items()}
-            output = backbone(moved, outputs=(source,), **options)
+            output = forward.whole(Inputs.of([samples[i] for i in batch]), **options)
             for i, array in zip(batch, _rows(output, source), strict=True):
                 results[i] = array
     return [array for array in results if array is not None]
@@ -67,9 +67,6 @@ def _layer_option(backbone: Backbone, layer: int) -> dict[str, int]:
 
 
 def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
-    if source == "mean" and output.mean is None:
-        single = output.need("single")  # a backbone that pools nothing itself
-        output = TrunkOutput(mask=output.mask, mean=MeanPool()(single, output.mask))
     values = output.need(source).float().cpu().numpy()
     if source != "single":
         yield from values

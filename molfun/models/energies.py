@@ -12,7 +12,7 @@ from molfun.models.loaders import as_loader, targets_of
 from molfun.tasks.energy import EnergyTask
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
-from molfun.training.runner import ModelRunner
+from molfun.training.supervised import SupervisedRunner
 from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Forgetting(Callback):
         model.backbone.use_readout(
             Readout(self.target, "forces" in asked, "stress" in asked, kept.modules)
         )
-        runner = ModelRunner(model.backbone, model.head, self._task, device=model.device)
+        runner = SupervisedRunner(model.backbone, model.head, self._task, device=model.device)
         try:
             # a loader draws a seed, and the fit has to go on as it would have
             with torch.random.fork_rng(devices=[]):

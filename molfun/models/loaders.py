@@ -22,7 +22,7 @@ from molfun.errors import ConfigError, DataError, listing
 from molfun.models import given
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
-from molfun.training.runner import Inputs, as_inputs
+from molfun.training.inputs import Inputs, as_inputs
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from molfun.training.callbacks import Callback
 from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optimizer
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
-from molfun.training.objective_runner import ObjectiveRunner
 from molfun.training.ranks import Ranks
+from molfun.training.selfsupervised import ObjectiveRunner
 
 logger = logging.getLogger(__name__)
 

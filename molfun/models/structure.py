@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -62,6 +63,7 @@ from molfun.models.loaders import (
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.kernels import matrix_kernel
+from molfun.nn.modes import evaluating, set_modes
 from molfun.nn.process import refuse_inference_tensors, settled
 from molfun.registry import BACKBONES, HEADS, OBJECTIVES, TASKS
 from molfun.sample import Sample, is_missing
@@ -77,10 +79,11 @@ from molfun.training.engine import (
     make_fabric,
     make_optimizer,
 )
+from molfun.training.forward import ForwardPass, run_now
 from molfun.training.history import History
+from molfun.training.inputs import as_inputs
 from molfun.training.ranks import Ranks
-from molfun.training.runner import ModelRunner, as_inputs, set_modes
-from molfun.trunk import TrunkOutput
+from molfun.training.supervised import SupervisedRunner
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +343,9 @@ class MolfunStructureModel(nn.Module):
         _fit_labels(task, train_loader, targets)
         self._attach()
         check_labels(task, val_loader)
-        self.backbone.fit_inputs(self._training_samples(train_loader))
+        self.backbone.fit_inputs(
+            self._training_samples(train_loader), functools.partial(run_now, self.backbone)
+        )
         n_blocks = len(self.backbone.blocks())
         strategy = as_strategy(strategy, sum(not is_missing(t) for t in targets), n_blocks)
         strategy.setup(self, seed=seed)
@@ -374,7 +379,7 @@ class MolfunStructureModel(nn.Module):
                 self.save(run_dir / run_folder.CHECKPOINT)
             kept.append(len(history))
 
-        runner = ModelRunner(
+        runner = SupervisedRunner(
             self.backbone,
             head,
             task,
@@ -383,7 +388,7 @@ class MolfunStructureModel(nn.Module):
             make_cache=caches.outputs,
             features=caches.features(),
         )
-        if runner.frozen.whole:
+        if runner.forward.frozen.whole:
             set_modes(self.backbone, training=False)
             head.fit_inputs(runner.representations(samples_of([train_loader])))
         engine = Engine(
@@ -433,8 +438,8 @@ class MolfunStructureModel(nn.Module):
             if run_dir is not None and unsaved and ranks.is_first:
                 self.save(run_dir / run_folder.CHECKPOINT)
         ranks.wait()
-        history.cache_report = "\n".join(runner.cache_reports())
-        if history.cache_report or runner.cache is not None:
+        history.cache_report = "\n".join(runner.forward.cache_reports())
+        if history.cache_report or runner.forward.cache is not None:
             logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
         return history
 
@@ -512,7 +517,9 @@ class MolfunStructureModel(nn.Module):
         chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
         objective_config = as_settings("objective_config", objective_config)
         goal = _build("objective_config", OBJECTIVES[objective], objective_config)
-        self.backbone.fit_inputs(self._training_samples(train_loader))
+        self.backbone.fit_inputs(
+            self._training_samples(train_loader), functools.partial(run_now, self.backbone)
+        )
         history = pretraining.run(
             self.backbone,
             goal,
@@ -719,17 +726,14 @@ class MolfunStructureModel(nn.Module):
         watch = trained_on.Watch([data], self.training_inputs)
         (inputs,) = watch
         watch.warn()
-        self.eval()
-        needs = (*outputs, *(self.head.needs if self.head is not None else ()))
-        features = inputs.features
-        if features is not None:
-            self.backbone.check_batch(features)
-        else:
-            features = self.backbone.collate([self.backbone.featurize(s) for s in inputs.samples])
-        moved = {k: v.to(self.device) for k, v in features.items()}
+        needs = dict.fromkeys((*outputs, *(self.head.needs if self.head is not None else ())))
         prediction = Prediction(ids=inputs.ids)
-        with self._autocast():
-            trunk: TrunkOutput = self.backbone(moved, outputs=tuple(dict.fromkeys(needs)))
+        reader = "predict"
+        if self.head is not None:
+            reader += f" with the head {type(self.head).__name__}"
+        forward = ForwardPass(self.backbone, tuple(needs), device=self.device, reader=reader)
+        with evaluating(self), self._autocast():
+            trunk = forward.whole(inputs)
             if self.head is not None and self.task is not None:
                 lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
                 scores = self.task.predictions(self.head(trunk))
@@ -830,14 +834,14 @@ class MolfunStructureModel(nn.Module):
             )
         return found
 
-    def _runner(self, task: Task | None = None) -> ModelRunner:
+    def _runner(self, task: Task | None = None) -> SupervisedRunner:
         head, own = self._need_head("this")
-        return ModelRunner(
+        return SupervisedRunner(
             self.backbone, head, task or own, device=self.device, autocast=self._autocast
         )
 
     @contextlib.contextmanager
-    def _measuring(self, loader: Any) -> Iterator[ModelRunner]:
+    def _measuring(self, loader: Any) -> Iterator[SupervisedRunner]:
         """What evaluates data; all that it has labels of is predicted meanwhile."""
         head, task = self._need_head("this")
         known = column_of(getattr(loader, "dataset", None), "targets") is not None

@@ -18,7 +18,7 @@ from molfun.data.splits import PART_WORDS
 from molfun.data.words import counted
 from molfun.models.loaders import label_texts, samples_of
 from molfun.sample import Sample, is_missing
-from molfun.training.runner import Inputs, as_inputs
+from molfun.training.inputs import Inputs, as_inputs
 
 if TYPE_CHECKING:
     from jaxtyping import Int64

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from molfun.trunk import masked_mean
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -27,8 +29,7 @@ class MeanPool(nn.Module):
         mask: Float[torch.Tensor, "batch length"],
     ) -> Float[torch.Tensor, "batch channels"]:
         """Pool (batch, length, channels) to (batch, channels)."""
-        weight = mask.to(x.dtype).unsqueeze(-1)
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return masked_mean(x, mask)
 
 
 class AttentionPool(nn.Module):

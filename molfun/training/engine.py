@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, unknown_name
+from molfun.nn.modes import set_modes
 from molfun.nn.param_groups import for_optimizer
 from molfun.training import state as run_state
 from molfun.training.base import FinetuneStrategy
@@ -34,11 +35,12 @@ from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.history import History, Row, monitored
+from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.interrupt import Interrupted, SignalWatch
 from molfun.training.loading import worker_errors
 from molfun.training.optimizers import build_optimizer
 from molfun.training.ranks import Ranks
-from molfun.training.runner import Inputs, Runner, as_inputs, set_modes
+from molfun.training.runner import Runner
 from molfun.training.schedule import RunSchedule
 from molfun.training.state import FitState
 

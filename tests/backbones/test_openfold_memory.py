@@ -16,9 +16,9 @@ from molfun.backbones.openfold.memory import Shape
 from molfun.models import memory as planning
 from molfun.nn import attention
 from molfun.nn import memory as system
+from molfun.nn.modes import set_modes
 from molfun.sample import Sample, SampleBatch
 from molfun.training import FinetuneStrategy
-from molfun.training.runner import set_modes
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from molfun.data.atoms import AtomsDataset
 from molfun.errors import DataError
 from molfun.models.structure import MolfunStructureModel
 from molfun.training import FullFinetune, HeadOnlyFinetune
+from molfun.training.forward import run_now
 
 
 def pet(**settings: Any) -> MolfunStructureModel:
@@ -204,5 +206,6 @@ def test_a_stress_of_another_unit_or_sign_is_doubted(name: str, text: str | None
         for a, energy, stress in zip(atoms, found["prediction"], found["stress"], strict=True)
     ]
     data = AtomsDataset(atoms, labels)
-    texts = doubts(model.backbone, "energy", [data[i] for i in range(6)])
+    run = functools.partial(run_now, model.backbone)
+    texts = doubts(model.backbone, run, "energy", [data[i] for i in range(6)])
     assert [text in said for said in texts] == ([] if text is None else [True])

@@ -25,7 +25,7 @@ from molfun.errors import (  # noqa: E402
 from molfun.lightning import SSLPretrainModule  # noqa: E402
 from molfun.lightning.data import rows  # noqa: E402
 from molfun.objectives.base import Objective  # noqa: E402
-from molfun.training.objective_runner import ObjectiveRunner  # noqa: E402
+from molfun.training.selfsupervised import ObjectiveRunner  # noqa: E402
 
 ENCODERS = {
     "transformer": {"name": "transformer", "d_model": 16, "n_heads": 2, "n_layers": 1},

@@ -26,7 +26,7 @@ from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, LoRAFinetune
 from molfun.training import engine as engine_module
 from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optimizer
-from molfun.training.runner import ModelRunner
+from molfun.training.supervised import SupervisedRunner
 
 STRATEGY = LoRAFinetune(
     rank=2, lr_lora=1e-2, dropout=0.2, ema_decay=0.9, accumulation_steps=3, warmup_steps=1
@@ -165,7 +165,7 @@ def make_engine(
     strategy.setup(model)
     optimizer, parameters = make_optimizer(strategy, model)
     return Engine(
-        ModelRunner(model.backbone, model.head, model.task, device=model.device),
+        SupervisedRunner(model.backbone, model.head, model.task, device=model.device),
         strategy,
         EngineConfig(**{"epochs": 1, **config}),
         parameters=parameters,

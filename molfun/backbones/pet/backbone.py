@@ -21,7 +21,7 @@ from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 from torch import nn
 
 from molfun.backbones.atomistic import AtomisticBackbone
-from molfun.backbones.base import Features, Layer
+from molfun.backbones.base import Features, Layer, Run
 from molfun.backbones.baselines import energy_of, shifts_by_element
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
@@ -158,12 +158,12 @@ class PETBackbone(AtomisticBackbone):
         """The cutoff decides the neighbours."""
         return f"{self.name} {self.model.cutoff}"
 
-    def fit_baseline(self, target: str, samples: Sequence[Sample]) -> None:
+    def fit_baseline(self, target: str, samples: Sequence[Sample], run: Run) -> None:
         """Fit the energy of each element, and the scale of what is left, by least squares."""
         labels = np.array([energy_of(sample) for sample in samples])
         differences = np.full(len(samples), np.nan)
         if self._is_fitted(target):
-            differences = labels - self.predicted(samples, target)[0]
+            differences = labels - self.predicted(samples, run, target)[0]
         usable = np.isfinite(differences)
         if usable.any():
             kept = [sample for sample, use in zip(samples, usable, strict=True) if use]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, Features, Layer
+from molfun.backbones.base import Backbone, Features, Layer, Run
 from molfun.backbones.timeseries.encoders.base import (
     BaseEncoder,
     EncoderConfig,
@@ -211,7 +211,7 @@ class TimeSeriesBackbone(Backbone):
         return {key: torch.stack([pad(f[key], 0, length) for f in features]) for key in features[0]}
 
     @torch.no_grad()
-    def fit_inputs(self, samples: Iterable[Sample]) -> None:
+    def fit_inputs(self, samples: Iterable[Sample], run: Run | None = None) -> None:  # noqa: ARG002
         """Take mean and deviation of each feature's observed values, the first time only."""
         if self.inputs_fitted or not self.standardize:
             return

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
+from molfun.nn.modes import evaluating
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.tasks.base import LossSum
+from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched
-from molfun.training.runner import Evaluation, Inputs, as_inputs
+from molfun.training.runner import Evaluation, Runner
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ObjectiveEvaluation(Evaluation):
         return result
 
 
-class ObjectiveRunner:
+class ObjectiveRunner(Runner):
     """Backbone and objective as one function from a batch to a loss.
 
     Parameters
@@ -81,9 +82,6 @@ class ObjectiveRunner:
         """Put it back."""
         self.head.load_resume_state(state)
 
-    def trainable_changed(self) -> None:
-        """Nothing depends on it."""
-
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
         if inputs.features is None:
             rows = [(s.content_key(), self.backbone.featurize(s)) for s in inputs.samples]
@@ -103,11 +101,8 @@ class ObjectiveRunner:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any]) -> ObjectiveEvaluation:
         """Run over batches in eval mode, with chance that depends on the samples alone."""
-        modules = nn.ModuleList([self.backbone, self.head])
-        modes = [(module, module.training) for module in modules.modules()]
-        modules.eval()
         result = ObjectiveEvaluation()
-        try:
+        with evaluating(self.backbone, self.head):
             for batch in watched(batches):
                 inputs = as_inputs(batch)
                 output = self._run(inputs, fixed=True)
@@ -115,9 +110,6 @@ class ObjectiveRunner:
                 result.loss_total += float(output.total)
                 result.loss_count += output.n_labels
                 result.sums.update(output.sums)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return result
 
     def metrics(self, result: ObjectiveEvaluation) -> dict[str, float]:

@@ -1,0 +1,85 @@
+"""Batches in one form, whatever a loader gives: samples, or the backbone's own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from molfun.backbones.base import Features
+from molfun.errors import DataError
+from molfun.sample import Sample, SampleBatch
+
+TARGET_KEYS = ("target", "targets", "affinity", "label")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch: either `samples`, or the backbone's tensors in `features` (batch dimension first).
+
+    Parameters
+    ----------
+    ids, targets
+        Name and label of each sample; None for a label that is missing.
+    samples
+        The samples; empty where `features` are given.
+    features
+        Tensors by name, as the backbone's ``collate`` gives them.
+    """
+
+    ids: list[str]
+    targets: list[Any]
+    samples: Sequence[Sample] = ()
+    features: Features | None = None
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Self:
+        """A batch of these samples."""
+        batch = SampleBatch(samples)
+        return cls(ids=batch.ids, targets=batch.targets, samples=samples)
+
+
+def as_inputs(batch: Any) -> Inputs:
+    """Accept what a loader may give: samples, or a dict of the backbone's tensors.
+
+    Raises
+    ------
+    DataError
+        If the batch is neither.
+    """
+    if isinstance(batch, Inputs):
+        return batch
+    if isinstance(batch, Sample):
+        return Inputs.of([batch])
+    if isinstance(batch, SampleBatch):
+        return Inputs.of(batch.samples)
+    if isinstance(batch, list | tuple) and batch and all(isinstance(s, Sample) for s in batch):
+        return Inputs.of(batch)
+    if isinstance(batch, Mapping):
+        return _from_mapping(batch)
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
+        return _from_mapping({**batch[0], "target": batch[1]})
+    if isinstance(batch, list | tuple) and not batch:
+        raise DataError("There is nothing in this batch: the list is empty.")
+    raise DataError(
+        f"Cannot use a batch of type {type(batch).__name__}. Give samples (a data set such as "
+        f"SequenceDataset or AtomsDataset, or a DataLoader with the collate_fn of one), or a dict "
+        f"of the backbone's tensors."
+    )
+
+
+def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
+    features = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    target = next((features.pop(k) for k in TARGET_KEYS if k in features), None)
+    if not features:
+        raise DataError(f"The batch is a dict without input tensors (keys: {sorted(batch)}).")
+    # packed features have no batch dimension; their shape table has one
+    size = features.get("shape", next(iter(features.values()))).shape[0]
+    targets: list[Any] = [None] * size
+    if target is not None:
+        flat = target.ndim <= 1 or target.numel() == size
+        targets = target.reshape(-1).tolist() if flat else list(target.cpu().numpy())
+    ids = list(batch.get("ids", batch.get("pdb_id", [f"sample_{i}" for i in range(size)])))
+    return Inputs(ids=[str(i) for i in ids], targets=targets, features=features)
