@@ -467,7 +467,7 @@ class DirectoryLock:
     loader workers outlive it for a moment; a lock file left by a dead process is taken over.
     """
 
-    _held: ClassVar[set[str]] = set()
+    _taken: ClassVar[set[str]] = set()
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory) / ".lock"
@@ -475,11 +475,12 @@ class DirectoryLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> DirectoryLock:
-        if self._place in self._held:
-            return self  # this process has it already, further up the call stack
         folder = self.path.parent
         if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
             raise RunError(f"{folder} is no folder. Choose another output folder.")
+        if self._place in self._taken:
+            # the kernel's lock keeps no process from itself, and ends when any handle is closed
+            raise self._in_use(os.getpid())
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+", encoding="utf-8")
@@ -489,20 +490,23 @@ class DirectoryLock:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             file.close()
-            raise RunError(
-                f"{self.path.parent} is in use by process {holder}. Wait for it, stop it, or "
-                f"choose another output folder."
-            ) from None
+            raise self._in_use(holder) from None
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
         self._file = file
-        self._held.add(self._place)
+        self._taken.add(self._place)
         return self
+
+    def _in_use(self, holder: int | str) -> RunError:
+        return RunError(
+            f"{self.path.parent} is in use by process {holder}. Wait for it, stop it, or choose "
+            f"another output folder."
+        )
 
     def __exit__(self, *exc: object) -> None:
         if self._file is not None:
-            self._held.discard(self._place)
+            self._taken.discard(self._place)
             self._file.close()
             self._file = None

@@ -281,3 +281,18 @@ def check_seed(seed: object) -> int:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write a mapping as YAML, in the order it has."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, so that a difference can be named.
+
+    Examples
+    --------
+    >>> flattened({"head": {"name": "mlp"}, "seed": 0})
+    {'head.name': 'mlp', 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat.update(flattened(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat

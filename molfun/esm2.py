@@ -48,8 +48,9 @@ from molfun.errors import (
     listing,
     unknown_name,
 )
-from molfun.models.checkpoint import MANIFEST
+from molfun.models.build import build_head, build_task
 from molfun.models.structure import MolfunStructureModel
+from molfun.runs.checkpoint import MANIFEST
 from molfun.sample import Sample, SampleBatch
 from molfun.tasks.regression import RegressionLoss, RegressionTask
 from molfun.training.base import FinetuneStrategy
@@ -389,8 +390,10 @@ class ESM2FineTuneSeqModel(MolfunStructureModel):
         """Put an untrained regression head in the place of the head there is."""
         self.head_name, self.task_name = "mlp", "regression"
         self.strategy, self.result = None, {}
-        self.task = self._build_task(dict(task_config))
-        self.head = self._build_head(dict(head_config), seed)
+        self.task = build_task("regression", dict(task_config), head="mlp")
+        self.head = build_head(
+            "mlp", dict(head_config), backbone=self.backbone, task=self.task, seed=seed
+        )
         return self.to(self.device).eval()
 
 

@@ -38,7 +38,7 @@ from molfun.esm2 import (
     infer_model,
     train_model,
 )
-from molfun.models.checkpoint import read_meta
+from molfun.runs.checkpoint import read_meta
 from molfun.sample import Sample
 from molfun.training import LoRAFinetune
 from molfun.training.callbacks import Callback

@@ -514,8 +514,18 @@ def test_a_second_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path)
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
-def test_a_lock_can_be_taken_again_by_its_holder_and_after_it(tmp_path):
-    with _io.DirectoryLock(tmp_path), _io.DirectoryLock(tmp_path / ".." / tmp_path.name):
-        pass
+def test_a_lock_is_taken_once_at_a_time_also_by_one_process(tmp_path):
+    again = _io.DirectoryLock(tmp_path / ".." / tmp_path.name)
     with _io.DirectoryLock(tmp_path):
+        with (
+            pytest.raises(RunError, match=f"is in use by process {os.getpid()}. Wait for it, st"),
+            again,
+        ):
+            pass
+        # a refusal gives nothing free: other processes are still kept out
+        other = subprocess.run(
+            [sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert f"is in use by process {os.getpid()}" in other.stderr
+    with again:
         pass

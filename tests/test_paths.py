@@ -21,10 +21,10 @@ from molfun.data.sequences import SequenceDataset
 from molfun.data.structures import read_structure
 from molfun.data.timeseries import TimeSeriesDataset
 from molfun.errors import ConfigError, MolfunError
-from molfun.models.checkpoint import read_meta
 from molfun.models.export import export
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
+from molfun.runs.checkpoint import read_meta
 from molfun.training.callbacks import CSVLog
 
 LONG = "a" * 300

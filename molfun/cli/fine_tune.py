@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import logging
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from molfun._io import DirectoryLock, disk_errors, write_text
+from molfun._io import write_text
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import (
     ConsoleProgress,
     Progress,
-    hush,
     is_first_process,
     metric_line,
     say,
-    set_up_logging,
 )
 from molfun.cli.data import (
     Dataset,
@@ -32,19 +25,18 @@ from molfun.cli.data import (
     task_config,
 )
 from molfun.cli.models import say_units
-from molfun.cli.outputs import CONFIG, LOG, OTHERS, SPLITS, files_of_a_run, refuse_inputs_of_run
+from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import write_predictions, write_structures
 from molfun.config import read_yaml
 from molfun.data.atoms import AtomsDataset
-from molfun.data.tables import escape
 from molfun.data.timeseries import TimeSeriesDataset
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, DataError
 from molfun.models.energies import Forgetting
-from molfun.models.run_folder import RESUME, RUN_FILES
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
+from molfun.runs.folder import CACHE, COMMAND_FILES, LOG, RUN_FILES, RunFolder
 from molfun.training.auto import recommend
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, FitPlan
@@ -55,33 +47,26 @@ from molfun.training.partial import PartialFinetune
 
 logger = logging.getLogger(__name__)
 
-WRITTEN = (*RUN_FILES, *OTHERS, LOG, "cache")
+WRITTEN = (*RUN_FILES, *COMMAND_FILES, LOG, CACHE)
 """All that a run writes into its folder."""
 
 
 def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, split, train, test; print and write as it goes."""
-    folder, first = settings.output_dir, is_first_process()
-    refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
-    with DirectoryLock(folder) if first else contextlib.nullcontext():
-        replaces: list[str] = []
-        if first:
-            again = settings.demo and _is_demo(folder)
-            replaces = files_of_a_run(
-                folder, FineTuneSettings, resume=resume, overwrite=overwrite or again
-            )
-            with disk_errors(folder):
-                set_up_logging(str(folder / LOG), debug=debug)
-        else:
-            hush()
+    folder = RunFolder(settings.output_dir, resume=resume)
+    overwrite = overwrite or (settings.demo and _is_demo(folder))
+    names = type(settings).model_fields
+    with opened_run(
+        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=debug
+    ):
         train, val, test = open_training(settings)
         old = _old_data(settings)
         model = _model(settings, train, val, test)
-        model.check(*(part for part in (train, val, test) if part is not None))
+        _check_test_set(model, train, val, test)
         strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
-        files = RunFiles(folder, settings, strategy, model, (train, val, test), old=replaces)
+        files = RunFiles(folder, settings, strategy, model, (train, val, test))
         reports = [] if old is None else [Forgetting(model, old, target=settings.inherit)]
         shown = ConsoleProgress()
         try:
@@ -91,16 +76,15 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
                 strategy=strategy,
                 epochs=settings.epochs,
                 output_dir=folder,
-                resume=resume,
                 seed=settings.seed,
                 precision=settings.precision,
                 cache=settings.cache_config,
                 callbacks=[files, *reports, shown],
-                overwrite=True,
+                overwrite=overwrite,
             )
         finally:
             shown.close()
-        if first:
+        if is_first_process():
             _report(folder, model, history, settings, val, test, reports=reports)
     return history
 
@@ -116,31 +100,22 @@ class RunFiles(Callback):
         What is written to ``config.yaml``.
     parts
         Train, validation and test set, for ``splits.csv``.
-    old
-        Files of a former run that this one replaces.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         settings: FineTuneSettings,
         strategy: FinetuneStrategy,
         model: MolfunStructureModel,
         parts: Sequence[Dataset | None],
-        *,
-        old: Sequence[str] = (),
     ) -> None:
         self._folder, self._settings, self._strategy = folder, settings, strategy
-        self._model, self._parts, self._old = model, parts, old
+        self._model, self._parts = model, parts
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Remove what is replaced, then write; the state of the new run is there already."""
-        for name in [name for name in self._old if name != RESUME]:
-            path = self._folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        self._folder.remove_replaced()
         strategy = self._strategy
         inner = strategy.inner if isinstance(strategy, GradualFinetune) else strategy
         resolved = {
@@ -155,31 +130,35 @@ class RunFiles(Callback):
             resolved["lora_rank"] = inner.rank
         if isinstance(inner, PartialFinetune):
             resolved["unfreeze_blocks"] = inner.unfreeze_last_n
-        resolved[STARTED_IN] = started_in(self._folder)
+        resolved[STARTED_IN] = started_in(self._folder.path)
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
-        write_text(self._folder / CONFIG, self._settings.to_yaml(**resolved))
+        write_text(self._folder.config, self._settings.to_yaml(**resolved))
         say(strategy.describe_rates(self._model))
-        _write_splits(self._folder / SPLITS, self._parts)
+        id_name = next(part.id_name for part in self._parts if part is not None)
+        named = zip(("train", "val", "test"), self._parts, strict=True)
+        self._folder.write_splits(
+            id_name, [(name, () if part is None else part.ids) for name, part in named]
+        )
 
 
 def _size(model: MolfunStructureModel) -> int:
     return sum(p.numel() for p in model.backbone.parameters())
 
 
-def _is_demo(folder: Path) -> bool:
-    path = folder / CONFIG
-    return path.is_file() and read_yaml(path).get("demo") is True
+def _is_demo(folder: RunFolder) -> bool:
+    return folder.config.is_file() and read_yaml(folder.config).get("demo") is True
 
 
-def _write_splits(path: Path, parts: Sequence[Dataset | None]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    id_name = next(part.id_name for part in parts if part is not None)
-    writer.writerow([escape(id_name), "split"])
-    for name, part in zip(("train", "val", "test"), parts, strict=True):
-        writer.writerows([escape(i), name] for i in (part.ids if part is not None else []))
-    write_text(path, text.getvalue())
+def _check_test_set(
+    model: MolfunStructureModel, train: Dataset, val: Dataset | None, test: Dataset | None
+) -> None:
+    """Check what `fit` does not; where that is in vain, list the problems of all parts together."""
+    try:
+        model.check(*([] if test is None else [test]))
+    except DataError:
+        model.check(*(part for part in (train, val, test) if part is not None))
+        raise
 
 
 def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
@@ -307,7 +286,7 @@ def _loader(dataset: Dataset | None, settings: FineTuneSettings) -> DataLoader[A
 
 
 def _report(
-    folder: Path,
+    folder: RunFolder,
     model: MolfunStructureModel,
     history: History,
     settings: FineTuneSettings,
@@ -324,11 +303,11 @@ def _report(
         if part is not None:
             batches = Progress(_loader(part, settings), f"predicting {name}")
             prediction, metrics = model.predict_and_score(batches)
-            path = folder / f"predictions_{name}.csv"
+            path = folder.path / f"predictions_{name}.csv"
             write_predictions(path, prediction, part)
             write_structures(path, prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(metrics)}")
     for report in reports:
         say(f"Forgetting: {report}")
-    say(f"Everything is in {folder}: checkpoint/, history.csv, config.yaml, run.log")
+    say(f"Everything is in {folder.path}: checkpoint/, history.csv, config.yaml, run.log")

@@ -509,7 +509,7 @@ def _as_initialised(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("init_from") is None:
         return {}
     from molfun.cli.settings import FineTuneSettings
-    from molfun.models.checkpoint import read_meta
+    from molfun.runs.checkpoint import read_meta
 
     meta = read_meta(values["init_from"])
     parts = {"backbone": meta.backbone, "head": meta.head, "task": meta.task}

@@ -9,8 +9,8 @@ from typing import Any
 from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import say
-from molfun.models.checkpoint import read_meta
 from molfun.models.structure import MolfunStructureModel
+from molfun.runs.checkpoint import read_meta
 
 STOCK = ".ckpt"
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from molfun._io import disk_errors, is_within, same_file
 from molfun._paths import as_path
-from molfun.cli.tables import structures_path
-from molfun.config import Settings, read_yaml
+from molfun.cli.console import hush, is_first_process, set_up_logging
 from molfun.data.feature_files import FEATURE_SUFFIXES
 from molfun.data.structures import CIF_SUFFIXES, PDB_SUFFIXES
 from molfun.errors import ConfigError, RunError
-from molfun.models import run_folder
+from molfun.runs.folder import RunFolder
 from molfun.sample import ALIGNMENT_SUFFIXES
 
-CONFIG, SPLITS, LOG = "config.yaml", "splits.csv", "run.log"
-PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
-OTHERS = (
-    *(CONFIG, SPLITS, *PREDICTIONS),
-    *(structures_path(Path(name)).name for name in PREDICTIONS),
-)
-"""What a command writes into the folder of a run, beside what `fit` does and the log."""
 READ_FROM = {
     "--pdbs": (*PDB_SUFFIXES, *CIF_SUFFIXES),
     "--features": FEATURE_SUFFIXES,
@@ -137,66 +128,47 @@ def _paths(inputs: Inputs) -> Iterator[tuple[str, Path]]:
             yield flag, as_path(path)
 
 
-def files_of_a_run(
-    folder: Path, settings: type[Settings], *, resume: bool, overwrite: bool
-) -> list[str]:
-    """Files of a former run that the new one may replace.
+@contextlib.contextmanager
+def opened_run(
+    folder: RunFolder,
+    written: Iterable[str],
+    inputs: Inputs,
+    *,
+    settings: Collection[str],
+    overwrite: bool,
+    debug: bool,
+) -> Iterator[None]:
+    """Lock and check the folder of a run, and log into it; of several processes the first does.
 
     Parameters
     ----------
     folder
         Folder of the run.
+    written
+        Names of files and folders that the run writes.
+    inputs
+        What the run reads.
     settings
-        Kind of the settings in its ``config.yaml``.
-    resume, overwrite
-        Whether the run in it is continued, or may be replaced.
+        Names of the settings in its ``config.yaml``.
+    overwrite
+        Whether a run in the folder may be replaced.
+    debug
+        Whether the terminal shows all that is logged.
 
     Raises
     ------
+    ConfigError
+        If the run would write what it reads.
     RunError
-        If there are any, and neither is it continued nor was replacing asked for; or if files that
-        no run wrote have names that a run writes.
+        If the folder is in use, or a run may not begin or go on there.
     """
-    replaced = run_folder.prepare(
-        folder,
-        resume=resume,
-        overwrite=overwrite,
-        others=OTHERS,
-        hint="Continue it with --resume, replace it with --overwrite, or choose another --output.",
-    )
-    if not (replaced or resume or overwrite):
-        _keep_what_no_run_wrote(folder, settings)
-    return replaced
-
-
-def _keep_what_no_run_wrote(folder: Path, settings: type[Settings]) -> None:
-    """A run that was killed at its start leaves settings and a log; a file of the user's stays."""
-    present = [name for name in OTHERS if (folder / name).exists()]
-    if CONFIG in present and _is_of_a_run(folder / CONFIG, settings):
+    refuse_inputs_of_run(folder.path, written, inputs)
+    if not is_first_process():
+        hush()
+        yield
         return
-    if (folder / LOG).is_file() and not _is_a_log(folder / LOG):
-        present.append(LOG)
-    if present:
-        raise RunError(
-            f"{folder} holds {' and '.join(present)}, which no run wrote, and a run would replace "
-            f"them. Move them, replace them with --overwrite, or choose another --output."
-        )
-
-
-def _is_of_a_run(path: Path, settings: type[Settings]) -> bool:
-    """Whether a file holds all settings of a run, and no others; older versions had fewer."""
-    try:
-        found = read_yaml(path).keys()
-    except ConfigError:
-        return False
-    return {"output", "backbone", "seed"} <= found <= settings.model_fields.keys()
-
-
-_LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
-
-
-def _is_a_log(path: Path) -> bool:
-    """Whether a file begins as the log of a run does; an empty one may."""
-    with path.open("rb") as file:
-        start = file.readline(200)
-    return not start or _LOG_LINE.match(start) is not None
+    with folder.held():
+        folder.check(overwrite=overwrite, settings=settings)
+        with disk_errors(folder.path):
+            set_up_logging(str(folder.log), debug=debug)
+        yield

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from molfun._io import DirectoryLock, disk_errors, write_text
-from molfun._paths import as_path
-from molfun.cli.console import ConsoleProgress, hush, is_first_process, say, set_up_logging
+from molfun._io import write_text
+from molfun.cli.console import ConsoleProgress, say
 from molfun.cli.data import (
     Dataset,
     in_windows,
@@ -19,7 +16,7 @@ from molfun.cli.data import (
     open_sequences,
     say_features,
 )
-from molfun.cli.outputs import CONFIG, LOG, files_of_a_run, refuse_inputs_of_run
+from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import OptimizerSettings, with_long
 from molfun.config import dump_yaml
@@ -27,9 +24,9 @@ from molfun.data.splits import DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
 from molfun.data.words import names_in
 from molfun.models.pretraining import DEFAULT
-from molfun.models.run_folder import RUN_FILES, WEIGHTS
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
+from molfun.runs.folder import CONFIG, LOG, RUN_FILES, RunFolder
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
@@ -129,15 +126,11 @@ class PretrainSettings(OptimizerSettings):
 
 def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
     """Load, train, write."""
-    folder, first = as_path(settings.output), is_first_process()
-    refuse_inputs_of_run(folder, WRITTEN, settings.inputs)
-    with DirectoryLock(folder) if first else contextlib.nullcontext():
-        if first:
-            files_of_a_run(folder, PretrainSettings, resume=resume, overwrite=overwrite)
-            with disk_errors(folder):
-                set_up_logging(str(folder / "run.log"), debug=debug)
-        else:
-            hush()
+    folder = RunFolder(settings.output, resume=resume)
+    names = type(settings).model_fields
+    with opened_run(
+        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=debug
+    ):
         train, val = _data(settings)
         total, unit = int(train.lengths.sum()), "residues"
         arguments = with_long(settings.backbone_config, settings.long)
@@ -168,29 +161,28 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
                 epochs=settings.epochs,
                 max_steps=settings.max_steps,
                 output_dir=folder,
-                resume=resume,
                 seed=settings.seed,
                 precision=settings.precision,
                 save_every_steps=settings.save_every_steps,
-                overwrite=True,
+                overwrite=overwrite,
                 callbacks=[_ConfigFile(folder, settings), shown],
             )
         finally:
             shown.close()
-        say(f"\nWeights of epoch {history.best['epoch']}: {folder / WEIGHTS}")
+        say(f"\nWeights of epoch {history.best['epoch']}: {folder.weights}")
     return history
 
 
 class _ConfigFile(Callback):
     """Write the settings once everything about them has been accepted."""
 
-    def __init__(self, folder: Path, settings: PretrainSettings) -> None:
+    def __init__(self, folder: RunFolder, settings: PretrainSettings) -> None:
         self._folder, self._settings = folder, settings
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Write ``config.yaml``."""
-        values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder)}
-        write_text(self._folder / CONFIG, dump_yaml(values))
+        values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder.path)}
+        write_text(self._folder.config, dump_yaml(values))
 
 
 def _fraction_of_series(n: int) -> float:

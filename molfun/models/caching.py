@@ -13,6 +13,7 @@ from molfun import __version__
 from molfun._paths import as_path
 from molfun.backbones.base import Backbone
 from molfun.nn import lora
+from molfun.runs.folder import CACHE, RunFolder
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.forward import FrozenPart
@@ -21,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def cache_config(
-    cache: CacheMode | CacheConfig, folder: str | Path | None, run_dir: Path | None
+    cache: CacheMode | CacheConfig, folder: str | Path | None, run: RunFolder | None
 ) -> CacheConfig:
     """A configuration with its folder: as given, or inside that of the run."""
     config = cache if isinstance(cache, CacheConfig) else CacheConfig(mode=cache)
     if folder is None:
         folder = config.directory
-    if folder is None and run_dir is not None:
-        folder = run_dir / "cache"
+    if folder is None and run is not None:
+        folder = run.path / CACHE
     return replace(config, directory=None if folder is None else as_path(folder))
 
 

@@ -20,10 +20,9 @@ from torch.utils.data import IterableDataset, default_collate
 
 from molfun.data.base import SampleDataset
 from molfun.errors import DataError, MolfunError
-from molfun.nn.process import kept_generators
+from molfun.nn.process import kept_generators, seed_everything
 from molfun.sample import Sample, SampleBatch
 from molfun.training.loading import watched
-from molfun.training.state import seed_everything
 
 logger = logging.getLogger(__name__)
 

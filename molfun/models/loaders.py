@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,13 @@ from torch.utils.data import (
     default_collate,
 )
 
+from molfun.backbones.base import Backbone
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing
 from molfun.models import given
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
+from molfun.training.forward import run_now
 from molfun.training.inputs import Inputs, as_inputs
 
 logger = logging.getLogger(__name__)
@@ -333,6 +336,23 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
             if i == 0 and not found:
                 break
             yield from found
+
+
+def fit_inputs(backbone: Backbone, loader: Any) -> None:
+    """Let the backbone learn the scale of its inputs from a training set."""
+    backbone.fit_inputs(_training_samples(backbone, loader), functools.partial(run_now, backbone))
+
+
+def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
+    """Samples of a loader, also of one that gives dicts of the backbone's tensors."""
+    found = False
+    for sample in samples_of([loader]):
+        found = True
+        yield sample
+    for batch in () if found else loader:
+        inputs = as_inputs(batch)
+        for name, row in zip(inputs.ids, backbone.split(inputs.features or {}), strict=True):
+            yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
 
 
 def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:

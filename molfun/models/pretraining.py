@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from molfun._io import save_safetensors
 from molfun.backbones.base import Backbone
-from molfun.errors import RunError
-from molfun.models import run_folder
+from molfun.errors import ConfigError, RunError
+from molfun.models import arithmetic
+from molfun.models.build import construct
+from molfun.models.loaders import data_identity, fit_inputs
 from molfun.objectives.base import Objective
+from molfun.registry import OBJECTIVES
+from molfun.runs.folder import RunFolder
 from molfun.training.base import FinetuneStrategy
-from molfun.training.callbacks import Callback
-from molfun.training.engine import Engine, EngineConfig, make_fabric, make_optimizer
 from molfun.training.full import FullFinetune
-from molfun.training.history import History
-from molfun.training.ranks import Ranks
+from molfun.training.history import History, Row
+from molfun.training.job import Job
 from molfun.training.selfsupervised import ObjectiveRunner
+
+if TYPE_CHECKING:
+    from molfun.models.structure import MolfunStructureModel
 
 logger = logging.getLogger(__name__)
 
@@ -49,63 +54,50 @@ class Pretraining(nn.Module):
 
 
 def run(
-    backbone: Backbone,
-    objective: Objective,
-    train: Any,
-    val: Any,
-    *,
+    model: MolfunStructureModel,
+    job: Job,
     strategy: FinetuneStrategy,
-    config: EngineConfig,
-    device: torch.device,
-    precision: str,
-    run_dir: Path | None,
-    resume: bool,
-    callbacks: list[Callback],
-    ranks: Ranks,
+    *,
+    objective_name: str,
+    objective_config: dict[str, Any],
 ) -> History:
-    """Train `backbone` on `objective`; see `MolfunStructureModel.pretrain`."""
+    """Train the backbone of `model` on an objective; see `MolfunStructureModel.pretrain`."""
+    if strategy.adds_adapters:
+        raise ConfigError(
+            f"Pre-training writes the backbone's own weights, and {strategy.name!r} trains "
+            f"adapters beside them. Use full or partial."
+        )
+    backbone = model.backbone
+    cls = OBJECTIVES[objective_name]
+    objective: Objective = construct("objective_config", cls, objective_config)
+    fit_inputs(backbone, job.train)
     objective.check(backbone)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(job.seed)
         objective.build(backbone)
-    shell = Pretraining(backbone, objective.to(device))
-    fabric = make_fabric(device, precision)
-    runner = ObjectiveRunner(backbone, objective, device=device, autocast=fabric.autocast)
-    strategy.setup(shell, seed=config.seed)
-    optimizer, parameters = make_optimizer(strategy, shell)
-    engine = Engine(
-        runner,
-        strategy,
-        config,
-        parameters=parameters,
-        optimizer=optimizer,
-        fabric=fabric,
-        callbacks=[*run_folder.logs(run_dir), *callbacks],
-        on_best=_keeper(backbone, run_dir if ranks.is_first else None),
-        ranks=ranks,
-    )
-    with run_folder.held(run_dir if ranks.is_first else None):
-        try:
-            history = engine.fit(train, val, resume=resume)
-        finally:
-            backbone.eval()
-    if len(history) and not history[-1]["steps"]:
+    job.set_up(Pretraining(backbone, objective.to(job.device)), strategy)
+    runner = ObjectiveRunner(backbone, objective, device=job.device, autocast=job.fabric.autocast)
+    identity = {
+        "kernels": arithmetic.described(model),
+        "base weights": model.base_fingerprint,
+        "objective": {"name": objective_name, **objective.config_dict},
+        **data_identity(job.train, [], job.val),
+    }
+
+    def keep(row: Row | None, folder: RunFolder | None) -> None:
+        if folder is not None and row is not None and job.history[-1]["steps"]:
+            save_weights(backbone, folder.weights)
+
+    try:
+        history = job.run(runner, keep, identity=identity)
+    finally:
+        backbone.eval()
+    if not history[-1]["steps"]:
         raise RunError(
             f"Nothing was trained: no batch had anything for {objective.name!r} to learn from. "
             f"Give larger batches (a DataLoader with batch_size), or look at the data."
         )
-    if run_dir is not None and ranks.is_first:
-        save_weights(backbone, run_dir / run_folder.WEIGHTS)
-    ranks.wait()
     return history
-
-
-def _keeper(backbone: Backbone, run_dir: Path | None) -> Callable[[History], None]:
-    def keep(history: History) -> None:
-        if run_dir is not None and history[-1]["steps"]:
-            save_weights(backbone, run_dir / run_folder.WEIGHTS)
-
-    return keep
 
 
 def save_weights(backbone: Backbone, path: Path) -> None:

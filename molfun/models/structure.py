@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,41 +16,38 @@ from molfun._io import is_within
 from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
-from molfun.config import check_seed, mistyped
+from molfun.config import check_seed, flattened
 from molfun.data.words import counted
-from molfun.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    MolfunError,
-    NonFiniteError,
-    RunError,
-    listing,
-    unknown_name,
-)
+from molfun.errors import CheckpointError, ConfigError, DataError, MolfunError, RunError, listing
 from molfun.heads.base import Head
 from molfun.models import (
+    arithmetic,
     base_weights,
     embedding,
-    memory,
+    fine_tuning,
     pretraining,
-    run_folder,
     trained_on,
 )
-from molfun.models import checkpoint as portable
-from molfun.models.arguments import as_settings, as_strategy, check_arguments
+from molfun.models.arguments import as_settings, check_arguments
 from molfun.models.bootstrap import intervals
-from molfun.models.caching import RunCaches, cache_config
+from molfun.models.build import (
+    attach,
+    build_backbone,
+    build_head,
+    build_task,
+    construct,
+    names_of,
+    need_head,
+    resolve_device,
+)
+from molfun.models.caching import cache_config
 from molfun.models.features import feature_names_of, with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
     all_samples,
     as_loader,
     check_labels,
-    check_sizes,
     column_of,
-    data_identity,
-    digest,
     input_settings_of,
     is_many,
     refuse_nothing,
@@ -62,27 +56,19 @@ from molfun.models.loaders import (
 )
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
-from molfun.nn.kernels import matrix_kernel
-from molfun.nn.modes import evaluating, set_modes
+from molfun.nn.modes import evaluating
 from molfun.nn.process import refuse_inference_tensors, settled
-from molfun.registry import BACKBONES, HEADS, OBJECTIVES, TASKS
-from molfun.sample import Sample, is_missing
+from molfun.registry import BACKBONES
+from molfun.runs import checkpoint as portable
+from molfun.runs.folder import RUN_FILES, RunFolder
 from molfun.tasks.base import Task
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig, CacheMode
-from molfun.training.callbacks import Callback, CSVLog
-from molfun.training.engine import (
-    Engine,
-    EngineConfig,
-    choose_precision,
-    let_train,
-    make_fabric,
-    make_optimizer,
-)
-from molfun.training.forward import ForwardPass, run_now
+from molfun.training.callbacks import Callback
+from molfun.training.forward import ForwardPass
 from molfun.training.history import History
 from molfun.training.inputs import as_inputs
-from molfun.training.ranks import Ranks
+from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner
 
 logger = logging.getLogger(__name__)
@@ -164,24 +150,13 @@ class MolfunStructureModel(nn.Module):
         place = resolve_device(device)
         if place.type == "cpu":
             keep_large_buffers()
-        backbone, preset = BACKBONES.resolve(backbone)
-        arguments = as_settings("backbone_config", backbone_config)
-        if preset and config is not None:
-            raise ConfigError(
-                f"config={config!r} was given with a backbone of a fixed size. Use "
-                f"MolfunStructureModel({backbone!r}, config=...)."
-            )
-        arguments = {**preset, **arguments}
-        own = ("weights", "seed") if config is None else ("weights", "seed", "config")
-        twice = [key for key in own if key in arguments]
-        if twice:
-            raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
-        if config is not None:
-            arguments["config"] = config
-        if trust and "trust" in inspect.signature(BACKBONES[backbone]).parameters:
-            arguments["trust"] = True
-        self.backbone: Backbone = _build(
-            "backbone_config", BACKBONES[backbone], {**arguments, "weights": weights, "seed": seed}
+        self.backbone: Backbone = build_backbone(
+            backbone,
+            as_settings("backbone_config", backbone_config),
+            config=config,
+            weights=weights,
+            seed=seed,
+            trust=trust,
         )
         named = weights is not None and self.backbone.names_weights
         self.weights = base_weights.as_given(str(weights)) if named else None
@@ -195,12 +170,23 @@ class MolfunStructureModel(nn.Module):
             )
         if head is None and task is None:
             head = self.backbone.own_head
-        self.head_name, self.task_name = _head_and_task(head, task)
+        self.head_name, self.task_name = names_of(head, task)
         if self.head_name is None and (head_config or task_config):
             raise ConfigError("head_config or task_config was given without head=....")
-        self.task: Task | None = self._build_task(as_settings("task_config", task_config))
-        self.head: Head | None = self._build_head(as_settings("head_config", head_config), seed)
-        self._attach()
+        self.task: Task | None = None
+        self.head: Head | None = None
+        if self.head_name is not None and self.task_name is not None:
+            self.task = build_task(
+                self.task_name, as_settings("task_config", task_config), head=self.head_name
+            )
+            self.head = build_head(
+                self.head_name,
+                as_settings("head_config", head_config),
+                backbone=self.backbone,
+                task=self.task,
+                seed=seed,
+            )
+        attach(self)
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
@@ -213,46 +199,6 @@ class MolfunStructureModel(nn.Module):
         self.to(place).eval()
         self.backbone.set_kernels(kernels)
 
-    def _build_task(self, config: dict[str, Any]) -> Task | None:
-        if self.task_name is None or self.head_name is None:
-            return None
-        cls = TASKS[self.task_name]
-        if "level" in inspect.signature(cls).parameters:
-            config.setdefault("level", HEADS[self.head_name].default_level)
-        task: Task = _build("task_config", cls, config)
-        return task
-
-    def _build_head(self, config: dict[str, Any], seed: int) -> Head | None:
-        """The head, with widths from the backbone and outputs from the task."""
-        if self.head_name is None or self.task is None:
-            return None
-        cls = HEADS[self.head_name]
-        known = inspect.signature(cls).parameters
-        dims = {"single_dim": self.backbone.single_dim, "pair_dim": self.backbone.pair_dim}
-        for key in [key for key in dims if key in known]:
-            config[key] = Head.check_dim(key, config.get(key), dims[key])
-        needed = {"n_outputs": self.task.n_outputs, "level": self.task.level}
-        for key, value in needed.items():
-            if key in known:
-                config[key] = value
-            elif value not in (1, "sequence"):
-                raise ConfigError(
-                    f"The head {self.head_name!r} gives one number a sample; the task "
-                    f"{self.task_name!r} needs {key}={value!r}. Use head='mlp' or another one."
-                )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            head: Head = _build("head_config", cls, config)
-        pretrained = self.backbone.pretrained_head(self.head_name)
-        if pretrained is not None:
-            head.load_state_dict(pretrained)
-        return head
-
-    def _attach(self) -> None:
-        if self.head is not None:
-            self.backbone.serve(self.task)
-            self.head.attach(self.backbone, self.task)
-
     # --- train ---------------------------------------------------------------------------------
 
     @settled(training=True)
@@ -264,7 +210,7 @@ class MolfunStructureModel(nn.Module):
         strategy: FinetuneStrategy | str = "auto",
         epochs: int | None = None,
         max_steps: int | None = None,
-        output_dir: str | Path | None = None,
+        output_dir: str | Path | RunFolder | None = None,
         resume: bool = False,
         seed: int = 0,
         precision: str | None = None,
@@ -290,7 +236,7 @@ class MolfunStructureModel(nn.Module):
             When to stop, at the latest. Neither: 20 epochs.
         output_dir
             Folder of the run: ``checkpoint/`` (the best so far), ``resume/`` (its state) and
-            ``history.csv``.
+            ``history.csv``. A `molfun.runs.folder.RunFolder` is taken as its opener checked it.
         resume
             Continue the run in `output_dir` where it stopped, bit by bit.
         seed
@@ -327,121 +273,23 @@ class MolfunStructureModel(nn.Module):
         RunError
             If a run cannot be resumed or written.
         """
-        head, task = self._need_head("fit")
-        refuse_inference_tensors(self)
-        train_loader = as_loader(train_loader, shuffle=True)
-        val_loader = None if val_loader is None else as_loader(val_loader)
-        callbacks = check_arguments(train_loader, seed, callbacks, strategy)
-        run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
-        ranks = Ranks.join_run(self.device)
-        ranks.wait()  # nobody writes before all have looked into the folder
-        train_loader, val_loader = self._same_features(train_loader, val_loader)
-        self.check(train_loader, val_loader)
-        check_sizes(task, train_loader, val_loader)
-        inputs = self._warn_of_training(train_loader, val_loader, resume=resume)
-        targets = targets_of(train_loader)
-        _fit_labels(task, train_loader, targets)
-        self._attach()
-        check_labels(task, val_loader)
-        self.backbone.fit_inputs(
-            self._training_samples(train_loader), functools.partial(run_now, self.backbone)
-        )
-        n_blocks = len(self.backbone.blocks())
-        strategy = as_strategy(strategy, sum(not is_missing(t) for t in targets), n_blocks)
-        strategy.setup(self, seed=seed)
-        identity = self._model_identity()
-        chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
-        self._use_precision(chosen)
-        fabric = make_fabric(self.device, chosen)
-        if epochs is None and max_steps is None:
-            epochs = 20
-        optimizer, parameters = make_optimizer(strategy, self)
-        logger.info("%s", strategy.describe_rates(self))
-        n_trained = sum(p.numel() for p in parameters.values())
-        cache = cache_config(cache, cache_dir, run_dir)
-        caches = RunCaches(
-            self.backbone, head.needs, cache, arithmetic=f"{chosen} {self._arithmetic()}"
-        )
-        if any(p.requires_grad for p in self.backbone.parameters()):
-            memory.plan(
-                self.backbone,
-                train_loader,
-                self.device,
-                trained=n_trained,
-                reserved=caches.reserved_bytes(),
-            )
-        let_train(optimizer, epoch=0)
-        kept: list[int] = []
-
-        def keep(history: History) -> None:
-            self.result = dict(history[-1])
-            if run_dir is not None and ranks.is_first:
-                self.save(run_dir / run_folder.CHECKPOINT)
-            kept.append(len(history))
-
-        runner = SupervisedRunner(
-            self.backbone,
-            head,
-            task,
-            device=self.device,
-            autocast=fabric.autocast,
-            make_cache=caches.outputs,
-            features=caches.features(),
-        )
-        if runner.forward.frozen.whole:
-            set_modes(self.backbone, training=False)
-            head.fit_inputs(runner.representations(samples_of([train_loader])))
-        engine = Engine(
-            runner,
+        need_head(self, "fit")
+        job = self._job(
+            train_loader,
+            val_loader,
             strategy,
-            EngineConfig(
-                epochs=epochs,
-                max_steps=max_steps,
-                seed=seed,
-                state_dir=None if run_dir is None else run_dir / run_folder.RESUME,
-                save_every_steps=save_every_steps,
-                restore_best=restore_best,
-                identity={
-                    **_settings_of(strategy),
-                    **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
-                    **{"kernels": self._arithmetic(), "cache precision": cache.precision},
-                    "processes": ranks.size,
-                    **identity,
-                    **data_identity(train_loader, targets, val_loader),
-                },
-            ),
-            parameters=parameters,
-            optimizer=optimizer,
-            fabric=fabric,
-            callbacks=[
-                *([] if run_dir is None else [CSVLog(run_dir / run_folder.HISTORY)]),
-                *callbacks,
-            ],
-            on_start=lambda: self._note_training(inputs),
-            on_best=keep,
-            ranks=ranks,
+            output_dir=output_dir,
+            resume=resume,
+            overwrite=overwrite,
+            epochs=20 if epochs is None and max_steps is None else epochs,
+            max_steps=max_steps,
+            seed=seed,
+            precision=precision,
+            callbacks=callbacks,
+            save_every_steps=save_every_steps,
+            restore_best=restore_best,
         )
-        self.data_settings = input_settings_of(train_loader)
-        with run_folder.held(run_dir if ranks.is_first else None):
-            try:
-                history = engine.fit(train_loader, val_loader, resume=resume)
-            except NonFiniteError:
-                if run_dir is not None and not kept and ranks.is_first:
-                    self.save(run_dir / run_folder.CHECKPOINT)
-                raise
-            finally:
-                self.eval()
-                self.backbone.forget_plan()
-            self.result = dict(history.best if restore_best else history[-1])
-            # what was best is on disk already, unless an earlier process of this run wrote it
-            unsaved = not kept and (restore_best or not engine.state.best_epoch)
-            if run_dir is not None and unsaved and ranks.is_first:
-                self.save(run_dir / run_folder.CHECKPOINT)
-        ranks.wait()
-        history.cache_report = "\n".join(runner.forward.cache_reports())
-        if history.cache_report or runner.forward.cache is not None:
-            logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
-        return history
+        return fine_tuning.run(self, job, strategy, cache_config(cache, cache_dir, job.folder))
 
     @settled(training=True)
     def pretrain(
@@ -454,7 +302,7 @@ class MolfunStructureModel(nn.Module):
         strategy: FinetuneStrategy | None = None,
         epochs: int | None = None,
         max_steps: int | None = None,
-        output_dir: str | Path | None = None,
+        output_dir: str | Path | RunFolder | None = None,
         resume: bool = False,
         seed: int = 0,
         precision: str | None = None,
@@ -497,79 +345,65 @@ class MolfunStructureModel(nn.Module):
             raise RunError(
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
-        refuse_inference_tensors(self)
-        train_loader = as_loader(train_loader, shuffle=True)
-        val_loader = None if val_loader is None else as_loader(val_loader)
-        callbacks = check_arguments(train_loader, seed, callbacks, strategy, by_name=False)
-        run_dir = _run_dir(output_dir, self.weights, resume=resume, overwrite=overwrite)
-        ranks = Ranks.join_run(self.device)
-        ranks.wait()
-        train_loader, val_loader = self._same_features(train_loader, val_loader)
-        self.check(train_loader, val_loader)
-        strategy = strategy or pretraining.DEFAULT
-        if strategy.adds_adapters:
-            raise ConfigError(
-                f"Pre-training writes the backbone's own weights, and {strategy.name!r} trains "
-                f"adapters beside them. Use full or partial."
-            )
-        if epochs is None and max_steps is None:
-            epochs = 10
-        chosen = choose_precision(self.device, amp=strategy.amp, precision=precision)
-        objective_config = as_settings("objective_config", objective_config)
-        goal = _build("objective_config", OBJECTIVES[objective], objective_config)
-        self.backbone.fit_inputs(
-            self._training_samples(train_loader), functools.partial(run_now, self.backbone)
-        )
-        history = pretraining.run(
-            self.backbone,
-            goal,
+        strategy = pretraining.DEFAULT if strategy is None else strategy
+        job = self._job(
             train_loader,
             val_loader,
-            strategy=strategy,
-            config=EngineConfig(
-                epochs=epochs,
-                max_steps=max_steps,
-                seed=seed,
-                state_dir=None if run_dir is None else run_dir / run_folder.RESUME,
-                save_every_steps=save_every_steps,
-                restore_best=goal.ranks_epochs,
-                identity={
-                    **_settings_of(strategy),
-                    **{"seed": seed, "precision": chosen, "epochs": epochs, "max_steps": max_steps},
-                    **{"kernels": self._arithmetic(), "processes": ranks.size},
-                    "base weights": self.base_fingerprint,
-                    "objective": {"name": objective, **goal.config_dict},
-                    **data_identity(train_loader, [], val_loader),
-                },
-            ),
-            device=self.device,
-            precision=chosen,
-            run_dir=run_dir,
+            strategy,
+            by_name=False,
+            output_dir=output_dir,
             resume=resume,
+            overwrite=overwrite,
+            epochs=10 if epochs is None and max_steps is None else epochs,
+            max_steps=max_steps,
+            seed=seed,
+            precision=precision,
             callbacks=callbacks,
-            ranks=ranks,
+            save_every_steps=save_every_steps,
         )
-        self._rebase(None if run_dir is None else run_dir / run_folder.WEIGHTS)
+        history = pretraining.run(
+            self,
+            job,
+            strategy,
+            objective_name=objective,
+            objective_config=as_settings("objective_config", objective_config),
+        )
+        self._rebase(None if job.folder is None else job.folder.weights)
         return history
 
-    def _warn_of_training(self, train: Any, val: Any, *, resume: bool) -> np.ndarray:
-        """Say what is odd about a training set; give the digests of its inputs."""
-        if self.n_fits and not resume:
-            logger.warning(
-                "This model was trained by %s already, and goes on from its weights. To start "
-                "afresh, as each fold of a cross-validation has to, build a new "
-                "MolfunStructureModel.", counted(self.n_fits, "fit"),
-            )  # fmt: skip
-        rows = trained_on.TrainingRows(train)
-        rows.warn()
-        if val is not None:
-            trained_on.warn_of_overlap(val, rows.inputs)
-        return rows.inputs
-
-    def _note_training(self, inputs: np.ndarray) -> None:
-        """Remember what is trained on, as soon as weights may change."""
-        self.n_fits += 1
-        self.training_inputs = np.union1d(self.training_inputs, inputs)
+    def _job(
+        self,
+        train: Any,
+        val: Any,
+        strategy: FinetuneStrategy | str,
+        *,
+        output_dir: str | Path | RunFolder | None,
+        resume: bool,
+        overwrite: bool,
+        by_name: bool = True,
+        callbacks: Sequence[Callback],
+        **options: Any,
+    ) -> Job:
+        """Look at what `fit` and `pretrain` are given, before anything is computed or written."""
+        refuse_inference_tensors(self)
+        train = as_loader(train, shuffle=True)
+        val = None if val is None else as_loader(val)
+        callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
+        folder = RunFolder.of(output_dir, resume=resume)
+        if folder is not None:
+            _refuse_own_weights(self.weights, *(folder.path / name for name in RUN_FILES))
+            folder.check(overwrite=overwrite)
+        job = Job(
+            device=self.device,
+            train=train,
+            val=val,
+            folder=folder,
+            callbacks=callbacks,
+            **options,
+        )
+        job.train, job.val = self._same_features(train, val)
+        self.check(job.train, job.val)
+        return job
 
     def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
         """Features of series as the backbone was pre-trained on them, in both sets."""
@@ -587,36 +421,6 @@ class MolfunStructureModel(nn.Module):
         self.weights = None if weights is None else base_weights.as_given(weights)
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
-
-    def _training_samples(self, loader: Any) -> Iterator[Sample]:
-        """Samples of a loader, also of one that gives dicts of tensors."""
-        found = False
-        for sample in samples_of([loader]):
-            found = True
-            yield sample
-        for batch in () if found else loader:
-            inputs = as_inputs(batch)
-            for name, row in zip(
-                inputs.ids, self.backbone.split(inputs.features or {}), strict=True
-            ):
-                yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
-
-    def _arithmetic(self) -> str:
-        """Whose code computes, in which order of sums."""
-        products = matrix_kernel() if self.device.type == "cpu" else "torch"
-        return f"{self.backbone.kernels} on {self.device.type}, products by {products}"
-
-    def _model_identity(self) -> dict[str, Any]:
-        """What of the model a run does not change, as plain values."""
-        assert self.head is not None
-        assert self.task is not None
-        frozen = {n: p for n, p in self.backbone.named_parameters() if not p.requires_grad}
-        return {
-            "base weights": self.base_fingerprint,
-            "frozen weights": digest(tensor_digests(frozen).values()),
-            "head": dict(self.head.config_dict),
-            "task": {**self.task.config_dict, **self.task.state_dict()},
-        }
 
     @settled()
     def check(self, *data: Any) -> Self:
@@ -640,7 +444,7 @@ class MolfunStructureModel(nn.Module):
     @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
-        self._need_head("forward")
+        need_head(self, "forward")
         return self._runner().outputs(as_inputs(batch))
 
     @settled()
@@ -678,14 +482,14 @@ class MolfunStructureModel(nn.Module):
             watch = trained_on.Watch(self._to_use(data), self.training_inputs)
             result = self._runner().evaluate(watch, labels=False)
             watch.warn()
-            _, task = self._need_head("predict")
+            _, task = need_head(self, "predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, ("single",) if outputs is None else outputs)
 
     @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
-        _, task = self._need_head("predict_and_score")
+        _, task = need_head(self, "predict_and_score")
         loader = self._to_use(data)
         watch = trained_on.Watch(loader, self.training_inputs, labels=True)
         with self._measuring(loader) as runner:
@@ -732,7 +536,7 @@ class MolfunStructureModel(nn.Module):
         if self.head is not None:
             reader += f" with the head {type(self.head).__name__}"
         forward = ForwardPass(self.backbone, tuple(needs), device=self.device, reader=reader)
-        with evaluating(self), self._autocast():
+        with evaluating(self), arithmetic.autocast(self):
             trunk = forward.whole(inputs)
             if self.head is not None and self.task is not None:
                 lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
@@ -781,7 +585,7 @@ class MolfunStructureModel(nn.Module):
         samples = all_samples(data)
         refuse_nothing(samples)
         self.check(samples)
-        with self._autocast():
+        with arithmetic.autocast(self):
             arrays = embedding.embed(
                 self.backbone,
                 samples,
@@ -815,7 +619,7 @@ class MolfunStructureModel(nn.Module):
             ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
             where undefined.
         """
-        self._need_head("evaluate")
+        need_head(self, "evaluate")
         self._warn_unready()
         loader = self._to_use(data)
         watch = trained_on.Watch(loader, self.training_inputs, labels=True)
@@ -835,15 +639,19 @@ class MolfunStructureModel(nn.Module):
         return found
 
     def _runner(self, task: Task | None = None) -> SupervisedRunner:
-        head, own = self._need_head("this")
+        head, own = need_head(self, "this")
         return SupervisedRunner(
-            self.backbone, head, task or own, device=self.device, autocast=self._autocast
+            self.backbone,
+            head,
+            task or own,
+            device=self.device,
+            autocast=lambda: arithmetic.autocast(self),
         )
 
     @contextlib.contextmanager
     def _measuring(self, loader: Any) -> Iterator[SupervisedRunner]:
         """What evaluates data; all that it has labels of is predicted meanwhile."""
-        head, task = self._need_head("this")
+        head, task = need_head(self, "this")
         known = column_of(getattr(loader, "dataset", None), "targets") is not None
         if isinstance(loader, list) or known:
             check_labels(task, loader)
@@ -852,24 +660,7 @@ class MolfunStructureModel(nn.Module):
         try:
             yield self._runner(task)
         finally:
-            self._attach()
-
-    def _use_precision(self, precision: str) -> None:
-        """Train, validate and predict in one precision, so that metrics are reproduced."""
-        self.precision = precision
-        self.backbone.set_precision(precision)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.precision)
-        if dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=dtype)
-
-    def _need_head(self, verb: str) -> tuple[Head, Task]:
-        if self.head is None or self.task is None:
-            usual = self.backbone.default_head
-            raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
-        return self.head, self.task
+            attach(self)
 
     # --- targets of the backbone -----------------------------------------------------------------
 
@@ -919,9 +710,9 @@ class MolfunStructureModel(nn.Module):
             If there is no such energy.
         """
         self._need_energies("use_target")
-        head, _ = self._need_head("use_target")
-        self.head = _build("head_config", type(head), {**head.config_dict, "target": name})
-        self._attach()
+        head, _ = need_head(self, "use_target")
+        self.head = construct("head_config", type(head), {**head.config_dict, "target": name})
+        attach(self)
         return self
 
     def _need_energies(self, verb: str) -> AtomisticBackbone:
@@ -959,7 +750,7 @@ class MolfunStructureModel(nn.Module):
     @settled()
     def save(self, path: str | Path) -> Self:
         """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
-        head, task = self._need_head("save")
+        head, task = need_head(self, "save")
         _refuse_own_weights(self.weights, as_path(path))
         with lora.unmerged(self.backbone):
             trunk = self._trunk_to_save()
@@ -1023,7 +814,7 @@ class MolfunStructureModel(nn.Module):
 
     def _load(self, folder: Path, meta: portable.Meta) -> None:
         self._check_fits(folder, meta)
-        head, task = self._need_head("load")
+        head, task = need_head(self, "load")
         trunk = portable.read_trunk(folder)
         self._check_untrained(folder, trunk)
         if trunk:
@@ -1035,9 +826,9 @@ class MolfunStructureModel(nn.Module):
         _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
         task.load_state_dict(meta.task["state"])
         self.backbone.weights_changed()
-        self._attach()
+        attach(self)
         self.result, self.data_settings = dict(meta.result), dict(meta.data)
-        self._use_precision(str(self.data_settings.pop("precision", "32-true")))
+        arithmetic.use_precision(self, str(self.data_settings.pop("precision", "32-true")))
         self.random_base = bool(self.data_settings.pop("random_base", False))
         self.training_inputs = portable.read_training_inputs(folder)
 
@@ -1060,7 +851,7 @@ class MolfunStructureModel(nn.Module):
         }
         if meta.whole_trunk:
             theirs["base weights"] = None
-        differences = _differences(_flat(theirs), _flat(ours))
+        differences = _differences(flattened(theirs), flattened(ours))
         if lora.is_merged(self.backbone):
             differences.append("the adapters of this model are merged: call unmerge() first")
         if differences:
@@ -1231,83 +1022,12 @@ class MolfunStructureModel(nn.Module):
         return f"{type(self).__name__}({text}; {self.device})"
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "auto" or a name into a device that is there.
-
-    Raises
-    ------
-    ConfigError
-        If torch cannot use the device.
-    """
-    if device == "auto":
-        # torchrun gives each process a GPU of its own
-        own = os.environ.get("LOCAL_RANK")
-        gpu = "cuda" if own is None else f"cuda:{own}"
-        return torch.device(gpu if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."
-        )
-    return place
-
-
 def _representations_of(model: str | None) -> str:
     if model is None:
         return "what this backbone gives"
     if model == "unknown":
         return "representations given as arrays"
     return f"representations of the model {model[:12]}"
-
-
-def _build(argument: str, cls: Any, config: dict[str, Any]) -> Any:
-    """Call a class with a user's settings; an unknown one gets the nearest name."""
-    parameters = inspect.signature(cls).parameters
-    known = list(parameters)
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [] if takes_all else [key for key in config if key not in known]
-    if unknown:
-        raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
-    with mistyped(argument):
-        return cls(**config)
-
-
-def _head_and_task(head: str | None, task: str | None) -> tuple[str | None, str | None]:
-    """Names of both: a head brings its task, and a task (also named as the head) its head."""
-    if head is not None and head not in HEADS and head in TASKS:
-        if task not in (None, head):
-            raise ConfigError(f"head={head!r} names a task, but task={task!r} another one.")
-        head, task = None, head
-    if head is None:
-        return (None, None) if task is None else (TASKS[task].default_head, task)
-    return head, task or HEADS[head].default_task
-
-
-def _fit_labels(task: Task, loader: Any, targets: Sequence[Any]) -> None:
-    """Show the task its labels; wrong ones are named, missing ones counted."""
-    if task.numbers_unfitted:
-        check_labels(task, loader, targets)
-    gaps = task.gaps(targets)
-    if gaps is not None:
-        logger.warning("%s", gaps)
-    task.fit_targets(targets)
-
-
-def _run_dir(
-    output_dir: str | Path | None, weights: str | None, *, resume: bool, overwrite: bool
-) -> Path | None:
-    """Folder of a run; it takes the place of another run only if that is asked for."""
-    if output_dir is None:
-        if resume:
-            raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
-        return None
-    folder = as_path(output_dir)
-    _refuse_own_weights(weights, *(folder / name for name in run_folder.RUN_FILES))
-    run_folder.prepare(folder, resume=resume, overwrite=overwrite)
-    return folder
 
 
 def _refuse_own_weights(weights: str | None, *written: Path) -> None:
@@ -1318,21 +1038,6 @@ def _refuse_own_weights(weights: str | None, *written: Path) -> None:
                 f"{path} would be replaced, and the base weights of this model are {weights}. "
                 f"Choose another folder, or copy the weights elsewhere."
             )
-
-
-def _settings_of(strategy: FinetuneStrategy) -> dict[str, Any]:
-    """Settings under dotted names, with lists for tuples, as they come back from a file."""
-    flat = _flat({"strategy": strategy.to_dict()})
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, so that a difference can be named."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -29,7 +29,9 @@ from torch import nn
 from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, unknown_name
 from molfun.nn.modes import set_modes
 from molfun.nn.param_groups import for_optimizer
-from molfun.training import state as run_state
+from molfun.nn.process import random_state, seed_everything, set_random_state
+from molfun.runs import resume as run_state
+from molfun.runs.resume import FitState
 from molfun.training.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan
@@ -42,19 +44,12 @@ from molfun.training.optimizers import build_optimizer
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 from molfun.training.schedule import RunSchedule
-from molfun.training.state import FitState
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {
-    **dict.fromkeys(("32-true", "32", "fp32", "float32"), "32-true"),
-    **dict.fromkeys(("bf16-mixed", "bf16", "bfloat16"), "bf16-mixed"),
-    **dict.fromkeys(("16-mixed", "16", "fp16", "float16"), "16-mixed"),
-}
-"""Fabric's names of the precisions to train in, and what else they are called."""
 SCALE_SEARCH = 20
 """Windows in a row that a float16 loss scale may need to come down from 2 ** 16, besides
 `EngineConfig.max_nonfinite`."""
@@ -185,7 +180,7 @@ class Engine:
             self.optimizer, self.strategy, plan, higher_is_better=self._higher_is_better
         )
         self._warn_late(plan)
-        run_state.seed_everything(self.config.seed + self.ranks.index)
+        seed_everything(self.config.seed + self.ranks.index)
         resumed = resume and self._restore()
         if resumed:
             self.state.batch = min(self.state.batch, len(batches))
@@ -220,7 +215,7 @@ class Engine:
         """
         folder = self.config.state_dir
         replaces = folder is not None and run_state.has_state(folder)
-        randoms = self.ranks.gather(run_state.random_state())
+        randoms = self.ranks.gather(random_state())
         if replaces and not resumed:
             self._write_state(randoms)
         for callback in self.callbacks:
@@ -545,7 +540,7 @@ class Engine:
         if self.config.state_dir is None:
             return
         if randoms is None:
-            randoms = self.ranks.gather(run_state.random_state())
+            randoms = self.ranks.gather(random_state())
         self._saved_at = time.monotonic()
         if not self.ranks.is_first:
             return
@@ -614,7 +609,7 @@ class Engine:
             self.average.load_state_dict(content["average"])
         self.runner.load_resume_state(content["runner"])
         randoms = content["random"]
-        run_state.set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
+        set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
         if not self.state.finished:
             self._restore_progress(content["progress"])
 
@@ -660,34 +655,3 @@ def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
             changed |= parameter.requires_grad != active
             parameter.requires_grad_(active)
     return changed
-
-
-def choose_precision(device: torch.device, *, amp: bool, precision: str | None) -> str:
-    """Fabric's name of the precision to train in.
-
-    ``amp`` picks bfloat16 on GPUs that have it, float16 with a scaler on older ones, and float32
-    on a CPU; `precision` overrides it.
-
-    Examples
-    --------
-    >>> choose_precision(torch.device("cpu"), amp=True, precision=None)
-    '32-true'
-    >>> choose_precision(torch.device("cpu"), amp=True, precision="bf16")
-    'bf16-mixed'
-    """
-    if precision is not None:
-        precision = PRECISIONS.get(precision, precision)
-        if precision not in PRECISIONS.values():
-            raise ConfigError(unknown_name("precision", precision, PRECISIONS))
-        return precision
-    if not amp or device.type != "cuda":
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
-def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Fabric on one device."""
-    from lightning_fabric import Fabric  # takes seconds, and only training needs it
-
-    devices: Any = [device.index or 0] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)

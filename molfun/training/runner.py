@@ -50,6 +50,8 @@ class Runner(ABC):
     head: Any
     metric_names: list[str]
     higher_is_better: frozenset[str]
+    ranks_epochs: bool = True
+    """Whether the loss says which epoch is the best; if not, the last one is kept."""
 
     @abstractmethod
     def outputs(self, inputs: Inputs) -> dict[str, Any]:

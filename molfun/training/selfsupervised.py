@@ -60,6 +60,7 @@ class ObjectiveRunner(Runner):
         self.device, self.autocast = device, autocast
         self.metric_names = list(objective.metric_names)
         self.higher_is_better = objective.higher_is_better
+        self.ranks_epochs = objective.ranks_epochs
 
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
         """Loss and sums of a batch."""

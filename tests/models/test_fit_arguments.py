@@ -124,7 +124,8 @@ def test_a_run_is_replaced_only_if_asked_for(
         tiny_model(seed=1).fit(batches(2), **run)
     assert str(caught.value) == (
         f"{tmp_path} already holds a run (checkpoint, resume, history.csv). Continue it with "
-        f"resume=True, replace it with overwrite=True, or choose another output_dir."
+        f"resume=True (--resume), replace it with overwrite=True (--overwrite), or choose another "
+        f"output folder."
     )
     assert (tmp_path / "checkpoint" / "manifest.json").read_bytes() == before
     tiny_model(seed=1).fit(batches(2), **run, overwrite=True)

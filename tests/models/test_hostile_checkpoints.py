@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from molfun._io import load_torch, save_safetensors, save_torch
 from molfun.errors import CheckpointError, MolfunError, UnsafeFileError
-from molfun.models.checkpoint import read_meta
 from molfun.models.structure import MolfunStructureModel
+from molfun.runs.checkpoint import read_meta
+from molfun.runs.resume import read_state, write_state
 from molfun.sample import Sample
 from molfun.training import LoRAFinetune
-from molfun.training.state import read_state, write_state
 
 SAMPLES = [Sample(id=f"s{i}", sequence="MKVACD"[i:], target=float(i)) for i in range(4)]
 FUZZ = settings(

@@ -33,7 +33,8 @@ from molfun.training import (
     PartialFinetune,
 )
 from molfun.training.callbacks import CSVLog, FitPlan
-from molfun.training.engine import EngineConfig, choose_precision
+from molfun.training.engine import EngineConfig
+from molfun.training.precision import choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]

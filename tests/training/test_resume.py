@@ -23,10 +23,10 @@ from fit_runs import BATCHES, EPOCHS, N_SAMPLES, STRATEGY, Crash, Outcome, run_f
 
 from molfun.errors import CheckpointError, ConfigError, MolfunError, RunError
 from molfun.models.structure import MolfunStructureModel
+from molfun.runs.resume import read_state, write_state
 from molfun.training import Callback, FullFinetune, HeadOnlyFinetune, PartialFinetune
 from molfun.training.callbacks import CSVLog
 from molfun.training.interrupt import Interrupted
-from molfun.training.state import read_state, write_state
 
 HERE = Path(__file__).parent
 TOTAL = BATCHES * EPOCHS

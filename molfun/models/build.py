@@ -1,0 +1,183 @@
+"""From names and settings to the parts of a model: backbone, task and head."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from molfun.backbones.base import Backbone
+from molfun.config import mistyped
+from molfun.errors import ConfigError, unknown_name
+from molfun.heads.base import Head
+from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.tasks.base import Task
+
+if TYPE_CHECKING:
+    from molfun.models.structure import MolfunStructureModel
+
+logger = logging.getLogger(__name__)
+
+
+def construct(argument: str, cls: Any, config: Mapping[str, Any]) -> Any:
+    """Call a class with a user's settings; an unknown one gets the nearest name."""
+    parameters = inspect.signature(cls).parameters
+    known = list(parameters)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else [key for key in config if key not in known]
+    if unknown:
+        raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
+    with mistyped(argument):
+        return cls(**config)
+
+
+def build_backbone(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    config: Any,
+    weights: str | Path | None,
+    seed: int,
+    trust: bool,
+) -> Backbone:
+    """The backbone of that name, or of a fixed size of one.
+
+    Raises
+    ------
+    ConfigError
+        If the name or a setting is unknown, or one is given twice.
+    CheckpointError
+        If the weights do not fit the architecture.
+    """
+    name, preset = BACKBONES.resolve(name)
+    if preset and config is not None:
+        raise ConfigError(
+            f"config={config!r} was given with a backbone of a fixed size. Use "
+            f"MolfunStructureModel({name!r}, config=...)."
+        )
+    settings = {**preset, **settings}
+    own = ("weights", "seed") if config is None else ("weights", "seed", "config")
+    twice = [key for key in own if key in settings]
+    if twice:
+        raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
+    if config is not None:
+        settings["config"] = config
+    if trust and "trust" in inspect.signature(BACKBONES[name]).parameters:
+        settings["trust"] = True
+    settings |= {"weights": weights, "seed": seed}
+    backbone: Backbone = construct("backbone_config", BACKBONES[name], settings)
+    return backbone
+
+
+def names_of(head: str | None, task: str | None) -> tuple[str | None, str | None]:
+    """Names of head and task: a head brings its task, and a task (also named as the head) its head.
+
+    Examples
+    --------
+    >>> names_of("regression", None), names_of("affinity", None), names_of(None, None)
+    (('mlp', 'regression'), ('affinity', 'regression'), (None, None))
+    """
+    if head is not None and head not in HEADS and head in TASKS:
+        if task not in (None, head):
+            raise ConfigError(f"head={head!r} names a task, but task={task!r} another one.")
+        head, task = None, head
+    if head is None:
+        return (None, None) if task is None else (TASKS[task].default_head, task)
+    return head, task or HEADS[head].default_task
+
+
+def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
+    """The task of that name, at the level of the head of that name unless told otherwise."""
+    cls = TASKS[name]
+    if "level" in inspect.signature(cls).parameters:
+        settings.setdefault("level", HEADS[head].default_level)
+    task: Task = construct("task_config", cls, settings)
+    return task
+
+
+def build_head(
+    name: str,
+    settings: dict[str, Any],
+    *,
+    backbone: Backbone,
+    task: Task,
+    seed: int,
+) -> Head:
+    """The head of that name, with widths from the backbone and outputs from the task.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown, or the head does not go with backbone or task.
+    """
+    cls = HEADS[name]
+    known = inspect.signature(cls).parameters
+    dims = {"single_dim": backbone.single_dim, "pair_dim": backbone.pair_dim}
+    for key in [key for key in dims if key in known]:
+        settings[key] = Head.check_dim(key, settings.get(key), dims[key])
+    needed = {"n_outputs": task.n_outputs, "level": task.level}
+    for key, value in needed.items():
+        if key in known:
+            settings[key] = value
+        elif value not in (1, "sequence"):
+            raise ConfigError(
+                f"The head {name!r} gives one number a sample; the task "
+                f"{task.name!r} needs {key}={value!r}. Use head='mlp' or another one."
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head: Head = construct("head_config", cls, settings)
+    pretrained = backbone.pretrained_head(name)
+    if pretrained is not None:
+        head.load_state_dict(pretrained)
+    return head
+
+
+def attach(model: MolfunStructureModel) -> None:
+    """Let head and backbone know each other, at first and whenever they have learned."""
+    if model.head is not None:
+        model.backbone.serve(model.task)
+        model.head.attach(model.backbone, model.task)
+
+
+def need_head(model: MolfunStructureModel, verb: str) -> tuple[Head, Task]:
+    """Head and task of a model.
+
+    Raises
+    ------
+    ConfigError
+        If it has none, which `verb` needs.
+    """
+    if model.head is None or model.task is None:
+        usual = model.backbone.default_head
+        raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
+    return model.head, model.task
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "auto" or a name into a device that is there.
+
+    Raises
+    ------
+    ConfigError
+        If torch cannot use the device.
+    """
+    if device == "auto":
+        # torchrun gives each process a GPU of its own
+        own = os.environ.get("LOCAL_RANK")
+        gpu = "cuda" if own is None else f"cuda:{own}"
+        return torch.device(gpu if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."
+        )
+    return place

@@ -1,0 +1,147 @@
+"""Fine-tuning of a model: from labels to the best weights."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from molfun.backbones.base import tensor_digests
+from molfun.data.words import counted
+from molfun.models import arithmetic, memory, trained_on
+from molfun.models.arguments import as_strategy
+from molfun.models.build import attach, need_head
+from molfun.models.caching import RunCaches
+from molfun.models.loaders import (
+    check_labels,
+    check_sizes,
+    data_identity,
+    digest,
+    fit_inputs,
+    input_settings_of,
+    samples_of,
+    targets_of,
+)
+from molfun.nn.modes import set_modes
+from molfun.runs.folder import RunFolder
+from molfun.sample import is_missing
+from molfun.training.base import FinetuneStrategy
+from molfun.training.cache import CacheConfig
+from molfun.training.engine import let_train
+from molfun.training.history import History, Row
+from molfun.training.job import Job
+from molfun.training.supervised import SupervisedRunner
+
+if TYPE_CHECKING:
+    from molfun.models.structure import MolfunStructureModel
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    model: MolfunStructureModel, job: Job, strategy: FinetuneStrategy | str, cache: CacheConfig
+) -> History:
+    """Fine-tune `model` on the data of `job`; see `MolfunStructureModel.fit`."""
+    rows = _training_rows(model, job)
+    targets = targets_of(job.train)
+    _learn_from_data(model, job, targets)
+    n_labels = sum(not is_missing(target) for target in targets)
+    job.set_up(model, as_strategy(strategy, n_labels, len(model.backbone.blocks())))
+    identity = _identity(model, job, targets, cache)
+    arithmetic.use_precision(model, job.chosen_precision)
+    runner = _runner(model, job, cache)
+    model.data_settings = input_settings_of(job.train)
+
+    def note_training() -> None:
+        model.n_fits += 1
+        model.training_inputs = np.union1d(model.training_inputs, rows.inputs)
+
+    def keep(row: Row | None, folder: RunFolder | None) -> None:
+        if row is not None:
+            model.result = dict(row)
+        if folder is not None:
+            model.save(folder.checkpoint)
+
+    try:
+        history = job.run(runner, keep, identity=identity, on_start=note_training)
+    finally:
+        model.eval()
+        model.backbone.forget_plan()
+    history.cache_report = "\n".join(runner.forward.cache_reports())
+    if history.cache_report or runner.forward.cache is not None:
+        logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
+    return history
+
+
+def _training_rows(model: MolfunStructureModel, job: Job) -> trained_on.TrainingRows:
+    """Look at the training set and say what is odd about it."""
+    if model.n_fits and not job.resume:
+        logger.warning(
+            "This model was trained by %s already, and goes on from its weights. To start "
+            "afresh, as each fold of a cross-validation has to, build a new "
+            "MolfunStructureModel.", counted(model.n_fits, "fit"),
+        )  # fmt: skip
+    rows = trained_on.TrainingRows(job.train)
+    rows.warn()
+    if job.val is not None:
+        trained_on.warn_of_overlap(job.val, rows.inputs)
+    return rows
+
+
+def _learn_from_data(model: MolfunStructureModel, job: Job, targets: list[Any]) -> None:
+    """Show task and backbone the training set: labels that are wrong are named, gaps counted."""
+    _, task = need_head(model, "fit")
+    check_sizes(task, job.train, job.val)
+    if task.numbers_unfitted:
+        check_labels(task, job.train, targets)
+    gaps = task.gaps(targets)
+    if gaps is not None:
+        logger.warning("%s", gaps)
+    task.fit_targets(targets)
+    attach(model)
+    check_labels(task, job.val)
+    fit_inputs(model.backbone, job.train)
+
+
+def _identity(
+    model: MolfunStructureModel, job: Job, targets: list[Any], cache: CacheConfig
+) -> dict[str, Any]:
+    """What a run does not change, as plain values; before precision converts any weight."""
+    head, task = need_head(model, "fit")
+    frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
+    return {
+        "kernels": arithmetic.described(model),
+        "cache precision": cache.precision,
+        "base weights": model.base_fingerprint,
+        "frozen weights": digest(tensor_digests(frozen).values()),
+        "head": dict(head.config_dict),
+        "task": {**task.config_dict, **task.state_dict()},
+        **data_identity(job.train, targets, job.val),
+    }
+
+
+def _runner(model: MolfunStructureModel, job: Job, cache: CacheConfig) -> SupervisedRunner:
+    """The model as a function of a batch, with its caches and a plan for memory."""
+    head, task = need_head(model, "fit")
+    backbone = model.backbone
+    about = f"{job.chosen_precision} {arithmetic.described(model)}"
+    caches = RunCaches(backbone, head.needs, cache, arithmetic=about)
+    if any(p.requires_grad for p in backbone.parameters()):
+        n_trained = sum(p.numel() for p in job.parameters.values())
+        reserved = caches.reserved_bytes()
+        memory.plan(backbone, job.train, model.device, trained=n_trained, reserved=reserved)
+    let_train(job.optimizer, epoch=0)
+    runner = SupervisedRunner(
+        backbone,
+        head,
+        task,
+        device=model.device,
+        autocast=job.fabric.autocast,
+        make_cache=caches.outputs,
+        features=caches.features(),
+    )
+    if runner.forward.frozen.whole:
+        set_modes(backbone, training=False)
+        head.fit_inputs(runner.representations(samples_of([job.train])))
+    return runner
