@@ -18,7 +18,8 @@ from tiny import build_tiny_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+# what begins with the name of a file is part of a package (tests/test_extending.py)
+CODE = re.compile(r"```python\n((?!# \S+\.py).*?)```", re.DOTALL)
 SNIPPETS = [
     (page.name, i, code) for page in PAGES for i, code in enumerate(CODE.findall(page.read_text()))
 ]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from backbone_contract import BackboneContract, SampleFactory
-from tiny import PET_TINY, build_atoms, build_series
+from tiny import PET_TINY, build_atoms, build_samples, build_series
 
 from molfun.backbones.esm2 import ESM2Backbone
 from molfun.backbones.openfold import OpenFoldBackbone
 from molfun.backbones.pet import PETBackbone
 from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.testing import BackboneContract
+from molfun.testing.backbone import SampleFactory
 
 
 class TestOpenFold(BackboneContract):
     backbone_class = OpenFoldBackbone
     settings = {"config": "tiny", "fill_zero_init": 0.1}  # noqa: RUF012
+
+    @pytest.fixture
+    def samples(self) -> SampleFactory:
+        return build_samples
 
 
 class TestESM2(BackboneContract):

@@ -1,4 +1,4 @@
-"""What every backbone has to keep; a new one inherits all of it by naming itself."""
+"""The contract of a backbone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from molfun.errors import DataError
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.sample import Sample
+from molfun.testing.samples import sequences
 from molfun.trunk import TrunkOutput
 
 SampleFactory = Callable[..., list[Sample]]
@@ -25,7 +26,11 @@ KINDS = ("embedder", "early", "block", "structure_module", "output", "head")
 
 
 class BackboneContract:
-    """Inherit, set the two attributes, done."""
+    """Tests of a registered backbone.
+
+    A backbone gives the same tensors for the same sample, ignores padding, knows where each of its
+    parameters sits, and is recognised by a fingerprint of its weights.
+    """
 
     backbone_class: ClassVar[type[Backbone]]
     settings: ClassVar[dict[str, Any]] = {}
@@ -35,8 +40,14 @@ class BackboneContract:
     adapter_tolerance: ClassVar[float] = 0.0
     """Largest difference by adapters that add zero, relative to the largest value."""
 
+    @pytest.fixture
+    def samples(self) -> SampleFactory:
+        """Give ``samples(n, lengths=...)``, which draws `n` samples; override it for other data."""
+        return sequences
+
     @classmethod
     def make(cls, **changes: Any) -> Backbone:
+        """Build the backbone in eval mode."""
         return cls.backbone_class(**{**cls.settings, **changes}).eval()
 
     @pytest.fixture(scope="class")
@@ -110,7 +121,7 @@ class BackboneContract:
 
     def test_shapes(self, backbone: Backbone, samples: SampleFactory) -> None:
         output = self.run(backbone, samples(2, lengths=(4, 9)), "single", "pair")
-        assert output.single.shape == (2, 9, backbone.single_dim)
+        assert output.need("single").shape == (2, 9, backbone.single_dim)
         assert output.mask.tolist() == [[1.0] * 4 + [0.0] * 5, [1.0] * 9]
         if backbone.pair_dim is None:
             assert output.pair is None
@@ -129,14 +140,14 @@ class BackboneContract:
     def test_the_same_input_gives_the_same_bits(
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
-        first, second = (self.run(backbone, samples(2)).single for _ in range(2))
+        first, second = (self.run(backbone, samples(2)).need("single") for _ in range(2))
         assert torch.equal(first, second)
 
     def test_padding_changes_nothing(self, backbone: Backbone, samples: SampleFactory) -> None:
         given = samples(4, lengths=(3, 14, 8, 5))
-        together = self.run(backbone, given).single
+        together = self.run(backbone, given).need("single")
         for row, sample in zip(together, given, strict=True):
-            alone = self.run(backbone, [sample]).single[0]
+            alone = self.run(backbone, [sample]).need("single")[0]
             limit = self.tolerance * float(alone.abs().max())
             assert torch.allclose(row[: len(alone)], alone, rtol=0, atol=limit)
 
@@ -144,8 +155,8 @@ class BackboneContract:
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
         given = samples(3, lengths=(6,))
-        forward = self.run(backbone, given).single
-        backward = self.run(backbone, given[::-1]).single.flip(0)
+        forward = self.run(backbone, given).need("single")
+        backward = self.run(backbone, given[::-1]).need("single").flip(0)
         limit = self.tolerance * float(forward.abs().max())
         assert torch.allclose(forward, backward, rtol=0, atol=limit)
 
@@ -157,10 +168,12 @@ class BackboneContract:
         stacked = TrunkOutput.stack([self.run(backbone, [s], *names) for s in given])
         batch = self.run(backbone, given, *names)
         assert torch.equal(stacked.mask, batch.mask)
-        assert stacked.single.shape == batch.single.shape
+        assert stacked.need("single").shape == batch.need("single").shape
         kept = batch.mask.bool()
-        limit = self.tolerance * float(batch.single.abs().max())
-        assert torch.allclose(stacked.single[kept], batch.single[kept], rtol=0, atol=limit)
+        limit = self.tolerance * float(batch.need("single").abs().max())
+        assert torch.allclose(
+            stacked.need("single")[kept], batch.need("single")[kept], rtol=0, atol=limit
+        )
         if batch.structure is not None and stacked.structure is not None:
             assert {k: v.shape for k, v in stacked.structure.items()} == {
                 k: v.shape for k, v in batch.structure.items()
@@ -225,9 +238,9 @@ class BackboneContract:
 
     def test_adapters_change_nothing_at_first(self, samples: SampleFactory) -> None:
         backbone = self.make()
-        before = self.run(backbone, samples(2)).single
+        before = self.run(backbone, samples(2)).need("single")
         lora.inject(backbone, self.spec(backbone))
-        after = self.run(backbone.eval(), samples(2)).single
+        after = self.run(backbone.eval(), samples(2)).need("single")
         limit = self.adapter_tolerance * float(before.abs().max())
         assert torch.allclose(after, before, rtol=0, atol=limit)
 
@@ -257,7 +270,9 @@ class BackboneContract:
         second.load_state_dict(copy.deepcopy(first.state_dict()))
         assert second.fingerprint() == first.fingerprint()
         given = samples(2)
-        assert torch.equal(self.run(first, given).single, self.run(second, given).single)
+        assert torch.equal(
+            self.run(first, given).need("single"), self.run(second, given).need("single")
+        )
 
     def test_the_config_rebuilds_the_architecture_from_json(self) -> None:
         backbone = self.make(seed=1)
@@ -294,7 +309,7 @@ class BackboneContract:
         backbone.set_precision(precision)
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            assert torch.isfinite(self.run(backbone, samples(2)).single).all()
+            assert torch.isfinite(self.run(backbone, samples(2)).need("single")).all()
 
     def test_it_is_a_module(self, backbone: Backbone) -> None:
         assert isinstance(backbone, nn.Module)
@@ -318,7 +333,6 @@ class BackboneContract:
         if not backbone.splits_before(1, ("single",)):
             pytest.skip(f"{backbone.display_name} does not split its forward pass")
         whole = self.run(backbone, given)
-        assert whole.single is not None
         real = whole.mask.bool()
         with torch.no_grad():
             for block in range(1, len(backbone.blocks()) + 1):
@@ -329,11 +343,11 @@ class BackboneContract:
                 at_once = backbone.run_prefix(
                     backbone.collate([backbone.featurize(s) for s in given]), block
                 )
-                limit = self.tolerance * float(whole.single.abs().max())
+                limit = self.tolerance * float(whole.need("single").abs().max())
                 for state in (backbone.join_states(states), at_once):
                     again = backbone.run_suffix(state, block, outputs=("single",))
                     assert torch.equal(again.mask, whole.mask)
-                    difference = again.single[real] - whole.single[real]
+                    difference = again.need("single")[real] - whole.need("single")[real]
                     assert float(difference.abs().max()) <= limit
 
     def test_the_prefix_fingerprint_is_that_of_the_prefix(self) -> None:
