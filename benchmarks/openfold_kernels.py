@@ -98,7 +98,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
         with torch.no_grad():
             return float(backbone(batch).single.norm())
 
-    state, first = None, backbone.frozen_blocks()
+    state, first = None, frozen_blocks(backbone)
     if case.cached:
         with torch.no_grad():
             state = backbone.run_prefix(batch, first)

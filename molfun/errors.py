@@ -8,6 +8,7 @@
     │   ├── TableError                      a CSV, TSV or Parquet table
     │   ├── StructureError                  a PDB or mmCIF file
     │   └── UnsafeFileError                 a file that would run code, or is not what it says
+    ├── ContractError (TypeError)           a class for Molfun lacks what its base asks for
     ├── CheckpointError                     a checkpoint or weight file does not fit or is damaged
     ├── RunError (RuntimeError)             a run cannot start, continue or be written
     │   └── NonFiniteError                  losses or gradients stayed NaN or infinite
@@ -50,6 +51,10 @@ class StructureError(DataError):
 
 class UnsafeFileError(DataError):
     """A file was refused because reading it could run code or exhaust memory."""
+
+
+class ContractError(MolfunError, TypeError):
+    """A class that extends Molfun lacks an attribute, or an argument of its constructor."""
 
 
 class CheckpointError(MolfunError):

@@ -21,6 +21,8 @@ from molfun.backbones.baselines import (
     forces_of,
     indistinct,
 )
+from molfun.backbones.own_heads import OwnHeads
+from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import DataError
 from molfun.sample import Sample
 from molfun.trunk import Readout
@@ -43,7 +45,7 @@ SHOWN = 3
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
 
 
-class AtomisticBackbone(Backbone):
+class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     """A pretrained model of atoms, with targets (energies) that it was trained on.
 
     A sample is an ``ase.Atoms``. A batch is packed: the atoms and pairs of all samples one after

@@ -1,21 +1,29 @@
-"""What the facade, the strategies and the cache need of a backbone; nothing else.
+"""What every backbone has to do; nothing else.
 
-A new backbone is one package here, one line in `molfun.registry` and one contract test.
+A new backbone is one class, one registration (`molfun.registry` or an entry point) and one class of
+tests that inherits the contract. What only some can do are mix-ins in files of their own:
+
+* `molfun.backbones.splitting.PrefixSplitting`: run the frozen blocks apart from the rest;
+* `molfun.backbones.planning.MemoryPlanning`: keep activations as memory allows;
+* `molfun.backbones.kernels.KernelChoice`: run faster code with the same results;
+* `molfun.backbones.own_heads.OwnHeads`: bring heads along;
+* `molfun.backbones.tensor_input.TensorInput`: learn from tensors given in place of samples.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ContractError, DataError
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -26,30 +34,6 @@ Run = Callable[[Sequence[Sample], Sequence[str]], TrunkOutput]
 """Gives the named outputs of a model for samples, in eval mode and without a graph."""
 
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output", "head"]
-
-Kernels = Literal["auto", "stock", "fast"]
-"""Whose code runs: that of the backbone's package, or Molfun's faster one with the same results."""
-KERNELS_SWITCH = "MOLFUN_KERNELS"
-"""Environment variable: what ``"auto"`` stands for, ``stock`` or ``fast``."""
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """How a backbone will keep activations, and what a training step will take.
-
-    Parameters
-    ----------
-    peak
-        Bytes of a step over what the process holds before it, as predicted.
-    how
-        What was chosen, for people.
-    fits_up_to
-        Length of which a step fits; 0 where none does, or it fits as it is.
-    """
-
-    peak: int
-    how: str
-    fits_up_to: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,101 +49,101 @@ class Layer:
     index: int = 0
 
 
+class _SetByConstructor:
+    """An attribute of a part that its constructor has to set; reading it before is an error."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        raise ContractError(f"{owner.__name__}.__init__ must set self.{self._name}.")
+
+
 class Backbone(nn.Module, ABC):
     """A pretrained model behind one interface.
 
-    A subclass sets the class attributes and writes the abstract methods; the rest follows.
+    A subclass sets the attributes below that have no default and writes the seven abstract methods.
+    Its constructor takes ``weights`` (a path, or None for random weights) and ``seed`` (of the
+    random weights) by name, beside settings of its own that have defaults. A class that lacks one
+    of these is refused when it is made.
+
+    Raises
+    ------
+    ContractError
+        If a subclass lacks an attribute or an argument of its constructor.
     """
 
     name: ClassVar[str]
     """Registered name."""
     display_name: ClassVar[str]
     """Name shown to people."""
+    inputs: ClassVar[tuple[str, ...]]
+    """Kinds of data it takes, the usual one first: "structure", "sequence", "series", "atoms"."""
     block_prefix: ClassVar[str]
     """Module path of the list of blocks, relative to the backbone."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Module-name suffixes inside the blocks that LoRA adapts by default."""
 
-    inputs: ClassVar[tuple[str, ...]] = ("structure",)
-    """What a sample may be: "structure", "sequence"."""
-    default_head: ClassVar[str] = "affinity"
-    """Head where none is asked for on the command line."""
-    length_power: ClassVar[float] = 2.0
-    """Power of the length with which the cost of a sample grows: 2 for padded attention."""
+    single_dim: int = _SetByConstructor()  # type: ignore[assignment]  # stands for the number
+    """Channels of `TrunkOutput.single`; the constructor sets it."""
+    pair_dim: int | None = None
+    """Channels of `TrunkOutput.pair`; None where the backbone has no pairs."""
 
-    single_dim: int
-    pair_dim: int | None
-    kernels: str = "stock"
-    """Whose code runs now, "stock" or "fast"; `set_kernels` changes it."""
+    default_head: ClassVar[str] = "mlp"
+    """Head where none is asked for on the command line."""
     default_lr: ClassVar[float | None] = None
     """Learning rate on the command line where none is given; None for the strategy's own."""
+    length_power: ClassVar[float] = 2.0
+    """Power of the length with which the cost of a sample grows: 2 for padded attention."""
     starts_random: ClassVar[bool] = False
     """Whether random weights are the usual beginning, and nothing to warn of."""
-    feature_names: list[str] | None = None
-    """Names of the features of series it was trained on, in order, where they are known."""
     names_weights: ClassVar[bool] = True
-    """Whether a checkpoint may leave out what is in the weight file; not where reading that file
-    needs the user's word."""
+    """Whether a checkpoint may refer to the weight file for what did not train. False where
+    reading that file needs the user's word."""
     checks_quickly: ClassVar[bool] = False
     """Whether `check` opens no file: all samples are looked at before the first prediction."""
+    kernels: str = "stock"
+    """Whose code runs now, "stock" (the package's own) or "fast"; part of a run's identity."""
+    feature_names: list[str] | None = None
+    """Names of the features of series it was trained on, in order, where they are known."""
     unread: frozenset[str] = frozenset()
     """Weights that stayed random since the file had none and no representation needs them. They
     depend on the seed, so they are no part of what identifies the model."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not any(getattr(getattr(cls, n, None), "__isabstractmethod__", False) for n in MUST_DO):
+            _check_class(cls)
+
+    # --- what every backbone does ----------------------------------------------------------------
+
     @abstractmethod
     def featurize(self, sample: Sample) -> Features:
-        """Turn one sample into input tensors; the same sample always gives the same tensors."""
-
-    def serve(self, task: Any) -> None:
-        """Be told of the task whose labels the model learns."""
-
-    def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
-        """Learn the scale of the inputs from the training samples, where that is not known yet.
-
-        Parameters
-        ----------
-        samples
-            The training set; samples that are not asked for cost nothing.
-        run
-            Gives what the model outputs for some of them now, before it trains.
-        """
-
-    def check_batch(self, batch: Features) -> None:
-        """Raise a `DataError` if tensors given in place of samples say nothing."""
-
-    def check(self, sample: Sample) -> None:
-        """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
-
-    def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
-        """How many samples the model cannot take, and why: a line for each, or for several."""
-        found = []
-        for sample in samples:
-            try:
-                self.check(sample)
-            except DataError as error:
-                found.append(str(error))
-        return len(found), found
-
-    @abstractmethod
-    def collate(self, features: Sequence[Features]) -> Features:
-        """Pad and stack the input tensors of several samples into one batch."""
-
-    def split(self, batch: Features) -> list[Features]:  # noqa: ARG002
-        """The features of each sample of a batch: what `collate` was given.
+        """Turn one sample into input tensors; the same sample always gives the same tensors.
 
         Raises
         ------
         DataError
-            If the backbone's batches cannot be taken apart.
+            Naming the sample, if it lacks what the model needs.
         """
-        raise DataError(
-            f"Pre-training of {self.display_name} needs samples, not tensors: pass a dataset or a "
-            f"loader of samples."
-        )
+
+    @abstractmethod
+    def collate(self, features: Sequence[Features]) -> Features:
+        """Put the input tensors of several samples into one batch, padded or packed.
+
+        Keys that `featurize` does not give (an objective adds its labels) go along as tensors of
+        their kind do.
+        """
 
     @abstractmethod
     def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
-        """Run the model; compute no more than the representations named in `outputs`."""
+        """Run the model; compute no more than the representations named in `outputs`.
+
+        ``mean`` is pooled from `single` where it is asked for and not given, so `single` has to be
+        there then. Padding has no influence on residues and a mask of 0.
+        """
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
@@ -179,99 +163,49 @@ class Backbone(nn.Module, ABC):
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         """Turn `config_dict` back into constructor arguments."""
 
-    # --- the frozen prefix: all before the first block that trains --------------------------------
+    # --- what a backbone may adapt ---------------------------------------------------------------
 
-    def frozen_blocks(self) -> int:
-        """How many leading blocks are frozen along with all that comes before them."""
-        trains = [self.layer_of(n) for n, p in self.named_parameters() if p.requires_grad]
-        if any(layer.kind in ("embedder", "early") for layer in trains):
-            return 0
-        indices = [layer.index for layer in trains if layer.kind == "block"]
-        return min(indices, default=len(self.blocks()))
+    def check(self, sample: Sample) -> None:
+        """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
 
-    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:  # noqa: ARG002
-        """Whether `run_prefix` and `run_suffix` can divide the forward pass there."""
-        return False
-
-    def run_prefix(self, batch: Features, block: int) -> Features:
-        """Run all before `block`, without a graph.
-
-        The result of a batch of one sample is what a cache keeps.
-        """
-        raise NotImplementedError  # reached only if `splits_before` promises what is not there
-
-    def join_states(self, states: Sequence[Features]) -> Features:
-        """One batch from what `run_prefix` gave for samples one by one."""
-        return self.collate(states)
-
-    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """Go on from `run_prefix`: the same output as `forward`."""
-        raise NotImplementedError  # as above
-
-    def prefix_fingerprint(self, block: int) -> str:
-        """Sha256 over architecture and all weights that `run_prefix` uses."""
-        tensors = {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if (layer := self.layer_of(name)).kind in ("embedder", "early")
-            or (layer.kind == "block" and layer.index < block)
-        }
-        return combine_digests({**self.config_dict, "block": block}, tensor_digests(tensors))
-
-    def embedder(self) -> nn.Module | None:
-        """Module that embeds the input, the layer of the kind "embedder"."""
-        return None
-
-    def structure_module(self) -> nn.Module | None:
-        """Module that predicts coordinates; None where there is none."""
-        return None
-
-    def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan | None:  # noqa: ARG002
-        """Choose how activations are kept, so that a step on such a batch fits into so many bytes.
-
-        None where there is nothing to choose or to predict.
-        """
-        return None
-
-    def forget_plan(self) -> None:
-        """Undo what `plan_memory` chose."""
-
-    @property
-    def own_head(self) -> str | None:
-        """Head that comes with the backbone, which a model has where none is named."""
-        return None
-
-    def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
-        """Weights that came with the backbone for the head of that name; None without any."""
-        return None
+    def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
+        """How many samples the model cannot take, and why: a line for each, or for several."""
+        found = []
+        for sample in samples:
+            try:
+                self.check(sample)
+            except DataError as error:
+                found.append(str(error))
+        return len(found), found
 
     def featurize_key(self) -> str:
         """Settings that change what `featurize` gives; part of every cache key."""
         return self.name
 
-    def set_precision(self, precision: str) -> None:
-        """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
-
-    def set_kernels(self, kernels: Kernels) -> None:
-        """Choose whose code runs; weights and names stay as they are.
+    def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
+        """Learn the scale of the inputs from the training samples, where that is not known yet.
 
         Parameters
         ----------
-        kernels
-            ``"stock"`` is the package's own, ``"fast"`` insists on Molfun's, ``"auto"`` takes
-            Molfun's where it exists and gives the same numbers.
-
-        Raises
-        ------
-        ConfigError
-            If the name is unknown, or that code does not exist or fails its test here.
+        samples
+            The training set; samples that are not asked for cost nothing.
+        run
+            Gives what the model outputs for some of them now, before it trains.
         """
-        if kernels not in get_args(Kernels):
-            raise ConfigError(unknown_name("kernels", kernels, get_args(Kernels)))
-        if kernels not in ("auto", self.kernels):
-            raise ConfigError(
-                f"{self.display_name} has {self.kernels!r} kernels only. Use kernels='auto'."
-            )
+
+    def serve(self, task: Any) -> None:
+        """Adapt to the task whose labels the model learns."""
+
+    def set_precision(self, precision: str) -> None:
+        """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
+
+    def weights_changed(self) -> None:
+        """Take up weights that were put in from outside."""
+
+    def mark_trained(self) -> None:
+        """Take the weights of now, however they came about, for the model's own."""
+
+    # --- what identifies it ----------------------------------------------------------------------
 
     def base_state_dict(self, *, whole: bool = False) -> dict[str, torch.Tensor]:
         """Weights of the backbone itself, without adapters, under the names it was built with.
@@ -290,16 +224,6 @@ class Backbone(nn.Module, ABC):
             tensors[name.replace(".base_layer.", ".")] = tensor
         return tensors
 
-    def unready(self) -> str | None:
-        """Why predictions of its own head mean nothing yet, as a sentence; None if they do."""
-        return None
-
-    def weights_changed(self) -> None:
-        """Be told that weights were put in from outside."""
-
-    def mark_trained(self) -> None:
-        """Be told that the weights of now, however they came about, are the model's own."""
-
     def fingerprint(self) -> str:
         """Sha256 over architecture and base weights, without adapters."""
         return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))
@@ -308,6 +232,34 @@ class Backbone(nn.Module, ABC):
         """Sha256 over architecture and all weights, adapters included: what decides outputs."""
         tensors = {n: t for n, t in self.state_dict().items() if n not in self.unread}
         return combine_digests(self.config_dict, tensor_digests(tensors))
+
+
+MUST_DO = tuple(sorted(Backbone.__abstractmethods__))
+"""Methods that every backbone writes."""
+_MUST_SET = {
+    "name": "Registered name.",
+    "display_name": "Name shown to people.",
+    "inputs": 'Kinds of data it takes, the usual one first: ("sequence",), for example.',
+    "block_prefix": "Module path of the list of blocks, relative to the backbone.",
+    "lora_targets": "Module-name suffixes inside the blocks that LoRA adapts by default.",
+}
+
+
+def _check_class(cls: type[Backbone]) -> None:
+    """Refuse a class that lacks what is used of every backbone."""
+    for name, meaning in _MUST_SET.items():
+        if not hasattr(cls, name):
+            raise ContractError(
+                f"The backbone {cls.__name__} must set the class attribute {name}: {meaning}"
+            )
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    missing = [] if takes_all else [n for n in ("weights", "seed") if n not in parameters]
+    if missing:
+        raise ContractError(
+            f"{cls.__name__}.__init__ must take {' and '.join(missing)}: every model is built with "
+            f"weights=PATH_OR_NONE (its pretrained weights) and seed=NUMBER (of random ones)."
+        )
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from molfun.backbones.base import Backbone
+from molfun.backbones.own_heads import OwnHeads
 from molfun.config import mistyped
 from molfun.errors import ConfigError, unknown_name
 from molfun.heads.base import Head
@@ -132,7 +133,7 @@ def build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head: Head = construct("head_config", cls, settings)
-    pretrained = backbone.pretrained_head(name)
+    pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:
         head.load_state_dict(pretrained)
     return head

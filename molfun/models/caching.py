@@ -12,6 +12,7 @@ import torch
 from molfun import __version__
 from molfun._paths import as_path
 from molfun.backbones.base import Backbone
+from molfun.backbones.splitting import prefix_fingerprint
 from molfun.nn import lora
 from molfun.runs.folder import CACHE, RunFolder
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
@@ -79,7 +80,7 @@ class RunCaches:
         if frozen.whole:
             weights, kept = backbone.state_fingerprint(), self._needs
         else:
-            weights = backbone.prefix_fingerprint(frozen.n_blocks)
+            weights = prefix_fingerprint(backbone, frozen.n_blocks)
             kept = (f"before block {frozen.n_blocks}",)
         versions = f"torch {torch.__version__} molfun {__version__}"
         about = f"{self._arithmetic} {versions}"

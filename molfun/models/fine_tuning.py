@@ -67,7 +67,7 @@ def run(
         history = job.run(runner, keep, identity=identity, on_start=note_training)
     finally:
         model.eval()
-        model.backbone.forget_plan()
+        memory.forget(model.backbone)
     history.cache_report = "\n".join(runner.forward.cache_reports())
     if history.cache_report or runner.forward.cache is not None:
         logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from molfun.backbones.base import Backbone
+from molfun.backbones.tensor_input import split_batch
 from molfun.data.words import counted
 from molfun.errors import ConfigError, DataError, listing
 from molfun.models import given
@@ -351,7 +352,8 @@ def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
         yield sample
     for batch in () if found else loader:
         inputs = as_inputs(batch)
-        for name, row in zip(inputs.ids, backbone.split(inputs.features or {}), strict=True):
+        rows = split_batch(backbone, inputs.features or {})
+        for name, row in zip(inputs.ids, rows, strict=True):
             yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from molfun.backbones.base import Backbone, MemoryPlan
+from molfun.backbones.base import Backbone
+from molfun.backbones.planning import MemoryPlan, MemoryPlanning
 from molfun.data.batching import LengthBatchSampler, lengths_of
 from molfun.data.words import megabytes
 from molfun.errors import ConfigError
@@ -44,6 +45,8 @@ def plan(
     reserved
         Bytes that something else will take, such as a cache.
     """
+    if not isinstance(backbone, MemoryPlanning):
+        return
     backbone.forget_plan()
     sample, length, size = heaviest_batch(loader)
     free = free_bytes(device)
@@ -51,8 +54,6 @@ def plan(
         return
     available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained - reserved)
     found = backbone.plan_memory(sample, size, available)
-    if found is None:
-        return
     what = (
         f"A step on {size} of the longest samples" if size > 1 else "A step on the longest sample"
     )
@@ -64,6 +65,12 @@ def plan(
         logger.info("%s", text)
     else:
         logger.warning("%s It may not fit: %s.", text, _advice(found, size))
+
+
+def forget(backbone: Backbone) -> None:
+    """Undo what `plan` let the backbone choose."""
+    if isinstance(backbone, MemoryPlanning):
+        backbone.forget_plan()
 
 
 def _advice(found: MemoryPlan, size: int) -> str:

@@ -15,7 +15,9 @@ from torch import nn
 from molfun._io import is_within
 from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
-from molfun.backbones.base import Backbone, Kernels, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone, combine_digests, tensor_digests
+from molfun.backbones.kernels import Kernels, choose_kernels
+from molfun.backbones.own_heads import OwnHeads
 from molfun.config import check_seed, flattened
 from molfun.data.words import counted
 from molfun.errors import CheckpointError, ConfigError, DataError, MolfunError, RunError, listing
@@ -168,7 +170,7 @@ class MolfunStructureModel(nn.Module):
                 self.backbone.display_name,
                 seed,
             )
-        if head is None and task is None:
+        if head is None and task is None and isinstance(self.backbone, OwnHeads):
             head = self.backbone.own_head
         self.head_name, self.task_name = names_of(head, task)
         if self.head_name is None and (head_config or task_config):
@@ -197,7 +199,7 @@ class MolfunStructureModel(nn.Module):
         self._base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
         self.to(place).eval()
-        self.backbone.set_kernels(kernels)
+        choose_kernels(self.backbone, kernels)
 
     # --- train ---------------------------------------------------------------------------------
 
@@ -501,7 +503,7 @@ class MolfunStructureModel(nn.Module):
     def _warn_unready(self) -> None:
         if self.task is not None and not getattr(self.task, "fitted", True):
             logger.warning("The head has not been trained: its predictions mean nothing yet.")
-        unready = self.backbone.unready()
+        unready = self.backbone.unready() if isinstance(self.backbone, OwnHeads) else None
         if unready is not None:
             logger.warning("%s", unready)
 

@@ -18,6 +18,8 @@ from typing import Any, Self
 import torch
 
 from molfun.backbones.base import Backbone, Features
+from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
+from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import ConfigError
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
@@ -49,11 +51,13 @@ class FrozenPart:
     @classmethod
     def of(cls, backbone: Backbone, needs: Sequence[str]) -> Self:
         """What is frozen now; `needs` are the outputs that are asked for."""
-        n_blocks = backbone.frozen_blocks()
+        n_blocks = frozen_blocks(backbone)
         return cls(
             n_blocks=n_blocks,
             whole=not any(p.requires_grad for p in backbone.parameters()),
-            splits=n_blocks > 0 and backbone.splits_before(n_blocks, needs),
+            splits=n_blocks > 0
+            and isinstance(backbone, PrefixSplitting)
+            and backbone.splits_before(n_blocks, needs),
         )
 
 
@@ -154,6 +158,11 @@ class ForwardPass:
             stored = self.cache.put(key, self.whole(inputs).tensors(), since=start)
         return TrunkOutput.from_tensors(self._to_device(stored))
 
+    @property
+    def _parts(self) -> PrefixSplitting:
+        assert isinstance(self.backbone, PrefixSplitting)  # else `frozen.splits` is false
+        return self.backbone
+
     def _from_prefix(self, inputs: Inputs) -> TrunkOutput:
         """Run the part that trains on what the frozen blocks give, computed now or before."""
         with torch.no_grad():
@@ -162,9 +171,9 @@ class ForwardPass:
             else:
                 # one by one, so that a resumed run computes the same bits in any order of samples
                 states = [self._prefix_one(sample, self.cache) for sample in inputs.samples]
-                state = self._to_device(self.backbone.join_states(states))
+                state = self._to_device(self._parts.join_states(states))
         return self._checked(
-            self.backbone.run_suffix(state, self.frozen.n_blocks, outputs=self.needs)
+            self._parts.run_suffix(state, self.frozen.n_blocks, outputs=self.needs)
         )
 
     def _prefix_one(self, sample: Sample, cache: PrefixCache) -> Features:
@@ -177,13 +186,14 @@ class ForwardPass:
 
     def _prefix(self, inputs: Inputs) -> Features:
         features = self._to_device(self._features(inputs))
-        return self.backbone.run_prefix(features, self.frozen.n_blocks)
+        return self._parts.run_prefix(features, self.frozen.n_blocks)
 
     # --- in and out ----------------------------------------------------------------------------
 
     def _features(self, inputs: Inputs) -> Features:
         if inputs.features is not None:
-            self.backbone.check_batch(inputs.features)
+            if isinstance(self.backbone, TensorInput):
+                self.backbone.check_batch(inputs.features)
             return inputs.features
         return self.backbone.collate([self._featurizer.features(s) for s in inputs.samples])
 

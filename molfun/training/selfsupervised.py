@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
+from molfun.backbones.tensor_input import split_batch
 from molfun.nn.modes import evaluating
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.tasks.base import LossSum
@@ -87,7 +88,7 @@ class ObjectiveRunner(Runner):
         if inputs.features is None:
             rows = [(s.content_key(), self.backbone.featurize(s)) for s in inputs.samples]
         else:
-            parts = self.backbone.split(inputs.features)
+            parts = split_batch(self.backbone, inputs.features)
             rows = [(combine_digests({}, tensor_digests(part)), part) for part in parts]
         features = [self._prepare(key, row, fixed=fixed) for key, row in rows]
         batch = {k: v.to(self.device) for k, v in self.backbone.collate(features).items()}

@@ -17,6 +17,8 @@ from molfun.backbones.base import Backbone, Features, Layer
 from molfun.backbones.esm2 import packed, presets, tokens
 from molfun.backbones.esm2.packed import Packing, Rotation
 from molfun.backbones.esm2.weights import load_weights
+from molfun.backbones.own_heads import OwnHeads
+from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
@@ -30,7 +32,7 @@ _INDICES = ("residues", "begins", "selected")
 LongPolicy = Literal["full", "crop", "window"]
 
 
-class ESM2Backbone(Backbone):
+class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
     """ESM-2, a protein language model, as published in the ``fair-esm`` package.
 
     Parameters
@@ -72,7 +74,6 @@ class ESM2Backbone(Backbone):
     lora_targets = ("q_proj", "v_proj")
     length_power = 1.0
     inputs = ("sequence", "structure")
-    default_head = "mlp"
     kernels = "fast"
 
     def __init__(
@@ -261,6 +262,10 @@ class ESM2Backbone(Backbone):
         hidden = self._blocks(x, packing, range(block))
         return {**{k: v for k, v in batch.items() if k != "tokens"}, "hidden": hidden}
 
+    def join_states(self, states: Sequence[Features]) -> Features:
+        """Put the tokens of all samples into one dimension, as `collate` does."""
+        return _join(states)
+
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
         """The blocks from `block` on."""
         packing = Packing(tuple(state["windows"].tolist()))
@@ -332,10 +337,6 @@ class ESM2Backbone(Backbone):
     def blocks(self) -> Sequence[nn.Module]:
         """Transformer layers, first to last."""
         return list(self.model.layers)
-
-    def embedder(self) -> nn.Module:
-        """The embedding of tokens, which is the output embedding of the language model, too."""
-        return self.model.embed_tokens
 
     def layer_of(self, parameter: str) -> Layer:
         """Where a parameter sits.

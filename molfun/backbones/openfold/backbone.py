@@ -15,23 +15,19 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from molfun.backbones.base import (
-    KERNELS_SWITCH,
-    Backbone,
-    Features,
-    Kernels,
-    Layer,
-    MemoryPlan,
-)
+from molfun.backbones.base import Backbone, Features, Layer
+from molfun.backbones.kernels import KERNELS_SWITCH, KernelChoice, Kernels, check_kernels
 from molfun.backbones.openfold import _shims, fast, features, memory, precomputed, presets
 from molfun.backbones.openfold.weights import load_weights
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.backbones.planning import MemoryPlan, MemoryPlanning
+from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
+from molfun.errors import ConfigError, DataError
 from molfun.nn import cuequivariance
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.sample import Sample
@@ -54,7 +50,7 @@ RANDOM_FILL = 0.005
 gradient at all. Without pretrained weights they start from this standard deviation instead."""
 
 
-class OpenFoldBackbone(Backbone):
+class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     """OpenFold (AlphaFold 2) as published in the ``openfold`` package, 1.x or 2.x.
 
     Parameters
@@ -100,6 +96,8 @@ class OpenFoldBackbone(Backbone):
     display_name = "OpenFold"
     block_prefix = "model.evoformer.blocks"
     lora_targets = ("linear_q", "linear_v")
+    inputs = ("structure",)
+    default_head = "affinity"
     length_power = 3.0
 
     def __init__(
@@ -211,7 +209,7 @@ class OpenFoldBackbone(Backbone):
         return features.crop_raw(whole, sample.max_length)
 
     def collate(self, features: Sequence[Features]) -> Features:
-        """Pad and stack; only what the model reads is kept."""
+        """Pad and stack what the model reads, and what is no feature of openfold (labels)."""
         return self._schema.collate(features, self._inputs)
 
     def featurize_key(self) -> str:
@@ -239,13 +237,20 @@ class OpenFoldBackbone(Backbone):
         cycles = batch["aatype"].shape[-1]
         mask = batch["seq_mask"][..., -1]
         self._set_memory(*mask.shape)
-        raw = self.model(dict(batch)) if "structure" in outputs else self._trunk(batch, cycles)
+        raw = self._run(batch) if "structure" in outputs else self._trunk(batch, cycles)
         return TrunkOutput(
             single=raw["single"],
             pair=raw["pair"] if "pair" in outputs else None,
             mask=mask,
             structure=self._structure(raw, mask) if "structure" in outputs else None,
         )
+
+    def _run(self, batch: Features) -> dict[str, torch.Tensor]:
+        """Run the stock forward, which takes each tensor for a feature, on features alone."""
+        outputs: dict[str, torch.Tensor] = self.model(
+            {key: batch[key] for key in self._inputs if key in batch}
+        )
+        return outputs
 
     def _trunk(self, batch: Features, cycles: int) -> dict[str, torch.Tensor]:
         """Run the stock forward up to the point where the last structure module would start."""
@@ -259,7 +264,7 @@ class OpenFoldBackbone(Backbone):
 
         handle = self.model.structure_module.register_forward_pre_hook(stop)
         try:
-            self.model(dict(batch))
+            self._run(batch)
         except _TrunkDone as done:
             return done.outputs
         finally:
@@ -297,7 +302,7 @@ class OpenFoldBackbone(Backbone):
             # the same arithmetic, whether a suffix trains or is evaluated
             for module in holders:
                 module.training = False
-            self.model(dict(batch))
+            self._run(batch)
         except _TrunkDone as done:
             return {**done.outputs, "seq_mask": mask}
         finally:
@@ -361,7 +366,7 @@ class OpenFoldBackbone(Backbone):
         if self.config.model.template.enabled and self.config.model.template.embed_angles:
             rows += int(self.config.data.predict.max_templates or 0)
         length = len(longest.protein) if longest.protein is not None else 0
-        first = self.frozen_blocks()
+        first = frozen_blocks(self)
         early = any(
             p.requires_grad and self.layer_of(n).kind in ("embedder", "early")
             for n, p in self.named_parameters()
@@ -425,8 +430,7 @@ class OpenFoldBackbone(Backbone):
         ConfigError
             If the name is unknown, or ``"fast"`` gives other numbers here.
         """
-        if kernels not in get_args(Kernels):
-            raise ConfigError(unknown_name("kernels", kernels, get_args(Kernels)))
+        check_kernels(kernels)
         fast.remove(self.model)
         self.kernels = "stock"
         if kernels == "stock" or (kernels == "auto" and os.environ.get(KERNELS_SWITCH) == "stock"):
@@ -498,14 +502,6 @@ class OpenFoldBackbone(Backbone):
     def blocks(self) -> Sequence[nn.Module]:
         """Evoformer blocks, first to last."""
         return list(self.model.evoformer.blocks)
-
-    def embedder(self) -> nn.Module:
-        """The input embedder (supplement, algorithm 3)."""
-        return self.model.input_embedder
-
-    def structure_module(self) -> nn.Module:
-        """The structure module (supplement, algorithm 20)."""
-        return self.model.structure_module
 
     def layer_of(self, parameter: str) -> Layer:
         """Where a parameter sits; template, extra-MSA and recycling parts come before block 0.

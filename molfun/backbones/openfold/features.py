@@ -280,20 +280,23 @@ class Schema:
         return cropped
 
     def collate(self, samples: Sequence[Features], keys: Sequence[str]) -> Features:
-        """Pad the samples to common sizes and stack them."""
+        """Pad the samples to common sizes and stack them: `keys`, and what the schema lacks."""
         recycles = {sample["aatype"].shape[-1] for sample in samples}
         if len(recycles) > 1:
             raise DataError(
                 f"Samples of one batch have different numbers of recycling passes: "
                 f"{sorted(r - 1 for r in recycles)}. Compute their features with one setting."
             )
-        return {key: self._stack([sample[key] for sample in samples], key) for key in keys}
+        extra = [key for key in samples[0] if key not in self._dims and key not in keys]
+        return {
+            key: self._stack([sample[key] for sample in samples], key) for key in (*keys, *extra)
+        }
 
     def _stack(self, tensors: Sequence[torch.Tensor], key: str) -> torch.Tensor:
         sizes = [max(t.shape[d] for t in tensors) for d in range(tensors[0].ndim)]
         if all(list(t.shape) == sizes for t in tensors):
             return torch.stack(list(tensors))
-        allowed = self._dims[key]
+        allowed = self._dims.get(key, ("any",) * tensors[0].ndim)
         batch = tensors[0].new_zeros((len(tensors), *sizes))
         for row, tensor in zip(batch, tensors, strict=True):
             window = tuple(slice(0, n) for n in tensor.shape)

@@ -131,7 +131,6 @@ class PETBackbone(AtomisticBackbone):
         self.augment = augment
         self.atomic_types = tuple(self.model.atomic_types)
         self.single_dim = self.model.num_readout_layers * (self.model.d_node + self.model.d_pet)
-        self.pair_dim = None
         self._baselines: dict[str, Any] = {}
         unfitted = json.loads(self.model.metadata.extra.get(UNFITTED, "[]"))
         fitted = [
@@ -387,11 +386,6 @@ class PETBackbone(AtomisticBackbone):
         if first == "system_conditioning":
             return Layer("early")
         return Layer("output")
-
-    def embedder(self) -> nn.Module:
-        """Embedding of the elements along the edges."""
-        module: nn.Module = self.model.backend.edge_embedder
-        return module
 
     @property
     def config_dict(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from molfun.backbones.base import Backbone, Features, Layer, Run
+from molfun.backbones.splitting import PrefixSplitting
+from molfun.backbones.tensor_input import TensorInput
 from molfun.backbones.timeseries.encoders.base import (
     BaseEncoder,
     EncoderConfig,
@@ -29,7 +31,7 @@ DEFAULT_ENCODER = "transformer"
 FEW_SAMPLES = 2
 
 
-class TimeSeriesBackbone(Backbone):
+class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
     """An encoder of multivariate time series with missing values.
 
     Values are brought to mean 0 and deviation 1 in each feature, as they are over the training
@@ -72,7 +74,6 @@ class TimeSeriesBackbone(Backbone):
     block_prefix = "encoder.layers"
     lora_targets = ("q_proj", "v_proj")
     inputs = ("series",)
-    default_head = "mlp"
     default_lr = 1e-3  # an encoder of series is small, and mostly pre-trained at that rate
     starts_random = True
 
@@ -100,7 +101,6 @@ class TimeSeriesBackbone(Backbone):
             self.encoder: BaseEncoder = ENCODERS[self.config.name](self.config)
         self.standardize = standardize is not False
         self.d_input, self.single_dim = self.config.d_input, self.config.d_model
-        self.pair_dim = None
         self.register_buffer("input_mean", torch.zeros(self.d_input))
         self.register_buffer("input_std", torch.ones(self.d_input))
         self.register_buffer("inputs_fitted", torch.tensor(data=False))
@@ -349,10 +349,6 @@ class TimeSeriesBackbone(Backbone):
         if isinstance(self.encoder, LayeredEncoder):
             return list(self.encoder.layers)
         return [self.encoder]
-
-    def embedder(self) -> nn.Module | None:
-        """The embedding of values and mask, where the encoder has layers behind it."""
-        return self.encoder.embedding if isinstance(self.encoder, LayeredEncoder) else None
 
     def layer_of(self, parameter: str) -> Layer:
         """Where a parameter sits.

@@ -1,0 +1,35 @@
+"""Ability of a backbone to take its own tensors apart, where they are given in place of samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from molfun.backbones.base import Backbone, Features
+from molfun.errors import DataError
+
+
+class TensorInput(ABC):
+    """Mix-in for a `Backbone` that learns from batches of tensors as well as from samples."""
+
+    def check_batch(self, batch: Features) -> None:  # noqa: B027  (most tensors say something)
+        """Raise a `DataError` if the tensors say nothing about a sample."""
+
+    @abstractmethod
+    def split(self, batch: Features) -> list[Features]:
+        """The features of each sample of a batch: what ``collate`` was given."""
+
+
+def split_batch(backbone: Backbone, batch: Features) -> list[Features]:
+    """The features of each sample of a batch.
+
+    Raises
+    ------
+    DataError
+        If the backbone cannot take its batches apart.
+    """
+    if not isinstance(backbone, TensorInput):
+        raise DataError(
+            f"Pre-training of {backbone.display_name} needs samples, not tensors: pass a dataset "
+            f"or a loader of samples."
+        )
+    return backbone.split(batch)
