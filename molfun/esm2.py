@@ -48,7 +48,6 @@ from molfun.errors import (
     listing,
     unknown_name,
 )
-from molfun.models.build import build_head, build_task
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import MANIFEST
 from molfun.sample import Sample, SampleBatch
@@ -388,12 +387,8 @@ class ESM2FineTuneSeqModel(MolfunStructureModel):
         self, *, head_config: Mapping[str, Any], task_config: Mapping[str, Any], seed: int
     ) -> Self:
         """Put an untrained regression head in the place of the head there is."""
-        self.head_name, self.task_name = "mlp", "regression"
         self.strategy, self.result = None, {}
-        self.task = build_task("regression", dict(task_config), head="mlp")
-        self.head = build_head(
-            "mlp", dict(head_config), backbone=self.backbone, task=self.task, seed=seed
-        )
+        self.put_head("mlp", "regression", head_config, task_config, seed=seed)
         return self.to(self.device).eval()
 
 

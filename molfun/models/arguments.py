@@ -2,15 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+import logging
+from collections.abc import Iterable, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 from molfun.config import check_seed
 from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.models import base_weights
+from molfun.models.assembly import AssembledModel
+from molfun.models.build import shown
+from molfun.models.features import feature_names_of, with_features
+from molfun.models.loaders import as_loader
+from molfun.nn.process import refuse_inference_tensors
 from molfun.registry import STRATEGIES
+from molfun.runs.folder import RUN_FILES, RunFolder
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback
+from molfun.training.job import Job
+
+logger = logging.getLogger(__name__)
+
+
+def open_job(
+    model: AssembledModel,
+    train: Any,
+    val: Any,
+    strategy: FinetuneStrategy | str,
+    *,
+    output_dir: str | Path | RunFolder | None,
+    resume: bool,
+    overwrite: bool,
+    by_name: bool = True,
+    callbacks: Sequence[Callback],
+    **options: Any,
+) -> Job:
+    """Look at all that a run is given; the job that follows has written nothing yet.
+
+    Parameters
+    ----------
+    model
+        What is trained.
+    train, val, strategy, output_dir, resume, overwrite, callbacks
+        As in `MolfunStructureModel.fit`.
+    by_name
+        Whether a strategy may be given by its name.
+    options
+        Further settings of the `Job`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If an argument or a sample cannot be used.
+    RunError
+        If the run may not begin or go on in its folder.
+    """
+    refuse_inference_tensors(model)
+    train = as_loader(train, shuffle=True)
+    val = None if val is None else as_loader(val)
+    callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
+    folder = RunFolder.of(output_dir, resume=resume)
+    if folder is not None:
+        written = [folder.path / name for name in RUN_FILES]
+        base_weights.refuse_own(model.weights, written)
+        folder.check(overwrite=overwrite)
+    job = Job(
+        device=model.device,
+        train=train,
+        val=val,
+        folder=folder,
+        callbacks=callbacks,
+        **options,
+    )
+    job.train, job.val = _same_features(model, train, val)
+    model.check(job.train, job.val)
+    return job
+
+
+def _same_features(model: AssembledModel, train: Any, val: Any) -> tuple[Any, Any]:
+    """Features of series as the backbone was pre-trained on them, in both sets."""
+    train = with_features(train, model.backbone.feature_names, of="the backbone")
+    names = feature_names_of(train)
+    if names is not None:
+        model.backbone.feature_names = names
+        logger.info("Features (%d): %s", len(names), ", ".join(names))
+    return train, None if val is None else with_features(val, names, of="the training set")
 
 
 def check_arguments(
@@ -35,7 +112,7 @@ def check_arguments(
             return found
         wrong = others[0]
     raise ConfigError(
-        f"callbacks must be a list of molfun.training.Callback objects, got {_shown(wrong)}."
+        f"callbacks must be a list of molfun.training.Callback objects, got {shown(wrong)}."
     )
 
 
@@ -47,7 +124,7 @@ def _check_strategy(strategy: Any, *, by_name: bool) -> None:
     if not isinstance(strategy, FinetuneStrategy | (str if by_name else None)):
         names = f" or one of {', '.join([*STRATEGIES, 'auto'])}" if by_name else ""
         raise ConfigError(
-            f"strategy must be an object such as FullFinetune(){names}, got {_shown(strategy)}."
+            f"strategy must be an object such as FullFinetune(){names}, got {shown(strategy)}."
         )
 
 
@@ -62,23 +139,3 @@ def as_strategy(
     if strategy not in STRATEGIES:
         raise ConfigError(unknown_name("strategy", strategy, [*STRATEGIES, "auto"]))
     return STRATEGIES[strategy]()
-
-
-def as_settings(argument: str, given: Any) -> dict[str, Any]:
-    """A copy of the settings of a part; None has none.
-
-    Raises
-    ------
-    ConfigError
-        If they are no mapping from names.
-    """
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
-        raise ConfigError(f"{argument} must map names to values, got {_shown(given)}.")
-    return dict(given)
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import torch
 
+from molfun.models.assembly import AssembledModel
 from molfun.nn.kernels import matrix_kernel
-
-if TYPE_CHECKING:
-    from molfun.models.structure import MolfunStructureModel
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def use_precision(model: MolfunStructureModel, precision: str) -> None:
+def use_precision(model: AssembledModel, precision: str) -> None:
     """Train, validate and predict in one precision, so that metrics are reproduced."""
     model.precision = precision
     model.backbone.set_precision(precision)
 
 
-def autocast(model: MolfunStructureModel) -> contextlib.AbstractContextManager[None]:
+def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
     """Context in which the model computes in its precision."""
     dtype = _HALF.get(model.precision)
     if dtype is None:
@@ -29,7 +26,7 @@ def autocast(model: MolfunStructureModel) -> contextlib.AbstractContextManager[N
     return torch.autocast(model.device.type, dtype=dtype)
 
 
-def described(model: MolfunStructureModel) -> str:
+def described(model: AssembledModel) -> str:
     """Name whose code computes, on which device and in which order of sums."""
     products = matrix_kernel() if model.device.type == "cpu" else "torch"
     return f"{model.backbone.kernels} on {model.device.type}, products by {products}"

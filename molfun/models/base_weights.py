@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from molfun._io import is_within
 from molfun._paths import as_path
-from molfun.errors import CheckpointError
+from molfun.errors import CheckpointError, RunError
+
+
+class Stored:
+    """In place of a file of weights: a checkpoint that is loaded next holds all of them."""
+
+
+STORED = Stored()
 
 
 def as_given(weights: str | Path) -> str:
@@ -74,3 +82,19 @@ def _tried(backbone: Mapping[str, Any], folder: Path) -> Iterator[Path]:
         except OSError:
             continue
         yield from (p for p in entries if p.is_file() and p.stat().st_size == size)
+
+
+def refuse_own(weights: str | None, written: Iterable[Path]) -> None:
+    """Refuse to write over what the model's base weights came from.
+
+    Raises
+    ------
+    RunError
+        If they lie in what is `written`, and could not be found again.
+    """
+    for path in () if weights is None else written:
+        if is_within(Path(str(weights)), path):
+            raise RunError(
+                f"{path} would be replaced, and the base weights of this model are {weights}. "
+                f"Choose another folder, or copy the weights elsewhere."
+            )

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,10 +19,28 @@ from molfun.heads.base import Head
 from molfun.registry import BACKBONES, HEADS, TASKS
 from molfun.tasks.base import Task
 
-if TYPE_CHECKING:
-    from molfun.models.structure import MolfunStructureModel
-
 logger = logging.getLogger(__name__)
+
+
+def as_settings(argument: str, given: Any) -> dict[str, Any]:
+    """A copy of the settings of a part; None has none.
+
+    Raises
+    ------
+    ConfigError
+        If they are no mapping from names.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"{argument} must map names to values, got {shown(given)}.")
+    return dict(given)
+
+
+def shown(value: Any) -> str:
+    """A value for a message, on one line and cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def construct(argument: str, cls: Any, config: Mapping[str, Any]) -> Any:
@@ -137,27 +155,6 @@ def build_head(
     if pretrained is not None:
         head.load_state_dict(pretrained)
     return head
-
-
-def attach(model: MolfunStructureModel) -> None:
-    """Let head and backbone know each other, at first and whenever they have learned."""
-    if model.head is not None:
-        model.backbone.serve(model.task)
-        model.head.attach(model.backbone, model.task)
-
-
-def need_head(model: MolfunStructureModel, verb: str) -> tuple[Head, Task]:
-    """Head and task of a model.
-
-    Raises
-    ------
-    ConfigError
-        If it has none, which `verb` needs.
-    """
-    if model.head is None or model.task is None:
-        usual = model.backbone.default_head
-        raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
-    return model.head, model.task
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from molfun.backbones.base import tensor_digests
 from molfun.data.words import counted
-from molfun.models import arithmetic, memory, trained_on
+from molfun.models import arithmetic, memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
-from molfun.models.build import attach, need_head
+from molfun.models.assembly import AssembledModel
 from molfun.models.caching import RunCaches
 from molfun.models.loaders import (
     check_labels,
@@ -33,14 +33,11 @@ from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner
 
-if TYPE_CHECKING:
-    from molfun.models.structure import MolfunStructureModel
-
 logger = logging.getLogger(__name__)
 
 
 def run(
-    model: MolfunStructureModel, job: Job, strategy: FinetuneStrategy | str, cache: CacheConfig
+    model: AssembledModel, job: Job, strategy: FinetuneStrategy | str, cache: CacheConfig
 ) -> History:
     """Fine-tune `model` on the data of `job`; see `MolfunStructureModel.fit`."""
     rows = _training_rows(model, job)
@@ -61,7 +58,7 @@ def run(
         if row is not None:
             model.result = dict(row)
         if folder is not None:
-            model.save(folder.checkpoint)
+            persistence.save(model, folder.checkpoint)
 
     try:
         history = job.run(runner, keep, identity=identity, on_start=note_training)
@@ -74,7 +71,7 @@ def run(
     return history
 
 
-def _training_rows(model: MolfunStructureModel, job: Job) -> trained_on.TrainingRows:
+def _training_rows(model: AssembledModel, job: Job) -> trained_on.TrainingRows:
     """Look at the training set and say what is odd about it."""
     if model.n_fits and not job.resume:
         logger.warning(
@@ -89,9 +86,9 @@ def _training_rows(model: MolfunStructureModel, job: Job) -> trained_on.Training
     return rows
 
 
-def _learn_from_data(model: MolfunStructureModel, job: Job, targets: list[Any]) -> None:
+def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> None:
     """Show task and backbone the training set: labels that are wrong are named, gaps counted."""
-    _, task = need_head(model, "fit")
+    _, task = model.need_head("fit")
     check_sizes(task, job.train, job.val)
     if task.numbers_unfitted:
         check_labels(task, job.train, targets)
@@ -99,16 +96,16 @@ def _learn_from_data(model: MolfunStructureModel, job: Job, targets: list[Any]) 
     if gaps is not None:
         logger.warning("%s", gaps)
     task.fit_targets(targets)
-    attach(model)
+    model.attach()
     check_labels(task, job.val)
     fit_inputs(model.backbone, job.train)
 
 
 def _identity(
-    model: MolfunStructureModel, job: Job, targets: list[Any], cache: CacheConfig
+    model: AssembledModel, job: Job, targets: list[Any], cache: CacheConfig
 ) -> dict[str, Any]:
     """What a run does not change, as plain values; before precision converts any weight."""
-    head, task = need_head(model, "fit")
+    head, task = model.need_head("fit")
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
     return {
         "kernels": arithmetic.described(model),
@@ -121,9 +118,9 @@ def _identity(
     }
 
 
-def _runner(model: MolfunStructureModel, job: Job, cache: CacheConfig) -> SupervisedRunner:
+def _runner(model: AssembledModel, job: Job, cache: CacheConfig) -> SupervisedRunner:
     """The model as a function of a batch, with its caches and a plan for memory."""
-    head, task = need_head(model, "fit")
+    head, task = model.need_head("fit")
     backbone = model.backbone
     about = f"{job.chosen_precision} {arithmetic.described(model)}"
     caches = RunCaches(backbone, head.needs, cache, arithmetic=about)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from molfun._io import save_safetensors
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
 from molfun.models import arithmetic
+from molfun.models.assembly import AssembledModel
 from molfun.models.build import construct
 from molfun.models.loaders import data_identity, fit_inputs
 from molfun.objectives.base import Objective
@@ -25,9 +26,6 @@ from molfun.training.full import FullFinetune
 from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.selfsupervised import ObjectiveRunner
-
-if TYPE_CHECKING:
-    from molfun.models.structure import MolfunStructureModel
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class Pretraining(nn.Module):
 
 
 def run(
-    model: MolfunStructureModel,
+    model: AssembledModel,
     job: Job,
     strategy: FinetuneStrategy,
     *,

@@ -2,76 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 
-from molfun._io import is_within
 from molfun._paths import as_path
 from molfun.backbones.atomistic import AtomisticBackbone
-from molfun.backbones.base import Backbone, combine_digests, tensor_digests
-from molfun.backbones.kernels import Kernels, choose_kernels
-from molfun.backbones.own_heads import OwnHeads
-from molfun.config import check_seed, flattened
-from molfun.data.words import counted
-from molfun.errors import CheckpointError, ConfigError, DataError, MolfunError, RunError, listing
-from molfun.heads.base import Head
+from molfun.backbones.kernels import Kernels
+from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import (
     arithmetic,
-    base_weights,
     embedding,
+    evaluation,
     fine_tuning,
+    persistence,
     pretraining,
     trained_on,
 )
-from molfun.models.arguments import as_settings, check_arguments
+from molfun.models.arguments import open_job
+from molfun.models.assembly import AssembledModel
 from molfun.models.bootstrap import intervals
-from molfun.models.build import (
-    attach,
-    build_backbone,
-    build_head,
-    build_task,
-    construct,
-    names_of,
-    need_head,
-    resolve_device,
-)
+from molfun.models.build import as_settings, construct
 from molfun.models.caching import cache_config
-from molfun.models.features import feature_names_of, with_features
-from molfun.models.given import Bounded
 from molfun.models.loaders import (
     all_samples,
-    as_loader,
-    check_labels,
-    column_of,
-    input_settings_of,
     is_many,
     refuse_nothing,
-    samples_of,
-    targets_of,
 )
+from molfun.models.summary import parameter_table
 from molfun.nn import lora
-from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.modes import evaluating
-from molfun.nn.process import refuse_inference_tensors, settled
-from molfun.registry import BACKBONES
-from molfun.runs import checkpoint as portable
-from molfun.runs.folder import RUN_FILES, RunFolder
-from molfun.tasks.base import Task
+from molfun.nn.process import settled
+from molfun.runs.folder import RunFolder
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback
 from molfun.training.forward import ForwardPass
 from molfun.training.history import History
 from molfun.training.inputs import as_inputs
-from molfun.training.job import Job
-from molfun.training.supervised import SupervisedRunner
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +56,7 @@ class Prediction(dict[str, Any]):
     """
 
 
-class MolfunStructureModel(nn.Module):
+class MolfunStructureModel(AssembledModel):
     """A pretrained backbone and a head, to fine-tune, evaluate, save and use.
 
     Parameters
@@ -129,77 +101,6 @@ class MolfunStructureModel(nn.Module):
     >>> model
     MolfunStructureModel(openfold, 145,210 params; head affinity, 4,353 params; cpu)
     """
-
-    @settled()
-    def __init__(
-        self,
-        backbone: str = "openfold",
-        *,
-        config: Any = None,
-        weights: str | Path | None = None,
-        device: str | torch.device = "auto",
-        head: str | None = None,
-        head_config: Mapping[str, Any] | None = None,
-        task: str | None = None,
-        task_config: Mapping[str, Any] | None = None,
-        seed: int = 0,
-        backbone_config: Mapping[str, Any] | None = None,
-        kernels: Kernels = "auto",
-        trust: bool = False,
-    ) -> None:
-        super().__init__()
-        check_seed(seed)
-        place = resolve_device(device)
-        if place.type == "cpu":
-            keep_large_buffers()
-        self.backbone: Backbone = build_backbone(
-            backbone,
-            as_settings("backbone_config", backbone_config),
-            config=config,
-            weights=weights,
-            seed=seed,
-            trust=trust,
-        )
-        named = weights is not None and self.backbone.names_weights
-        self.weights = base_weights.as_given(str(weights)) if named else None
-        if weights is None:
-            logger.log(
-                logging.INFO if self.backbone.starts_random else logging.WARNING,
-                "%s starts from random weights (seed %d): good for tests, not for science. Pass "
-                "weights=... (--weights FILE) to start from a pretrained model.",
-                self.backbone.display_name,
-                seed,
-            )
-        if head is None and task is None and isinstance(self.backbone, OwnHeads):
-            head = self.backbone.own_head
-        self.head_name, self.task_name = names_of(head, task)
-        if self.head_name is None and (head_config or task_config):
-            raise ConfigError("head_config or task_config was given without head=....")
-        self.task: Task | None = None
-        self.head: Head | None = None
-        if self.head_name is not None and self.task_name is not None:
-            self.task = build_task(
-                self.task_name, as_settings("task_config", task_config), head=self.head_name
-            )
-            self.head = build_head(
-                self.head_name,
-                as_settings("head_config", head_config),
-                backbone=self.backbone,
-                task=self.task,
-                seed=seed,
-            )
-        attach(self)
-        self.strategy: FinetuneStrategy | None = None
-        self.result: dict[str, Any] = {}
-        self.data_settings: dict[str, Any] = {}
-        self.training_inputs = trained_on.NOTHING
-        self.n_fits = 0
-        self.random_base = weights is None and not self.backbone.starts_random
-        self.precision = "32-true"
-        self._base_digests = tensor_digests(self.backbone.base_state_dict())
-        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
-        self.to(place).eval()
-        choose_kernels(self.backbone, kernels)
 
     # --- train ---------------------------------------------------------------------------------
 
@@ -275,8 +176,9 @@ class MolfunStructureModel(nn.Module):
         RunError
             If a run cannot be resumed or written.
         """
-        need_head(self, "fit")
-        job = self._job(
+        self.need_head("fit")
+        job = open_job(
+            self,
             train_loader,
             val_loader,
             strategy,
@@ -348,7 +250,8 @@ class MolfunStructureModel(nn.Module):
                 "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
             )
         strategy = pretraining.DEFAULT if strategy is None else strategy
-        job = self._job(
+        job = open_job(
+            self,
             train_loader,
             val_loader,
             strategy,
@@ -370,84 +273,16 @@ class MolfunStructureModel(nn.Module):
             objective_name=objective,
             objective_config=as_settings("objective_config", objective_config),
         )
-        self._rebase(None if job.folder is None else job.folder.weights)
+        persistence.rebase(self, None if job.folder is None else job.folder.weights)
         return history
-
-    def _job(
-        self,
-        train: Any,
-        val: Any,
-        strategy: FinetuneStrategy | str,
-        *,
-        output_dir: str | Path | RunFolder | None,
-        resume: bool,
-        overwrite: bool,
-        by_name: bool = True,
-        callbacks: Sequence[Callback],
-        **options: Any,
-    ) -> Job:
-        """Look at what `fit` and `pretrain` are given, before anything is computed or written."""
-        refuse_inference_tensors(self)
-        train = as_loader(train, shuffle=True)
-        val = None if val is None else as_loader(val)
-        callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
-        folder = RunFolder.of(output_dir, resume=resume)
-        if folder is not None:
-            _refuse_own_weights(self.weights, *(folder.path / name for name in RUN_FILES))
-            folder.check(overwrite=overwrite)
-        job = Job(
-            device=self.device,
-            train=train,
-            val=val,
-            folder=folder,
-            callbacks=callbacks,
-            **options,
-        )
-        job.train, job.val = self._same_features(train, val)
-        self.check(job.train, job.val)
-        return job
-
-    def _same_features(self, train: Any, val: Any) -> tuple[Any, Any]:
-        """Features of series as the backbone was pre-trained on them, in both sets."""
-        train = with_features(train, self.backbone.feature_names, of="the backbone")
-        names = feature_names_of(train)
-        if names is not None:
-            self.backbone.feature_names = names
-            logger.info("Features (%d): %s", len(names), ", ".join(names))
-        return train, None if val is None else with_features(val, names, of="the training set")
-
-    def _rebase(self, weights: Path | None) -> None:
-        """Let the weights of now be the base that checkpoints refer to."""
-        self.backbone.mark_trained()
-        self.random_base = False
-        self.weights = None if weights is None else base_weights.as_given(weights)
-        self._base_digests = tensor_digests(self.backbone.base_state_dict())
-        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
-
-    @settled()
-    def check(self, *data: Any) -> Self:
-        """Ask the backbone of every sample of data sets or loaders whether it can take it.
-
-        Raises
-        ------
-        DataError
-            Listing all samples it cannot take. Data that is no list of samples is left alone.
-        """
-        n, problems = self.backbone.problems(samples_of(data))
-        if problems:
-            raise DataError(
-                f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"
-                f"{listing(problems)}\nRepair them or remove their rows."
-            )
-        return self
 
     # --- use -----------------------------------------------------------------------------------
 
     @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
-        need_head(self, "forward")
-        return self._runner().outputs(as_inputs(batch))
+        self.need_head("forward")
+        return evaluation.runner_of(self).outputs(as_inputs(batch))
 
     @settled()
     def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
@@ -473,7 +308,7 @@ class MolfunStructureModel(nn.Module):
         ConfigError
             If `outputs` are asked for more than one batch.
         """
-        self._warn_unready()
+        evaluation.warn_unready(self)
         if is_many(data):
             if outputs is not None:
                 raise ConfigError(
@@ -481,51 +316,18 @@ class MolfunStructureModel(nn.Module):
                     "structures. Give a list of Sample, or use embed, which takes as many as you "
                     "like."
                 )
-            watch = trained_on.Watch(self._to_use(data), self.training_inputs)
-            result = self._runner().evaluate(watch, labels=False)
-            watch.warn()
-            _, task = need_head(self, "predict")
+            result = evaluation.predicted(self, data)
+            _, task = self.need_head("predict")
             return Prediction(ids=result.ids, **task.present(result.predictions))
         return self._predict_batch(data, ("single",) if outputs is None else outputs)
 
     @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
-        _, task = need_head(self, "predict_and_score")
-        loader = self._to_use(data)
-        watch = trained_on.Watch(loader, self.training_inputs, labels=True)
-        with self._measuring(loader) as runner:
-            result = runner.evaluate(watch)
-        watch.warn()
+        _, task = self.need_head("predict_and_score")
+        runner, result = evaluation.measured(self, data)
         prediction = Prediction(ids=result.ids, **task.present(result.predictions))
         return prediction, runner.metrics(result)
-
-    def _warn_unready(self) -> None:
-        if self.task is not None and not getattr(self.task, "fitted", True):
-            logger.warning("The head has not been trained: its predictions mean nothing yet.")
-        unready = self.backbone.unready() if isinstance(self.backbone, OwnHeads) else None
-        if unready is not None:
-            logger.warning("%s", unready)
-
-    def _to_use(self, data: Any) -> Any:
-        """A loader; says so if it brings other representations than the head was trained on."""
-        loader = as_loader(data)
-        refuse_nothing(loader)
-        loader = with_features(loader, self.data_settings.get("feature_columns"), of="the model")
-        if self.backbone.checks_quickly:
-            self.check(loader)
-        settings = input_settings_of(loader)
-        trained = self.data_settings.get("representations")
-        given = settings.get("representations")
-        if given is None and trained is not None:
-            given = self.backbone.state_fingerprint()
-        if given != trained and (trained is not None or given is not None):
-            logger.warning(
-                "The head was trained on %s, and predicts from %s: the numbers may mean nothing.",
-                _representations_of(trained),
-                _representations_of(given),
-            )
-        return loader if isinstance(loader, list) else Bounded(loader)
 
     @torch.no_grad()
     def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
@@ -621,13 +423,9 @@ class MolfunStructureModel(nn.Module):
             ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
             where undefined.
         """
-        need_head(self, "evaluate")
-        self._warn_unready()
-        loader = self._to_use(data)
-        watch = trained_on.Watch(loader, self.training_inputs, labels=True)
-        with self._measuring(loader) as runner:
-            result = runner.evaluate(watch)
-        watch.warn()
+        self.need_head("evaluate")
+        evaluation.warn_unready(self)
+        runner, result = evaluation.measured(self, data)
         if result.loss_count == 0:
             raise DataError(
                 "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
@@ -639,30 +437,6 @@ class MolfunStructureModel(nn.Module):
                 runner.task, result.predictions, result.targets, n=bootstrap, confidence=confidence
             )
         return found
-
-    def _runner(self, task: Task | None = None) -> SupervisedRunner:
-        head, own = need_head(self, "this")
-        return SupervisedRunner(
-            self.backbone,
-            head,
-            task or own,
-            device=self.device,
-            autocast=lambda: arithmetic.autocast(self),
-        )
-
-    @contextlib.contextmanager
-    def _measuring(self, loader: Any) -> Iterator[SupervisedRunner]:
-        """What evaluates data; all that it has labels of is predicted meanwhile."""
-        head, task = need_head(self, "this")
-        known = column_of(getattr(loader, "dataset", None), "targets") is not None
-        if isinstance(loader, list) or known:
-            check_labels(task, loader)
-            task = head.measured(task, lambda: targets_of(loader))
-        head.attach(self.backbone, task)
-        try:
-            yield self._runner(task)
-        finally:
-            attach(self)
 
     # --- targets of the backbone -----------------------------------------------------------------
 
@@ -698,8 +472,7 @@ class MolfunStructureModel(nn.Module):
         backbone = self._need_energies("add_target")
         backbone.add_target(name, unit=unit, inherit=inherit, keep_old=keep_old)
         self.weights = None  # a checkpoint has to hold what no file does
-        self._base_digests = tensor_digests(self.backbone.base_state_dict())
-        self.base_fingerprint = combine_digests(self.backbone.config_dict, self._base_digests)
+        self.note_base()
         return self.use_target(name)
 
     @settled()
@@ -712,9 +485,9 @@ class MolfunStructureModel(nn.Module):
             If there is no such energy.
         """
         self._need_energies("use_target")
-        head, _ = need_head(self, "use_target")
+        head, _ = self.need_head("use_target")
         self.head = construct("head_config", type(head), {**head.config_dict, "target": name})
-        attach(self)
+        self.attach()
         return self
 
     def _need_energies(self, verb: str) -> AtomisticBackbone:
@@ -752,51 +525,8 @@ class MolfunStructureModel(nn.Module):
     @settled()
     def save(self, path: str | Path) -> Self:
         """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
-        head, task = need_head(self, "save")
-        _refuse_own_weights(self.weights, as_path(path))
-        with lora.unmerged(self.backbone):
-            trunk = self._trunk_to_save()
-            meta = portable.Meta(
-                backbone={
-                    "name": self.backbone.name,
-                    "config": self.backbone.config_dict,
-                    **base_weights.note(self.weights, as_path(path)),
-                    "fingerprint": self.base_fingerprint,
-                },
-                head={"name": self.head_name, "config": dict(head.config_dict)},
-                task={
-                    "name": self.task_name,
-                    "config": dict(task.config_dict),
-                    "state": task.state_dict(),
-                },
-                strategy=None if self.strategy is None else self.strategy.to_dict(),
-                whole_trunk=self.weights is None,
-                # an undefined metric is NaN, which JSON has no word for
-                result={k: v for k, v in self.result.items() if v == v},
-                data={
-                    **self.data_settings,
-                    "precision": self.precision,
-                    "random_base": self.random_base,
-                },
-            )
-            adapted = lora.installed_spec(self.backbone) is not None
-            portable.write_checkpoint(
-                as_path(path),
-                meta,
-                head=head.state_dict(),
-                trunk=trunk,
-                save_adapter=(lambda f: lora.save_adapter(self.backbone, f)) if adapted else None,
-                training_inputs=self.training_inputs,
-            )
+        persistence.save(self, as_path(path))
         return self
-
-    def _trunk_to_save(self) -> dict[str, torch.Tensor]:
-        """Everything where the base came from no file, else what differs from the base."""
-        if self.weights is None:
-            return self.backbone.base_state_dict(whole=True)
-        tensors = self.backbone.base_state_dict()
-        present = tensor_digests(tensors)
-        return {n: t for n, t in tensors.items() if present[n] != self._base_digests.get(n)}
 
     @settled()
     def load(self, path: str | Path) -> Self:
@@ -807,91 +537,8 @@ class MolfunStructureModel(nn.Module):
         CheckpointError
             If the checkpoint is damaged, or made for another backbone, base, head or task.
         """
-        folder = as_path(path)
-        meta = portable.read_meta(folder)
-        with portable.building(folder, None if self.weights is None else Path(self.weights)):
-            self._load(folder, meta)
-        self.eval()
+        persistence.load(self, as_path(path))
         return self
-
-    def _load(self, folder: Path, meta: portable.Meta) -> None:
-        self._check_fits(folder, meta)
-        head, task = need_head(self, "load")
-        trunk = portable.read_trunk(folder)
-        self._check_untrained(folder, trunk)
-        if trunk:
-            self._load_trunk(folder, trunk, whole=meta.whole_trunk)
-        if (folder / portable.ADAPTER).is_dir():
-            lora.load_adapter(self.backbone, folder / portable.ADAPTER)
-        if meta.strategy is not None:
-            FinetuneStrategy.from_dict(meta.strategy).setup(self)
-        _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
-        task.load_state_dict(meta.task["state"])
-        self.backbone.weights_changed()
-        attach(self)
-        self.result, self.data_settings = dict(meta.result), dict(meta.data)
-        arithmetic.use_precision(self, str(self.data_settings.pop("precision", "32-true")))
-        self.random_base = bool(self.data_settings.pop("random_base", False))
-        self.training_inputs = portable.read_training_inputs(folder)
-
-    def _check_fits(self, folder: Path, meta: portable.Meta) -> None:
-        theirs: dict[str, Any] = {
-            "backbone": meta.backbone["name"],
-            "backbone config": meta.backbone["config"],
-            "head": meta.head["name"],
-            "head config": meta.head["config"],
-            "task": meta.task["name"],
-            "base weights": meta.backbone["fingerprint"],
-        }
-        ours: dict[str, Any] = {
-            "backbone": self.backbone.name,
-            "backbone config": self.backbone.config_dict,
-            "head": self.head_name,
-            "head config": {} if self.head is None else self.head.config_dict,
-            "task": self.task_name,
-            "base weights": None if meta.whole_trunk else self.base_fingerprint,
-        }
-        if meta.whole_trunk:
-            theirs["base weights"] = None
-        differences = _differences(flattened(theirs), flattened(ours))
-        if lora.is_merged(self.backbone):
-            differences.append("the adapters of this model are merged: call unmerge() first")
-        if differences:
-            raise CheckpointError(
-                f"{folder} does not fit this model:\n{listing(differences)}\nBuild the model as it "
-                f"was trained (base weights: {meta.backbone['weights'] or 'none'}), or use "
-                f"MolfunStructureModel.from_checkpoint."
-            )
-
-    def _check_untrained(self, folder: Path, trunk: Mapping[str, torch.Tensor]) -> None:
-        """Refuse where training of this model would show through what the checkpoint leaves out."""
-        present = tensor_digests(self.backbone.base_state_dict())
-        kept = [n for n, d in present.items() if d != self._base_digests[n] and n not in trunk]
-        adapters = lora.installed_spec(self.backbone) is not None
-        left = [f"{len(kept)} weights of the backbone"] if kept else []
-        if adapters and not (folder / portable.ADAPTER).is_dir():
-            left.append("adapters")
-        if left:
-            raise CheckpointError(
-                f"{folder} does not hold {' and '.join(left)} that were trained in this model, and "
-                f"would be mixed with them. Load it into a new model, or use "
-                f"MolfunStructureModel.from_checkpoint."
-            )
-
-    @torch.no_grad()
-    def _load_trunk(self, folder: Path, trunk: Mapping[str, torch.Tensor], *, whole: bool) -> None:
-        own = self.backbone.base_state_dict(whole=True)
-        missing = sorted(own.keys() - trunk.keys()) if whole else []
-        extra = sorted(trunk.keys() - own.keys())
-        shapes = [n for n in trunk.keys() & own.keys() if trunk[n].shape != own[n].shape]
-        if missing or extra or shapes:
-            raise CheckpointError(
-                f"{folder / portable.TRUNK} does not fit the backbone: {len(missing)} weights "
-                f"missing, {len(extra)} unexpected, {len(shapes)} of another shape "
-                f"({[*missing, *extra, *shapes][:3]})."
-            )
-        for name, tensor in trunk.items():
-            own[name].copy_(tensor)
 
     @classmethod
     @settled()
@@ -922,143 +569,12 @@ class MolfunStructureModel(nn.Module):
         CheckpointError
             If the checkpoint is damaged or its base weights are not found.
         """
-        folder = as_path(path)
-        meta = portable.read_meta(folder)
-        if meta.whole_trunk and weights is not None:
-            logger.warning("%s holds the whole backbone: %s is not read.", folder, weights)
-        bases: list[Path | None] = [None]
-        if not meta.whole_trunk:
-            bases = [*base_weights.places(meta.backbone, folder, given=weights)]
-        problems: list[MolfunError] = []
-        for base in bases:
-            try:
-                model = cls._described(folder, meta, base, device=device, kernels=kernels)
-                model.load(folder)
-            except MolfunError as error:
-                problems.append(error)
-                continue
-            if base is not None and weights is None and str(base) != meta.backbone["weights"]:
-                logger.warning(
-                    "The base weights of %s are no longer %s; the same ones were found as %s.",
-                    folder, meta.backbone["weights"], base,
-                )  # fmt: skip
-            model._warn_of_random_base(folder)
-            return model
-        raise problems[0]
-
-    @classmethod
-    def _described(
-        cls, folder: Path, meta: portable.Meta, base: Path | None, **options: Any
-    ) -> Self:
-        """The model that a checkpoint describes, on these base weights, not yet loaded."""
-        quiet = logging.getLogger(__name__)
-        level = quiet.level
-        # random weights are replaced at once by those of the checkpoint
-        quiet.setLevel(logging.ERROR)
-        try:
-            with portable.building(folder, base):
-                backbone = BACKBONES[meta.backbone["name"]]
-                return cls(
-                    meta.backbone["name"],
-                    weights=base,
-                    head=meta.head["name"],
-                    head_config=meta.head["config"],
-                    task=meta.task["name"],
-                    task_config=meta.task["config"],
-                    backbone_config=backbone.arguments_from(meta.backbone["config"]),
-                    **options,
-                )
-        finally:
-            quiet.setLevel(level)
-
-    def _warn_of_random_base(self, folder: Path) -> None:
-        frozen = sum(p.numel() for p in self.backbone.parameters() if not p.requires_grad)
-        if self.random_base and frozen:
-            logger.warning(
-                "%s was trained on a backbone without pretrained weights: %s of its weights are "
-                "random.", folder, f"{frozen:,}",
-            )  # fmt: skip
+        return persistence.from_checkpoint(
+            cls, as_path(path), weights=weights, device=device, kernels=kernels
+        )
 
     # --- look ----------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def count_parameters(self, *, trainable: bool = False) -> int:
-        """Number of parameters of backbone and head, or of those that train."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
-
     def summary(self) -> str:
         """Text table: parameters and trainable parameters of each part."""
-        rows: dict[str, list[int]] = {}
-        for name, parameter in self.named_parameters():
-            part = self._part_of(name)
-            entry = rows.setdefault(part, [0, 0])
-            entry[0] += parameter.numel()
-            entry[1] += parameter.numel() if parameter.requires_grad else 0
-        total = [sum(r[i] for r in rows.values()) for i in (0, 1)]
-        lines = [f"{'part':<20}{'parameters':>14}{'trainable':>14}"]
-        lines += [f"{part:<20}{n:>14,}{t:>14,}" for part, (n, t) in rows.items()]
-        share = 100 * total[1] / max(total[0], 1)
-        lines.append(f"{'total':<20}{total[0]:>14,}{total[1]:>14,}  ({share:.2f} %)")
-        return "\n".join(lines)
-
-    def _part_of(self, name: str) -> str:
-        if name.startswith("head."):
-            return "head"
-        if lora.is_adapter(name):
-            return "adapters"
-        kind = self.backbone.layer_of(
-            name.removeprefix("backbone.").replace(".base_layer", "")
-        ).kind
-        return {"block": f"{len(self.backbone.blocks())} blocks"}.get(kind, kind.replace("_", " "))
-
-    def __repr__(self) -> str:
-        n_backbone = sum(p.numel() for p in self.backbone.parameters())
-        text = f"{self.backbone.name}, {n_backbone:,} params"
-        if self.head is not None:
-            n_head = sum(p.numel() for p in self.head.parameters())
-            text += f"; head {self.head_name}, {n_head:,} params"
-        return f"{type(self).__name__}({text}; {self.device})"
-
-
-def _representations_of(model: str | None) -> str:
-    if model is None:
-        return "what this backbone gives"
-    if model == "unknown":
-        return "representations given as arrays"
-    return f"representations of the model {model[:12]}"
-
-
-def _refuse_own_weights(weights: str | None, *written: Path) -> None:
-    """Refuse to write what the model's base weights came from: they could not be found again."""
-    for path in () if weights is None else written:
-        if is_within(Path(str(weights)), path):
-            raise RunError(
-                f"{path} would be replaced, and the base weights of this model are {weights}. "
-                f"Choose another folder, or copy the weights elsewhere."
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:100]}..."
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}: {_short(theirs.get(key))} in it, {_short(ours.get(key))} in this model"
-        for key in dict.fromkeys([*theirs, *ours])
-        if theirs.get(key) != ours.get(key)
-    ]
-
-
-def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(dict(tensors))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} does not fit the head: {' '.join(str(error).split())}"
-        ) from error
+        return parameter_table(self)

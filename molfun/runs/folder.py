@@ -173,7 +173,7 @@ class RunFolder:
             )
 
     def _keep_what_no_run_wrote(self, settings: Collection[str]) -> None:
-        """A run that was killed at its start leaves settings and a log; a file of the user's stays."""
+        """Keep files of the user's; a run killed at its start leaves only settings and a log."""
         present = [name for name in COMMAND_FILES if (self.path / name).exists()]
         if CONFIG in present and _is_of_a_run(self.config, settings):
             return

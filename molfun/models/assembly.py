@@ -1,0 +1,210 @@
+"""A backbone with head and task, and what is remembered of their training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from molfun.backbones.base import Backbone, combine_digests, tensor_digests
+from molfun.backbones.kernels import Kernels, choose_kernels
+from molfun.backbones.own_heads import OwnHeads
+from molfun.config import check_seed
+from molfun.data.words import counted
+from molfun.errors import ConfigError, DataError, listing
+from molfun.heads.base import Head
+from molfun.models import base_weights, trained_on
+from molfun.models.build import (
+    as_settings,
+    build_backbone,
+    build_head,
+    build_task,
+    names_of,
+    resolve_device,
+)
+from molfun.models.loaders import samples_of
+from molfun.nn.allocator import keep_large_buffers
+from molfun.nn.process import settled
+from molfun.tasks.base import Task
+from molfun.training.base import FinetuneStrategy
+
+logger = logging.getLogger(__name__)
+
+
+class AssembledModel(nn.Module):
+    """The parts of a model and their state; `MolfunStructureModel` has the verbs.
+
+    Attributes
+    ----------
+    backbone, head, task
+        The parts; a bare backbone has neither head nor task.
+    strategy
+        What the model was trained by, last; None before.
+    weights
+        File the base weights came from, which checkpoints refer to; None where there is none.
+    base_digests, base_fingerprint
+        Of the base weights, by name and of all with the architecture.
+    random_base
+        Whether the base weights are random where pretrained ones are usual.
+    precision
+        Fabric's name of the precision the model computes in.
+    result
+        Row of the history that the weights belong to.
+    data_settings
+        How the training set prepared its inputs.
+    training_inputs
+        Digests of the inputs that were trained on.
+    n_fits
+        Number of fits so far.
+    """
+
+    base_digests: dict[str, str]
+    base_fingerprint: str
+
+    @settled()
+    def __init__(
+        self,
+        backbone: str = "openfold",
+        *,
+        config: Any = None,
+        weights: str | Path | base_weights.Stored | None = None,
+        device: str | torch.device = "auto",
+        head: str | None = None,
+        head_config: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        task_config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        backbone_config: Mapping[str, Any] | None = None,
+        kernels: Kernels = "auto",
+        trust: bool = False,
+    ) -> None:
+        super().__init__()
+        check_seed(seed)
+        place = resolve_device(device)
+        if place.type == "cpu":
+            keep_large_buffers()
+        self.backbone: Backbone = build_backbone(
+            backbone,
+            as_settings("backbone_config", backbone_config),
+            config=config,
+            weights=None if isinstance(weights, base_weights.Stored) else weights,
+            seed=seed,
+            trust=trust,
+        )
+        self._note_weights(weights, seed)
+        self.head: Head | None = None
+        self.task: Task | None = None
+        if head is None and task is None and isinstance(self.backbone, OwnHeads):
+            head = self.backbone.own_head
+        self.head_name, self.task_name = names_of(head, task)
+        if self.head_name is None and (head_config or task_config):
+            raise ConfigError("head_config or task_config was given without head=....")
+        if self.head_name is not None and self.task_name is not None:
+            self.put_head(self.head_name, self.task_name, head_config, task_config, seed=seed)
+        self.attach()
+        self.strategy: FinetuneStrategy | None = None
+        self.result: dict[str, Any] = {}
+        self.data_settings: dict[str, Any] = {}
+        self.training_inputs = trained_on.NOTHING
+        self.n_fits = 0
+        self.precision = "32-true"
+        self.note_base()
+        self.to(place).eval()
+        choose_kernels(self.backbone, kernels)
+
+    def _note_weights(self, weights: str | Path | base_weights.Stored | None, seed: int) -> None:
+        """Note where the base weights came from; random ones are said where that is unusual."""
+        file = None if isinstance(weights, base_weights.Stored) else weights
+        named = file is not None and self.backbone.names_weights
+        self.weights = base_weights.as_given(str(file)) if named else None
+        self.random_base = file is None and not self.backbone.starts_random
+        if weights is None:
+            logger.log(
+                logging.WARNING if self.random_base else logging.INFO,
+                "%s starts from random weights (seed %d): good for tests, not for science. Pass "
+                "weights=... (--weights FILE) to start from a pretrained model.",
+                self.backbone.display_name,
+                seed,
+            )
+
+    def put_head(
+        self,
+        head: str,
+        task: str,
+        head_config: Mapping[str, Any] | None = None,
+        task_config: Mapping[str, Any] | None = None,
+        *,
+        seed: int,
+    ) -> None:
+        """Put an untrained head and its task, by their registered names, in the place of any."""
+        self.head_name, self.task_name = head, task
+        self.task = build_task(task, as_settings("task_config", task_config), head=head)
+        self.head = build_head(
+            head,
+            as_settings("head_config", head_config),
+            backbone=self.backbone,
+            task=self.task,
+            seed=seed,
+        )
+
+    def note_base(self) -> None:
+        """Let the weights of now be the base that checkpoints refer to."""
+        self.base_digests = tensor_digests(self.backbone.base_state_dict())
+        self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
+
+    def attach(self) -> None:
+        """Let head and backbone know each other, at first and whenever they have learned."""
+        if self.head is not None:
+            self.backbone.serve(self.task)
+            self.head.attach(self.backbone, self.task)
+
+    def need_head(self, verb: str) -> tuple[Head, Task]:
+        """Head and task.
+
+        Raises
+        ------
+        ConfigError
+            If there are none, which `verb` needs.
+        """
+        if self.head is None or self.task is None:
+            usual = self.backbone.default_head
+            raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
+        return self.head, self.task
+
+    @settled()
+    def check(self, *data: Any) -> Self:
+        """Ask the backbone of every sample of data sets or loaders whether it can take it.
+
+        Raises
+        ------
+        DataError
+            Listing all samples it cannot take. Data that is no list of samples is left alone.
+        """
+        n, problems = self.backbone.problems(samples_of(data))
+        if problems:
+            raise DataError(
+                f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"
+                f"{listing(problems)}\nRepair them or remove their rows."
+            )
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def count_parameters(self, *, trainable: bool = False) -> int:
+        """Number of parameters of backbone and head, or of those that train."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+    def __repr__(self) -> str:
+        n_backbone = sum(p.numel() for p in self.backbone.parameters())
+        text = f"{self.backbone.name}, {n_backbone:,} params"
+        if self.head is not None:
+            n_head = sum(p.numel() for p in self.head.parameters())
+            text += f"; head {self.head_name}, {n_head:,} params"
+        return f"{type(self).__name__}({text}; {self.device})"

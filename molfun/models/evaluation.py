@@ -1,0 +1,103 @@
+"""Run a finished model over data sets: inputs prepared as in training, metrics where labels are."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from molfun.backbones.own_heads import OwnHeads
+from molfun.models import arithmetic, trained_on
+from molfun.models.assembly import AssembledModel
+from molfun.models.features import with_features
+from molfun.models.given import Bounded
+from molfun.models.loaders import (
+    as_loader,
+    check_labels,
+    column_of,
+    input_settings_of,
+    refuse_nothing,
+    targets_of,
+)
+from molfun.tasks.base import Task
+from molfun.training.runner import Evaluation
+from molfun.training.supervised import SupervisedRunner
+
+logger = logging.getLogger(__name__)
+
+
+def runner_of(model: AssembledModel, task: Task | None = None) -> SupervisedRunner:
+    """The model as a function of a batch; `task` takes the place of its own."""
+    head, own = model.need_head("this")
+    autocast = functools.partial(arithmetic.autocast, model)
+    return SupervisedRunner(
+        model.backbone, head, task or own, device=model.device, autocast=autocast
+    )
+
+
+def predicted(model: AssembledModel, data: Any) -> Evaluation:
+    """Predictions for a loader or data set; labels are not looked at."""
+    watch = trained_on.Watch(_prepared(model, data), model.training_inputs)
+    result = runner_of(model).evaluate(watch, labels=False)
+    watch.warn()
+    return result
+
+
+def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evaluation]:
+    """Predictions and loss for a loader or data set, and the runner that knows the metrics.
+
+    All that the data has labels of is predicted meanwhile.
+    """
+    head, task = model.need_head("this")
+    loader = _prepared(model, data)
+    watch = trained_on.Watch(loader, model.training_inputs, labels=True)
+    known = column_of(getattr(loader, "dataset", None), "targets") is not None
+    if isinstance(loader, list) or known:
+        check_labels(task, loader)
+        task = head.measured(task, lambda: targets_of(loader))
+    head.attach(model.backbone, task)
+    try:
+        runner = runner_of(model, task)
+        result = runner.evaluate(watch)
+    finally:
+        model.attach()
+    watch.warn()
+    return runner, result
+
+
+def warn_unready(model: AssembledModel) -> None:
+    """Say why predictions mean nothing yet, where they do not."""
+    if model.task is not None and not getattr(model.task, "fitted", True):
+        logger.warning("The head has not been trained: its predictions mean nothing yet.")
+    backbone = model.backbone
+    unready = backbone.unready() if isinstance(backbone, OwnHeads) else None
+    if unready is not None:
+        logger.warning("%s", unready)
+
+
+def _prepared(model: AssembledModel, data: Any) -> Any:
+    """A loader; says so if it brings other representations than the head was trained on."""
+    loader = as_loader(data)
+    refuse_nothing(loader)
+    trained = model.data_settings
+    loader = with_features(loader, trained.get("feature_columns"), of="the model")
+    if model.backbone.checks_quickly:
+        model.check(loader)
+    known, given = trained.get("representations"), input_settings_of(loader).get("representations")
+    if given is None and known is not None:
+        given = model.backbone.state_fingerprint()
+    if given != known:
+        logger.warning(
+            "The head was trained on %s, and predicts from %s: the numbers may mean nothing.",
+            _representations_of(known),
+            _representations_of(given),
+        )
+    return loader if isinstance(loader, list) else Bounded(loader)
+
+
+def _representations_of(model: str | None) -> str:
+    if model is None:
+        return "what this backbone gives"
+    if model == "unknown":
+        return "representations given as arrays"
+    return f"representations of the model {model[:12]}"

@@ -1,0 +1,292 @@
+"""Checkpoints of a model: what goes into them, whether one fits, and the way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from molfun.backbones.base import tensor_digests
+from molfun.config import flattened
+from molfun.errors import CheckpointError, MolfunError, listing
+from molfun.models import arithmetic, base_weights
+from molfun.models.assembly import AssembledModel
+from molfun.nn import lora
+from molfun.registry import BACKBONES
+from molfun.runs import checkpoint as portable
+from molfun.training.base import FinetuneStrategy
+
+Model = TypeVar("Model", bound=AssembledModel)
+
+logger = logging.getLogger(__name__)
+
+
+def rebase(model: AssembledModel, weights: Path | None) -> None:
+    """Let trained weights be the base, as they were written to `weights`."""
+    model.backbone.mark_trained()
+    model.random_base = False
+    model.weights = None if weights is None else base_weights.as_given(weights)
+    model.note_base()
+
+
+# --- save ----------------------------------------------------------------------------------------
+
+
+def save(model: AssembledModel, folder: Path) -> None:
+    """Write a checkpoint folder that suffices to predict.
+
+    Raises
+    ------
+    RunError
+        If the base weights of the model are in it.
+    CheckpointError
+        If the folder holds other files.
+    """
+    head, _ = model.need_head("save")
+    base_weights.refuse_own(model.weights, [folder])
+    backbone = model.backbone
+    with lora.unmerged(backbone):
+        adapted = lora.installed_spec(backbone) is not None
+        portable.write_checkpoint(
+            folder,
+            _describe(model, folder),
+            head=head.state_dict(),
+            trunk=_trunk_to_save(model),
+            save_adapter=(lambda place: lora.save_adapter(backbone, place)) if adapted else None,
+            training_inputs=model.training_inputs,
+        )
+
+
+def _describe(model: AssembledModel, folder: Path) -> portable.Meta:
+    head, task = model.need_head("save")
+    backbone = model.backbone
+    return portable.Meta(
+        backbone={
+            "name": backbone.name,
+            "config": backbone.config_dict,
+            **base_weights.note(model.weights, folder),
+            "fingerprint": model.base_fingerprint,
+        },
+        head={"name": model.head_name, "config": dict(head.config_dict)},
+        task={
+            "name": model.task_name,
+            "config": dict(task.config_dict),
+            "state": task.state_dict(),
+        },
+        strategy=None if model.strategy is None else model.strategy.to_dict(),
+        whole_trunk=model.weights is None,
+        # an undefined metric is NaN, which JSON has no word for
+        result={k: v for k, v in model.result.items() if v == v},
+        data={
+            **model.data_settings,
+            "precision": model.precision,
+            "random_base": model.random_base,
+        },
+    )
+
+
+def _trunk_to_save(model: AssembledModel) -> dict[str, torch.Tensor]:
+    """Everything where the base came from no file, else what differs from the base."""
+    if model.weights is None:
+        return model.backbone.base_state_dict(whole=True)
+    tensors = model.backbone.base_state_dict()
+    present = tensor_digests(tensors)
+    return {n: t for n, t in tensors.items() if present[n] != model.base_digests.get(n)}
+
+
+# --- load ----------------------------------------------------------------------------------------
+
+
+def load(model: AssembledModel, folder: Path) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged, or made for another backbone, base, head or task.
+    """
+    meta = portable.read_meta(folder)
+    with portable.building(folder, None if model.weights is None else Path(model.weights)):
+        _load(model, folder, meta)
+    model.eval()
+
+
+def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
+    _check_fits(model, folder, meta)
+    head, task = model.need_head("load")
+    trunk = portable.read_trunk(folder)
+    _check_untrained(model, folder, trunk)
+    if trunk:
+        _load_trunk(model, folder / portable.TRUNK, trunk, whole=meta.whole_trunk)
+    if (folder / portable.ADAPTER).is_dir():
+        lora.load_adapter(model.backbone, folder / portable.ADAPTER)
+    if meta.strategy is not None:
+        FinetuneStrategy.from_dict(meta.strategy).setup(model)
+    _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
+    task.load_state_dict(meta.task["state"])
+    model.backbone.weights_changed()
+    model.attach()
+    settings = dict(meta.data)
+    arithmetic.use_precision(model, str(settings.pop("precision", "32-true")))
+    model.random_base = bool(settings.pop("random_base", False))
+    model.result, model.data_settings = dict(meta.result), settings
+    model.training_inputs = portable.read_training_inputs(folder)
+
+
+def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
+    theirs: dict[str, Any] = {
+        "backbone": meta.backbone["name"],
+        "backbone config": meta.backbone["config"],
+        "head": meta.head["name"],
+        "head config": meta.head["config"],
+        "task": meta.task["name"],
+        "base weights": None if meta.whole_trunk else meta.backbone["fingerprint"],
+    }
+    ours: dict[str, Any] = {
+        "backbone": model.backbone.name,
+        "backbone config": model.backbone.config_dict,
+        "head": model.head_name,
+        "head config": {} if model.head is None else model.head.config_dict,
+        "task": model.task_name,
+        "base weights": None if meta.whole_trunk else model.base_fingerprint,
+    }
+    differences = _differences(flattened(theirs), flattened(ours))
+    if lora.is_merged(model.backbone):
+        differences.append("the adapters of this model are merged: call unmerge() first")
+    if differences:
+        raise CheckpointError(
+            f"{folder} does not fit this model:\n{listing(differences)}\nBuild the model as it "
+            f"was trained (base weights: {meta.backbone['weights'] or 'none'}), or use "
+            f"MolfunStructureModel.from_checkpoint."
+        )
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: {_short(theirs.get(key))} in it, {_short(ours.get(key))} in this model"
+        for key in dict.fromkeys([*theirs, *ours])
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]}..."
+
+
+def _check_untrained(
+    model: AssembledModel, folder: Path, trunk: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse where training of this model would show through what the checkpoint leaves out."""
+    present = tensor_digests(model.backbone.base_state_dict())
+    kept = [n for n, d in present.items() if d != model.base_digests[n] and n not in trunk]
+    adapters = lora.installed_spec(model.backbone) is not None
+    left = [f"{len(kept)} weights of the backbone"] if kept else []
+    if adapters and not (folder / portable.ADAPTER).is_dir():
+        left.append("adapters")
+    if left:
+        raise CheckpointError(
+            f"{folder} does not hold {' and '.join(left)} that were trained in this model, and "
+            f"would be mixed with them. Load it into a new model, or use "
+            f"MolfunStructureModel.from_checkpoint."
+        )
+
+
+@torch.no_grad()
+def _load_trunk(
+    model: AssembledModel, path: Path, trunk: Mapping[str, torch.Tensor], *, whole: bool
+) -> None:
+    own = model.backbone.base_state_dict(whole=True)
+    missing = sorted(own.keys() - trunk.keys()) if whole else []
+    extra = sorted(trunk.keys() - own.keys())
+    shapes = [n for n in trunk.keys() & own.keys() if trunk[n].shape != own[n].shape]
+    if missing or extra or shapes:
+        raise CheckpointError(
+            f"{path} does not fit the backbone: {len(missing)} weights "
+            f"missing, {len(extra)} unexpected, {len(shapes)} of another shape "
+            f"({[*missing, *extra, *shapes][:3]})."
+        )
+    for name, tensor in trunk.items():
+        own[name].copy_(tensor)
+
+
+def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit the head: {' '.join(str(error).split())}"
+        ) from error
+
+
+# --- build and load ------------------------------------------------------------------------------
+
+
+def from_checkpoint(
+    cls: type[Model], folder: Path, *, weights: str | Path | None, **options: Any
+) -> Model:
+    """Build the model a checkpoint describes, on the first base weights that fit, and load it.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged or its base weights are not found.
+    """
+    meta = portable.read_meta(folder)
+    if meta.whole_trunk and weights is not None:
+        logger.warning("%s holds the whole backbone: %s is not read.", folder, weights)
+    bases: list[Path | base_weights.Stored] = [base_weights.STORED]
+    if not meta.whole_trunk:
+        bases = [*base_weights.places(meta.backbone, folder, given=weights)]
+    problems: list[MolfunError] = []
+    for base in bases:
+        try:
+            model = _described(cls, folder, meta, base, **options)
+            load(model, folder)
+        except MolfunError as error:
+            problems.append(error)
+            continue
+        noted = meta.backbone["weights"]
+        if isinstance(base, Path) and weights is None and str(base) != noted:
+            logger.warning(
+                "The base weights of %s are no longer %s; the same ones were found as %s.",
+                folder, noted, base,
+            )  # fmt: skip
+        _warn_of_random_base(model, folder)
+        return model
+    raise problems[0]
+
+
+def _described(
+    cls: type[Model],
+    folder: Path,
+    meta: portable.Meta,
+    base: Path | base_weights.Stored,
+    **options: Any,
+) -> Model:
+    """The model that a checkpoint describes, on these base weights, not yet loaded."""
+    with portable.building(folder, base if isinstance(base, Path) else None):
+        backbone = BACKBONES[meta.backbone["name"]]
+        return cls(
+            meta.backbone["name"],
+            weights=base,
+            head=meta.head["name"],
+            head_config=meta.head["config"],
+            task=meta.task["name"],
+            task_config=meta.task["config"],
+            backbone_config=backbone.arguments_from(meta.backbone["config"]),
+            **options,
+        )
+
+
+def _warn_of_random_base(model: AssembledModel, folder: Path) -> None:
+    frozen = sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+    if model.random_base and frozen:
+        logger.warning(
+            "%s was trained on a backbone without pretrained weights: %s of its weights are "
+            "random.", folder, f"{frozen:,}",
+        )  # fmt: skip
