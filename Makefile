@@ -6,18 +6,22 @@ PIP_FLAGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
+# What the demo needs, and all tools: two stages, so that a first demo waits for no test tool.
+DEMO_READY := $(VENV)/.molfun-demo
 STAMP := $(VENV)/.molfun-setup
 LOG := $(VENV)/setup.log
 # There while packages are being written, with the process id of make in it. If that process is gone,
 # a setup was cut short and may have left half a package that pip takes for whole; then .venv is
-# built anew.
+# built again from the start.
 UNFINISHED := $(VENV)/.molfun-unfinished
 
 TORCH := torch==2.13.0
-PROJECT := .[openfold,esm,pet,dev]
+PROJECT := .[openfold]
+TOOLS := .[openfold,esm,pet,notebooks,dev]
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
-INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+# Python compiles what it imports; pip would compile all of it first, which takes a minute.
+INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt $(PIP_FLAGS)
 
 # one process a core; the slow tests hold a few GB each
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
@@ -35,8 +39,9 @@ echo failed; tail -n 15 $(LOG) >&2; exit 1
 endef
 
 help:
-	@echo 'make setup   build .venv: torch, the project, its test tools, openfold (once)'
-	@echo 'make demo    set up, then fine-tune on synthetic data with LoRA; writes runs/demo'
+	@echo 'make demo    build .venv with torch, the project and openfold (once), then fine-tune on'
+	@echo '             synthetic data with LoRA; writes runs/demo'
+	@echo 'make setup   build .venv as for the demo, then add all backbones and the test tools (once)'
 	@echo 'make test    set up, then run all tests, the slow ones too'
 	@echo 'make check   set up, then lint, types, layers and the fast tests'
 	@echo 'make bench   set up, then run the benchmarks; QUICK=1 for small sizes'
@@ -56,22 +61,37 @@ $(PY):
 	echo "error: no Python 3.11.4 or newer with venv and ensurepip (tried: $(PYTHONS))." \
 	     "Install one, or pass PYTHON=/path/to/python3." >&2; exit 1
 
-$(STAMP): pyproject.toml constraints.txt scripts/install_openfold.py $(PY)
-	@if [ -e $(UNFINISHED) ]; then \
-	    if ps -o stat= -p "$$(cat $(UNFINISHED))" 2>/dev/null | grep -q '^[^Z]'; then \
-	        echo "error: another make is setting up $(VENV)." \
-	             "Wait for it, or delete $(UNFINISHED) if there is none." >&2; exit 1; \
-	    fi; \
-	    echo 'the last setup was cut short; starting again'; \
-	    rm -rf $(VENV); $(MAKE) $(PY); \
-	fi
-	@echo $$PPID >$(UNFINISHED); $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >$(LOG)
-	$(call step,installing $(TORCH),$(INSTALL) '$(TORCH)')
-	$(call step,installing the project and its tools,$(INSTALL) -e '$(PROJECT)')
-	@$(PY) scripts/install_openfold.py
-	@rm -f $(UNFINISHED); touch $@; echo 'setup done'
+# $(call begin,stage before): refuse a second make; start again where the last one was cut short
+define begin
+@if [ -e $(UNFINISHED) ]; then \
+    if ps -o stat= -p "$$(cat $(UNFINISHED))" 2>/dev/null | grep -q '^[^Z]'; then \
+        echo "error: another make is setting up $(VENV)." \
+             "Wait for it, or delete $(UNFINISHED) if there is none." >&2; exit 1; \
+    fi; \
+    echo 'the last setup was cut short; starting again'; \
+    rm -rf $(VENV); $(MAKE) $(1); \
+fi
+@echo $$PPID >$(UNFINISHED); $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >$(LOG)
+endef
 
-demo: setup
+define finish
+@rm -f $(UNFINISHED); touch $@
+endef
+
+$(DEMO_READY): pyproject.toml constraints.txt molfun/cli/install.py $(PY)
+	$(call begin,$(PY))
+	$(call step,installing $(TORCH),$(INSTALL) '$(TORCH)')
+	$(call step,installing the project,$(INSTALL) -e '$(PROJECT)')
+	@$(VENV)/bin/molfun install openfold
+	$(finish)
+
+$(STAMP): $(DEMO_READY)
+	$(call begin,$(DEMO_READY))
+	$(call step,installing test tools and all backbones,$(INSTALL) -e '$(TOOLS)')
+	$(finish)
+	@echo 'setup done'
+
+demo: $(DEMO_READY)
 	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
 
 test: setup
@@ -91,4 +111,4 @@ clean:
 	@rm -rf build dist runs/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache .coverage *.egg-info
 	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
-	@echo 'caches, build files and runs/demo removed; delete $(VENV) to set up anew'
+	@echo 'caches, build files and runs/demo removed; delete $(VENV) to set up again'

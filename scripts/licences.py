@@ -47,7 +47,7 @@ def requirements(package: str) -> list[tuple[str, str]]:
 
 def direct() -> dict[str, list[str]]:
     """What Molfun itself asks for: package -> extras; none for those always needed."""
-    found: dict[str, list[str]] = {"openfold": ["openfold"]}  # by scripts/install_openfold.py
+    found: dict[str, list[str]] = {"openfold": ["openfold"]}  # by molfun install openfold
     for name, extra in requirements(OWN):
         found.setdefault(name, []).extend([extra] if extra else [])
     return found

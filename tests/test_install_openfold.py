@@ -1,9 +1,8 @@
-"""scripts/install_openfold.py with a pretended pip: nothing is downloaded, nothing installed."""
+"""``molfun install openfold`` with a pretended pip: nothing is downloaded, nothing installed."""
 
 import ast
 import doctest
 import hashlib
-import importlib.util
 import io
 import re
 import subprocess
@@ -13,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "install_openfold.py"
-_spec = importlib.util.spec_from_file_location("install_openfold", SCRIPT)
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+from molfun.cli import install as script
+from molfun.cli.main import app
 
 COMPILING_SETUP = "import nvcc\nsetup(\n    name=\"openfold\",\n    version='2.2.0',\n)\n"
 
@@ -33,6 +30,13 @@ def make_tree(folder: Path, setup: str = COMPILING_SETUP) -> Path:
     (folder / "setup.py").write_text(setup)
     (folder / "LICENSE").write_text("Apache-2.0\n")
     return folder
+
+
+def run(*arguments: str) -> int:
+    """Run the command and give its exit code."""
+    with pytest.raises(SystemExit) as end:
+        app(["install", "openfold", *arguments])
+    return end.value.code
 
 
 def archive_of(path: Path, *members: tuple[str, bytes]) -> Path:
@@ -105,7 +109,7 @@ def test_examples_run():
 
 def test_the_archive_is_installed_and_one_line_says_so(environment, capsys):
     environment.upstream.joinpath("setup.py").write_text("setup(\n    version='0.0.1',\n)\n")
-    assert script.main(["--python", "/env/bin/python"]) == 0
+    assert run("--python", "/env/bin/python") == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert re.fullmatch(r"openfold 0\.0\.1 installed from the package index in \d+ s\n", out)
@@ -115,28 +119,28 @@ def test_the_archive_is_installed_and_one_line_says_so(environment, capsys):
 @pytest.mark.parametrize("version", ["0.0.1", "2.2.0"])
 def test_an_installed_openfold_is_left_alone(environment, capsys, version):
     environment.version = version
-    assert script.main([]) == 0
+    assert run() == 0
     assert capsys.readouterr().out == f"openfold {version} is already installed; left alone\n"
     assert len(environment.commands) == 1
 
 
 def test_force_replaces_it(environment, capsys):
     environment.version = "0.0.1"
-    assert script.main(["--force"]) == 0
+    assert run("--force") == 0
     assert capsys.readouterr().out.startswith("openfold 2.2.0 installed from the package index")
 
 
 def test_a_checkout_is_installed_without_git(environment, tmp_path, capsys):
     tree = make_tree(tmp_path / "checkout")
     before = sorted(tree.rglob("*"))
-    assert script.main(["--from", str(tree)]) == 0
+    assert run("--from", str(tree)) == 0
     assert capsys.readouterr().out.startswith(f"openfold 2.2.0 installed from {tree} in ")
     assert sorted(tree.rglob("*")) == before
     assert not any(command[0] == "git" for command in environment.commands)
 
 
 def test_a_url_is_cloned_at_its_tag(environment):
-    assert script.main(["--from", "git+https://example.org/openfold.git@v2.2.0"]) == 0
+    assert run("--from", "git+https://example.org/openfold.git@v2.2.0") == 0
     clone = next(command for command in environment.commands if command[0] == "git")
     assert clone[clone.index("--branch") + 1] == "v2.2.0"
     assert clone[-3:-1] == ["--", "https://example.org/openfold.git"]
@@ -145,7 +149,7 @@ def test_a_url_is_cloned_at_its_tag(environment):
 def test_nothing_is_left_behind(environment, tmp_path, monkeypatch):
     monkeypatch.setattr(script.tempfile, "tempdir", str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
-    assert script.main([]) == 0
+    assert run() == 0
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -158,29 +162,29 @@ def test_nothing_is_left_behind(environment, tmp_path, monkeypatch):
         (
             "download",
             "Looking for it\nERROR: No matching distribution found for openfold==0.0.1\n",
-            "error: Download of openfold 0.0.1 failed (No matching distribution found for "
+            "Error: Download of openfold 0.0.1 failed (No matching distribution found for "
             "openfold==0.0.1). Check pip, its index and setuptools, or pass --from a checkout of "
             "openfold.\n",
         ),
         (
             "install",
             "error: could not write: Permission denied\n",
-            "error: Installing openfold failed (could not write: Permission denied). Check that "
+            "Error: Installing openfold failed (could not write: Permission denied). Check that "
             "/env/bin/python may write to its environment and has setuptools>=77.\n",
         ),
     ],
 )
 def test_a_failure_is_one_line_with_reason_and_remedy(environment, capsys, step, output, expected):
     environment.failure = (step, output)
-    assert script.main(["--python", "/env/bin/python"]) == 1
+    assert run("--python", "/env/bin/python") == 1
     out, err = capsys.readouterr()
     assert (out, err) == ("", expected)
 
 
 def test_a_missing_interpreter_is_one_line(capsys):
-    assert script.main(["--python", "/nowhere/python"]) == 1
+    assert run("--python", "/nowhere/python") == 1
     assert capsys.readouterr().err == (
-        "error: Asking /nowhere/python for its packages failed (/nowhere/python: No such file or "
+        "Error: Asking /nowhere/python for its packages failed (/nowhere/python: No such file or "
         "directory). Pass a working interpreter with --python.\n"
     )
 
@@ -190,8 +194,8 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "provide", interrupted)
-    assert script.main([]) == 130
-    assert capsys.readouterr().err == "error: interrupted; openfold was not installed\n"
+    assert run() == 130
+    assert capsys.readouterr().err == "Stopped.\n"
 
 
 @pytest.mark.parametrize("name", ["../outside.py", "openfold-0.0.1/../../outside.py"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -735,6 +736,29 @@ def evaluate(
             "stress_key": stress_key, "virial_key": virial_key, "target_key": target_key,
         }, bootstrap=bootstrap,
     )  # fmt: skip
+
+
+installer = typer.Typer(no_args_is_help=True)
+app.add_typer(installer, name="install", help="Install what pip alone cannot.")
+
+
+@installer.command("openfold")
+def install_openfold(
+    source: Annotated[
+        Text, typer.Option("--from", help="Checkout or git URL (URL@tag), not the package index.")
+    ] = None,
+    python: Annotated[
+        Text, typer.Option("--python", help="Interpreter to install for \\[the one of molfun].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an installed version.")] = False,
+) -> None:
+    """Install the openfold package without compiling anything."""
+    from molfun.cli.console import errors_in_one_line, say
+
+    with errors_in_one_line(debug=False):
+        from molfun.cli.install import provide
+
+        say(provide(python or sys.executable, source=source, force=force))
 
 
 def _with_model(

@@ -29,7 +29,7 @@ from molfun._lazy import require
 from molfun.errors import MissingDependencyError
 from molfun.nn.process import ignore_upstream
 
-INSTALL = "python scripts/install_openfold.py (in a checkout of Molfun), or pip install from git."
+INSTALL = "molfun install openfold (or pip install it from git)."
 
 
 @functools.cache
