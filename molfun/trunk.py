@@ -23,26 +23,7 @@ REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
 PROPERTY = "properties."
 """How the names of properties begin among other tensors."""
 PER_ATOM = (f"{PROPERTY}forces",)
-
-
-@dataclass(frozen=True)
-class Readout:
-    """Which of its own targets a backbone gives as ``properties``, and with which derivatives.
-
-    Parameters
-    ----------
-    target
-        Name of the target (``"energy"``, ``"energy/pbe0"``).
-    forces, stress
-        Whether minus its gradient by the positions, and by the strain over the volume, come along.
-    modules
-        Groups of the backbone's modules that are the head, and train with it.
-    """
-
-    target: str
-    forces: bool
-    stress: bool
-    modules: tuple[str, ...]
+"""Properties with a row per position, which are padded; all others have one value per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +47,7 @@ class TrunkOutput:
         angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
     properties
         What a backbone predicts by itself, by name, where it was asked for: see
-        `molfun.backbones.atomistic.AtomisticBackbone`.
+        `molfun.backbones.pet.atoms.AtomisticBackbone`.
 
     Examples
     --------

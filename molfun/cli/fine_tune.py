@@ -9,7 +9,6 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from molfun._io import write_text
-from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import (
     ConsoleProgress,
     Progress,
@@ -230,9 +229,10 @@ def _elements(part: Dataset | None) -> set[int]:
 
 def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None:
     """Train the energy that the settings name; one that the backbone lacks is added."""
-    if not isinstance(model.backbone, AtomisticBackbone) or model.head_name != "energy":
+    if model.head_name != "energy":
         return
-    name, units = settings.new_target, model.backbone.targets
+    backbone: Any = model.backbone
+    name, units = settings.new_target, backbone.targets
     if name is not None and name in units and settings.inherit is None:
         model.use_target(name)
     elif name is not None:
@@ -242,7 +242,7 @@ def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None
         say(f"Target: {name}, whose heads start from {start}")
     if model.head is not None:
         target = model.head.config_dict["target"]
-        ours = model.backbone.targets[target]
+        ours = backbone.targets[target]
         if settings.energy_unit not in (None, ours):
             raise ConfigError(
                 f"The energies are in {settings.energy_unit}, and the target {target!r} of the "

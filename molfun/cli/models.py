@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from molfun._paths import as_path
-from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.cli.console import say
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import read_meta
@@ -43,9 +42,9 @@ def training_data_of(path: str) -> Mapping[str, Any]:
 
 def say_units(model: MolfunStructureModel) -> None:
     """Say what numbers are in, where it is not what the documents say."""
-    backbone = model.backbone
-    if not isinstance(backbone, AtomisticBackbone) or backbone.readout is None:
+    if model.head_name != "energy":
         return
+    backbone: Any = model.backbone
     unit = backbone.targets[backbone.readout.target]
     if unit != "eV":
         say(f"Energies are in {unit}, forces in {unit}/angstrom, errors in thousandths of these.")

@@ -10,7 +10,7 @@ import torch
 
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
-from molfun.trunk import Readout, TrunkOutput
+from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +75,9 @@ class EnergyHead(Head):
             name: name in labelled if self._config[name] is None else bool(self._config[name])
             for name in ("forces", "stress")
         }
-        modules: Any = self._config["modules"]
         if self._config["target"] is None:
             self._config["target"] = _usual(list(backbone.targets))
-        backbone.use_readout(
-            Readout(
-                target=str(self._config["target"]),
-                modules=backbone.head_modules if modules is None else tuple(modules),
-                **wanted,
-            )
-        )
+        backbone.use_readout(self._config["target"], modules=self._config["modules"], **wanted)
 
     def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:
         """The task with all derivatives that have labels, but those that `forces=False` refuses."""

@@ -1,4 +1,4 @@
-"""What fine-tuning on one energy does to the others."""
+"""Energies of a model: another one, which one is used, what fine-tuning does to the others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ from typing import Any
 import torch
 
 from molfun.errors import ConfigError
+from molfun.models.build import construct
 from molfun.models.loaders import as_loader, targets_of
 from molfun.tasks.energy import EnergyTask
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
 from molfun.training.supervised import SupervisedRunner
-from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
+
+
+def add_target(
+    model: Any, name: str, *, inherit: str | None, keep_old: bool, unit: str | None
+) -> Any:
+    """Give a model another energy; see `MolfunStructureModel.add_target`."""
+    _need_energies(model, "add_target")
+    model.backbone.add_target(name, unit=unit, inherit=inherit, keep_old=keep_old)
+    model.weights = None  # a checkpoint has to hold what no file does
+    model.note_base()
+    return use_target(model, name)
+
+
+def use_target(model: Any, name: str) -> Any:
+    """Train and predict another energy; see `MolfunStructureModel.use_target`."""
+    _need_energies(model, "use_target")
+    settings = {**model.head.config_dict, "target": name}
+    model.head = construct("head_config", type(model.head), settings)
+    model.attach()
+    return model
+
+
+def _need_energies(model: Any, verb: str) -> None:
+    if model.head_name != "energy":
+        raise ConfigError(
+            f"{verb} is for models of atoms with head='energy', such as "
+            f"MolfunStructureModel('pet', head='energy')."
+        )
 
 
 class Forgetting(Callback):
@@ -73,17 +101,11 @@ class Forgetting(Callback):
 
     def _measure(self) -> dict[str, float]:
         model, asked = self._model, self._task.derivatives
-        kept: Readout = model.backbone.readout
-        model.backbone.use_readout(
-            Readout(self.target, "forces" in asked, "stress" in asked, kept.modules)
-        )
+        derivatives = {name: name in asked for name in ("forces", "stress")}
         runner = SupervisedRunner(model.backbone, model.head, self._task, device=model.device)
-        try:
-            # a loader draws a seed, and the fit has to go on as it would have
-            with torch.random.fork_rng(devices=[]):
-                return runner.metrics(runner.evaluate(self._data))
-        finally:
-            model.backbone.use_readout(kept)
+        # a loader draws a seed, and the fit has to go on as it would have
+        with model.backbone.reading(self.target, **derivatives), torch.random.fork_rng(devices=[]):
+            return runner.metrics(runner.evaluate(self._data))
 
     def __str__(self) -> str:
         rows = [

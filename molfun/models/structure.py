@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from molfun._paths import as_path
-from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.kernels import Kernels
 from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import (
     arithmetic,
     embedding,
+    energies,
     evaluation,
     fine_tuning,
     persistence,
@@ -26,7 +26,7 @@ from molfun.models import (
 from molfun.models.arguments import open_job
 from molfun.models.assembly import AssembledModel
 from molfun.models.bootstrap import intervals
-from molfun.models.build import as_settings, construct
+from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.loaders import (
     all_samples,
@@ -469,11 +469,7 @@ class MolfunStructureModel(AssembledModel):
         ConfigError
             If the backbone has no energies, the name is there already, or `inherit` is not.
         """
-        backbone = self._need_energies("add_target")
-        backbone.add_target(name, unit=unit, inherit=inherit, keep_old=keep_old)
-        self.weights = None  # a checkpoint has to hold what no file does
-        self.note_base()
-        return self.use_target(name)
+        return energies.add_target(self, name, inherit=inherit, keep_old=keep_old, unit=unit)
 
     @settled()
     def use_target(self, name: str) -> Self:
@@ -484,19 +480,7 @@ class MolfunStructureModel(AssembledModel):
         ConfigError
             If there is no such energy.
         """
-        self._need_energies("use_target")
-        head, _ = self.need_head("use_target")
-        self.head = construct("head_config", type(head), {**head.config_dict, "target": name})
-        self.attach()
-        return self
-
-    def _need_energies(self, verb: str) -> AtomisticBackbone:
-        if not isinstance(self.backbone, AtomisticBackbone) or self.head_name != "energy":
-            raise ConfigError(
-                f"{verb} is for models of atoms with head='energy', such as "
-                f"MolfunStructureModel('pet', head='energy')."
-            )
-        return self.backbone
+        return energies.use_target(self, name)
 
     # --- adapters ------------------------------------------------------------------------------
 

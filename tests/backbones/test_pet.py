@@ -30,7 +30,6 @@ from molfun.training import (
     LoRAFinetune,
     PartialFinetune,
 )
-from molfun.trunk import Readout
 
 HEADS = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
 
@@ -105,7 +104,7 @@ def test_forces_are_minus_the_gradient(trained: MolfunStructureModel) -> None:
     model.backbone.load_state_dict(trained.backbone.state_dict())
     model.backbone.weights_changed()
     model.backbone.double()
-    model.backbone.use_readout(Readout("energy", forces=True, stress=False, modules=HEADS))
+    model.backbone.use_readout("energy", forces=True)
     forces = model.predict([atoms])["forces"][0]
     for atom, axis in ((0, 0), (3, 2)):
         energies = []
@@ -144,7 +143,7 @@ def test_turned_structures_give_turned_forces_and_stress() -> None:
     atoms = bulk("C", "diamond", a=3.6, cubic=True)
     atoms.rattle(0.05, seed=1)
     backbone = PETBackbone(PET_TINY, atomic_types=[6]).double()
-    backbone.use_readout(Readout("energy", forces=True, stress=True, modules=HEADS))
+    backbone.use_readout("energy", forces=True, stress=True)
     batch = backbone.collate([backbone.featurize(Sample(id="c", atoms=atoms))])
     backbone.train()
     torch.manual_seed(3)

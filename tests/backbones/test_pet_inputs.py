@@ -187,7 +187,7 @@ def test_an_infinite_label_is_named_with_its_structure() -> None:
 def test_a_stress_of_another_unit_or_sign_is_doubted(name: str, text: str | None) -> None:
     from ase.build import bulk
 
-    from molfun.backbones.baselines import doubts
+    from molfun.backbones.pet.label_checks import doubts
 
     atoms = []
     for i in range(6):

@@ -20,14 +20,14 @@ from metatrain.utils.metadata import merge_metadata
 from metatrain.utils.neighbor_lists import get_system_with_neighbor_lists
 from torch import nn
 
-from molfun.backbones.atomistic import AtomisticBackbone
 from molfun.backbones.base import Features, Layer, Run
-from molfun.backbones.baselines import energy_of, shifts_by_element
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
+from molfun.backbones.pet.atoms import AtomisticBackbone
+from molfun.backbones.pet.baselines import energy_of, shifts_by_element
 from molfun.errors import CheckpointError, ConfigError, unknown_name
 from molfun.sample import Sample
-from molfun.trunk import Readout, TrunkOutput
+from molfun.trunk import TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
 DTYPES = ("float32", "float64")
@@ -225,16 +225,6 @@ class PETBackbone(AtomisticBackbone):
     def head_modules(self) -> tuple[str, ...]:
         """Node and edge heads, and their last layers."""
         return HEAD_MODULES
-
-    def use_readout(self, readout: Readout | None) -> None:
-        """Choose the energy that ``properties`` hold; see `AtomisticBackbone`."""
-        if readout is not None:
-            if readout.target not in self.targets:
-                raise ConfigError(unknown_name("target", readout.target, self.targets))
-            wrong = [name for name in readout.modules if name not in HEAD_MODULES]
-            if wrong:
-                raise ConfigError(unknown_name("head module", wrong[0], HEAD_MODULES))
-        super().use_readout(readout)
 
     def add_target(
         self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool

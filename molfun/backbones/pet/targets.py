@@ -22,7 +22,7 @@ from metatrain.utils.architectures import get_default_hypers
 from metatrain.utils.data import Dataset, DatasetInfo
 from metatrain.utils.data.target_info import TargetInfo, get_energy_target_info
 
-from molfun.backbones.baselines import LEAST_SCALE
+from molfun.backbones.pet.baselines import LEAST_SCALE
 from molfun.errors import ConfigError
 
 logger = logging.getLogger(__name__)

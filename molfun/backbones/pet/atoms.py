@@ -1,31 +1,35 @@
-"""What models of atoms in space have in common: their input, their own targets, their units."""
+"""Models of atoms in space: their input, their own targets, their units.
+
+PET is the only one so far; this part does not need metatrain.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone, Features, Run
-from molfun.backbones.baselines import (
+from molfun.backbones.own_heads import OwnHeads
+from molfun.backbones.pet.baselines import (
     LEAST_SCALE,
     describe_baseline,
-    doubts,
     energy_of,
     forces_of,
     indistinct,
 )
-from molfun.backbones.own_heads import OwnHeads
+from molfun.backbones.pet.label_checks import doubts
 from molfun.backbones.tensor_input import TensorInput
-from molfun.errors import DataError
+from molfun.errors import ConfigError, DataError, unknown_name
 from molfun.sample import Sample
-from molfun.trunk import Readout
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,26 @@ WARNINGS = 5
 SHOWN = 3
 """Structures that are named for each element the model does not know."""
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Which of its own targets a backbone gives as ``properties``, and with which derivatives.
+
+    Parameters
+    ----------
+    target
+        Name of the target (``"energy"``, ``"energy/pbe0"``).
+    forces, stress
+        Whether minus its gradient by the positions, and by the strain over the volume, come along.
+    modules
+        Groups of the backbone's modules that are the head, and train with it.
+    """
+
+    target: str
+    forces: bool
+    stress: bool
+    modules: tuple[str, ...]
 
 
 class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
@@ -120,15 +144,39 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Energy of each atomic number and the scale of the rest; None if not fitted yet."""
 
-    def use_readout(self, readout: Readout | None) -> None:
-        """Choose what ``properties`` are.
+    def use_readout(
+        self,
+        target: str,
+        *,
+        forces: bool = False,
+        stress: bool = False,
+        modules: Sequence[str] | None = None,
+    ) -> None:
+        """Choose what ``properties`` are; see `Readout`. No `modules` are all of a head.
 
         Raises
         ------
         ConfigError
             If the model has no such target or module.
         """
-        self.readout = readout
+        if target not in self.targets:
+            raise ConfigError(unknown_name("target", target, self.targets))
+        chosen = self.head_modules if modules is None else tuple(modules)
+        wrong = [name for name in chosen if name not in self.head_modules]
+        if wrong:
+            raise ConfigError(unknown_name("head module", wrong[0], self.head_modules))
+        self.readout = Readout(target, forces, stress, chosen)
+
+    @contextlib.contextmanager
+    def reading(self, target: str, *, forces: bool, stress: bool) -> Iterator[None]:
+        """Give another target, or other derivatives, in a block."""
+        kept = self.readout
+        modules = None if kept is None else kept.modules
+        self.use_readout(target, forces=forces, stress=stress, modules=modules)
+        try:
+            yield
+        finally:
+            self.readout = kept
 
     def serve(self, task: Any) -> None:
         """Look whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
@@ -191,12 +239,10 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             (samples,), and (atoms, 3) and (3, 3) for each structure where asked for; a stress is
             infinite or NaN where there is no volume.
         """
-        kept = self.readout
         energies: list[float] = []
         found: list[np.ndarray] = []
         tensors: list[np.ndarray] = []
-        self.use_readout(Readout(target, forces, stress, self.head_modules))
-        try:
+        with self.reading(target, forces=forces, stress=stress):
             for batch in _in_batches(samples, AT_ONCE):
                 given = dict(run(batch, ("properties",)).properties or {})
                 energies += (given["energy"].double() * given["scale"] + given["baseline"]).tolist()
@@ -209,8 +255,6 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
                     tensors += [
                         *(given["virial"].double() * per_volume[:, None, None]).cpu().numpy()
                     ]
-        finally:
-            self.use_readout(kept)
         return np.array(energies), found, tensors
 
     def check(self, sample: Sample) -> None:
