@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from molfun.errors import unknown_name
+from molfun.text import unknown_name
 
 HERE = Path(__file__).parent
 

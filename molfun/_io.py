@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from molfun import _seals, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
+from molfun.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -348,7 +349,7 @@ def load_safetensors(
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}. {advice}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}. {advice}") from error
     stored = texts.get(_seals.KEY)
     if stored is None and sealed:
         raise CheckpointError(f"{path} is damaged (checksum): it carries none. {advice}")
@@ -372,7 +373,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}.") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}.") from error
 
 
 def checksum_of(path: str | Path) -> str | None:
@@ -454,10 +455,6 @@ def _plain(content: Any) -> Any:
         whole = part.untyped_storage().nbytes() == part.numel() * part.element_size()
         return part if whole and part.is_contiguous() else part.contiguous().clone()
     return content
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 class DirectoryLock:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from molfun._formats import decoded
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
-from molfun.errors import ConfigError, MolfunError, listing, nearest
+from molfun.errors import ConfigError, MolfunError
+from molfun.text import listing, nearest
 
 T = TypeVar("T", bound="Settings")
 
@@ -85,38 +85,6 @@ def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str
     if not name:  # of several settings together
         return message
     return f"{name}: {message} (got {detail.get('input')!r})"
-
-
-@contextlib.contextmanager
-def mistyped(source: str) -> Iterator[None]:
-    """Turn what a part raises on settings of a wrong type or range into a `ConfigError`.
-
-    Parts (heads, encoders, objectives ...) are called with what a file of settings holds, where a
-    number may be a list or a text.
-
-    Parameters
-    ----------
-    source
-        Name of the settings, for the message.
-
-    Examples
-    --------
-    >>> with mistyped("head_config"):
-    ...     [1] <= 2
-    Traceback (most recent call last):
-    ...
-    molfun.errors.ConfigError: head_config: a value has the wrong type or range ('<=' not supported
-    between instances of 'list' and 'int'). Correct it.
-    """
-    try:
-        yield
-    except MolfunError:
-        raise
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"{source}: a value has the wrong type or range ({reason}). Correct it."
-        ) from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -20,9 +20,7 @@ The command line prints it as one line; a traceback needs ``--debug``.
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
 
 
 class MolfunError(Exception):
@@ -99,39 +97,3 @@ separators of lines and of paragraphs."""
 
 def _by_number(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Give `` Did you mean 'x'?`` for a misspelt name, else an empty string.
-
-    Examples
-    --------
-    >>> nearest("lorra", ["lora", "full"])
-    " Did you mean 'lora'?"
-    >>> nearest("zzz", ["lora", "full"])
-    ''
-    """
-    close = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Text for a name that is not in a list: what was given, what is allowed, the nearest."""
-    names = sorted(allowed)
-    return f"Unknown {kind} {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
-
-
-def listing(problems: Sequence[str], limit: int = 10) -> str:
-    """Join problems one to a line, the first `limit` of them and the total.
-
-    Examples
-    --------
-    >>> print(listing(["a", "b", "c"], limit=2))
-      a
-      b
-      ... and 1 more (3 in all)
-    """
-    lines = [f"  {p}" for p in problems[:limit]]
-    if len(problems) > limit:
-        lines.append(f"  ... and {len(problems) - limit} more ({len(problems)} in all)")
-    return "\n".join(lines)

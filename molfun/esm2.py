@@ -40,18 +40,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from molfun._paths import as_path
 from molfun.backbones.esm2 import presets, tokens
 from molfun.data.sequences import SequenceDataset
-from molfun.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    MolfunError,
-    listing,
-    unknown_name,
-)
+from molfun.errors import CheckpointError, ConfigError, DataError, MolfunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import MANIFEST
 from molfun.sample import Sample, SampleBatch
+from molfun.strict import refuse_unknown
 from molfun.tasks.regression import RegressionLoss, RegressionTask
+from molfun.text import listing
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
@@ -442,12 +437,7 @@ class ESM2FineTuneSeqConfig:
     def __new__(cls, **settings: Any) -> Self:
         """Refuse unknown fields before ``__init__`` does, in better words."""
         known = [f.name for f in dataclasses.fields(cls)]
-        unknown = [name for name in settings if name not in known]
-        if unknown:
-            kind = f"field of {cls.__name__}"
-            raise ConfigError(
-                listing([unknown_name(kind, name, known) for name in unknown]).strip()
-            )
+        refuse_unknown(f"field of {cls.__name__}", settings, known)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.text import unknown_name
 
 
 class Registry:

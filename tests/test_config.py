@@ -254,5 +254,5 @@ def test_a_name_that_is_no_text_is_refused():
     with pytest.raises(ConfigError, match=r"The name of a head must be text, got \['mlp'\]"):
         HEADS[["mlp"]]
     assert ["mlp"] not in HEADS
-    with pytest.raises(ConfigError, match="encoder: a value has the wrong type or range"):
+    with pytest.raises(ConfigError, match="TransformerConfig: a value has the wrong type or range"):
         load_config({"ssl": "mae", "encoder": {"name": "transformer", "n_layers": [2]}})

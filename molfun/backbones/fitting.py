@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from molfun.errors import listing
+from molfun.text import listing
 
 
 @dataclass(frozen=True)

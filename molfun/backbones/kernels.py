@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 from molfun.backbones.base import Backbone
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.strict import check_choice
 
 Kernels = Literal["auto", "stock", "fast"]
 """Whose code runs: that of the backbone's package, or Molfun's faster one with the same results."""
@@ -42,8 +43,7 @@ def check_kernels(kernels: str) -> None:
     ConfigError
         With the nearest name.
     """
-    if kernels not in get_args(Kernels):
-        raise ConfigError(unknown_name("kernels", kernels, get_args(Kernels)))
+    check_choice("kernels", kernels, get_args(Kernels))
 
 
 def choose_kernels(backbone: Backbone, kernels: Kernels) -> None:

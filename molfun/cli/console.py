@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from molfun.data.words import counted
 from molfun.errors import MolfunError, printable
+from molfun.text import counted
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
 from molfun.training.interrupt import Interrupted

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from molfun.config import mistyped
-from molfun.errors import ConfigError, listing, nearest
+from molfun.errors import ConfigError
 from molfun.models.sections import plain
+from molfun.strict import mistyped
+from molfun.text import listing, nearest
 
 TOP = ("architecture", "training_set", "validation_set", "test_set", "seed", "device",
        "base_precision", "trust")  # fmt: skip

@@ -14,8 +14,8 @@ from molfun.cli.models import say_units
 from molfun.cli.outputs import Inputs
 from molfun.cli.outputs import check_output as check_file
 from molfun.cli.tables import structures_path, write_predictions, write_structures
-from molfun.data.words import counted
 from molfun.models.structure import MolfunStructureModel
+from molfun.text import counted
 
 
 def check_output(

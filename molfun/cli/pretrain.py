@@ -22,11 +22,11 @@ from molfun.cli.settings import OptimizerSettings, with_long
 from molfun.config import dump_yaml
 from molfun.data.splits import DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
-from molfun.data.words import names_in
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.runs.folder import CONFIG, LOG, RUN_FILES, RunFolder
+from molfun.text import names_in
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History

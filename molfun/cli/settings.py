@@ -10,9 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from molfun._paths import as_path
 from molfun.config import Settings, dump_yaml
 from molfun.data.atoms import AtomsDataset
-from molfun.data.words import names_in
-from molfun.errors import unknown_name
 from molfun.registry import BACKBONES, STRATEGIES
+from molfun.text import names_in, unknown_name
 from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
 from molfun.training.cache import CacheConfig
 from molfun.training.optimizers import OPTIMIZERS

@@ -19,10 +19,10 @@ from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
 from molfun.data.tables import Table, read_table, rows_meeting
-from molfun.data.words import counted, few
-from molfun.errors import ConfigError, DataError, UnsafeFileError, listing
+from molfun.errors import ConfigError, DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample
+from molfun.text import counted, few, listing
 
 if TYPE_CHECKING:
     from jaxtyping import Int64

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from molfun.data.words import counted
-from molfun.errors import listing
 from molfun.sample import ALIGNMENT_SUFFIXES
+from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
 

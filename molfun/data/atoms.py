@@ -30,9 +30,9 @@ from molfun.data.atoms_labels import (
     volume_of,
 )
 from molfun.data.base import SampleDataset
-from molfun.data.words import counted
-from molfun.errors import DataError, listing, nearest
+from molfun.errors import DataError
 from molfun.sample import Sample, is_missing
+from molfun.text import counted, listing, nearest
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import numpy as np
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
 from molfun.data.atoms_labels import is_lopsided
-from molfun.data.words import counted
 from molfun.errors import DataError, MissingDependencyError, MolfunError
+from molfun.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing
+from molfun.errors import ConfigError, DataError
+from molfun.text import counted, listing
 
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
 """Names of labels where no others are given: ASE's own."""

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from molfun.data.tables import Table, row_of, rows_meeting
-from molfun.data.words import counted
 from molfun.errors import ConfigError
 from molfun.sample import Sample, SampleBatch
+from molfun.text import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Int64

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler, Subset
 
-from molfun.data.words import counted
 from molfun.errors import ConfigError
+from molfun.text import counted
 
 if TYPE_CHECKING:
     from jaxtyping import Float64, Int64

@@ -14,9 +14,9 @@ from molfun.data.pdb_records import model_note
 from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains
 from molfun.data.structure_names import standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
-from molfun.data.words import few
 from molfun.errors import MolfunError, StructureError
 from molfun.protein import Note
+from molfun.text import few
 
 _VALUES_PER_ATOM = 30
 """Most columns of an _atom_site table; the PDB's own has 21."""

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from molfun.data.words import counted
 from molfun.errors import RunError
 from molfun.sample import MASK
+from molfun.text import counted
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

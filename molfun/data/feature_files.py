@@ -29,6 +29,7 @@ from molfun._paths import as_path
 from molfun.data.folders import FolderIndex
 from molfun.data.npz import read_npz
 from molfun.errors import CheckpointError, DataError, MolfunError, UnsafeFileError
+from molfun.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def _safetensors_of(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         return dict(load(raw))
     except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def _read_npz(path: Path, raw: bytes | None) -> dict[str, Any]:
@@ -236,7 +237,7 @@ def _pickle_errors(path: Path) -> Iterator[None]:
         ) from None
     except Exception as error:  # damaged opcodes can make the unpickler fail in any way
         raise DataError(
-            f"{path} is damaged or not a pickle ({type(error).__name__}: {_first_line(error)}). "
+            f"{path} is damaged or not a pickle ({type(error).__name__}: {first_line(error)}). "
             f"Compute the features again."
         ) from error
 
@@ -410,7 +411,7 @@ def _load_storage(raw: Any) -> Any:
             storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"a tensor in it holds more than numbers ({_first_line(error)})."
+            f"a tensor in it holds more than numbers ({first_line(error)})."
         ) from None
     if not isinstance(storage, (torch.storage.TypedStorage, torch.UntypedStorage)):
         raise UnsafeFileError(f"a tensor in it holds {_type_name(storage)}.")
@@ -513,7 +514,3 @@ def _is_tensor(value: Any) -> bool:
 def _type_name(value: Any) -> str:
     name = type(value).__name__
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

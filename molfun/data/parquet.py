@@ -8,6 +8,7 @@ from typing import Any
 from molfun._formats import foreign
 from molfun._limits import Limit
 from molfun.errors import MolfunError, TableError
+from molfun.text import first_line
 
 BATCH_ROWS = 16_384
 """Rows decoded at a time, so that the limit is met before all of a table is in memory."""
@@ -35,7 +36,7 @@ def read_parquet(
     # damaged bytes can make arrow fail in many ways, and dates of year 0 have no Python value
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError) as error:
         raise TableError(
-            f"{path} cannot be read as Parquet ({_first_line(error)}). Write it again, or give "
+            f"{path} cannot be read as Parquet ({first_line(error)}). Write it again, or give "
             f"a CSV file."
         ) from error
 
@@ -95,7 +96,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return "" if value is None else str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -22,9 +22,9 @@ from molfun.data.structure_chains import (
 )
 from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_name, standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
-from molfun.data.words import counted, few
 from molfun.errors import StructureError
 from molfun.protein import Note
+from molfun.text import counted, few
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")

@@ -10,8 +10,8 @@ import numpy as np
 
 from molfun._limits import Limit
 from molfun.data.npz import read_npz
-from molfun.data.words import counted
-from molfun.errors import DataError, listing
+from molfun.errors import DataError
+from molfun.text import counted, listing
 
 MAX_BYTES = Limit("REPRESENTATION_BYTES", 2**35)
 """Largest file of representations, unpacked: they are all in memory in the end."""

@@ -24,9 +24,10 @@ from molfun.data.representations import (
     read_representations,
 )
 from molfun.data.tables import Cells, Table
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
+from molfun.errors import ConfigError, DataError, TableError
 from molfun.sample import MASK, Sample, is_missing, n_residues
+from molfun.strict import check_choice
+from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
 
@@ -588,18 +589,6 @@ def label_array(targets: Sequence[Any]) -> np.ndarray:
     for i, target in enumerate(targets):
         array[i] = target
     return array
-
-
-def check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a name that is not allowed.
-
-    Raises
-    ------
-    ConfigError
-        With the nearest name.
-    """
-    if value not in allowed:
-        raise ConfigError(unknown_name(argument, value, allowed))
 
 
 def _warn_dna(dataset: SequenceDataset) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 from molfun.config import check_seed
 from molfun.data.clusters import Clusters, cluster_sequences, comparable, union
 from molfun.data.tables import numeric
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing, nearest
+from molfun.errors import ConfigError, DataError
+from molfun.text import counted, listing, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

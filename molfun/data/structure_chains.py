@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from molfun.data.structure_names import is_amino_acid_name
-from molfun.data.words import counted, few
 from molfun.errors import StructureError
 from molfun.protein import Note
+from molfun.text import counted, few
 
 MAX_BOND = 2.5
 """C-N distance in angstrom below which two residues are bonded (ideal: 1.33)."""

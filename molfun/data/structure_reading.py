@@ -13,8 +13,8 @@ import numpy as np
 
 from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, NO_NAME, Part
 from molfun.data.structure_names import STANDARD, atom_names
-from molfun.data.words import counted, few
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Note, Protein
+from molfun.text import counted, few
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32

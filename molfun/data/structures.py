@@ -14,9 +14,9 @@ from molfun.data.structure_chains import Records
 from molfun.data.structure_names import residue_name
 from molfun.data.structure_reading import Reading, describe_chain
 from molfun.data.structure_text import read_text
-from molfun.data.words import counted
 from molfun.errors import ConfigError, StructureError
 from molfun.protein import Protein
+from molfun.text import counted
 
 PDB_SUFFIXES = (".pdb", ".ent")
 CIF_SUFFIXES = (".cif", ".mmcif")

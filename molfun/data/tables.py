@@ -21,15 +21,8 @@ from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
 from molfun.data.parquet import read_parquet
-from molfun.data.words import counted
-from molfun.errors import (
-    ConfigError,
-    DataError,
-    TableError,
-    UnsafeFileError,
-    listing,
-    unknown_name,
-)
+from molfun.errors import ConfigError, DataError, TableError, UnsafeFileError
+from molfun.text import counted, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -558,10 +551,6 @@ def raise_all(cells: Cells, problems: list[str]) -> None:
 def shown(text: str, width: int = 40) -> str:
     """Text in quotes, cut to `width`."""
     return repr(text if len(text) <= width else text[:width] + "...")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _warn_labels(table: Table, column: str) -> None:

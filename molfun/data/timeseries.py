@@ -19,7 +19,7 @@ from molfun._paths import as_path
 from molfun.data import trajectories
 from molfun.data.base import TableDataset
 from molfun.data.clusters import union
-from molfun.data.sequences import Labels, check_choice, label_array
+from molfun.data.sequences import Labels, label_array
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table
 from molfun.data.timeseries_files import RESERVED, SeriesTable, from_values, read_numpy
@@ -32,9 +32,10 @@ from molfun.data.timeseries_spans import (
 )
 from molfun.data.timeseries_tables import TEMPLATE, Layout, TableFormat, read_series_table
 from molfun.data.timeseries_ts import read_ts
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, is_missing
+from molfun.strict import check_choice
+from molfun.text import counted, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64

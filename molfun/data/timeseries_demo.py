@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from molfun.data.timeseries import TimeSeriesDataset
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.text import unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

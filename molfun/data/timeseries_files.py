@@ -22,8 +22,8 @@ from molfun.data import tables
 from molfun.data.npz import read_npy, read_npz
 from molfun.data.sequences import label_array
 from molfun.data.tables import Table
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing, unknown_name
+from molfun.errors import ConfigError, DataError
+from molfun.text import counted, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64, Int64

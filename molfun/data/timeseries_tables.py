@@ -27,8 +27,8 @@ from molfun.data.timeseries_files import (
     warn_uneven,
 )
 from molfun.data.timeseries_suspects import Rows, kind_of_name
-from molfun.data.words import counted, names_in
-from molfun.errors import ConfigError, TableError, listing
+from molfun.errors import ConfigError, TableError
+from molfun.text import counted, listing, names_in
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64, Int64

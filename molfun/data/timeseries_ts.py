@@ -22,8 +22,8 @@ from molfun.data.timeseries_files import (
     parse_values,
     warn_uneven,
 )
-from molfun.data.words import counted, few
-from molfun.errors import DataError, listing, unknown_name
+from molfun.errors import DataError
+from molfun.text import counted, few, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64

@@ -25,8 +25,9 @@ from molfun.data import tables, timeseries_files
 from molfun.data.sequences import Labels, label_parser
 from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
 from molfun.data.trajectory_features import INSTALL, MAKERS, System, selection_distances
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, TableError, listing, unknown_name
+from molfun.errors import ConfigError, DataError, TableError
+from molfun.strict import refuse_unknown
+from molfun.text import counted, first_line, listing, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64
@@ -186,9 +187,7 @@ def read_all(
         If an option is not allowed.
     """
     allowed = [name for name in inspect.signature(observables).parameters if name not in _FILES]
-    for name in options:
-        if name not in allowed:
-            raise ConfigError(unknown_name("option", name, allowed))
+    refuse_unknown("option", options, allowed)
     path, cells = Path("list"), None
     extra: dict[str, Any] = {}
     if isinstance(source, str | Path) or not isinstance(source, Iterable):
@@ -231,19 +230,15 @@ def _reading(topology: Any, trajectory: Any) -> Iterator[None]:
     except (DataError, ConfigError):
         raise
     except md.SelectionError as error:
-        raise ConfigError(f"{shown}: no selection ({_first_line(error)}).") from error
+        raise ConfigError(f"{shown}: no selection ({first_line(error)}).") from error
     except Exception as error:
         # readers raise OSError, ValueError, EOFError, RuntimeError, IndexError, KeyError ...
         raise DataError(
-            f"{shown} cannot be read ({_first_line(error)}). Check that the files are whole, and "
+            f"{shown} cannot be read ({first_line(error)}). Check that the files are whole, and "
             f"that topology and trajectory have the same atoms."
         ) from error
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         logger.info("%s: %s", shown, text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _open(topology: Any, trajectory: Any) -> Any:

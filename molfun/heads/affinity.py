@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool, MeanPool
+from molfun.strict import check_choice
 from molfun.trunk import TrunkOutput
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class AffinityHead(Head):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if pooling not in get_args(Pooling):
-            raise ConfigError(unknown_name("pooling", pooling, get_args(Pooling)))
+        check_choice("pooling", pooling, get_args(Pooling))
         if hidden_dim < 1:
             raise ConfigError(f"hidden_dim must be at least 1, got {hidden_dim}.")
         if not 0 <= dropout < 1:

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool
+from molfun.strict import check_choice
 from molfun.trunk import Level, TrunkOutput
 
 Pooling = Literal["mean", "cls", "attention"]
@@ -63,8 +64,7 @@ class MLPHead(Head):
         standardize: bool = True,
     ) -> None:
         super().__init__()
-        if pooling not in get_args(Pooling):
-            raise ConfigError(unknown_name("pooling", pooling, get_args(Pooling)))
+        check_choice("pooling", pooling, get_args(Pooling))
         if level == "pair":
             raise ConfigError("This head gives no pairs; use head='contact'.")
         if n_outputs < 1 or any(width < 1 for width in hidden):

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from molfun.backbones.timeseries.encoders.base import make_config
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.lightning.adapters import GuideRegistry
 from molfun.registry import HEADS
+from molfun.strict import build
+from molfun.text import unknown_name
 from molfun.trunk import Level, TrunkOutput
 
 Pooling = Literal["mean", "cls", "none"]
@@ -136,7 +137,7 @@ class GuideHead(Head):
         if config_class is TaskHeadConfig:
             known = {f.name for f in dataclasses.fields(config_class)}
             values["extra"] = {k: values.pop(k) for k in list(values) if k not in known}
-        self.config = make_config(config_class, values)
+        self.config = build(config_class, values)
         self.inner = self.wrapped(self.config)
         self.config.refuse_unread()
         self.n_outputs = n_outputs

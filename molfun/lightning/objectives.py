@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from molfun.backbones.timeseries.encoders.base import make_config
 from molfun.errors import DataError
 from molfun.lightning.adapters import GuideRegistry
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.objectives.series import need_series
 from molfun.registry import OBJECTIVES, Registry
+from molfun.strict import build
 
 
 @dataclass
@@ -109,7 +109,7 @@ class GuideObjective(Objective):
         known = self.name in CONFIG_REGISTRY
         config_class = CONFIG_REGISTRY[self.name] if known else self.wrapped.config_class
         self._settings = settings
-        self.config = make_config(config_class, {"name": self.name, **settings})
+        self.config = build(config_class, {"name": self.name, **settings})
         self.inner: Any = nn.Identity()
         self._takes_padding = "padding_mask" in inspect.signature(self.wrapped.forward).parameters
 

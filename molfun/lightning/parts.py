@@ -9,11 +9,13 @@ from typing import Any
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.backbone import resolve
 from molfun.backbones.timeseries.weights import StoredWeights
-from molfun.errors import ConfigError, listing
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
-from molfun.models.sections import FinetuneConfig, TaskSettings, TrainingSettings, parameters_of
+from molfun.models.sections import FinetuneConfig, TaskSettings, TrainingSettings
 from molfun.registry import HEADS, TASKS
+from molfun.strict import parameters_of
 from molfun.tasks.base import Task
+from molfun.text import listing
 
 
 def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> dict[str, Any]:

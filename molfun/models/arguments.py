@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun.config import check_seed
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.models import base_weights
 from molfun.models.assembly import AssembledModel
 from molfun.models.build import shown
@@ -17,6 +17,7 @@ from molfun.models.loaders import as_loader
 from molfun.nn.process import refuse_inference_tensors
 from molfun.registry import STRATEGIES
 from molfun.runs.folder import RUN_FILES, RunFolder
+from molfun.text import unknown_name
 from molfun.training.auto import choose_strategy
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback

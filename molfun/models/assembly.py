@@ -14,8 +14,7 @@ from molfun.backbones.base import Backbone, combine_digests, tensor_digests
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.backbones.own_heads import OwnHeads
 from molfun.config import check_seed
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing
+from molfun.errors import ConfigError, DataError
 from molfun.heads.base import Head
 from molfun.models import base_weights, trained_on
 from molfun.models.build import (
@@ -30,6 +29,7 @@ from molfun.models.loaders import samples_of
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.process import settled
 from molfun.tasks.base import Task
+from molfun.text import counted, listing
 from molfun.training.base import FinetuneStrategy
 
 logger = logging.getLogger(__name__)

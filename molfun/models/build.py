@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
-from molfun.config import mistyped
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.strict import build
 from molfun.tasks.base import Task
+from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def build_backbone(
     if trust and "trust" in inspect.signature(BACKBONES[name]).parameters:
         settings["trust"] = True
     settings |= {"weights": weights, "seed": seed}
-    backbone: Backbone = construct("backbone_config", BACKBONES[name], settings)
+    backbone: Backbone = build(BACKBONES[name], settings, "backbone_config")
     return backbone
 
 
@@ -115,7 +115,7 @@ def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
     cls = TASKS[name]
     if "level" in inspect.signature(cls).parameters:
         settings.setdefault("level", HEADS[head].default_level)
-    task: Task = construct("task_config", cls, settings)
+    task: Task = build(cls, settings, "task_config")
     return task
 
 
@@ -150,7 +150,7 @@ def build_head(
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: Head = construct("head_config", cls, settings)
+        head: Head = build(cls, settings, "head_config")
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:
         head.load_state_dict(pretrained)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample, n_residues
+from molfun.strict import check_choice
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs
 from molfun.trunk import TrunkOutput
@@ -42,8 +43,8 @@ def embed(
     DataError
         If a sample cannot be used; all of them are listed by the facade before.
     """
-    if pooling is not None and pooling not in get_args(Pooling):
-        raise ConfigError(unknown_name("pooling", pooling, get_args(Pooling)))
+    if pooling is not None:
+        check_choice("pooling", pooling, get_args(Pooling))
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be at least 1, got {batch_tokens}.")
     source = pooling or "single"

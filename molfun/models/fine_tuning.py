@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from molfun.backbones.base import tensor_digests
-from molfun.data.words import counted
 from molfun.models import arithmetic, memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
 from molfun.models.assembly import AssembledModel
@@ -26,6 +25,7 @@ from molfun.models.loaders import (
 from molfun.nn.modes import set_modes
 from molfun.runs.folder import RunFolder
 from molfun.sample import is_missing
+from molfun.text import counted
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig
 from molfun.training.engine import let_train

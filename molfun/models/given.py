@@ -22,6 +22,7 @@ from molfun.data.base import SampleDataset
 from molfun.errors import DataError, MolfunError
 from molfun.nn.process import kept_generators, seed_everything
 from molfun.sample import Sample, SampleBatch
+from molfun.text import first_line
 from molfun.training.loading import watched
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
                 " If it holds samples, give it collate_fn=SequenceDataset.collate_fn, or give the "
                 "data set without a loader."
             )
-        said = _first_line(error).removesuffix(".")
+        said = _with_type(error).removesuffix(".")
         raise DataError(f"{_name(loader)} gives no batch {number}: {said}.{advice}") from error
 
 
@@ -210,11 +211,11 @@ def length_of(data: Any) -> int | None:
         # that of a class without one: a DataLoader over a stream, torch's Dataset
         if "has no len" in str(error):
             return None
-        raise DataError(f"{_name(data)} has no usable length: {_first_line(error)}") from error
+        raise DataError(f"{_name(data)} has no usable length: {_with_type(error)}") from error
     except MolfunError:
         raise
     except Exception as error:
-        raise DataError(f"{_name(data)} has no usable length: {_first_line(error)}") from error
+        raise DataError(f"{_name(data)} has no usable length: {_with_type(error)}") from error
 
 
 def is_map_style(data: Any) -> bool:
@@ -240,11 +241,11 @@ def item_of(data: Any, index: int) -> Any:
         n = length_of(data)
         raise DataError(
             f"{_name(data)} says that it has {n} items, and has no item {index} "
-            f"({_first_line(error)}). Let __len__ give the number of items."
+            f"({_with_type(error)}). Let __len__ give the number of items."
         ) from error
     except Exception as error:
         raise DataError(
-            f"{_name(data)}: item {index} cannot be read: {_first_line(error)}"
+            f"{_name(data)}: item {index} cannot be read: {_with_type(error)}"
         ) from error
 
 
@@ -340,7 +341,7 @@ def read_stream(data: Any) -> list[Any]:
     except MolfunError:
         raise
     except Exception as error:
-        raise DataError(f"{_name(data)} cannot be read: {_first_line(error)}") from error
+        raise DataError(f"{_name(data)} cannot be read: {_with_type(error)}") from error
     if len(items) < n:
         raise DataError(f"{_name(data)} says that it has {n} items, and gave {len(items)}.")
     logger.info("The %s items of the %s were read once and are kept.", n, type(data).__name__)
@@ -396,6 +397,7 @@ def _name(data: Any) -> str:
     return f"The {type(data).__name__}"
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+def _with_type(error: BaseException) -> str:
+    text = first_line(error)
+    name = type(error).__name__
+    return text if text == name else f"{name}: {text}"

@@ -20,11 +20,11 @@ from torch.utils.data import (
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.tensor_input import split_batch
-from molfun.data.words import counted
-from molfun.errors import ConfigError, DataError, listing
+from molfun.errors import ConfigError, DataError
 from molfun.models import given
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
+from molfun.text import counted, listing
 from molfun.training.forward import run_now
 from molfun.training.inputs import Inputs, as_inputs
 

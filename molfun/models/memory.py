@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from molfun.backbones.base import Backbone
 from molfun.backbones.planning import MemoryPlan, MemoryPlanning
 from molfun.data.batching import LengthBatchSampler, lengths_of
-from molfun.data.words import megabytes
 from molfun.errors import ConfigError
 from molfun.models.loaders import samples_of
 from molfun.nn.memory import free_bytes
 from molfun.sample import Sample
+from molfun.text import megabytes
 
 logger = logging.getLogger(__name__)
 

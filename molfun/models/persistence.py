@@ -12,12 +12,13 @@ from torch import nn
 
 from molfun.backbones.base import tensor_digests
 from molfun.config import flattened
-from molfun.errors import CheckpointError, MolfunError, listing
+from molfun.errors import CheckpointError, MolfunError
 from molfun.models import arithmetic, base_weights
 from molfun.models.assembly import AssembledModel
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
+from molfun.text import listing
 from molfun.training.base import FinetuneStrategy
 
 Model = TypeVar("Model", bound=AssembledModel)

@@ -16,11 +16,11 @@ from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
 from molfun.models import arithmetic
 from molfun.models.assembly import AssembledModel
-from molfun.models.build import construct
 from molfun.models.loaders import data_identity, fit_inputs
 from molfun.objectives.base import Objective
 from molfun.registry import OBJECTIVES
 from molfun.runs.folder import RunFolder
+from molfun.strict import build
 from molfun.training.base import FinetuneStrategy
 from molfun.training.full import FullFinetune
 from molfun.training.history import History, Row
@@ -67,7 +67,7 @@ def run(
         )
     backbone = model.backbone
     cls = OBJECTIVES[objective_name]
-    objective: Objective = construct("objective_config", cls, objective_config)
+    objective: Objective = build(cls, objective_config, "objective_config")
     fit_inputs(backbone, job.train)
     objective.check(backbone)
     with torch.random.fork_rng(devices=[]):

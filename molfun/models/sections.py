@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,11 @@ from pydantic import Field
 
 from molfun._paths import as_path
 from molfun.backbones.timeseries.backbone import resolve
-from molfun.config import Settings, mistyped, parse_yaml, read_yaml
-from molfun.errors import ConfigError, listing, nearest, unknown_name
+from molfun.config import Settings, parse_yaml, read_yaml
+from molfun.errors import ConfigError
 from molfun.registry import HEADS, OBJECTIVES, TASKS
+from molfun.strict import build, mistyped, parameters_of
+from molfun.text import listing, nearest
 from molfun.training.optimizers import build_optimizer
 from molfun.training.schedule import epoch_scheduler
 
@@ -400,25 +401,7 @@ def build_objective(section: Mapping[str, Any]) -> Any:
     if "name" not in settings:
         raise ConfigError(f"name is missing; known: {', '.join(sorted(OBJECTIVES))}.")
     cls = OBJECTIVES[settings.pop("name")]
-    known, takes_all = parameters_of(cls)
-    unknown = [] if takes_all else [key for key in settings if key not in known]
-    if unknown:
-        kind = f"setting of {cls.name}"
-        raise ConfigError(" ".join(unknown_name(kind, key, known) for key in unknown))
-    return cls(**settings)
-
-
-def parameters_of(cls: Any) -> tuple[list[str], bool]:
-    """Names a class is called with, and whether it takes any other.
-
-    Examples
-    --------
-    >>> parameters_of(OBJECTIVES["jepa"])[0][:2]
-    ['mask_ratio', 'n_blocks']
-    """
-    parameters = inspect.signature(cls).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD], takes_all
+    return build(cls, settings)
 
 
 def _head_options(section: Mapping[str, Any]) -> dict[str, Any]:

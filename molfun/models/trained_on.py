@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from molfun.data.splits import PART_WORDS
-from molfun.data.words import counted
 from molfun.models.loaders import label_texts, samples_of
 from molfun.sample import Sample, is_missing
+from molfun.text import counted
 from molfun.training.inputs import Inputs, as_inputs
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch.nn import functional
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.strict import check_choice
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -48,8 +49,7 @@ def set_matrix_kernel(kernel: MatrixKernel) -> None:
         If the name is unknown, or oneDNN's product cannot be used here.
     """
     global _choice
-    if kernel not in get_args(MatrixKernel):
-        raise ConfigError(unknown_name("matrix kernel", kernel, get_args(MatrixKernel)))
+    check_choice("matrix kernel", kernel, get_args(MatrixKernel))
     if kernel == "onednn" and not _agrees():
         raise ConfigError(
             f"matrix kernel 'onednn' cannot be used with torch {torch.__version__} on this "

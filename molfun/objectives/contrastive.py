@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.objectives.series import check_share, need_series, two_layers
+from molfun.strict import check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +70,7 @@ class ContrastiveObjective(Objective):
         max_steps: int = 64,
     ) -> None:
         super().__init__()
-        if mode not in get_args(ContrastiveMode):
-            raise ConfigError(unknown_name("mode", mode, get_args(ContrastiveMode)))
+        check_choice("mode", mode, get_args(ContrastiveMode))
         if mask_ratio:
             check_share("mask_ratio", mask_ratio)
         if min_crop != 1:

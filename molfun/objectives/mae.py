@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.objectives.series import check_share, need_series, random_blocks, two_layers
+from molfun.strict import check_choice
 
 MaskUnit = Literal["value", "step", "block"]
 
@@ -53,8 +54,7 @@ class MAEObjective(Objective):
     ) -> None:
         super().__init__()
         check_share("mask_ratio", mask_ratio)
-        if mask_unit not in get_args(MaskUnit):
-            raise ConfigError(unknown_name("mask unit", mask_unit, get_args(MaskUnit)))
+        check_choice("mask unit", mask_unit, get_args(MaskUnit))
         if n_blocks < 1:
             raise ConfigError(f"n_blocks must be at least 1, got {n_blocks}.")
         self._config: dict[str, Any] = {

@@ -42,8 +42,9 @@ from molfun._io import (
 )
 from molfun._paths import as_path
 from molfun.backbones.base import tensor_digests
-from molfun.errors import CheckpointError, MolfunError, listing
+from molfun.errors import CheckpointError, MolfunError
 from molfun.nn.allocation_cap import AllocationCap
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from molfun._io import (
     save_safetensors,
     save_torch,
 )
-from molfun.errors import CheckpointError, RunError, listing
+from molfun.errors import CheckpointError, RunError
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple, get_args
 import numpy as np
 import torch
 
-from molfun.errors import ConfigError, unknown_name
 from molfun.sample import is_missing
+from molfun.strict import check_choice
 from molfun.trunk import Level
 
 
@@ -148,5 +148,4 @@ def check_level(level: str) -> None:
     ConfigError
         With the nearest name.
     """
-    if level not in get_args(Level):
-        raise ConfigError(unknown_name("level", level, get_args(Level)))
+    check_choice("level", level, get_args(Level))

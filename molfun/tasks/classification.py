@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from molfun.errors import ConfigError, DataError, listing, nearest
+from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
 from molfun.tasks.base import Level, LossSum, Task, check_level
+from molfun.text import listing, nearest
 
 ClassWeight = str | Sequence[float]
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
+from molfun.strict import check_choice
 from molfun.tasks.base import LossSum, Task
+from molfun.text import unknown_name
 
 EnergyLoss = Literal["mse", "mae", "huber"]
 _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
@@ -65,8 +67,7 @@ class EnergyTask(Task):
         forces_weight: float = 1.0,
         stress_weight: float = 1.0,
     ) -> None:
-        if loss not in get_args(EnergyLoss):
-            raise ConfigError(unknown_name("energy loss", loss, get_args(EnergyLoss)))
+        check_choice("energy loss", loss, get_args(EnergyLoss))
         weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
         wrong = {k: w for k, w in weights.items() if not 0 <= w < math.inf}
         if wrong or not any(weights.values()):

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
+from molfun.strict import check_choice
 from molfun.tasks.base import Level, LossSum, Task, check_level
 
 LARGEST_SHAPE = 10_000
@@ -71,8 +72,7 @@ class RegressionTask(Task):
         level: Level = "sequence",
         shape: Sequence[int] = (),
     ) -> None:
-        if loss not in get_args(RegressionLoss):
-            raise ConfigError(unknown_name("regression loss", loss, get_args(RegressionLoss)))
+        check_choice("regression loss", loss, get_args(RegressionLoss))
         check_level(level)
         if any(size < 1 for size in shape) or math.prod(shape) > LARGEST_SHAPE:
             raise ConfigError(

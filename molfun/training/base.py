@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from molfun.backbones.base import Backbone
-from molfun.errors import ConfigError, RunError, listing, unknown_name
+from molfun.errors import ConfigError, RunError
 from molfun.heads.base import Head
 from molfun.nn import lora
 from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.registry import STRATEGIES
+from molfun.strict import build
+from molfun.text import unknown_name
 from molfun.training.optimizers import OPTIMIZERS
 
 Scheduler = Literal["cosine", "linear", "constant", "step", "plateau", "warmup_cosine"]
@@ -326,12 +328,8 @@ class FinetuneStrategy(ABC):
             names = ", ".join(sorted(STRATEGIES))
             raise ConfigError(f"The settings name no strategy. Add name: one of {names}.")
         cls = STRATEGIES[settings.pop("name")]
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = [key for key in settings if key not in known]
-        if unknown:
-            kind = f"setting of {cls.__name__}"
-            raise ConfigError(listing([unknown_name(kind, key, known) for key in unknown]).strip())
-        return cls(**settings)
+        built: FinetuneStrategy = build(cls, settings)
+        return built
 
 
 def _is_a(kind: type, value: object) -> bool:

@@ -25,8 +25,9 @@ import torch
 from molfun import _temporary
 from molfun._io import load_safetensors, save_safetensors
 from molfun._paths import as_path
-from molfun.data.words import megabytes
-from molfun.errors import CheckpointError, ConfigError, RunError, unknown_name
+from molfun.errors import CheckpointError, ConfigError, RunError
+from molfun.strict import check_choice
+from molfun.text import megabytes
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,8 @@ class CacheConfig:
         return 0 if self.mode in ("disk", "off") else int(self.memory_gb * 2**30)
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(CacheMode):
-            raise ConfigError(unknown_name("cache mode", self.mode, get_args(CacheMode)))
-        if self.precision not in get_args(CachePrecision):
-            raise ConfigError(
-                unknown_name("cache precision", self.precision, get_args(CachePrecision))
-            )
+        check_choice("cache mode", self.mode, get_args(CacheMode))
+        check_choice("cache precision", self.precision, get_args(CachePrecision))
         for name in ("memory_gb", "disk_gb"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

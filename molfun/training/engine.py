@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError, unknown_name
+from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from molfun.nn.modes import set_modes
 from molfun.nn.param_groups import for_optimizer
 from molfun.nn.process import random_state, seed_everything, set_random_state
 from molfun.runs import resume as run_state
 from molfun.runs.resume import FitState
+from molfun.text import unknown_name
 from molfun.training.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan

@@ -12,8 +12,9 @@ from typing import Any, TypeGuard
 
 import torch
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
 from molfun.registry import Registry
+from molfun.text import unknown_name
 
 OPTIMIZERS = Registry("optimizers")
 OPTIMIZERS.register("adam", "torch.optim:Adam")

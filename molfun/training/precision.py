@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.text import unknown_name
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

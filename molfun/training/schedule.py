@@ -24,7 +24,9 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.strict import check_choice
+from molfun.text import unknown_name
 from molfun.training.base import MODES, SCHEDULERS, FinetuneStrategy
 from molfun.training.callbacks import FitPlan
 from molfun.training.optimizers import is_number
@@ -407,8 +409,7 @@ def epoch_scheduler(name: str, optimizer: Optimizer, **options: Any) -> LRSchedu
     >>> rates
     [0.1, 0.2, 0.3, 0.256, 0.15, 0.044]
     """
-    if name not in SCHEDULERS:
-        raise ConfigError(unknown_name("scheduler", name, SCHEDULERS))
+    check_choice("scheduler", name, SCHEDULERS)
     known = _DEFAULTS[name]
     unknown = [unknown_name(f"option of {name}", key, known) for key in options if key not in known]
     values = {**known, **{k: v for k, v in options.items() if k in known}}

@@ -540,7 +540,7 @@ def test_looking_at_the_data_leaves_the_random_state_alone(trainer: Any, loader:
         ({"encoder": {"n_heads": 3}}, "d_model=64 must be a multiple of n_heads=3"),
         ({"ssl": {"name": "mea"}}, r"ssl: Unknown objective 'mea'.*Did you mean 'mae'\?"),
         ({"ssl": {"name": "mae", "mask_rate": 0.2}},
-         r"ssl: Unknown setting of mae 'mask_rate'.*Did you mean 'mask_ratio'\?"),
+         r"ssl: Unknown setting of MAEObjective 'mask_rate'.*Did you mean 'mask_ratio'\?"),
         ({"ssl": {"mask_ratio": 0.2}}, "ssl: name is missing; known: .*mae"),
         ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate: unknown setting"),
         ({"optimizer": {"wight_decay": 1}}, r"optimizer.wight_decay: .*'weight_decay'\?"),

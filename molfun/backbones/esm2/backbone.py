@@ -19,8 +19,9 @@ from molfun.backbones.esm2.packed import Packing, Rotation
 from molfun.backbones.esm2.weights import load_weights
 from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.splitting import PrefixSplitting
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample
+from molfun.strict import check_choice
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         from esm.model.esm2 import ESM2
 
         super().__init__()
-        if long not in get_args(LongPolicy):
-            raise ConfigError(unknown_name("long policy", long, get_args(LongPolicy)))
+        check_choice("long policy", long, get_args(LongPolicy))
         if context < 1:
             raise ConfigError(f"context must be at least 1, got {context}.")
         self.config = presets.resolve(config)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.strict import check_choice, refuse_unknown
 
 ALPHABET_SIZE = 33
 
@@ -98,13 +99,10 @@ def resolve(config: str | Mapping[str, Any] | ESM2Config) -> ESM2Config:
             return _size(*map(int, custom.groups()))
         if config == "tiny":
             config = "esm2_tiny"
-        if config not in PRESETS:
-            raise ConfigError(unknown_name("ESM-2 config", config, PRESETS))
+        check_choice("ESM-2 config", config, PRESETS)
         return PRESETS[config]
     known = [f.name for f in fields(ESM2Config)]
-    for key in config:
-        if key not in known:
-            raise ConfigError(unknown_name("key in the ESM-2 config", key, known))
+    refuse_unknown("key in the ESM-2 config", config, known)
     missing = [k for k in known[:3] if k not in config]
     if missing:
         raise ConfigError(f"The ESM-2 config lacks {', '.join(missing)}.")

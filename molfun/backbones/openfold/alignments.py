@@ -19,8 +19,9 @@ import numpy as np
 from molfun._formats import decoded, foreign_text, refuse_foreign
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
-from molfun.errors import DataError, listing
+from molfun.errors import DataError
 from molfun.sample import ALIGNMENT_SUFFIXES
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Features
-from molfun.errors import DataError, listing
+from molfun.errors import DataError
+from molfun.text import listing
 
 ALPHAFOLD_NAMES = {
     "template_all_atom_masks": "template_all_atom_mask",

@@ -6,7 +6,8 @@ import copy
 import re
 from typing import Any
 
-from molfun.errors import ConfigError, unknown_name
+from molfun.errors import ConfigError
+from molfun.text import unknown_name
 
 PRESETS = (
     "model_1", "model_2", "model_3", "model_4", "model_5",

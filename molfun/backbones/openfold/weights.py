@@ -16,7 +16,8 @@ from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.fitting import KeyReport, fit_keys, shape_conflicts
 from molfun.backbones.openfold._versions import canonical_key
-from molfun.errors import CheckpointError, listing
+from molfun.errors import CheckpointError
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,9 @@ from molfun.backbones.pet.baselines import (
 )
 from molfun.backbones.pet.label_checks import doubts
 from molfun.backbones.tensor_input import TensorInput
-from molfun.errors import ConfigError, DataError, unknown_name
+from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample
+from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,9 @@ from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
 from molfun.backbones.pet.atoms import AtomisticBackbone
 from molfun.backbones.pet.baselines import energy_of, shifts_by_element
-from molfun.errors import CheckpointError, ConfigError, unknown_name
+from molfun.errors import CheckpointError, ConfigError
 from molfun.sample import Sample
+from molfun.text import unknown_name
 from molfun.trunk import TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
@@ -432,13 +432,7 @@ def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     hypers = get_default_hypers("pet")["model"]
     config = dict(config or {})
-    unknown = [name for name in config if name not in hypers]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], hypers, n=1)
-        raise ConfigError(
-            f"PET has no hyperparameter {unknown[0]!r}; it has {', '.join(hypers)}."
-            + (f" Did you mean {near[0]!r}?" if near else "")
-        )
+    refuse_unknown("hyperparameter of PET", config, hypers)
     return {**hypers, **config}
 
 

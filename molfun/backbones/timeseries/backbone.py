@@ -19,12 +19,12 @@ from molfun.backbones.timeseries.encoders.base import (
     EncoderConfig,
     LayeredEncoder,
     complete,
-    make_config,
 )
 from molfun.backbones.timeseries.weights import StoredWeights, load_weights, read_weights
 from molfun.errors import ConfigError, DataError
 from molfun.registry import ENCODER_CONFIGS, ENCODERS
 from molfun.sample import Sample
+from molfun.strict import build
 from molfun.trunk import TrunkOutput, pad
 
 DEFAULT_ENCODER = "transformer"
@@ -447,4 +447,4 @@ def _with_width(config_class: Any, values: dict[str, Any], d_input: int | None) 
             "The number of features is not known. Pass backbone_config={'d_input': "
             "dataset.n_features}."
         )
-    return make_config(config_class, {**values, "d_input": width})
+    return build(config_class, {**values, "d_input": width})

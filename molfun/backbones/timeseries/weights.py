@@ -15,7 +15,8 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
 from molfun._paths import as_path
 from molfun.backbones.fitting import fit_keys, shape_conflicts
-from molfun.errors import CheckpointError, listing
+from molfun.errors import CheckpointError
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 

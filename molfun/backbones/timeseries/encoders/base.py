@@ -8,16 +8,14 @@ or outside of this package::
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError, listing, unknown_name
+from molfun.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -147,19 +145,3 @@ def complete(
     if padding_mask is None:
         padding_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     return mask.bool(), padding_mask.bool()
-
-
-def make_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """A configuration from plain values.
-
-    Raises
-    ------
-    ConfigError
-        Naming unknown settings, each with the nearest one that exists.
-    """
-    known = [setting.name for setting in dataclasses.fields(config_class)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        kind = f"setting of {config_class.__name__}"
-        raise ConfigError(listing([unknown_name(kind, name, known) for name in unknown]).strip())
-    return config_class(**values)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from molfun.backbones.timeseries.encoders.base import EncoderConfig, LayeredEncoder
-from molfun.errors import unknown_name
+from molfun.text import unknown_name
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,

@@ -1,0 +1,146 @@
+"""Strict about names and values: what nobody knows is an error that holds the nearest name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from molfun.errors import ConfigError, MolfunError
+from molfun.text import listing, unknown_name
+
+
+def check_choice(kind: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value that is none of a few names, such as those of a ``Literal``.
+
+    Parameters
+    ----------
+    kind
+        What the value chooses, for the message.
+    value
+        The value.
+    allowed
+        The names.
+
+    Raises
+    ------
+    ConfigError
+        With all names and the nearest one.
+
+    Examples
+    --------
+    >>> check_choice("loss", "hubr", ("mse", "mae", "huber"))
+    Traceback (most recent call last):
+    molfun.errors.ConfigError: Unknown loss 'hubr'; known: huber, mae, mse. Did you mean 'huber'?
+    """
+    names = list(allowed)
+    if value not in names:
+        raise ConfigError(unknown_name(kind, value, names))
+
+
+def refuse_unknown(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that nobody reads, all of them at once.
+
+    Raises
+    ------
+    ConfigError
+        With one line per name.
+
+    Examples
+    --------
+    >>> refuse_unknown("setting of LoRAFinetune", ["rnak"], ["rank", "alpha"])
+    Traceback (most recent call last):
+    molfun.errors.ConfigError: Unknown setting of LoRAFinetune 'rnak'; known: alpha, rank. Did you
+    mean 'rank'?
+    """
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(listing([unknown_name(kind, name, known) for name in unknown]).strip())
+
+
+def parameters_of(cls: Any) -> tuple[list[str], bool]:
+    """Return the names a class is called with, and whether it takes any other name as well.
+
+    Examples
+    --------
+    >>> class Head:
+    ...     def __init__(self, width: int, **rest: int) -> None: ...
+    >>> parameters_of(Head)
+    (['width'], True)
+    """
+    parameters = inspect.signature(cls).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD], takes_all
+
+
+@contextlib.contextmanager
+def mistyped(source: str) -> Iterator[None]:
+    """Turn what a part raises on settings of a wrong type or range into a `ConfigError`.
+
+    Parts (heads, encoders, objectives ...) are called with what a file of settings holds, where a
+    number may be a list or a text.
+
+    Parameters
+    ----------
+    source
+        Name of the settings, for the message.
+
+    Examples
+    --------
+    >>> with mistyped("head_config"):
+    ...     [1] <= 2
+    Traceback (most recent call last):
+    ...
+    molfun.errors.ConfigError: head_config: a value has the wrong type or range ('<=' not supported
+    between instances of 'list' and 'int'). Correct it.
+    """
+    try:
+        yield
+    except MolfunError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"{source}: a value has the wrong type or range ({reason}). Correct it."
+        ) from error
+
+
+def build(cls: Any, settings: Mapping[str, Any], source: str | None = None) -> Any:
+    """Call a class with settings from a file, a command line or a checkpoint.
+
+    Parameters
+    ----------
+    cls
+        The class.
+    settings
+        Its arguments by name.
+    source
+        Where they stand, for messages: ``"head_config"``; by default they are settings of `cls`.
+
+    Returns
+    -------
+    object
+        The instance.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown, with the nearest one, or a value has the wrong type or range.
+
+    Examples
+    --------
+    >>> class Head:
+    ...     def __init__(self, width: int = 8) -> None: ...
+    >>> build(Head, {"widht": 4}, "head_config")
+    Traceback (most recent call last):
+    molfun.errors.ConfigError: Unknown key in head_config 'widht'; known: width. Did you mean
+    'width'?
+    """
+    known, takes_all = parameters_of(cls)
+    if not takes_all:
+        kind = f"key in {source}" if source else f"setting of {cls.__name__}"
+        refuse_unknown(kind, settings, known)
+    with mistyped(source or cls.__name__):
+        return cls(**settings)

@@ -1,0 +1,103 @@
+"""Numbers, names and lists in sentences for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is one.
+
+    Examples
+    --------
+    >>> counted(1, "bad row"), counted(12, "bad row")
+    ('1 bad row', '12 bad rows')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, and how many there are if some are left out.
+
+    Examples
+    --------
+    >>> few(["A", "B"]), few(["A", "B", "C"], limit=2)
+    ('A, B', 'A, B, ... (3 in all)')
+    """
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
+
+
+def names_in(value: Any) -> Any:
+    """Names with commas between them as a list, none in a blank text; anything else as it is.
+
+    Examples
+    --------
+    >>> names_in("hr, bp"), names_in(" "), names_in(["hr"])
+    (['hr', 'bp'], [], ['hr'])
+    """
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in value.split(",")] if value.strip() else []
+
+
+def megabytes(n: float) -> str:
+    """A number of bytes for people.
+
+    Examples
+    --------
+    >>> megabytes(3 * 2**20), megabytes(5.5 * 2**30), megabytes(2500)
+    ('3 MB', '5.5 GB', '3 kB')
+    """
+    if n >= 2**30:
+        return f"{n / 2**30:.1f} GB"
+    return f"{n / 2**20:.0f} MB" if n >= 2**20 else f"{-(-n // 1000):.0f} kB"
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Give `` Did you mean 'x'?`` for a misspelt name, else an empty string.
+
+    Examples
+    --------
+    >>> nearest("lorra", ["lora", "full"])
+    " Did you mean 'lora'?"
+    >>> nearest("zzz", ["lora", "full"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
+    """Text for a name that is not in a list: what was given, what is allowed, the nearest."""
+    names = sorted(allowed)
+    return f"Unknown {kind} {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
+
+
+def listing(problems: Sequence[str], limit: int = 10) -> str:
+    """Join problems one to a line, the first `limit` of them and the total.
+
+    Examples
+    --------
+    >>> print(listing(["a", "b", "c"], limit=2))
+      a
+      b
+      ... and 1 more (3 in all)
+    """
+    lines = [f"  {p}" for p in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  ... and {len(problems) - limit} more ({len(problems)} in all)")
+    return "\n".join(lines)
+
+
+def first_line(error: BaseException) -> str:
+    r"""First line of the text of an error without its full stop, or its type where it has no text.
+
+    Examples
+    --------
+    >>> first_line(ValueError("bad value.\nmore")), first_line(KeyError())
+    ('bad value', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
