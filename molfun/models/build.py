@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from molfun.heads.base import Head
 from molfun.registry import BACKBONES, HEADS, TASKS
 from molfun.strict import build
 from molfun.tasks.base import Task
-from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +41,6 @@ def shown(value: Any) -> str:
     """A value for a message, on one line and cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def construct(argument: str, cls: Any, config: Mapping[str, Any]) -> Any:
-    """Call a class with a user's settings; an unknown one gets the nearest name."""
-    parameters = inspect.signature(cls).parameters
-    known = list(parameters)
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [] if takes_all else [key for key in config if key not in known]
-    if unknown:
-        raise ConfigError(unknown_name(f"key in {argument}", unknown[0], known))
-    with mistyped(argument):
-        return cls(**config)
 
 
 def build_backbone(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from molfun.errors import ConfigError
-from molfun.models.build import construct
 from molfun.models.loaders import as_loader, targets_of
+from molfun.strict import build
 from molfun.tasks.energy import EnergyTask
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
@@ -33,7 +33,7 @@ def use_target(model: Any, name: str) -> Any:
     """Train and predict another energy; see `MolfunStructureModel.use_target`."""
     _need_energies(model, "use_target")
     settings = {**model.head.config_dict, "target": name}
-    model.head = construct("head_config", type(model.head), settings)
+    model.head = build(type(model.head), settings, "head_config")
     model.attach()
     return model
 

@@ -26,6 +26,7 @@ from molfun.backbones.pet.atoms import AtomisticBackbone
 from molfun.backbones.pet.baselines import energy_of, shifts_by_element
 from molfun.errors import CheckpointError, ConfigError
 from molfun.sample import Sample
+from molfun.strict import refuse_unknown
 from molfun.text import unknown_name
 from molfun.trunk import TrunkOutput
 
