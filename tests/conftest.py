@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let through the warnings of code that is not ours."""
     for line in UPSTREAM_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Take back what a command line in this process set up, which later tests would see."""
+    yield
+    logger = logging.getLogger("molfun")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def molfun() -> Iterator[Callable[..., Result]]:
+def molfun() -> Callable[..., Result]:
     """Run a command: ``molfun("fine-tune", "--demo")``."""
     runner = CliRunner()
-    yield lambda *arguments: runner.invoke(app, [str(a) for a in arguments])
-    logger = logging.getLogger("molfun")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(logging.NOTSET)
+    return lambda *arguments: runner.invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture
