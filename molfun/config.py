@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from molfun._formats import decoded
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
 from molfun.errors import ConfigError, MolfunError
-from molfun.text import listing, nearest
+from molfun.text import alternatives, listing, nearest
 
 T = TypeVar("T", bound="Settings")
 
@@ -33,6 +35,36 @@ class Settings(BaseModel):
     """Base of typed settings: unknown names are errors, values are checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def flag(cls, name: str) -> Flag:
+        """How a setting stands on the command line."""
+        found = (m for m in cls.model_fields[name].metadata if isinstance(m, Flag))
+        return next(found, _PLAIN)
+
+    @classmethod
+    def choices(cls, name: str) -> list[str]:
+        """Values to choose from; none where any value of the type will do.
+
+        Examples
+        --------
+        >>> class Demo(Settings):
+        ...     loss: Literal["mse", "mae"] | None = None
+        >>> Demo.choices("loss")
+        ['mse', 'mae']
+        """
+        made = cls.flag(name).choices
+        if made is not None:
+            return list(made())
+        annotation = cls.model_fields[name].annotation
+        kinds = [annotation, *get_args(annotation)]
+        return [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
+
+    @classmethod
+    def describe(cls, name: str) -> str:
+        """Description of a setting, with the values to choose from."""
+        text = cls.model_fields[name].description or ""
+        return text.replace("{choices}", alternatives(cls.choices(name)))
 
     @classmethod
     def build(
@@ -74,6 +106,77 @@ class Settings(BaseModel):
             details = map(dict, error.errors())
             problems = [_problem(cls, detail, names or {}) for detail in details]
             raise ConfigError(f"{source}:\n{listing(problems)}") from None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a setting stands on the command line, beside its description.
+
+    Parameters
+    ----------
+    panel
+        Heading in the help under which the flag stands.
+    shown
+        Text for the default where the value does not say it: "all columns without another role".
+    hidden
+        Whether only ``--help-all`` shows the flag.
+    names
+        Other declarations of the flag than ``--name``, such as ``--amp/--no-amp``.
+    choices
+        Makes the values to choose from, where the type does not list them.
+    yaml_only
+        Whether there is no flag, only the key of the file.
+    again
+        Whether ``predict`` and ``evaluate`` have it, for data that differs from the training set.
+    path
+        Whether the value is a path, which a stored run finds again from another folder.
+    needs
+        What the backbone must have for the setting to mean anything, `molfun.cli.flags.concerns`.
+    of_model
+        Whether it decides the model itself, so that a checkpoint to start from leaves no choice.
+    """
+
+    panel: str = ""
+    shown: str | None = None
+    hidden: bool = False
+    names: tuple[str, ...] = ()
+    choices: Callable[[], Iterable[str]] | None = None
+    yaml_only: bool = False
+    again: bool = False
+    path: bool = False
+    needs: str = ""
+    of_model: bool = False
+
+
+_PLAIN = Flag()
+_FLAG_FIELDS = tuple(field.name for field in dataclasses.fields(Flag))
+
+
+def option(default: Any, description: str, **details: Any) -> Any:
+    """Make a field of settings that is a flag, a key of YAML and an entry of the JSON schema.
+
+    Parameters
+    ----------
+    default
+        Default, or a function without arguments that makes it.
+    description
+        Help of the flag: what it does, with a full stop; ``{choices}`` stands for the values to
+        choose from.
+    **details
+        Those of `Flag`, and limits as pydantic's ``Field`` takes them (``ge=1``).
+
+    Examples
+    --------
+    >>> class Demo(Settings):
+    ...     epochs: int = option(20, "Passes over the data.", panel="Training", ge=1)
+    >>> Demo().epochs, Demo.flag("epochs").panel
+    (20, 'Training')
+    """
+    flag = Flag(**{key: details.pop(key) for key in _FLAG_FIELDS if key in details})
+    made = {"default_factory": default} if callable(default) else {"default": default}
+    field = Field(**made, description=description, **details)
+    field.metadata.append(flag)
+    return field
 
 
 def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Names for parts: backbones, heads, tasks and strategies, from Molfun and from other packages.
+"""Names for parts (backbones, kinds of data, heads, ...), from Molfun and from other packages.
 
 A part is registered under a name, as a class or as ``"package.module:Class"`` (imported when it is
 first asked for). Other packages add theirs with an entry point in the group
@@ -43,12 +43,26 @@ class Registry:
         self.singular = singular or kind[:-1]
         self._entries: dict[str, Any] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._about: dict[str, dict[str, Any]] = {}
         self._scanned = False
 
-    def register(self, name: str, target: str | None = None) -> Callable[[type], type]:
-        """Register a class under `name`: as a decorator, or by its import path."""
+    def register(
+        self, name: str, target: str | None = None, **about: Any
+    ) -> Callable[[type], type]:
+        """Register a class under `name`: as a decorator, or by its import path.
+
+        Parameters
+        ----------
+        name
+            The name.
+        target
+            ``"package.module:Class"``; None where the class is decorated.
+        **about
+            Class attributes that `about` gives without an import of the class.
+        """
         if target is not None:
             self._entries[name] = target
+            self._about[name] = about
 
         def decorate(cls: type) -> type:
             self._entries[name] = cls
@@ -72,8 +86,24 @@ class Registry:
             raise ConfigError(f"The name of a {self.singular} must be text, got {name!r}.")
         target, arguments = self._aliases.get(name, (name, {}))
         if target not in self:
-            raise ConfigError(unknown_name(self.singular, name, [*self, *self._aliases]))
+            raise ConfigError(unknown_name(self.singular, name, self.names()))
         return target, dict(arguments)
+
+    def names(self) -> list[str]:
+        """Names of all entries and aliases."""
+        return [*self, *self._aliases]
+
+    def about(self, name: str, attribute: str) -> Any:
+        """A class attribute of an entry, without an import where it was registered with it.
+
+        Examples
+        --------
+        >>> BACKBONES.about("pet", "inputs")
+        ('atoms',)
+        """
+        target, _ = self.resolve(name)
+        known = self._about.get(target, {}) if isinstance(self._entries[target], str) else {}
+        return known[attribute] if attribute in known else getattr(self[target], attribute)
 
     def __setitem__(self, name: str, entry: type | str) -> None:
         """Register a class or an import path under `name`."""
@@ -105,6 +135,8 @@ class Registry:
 
 
 BACKBONES = Registry("backbones")
+DATASETS = Registry("datasets")
+"""Kinds of data, `molfun.data.kinds.base.DataKind`."""
 HEADS = Registry("heads")
 TASKS = Registry("tasks")
 STRATEGIES = Registry("strategies", "strategy")
@@ -113,10 +145,14 @@ ENCODERS = Registry("encoders")
 ENCODER_CONFIGS = Registry("encoder_configs")
 """Configurations of encoders that do not name theirs in ``config_class``."""
 
-BACKBONES.register("openfold", "molfun.backbones.openfold:OpenFoldBackbone")
-BACKBONES.register("esm2", "molfun.backbones.esm2:ESM2Backbone")
-BACKBONES.register("pet", "molfun.backbones.pet:PETBackbone")
-BACKBONES.register("timeseries", "molfun.backbones.timeseries:TimeSeriesBackbone")
+# what the command line says of a backbone before it imports one
+for _name, _target, _inputs in (
+    ("openfold", "molfun.backbones.openfold:OpenFoldBackbone", ("structures",)),
+    ("esm2", "molfun.backbones.esm2:ESM2Backbone", ("sequences", "structures")),
+    ("pet", "molfun.backbones.pet:PETBackbone", ("atoms",)),
+    ("timeseries", "molfun.backbones.timeseries:TimeSeriesBackbone", ("series",)),
+):
+    BACKBONES.register(_name, _target, inputs=_inputs, takes_preset=_name != "pet")
 for _size in (
     "esm2_t6_8M_UR50D",
     "esm2_t12_35M_UR50D",
@@ -127,6 +163,13 @@ for _size in (
     "esm2_tiny",
 ):
     BACKBONES.alias(_size, "esm2", config=_size)
+DATASETS.register("structures", "molfun.data.kinds.structures:Structures")
+DATASETS.register("sequences", "molfun.data.kinds.sequences:Sequences")
+DATASETS.register("series", "molfun.data.kinds.series:Series")
+DATASETS.register("atoms", "molfun.data.kinds.atoms:Atoms")
+DATASETS.alias("structure", "structures")
+DATASETS.alias("sequence", "sequences")
+DATASETS.alias("timeseries", "series")
 HEADS.register("affinity", "molfun.heads.affinity:AffinityHead")
 HEADS.register("linear", "molfun.heads.pooled:LinearHead")
 HEADS.register("mlp", "molfun.heads.pooled:MLPHead")

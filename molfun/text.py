@@ -30,6 +30,17 @@ def few(names: Sequence[str], limit: int = 5) -> str:
     return shown if len(names) <= limit else f"{shown}, ... ({len(names):,} in all)"
 
 
+def alternatives(names: Sequence[str]) -> str:
+    """Names as a choice.
+
+    Examples
+    --------
+    >>> alternatives(["mse", "mae", "huber"])
+    'mse, mae or huber'
+    """
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def names_in(value: Any) -> Any:
     """Names with commas between them as a list, none in a blank text; anything else as it is.
 

@@ -13,6 +13,7 @@ from molfun.cli.options import translate
 from molfun.cli.sections import read_settings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import dump_yaml, parse_yaml, read_yaml
+from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError, MolfunError, UnsafeFileError
 from molfun.models.sections import load_config
 from molfun.registry import HEADS
@@ -135,7 +136,7 @@ def test_any_text_gives_settings_or_an_error_of_ours(tmp_path, content):
             parse_yaml(content, "text")
 
 
-KEYS = sorted(FineTuneSettings.model_fields)
+KEYS = sorted(with_kinds(FineTuneSettings).model_fields)
 
 
 @settings(max_examples=150, deadline=None)

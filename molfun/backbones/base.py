@@ -80,7 +80,7 @@ class Backbone(nn.Module, ABC):
     display_name: ClassVar[str]
     """Name shown to people."""
     inputs: ClassVar[tuple[str, ...]]
-    """Kinds of data it takes, the usual one first: "structure", "sequence", "series", "atoms"."""
+    """Kinds of data it takes, the usual one first: names in `molfun.registry.DATASETS`."""
     block_prefix: ClassVar[str]
     """Module path of the list of blocks, relative to the backbone."""
     lora_targets: ClassVar[tuple[str, ...]]
@@ -90,6 +90,8 @@ class Backbone(nn.Module, ABC):
     """Channels of `TrunkOutput.single`; the constructor sets it."""
     pair_dim: int | None = None
     """Channels of `TrunkOutput.pair`; None where the backbone has no pairs."""
+    takes_preset: ClassVar[bool] = True
+    """Whether architectures have names, which the argument ``config`` takes."""
 
     default_head: ClassVar[str] = "mlp"
     """Head where none is asked for on the command line."""
@@ -239,7 +241,7 @@ MUST_DO = tuple(sorted(Backbone.__abstractmethods__))
 _MUST_SET = {
     "name": "Registered name.",
     "display_name": "Name shown to people.",
-    "inputs": 'Kinds of data it takes, the usual one first: ("sequence",), for example.',
+    "inputs": 'Kinds of data it takes, the usual one first: ("sequences",), for example.',
     "block_prefix": "Module path of the list of blocks, relative to the backbone.",
     "lora_targets": "Module-name suffixes inside the blocks that LoRA adapts by default.",
 }

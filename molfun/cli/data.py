@@ -4,77 +4,61 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from molfun._paths import as_path
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
-from molfun.data.affinity import AffinityDataset
-from molfun.data.atoms import AtomsDataset
+from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
-from molfun.data.sequences import SequenceDataset
+from molfun.data.kinds.base import CLASSES, DataKind, Labels, is_of, kind_of, kinds_of
 from molfun.data.splits import DataSplitter
-from molfun.data.tables import read_cells
-from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
-from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.registry import BACKBONES, DATASETS, HEADS, TASKS
+from molfun.text import alternatives
 
 logger = logging.getLogger(__name__)
 
-Dataset = AffinityDataset | SequenceDataset | TimeSeriesDataset | AtomsDataset
-ATOMS = (".xyz", ".extxyz")
-LABEL_KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "target_key")
-FASTA = (".fasta", ".fa", ".faa", ".fas")
-SERIES_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 DEFAULT_COLUMNS = ("group", "split")
 """Of --group-column and --split-column, where neither is given."""
-LABELS = {"binary": "class", "multiclass": "class", "multilabel": "classes"}
-"""What labels in a table are, by task; numbers for all others."""
-ENERGY_WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
+WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
 
 
 def open_training(
     settings: FineTuneSettings,
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
+) -> tuple[SampleDataset, SampleDataset | None, SampleDataset | None]:
     """Train, validation and test set of a run."""
     _check_names(settings)
     _check_flags(settings)
     if settings.demo:
         return _demo(settings)
-    dataset = _open(settings)
+    kind, labels = settings.kind, labels_of(settings)
+    dataset = kind.open(settings, labels)
     train, val, test = _split(dataset, settings)
-    same: dict[str, Any] = {}
-    if isinstance(dataset, TimeSeriesDataset):
-        same["feature_columns"] = dataset.feature_names  # by name, whatever else the files hold
-        say_features(dataset)
     if settings.val:
-        val = _open(settings.model_copy(update={"data": settings.val, **same}))
+        other = settings.model_copy(update={"data": settings.val})
+        val = kind.open(other, labels, like=dataset)
     if settings.test:
-        test = _open(settings.model_copy(update={"data": settings.test, **same}))
+        other = settings.model_copy(update={"data": settings.test})
+        test = kind.open(other, labels, like=dataset)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
     )
     if settings.test:  # that of validation is for `fit` to say
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
-    named = (dataset, val if settings.val else None, test if settings.test else None)
-    for part in named:
-        if isinstance(part, AffinityDataset):
-            _say_notes(part, "see run.log")
+    for part in (dataset, val if settings.val else None, test if settings.test else None):
+        if part is not None:
+            say_notes(kind, part, "see run.log")
     return train, val, test
 
 
-def _open(settings: FineTuneSettings) -> Any:
-    """The data set of the file named ``data``."""
-    if settings.on_atoms:
-        return _atoms(settings)
-    if settings.on_series:
-        return _series(settings)
-    return _sequences(settings) if settings.on_sequences else _structures(settings)
+def say_notes(kind: DataKind, dataset: SampleDataset, where: str) -> None:
+    """Say what was read, as the kind of data tells it."""
+    for note in kind.notes(dataset, where):
+        say(note)
 
 
 def _origin(settings: FineTuneSettings) -> str:
@@ -97,21 +81,74 @@ def _check_names(settings: FineTuneSettings) -> None:
 
 
 def _check_flags(settings: FineTuneSettings) -> None:
-    """Refuse settings that the task does not look at."""
-    name = task_name(settings)
-    problems = []
-    if settings.class_weight is not None and name not in LABELS:
-        problems.append(f"class_weight is for {', '.join(LABELS)}; the task is {name!r}.")
+    """Refuse settings that the backbone, the task or the kind of data does not look at."""
+    labels = labels_of(settings)
+    problems = [
+        *_foreign(settings),
+        *_problems_of_labels(settings, labels),
+        *_problems_of_columns(settings),
+        *settings.kind.problems(settings, labels),
+    ]
+    if problems:
+        raise ConfigError(
+            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
+        )
+
+
+def _foreign(settings: FineTuneSettings) -> list[str]:
+    """Settings of kinds of data that the backbone does not take."""
+    fields = type(settings).model_fields
+    own = {name for kind in kinds_of(settings.backbone) for name in kind.settings.model_fields}
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for name in fields:
+        kinds = tuple(k for k in DATASETS if name in DATASETS[k].settings.model_fields)
+        changed = getattr(settings, name) != fields[name].get_default(call_default_factory=True)
+        if kinds and name not in own and changed:
+            owners.setdefault(kinds, []).append(name)
+    return [
+        f"{', '.join(names)}: for {what_takes(kinds)}; the backbone is {settings.backbone!r}."
+        for kinds, names in owners.items()
+    ]
+
+
+def what_takes(kinds: Sequence[str]) -> str:
+    """Kinds of data, and a backbone for each.
+
+    Examples
+    --------
+    >>> what_takes(["atoms"])
+    'structures of atoms (models such as pet)'
+    """
+    titles, backbones = zip(
+        *((DATASETS[k].title, DATASETS[k].backbone) for k in kinds), strict=True
+    )
+    return f"{alternatives(titles)} (models such as {alternatives(backbones)})"
+
+
+def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]:
+    """Settings that go with other tasks or levels."""
+    problems, name = [], labels.task
+    if settings.class_weight is not None and name not in CLASSES:
+        problems.append(f"class_weight is for {', '.join(CLASSES)}; the task is {name!r}.")
     smoothed = ("multiclass", "binary")
     if settings.label_smoothing and name not in smoothed:
         problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
     if settings.loss != "mse" and name not in ("regression", "energy"):
         problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
-    if settings.feature_columns is not None and not (
-        settings.on_series and is_series_table(_table(settings))
-    ):
-        problems.append("feature_columns is for tables of time series.")
-    if settings.group_column != "group" and settings.split != "group" and not settings.on_series:
+    mask = getattr(settings, "mask_column", None)
+    if mask is not None and labels.level != "residue":
+        problems.append(
+            f"mask_column={mask!r} is for labels of residues (--level residue); these are of the "
+            f"level {labels.level!r}."
+        )
+    return problems
+
+
+def _problems_of_columns(settings: FineTuneSettings) -> list[str]:
+    """Columns of groups and splits that the split does not look at."""
+    problems = []
+    grouped = settings.split == "group" or settings.kind.groups_by is not None
+    if settings.group_column != "group" and not grouped:
         problems.append(
             f"group_column={settings.group_column!r} is for split='group', and the split is "
             f"{settings.split!r}."
@@ -121,69 +158,28 @@ def _check_flags(settings: FineTuneSettings) -> None:
             f"split_column={settings.split_column!r} is for split='column', and the split is "
             f"{settings.split!r}."
         )
-    problems += _problems_of_atoms(settings, name)
-    if settings.mask_column is not None and level(settings) != "residue":
-        problems.append(
-            f"mask_column={settings.mask_column!r} is for labels of residues (--level residue); "
-            f"these are of the level {level(settings)!r}."
-        )
-    if problems:
-        raise ConfigError(
-            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
-        )
-
-
-def _problems_of_atoms(settings: FineTuneSettings, task: str) -> list[str]:
-    """What does not go with structures of atoms, or only with them."""
-    problems = []
-    given = settings.model_fields_set
-    weights = [name for name in ENERGY_WEIGHTS if getattr(settings, name) != 1.0]
-    if weights and task != "energy":
-        problems.append(f"{', '.join(weights)}: of the task 'energy'; the task is {task!r}.")
-    if settings.old_data is not None and settings.on_atoms and task != "energy":
-        problems.append(f"old_data: for the task 'energy'; the task is {task!r}.")
-    own = [*LABEL_KEYS, "energy_unit", "new_target", "inherit", "old_data"]
-    if not settings.on_atoms:
-        named = [name for name in own if getattr(settings, name) is not None]
-        if named:
-            problems.append(
-                f"{', '.join(named)}: for models of atoms such as pet; the backbone is "
-                f"{settings.backbone!r}."
-            )
-        return problems
-    useless = ("pdbs", "features", "alignments", "max_length", "mask_column", "target_column",
-               "id_column", "window", "stride")  # fmt: skip
-    named = [name for name in useless if name in given and getattr(settings, name) is not None]
-    if named:
-        problems.append(f"{', '.join(named)}: not for structures of atoms.")
-    if settings.preset is not None:
+    if settings.preset is not None and not BACKBONES.about(settings.backbone, "takes_preset"):
         problems.append(
             f"preset={settings.preset!r}: {settings.backbone} has none; give what differs from its "
             f"defaults as backbone_config.config.d_pet=64."
         )
-    if settings.split == "identity":
-        problems.append("split='identity' is for sequences.")
-    if task != "energy" and settings.target_key is None:
-        problems.append(
-            f"the task {task!r} has one label a structure: name it with --target-key KEY."
-        )
     return problems
 
 
-def loader(dataset: Dataset, batch_size: int, **options: Any) -> DataLoader[Any]:
+def loader(dataset: SampleDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
     """Batches of a data set."""
     return _loader(dataset, batch_size=batch_size, **options)
 
 
 def loader_by_length(
-    dataset: Dataset, batch_size: int, *, power: float, num_workers: int
+    dataset: SampleDataset, batch_size: int, *, power: float, num_workers: int
 ) -> DataLoader[Any]:
     """Shuffled batches of samples of similar length."""
     sampler = LengthBatchSampler.from_dataset(dataset, batch_size=batch_size, power=power)
     return _loader(dataset, batch_sampler=sampler, num_workers=num_workers)
 
 
-def _loader(dataset: Dataset, **options: Any) -> DataLoader[Any]:
+def _loader(dataset: SampleDataset, **options: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # map-style by its methods, not by its class
         collate_fn=dataset.collate_fn,
@@ -191,28 +187,8 @@ def _loader(dataset: Dataset, **options: Any) -> DataLoader[Any]:
     )
 
 
-def is_fasta(path: str) -> bool:
-    """Whether a name is that of a FASTA file rather than of a table."""
-    return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
-
-
-def open_sequences(
-    path: str, column: str, max_length: int | None, *, id_column: str | None = None
-) -> SequenceDataset:
-    """Sequences without labels, from a FASTA file or a column of a table."""
-    if is_fasta(path):
-        return SequenceDataset.from_fasta(path, max_length=max_length)
-    return SequenceDataset.from_csv(
-        path,
-        sequence_column=column,
-        id_column=id_column,
-        max_length=max_length,
-        require_target=False,
-    )
-
-
-def _demo(settings: FineTuneSettings) -> tuple[Dataset, Dataset, None]:
-    dataset = AffinityDataset.synthetic(settings.demo_samples, settings.demo_seq_len)
+def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, None]:
+    dataset = settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
     border = len(dataset) - DEMO_VALIDATION
     train, val = dataset.subset(range(border)), dataset.subset(range(border, len(dataset)))
     say(
@@ -222,107 +198,9 @@ def _demo(settings: FineTuneSettings) -> tuple[Dataset, Dataset, None]:
     return train, val, None
 
 
-def _table(settings: FineTuneSettings) -> str:
-    """The one file of a data set that is read from one."""
-    return settings.data if isinstance(settings.data, str) else ""
-
-
-def _atoms(settings: FineTuneSettings) -> AtomsDataset:
-    keys = {name: getattr(settings, name) for name in LABEL_KEYS}
-    dropped = [name for name in ("forces", "stress") if not getattr(settings, name)]
-    dataset = AtomsDataset.from_files(
-        settings.data or [], **keys, leave_out=dropped, require_target=True
-    )
-    if settings.target_key is not None:
-        _check_label(settings, dataset)
-    return dataset
-
-
-def _check_label(settings: FineTuneSettings, dataset: AtomsDataset) -> None:
-    """Refuse a label whose shape is not that of the task and its level."""
-    task, shape = task_name(settings), dataset.label_shape
-    place = next(
-        s.origin for s in map(dataset.__getitem__, range(len(dataset))) if s.target is not None
-    )
-    label = f"{place}: {settings.target_key!r}"
-    if task in LABELS:
-        return
-    if shape is None:
-        raise DataError(
-            f"{label} is no number. Train on classes with --head binary or --head multiclass."
-        )
-    if task == "energy" and (shape.shape or shape.per_atom):
-        raise DataError(
-            f"{label} has {shape}, and an energy is one number per structure. Train it with a head "
-            f"of its own: --head mlp{' --level residue' * shape.per_atom}."
-        )
-    if task == "regression" and shape.per_atom != (level(settings) == "residue"):
-        advice = "add" if shape.per_atom else "leave out"
-        raise DataError(
-            f"{label} has {shape}: {advice} --level residue (the level of single atoms is called "
-            f"after proteins)."
-        )
-
-
-def _structures(settings: FineTuneSettings) -> AffinityDataset:
-    return AffinityDataset.from_csv(
-        _table(settings),
-        settings.pdbs,
-        features_dir=settings.features,
-        alignments_dir=settings.alignments,
-        max_length=settings.max_length,
-        skip_missing=settings.skip_missing,
-        id_column=settings.id_column or "pdb_id",
-        target_column=settings.target_column or "affinity",
-    ).check()
-
-
-def _sequences(settings: FineTuneSettings) -> SequenceDataset:
-    return SequenceDataset.from_csv(
-        _table(settings),
-        sequence_column=settings.sequence_column,
-        target_column=settings.target_column or "target",
-        id_column=settings.id_column,
-        mask_column=settings.mask_column,
-        labels=LABELS.get(task_name(settings), "number"),  # type: ignore[arg-type]  # a literal
-        level="residue" if level(settings) == "residue" else "sequence",
-        max_length=settings.max_length,
-    )
-
-
-def _series(settings: FineTuneSettings) -> TimeSeriesDataset:
-    path = _table(settings)
-    options: dict[str, Any] = {"max_length": settings.max_length}
-    if is_series_table(path):
-        options |= {
-            "layout": settings.layout,
-            "id_column": settings.id_column or ("id" if settings.layout == "long" else None),
-            "time_column": settings.time_column,
-            "feature_columns": settings.feature_columns,
-            "target_column": settings.target_column or "target",
-            "group_column": settings.group_column,
-            "labels": LABELS.get(task_name(settings), "number"),
-        }
-    return in_windows(open_timeseries(path, **options), settings.window, settings.stride)
-
-
-def say_features(dataset: TimeSeriesDataset) -> None:
-    """What a model of series learns from, and which columns are not part of it."""
-    beside = [str(name) for name in dataset.metadata.columns if name not in ("group", "start")]
-    left = f"; kept beside them: {', '.join(beside)}" if beside else ""
-    say(f"Features ({dataset.n_features}): {', '.join(dataset.feature_names)}{left}")
-
-
-def is_series_table(path: str) -> bool:
-    """Whether a file of time series is a table, with columns to name."""
-    return Path(path.removesuffix(".gz")).suffix.lower() in SERIES_TABLES
-
-
-def in_windows(
-    dataset: TimeSeriesDataset, window: int | None, stride: int | None
-) -> TimeSeriesDataset:
-    """The data set, cut into windows where a length is given."""
-    return dataset if window is None else dataset.windows(window, stride=stride)
+def labels_of(settings: FineTuneSettings) -> Labels:
+    """What the labels of a run are, by its task and head."""
+    return Labels(task_name(settings), level(settings))
 
 
 def task_name(settings: FineTuneSettings) -> str:
@@ -341,7 +219,7 @@ def level(settings: FineTuneSettings) -> str:
     return str(HEADS[head].default_level) if head is not None and head in HEADS else "sequence"
 
 
-def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str, Any]:
+def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
     """Arguments of the task; class names from all parts, so that no label is met too late."""
     name = task_name(settings)
     config: dict[str, Any] = {}
@@ -351,9 +229,9 @@ def task_config(settings: FineTuneSettings, *parts: Dataset | None) -> dict[str,
         if shape is not None:
             config["shape"] = shape.shape
     if name == "energy":
-        weights = {key: getattr(settings, key) for key in ENERGY_WEIGHTS}
+        weights = {key: getattr(settings, key) for key in WEIGHTS}
         return {"loss": settings.loss, **weights}
-    if name in LABELS:
+    if name in CLASSES:
         config["classes"] = _classes(TASKS[name], level(settings), parts)
         if settings.n_classes not in (None, len(config["classes"])):
             raise ConfigError(
@@ -379,7 +257,7 @@ def _positive_last(classes: list[str], positive: str | None) -> list[str]:
     return ordered
 
 
-def _classes(task: Any, level: str, parts: Sequence[Dataset | None]) -> list[str]:
+def _classes(task: Any, level: str, parts: Sequence[SampleDataset | None]) -> list[str]:
     """Names of the classes; those that no training sample has are named in a warning."""
     labels = [label for part in parts if part is not None for label in part.targets]
     names: list[str] = task.classes_in(labels, level=level)
@@ -430,8 +308,8 @@ def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
             f"{settings.split_column} name two columns. Leave one out."
         )
     column = named.pop() if named else "group"
-    if isinstance(dataset, TimeSeriesDataset) and column == settings.group_column:
-        return "group"  # under this name the data set has it, whatever the table calls it
+    if settings.kind.groups_by is not None and column == settings.group_column:
+        return settings.kind.groups_by
     if column not in dataset.metadata.columns and not named and column == "group":
         known = ", ".join(map(str, dataset.metadata.columns)) or "none"
         raise DataError(
@@ -441,140 +319,39 @@ def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
     return column
 
 
-def _say_notes(dataset: AffinityDataset, where: str) -> None:
-    """What was changed in how many structures; the log tells in which."""
-    notes = dataset.notes()
-    if notes:
-        kinds = dataset.notes_in_brief()
-        say(f"Structures: {len(notes)} of {len(dataset)} with notes ({where}): {kinds}")
-
-
 # --- for a checkpoint ----------------------------------------------------------------------------
 
 
-def open_for(
-    trained: Mapping[str, Any],
-    *,
-    data: str,
-    pdbs: str | None,
-    features: str | None,
-    alignments: str | None,
-    max_length: int | None,
-    skip_missing: bool,
-    labels: bool,
-    columns: Mapping[str, str | None] | None = None,
-) -> Dataset:
-    """Read what to predict, prepared as the training set was unless told otherwise.
+def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]) -> DataKind:
+    """The kind of data that a trained model gets: that of its training set, or a chosen one.
 
     Parameters
     ----------
+    backbone
+        Name of the backbone in the checkpoint.
     trained
         How the training set prepared its inputs, from the checkpoint.
-    data
-        Table, or for sequences also a FASTA file.
-    pdbs, features, alignments
-        Folders, for structures.
-    max_length
-        Crop; None crops as in training.
-    skip_missing
-        Whether rows without a file are left out.
-    labels
-        Whether every row has to have one.
-    columns
-        Names of columns where they are others than in training: ``id_column``, ``energy_key`` ...
+    given
+        ``data``, and settings of the kind of data that the user gave: ``id_column``, ``pdbs`` ...
+
+    Raises
+    ------
+    ConfigError
+        If the file or a setting is for models of another kind of data.
     """
-    if trained.get("kind") == "atoms":
-        return _atoms_for(trained, data, labels=labels, given=columns or {})
-    if Path(data).suffix in ATOMS:
-        raise ConfigError(f"{data} holds structures of atoms, which this model does not take.")
-    trained = {**trained, **{k: v for k, v in (columns or {}).items() if v is not None}}
-    if max_length is None:
-        max_length = trained.get("max_length")
-    if trained.get("kind") == "sequences" and pdbs is None and features is None:
-        return _sequences_for(trained, data, max_length=max_length, labels=labels)
-    if trained.get("kind") == "timeseries":
-        return _series_for(trained, data, max_length=max_length, labels=labels)
-    if pdbs is None and features is None:
-        raise ConfigError("This model takes structures: give --pdbs DIR, or --features DIR.")
-    dataset = AffinityDataset.from_csv(
-        data,
-        pdbs,
-        features_dir=features,
-        alignments_dir=alignments,
-        max_length=max_length,
-        crop=trained.get("crop", "auto"),
-        skip_missing=skip_missing,
-        require_target=labels,
-        **{k: trained[k] for k in ("id_column", "target_column") if k in trained},
-    ).check()
-    _say_notes(dataset, "--debug lists them")
-    aligned = bool(dataset.input_settings["alignments"])
-    if aligned != bool(trained.get("alignments")):
-        with_or_without = "without" if aligned else "with"
-        logger.warning(
-            "The model was trained %s alignments; these samples are the other way round, so "
-            "predictions will differ (--alignments FOLDER).",
-            with_or_without,
+    kind = kind_of(backbone, given)
+    if trained and not any(name in given for name in kind.chosen_by):
+        kind = DATASETS[trained.get("kind", "structures")]()
+    for other in (DATASETS[name] for name in DATASETS):
+        if other.name != kind.name and is_of(other, given["data"]):
+            raise ConfigError(
+                f"{given['data']} holds {other.title}, which this model does not take."
+            )
+    own = {"data", *kind.settings.model_fields}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in own]
+    if foreign:
+        raise ConfigError(
+            f"{', '.join(foreign)}: not for {kind.title}, which this model takes. Leave out what "
+            f"does not fit."
         )
-    return dataset
-
-
-def _atoms_for(
-    trained: Mapping[str, Any], data: str, *, labels: bool, given: Mapping[str, str | None]
-) -> AtomsDataset:
-    """Structures with the labels of the training set, as far as there are any to predict."""
-    keys: dict[str, Any] = {k: given.get(k) or trained.get(k) for k in LABEL_KEYS}
-    asked = [name for name in LABEL_KEYS if given.get(name) is not None]
-    if {"stress_key", "virial_key"} & set(asked):  # one of them takes the place of the other
-        keys |= dict.fromkeys({"stress_key", "virial_key"} - set(asked))
-    # structures to predict need no labels
-    absent = [] if labels else [k.removesuffix("_key") for k in LABEL_KEYS if k not in asked]
-    return AtomsDataset.from_files(data, **keys, require_target=labels, optional=absent)
-
-
-def _series_for(
-    trained: Mapping[str, Any], data: str, *, max_length: int | None, labels: bool
-) -> TimeSeriesDataset:
-    options: dict[str, Any] = {"max_length": max_length}
-    if is_series_table(data):
-        names = ("layout", "id_column", "time_column", "feature_columns", "pattern",
-                 "target_column", "labels", "group_column")  # fmt: skip
-        options |= {name: trained[name] for name in names if trained.get(name) is not None}
-        options["require_target"] = labels
-    windows = trained.get("windows") or {}
-    return in_windows(
-        open_timeseries(data, **options), windows.get("length"), windows.get("stride")
-    )
-
-
-def _sequences_for(
-    trained: Mapping[str, Any], data: str, *, max_length: int | None, labels: bool
-) -> SequenceDataset:
-    if is_fasta(data):
-        if labels:
-            raise ConfigError(f"{data} has no labels to evaluate against; give a table.")
-        return SequenceDataset.from_fasta(data, max_length=max_length)
-    names = ("sequence_column", "target_column", "id_column", "mask_column", "labels", "level")
-    columns = {name: trained[name] for name in names if trained.get(name) is not None}
-    # a table to predict has neither labels nor, often, ids; one of predictions has no masks
-    if not labels:
-        columns.pop("mask_column", None)
-    _drop_absent(columns, data, "mask_column" if labels else "id_column")
-    return SequenceDataset.from_csv(data, **columns, max_length=max_length, require_target=labels)
-
-
-_ABSENT = {
-    "id_column": "its rows are called seq_1, seq_2 ...",
-    "mask_column": "labels count on every residue where they are not '?'",
-}
-
-
-def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
-    """Do without a column of the training set that the table lacks, and say what that means."""
-    name = columns.get(argument)
-    if name is None:
-        return
-    cells = read_cells(as_path(data), columns.get("sequence_column", "sequence"))
-    if name not in cells.header:
-        del columns[argument]
-        logger.warning("%s has no column %r: %s.", data, name, _ABSENT[argument])
+    return kind

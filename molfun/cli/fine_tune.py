@@ -16,21 +16,15 @@ from molfun.cli.console import (
     metric_line,
     say,
 )
-from molfun.cli.data import (
-    Dataset,
-    loader,
-    loader_by_length,
-    open_training,
-    task_config,
-)
+from molfun.cli.data import loader, loader_by_length, open_training, task_config
 from molfun.cli.models import say_units
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.settings import FineTuneSettings
-from molfun.cli.tables import write_predictions, write_structures
+from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.atoms import AtomsDataset
-from molfun.data.timeseries import TimeSeriesDataset
+from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.models.energies import Forgetting
 from molfun.models.structure import MolfunStructureModel
@@ -66,7 +60,7 @@ def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: boo
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test))
-        reports = [] if old is None else [Forgetting(model, old, target=settings.inherit)]
+        reports = _forgetting(settings, model, old)
         shown = ConsoleProgress()
         try:
             history = model.fit(
@@ -107,7 +101,7 @@ class RunFiles(Callback):
         settings: FineTuneSettings,
         strategy: FinetuneStrategy,
         model: MolfunStructureModel,
-        parts: Sequence[Dataset | None],
+        parts: Sequence[SampleDataset | None],
     ) -> None:
         self._folder, self._settings, self._strategy = folder, settings, strategy
         self._model, self._parts = model, parts
@@ -150,7 +144,10 @@ def _is_demo(folder: RunFolder) -> bool:
 
 
 def _check_test_set(
-    model: MolfunStructureModel, train: Dataset, val: Dataset | None, test: Dataset | None
+    model: MolfunStructureModel,
+    train: SampleDataset,
+    val: SampleDataset | None,
+    test: SampleDataset | None,
 ) -> None:
     """Check what `fit` does not; where that is in vain, list the problems of all parts together."""
     try:
@@ -160,19 +157,11 @@ def _check_test_set(
         raise
 
 
-def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructureModel:
+def _model(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunStructureModel:
     if settings.init_from is not None:
         return _from_checkpoint(settings.init_from, settings)
     arguments = settings.backbone_arguments
-    if isinstance(parts[0], TimeSeriesDataset):
-        arguments.setdefault("d_input", parts[0].n_features)
-    if settings.on_atoms:
-        _warn_of_unseen(*parts)
-    if settings.on_atoms and settings.weights is None:
-        elements = {int(n) for part in parts for n in _elements(part)}
-        arguments.setdefault("atomic_types", sorted(elements))
-        if settings.energy_unit is not None:
-            arguments.setdefault("unit", settings.energy_unit)
+    arguments = {**settings.kind.backbone_arguments(settings, parts), **arguments}
     model = MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
@@ -189,19 +178,6 @@ def _model(settings: FineTuneSettings, *parts: Dataset | None) -> MolfunStructur
     )
     _use_target(model, settings)
     return model
-
-
-def _warn_of_unseen(train: Dataset | None, *others: Dataset | None) -> None:
-    """Say which elements of validation and test set the training set does not have."""
-    unseen = sorted({n for part in others for n in _elements(part)} - _elements(train))
-    if unseen:
-        from ase.data import chemical_symbols
-
-        logger.warning(
-            "No training structure has %s, which validation or test structures have: what is "
-            "predicted for them was not learned from this data.",
-            " or ".join(str(chemical_symbols[n]) for n in unseen),
-        )
 
 
 def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureModel:
@@ -222,12 +198,7 @@ def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureMo
     return model
 
 
-def _elements(part: Dataset | None) -> set[int]:
-    assert part is None or isinstance(part, AtomsDataset)
-    return set() if part is None else {n for atoms in part.atoms for n in atoms.numbers}
-
-
-def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None:
+def _use_target(model: MolfunStructureModel, settings: Any) -> None:
     """Train the energy that the settings name; one that the backbone lacks is added."""
     if model.head_name != "energy":
         return
@@ -250,12 +221,18 @@ def _use_target(model: MolfunStructureModel, settings: FineTuneSettings) -> None
             )
 
 
-def _old_data(settings: FineTuneSettings) -> AtomsDataset | None:
+def _old_data(settings: Any) -> AtomsDataset | None:
     """Structures with an older energy, to be measured before and after."""
     if settings.old_data is None:
         return None
     key = settings.old_energy_key
     return AtomsDataset.from_files(settings.old_data, energy_key=key, require_target=True)
+
+
+def _forgetting(
+    settings: Any, model: MolfunStructureModel, old: AtomsDataset | None
+) -> list[Forgetting]:
+    return [] if old is None else [Forgetting(model, old, target=settings.inherit)]
 
 
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
@@ -272,14 +249,16 @@ def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> Finetu
     return FinetuneStrategy.from_dict(options)
 
 
-def _training_loader(dataset: Dataset, settings: FineTuneSettings, power: float) -> DataLoader[Any]:
+def _training_loader(
+    dataset: SampleDataset, settings: FineTuneSettings, power: float
+) -> DataLoader[Any]:
     size, workers = settings.samples_per_batch, settings.workers
     if settings.group_by_length and size > 1:
         return loader_by_length(dataset, size, power=power, num_workers=workers)
     return loader(dataset, size, shuffle=True, num_workers=workers)
 
 
-def _loader(dataset: Dataset | None, settings: FineTuneSettings) -> DataLoader[Any] | None:
+def _loader(dataset: SampleDataset | None, settings: FineTuneSettings) -> DataLoader[Any] | None:
     if dataset is None:
         return None
     return loader(dataset, settings.samples_per_batch, num_workers=settings.workers)
@@ -290,7 +269,7 @@ def _report(
     model: MolfunStructureModel,
     history: History,
     settings: FineTuneSettings,
-    *parts: Dataset | None,
+    *parts: SampleDataset | None,
     reports: Sequence[Forgetting] = (),
 ) -> None:
     if history.stopped == "early_stopping":
@@ -305,7 +284,7 @@ def _report(
             prediction, metrics = model.predict_and_score(batches)
             path = folder.path / f"predictions_{name}.csv"
             write_predictions(path, prediction, part)
-            write_structures(path, prediction, part)
+            settings.kind.write_beside(path, prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(metrics)}")
     for report in reports:

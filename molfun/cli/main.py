@@ -372,13 +372,16 @@ def embed(
 
     with errors_in_one_line(debug=debug):
         from molfun.cli import embed as command
-        from molfun.cli.data import open_sequences
         from molfun.cli.settings import with_long
+        from molfun.data.kinds.sequences import Sequences
         from molfun.errors import ConfigError
         from molfun.models.structure import MolfunStructureModel
 
         set_up_logging(None, debug=debug)
-        data = open_sequences(sequences, sequence_column, max_length, id_column=id_column)
+        settings = Sequences.settings.build(
+            {"sequence_column": sequence_column, "id_column": id_column, "max_length": max_length}
+        )
+        data = Sequences().open_unlabelled(sequences, settings)
         inputs = {"--sequences": sequences, "CHECKPOINT": checkpoint, "--weights": weights}
         command.check_output(output, data.ids, shard_size, inputs, overwrite=overwrite)
         arguments = with_long({}, long)
@@ -510,13 +513,14 @@ def _as_initialised(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("init_from") is None:
         return {}
     from molfun.cli.settings import FineTuneSettings
+    from molfun.data.kinds.base import with_kinds
     from molfun.runs.checkpoint import read_meta
 
     meta = read_meta(values["init_from"])
     parts = {"backbone": meta.backbone, "head": meta.head, "task": meta.task}
     columns = {
         name: meta.data[name]
-        for name, field in FineTuneSettings.model_fields.items()
+        for name, field in with_kinds(FineTuneSettings).model_fields.items()
         if name.endswith(("_column", "_columns", "_key"))
         and meta.data.get(name) not in (None, field.default)
     }
@@ -550,7 +554,7 @@ def _stored(
     stored = as_path(given.get("output") or ".") / "config.yaml"
     if resume and "output" in given:
         if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
-            values.update(as_started(read_yaml(stored), stored.parent))
+            values.update(as_started(read_yaml(stored), stored.parent, _settings(pretrain)))
         elif not (config or overrides or {"data", "sequences", "demo"} & given.keys()):
             from molfun.errors import RunError
 
@@ -571,6 +575,14 @@ def _stored(
         allow_plugin(values["plugin"], config or stored, overrides or [], trust="trust" in given)
         _load(values["plugin"])
     return values
+
+
+def _settings(pretrain: bool) -> Any:
+    from molfun.cli.pretrain import PretrainSettings
+    from molfun.cli.settings import FineTuneSettings
+    from molfun.data.kinds.base import with_kinds
+
+    return PretrainSettings if pretrain else with_kinds(FineTuneSettings)
 
 
 def _load(plugin: str | None) -> None:
@@ -762,7 +774,7 @@ def install_openfold(
 
 
 def _with_model(
-    verb: str,
+    verb: Any,
     checkpoint: str,
     data: str,
     pdbs: str | None,
@@ -788,36 +800,32 @@ def _with_model(
 
     with errors_in_one_line(debug=debug):
         _load(plugin)
-        from molfun.cli import predict as commands
-        from molfun.cli.data import open_for
-        from molfun.cli.models import open_model, training_data_of
+        from molfun.cli import predict as command
 
         set_up_logging(None, debug=debug)
-        inputs = {
-            "--data": data,
-            "--pdbs": pdbs,
-            "--features": features,
-            "--alignments": alignments,
-            "--weights": weights,
-            "CHECKPOINT": checkpoint,
+        given = {
+            "data": data,
+            "pdbs": pdbs,
+            "features": features,
+            "alignments": alignments,
+            "max_length": max_length,
+            "skip_missing": skip_missing or None,
+            **columns,
         }
-        training_data = training_data_of(checkpoint)
-        commands.check_output(verb, output, inputs, training_data, overwrite=overwrite)
-        dataset = open_for(
-            training_data,
-            data=data,
-            pdbs=pdbs,
-            features=features,
-            alignments=alignments,
-            max_length=max_length,
-            skip_missing=skip_missing,
-            labels=verb == "evaluate",
-            columns=columns,
+        command.run(
+            verb,
+            checkpoint,
+            {name: value for name, value in given.items() if value is not None},
+            output=output,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            target=target,
+            weights=weights,
+            trust=trust,
+            device=device,
+            kernels=kernels,
+            **options,
         )
-        model = open_model(checkpoint, weights=weights, trust=trust, device=device, kernels=kernels)
-        if target is not None:
-            model.use_target(target)
-        getattr(commands, verb)(model, dataset, output, batch_size, **options)
 
 
 def _version(value: bool) -> None:

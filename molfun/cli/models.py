@@ -35,9 +35,12 @@ def open_model(
     return MolfunStructureModel("pet", weights=path, trust=trust, head="energy", **options)
 
 
-def training_data_of(path: str) -> Mapping[str, Any]:
-    """How the training set of a checkpoint prepared its inputs."""
-    return {"kind": "atoms"} if is_stock(path) else read_meta(path).data
+def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
+    """Backbone of a checkpoint, and how its training set prepared its inputs."""
+    if is_stock(path):
+        return "pet", {"kind": "atoms"}
+    meta = read_meta(path)
+    return str(meta.backbone["name"]), meta.data
 
 
 def say_units(model: MolfunStructureModel) -> None:

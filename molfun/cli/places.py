@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from molfun.cli.settings import paths_in
+from molfun.config import Settings
+
 STARTED_IN = "started_in"
 """Setting that holds the folder a run was started in, as seen from the folder of the run."""
-PATHS = (
-    *("data", "val", "test", "pdbs", "features", "alignments", "old_data", "sequences"),
-    *("weights", "init_from", "cache_dir"),
-)
-"""Settings that are paths."""
 
 
 def started_in(folder: Path) -> str:
@@ -27,7 +25,7 @@ def started_in(folder: Path) -> str:
     return os.path.relpath(Path.cwd(), folder.resolve())
 
 
-def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def as_started(values: Mapping[str, Any], folder: Path, settings: type[Settings]) -> dict[str, Any]:
     """Settings of a stored run, with relative paths that hold in the working directory of now.
 
     A path is taken from the folder that the run was started in; where nothing is there, it stays as
@@ -39,6 +37,8 @@ def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         What ``config.yaml`` holds.
     folder
         Folder of the run.
+    settings
+        Which of the settings are paths.
     """
     values = dict(values)
     origin = values.pop(STARTED_IN, None)
@@ -47,7 +47,7 @@ def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     base = folder.resolve() / origin
     if os.path.realpath(base) == os.path.realpath(Path.cwd()):
         return values
-    for name in PATHS:
+    for name in paths_in(settings):
         given = values.get(name)
         if isinstance(given, str):
             values[name] = _found(given, base)

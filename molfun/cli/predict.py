@@ -4,57 +4,91 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from molfun._io import write_json
 from molfun._paths import as_path
 from molfun.cli.console import Progress, metric_line, say, three_digits
-from molfun.cli.data import Dataset, loader
-from molfun.cli.models import say_units
-from molfun.cli.outputs import Inputs
-from molfun.cli.outputs import check_output as check_file
-from molfun.cli.tables import structures_path, write_predictions, write_structures
+from molfun.cli.data import kind_for, loader, say_notes
+from molfun.cli.models import open_model, say_units, trained_as
+from molfun.cli.outputs import check_output
+from molfun.cli.tables import write_predictions
+from molfun.data.base import SampleDataset
+from molfun.data.kinds.base import DataKind
 from molfun.models.structure import MolfunStructureModel
 from molfun.text import counted
 
 
-def check_output(
-    verb: str,
-    output: str | None,
-    inputs: Inputs,
-    training_data: Mapping[str, Any],
+def run(
+    verb: Literal["predict", "evaluate"],
+    checkpoint: str,
+    given: Mapping[str, Any],
     *,
+    output: str | None,
     overwrite: bool,
+    batch_size: int,
+    target: str | None,
+    bootstrap: int = 0,
+    **options: Any,
 ) -> None:
-    """Refuse an output that must not be written, before anything is computed.
+    """Open the samples and the model of a checkpoint; predict, or compare with labels.
 
     Parameters
     ----------
     verb
-        ``"predict"`` or ``"evaluate"``.
+        What to do.
+    checkpoint
+        Folder, or a ``.ckpt`` of metatrain.
+    given
+        ``data``, and settings of its kind where they are others than in training.
     output
-        File to write; None where nothing is written.
-    inputs
-        What the command reads.
-    training_data
-        How the training set of the checkpoint prepared its inputs.
+        File to write; None writes nothing.
     overwrite
         Whether an older file may be replaced.
+    batch_size
+        Samples per batch.
+    target
+        Which energy of a model of atoms that has several.
+    bootstrap
+        Draws for intervals of the metrics.
+    **options
+        Of `open_model`.
     """
-    if output is None:
-        return
-    on_atoms = verb == "predict" and training_data.get("kind") == "atoms"
-    beside = [structures_path(as_path(output))] if on_atoms else []
-    check_file(output, inputs, overwrite=overwrite, beside=beside)
-
-
-def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_size: int) -> None:
-    """Write a prediction for every row."""
+    backbone, trained = trained_as(checkpoint)
+    kind = kind_for(backbone, trained, given)
+    if output is not None:
+        inputs = {
+            f"--{name}": given[name]
+            for name in given
+            if name == "data" or kind.settings.flag(name).path
+        }
+        inputs |= {"--weights": options.get("weights"), "CHECKPOINT": checkpoint}
+        beside = kind.files_beside(as_path(output)) if verb == "predict" else []
+        check_output(output, inputs, overwrite=overwrite, beside=beside)
+    dataset = kind.reopen(trained, given, labels=verb == "evaluate")
+    say_notes(kind, dataset, "--debug lists them")
+    model = open_model(checkpoint, **options)
+    if target is not None:
+        model.use_target(target)
     say_units(model)
+    if verb == "predict":
+        predict(model, kind, dataset, str(output), batch_size)
+    else:
+        evaluate(model, dataset, output, batch_size, bootstrap=bootstrap)
+
+
+def predict(
+    model: MolfunStructureModel,
+    kind: DataKind,
+    dataset: SampleDataset,
+    output: str,
+    batch_size: int,
+) -> None:
+    """Write a prediction for every row."""
     path = as_path(output)
     result = model.predict(Progress(loader(dataset, batch_size), "predicting"))
     write_predictions(path, result, dataset)
-    beside = write_structures(path, result, dataset)
+    beside = kind.write_beside(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {output}")
     if beside is not None:
         say(f"Structures with predicted forces written to {beside}")
@@ -62,14 +96,13 @@ def predict(model: MolfunStructureModel, dataset: Dataset, output: str, batch_si
 
 def evaluate(
     model: MolfunStructureModel,
-    dataset: Dataset,
+    dataset: SampleDataset,
     output: str | None,
     batch_size: int,
     *,
     bootstrap: int = 0,
 ) -> None:
     """Print the metrics, and write them as JSON if asked to."""
-    say_units(model)
     batches = Progress(loader(dataset, batch_size), "evaluating")
     metrics = model.evaluate(batches, bootstrap=bootstrap)
     plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}

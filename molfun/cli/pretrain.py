@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import model_validator
 
 from molfun._io import write_text
 from molfun.cli.console import ConsoleProgress, say
-from molfun.cli.data import (
-    Dataset,
-    in_windows,
-    is_series_table,
-    loader,
-    open_sequences,
-    say_features,
-)
+from molfun.cli.data import loader, say_notes
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
-from molfun.cli.settings import OptimizerSettings, with_long
-from molfun.config import dump_yaml
+from molfun.cli.settings import (
+    DATA,
+    MODEL,
+    RUN,
+    SCHEDULE,
+    TRAINING,
+    OptimizerSettings,
+    paths_in,
+    with_long,
+)
+from molfun.config import dump_yaml, option
+from molfun.data.base import SampleDataset
+from molfun.data.kinds.base import DataKind, kinds_of
+from molfun.data.kinds.sequences import SequenceInputs
+from molfun.data.kinds.series import PANEL as SERIES
+from molfun.data.kinds.series import SeriesSettings
 from molfun.data.splits import DataSplitter
-from molfun.data.timeseries import TimeSeriesDataset, check_groups, open_timeseries
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
-from molfun.registry import BACKBONES
+from molfun.registry import BACKBONES, OBJECTIVES
 from molfun.runs.folder import CONFIG, LOG, RUN_FILES, RunFolder
-from molfun.text import names_in
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.full import FullFinetune
 from molfun.training.history import History
@@ -35,57 +40,65 @@ WRITTEN = (*RUN_FILES, CONFIG, LOG)
 """All that a run writes into its folder."""
 
 
-VALIDATION = 0.01
-"""Fraction of the sequences that validates."""
-SERIES_VALIDATION, FEWEST_SERIES = 0.1, 16
-"""The same of series, of which there are fewer, and the least number that says something."""
-
-
-class PretrainSettings(OptimizerSettings):
+class PretrainSettings(OptimizerSettings, SequenceInputs, SeriesSettings):
     """Everything that decides a pre-training run. Names are those of the flags."""
 
-    sequences: str | None = None
-    data: str | None = None
-    val: str | None = None
-    val_frac: float | None = Field(default=None, ge=0, lt=1)
-    sequence_column: str = "sequence"
-    max_length: int | None = Field(default=512, ge=1)
-    layout: Literal["long", "wide"] = "long"
-    id_column: str | None = None
-    time_column: str = "time"
-    feature_columns: list[str] | None = None
-    group_column: str = "group"
-    target_column: str | None = None
-    window: int | None = Field(default=None, ge=1)
-    stride: int | None = Field(default=None, ge=1)
+    sequences: str | None = option(
+        None, "FASTA (.gz) or table of sequences.", panel=DATA, path=True
+    )
+    data: str | None = option(None, "Or a file of time series.", panel=DATA, path=True)
+    val: str | None = option(None, "The same for validation.", panel=DATA, path=True)
+    val_frac: float | None = option(
+        None, "Fraction for it without --val.", panel=DATA,
+        shown="0.01; series 0.1, at least 16", ge=0, lt=1,
+    )  # fmt: skip
+    max_length: int | None = option(512, "Crop longer sequences.", panel=DATA, ge=1)
+    group_column: str = option("group", "Column of subjects.", panel=SERIES)
 
-    backbone: str = "esm2_t6_8M_UR50D"
-    preset: str | None = None
-    weights: str | None = None
-    backbone_config: dict[str, Any] = Field(default_factory=dict)
-    long: Literal["full", "crop", "window"] | None = None
-    objective: str = "masked_lm"
-    objective_config: dict[str, Any] = Field(default_factory=dict)
+    backbone: str = option("esm2_t6_8M_UR50D", "Backbone.", panel=MODEL, choices=BACKBONES.names)
+    preset: str | None = option(None, "Architecture, as esm2_t2_d64_h4.", panel=MODEL)
+    weights: str | None = option(None, "File of weights to go on from.", panel=MODEL, path=True)
+    backbone_config: dict[str, Any] = option(
+        dict, "Further arguments of the backbone.", yaml_only=True
+    )
+    objective: str = option(
+        "masked_lm", "{choices}.", panel=TRAINING, shown="masked_lm; series mae",
+        choices=OBJECTIVES.__iter__,
+    )  # fmt: skip
+    objective_config: dict[str, Any] = option(
+        dict, "Further arguments of the objective.", yaml_only=True
+    )
 
-    lr: float = Field(default=DEFAULT.lr, gt=0)
-    epochs: int | None = Field(default=None, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    accum: int = Field(default=1, ge=1)
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    grad_clip: float = Field(default=1.0, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    precision: str | None = None
-    save_every_steps: int | None = Field(default=None, ge=1)
+    lr: float = option(DEFAULT.lr, "Learning rate.", panel=TRAINING, shown="4e-4", gt=0)
+    epochs: int | None = option(
+        None, "Epochs.", panel=TRAINING, shown="10, without --max-steps", ge=1
+    )
+    max_steps: int | None = option(None, "Optimizer steps.", panel=TRAINING, ge=1)
+    batch_size: int = option(16, "Sequences per batch.", panel=TRAINING, ge=1)
+    accum: int = option(1, "Batches per optimizer step.", panel=TRAINING, ge=1)
+    ema: float = option(
+        0.0, "Decay of the weight average.", panel=TRAINING, shown="0: off", ge=0, lt=1
+    )
+    warmup: int | None = option(None, "Warm-up in steps.", panel=SCHEDULE, shown="5 % of all", ge=0)
+    grad_clip: float = option(1.0, "Largest gradient norm.", panel=TRAINING, ge=0)
+    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, ge=0)
+    precision: str | None = option(
+        None, "fp32, bf16 or fp16.", panel=TRAINING, shown="as for fine-tune"
+    )
+    save_every_steps: int | None = option(
+        None, "Write the state so often, besides every epoch.", panel=RUN, ge=1
+    )
 
-    plugin: str | None = None
-    started_in: str | None = None
-    output: str = "runs/pretrain"
-    device: str = "auto"
-    seed: int = Field(default=42, ge=0, lt=2**63)
-    workers: int = Field(default=0, ge=0)
-
-    _listed = field_validator("feature_columns", mode="before")(names_in)
+    plugin: str | None = option(
+        None, "Module to import first, which registers parts of your own.", panel=RUN
+    )
+    started_in: str | None = option(
+        None, "Folder a run was started in, as seen from its own.", yaml_only=True
+    )
+    output: str = option("runs/pretrain", "Folder of the run.", panel=RUN)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
+    seed: int = option(42, "Seed of split, order, weights, masks.", panel=RUN, ge=0, lt=2**63)
+    workers: int = option(0, "Processes that load data.", panel=RUN, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -97,31 +110,44 @@ class PretrainSettings(OptimizerSettings):
         if values.get("data"):
             defaults["max_length"] = None
         name = values.get("backbone")
-        if name in BACKBONES and "series" in BACKBONES[str(name)].inputs:
-            defaults["objective"] = "mae"
+        kinds = unlabelled_kinds(str(name)) if name in BACKBONES.names() else []
+        if kinds:
+            defaults["objective"] = kinds[0].objective
         return {**defaults, **values}
 
     @model_validator(mode="after")
-    def _needs_data(self) -> PretrainSettings:
-        series = "series" in BACKBONES[self.backbone].inputs
-        if not {"sequence", "series"} & set(BACKBONES[self.backbone].inputs):
+    def _needs_data(self) -> Self:
+        if not unlabelled_kinds(self.backbone):
             raise ValueError(
                 f"{self.backbone} is not pre-trained on data without labels; to train it from "
                 f"random weights, use molfun fine-tune --strategy full without --weights"
             )
-        if (self.data if series else self.sequences) is None:
+        if self.source is None:
+            series = self.kind.name == "series"
             flag = "--data FILE of time series" if series else "--sequences FILE"
             hint = "; for series add --backbone timeseries" if self.data and not series else ""
             raise ValueError(f"give {flag}, which {self.backbone} is trained on{hint}")
-        if self.stride is not None and self.window is None:
-            raise ValueError("stride is for windows: give --window, too")
         return self
+
+    @property
+    def kind(self) -> DataKind:
+        """Kind of the samples."""
+        return unlabelled_kinds(self.backbone)[0]
+
+    @property
+    def source(self) -> str | None:
+        """File of the samples."""
+        return self.sequences if self.kind.name == "sequences" else self.data
 
     @property
     def inputs(self) -> dict[str, str | None]:
         """Paths that the run reads, by their flags."""
-        names = ("sequences", "data", "val", "weights")
-        return {f"--{name}": getattr(self, name) for name in names}
+        return {f"--{name}": getattr(self, name) for name in paths_in(type(self))}
+
+
+def unlabelled_kinds(backbone: str) -> list[DataKind]:
+    """Kinds of data of a backbone that there is an objective for."""
+    return [kind for kind in kinds_of(backbone) if kind.objective is not None]
 
 
 def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
@@ -132,13 +158,13 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
         folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=debug
     ):
         train, val = _data(settings)
-        total, unit = int(train.lengths.sum()), "residues"
-        arguments = with_long(settings.backbone_config, settings.long)
-        if isinstance(train, TimeSeriesDataset):
-            unit = "time steps"
-            arguments.setdefault("d_input", train.n_features)
-            say_features(train)
-        say(f"Data: {len(train):,} train ({total:,} {unit}) / {len(val or ()):,} val")
+        kind, total = settings.kind, int(train.lengths.sum())
+        arguments = {
+            **kind.backbone_arguments(settings, [train, val]),
+            **with_long(settings.backbone_config, settings.long),
+        }
+        say(f"Data: {len(train):,} train ({total:,} {kind.unit}) / {len(val or ()):,} val")
+        say_notes(kind, train, "see run.log")
         model = MolfunStructureModel(
             settings.backbone,
             config=settings.preset,
@@ -185,55 +211,25 @@ class _ConfigFile(Callback):
         write_text(self._folder.config, dump_yaml(values))
 
 
-def _fraction_of_series(n: int) -> float:
-    """A tenth of the series for validation, at least 16 of them, but never more than half.
-
-    Examples
-    --------
-    >>> [round(n * _fraction_of_series(n)) for n in (10, 24, 100, 1000)]
-    [5, 12, 16, 100]
-    """
-    return min(0.5, max(SERIES_VALIDATION, FEWEST_SERIES / n))
-
-
-def _series(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
-    options: dict[str, Any] = {"max_length": settings.max_length}
-    if is_series_table(settings.data or ""):
-        names = ("layout", "id_column", "time_column", "feature_columns", "group_column")
-        options |= {name: getattr(settings, name) for name in names}
-        # labels are no input: a column of them is left out, whatever is in it
-        options |= {"target_column": settings.target_column or "target", "labels": "class"}
-        options["require_target"] = False
-        if settings.layout == "long":
-            options["id_column"] = settings.id_column or "id"
-    assert settings.data is not None
-    train, val = open_timeseries(settings.data, **options), None
+def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | None]:
+    """Training and validation samples, in windows where a length is given."""
+    kind, path = settings.kind, settings.source
+    assert path is not None
+    train, val = kind.open_unlabelled(path, settings), None
     if settings.val is not None:
-        if is_series_table(settings.val):
-            options["feature_columns"] = train.feature_names
-        val = open_timeseries(settings.val, **options)
-    fraction = _fraction_of_series(len(train)) if settings.val_frac is None else settings.val_frac
+        val = kind.open_unlabelled(settings.val, settings, like=train)
+    fraction = settings.val_frac
+    if fraction is None:
+        fraction = kind.validation_fraction(len(train))
     if val is None and fraction:
-        train, val, _ = train.split(fraction, 0.0, seed=settings.seed)
-    check_groups(train=train, validation=val)
-    cut = [None if d is None else in_windows(d, settings.window, settings.stride)
-           for d in (train, val)]  # fmt: skip
-    assert cut[0] is not None
-    return cut[0], cut[1]
-
-
-def _data(settings: PretrainSettings) -> tuple[Dataset, Dataset | None]:
-    if settings.data is not None:
-        return _series(settings)
-    assert settings.sequences is not None
-    column, length = settings.sequence_column, settings.max_length
-    train = open_sequences(settings.sequences, column, length)
-    if settings.val is not None:
-        return train, open_sequences(settings.val, column, length)
-    fraction = VALIDATION if settings.val_frac is None else settings.val_frac
-    if fraction == 0:
-        return train, None
-    train, val, _ = DataSplitter.random(train, val_frac=fraction, test_frac=0.0, seed=settings.seed)
+        sizes = {"val_frac": fraction, "test_frac": 0.0}
+        if kind.groups_by is None:
+            train, val, _ = DataSplitter.random(train, seed=settings.seed, **sizes)
+        else:
+            train, val, _ = DataSplitter.by_group(
+                train, kind.groups_by, seed=settings.seed, **sizes
+            )
+    train, val = kind.prepare_unlabelled(train, val, settings)
     return train, val
 
 

@@ -1,55 +1,78 @@
-"""Settings of a fine-tuning run, as flags, as a YAML file, or both."""
+"""Settings of a fine-tuning run; flags, keys of YAML and the JSON schema are made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from molfun._paths import as_path
-from molfun.config import Settings, dump_yaml
-from molfun.data.atoms import AtomsDataset
-from molfun.registry import BACKBONES, STRATEGIES
-from molfun.text import names_in, unknown_name
+from molfun.config import Settings, dump_yaml, option
+from molfun.data.kinds.base import DataKind, is_of, kind_of, kinds_of, with_kinds
+from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
+from molfun.text import alternatives, unknown_name
 from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
 from molfun.training.cache import CacheConfig
 from molfun.training.optimizers import OPTIMIZERS
 
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
-HEADS = "heads"
+HEADS_ALONE = "heads"
 """What metatrain calls the strategy head_only."""
-
-
-_MADE_FOR = {".ts": "timeseries", ".npy": "timeseries", ".npz": "timeseries", ".xyz": "pet"}
-
-
-def _what_to_give(data: Any) -> str:
-    """What is missing of a data set of structures; or the backbone that the file is for."""
-    backbone = _MADE_FOR.get(Path(str(data or "")).suffix)
-    if backbone is not None:
-        return f"{data} is no table of structures: add --backbone {backbone}"
-    return (
-        "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
-        "synthetic data"
-    )
+DATA, MODEL, TASK, TRAINING, SCHEDULE, RUN, CACHE = (
+    *("Data", "Model", "Task", "Training", "Schedule", "Run", "Cache of what is frozen"),
+)
+"""Headings of the help, in its order; those of the kinds of data come after the first."""
 
 
 class OptimizerSettings(Settings):
     """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
 
-    optimizer: str = FinetuneStrategy.optimizer
-    momentum: float = Field(default=FinetuneStrategy.momentum, ge=0, lt=1)
-    scheduler: str = FinetuneStrategy.scheduler
-    warmup: int | None = Field(default=None, ge=0)
-    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
-    min_lr: float | None = Field(default=None, ge=0)
-    step_size: int = Field(default=FinetuneStrategy.step_size, ge=1)
-    gamma: float = Field(default=FinetuneStrategy.gamma, gt=0, le=1)
-    plateau_factor: float = Field(default=FinetuneStrategy.plateau_factor, gt=0, lt=1)
-    plateau_patience: int = Field(default=FinetuneStrategy.plateau_patience, ge=0)
-    plateau_mode: Mode | None = None
+    optimizer: str = option(
+        FinetuneStrategy.optimizer,
+        "{choices}.",
+        panel=SCHEDULE,
+        hidden=True,
+        choices=OPTIMIZERS.__iter__,
+    )
+    momentum: float = option(
+        FinetuneStrategy.momentum, "Momentum of sgd.", panel=SCHEDULE, hidden=True, ge=0, lt=1
+    )
+    scheduler: str = option(
+        FinetuneStrategy.scheduler,
+        "{choices}.", panel=SCHEDULE, choices=lambda: SCHEDULERS,
+    )  # fmt: skip
+    warmup: int | None = option(
+        None, "Warm-up in optimizer steps.", panel=SCHEDULE, shown="10 % of all", ge=0
+    )
+    warmup_ratio: float | None = option(
+        None, "Warm-up as a fraction of all steps.", yaml_only=True, ge=0, le=1
+    )
+    min_lr: float | None = option(
+        None, "Smallest learning rate.", panel=SCHEDULE, shown="1e-6 of the peak", hidden=True,
+        ge=0,
+    )  # fmt: skip
+    step_size: int = option(
+        FinetuneStrategy.step_size, "step: epochs at each rate.", panel=SCHEDULE, hidden=True, ge=1
+    )
+    gamma: float = option(
+        FinetuneStrategy.gamma, "step: factor from one rate to the next.", panel=SCHEDULE,
+        hidden=True, gt=0, le=1,
+    )  # fmt: skip
+    plateau_factor: float = option(
+        FinetuneStrategy.plateau_factor, "plateau: factor on the rate after them.", panel=SCHEDULE,
+        hidden=True, gt=0, lt=1,
+    )  # fmt: skip
+    plateau_patience: int = option(
+        FinetuneStrategy.plateau_patience,
+        "plateau: epochs without a better --monitor at one rate.", panel=SCHEDULE, hidden=True,
+        ge=0,
+    )  # fmt: skip
+    plateau_mode: Mode | None = option(
+        None, "plateau: min or max, where --monitor does not say it.", yaml_only=True
+    )
 
     @field_validator("optimizer")
     @classmethod
@@ -81,108 +104,207 @@ class OptimizerSettings(Settings):
         return {**options, **warmup}
 
 
-class FineTuneSettings(OptimizerSettings):
-    """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``."""
+class DataSettings(Settings):
+    """Which samples a run has; how they are read is a matter of their kind."""
 
-    data: str | list[str] | None = None
-    val: str | list[str] | None = None
-    test: str | list[str] | None = None
-    pdbs: str | None = None
-    features: str | None = None
-    alignments: str | None = None
-    skip_missing: bool = False
-    max_length: int | None = Field(default=None, ge=1)
-    sequence_column: str = "sequence"
-    target_column: str | None = None
-    id_column: str | None = None
-    mask_column: str | None = None
-    layout: Literal["long", "wide"] = "long"
-    time_column: str = "time"
-    feature_columns: list[str] | None = None
-    group_column: str = "group"
-    energy_key: str | None = None
-    forces_key: str | None = None
-    stress_key: str | None = None
-    virial_key: str | None = None
-    target_key: str | None = None
-    forces: bool = True
-    stress: bool = True
-    energy_unit: str | None = None
-    window: int | None = Field(default=None, ge=1)
-    stride: int | None = Field(default=None, ge=1)
-    split: Literal["random", "temporal", "identity", "group", "column"] = "random"
-    split_column: str = "split"
-    val_frac: float = Field(default=0.1, ge=0, lt=1)
-    test_frac: float = Field(default=0.1, ge=0, lt=1)
+    data: str | list[str] | None = option(
+        None,
+        "Table with pdb_id and affinity, or of sequences; time series; structures of atoms (once "
+        "per file).", panel=DATA, path=True,
+    )  # fmt: skip
+    val: str | list[str] | None = option(
+        None, "File of its own for validation.", panel=DATA, shown="part of --data", path=True
+    )
+    test: str | list[str] | None = option(
+        None, "File of its own for testing.", panel=DATA, shown="part of --data", path=True
+    )
+    split: Literal["random", "temporal", "identity", "group", "column"] = option(
+        "random", "{choices}.", panel=DATA
+    )
+    split_column: str = option(
+        "split", "Column of train, val and test, for --split column.", panel=DATA, hidden=True
+    )
+    group_column: str = option(
+        "group",
+        "Column of subjects, trajectories or families: --split group keeps them whole, with time "
+        "series every split does.", panel=DATA, hidden=True,
+    )  # fmt: skip
+    val_frac: float = option(0.1, "Fraction for validation.", panel=DATA, hidden=True, ge=0, lt=1)
+    test_frac: float = option(0.1, "Fraction for testing.", panel=DATA, hidden=True, ge=0, lt=1)
 
-    backbone: str = "openfold"
-    preset: str | None = None
-    weights: str | None = None
-    init_from: str | None = None
-    trust: bool = False
-    backbone_config: dict[str, Any] = Field(default_factory=dict)
-    long: Literal["full", "crop", "window"] | None = None
-    head: str | None = None
-    head_config: dict[str, Any] = Field(default_factory=dict)
-    new_target: str | None = None
-    inherit: str | None = None
-    keep_targets: bool = True
-    old_data: str | None = None
-    old_energy_key: str | None = None
-    task: str | None = None
-    level: Literal["sequence", "residue"] | None = None
-    loss: Literal["mse", "mae", "huber"] = "mse"
-    energy_weight: float = Field(default=1.0, ge=0)
-    forces_weight: float = Field(default=1.0, ge=0)
-    stress_weight: float = Field(default=1.0, ge=0)
-    class_weight: Literal["balanced"] | list[float] | None = None
-    positive_class: str | None = None
-    n_classes: int | None = Field(default=None, ge=2)
-    standardize_labels: bool = True
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    strategy: str = "auto"
-    lr: float | None = Field(default=None, gt=0)
-    strategy_config: dict[str, Any] = Field(default_factory=dict)
-    lora_rank: int | None = Field(default=None, ge=1)
-    unfreeze_blocks: int | None = Field(default=None, ge=1)
-    unfreeze_epoch: int | None = Field(default=None, ge=1)
-    blocks_per_stage: int | None = Field(default=None, ge=1)
-    epochs: int = Field(default=20, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    group_by_length: bool = False
-    accum: int | None = Field(default=None, ge=1)
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    grad_clip: float = Field(default=1.0, ge=0)
-    patience: int = Field(default=0, ge=0)
-    monitor: str = "val/loss"
-    weight_decay: float = Field(default=0.01, ge=0)
-    amp: bool = True
-    precision: str | None = None
+class ModelSettings(Settings):
+    """Which model is trained, on which task."""
 
-    output: str | None = None
-    device: str = "auto"
-    kernels: Literal["auto", "stock", "fast"] = "auto"
-    seed: int = Field(default=42, ge=0, lt=2**63)
-    workers: int = Field(default=0, ge=0)
-    cache: Literal["auto", "memory", "disk", "off"] = "auto"
-    cache_dir: str | None = None
-    cache_memory_gb: float = Field(default=4.0, ge=0)
-    cache_disk_gb: float | None = Field(default=None, ge=0)
-    cache_precision: Literal["float32", "bfloat16"] = "float32"
+    backbone: str = option(
+        "openfold",
+        "openfold, timeseries, pet, or esm2_t6_8M_UR50D ...",
+        panel=MODEL,
+        choices=BACKBONES.names,
+    )
+    preset: str | None = option(
+        None, "Architecture; tiny for tests.", panel=MODEL, shown="the backbone's own",
+        needs="preset", of_model=True,
+    )  # fmt: skip
+    weights: str | None = option(None, "File of pretrained weights.", panel=MODEL, path=True)
+    init_from: str | None = option(
+        None, "Checkpoint folder whose trained model to train on, in a new run.", panel=MODEL,
+        path=True,
+    )  # fmt: skip
+    trust: bool = option(
+        False, "You know where a .ckpt comes from, which is a pickle.", panel=MODEL
+    )
+    backbone_config: dict[str, Any] = option(
+        dict, "Further arguments of the backbone.", yaml_only=True, of_model=True
+    )
+    head: str | None = option(
+        None, "{choices}.", panel=TASK, choices=HEADS.__iter__,
+        shown="affinity; sequences mlp; pet energy",
+    )  # fmt: skip
+    head_config: dict[str, Any] = option(
+        dict, "Further arguments of the head.", yaml_only=True, of_model=True
+    )
+    task: str | None = option(
+        None, "{choices}.", panel=TASK, choices=TASKS.__iter__,
+        shown="the head's",
+    )  # fmt: skip
+    level: Literal["sequence", "residue"] | None = option(
+        None, "What has a label: {choices}.", panel=TASK
+    )
+    loss: Literal["mse", "mae", "huber"] = option("mse", "{choices}.", panel=TASK, hidden=True)
+    class_weight: Literal["balanced"] | list[float] | None = option(
+        None, "balanced, for classes.", panel=TASK, hidden=True
+    )
+    positive_class: str | None = option(
+        None, "Class that F1 and AUROC are of.", panel=TASK, shown="the second by name",
+        hidden=True,
+    )  # fmt: skip
+    n_classes: int | None = option(None, "Number of classes, to be checked.", yaml_only=True, ge=2)
+    standardize_labels: bool = option(
+        True, "Loss of regression in deviations of the labels, not in their units.", yaml_only=True
+    )
+    label_smoothing: float = option(
+        0.0, "Smoothing of binary and multiclass labels.", yaml_only=True, ge=0, lt=1
+    )
 
-    plugin: str | None = None
-    started_in: str | None = None
-    demo: bool = False
-    demo_samples: int = Field(default=8, ge=DEMO_VALIDATION + 1)
-    demo_seq_len: int = Field(default=32, ge=1)
 
-    _listed = field_validator("feature_columns", mode="before")(names_in)
+class TrainSettings(OptimizerSettings):
+    """What trains, how fast and how long."""
+
+    strategy: str = option(
+        "auto",
+        "{choices}, by sample count.",
+        panel=TRAINING,
+        choices=lambda: [*STRATEGIES, "auto"],
+    )
+    lr: float | None = option(
+        None, "Learning rate; the head 10x, PET's own 1x.", panel=TRAINING,
+        shown="head_only 1e-3, lora 1e-4, else 1e-5", gt=0,
+    )  # fmt: skip
+    strategy_config: dict[str, Any] = option(
+        dict, "Further settings of the strategy.", yaml_only=True
+    )
+    lora_rank: int | None = option(None, "Rank of the adapters.", panel=TRAINING, shown="8", ge=1)
+    unfreeze_blocks: int | None = option(
+        None, "Last blocks that train.", panel=TRAINING, hidden=True,
+        shown="partial 4 (or all of fewer), lora all", ge=1,
+    )  # fmt: skip
+    unfreeze_epoch: int | None = option(
+        None, "Epochs in which the head trains alone, with any strategy.", panel=TRAINING,
+        hidden=True, shown="0; gradual 1", ge=1,
+    )  # fmt: skip
+    blocks_per_stage: int | None = option(
+        None, "Blocks more that train in each epoch from then on, from the last.", panel=TRAINING,
+        hidden=True, shown="all", ge=1,
+    )  # fmt: skip
+    epochs: int = option(20, "Epochs.", panel=TRAINING, ge=1)
+    batch_size: int | None = option(None, "Samples per batch.", panel=TRAINING, ge=1)
+    group_by_length: bool = option(
+        False, "Put samples of similar length into a batch.", panel=TRAINING, hidden=True
+    )
+    accum: int | None = option(None, "Batches per optimizer step.", panel=TRAINING, ge=1)
+    ema: float = option(
+        0.999, "Decay of the weight average; 0: off.", panel=TRAINING, hidden=True, ge=0, lt=1
+    )
+    grad_clip: float = option(
+        1.0, "Largest gradient norm; 0: off.", panel=TRAINING, hidden=True, ge=0
+    )
+    patience: int = option(
+        0, "Stop after so many epochs without a better --monitor.", panel=TRAINING,
+        shown="0: off", ge=0,
+    )  # fmt: skip
+    monitor: str = option(
+        "val/loss", "What is best: val/loss, val/rmse, val/spearman ...", panel=TRAINING
+    )
+    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, hidden=True, ge=0)
+    amp: bool = option(
+        True, "Mixed precision on GPUs.", panel=TRAINING, names=("--amp/--no-amp",), hidden=True
+    )
+    precision: str | None = option(
+        None, "fp32, bf16 or fp16.", panel=TRAINING, hidden=True,
+        shown="fp32 on CPUs; bf16 or fp16 on GPUs",
+    )  # fmt: skip
+
+
+class RunSettings(Settings):
+    """Where a run writes, and what it computes with."""
+
+    output: str | None = option(None, "Folder of the run.", panel=RUN, shown="runs/STRATEGY")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
+    kernels: Literal["auto", "stock", "fast"] = option(
+        "auto", "Whose code runs: {choices} (stock is the package's own).", panel=RUN, hidden=True
+    )
+    seed: int = option(
+        42, "Seed of split, order, weights, dropout.", panel=RUN, hidden=True, ge=0, lt=2**63
+    )
+    workers: int = option(0, "Processes that load data.", panel=RUN, ge=0)
+    plugin: str | None = option(
+        None, "Module to import first, which registers parts of your own.", panel=RUN, hidden=True
+    )
+    started_in: str | None = option(
+        None, "Folder a run was started in, as seen from its own.", yaml_only=True
+    )
+    cache: Literal["auto", "memory", "disk", "off"] = option(
+        "auto", "Where what is frozen is kept: {choices}.", panel=CACHE, hidden=True
+    )
+    cache_dir: str | None = option(
+        None, "Its folder, which runs may share.", panel=CACHE, shown="OUTPUT/cache", hidden=True,
+        path=True,
+    )  # fmt: skip
+    cache_memory_gb: float = option(4.0, "Entries kept in memory.", panel=CACHE, hidden=True, ge=0)
+    cache_disk_gb: float | None = option(
+        None, "Largest size of the folder.", panel=CACHE, shown="all but 1 GB of the disk",
+        hidden=True, ge=0,
+    )  # fmt: skip
+    cache_precision: Literal["float32", "bfloat16"] = option(
+        "float32", "{choices}, which is half the size.", panel=CACHE, hidden=True
+    )
+    demo: bool = option(
+        False, "Synthetic data: no files, weights or GPU needed.", panel=RUN, needs="demo"
+    )
+    demo_samples: int = option(
+        8, "Samples of the demo.", panel=RUN, needs="demo", hidden=True, ge=DEMO_VALIDATION + 1
+    )
+    demo_seq_len: int = option(
+        32, "Length of the samples of the demo.", panel=RUN, needs="demo", hidden=True, ge=1
+    )
+
+
+class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
+    """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``.
+
+    `build` adds the settings of the registered kinds of data (`molfun.data.kinds.base.with_kinds`).
+    """
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], **about: Any) -> FineTuneSettings:
+        """Check values, those of the kinds of data too, and make settings of them."""
+        return super(FineTuneSettings, with_kinds(FineTuneSettings)).build(values, **about)
 
     @field_validator("strategy")
     @classmethod
     def _is_a_strategy(cls, name: str) -> str:
-        if name == HEADS:
+        if name == HEADS_ALONE:
             return "head_only"
         known = [*STRATEGIES, "auto"]
         if name not in known:
@@ -190,21 +312,15 @@ class FineTuneSettings(OptimizerSettings):
         return name
 
     @model_validator(mode="after")
-    def _stages_need_a_beginning(self) -> FineTuneSettings:
+    def _stages_need_a_beginning(self) -> Self:
         if self.blocks_per_stage and self.unfreeze_epoch is None and self.strategy != GRADUAL:
             raise ValueError("blocks_per_stage needs unfreeze_epoch, or the strategy gradual")
         return self
 
     @model_validator(mode="after")
-    def _cuts_or_not(self) -> FineTuneSettings:
-        if self.stride is not None and self.window is None:
-            raise ValueError("stride is for windows: give --window, too")
-        return self
-
-    @model_validator(mode="after")
-    def _goes_on_from_a_checkpoint(self) -> FineTuneSettings:
+    def _goes_on_from_a_checkpoint(self) -> Self:
         """A checkpoint brings its own architecture, head and task."""
-        own = ("preset", "backbone_config", "head_config", "long", "new_target")
+        own = [name for name in type(self).model_fields if self.flag(name).of_model]
         given = [name for name in own if getattr(self, name)] if self.init_from else []
         if given:
             raise ValueError(
@@ -214,39 +330,38 @@ class FineTuneSettings(OptimizerSettings):
         return self
 
     @model_validator(mode="after")
-    def _begins_from_the_old(self) -> FineTuneSettings:
-        if self.inherit is not None and self.new_target is None:
-            raise ValueError("inherit is what a new_target begins with: name that, too")
-        if self.old_energy_key is not None and self.old_data is None:
-            raise ValueError("old_energy_key is a name in old_data: give that file, too")
-        if self.old_data is not None and not self.keep_targets:
-            raise ValueError("old_data is for an energy that is kept: leave out keep_targets=false")
-        return self
-
-    @model_validator(mode="after")
-    def _needs_data(self) -> FineTuneSettings:
-        if self.demo and (self.data or self.pdbs or self.features):
-            raise ValueError("--demo makes its own data: leave out data, pdbs and features")
-        if self.demo and "atoms" in BACKBONES[self.backbone].inputs:
-            raise ValueError(f"--demo makes proteins, which {self.backbone} does not take")
+    def _needs_data(self) -> Self:
+        kinds = kinds_of(self.backbone)
         if self.demo:
+            self._check_demo(kinds)
             return self
-        if self.on_atoms and not self.data:
-            raise ValueError("give --data FILE of structures (extended xyz), to train on")
-        if isinstance(self.data, list) and not self.on_atoms:
-            raise ValueError("several files are for structures of atoms; give one to --data")
+        problem = _for_another(self.data, self.backbone) or self.kind.missing(self)
+        if problem is not None:
+            raise ValueError(problem)
+        if isinstance(self.data, list) and not self.kind.takes_several_files:
+            able = [DATASETS[name].title for name in DATASETS if DATASETS[name].takes_several_files]
+            raise ValueError(f"several files are for {alternatives(able)}; give one to --data")
         if (self.val or self.test) and self.split == "column":
             raise ValueError("val and test are files of their own: leave out split=column")
-        needs_files = "structure" in (known := BACKBONES[self.backbone].inputs)
-        needs_files &= "sequence" not in known
-        if self.data is None or (needs_files and self.pdbs is None and self.features is None):
-            raise ValueError(_what_to_give(self.data))
         bare = self.val_frac == 0 and not self.val and self.split != "column"
         if bare and self.patience:
             raise ValueError("patience needs a validation set: raise val_frac")
         if bare and self.scheduler == "plateau":
             raise ValueError("the scheduler plateau needs a validation set: raise val_frac")
         return self
+
+    def _check_demo(self, kinds: list[DataKind]) -> None:
+        if self.data or any(getattr(self, name) for kind in kinds for name in kind.chosen_by):
+            raise ValueError("--demo makes its own data: leave out data, pdbs and features")
+        if not any(kind.has_demo for kind in kinds):
+            raise ValueError(f"--demo makes proteins, which {self.backbone} does not take")
+
+    @property
+    def kind(self) -> DataKind:
+        """Kind of the samples."""
+        if self.demo:
+            return next(kind for kind in kinds_of(self.backbone) if kind.has_demo)
+        return kind_of(self.backbone, dict(self))
 
     @property
     def output_dir(self) -> Path:
@@ -256,49 +371,28 @@ class FineTuneSettings(OptimizerSettings):
     @property
     def inputs(self) -> dict[str, str | list[str] | None]:
         """Paths that the run reads, by their flags."""
-        names = (
-            *("data", "val", "test", "pdbs", "features", "alignments", "old_data"),
-            *("weights", "init_from"),
-        )
-        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
-
-    @property
-    def on_series(self) -> bool:
-        """Whether samples are time series."""
-        return not self.demo and "series" in BACKBONES[self.backbone].inputs
-
-    @property
-    def on_atoms(self) -> bool:
-        """Whether samples are structures of atoms."""
-        return not self.demo and "atoms" in BACKBONES[self.backbone].inputs
-
-    @property
-    def on_sequences(self) -> bool:
-        """Whether samples are sequences of the table rather than structures beside it."""
-        files = self.pdbs is not None or self.features is not None
-        return not (self.demo or files or self.on_series or self.on_atoms)
+        return {
+            f"--{name.replace('_', '-')}": getattr(self, name)
+            for name in paths_in(type(self))
+            if name != "cache_dir"  # read and written
+        }
 
     @property
     def backbone_arguments(self) -> dict[str, Any]:
         """Further arguments of the backbone."""
-        return with_long(self.backbone_config, self.long)
+        return with_long(self.backbone_config, getattr(self, "long", None))
 
     @property
     def samples_per_batch(self) -> int:
-        """1 protein, since memory grows with the square of its length; 8 sequences and so on."""
-        if self.batch_size is not None:
-            return self.batch_size
-        if self.on_atoms:
-            return AtomsDataset.default_batch_size
-        return 32 if self.on_series else 8 if self.on_sequences else 1
+        """Batch size: the given one, or that of the kind of data."""
+        return self.kind.default_batch_size if self.batch_size is None else self.batch_size
 
     @property
     def accumulation_steps(self) -> int:
-        """Batches per optimizer step, so that 8 samples make one; the demo takes each alone."""
+        """Batches per optimizer step: the given number, or that of the kind; 1 in the demo."""
         if self.accum is not None:
             return self.accum
-        large = self.demo or self.on_sequences or self.on_series or self.on_atoms
-        return 1 if large else 8
+        return 1 if self.demo else self.kind.batches_per_step
 
     @property
     def cache_config(self) -> CacheConfig:
@@ -355,3 +449,20 @@ class FineTuneSettings(OptimizerSettings):
 def with_long(arguments: dict[str, Any], long: str | None) -> dict[str, Any]:
     """Arguments of a backbone, and what it does with long sequences where that is said."""
     return dict(arguments) if long is None else {**arguments, "long": long}
+
+
+def paths_in(settings: type[Settings]) -> list[str]:
+    """Names of the settings that are paths."""
+    return [name for name in settings.model_fields if settings.flag(name).path]
+
+
+def _for_another(data: Any, backbone: str) -> str | None:
+    """Advice for a file that only other backbones read."""
+    taken = {kind.name for kind in kinds_of(backbone)}
+    for kind in (DATASETS[name] for name in DATASETS if name not in taken):
+        if is_of(kind, data):
+            return (
+                f"{data} holds {kind.title}, which {backbone} does not take: add --backbone "
+                f"{kind.backbone}"
+            )
+    return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun._io import atomic_path, write_text
+from molfun._io import write_text
 from molfun.data.tables import escape
 from molfun.sample import is_missing
 
@@ -52,57 +52,6 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
 def _number(target: Any) -> Any:
     """Of several labels of a structure, the energy."""
     return target.get("energy") if isinstance(target, Mapping) else target
-
-
-def structures_path(table: Path) -> Path:
-    """Where `write_structures` puts structures, whose table is `table`.
-
-    Examples
-    --------
-    >>> structures_path(Path("out/q.csv")).name
-    'q_structures.xyz'
-    """
-    return table.with_name(f"{table.stem}_structures.xyz")
-
-
-def write_structures(path: Path, result: Mapping[str, Any], dataset: Any) -> Path | None:
-    """Write structures with predicted energy, forces and stress beside a table of predictions.
-
-    Parameters
-    ----------
-    path
-        The table; the structures go to `structures_path`.
-    result
-        What `MolfunStructureModel.predict` gave for the data set.
-    dataset
-        The data set.
-
-    Returns
-    -------
-    Path or None
-        What was written; None where no forces or stress were predicted.
-    """
-    if "forces" not in result and "stress" not in result:
-        return None
-    beside = structures_path(path)
-    from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io import write
-    from ase.stress import full_3x3_to_voigt_6_stress
-
-    frames = []
-    for i, (name, atoms) in enumerate(zip(dataset.ids, dataset.atoms, strict=True)):
-        values: dict[str, Any] = {"energy": float(result["prediction"][i])}
-        if "forces" in result:
-            values["forces"] = result["forces"][i]
-        if "stress" in result:
-            values["stress"] = full_3x3_to_voigt_6_stress(result["stress"][i])
-        bare = type(atoms)(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        bare.info["id"] = name
-        bare.calc = SinglePointCalculator(bare, **values)
-        frames.append(bare)
-    with atomic_path(beside) as temporary:
-        write(str(temporary), frames, format="extxyz")
-    return beside
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

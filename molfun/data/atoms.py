@@ -30,6 +30,7 @@ from molfun.data.atoms_labels import (
     volume_of,
 )
 from molfun.data.base import SampleDataset
+from molfun.data.kinds.atoms import Atoms
 from molfun.errors import DataError
 from molfun.sample import Sample, is_missing
 from molfun.text import counted, listing, nearest
@@ -71,8 +72,7 @@ class AtomsDataset(SampleDataset):
     (2, {'energy': -14.2})
     """
 
-    default_batch_size = 16
-    """Structures in a batch where no loader says otherwise; metatrain's default."""
+    default_batch_size = Atoms.default_batch_size
 
     def __init__(
         self,

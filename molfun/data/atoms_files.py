@@ -11,12 +11,13 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from molfun._io import atomic_path
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
 from molfun.data.atoms_labels import is_lopsided
@@ -348,3 +349,42 @@ def _shown(text: object, length: int = 60) -> str:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
+
+
+def write_predicted(
+    path: Path, result: Mapping[str, Any], ids: Sequence[str], atoms: Sequence[Any]
+) -> Path:
+    """Write structures with predicted energy, forces and stress as extended xyz.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    result
+        What `MolfunStructureModel.predict` gave for the structures: ``prediction`` (energies),
+        and ``forces`` or ``stress``.
+    ids
+        A name each.
+    atoms
+        The structures.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+    from ase.stress import full_3x3_to_voigt_6_stress
+
+    frames = []
+    for i, (name, structure) in enumerate(zip(ids, atoms, strict=True)):
+        values: dict[str, Any] = {"energy": float(result["prediction"][i])}
+        if "forces" in result:
+            values["forces"] = result["forces"][i]
+        if "stress" in result:
+            values["stress"] = full_3x3_to_voigt_6_stress(result["stress"][i])
+        bare = type(structure)(
+            structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
+        )
+        bare.info["id"] = name
+        bare.calc = SinglePointCalculator(bare, **values)
+        frames.append(bare)
+    with atomic_path(path) as temporary:
+        write(str(temporary), frames, format="extxyz")
+    return path

@@ -18,6 +18,7 @@ from molfun._paths import as_path
 from molfun.data import tables
 from molfun.data.base import TableDataset
 from molfun.data.fasta import read_fasta
+from molfun.data.kinds.sequences import Sequences
 from molfun.data.representations import (
     Representations,
     as_representations,
@@ -58,6 +59,8 @@ class SequenceDataset(TableDataset):
     representations
         Outputs of a backbone, see `with_representations`.
     """
+
+    default_batch_size = Sequences.default_batch_size
 
     def __init__(
         self,

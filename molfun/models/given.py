@@ -19,8 +19,10 @@ import torch
 from torch.utils.data import IterableDataset, default_collate
 
 from molfun.data.base import SampleDataset
+from molfun.data.kinds.sequences import Sequences
 from molfun.errors import DataError, MolfunError
 from molfun.nn.process import kept_generators, seed_everything
+from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch
 from molfun.text import first_line
 from molfun.training.loading import watched
@@ -39,15 +41,6 @@ NO_DATA = (bytes, Mapping, Set, torch.Tensor, np.ndarray)
 _MAY_HAVE_GAPS = re.compile(r"[A-Z.*-]+")
 LONGEST_PATH = 4096
 """Longer texts are no paths."""
-_READERS = {
-    ".csv .tsv .txt .parquet .pq": "SequenceDataset.from_csv",
-    ".fasta .fa .faa .fas .a3m": "SequenceDataset.from_fasta",
-    ".pdb .ent .cif .mmcif": "molfun.data.read_structure",
-    ".xyz .extxyz": "AtomsDataset.from_files",
-    ".ts": "TimeSeriesDataset.from_ts",
-    ".npy .npz": "TimeSeriesDataset.from_numpy",
-}
-"""What reads the files with some endings."""
 
 
 class GivenSamples:
@@ -60,7 +53,6 @@ class GivenSamples:
         of a sequence and its label.
     """
 
-    default_batch_size = 1
     collate_fn = staticmethod(SampleDataset.collate_fn)
 
     def __init__(self, items: Any) -> None:
@@ -71,6 +63,11 @@ class GivenSamples:
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def default_batch_size(self) -> int:
+        """Samples per batch where no loader says otherwise, for sequences as in their data set."""
+        return 1 if self[0].sequence is None else Sequences.default_batch_size
 
     def __getitem__(self, index: int) -> Sample:
         if not -self._length <= index < self._length:
@@ -297,7 +294,9 @@ def refuse_path(text: str | os.PathLike[str]) -> None:
 
 
 def _reader_of(name: str) -> str:
-    return next((how for ends, how in _READERS.items() if name.endswith(tuple(ends.split()))), "")
+    """What reads a file of that name; empty where no kind of data does."""
+    readers = {end: how for kind in DATASETS for end, how in DATASETS[kind].readers.items()}
+    return next((how for end, how in readers.items() if name.endswith(end)), "")
 
 
 def is_pair(item: Any) -> bool:

@@ -20,8 +20,10 @@ from torch.utils.data import (
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.tensor_input import split_batch
+from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
 from molfun.models import given
+from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.tasks.base import Task
 from molfun.text import counted, listing
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def is_many(data: Any) -> bool:
     """Whether data is a loader, a data set or a list of batches rather than one batch."""
-    if _structures_in(data):
+    if _items_of_a_kind(data):
         return True
     if isinstance(data, list | tuple):
         return not given.is_batch(data)
@@ -52,7 +54,7 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
     """
     if isinstance(data, Sample | SampleBatch | Mapping | Inputs):
         return [data]
-    data = from_structures(data)
+    data = from_items(data)
     if isinstance(data, DataLoader) or (hasattr(data, "dataset") and not isinstance(data, Dataset)):
         return _checked_loader(data)
     collate = collate_of(data)
@@ -130,8 +132,8 @@ def _of_items(data: Any) -> Any:
     if not given.length_of(data):
         return data if isinstance(data, list) else []
     first = given.item_of(data, 0)
-    if hasattr(first, "get_atomic_numbers"):
-        return from_structures([given.item_of(data, i) for i in range(len(data))])
+    if _items_of_a_kind(first):
+        return from_items([given.item_of(data, i) for i in range(len(data))])
     listed = data if isinstance(data, list | tuple) else [first]
     if any(given.is_batch(item) for item in listed):
         return data if isinstance(data, list) else given.GivenBatches(data)
@@ -140,21 +142,22 @@ def _of_items(data: Any) -> Any:
     return samples
 
 
-def from_structures(data: Any) -> Any:
-    """A list of ``ase.Atoms`` as a data set of samples; anything else as it is."""
-    structures = _structures_in(data)
-    if not structures:
+def from_items(data: Any) -> Any:
+    """Items of a kind of data, such as ``ase.Atoms``, as its data set; anything else as it is."""
+    found = _items_of_a_kind(data)
+    if found is None:
         return data
-    from molfun.data.atoms import AtomsDataset
+    kind, items = found
+    return kind.from_items(items)
 
-    return AtomsDataset.from_atoms(structures)
 
-
-def _structures_in(data: Any) -> Sequence[Any]:
-    """``ase.Atoms`` in a list, or one of them; none if it is anything else."""
-    found = [data] if hasattr(data, "get_atomic_numbers") else data
-    is_list = isinstance(found, list | tuple)
-    return found if is_list and all(hasattr(a, "get_atomic_numbers") for a in found) else ()
+def _items_of_a_kind(data: Any) -> tuple[DataKind, Sequence[Any]] | None:
+    """The kind of data whose items are in a list, or of which this is one; None for others."""
+    for kind in (DATASETS[name]() for name in DATASETS):
+        items = [data] if kind.holds(data) else data
+        if isinstance(items, list | tuple) and items and all(map(kind.holds, items)):
+            return kind, items
+    return None
 
 
 def collate_of(data: Any) -> Any:

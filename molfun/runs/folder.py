@@ -18,6 +18,7 @@ from molfun._paths import as_path
 from molfun.config import read_yaml
 from molfun.data.tables import escape
 from molfun.errors import ConfigError, RunError
+from molfun.registry import DATASETS
 from molfun.runs.checkpoint import foreign_files
 from molfun.runs.resume import STATE_FILE
 
@@ -28,8 +29,13 @@ RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
 """What `fit` and `pretrain` write into the folder of a run."""
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
-STRUCTURES = ("predictions_val_structures.xyz", "predictions_test_structures.xyz")
-COMMAND_FILES = (CONFIG, SPLITS, *PREDICTIONS, *STRUCTURES)
+_BESIDE = (
+    file.name
+    for kind in DATASETS
+    for table in PREDICTIONS
+    for file in DATASETS[kind]().files_beside(Path(table))
+)
+COMMAND_FILES = (CONFIG, SPLITS, *PREDICTIONS, *_BESIDE)
 """What a command writes beside them, without log and cache."""
 _FOLDERS = (CHECKPOINT, RESUME)
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")

@@ -51,7 +51,7 @@ def make(**changes: Any) -> type[Backbone]:
     content = {
         "name": "toy",
         "display_name": "Toy",
-        "inputs": ("sequence",),
+        "inputs": ("sequences",),
         "block_prefix": "blocks_",
         "lora_targets": ("mix",),
         "blocks": lambda self: [nn.Linear(2, 2)],

@@ -463,7 +463,10 @@ def test_from_random_weights_it_knows_the_elements_of_the_data(
         (("--head", "mlp"), "name it with --target-key"),
         (("--head", "mlp", "--target-key", "k", "--forces-weight", 2), "of the task 'energy'"),
         (("--split", "identity"), "split='identity' is for sequences"),
-        (("--max-length", 5), "max_length: not for structures of atoms"),
+        (
+            ("--max-length", 5),
+            "max_length: for structures of proteins, sequences or time series (models such as",
+        ),
         (("head_config.target=enrgy",), "Unknown target 'enrgy'; known: energy."),
         (("head_config.modules=[node_head]",), "Did you mean 'node_heads'?"),
         (("energy_unit=kcal/mol",), "The energies are in kcal/mol, and the target 'energy'"),
@@ -512,7 +515,7 @@ def test_settings_of_atoms_are_refused_elsewhere(molfun: Command, folder: Path) 
     (folder / "s.csv").write_text("sequence,target\n" + "ACDE,1\n" * 5)
     result = molfun("fine-tune", "--backbone", "esm2_tiny", "--data", "s.csv", "--energy-key", "e")
     assert result.exit_code == 1
-    assert "energy_key: for models of atoms such as pet" in result.stderr
+    assert "energy_key: for structures of atoms (models such as pet)" in result.stderr
     result = molfun("fine-tune", "--backbone", "pet", "--demo")
     assert "--demo makes proteins, which pet does not take" in result.stderr
     result = molfun("fine-tune", "--backbone", "pet")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from molfun.cli.outputs import check_output, refuse_inputs_of_run
-from molfun.cli.predict import check_output as check_table
 from molfun.errors import ConfigError, MolfunError, RunError
+from molfun.registry import DATASETS
 
 Command = Callable[..., Result]
 
@@ -90,13 +90,13 @@ def test_an_older_file_stays_until_asked(folder: Path) -> None:
 
 
 def test_structures_beside_a_table_are_known_before(folder: Path) -> None:
-    atoms = {"kind": "atoms"}
+    beside = DATASETS["atoms"]().files_beside(Path("q.csv"))
     with pytest.raises(ConfigError, match=r"q_structures\.xyz would be written and is the file of"):
-        check_table("predict", "q.csv", {"--data": "q_structures.xyz"}, atoms, overwrite=True)
+        check_output("q.csv", {"--data": "q_structures.xyz"}, overwrite=True, beside=beside)
     with pytest.raises(RunError, match=r"q_structures\.xyz exists"):
-        check_table("predict", "q.csv", {"--data": "t.csv"}, atoms, overwrite=False)
-    check_table("predict", "q.csv", {"--data": "t.csv"}, {}, overwrite=False)
-    check_table("evaluate", None, {"--data": "t.csv"}, atoms, overwrite=False)
+        check_output("q.csv", {"--data": "t.csv"}, overwrite=False, beside=beside)
+    assert DATASETS["sequences"]().files_beside(Path("q.csv")) == []
+    check_output("q.csv", {"--data": "t.csv"}, overwrite=False)
 
 
 @pytest.mark.parametrize("source", ["run/predictions_val.csv", "run/checkpoint/trunk", "run/x.csv"])

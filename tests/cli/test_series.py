@@ -339,9 +339,9 @@ def test_series_are_pretrained_by_masking_unless_told_otherwise() -> None:
 
 
 def test_series_train_at_their_own_rate() -> None:
-    series = FineTuneSettings(data="x.ts", backbone="timeseries", strategy="full")
+    series = FineTuneSettings.build({"data": "x.ts", "backbone": "timeseries"})
     assert series.strategy_options("full", 2)["lr"] == 1e-3
-    assert "lr" not in FineTuneSettings(demo=True).strategy_options("full", 2)
+    assert "lr" not in FineTuneSettings.build({"demo": True}).strategy_options("full", 2)
 
 
 def table(path: Path, frame: pd.DataFrame) -> str:
@@ -390,6 +390,9 @@ def test_features_are_named_and_remembered(molfun: Command, tmp_path: Path) -> N
     assert "Features (1): bp" in result.stdout
     result = molfun("fine-tune", "--data", data, "--feature-columns", "hr", "--pdbs", "x", *run,
                     "--overwrite")  # fmt: skip
+    assert "feature_columns: for time series (models such as timeseries)" in result.stderr
+    result = molfun("fine-tune", "--backbone", "timeseries", "--data", "x.ts", *run,
+                    "--feature-columns", "hr", "--overwrite")  # fmt: skip
     assert "feature_columns is for tables of time series." in result.stderr
     for flag, said in (("hr,target", "the column of the label"), ("hr,hr", "'hr' more than once")):
         result = molfun("fine-tune", "--backbone", "timeseries", "--data", data, *run,

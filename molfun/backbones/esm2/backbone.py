@@ -74,7 +74,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
     block_prefix = "model.layers"
     lora_targets = ("q_proj", "v_proj")
     length_power = 1.0
-    inputs = ("sequence", "structure")
+    inputs = ("sequences", "structures")
     kernels = "fast"
 
     def __init__(

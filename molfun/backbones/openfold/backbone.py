@@ -96,7 +96,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     display_name = "OpenFold"
     block_prefix = "model.evoformer.blocks"
     lora_targets = ("linear_q", "linear_v")
-    inputs = ("structure",)
+    inputs = ("structures",)
     default_head = "affinity"
     length_power = 3.0
 

@@ -85,6 +85,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     """
 
     inputs = ("atoms",)
+    takes_preset = False
     default_head = "energy"
     names_weights = False
     checks_quickly = True

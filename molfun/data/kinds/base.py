@@ -1,0 +1,287 @@
+"""What a kind of data says of itself."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import create_model
+
+from molfun.config import Settings, option
+from molfun.errors import ConfigError
+from molfun.registry import BACKBONES, DATASETS
+
+if TYPE_CHECKING:
+    from molfun.data.base import SampleDataset
+
+T = TypeVar("T", bound=Settings)
+
+CLASSES: dict[str, Literal["class", "classes"]] = {
+    "binary": "class",
+    "multiclass": "class",
+    "multilabel": "classes",
+}
+"""Tasks whose labels are names of classes."""
+
+
+TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+"""Endings of tables, beside ``.gz`` of those that are texts."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a run are.
+
+    Parameters
+    ----------
+    task
+        Registered name of the task.
+    level
+        ``"sequence"`` or ``"residue"``: what has a label.
+    """
+
+    task: str
+    level: str = "sequence"
+
+    @property
+    def form(self) -> Literal["number", "class", "classes"]:
+        """How a label stands in a table."""
+        return CLASSES.get(self.task, "number")
+
+
+class TableSettings(Settings):
+    """Settings that all kinds read from tables share."""
+
+    id_column: str | None = option(None, "Column of ids.", panel="Data", hidden=True, again=True)
+    target_column: str | None = option(None, "Column of labels.", panel="Data", again=True)
+    max_length: int | None = option(
+        None, "Crop longer samples (structures around the interface).", panel="Data", again=True,
+        ge=1,
+    )  # fmt: skip
+
+
+class DataKind(ABC):
+    """How one kind of data is opened, and what a run on it needs by default.
+
+    A subclass sets the attributes and writes `open` and `reopen`. Its module must import neither
+    torch nor numpy before one of them is called: ``molfun --help`` reads the settings.
+
+    Examples
+    --------
+    >>> kind = DATASETS["sequences"]()
+    >>> kind.default_batch_size, kind.columns["target_column"]
+    (8, 'target')
+    """
+
+    name: ClassVar[str]
+    """Registered name, to which `Backbone.inputs` refers."""
+    title: ClassVar[str]
+    """The samples, for people, in the plural: "time series"."""
+    backbone: ClassVar[str]
+    """A backbone that takes them, for advice."""
+    settings: ClassVar[type[Settings]]
+    """Settings of this kind alone; several kinds may share a base such as `TableSettings`."""
+
+    columns: ClassVar[Mapping[str, str]] = {}
+    """Default of each setting that names a column and may be left out."""
+    default_batch_size: ClassVar[int] = 1
+    """Samples per batch where nobody says otherwise."""
+    batches_per_step: ClassVar[int] = 1
+    """Batches per optimizer step where nobody says otherwise (command line)."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of files that only this kind reads."""
+    readers: ClassVar[Mapping[str, str]] = {}
+    """What reads files in Python, by their endings, for advice."""
+    chosen_by: ClassVar[tuple[str, ...]] = ()
+    """Settings that choose this kind for a backbone that takes several; by default the others."""
+    takes_several_files: ClassVar[bool] = False
+    """Whether ``data`` may be a list of files."""
+    has_demo: ClassVar[bool] = False
+    """Whether `demo` makes samples."""
+    groups_by: ClassVar[str | None] = None
+    """Column of `SampleDataset.metadata` with the group of each sample, whatever the table calls
+    it, where every split keeps groups whole."""
+
+    objective: ClassVar[str | None] = None
+    """Objective of pre-training where none is named; None if there is no pre-training."""
+    unit: ClassVar[str] = "residues"
+    """What the length of a sample counts, in the plural."""
+
+    @abstractmethod
+    def open(
+        self, settings: Any, labels: Labels, *, like: SampleDataset | None = None
+    ) -> SampleDataset:
+        """Open the data of a run.
+
+        Parameters
+        ----------
+        settings
+            Of the run: ``data`` and the settings of this kind.
+        labels
+            What the labels are.
+        like
+            Training set whose inputs this one must have, for a file of validation or test samples.
+
+        Raises
+        ------
+        DataError
+            If a file is missing or bad.
+        """
+
+    @abstractmethod
+    def reopen(
+        self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
+    ) -> SampleDataset:
+        """Open samples for a trained model, prepared as its training set was.
+
+        Parameters
+        ----------
+        trained
+            `SampleDataset.input_settings` of the training set, from the checkpoint.
+        given
+            ``data``, and what the user says otherwise than in training.
+        labels
+            Whether every sample must have a label.
+
+        Raises
+        ------
+        ConfigError
+            If something that only the user knows is not given.
+        DataError
+            If a file is missing or bad.
+        """
+
+    def holds(self, item: Any) -> bool:
+        """Whether an item of a user's list or data set is a sample of this kind as it stands."""
+        return False
+
+    def from_items(self, items: Sequence[Any]) -> SampleDataset:
+        """Make a data set of items that `holds` accepts."""
+        raise NotImplementedError  # reached only if `holds` promises what is not there
+
+    def open_unlabelled(
+        self, path: str, settings: Any, *, like: SampleDataset | None = None
+    ) -> SampleDataset:
+        """Open inputs alone, for pre-training and embeddings; `like` is as in `open`."""
+        raise NotImplementedError  # reached only if `objective` promises what is not there
+
+    def prepare_unlabelled(
+        self,
+        train: Any,
+        val: Any,
+        settings: Any,
+    ) -> tuple[Any, Any]:
+        """Last step before pre-training, on the parts of a split."""
+        return train, val
+
+    def validation_fraction(self, n: int) -> float:
+        """Fraction of `n` unlabelled samples that validates pre-training."""
+        return 0.01
+
+    def missing(self, settings: Any) -> str | None:
+        """Sentence on what has to be given before this kind can be opened; None if all is there."""
+        return None if settings.data else f"give --data FILE of {self.title}, to train on"
+
+    def problems(self, settings: Any, labels: Labels) -> list[str]:
+        """Sentences on settings that do not go together."""
+        return []
+
+    def notes(self, dataset: Any, where: str) -> list[str]:
+        """Lines on what was read, for the user; `where` says where the details are."""
+        return []
+
+    def backbone_arguments(
+        self,
+        settings: Any,
+        parts: Sequence[Any],
+    ) -> dict[str, Any]:
+        """Arguments of the backbone that follow from the training set, validation and test set."""
+        return {}
+
+    def demo(self, n: int, length: int) -> SampleDataset:
+        """Make `n` synthetic samples of that length."""
+        raise NotImplementedError  # reached only if `has_demo` promises what is not there
+
+    def column(self, settings: Any, name: str) -> Any:
+        """Name of a column: the given one, or the default of this kind."""
+        return getattr(settings, name) or self.columns.get(name)
+
+    def files_beside(self, table: Path) -> list[Path]:
+        """Files that `write_beside` may write beside a table of predictions."""
+        return []
+
+    def write_beside(
+        self,
+        table: Path,
+        result: Mapping[str, Any],
+        dataset: Any,
+    ) -> Path | None:
+        """Write predictions that no table holds; give the file, None if there were none."""
+        return None
+
+
+def with_kinds(run: type[T]) -> type[T]:
+    """Settings of a run together with those of every kind of data.
+
+    Raises
+    ------
+    ConfigError
+        If a kind calls a setting as the run or another kind calls a different one.
+    """
+    kinds = [DATASETS[name] for name in DATASETS]
+    return _joined(run, tuple(dict.fromkeys(kind.settings for kind in kinds)))
+
+
+@functools.lru_cache
+def _joined(run: type[T], settings: tuple[type[Settings], ...]) -> type[T]:
+    known: dict[str, tuple[type[Settings], Any]] = {}
+    bases: tuple[type[Any], ...] = (run, *settings)
+    for cls in bases:
+        for name, field in cls.model_fields.items():
+            other, same = known.setdefault(name, (cls, field))
+            if (field.annotation, field.default) != (same.annotation, same.default):
+                raise ConfigError(
+                    f"The setting {name!r} of {cls.__name__} is another than that of "
+                    f"{other.__name__}. Rename one of them, or give both one type and default."
+                )
+    return create_model(run.__name__, __base__=bases, __doc__=run.__doc__)
+
+
+def kind_of(backbone: str, values: Mapping[str, Any]) -> DataKind:
+    """The kind of data that a backbone takes with these settings.
+
+    A backbone that takes several kinds takes the first of them that a given setting chooses, else
+    the first that needs no such setting.
+
+    Parameters
+    ----------
+    backbone
+        Registered name or alias.
+    values
+        Settings by name.
+
+    Examples
+    --------
+    >>> kind_of("openfold", {}).name
+    'structures'
+    >>> [kind_of("esm2", values).name for values in ({}, {"pdbs": "folder"})]
+    ['sequences', 'structures']
+    """
+    kinds = kinds_of(backbone)
+    chosen = [k for k in kinds if any(values.get(name) is not None for name in k.chosen_by)]
+    return [*chosen, *(k for k in kinds if not k.chosen_by), *kinds][0]
+
+
+def kinds_of(backbone: str) -> list[DataKind]:
+    """The kinds of data that a backbone takes, in its order of preference."""
+    return [DATASETS[name]() for name in BACKBONES.about(backbone, "inputs")]
+
+
+def is_of(kind: type[DataKind], path: Any) -> bool:
+    """Whether the name of a file says that only this kind of data is in it."""
+    name = str(path or "").lower().removesuffix(".gz")
+    return bool(kind.suffixes) and name.endswith(kind.suffixes)

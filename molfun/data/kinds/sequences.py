@@ -1,0 +1,143 @@
+"""Protein sequences with labels: a table, or a FASTA file where labels are not needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from molfun._paths import as_path
+from molfun.config import Settings, option
+from molfun.data.kinds.base import TABLES, DataKind, Labels, TableSettings
+from molfun.errors import ConfigError
+
+if TYPE_CHECKING:
+    from molfun.data.base import SampleDataset
+    from molfun.data.sequences import SequenceDataset
+
+logger = logging.getLogger(__name__)
+
+PANEL = "Sequences"
+FASTA = (".fasta", ".fa", ".faa", ".fas")
+WITHOUT_COLUMN = {
+    "id_column": "its rows are called seq_1, seq_2 ...",
+    "mask_column": "labels count on every residue where they are not '?'",
+}
+"""Consequence of a column of the training set that a later table lacks."""
+
+
+class SequenceInputs(Settings):
+    """Where sequences are in a table, and what becomes of long ones."""
+
+    sequence_column: str = option("sequence", "Column of sequences.", panel=PANEL, again=True)
+    long: Literal["full", "crop", "window"] | None = option(
+        None, "Sequences above 1,022 residues: {choices}.", panel=PANEL, shown="full",
+        hidden=True, of_model=True,
+    )  # fmt: skip
+
+
+class SequenceSettings(SequenceInputs, TableSettings):
+    """How a table of sequences with labels is read."""
+
+    mask_column: str | None = option(
+        None, "Column of 0 and 1 per residue: 1 where the label counts.", panel=PANEL, hidden=True
+    )
+
+
+class Sequences(DataKind):
+    """One-letter sequences in a column of a table."""
+
+    name = "sequences"
+    title = "sequences"
+    backbone = "esm2_t6_8M_UR50D"
+    settings = SequenceSettings
+    columns = {"target_column": "target"}  # noqa: RUF012
+    default_batch_size = 8
+    suffixes = FASTA
+    readers = {  # noqa: RUF012
+        **dict.fromkeys(TABLES, "SequenceDataset.from_csv"),
+        **dict.fromkeys((*FASTA, ".a3m"), "SequenceDataset.from_fasta"),
+    }
+    objective = "masked_lm"
+
+    def open(
+        self,
+        settings: Any,
+        labels: Labels,
+        *,
+        like: SampleDataset | None = None,
+    ) -> SequenceDataset:
+        """Read a table."""
+        from molfun.data.sequences import SequenceDataset
+
+        return SequenceDataset.from_csv(
+            settings.data,
+            sequence_column=settings.sequence_column,
+            target_column=self.column(settings, "target_column"),
+            id_column=settings.id_column,
+            mask_column=settings.mask_column,
+            labels=labels.form,
+            level="residue" if labels.level == "residue" else "sequence",
+            max_length=settings.max_length,
+        )
+
+    def reopen(
+        self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
+    ) -> SequenceDataset:
+        """Read a table, or without labels also a FASTA file."""
+        from molfun.data.sequences import SequenceDataset
+
+        merged = {**trained, **given}
+        data, max_length = merged["data"], merged.get("max_length")
+        if is_fasta(data):
+            if labels:
+                raise ConfigError(f"{data} has no labels to evaluate against; give a table.")
+            return SequenceDataset.from_fasta(data, max_length=max_length)
+        names = ("sequence_column", "target_column", "id_column", "mask_column", "labels", "level")
+        columns = {name: merged[name] for name in names if merged.get(name) is not None}
+        # a table to predict has neither labels nor, often, ids; one of predictions has no masks
+        if not labels:
+            columns.pop("mask_column", None)
+        _drop_absent(columns, data, "mask_column" if labels else "id_column")
+        return SequenceDataset.from_csv(
+            data, **columns, max_length=max_length, require_target=labels
+        )
+
+    def open_unlabelled(
+        self,
+        path: str,
+        settings: Any,
+        *,
+        like: SampleDataset | None = None,
+    ) -> SequenceDataset:
+        """Read sequences alone, from a FASTA file or a column of a table."""
+        from molfun.data.sequences import SequenceDataset
+
+        if is_fasta(path):
+            return SequenceDataset.from_fasta(path, max_length=settings.max_length)
+        return SequenceDataset.from_csv(
+            path,
+            sequence_column=settings.sequence_column,
+            id_column=settings.id_column,
+            max_length=settings.max_length,
+            require_target=False,
+        )
+
+
+def is_fasta(path: str) -> bool:
+    """Whether a name is that of a FASTA file rather than of a table."""
+    return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
+
+
+def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
+    """Do without a column of the training set that the table lacks, and say what that means."""
+    from molfun.data.tables import read_cells
+
+    name = columns.get(argument)
+    if name is None:
+        return
+    cells = read_cells(as_path(data), columns.get("sequence_column", "sequence"))
+    if name not in cells.header:
+        del columns[argument]
+        logger.warning("%s has no column %r: %s.", data, name, WITHOUT_COLUMN[argument])
