@@ -28,7 +28,7 @@ from molfun.sample import is_missing
 from molfun.text import counted
 from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig
-from molfun.training.engine import let_train
+from molfun.training.groups import let_train
 from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner

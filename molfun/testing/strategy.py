@@ -16,7 +16,7 @@ from molfun.registry import STRATEGIES
 from molfun.sample import SampleBatch
 from molfun.testing.samples import in_batches, series, series_model
 from molfun.training import FinetuneStrategy
-from molfun.training.engine import make_optimizer
+from molfun.training.groups import make_optimizer
 
 
 def weights_of(model: MolfunStructureModel, names: Iterable[str] | None = None) -> dict[str, Any]:

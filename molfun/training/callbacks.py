@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from molfun._io import disk_errors
 from molfun._paths import as_path
@@ -35,6 +36,42 @@ class FitPlan:
     batches_per_epoch: int
     steps_per_epoch: int
     total_steps: int
+
+    @classmethod
+    def of(
+        cls,
+        n_batches: int,
+        n_own: int,
+        *,
+        per_step: int,
+        epochs: int | None,
+        max_steps: int | None,
+    ) -> Self:
+        """Size of a fit that ends after so many epochs or optimizer steps, whichever is first.
+
+        Parameters
+        ----------
+        n_batches, n_own
+            Batches of an epoch, of all processes and of this one.
+        per_step
+            Batches per optimizer step, of all processes.
+        epochs, max_steps
+            Limits; at least one is given.
+
+        Examples
+        --------
+        >>> FitPlan.of(10, 10, per_step=4, epochs=2, max_steps=None).total_steps
+        6
+        """
+        per_epoch = math.ceil(n_batches / per_step)
+        limits = [max_steps, None if epochs is None else epochs * per_epoch]
+        total = min(limit for limit in limits if limit is not None)
+        return cls(
+            epochs=math.ceil(total / per_epoch),
+            batches_per_epoch=n_own,
+            steps_per_epoch=per_epoch,
+            total_steps=total,
+        )
 
 
 class Callback:

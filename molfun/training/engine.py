@@ -19,31 +19,29 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from molfun.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from molfun.errors import DataError, NonFiniteError
 from molfun.nn.modes import set_modes
-from molfun.nn.param_groups import for_optimizer
-from molfun.nn.process import random_state, seed_everything, set_random_state
-from molfun.runs import resume as run_state
+from molfun.nn.process import random_state, seed_everything
 from molfun.runs.resume import FitState
-from molfun.text import unknown_name
 from molfun.training.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
-from molfun.training.history import History, Row, monitored
+from molfun.training.engine_config import EngineConfig
+from molfun.training.groups import let_train, shown_lr, warn_of_late_starts
+from molfun.training.history import History, Row
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.interrupt import Interrupted, SignalWatch
 from molfun.training.loading import worker_errors
-from molfun.training.optimizers import build_optimizer
+from molfun.training.monitor import Monitor
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
+from molfun.training.saved_state import SavedState
 from molfun.training.schedule import RunSchedule
 
 if TYPE_CHECKING:
@@ -56,53 +54,6 @@ SCALE_SEARCH = 20
 `EngineConfig.max_nonfinite`."""
 STATE_EVERY_SECONDS = 600.0
 """State is written at the end of every epoch and at least this often within one."""
-
-_MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What values of the wrong type raise where they are used."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Settings of a fit that are not the strategy's.
-
-    Parameters
-    ----------
-    epochs, max_steps
-        When to stop: after so many epochs or optimizer steps; at least one is given.
-    seed
-        Decides the order of samples and dropout.
-    state_dir
-        Folder for the resume state; None writes none.
-    save_every_steps
-        Write the state every so many optimizer steps, besides every epoch and ten minutes.
-    max_nonfinite
-        Windows in a row that may be skipped before the run stops.
-    restore_best
-        Leave the best weights in the model at the end; False leaves the last ones.
-    identity
-        What has to be equal for a run to be resumed.
-    """
-
-    epochs: int | None
-    max_steps: int | None = None
-    seed: int = 0
-    state_dir: Path | None = None
-    save_every_steps: int | None = None
-    max_nonfinite: int = 5
-    restore_best: bool = True
-    identity: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        counts = {k: getattr(self, k) for k in ("epochs", "max_steps", "save_every_steps")}
-        problems = [
-            f"{name} must be a whole number of at least 1, got {value!r}."
-            for name, value in counts.items()
-            if value is not None and not (isinstance(value, int) and value >= 1)
-        ]
-        if self.epochs is None and self.max_steps is None:
-            problems.append("Give epochs or max_steps.")
-        if problems:
-            raise ConfigError(" ".join(problems))
 
 
 class Engine:
@@ -146,6 +97,7 @@ class Engine:
         self.runner = runner
         self.strategy = strategy
         self.config = config
+        self.monitor = Monitor(strategy, runner)
         self.fabric = fabric
         self.ranks = ranks or Ranks()
         self.callbacks = callbacks if self.ranks.is_first else ()
@@ -157,6 +109,7 @@ class Engine:
         )
         self.state = FitState()
         self._best: dict[str, torch.Tensor] | None = None
+        self._saved: SavedState | None = None
         self._saved_at = time.monotonic()
         self._watch = SignalWatch()
         self._windows = 0  # closed in this epoch
@@ -168,26 +121,32 @@ class Engine:
         self, train: Iterable[Any], val: Iterable[Any] | None = None, *, resume: bool = False
     ) -> History:
         """Train, validate, keep the best; give one row an epoch."""
-        self._check_monitor(val)
-        if val is not None and operator.length_hint(val, 1) == 0:
+        if val is None:
+            self.monitor.need_validation()
+        elif operator.length_hint(val, 1) == 0:
             raise DataError(
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
                 "train without validation."
             )
         batches = EpochBatches(train, self.config.seed, self.ranks)
-        plan = self._plan(batches)
+        plan = FitPlan.of(
+            batches.n_total,
+            len(batches),
+            per_step=self.strategy.accumulation_steps * self.ranks.size,
+            epochs=self.config.epochs,
+            max_steps=self.config.max_steps,
+        )
         self._total_steps = plan.total_steps
         self._schedule = RunSchedule(
-            self.optimizer, self.strategy, plan, higher_is_better=self._higher_is_better
+            self.optimizer, self.strategy, plan, higher_is_better=self.monitor.higher_is_better
         )
-        self._warn_late(plan)
+        warn_of_late_starts(self.optimizer, plan.epochs)
         seed_everything(self.config.seed + self.ranks.index)
-        resumed = resume and self._restore()
-        if resumed:
-            self.state.batch = min(self.state.batch, len(batches))
+        self._saved = self._saved_state()
+        resumed = resume and self._take_up(len(batches))
         self.ranks.align(self.parameters.values())
         history = History(self.state.history)
-        history.monitor, history.higher_is_better = self.strategy.monitor, self._higher_is_better
+        history.monitor, history.higher_is_better = self.monitor.name, self.monitor.higher_is_better
         with SignalWatch() as self._watch, worker_errors():
             self._start(plan, history, resumed=resumed)
             self.on_start()
@@ -214,8 +173,7 @@ class Engine:
         that. Where the run replaces another one they come last: what a process killed in between
         leaves is then one run or the other.
         """
-        folder = self.config.state_dir
-        replaces = folder is not None and run_state.has_state(folder)
+        replaces = self._saved is not None and self._saved.exists()
         randoms = self.ranks.gather(random_state())
         if replaces and not resumed:
             self._write_state(randoms)
@@ -224,50 +182,32 @@ class Engine:
         if not (replaces or resumed):
             self._write_state(randoms)
 
-    def _check_monitor(self, val: Iterable[Any] | None) -> None:
-        monitor, patience = self.strategy.monitor, self.strategy.early_stopping_patience
-        known = ["val/loss", *(f"val/{m}" for m in self.runner.metric_names)]
-        if monitor not in known:
-            raise ConfigError(unknown_name("monitor", monitor, known))
-        problems = []
-        if patience:
-            problems.append("early_stopping_patience needs a val_loader: early stopping watches")
-        if self.strategy.scheduler == "plateau":
-            problems.append("The scheduler plateau needs a val_loader: it watches")
-        if problems and val is None:
-            raise ConfigError(" ".join(f"{text} {monitor}." for text in problems))
-
-    @property
-    def _higher_is_better(self) -> bool:
-        return self.strategy.monitor.removeprefix("val/") in self.runner.higher_is_better
-
-    def _plan(self, batches: EpochBatches) -> FitPlan:
-        per_step = self.strategy.accumulation_steps * self.ranks.size
-        per_epoch = math.ceil(batches.n_total / per_step)
-        limits = []
-        if self.config.epochs is not None:
-            limits.append(self.config.epochs * per_epoch)
-        if self.config.max_steps is not None:
-            limits.append(self.config.max_steps)
-        total = min(limits)
-        return FitPlan(
-            epochs=math.ceil(total / per_epoch),
-            batches_per_epoch=len(batches),
-            steps_per_epoch=per_epoch,
-            total_steps=total,
+    def _saved_state(self) -> SavedState | None:
+        """The state on disk; None where the run writes none."""
+        if self.config.state_dir is None:
+            return None
+        return SavedState(
+            self.config.state_dir,
+            self.config.identity,
+            self.runner,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            schedule=self._schedule,
+            average=self.average,
+            precision=self.fabric.strategy.precision,
+            ranks=self.ranks,
         )
 
-    def _warn_late(self, plan: FitPlan) -> None:
-        """Say what never begins to train."""
-        late = [g for g in self.optimizer.param_groups if g["start_epoch"] >= plan.epochs]
-        if late:
-            names = ", ".join(dict.fromkeys(str(group["name"]) for group in late))
-            logger.warning(
-                "%s begin to train in epoch %d, and this run has %d: they stay as they are.",
-                names,
-                1 + min(int(group["start_epoch"]) for group in late),
-                plan.epochs,
-            )
+    def _take_up(self, n_batches: int) -> bool:
+        """Go on from the state on disk; False where a run was stopped before it wrote one."""
+        assert self._saved is not None
+        found = self._saved.take_up()
+        if found is None:
+            return False
+        self.state, self._best = found
+        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
+        self.state.batch = min(self.state.batch, n_batches)
+        return True
 
     # --- one epoch -----------------------------------------------------------------------------
 
@@ -413,7 +353,7 @@ class Engine:
             "epoch": state.epoch,
             "train_loss": state.loss_total / state.loss_count if state.loss_count else math.nan,
             "val_loss": math.nan,
-            "lr": self._shown_lr(),
+            "lr": shown_lr(self.optimizer),
             "steps": state.step,
             "skipped": state.skipped_windows,
         }
@@ -428,7 +368,8 @@ class Engine:
         state.history.append(row)
         state.finished = self._why_finished()
         logger.info("%s", "  ".join(f"{name}={value:.5g}" for name, value in row.items()))
-        self._warn_undefined(val)
+        if val is not None and state.epoch == 1:
+            self.monitor.warn_undefined(row)
         for callback in self.callbacks:
             callback.on_epoch_end(row, improved)
         return row
@@ -446,15 +387,13 @@ class Engine:
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
         self._end_schedule_epoch(row)
-        score = monitored(row, self.strategy.monitor) * (-1 if self._higher_is_better else 1)
+        score = self.monitor.score(row)
         improved = score < state.best_score  # NaN never wins
         if improved:
             state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
             self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
-            if self.config.state_dir is not None and self.ranks.is_first:
-                state.best_sha256 = run_state.write_best(
-                    self.config.state_dir, state.epoch, self._best
-                )
+            if self._saved is not None:
+                self._saved.write_best(state, self._best)
             self.on_best(History([*state.history, row]))
         else:
             state.since_best += 1
@@ -462,23 +401,8 @@ class Engine:
 
     def _end_schedule_epoch(self, row: Row) -> None:
         """Tell the schedule how the epoch ended; the row holds the rate that follows from it."""
-        self._schedule.end_epoch(monitored(row, self.strategy.monitor))
-        row["lr"] = self._shown_lr()
-
-    def _warn_undefined(self, val: Iterable[Any] | None) -> None:
-        """Say once that what should decide the best epoch has no value."""
-        row, monitor = self.state.history[-1], self.strategy.monitor
-        if val is not None and self.state.epoch == 1 and math.isnan(monitored(row, monitor)):
-            logger.warning(
-                "%s is undefined on this validation set (too few samples, or all alike), so no "
-                "epoch can be the best by it; the last weights are kept.",
-                monitor,
-            )
-
-    def _shown_lr(self) -> float:
-        """Rate of the head, where there is one, for the next step."""
-        rates = {str(group["name"]): float(group["lr"]) for group in self.optimizer.param_groups}
-        return rates.get("head", next(iter(rates.values())))
+        self._schedule.end_epoch(self.monitor.value(row))
+        row["lr"] = shown_lr(self.optimizer)
 
     def _why_finished(self) -> str:
         patience = self.strategy.early_stopping_patience
@@ -538,121 +462,6 @@ class Engine:
 
     def _write_state(self, randoms: Sequence[Any] | None = None) -> None:
         """Write the state, with the generators of now or those given."""
-        if self.config.state_dir is None:
-            return
-        if randoms is None:
-            randoms = self.ranks.gather(random_state())
-        self._saved_at = time.monotonic()
-        if not self.ranks.is_first:
-            return
-        content: dict[str, Any] = {
-            "identity": dict(self.config.identity),
-            "fit": self.state.to_dict(),
-            "weights": {n: p.detach() for n, p in self.parameters.items()},
-            "average": None if self.average is None else self.average.state_dict(),
-            "random": randoms[0] if self.ranks.size == 1 else randoms,
-            "runner": self.runner.resume_state(),
-        }
-        if not self.state.finished:  # a finished run is only looked at; moments are most of it
-            gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-            content["progress"] = {
-                "gradients": gradients,
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self._schedule.state_dict(),
-                "scaler": self.fabric.strategy.precision.state_dict(),
-            }
-        run_state.write_state(self.config.state_dir, content)
-
-    def _restore(self) -> bool:
-        """Take up the state on disk; False where a run was stopped before it wrote one."""
-        folder = self.config.state_dir
-        assert folder is not None
-        # one answer for all: the first process may write a state while others still look
-        if not self.ranks.gather(run_state.has_state(folder))[0]:
-            logger.warning("%s holds no state yet: the run starts from its beginning.", folder)
-            return False
-        content = run_state.read_state(folder)
-        run_state.check_same_run(content["identity"], self.config.identity, folder)
-        try:
-            self._take_up(content)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise CheckpointError(
-                f"{folder / run_state.STATE_FILE} does not fit the run: "
-                f"{type(error).__name__} {' '.join(str(error).split())[:200]}. {run_state.ADVICE}"
-            ) from error
-        if self.state.best_epoch:
-            self._best = run_state.read_best(folder, self.state)
-            self._check_shapes(self._best, "the best weights")
-        if not (self.state.epoch or self.state.batch):
-            logger.warning("The run had not got beyond its set-up: it starts from its beginning.")
-        logger.info(
-            "Resumed after %d epochs, %d batches and %d optimizer steps.",
-            self.state.epoch,
-            self.state.batch,
-            self.state.step,
-        )
-        return True
-
-    def _take_up(self, content: Mapping[str, Any]) -> None:
-        self.state = FitState.from_dict(content["fit"])
-        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
-        self._check_shapes(content["weights"], "the weights")
-        copy_weights(content["weights"], self.parameters)
-        if self.average is not None:
-            self._check_shapes(content["average"]["average"], "the average")
-            self.average.load_state_dict(content["average"])
-        self.runner.load_resume_state(content["runner"])
-        randoms = content["random"]
-        set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
-        if not self.state.finished:
-            self._restore_progress(content["progress"])
-
-    def _check_shapes(self, stored: Mapping[str, torch.Tensor], what: str) -> None:
-        """Refuse weights of other names or shapes, which a copy would stretch or pass over."""
-        found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        ours = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        other = sorted(n for n in {*found, *ours} if found.get(n) != ours.get(n))
-        if other:
-            raise CheckpointError(
-                f"{self.config.state_dir}: {what} stored there do not fit the model "
-                f"({', '.join(other[:3])}). {run_state.ADVICE}"
-            )
-
-    def _restore_progress(self, progress: Mapping[str, Any]) -> None:
-        for name, gradient in progress["gradients"].items():
-            self.parameters[name].grad = gradient.to(self.parameters[name].device)
-        self.optimizer.load_state_dict(progress["optimizer"])
-        self._schedule.load_state_dict(progress["schedule"])
-        self.fabric.strategy.precision.load_state_dict(progress["scaler"])
-
-
-def make_optimizer(
-    strategy: FinetuneStrategy, model: Any
-) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
-    """The strategy's optimizer over its groups, and the parameters in it by name."""
-    groups = strategy.groups(model)
-    parameters = {name: p for group in groups for name, p in group.parameters}
-    optimizer = build_optimizer(
-        strategy.optimizer,
-        for_optimizer(groups, strategy.weight_decay),
-        momentum=strategy.momentum,
-    )
-    return optimizer, parameters
-
-
-def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
-    """Freeze what begins after `epoch` (from 0), unfreeze the rest; whether any changed."""
-    changed = False
-    for group in optimizer.param_groups:
-        active = epoch >= group["start_epoch"]
-        for parameter in group["params"]:
-            changed |= parameter.requires_grad != active
-            parameter.requires_grad_(active)
-    return changed
+        if self._saved is not None:
+            self._saved_at = time.monotonic()
+            self._saved.write(self.state, randoms)

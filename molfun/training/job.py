@@ -15,7 +15,9 @@ from molfun.errors import NonFiniteError
 from molfun.runs.folder import RunFolder
 from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, CSVLog
-from molfun.training.engine import Engine, EngineConfig, make_optimizer
+from molfun.training.engine import Engine
+from molfun.training.engine_config import EngineConfig
+from molfun.training.groups import make_optimizer
 from molfun.training.history import History, Row
 from molfun.training.precision import choose_precision, make_fabric
 from molfun.training.ranks import Ranks
@@ -124,7 +126,6 @@ class Job:
             If the run cannot be resumed or written.
         """
         folder = self.folder if self.ranks.is_first else None
-        restore_best = self.restore_best and runner.ranks_epochs
         kept = False
 
         def keep_best(history: History) -> None:
@@ -132,7 +133,7 @@ class Job:
             self.history, kept = history, True
             keep(history[-1], folder)
 
-        engine = self._engine(runner, identity, restore_best, on_start, keep_best)
+        engine = self._engine(runner, identity, on_start, keep_best)
         with contextlib.nullcontext() if folder is None else folder.held():
             try:
                 self.history = engine.fit(self.train, self.val, resume=self.resume)
@@ -140,10 +141,13 @@ class Job:
                 if not kept:
                     keep(None, folder)
                 raise
+            restored = engine.config.restore_best
             # what was best is on disk already, unless an earlier process of this run wrote it
-            has_best = kept or (not restore_best and engine.state.best_epoch > 0)
-            row = self.history.best if restore_best else self.history[-1]
-            keep(row, None if has_best and runner.ranks_epochs else folder)
+            is_written = runner.ranks_epochs and (
+                kept or bool(engine.state.best_epoch and not restored)
+            )
+            row = self.history.best if restored else self.history[-1]
+            keep(row, None if is_written else folder)
         self.ranks.wait()
         return self.history
 
@@ -151,7 +155,6 @@ class Job:
         self,
         runner: Runner,
         identity: Mapping[str, Any],
-        restore_best: bool,
         on_start: Callable[[], None],
         on_best: Callable[[History], None],
     ) -> Engine:
@@ -161,7 +164,7 @@ class Job:
             seed=self.seed,
             state_dir=None if self.folder is None else self.folder.state,
             save_every_steps=self.save_every_steps,
-            restore_best=restore_best,
+            restore_best=self.restore_best and runner.ranks_epochs,
             identity={**self._settings(), **identity},
         )
         logs = [] if self.folder is None else [CSVLog(self.folder.history)]

@@ -25,7 +25,9 @@ from molfun.models.structure import MolfunStructureModel
 from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, LoRAFinetune
 from molfun.training import engine as engine_module
-from molfun.training.engine import Engine, EngineConfig, make_optimizer
+from molfun.training.engine import Engine
+from molfun.training.engine_config import EngineConfig
+from molfun.training.groups import make_optimizer
 from molfun.training.precision import make_fabric
 from molfun.training.supervised import SupervisedRunner
 

@@ -33,7 +33,7 @@ from molfun.training import (
     PartialFinetune,
 )
 from molfun.training.callbacks import CSVLog, FitPlan
-from molfun.training.engine import EngineConfig
+from molfun.training.engine_config import EngineConfig
 from molfun.training.precision import choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]

@@ -25,7 +25,7 @@ from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.training import FinetuneStrategy, FullFinetune, GradualFinetune, HeadOnlyFinetune
 from molfun.training.base import SCHEDULERS
-from molfun.training.engine import make_optimizer
+from molfun.training.groups import make_optimizer
 from molfun.training.optimizers import OPTIMIZERS, build_optimizer
 
 ModelFactory = Callable[..., MolfunStructureModel]

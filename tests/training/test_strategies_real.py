@@ -26,7 +26,7 @@ from molfun.training import (
     PartialFinetune,
     choose_strategy,
 )
-from molfun.training.engine import make_optimizer
+from molfun.training.groups import make_optimizer
 
 ModelFactory = Callable[..., MolfunStructureModel]
 BatchFactory = Callable[..., list[SampleBatch]]

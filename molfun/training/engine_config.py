@@ -1,0 +1,54 @@
+"""Settings of a fit that are not the strategy's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from molfun.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of a fit that are not the strategy's.
+
+    Parameters
+    ----------
+    epochs, max_steps
+        When to stop: after so many epochs or optimizer steps; at least one is given.
+    seed
+        Decides the order of samples and dropout.
+    state_dir
+        Folder for the resume state; None writes none.
+    save_every_steps
+        Write the state every so many optimizer steps, besides every epoch and ten minutes.
+    max_nonfinite
+        Windows in a row that may be skipped before the run stops.
+    restore_best
+        Leave the best weights in the model at the end; False leaves the last ones.
+    identity
+        What has to be equal for a run to be resumed.
+    """
+
+    epochs: int | None
+    max_steps: int | None = None
+    seed: int = 0
+    state_dir: Path | None = None
+    save_every_steps: int | None = None
+    max_nonfinite: int = 5
+    restore_best: bool = True
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = {k: getattr(self, k) for k in ("epochs", "max_steps", "save_every_steps")}
+        problems = [
+            f"{name} must be a whole number of at least 1, got {value!r}."
+            for name, value in counts.items()
+            if value is not None and not (isinstance(value, int) and value >= 1)
+        ]
+        if self.epochs is None and self.max_steps is None:
+            problems.append("Give epochs or max_steps.")
+        if problems:
+            raise ConfigError(" ".join(problems))

@@ -1,0 +1,166 @@
+"""The state of a fit on disk: what is written as it goes, and how a resumed one takes it up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from molfun.errors import CheckpointError
+from molfun.nn.process import random_state, set_random_state
+from molfun.runs import resume
+from molfun.runs.resume import FitState
+from molfun.training.ema import WeightAverage, copy_weights
+from molfun.training.ranks import Ranks
+from molfun.training.runner import Runner
+from molfun.training.schedule import RunSchedule
+
+logger = logging.getLogger(__name__)
+
+_MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What values of the wrong type raise where they are used."""
+
+
+class SavedState:
+    """All that a killed fit needs, in the folder of its run.
+
+    Parameters
+    ----------
+    folder
+        Folder of the state.
+    identity
+        What has to be equal for a run to be resumed.
+    runner
+        The model; it may have a state besides the parameters.
+    parameters
+        Those that train, by name.
+    optimizer, schedule, average, precision
+        What else changes with each step; `precision` is Fabric's, with the scale of the loss.
+    ranks
+        The processes that train together; the first writes for all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        runner: Runner,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        schedule: RunSchedule,
+        average: WeightAverage | None,
+        precision: Any,
+        ranks: Ranks,
+    ) -> None:
+        self.folder, self.identity, self.runner = folder, dict(identity), runner
+        self.parameters, self.optimizer, self.schedule = parameters, optimizer, schedule
+        self.average, self.precision, self.ranks = average, precision, ranks
+
+    def exists(self) -> bool:
+        """Whether there is a state, damaged or not."""
+        return resume.has_state(self.folder)
+
+    def write(self, state: FitState, randoms: Sequence[Any] | None = None) -> None:
+        """Write the state, with the generators of now or those given for each process."""
+        if randoms is None:
+            randoms = self.ranks.gather(random_state())
+        if not self.ranks.is_first:
+            return
+        content: dict[str, Any] = {
+            "identity": self.identity,
+            "fit": state.to_dict(),
+            "weights": {n: p.detach() for n, p in self.parameters.items()},
+            "average": None if self.average is None else self.average.state_dict(),
+            "random": randoms[0] if self.ranks.size == 1 else randoms,
+            "runner": self.runner.resume_state(),
+        }
+        if not state.finished:  # a finished run is only looked at; moments are most of it
+            gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+            content["progress"] = {
+                "gradients": gradients,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.precision.state_dict(),
+            }
+        resume.write_state(self.folder, content)
+
+    def write_best(self, state: FitState, best: Mapping[str, torch.Tensor]) -> None:
+        """Write the best weights, and note in `state` which file belongs to it."""
+        if self.ranks.is_first:
+            state.best_sha256 = resume.write_best(self.folder, state.epoch, best)
+
+    def take_up(self) -> tuple[FitState, dict[str, torch.Tensor] | None] | None:
+        """Put model, optimizer and generators back; None where no state was written yet.
+
+        Returns
+        -------
+        tuple or None
+            Where the fit stands, and its best weights so far.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is damaged or does not fit the run.
+        RunError
+            If the run was started with other settings.
+        """
+        # one answer for all: the first process may write a state while others still look
+        if not self.ranks.gather(self.exists())[0]:
+            logger.warning("%s holds no state yet: the run starts from its beginning.", self.folder)
+            return None
+        content = resume.read_state(self.folder)
+        resume.check_same_run(content["identity"], self.identity, self.folder)
+        try:
+            state = self._put_back(content)
+        except _MISTYPED as error:
+            raise CheckpointError(
+                f"{self.folder / resume.STATE_FILE} does not fit the run: "
+                f"{type(error).__name__} {' '.join(str(error).split())[:200]}. {resume.ADVICE}"
+            ) from error
+        best = resume.read_best(self.folder, state) if state.best_epoch else None
+        if best is not None:
+            self._check_shapes(best, "the best weights")
+        if not (state.epoch or state.batch):
+            logger.warning("The run had not got beyond its set-up: it starts from its beginning.")
+        logger.info(
+            "Resumed after %d epochs, %d batches and %d optimizer steps.",
+            state.epoch,
+            state.batch,
+            state.step,
+        )
+        return state, best
+
+    def _put_back(self, content: Mapping[str, Any]) -> FitState:
+        state = FitState.from_dict(content["fit"])
+        self._check_shapes(content["weights"], "the weights")
+        copy_weights(content["weights"], self.parameters)
+        if self.average is not None:
+            self._check_shapes(content["average"]["average"], "the average")
+            self.average.load_state_dict(content["average"])
+        self.runner.load_resume_state(content["runner"])
+        randoms = content["random"]
+        set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
+        if not state.finished:
+            progress = content["progress"]
+            for name, gradient in progress["gradients"].items():
+                self.parameters[name].grad = gradient.to(self.parameters[name].device)
+            self.optimizer.load_state_dict(progress["optimizer"])
+            self.schedule.load_state_dict(progress["schedule"])
+            self.precision.load_state_dict(progress["scaler"])
+        return state
+
+    def _check_shapes(self, stored: Mapping[str, torch.Tensor], what: str) -> None:
+        """Refuse weights of other names or shapes, which a copy would stretch or pass over."""
+        found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        ours = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        other = sorted(n for n in {*found, *ours} if found.get(n) != ours.get(n))
+        if other:
+            raise CheckpointError(
+                f"{self.folder}: {what} stored there do not fit the model "
+                f"({', '.join(other[:3])}). {resume.ADVICE}"
+            )
