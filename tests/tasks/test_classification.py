@@ -16,7 +16,7 @@ from torch.nn import functional
 from molfun import FullFinetune, MolfunStructureModel
 from molfun.errors import ConfigError, DataError
 from molfun.tasks import BinaryTask, ContactTask, MulticlassTask, MultilabelTask
-from molfun.tasks.classification import natural
+from molfun.tasks.classes import natural
 
 SEED = 0
 
