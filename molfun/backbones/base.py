@@ -12,11 +12,9 @@ tests that inherits the contract. What only some can do are mix-ins in files of 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +22,7 @@ import torch
 from torch import nn
 
 from molfun.errors import ContractError, DataError
+from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
@@ -262,20 +261,3 @@ def _check_class(cls: type[Backbone]) -> None:
             f"{cls.__name__}.__init__ must take {' and '.join(missing)}: every model is built with "
             f"weights=PATH_OR_NONE (its pretrained weights) and seed=NUMBER (of random ones)."
         )
-
-
-def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Sha256 of each tensor's type, shape and bytes."""
-    digests = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-        digests[name] = digest.hexdigest()
-    return digests
-
-
-def combine_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
-    """One sha256 over a configuration and the digests of its weights."""
-    text = json.dumps([dict(config), sorted(digests.items())], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

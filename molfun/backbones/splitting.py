@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone, Features
+from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.trunk import TrunkOutput
 
 

@@ -10,11 +10,12 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from molfun.backbones.base import Backbone, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.backbones.own_heads import OwnHeads
 from molfun.config import check_seed
 from molfun.errors import ConfigError, DataError
+from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.heads.base import Head
 from molfun.models import base_weights, trained_on
 from molfun.models.build import (

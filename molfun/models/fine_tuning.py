@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun.backbones.base import tensor_digests
+from molfun.fingerprint import digest, tensor_digests
 from molfun.models import arithmetic, memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
 from molfun.models.assembly import AssembledModel
@@ -16,7 +16,6 @@ from molfun.models.loaders import (
     check_labels,
     check_sizes,
     data_identity,
-    digest,
     fit_inputs,
     input_settings_of,
     samples_of,

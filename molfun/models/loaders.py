@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from molfun.backbones.base import Backbone
 from molfun.backbones.tensor_input import split_batch
 from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
+from molfun.fingerprint import digest
 from molfun.models import given
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
@@ -394,8 +394,3 @@ def input_settings_of(loader: Any) -> dict[str, Any]:
             "that of the first.", ", ".join(differ),
         )  # fmt: skip
     return found[0]
-
-
-def digest(parts: Iterable[str]) -> str:
-    """Short sha256 over texts."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from molfun.backbones.base import tensor_digests
 from molfun.config import flattened
 from molfun.errors import CheckpointError, MolfunError
+from molfun.fingerprint import tensor_digests
 from molfun.models import arithmetic, base_weights
 from molfun.models.assembly import AssembledModel
 from molfun.nn import lora

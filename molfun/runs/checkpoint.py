@@ -41,8 +41,8 @@ from molfun._io import (
     write_text,
 )
 from molfun._paths import as_path
-from molfun.backbones.base import tensor_digests
 from molfun.errors import CheckpointError, MolfunError
+from molfun.fingerprint import tensor_digests
 from molfun.nn.allocation_cap import AllocationCap
 from molfun.text import listing
 

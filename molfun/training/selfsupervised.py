@@ -11,8 +11,9 @@ from typing import Any, Self
 
 import torch
 
-from molfun.backbones.base import Backbone, Features, combine_digests, tensor_digests
+from molfun.backbones.base import Backbone, Features
 from molfun.backbones.tensor_input import split_batch
+from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.nn.modes import evaluating
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.tasks.base import LossSum
