@@ -9,15 +9,15 @@ from molfun.models.structure import MolfunStructureModel as MolfunStructureModel
 from molfun.models.structure import Prediction as Prediction
 from molfun.sample import Sample as Sample
 from molfun.sample import SampleBatch as SampleBatch
-from molfun.training.base import FinetuneStrategy as FinetuneStrategy
+from molfun.strategies.base import FinetuneStrategy as FinetuneStrategy
+from molfun.strategies.full import FullFinetune as FullFinetune
+from molfun.strategies.gradual import GradualFinetune as GradualFinetune
+from molfun.strategies.head_only import HeadOnlyFinetune as HeadOnlyFinetune
+from molfun.strategies.lora import LoRAFinetune as LoRAFinetune
+from molfun.strategies.partial import PartialFinetune as PartialFinetune
 from molfun.training.cache import CacheConfig as CacheConfig
 from molfun.training.callbacks import Callback as Callback
-from molfun.training.full import FullFinetune as FullFinetune
-from molfun.training.gradual import GradualFinetune as GradualFinetune
-from molfun.training.head_only import HeadOnlyFinetune as HeadOnlyFinetune
 from molfun.training.history import History as History
-from molfun.training.lora import LoRAFinetune as LoRAFinetune
-from molfun.training.partial import PartialFinetune as PartialFinetune
 
 __all__: list[str]
 __version__: str

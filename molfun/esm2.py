@@ -44,13 +44,13 @@ from molfun.errors import CheckpointError, ConfigError, DataError, MolfunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import MANIFEST
 from molfun.sample import Sample, SampleBatch
+from molfun.strategies.base import FinetuneStrategy
+from molfun.strategies.full import FullFinetune
+from molfun.strategies.head_only import HeadOnlyFinetune
 from molfun.strict import refuse_unknown
 from molfun.tasks.regression import RegressionLoss, RegressionTask
 from molfun.text import listing
-from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, FitPlan
-from molfun.training.full import FullFinetune
-from molfun.training.head_only import HeadOnlyFinetune
 from molfun.training.history import History, Row
 
 __all__ = [

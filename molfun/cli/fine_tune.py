@@ -30,13 +30,13 @@ from molfun.models.energies import Forgetting
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.runs.folder import CACHE, COMMAND_FILES, LOG, RUN_FILES, RunFolder
-from molfun.training.auto import recommend
-from molfun.training.base import FinetuneStrategy
+from molfun.strategies.auto import recommend
+from molfun.strategies.base import FinetuneStrategy
+from molfun.strategies.gradual import GradualFinetune
+from molfun.strategies.lora import LoRAFinetune
+from molfun.strategies.partial import PartialFinetune
 from molfun.training.callbacks import Callback, FitPlan
-from molfun.training.gradual import GradualFinetune
 from molfun.training.history import History
-from molfun.training.lora import LoRAFinetune
-from molfun.training.partial import PartialFinetune
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES, OBJECTIVES
 from molfun.runs.folder import CONFIG, LOG, RUN_FILES, RunFolder
+from molfun.strategies.full import FullFinetune
 from molfun.training.callbacks import Callback, FitPlan
-from molfun.training.full import FullFinetune
 from molfun.training.history import History
 
 WRITTEN = (*RUN_FILES, CONFIG, LOG)

@@ -11,11 +11,11 @@ from pydantic import field_validator, model_validator
 from molfun._paths import as_path
 from molfun.config import Settings, dump_yaml, option
 from molfun.data.kinds.base import DataKind, is_of, kind_of, kinds_of, with_kinds
+from molfun.nn.optimizers import OPTIMIZERS
 from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
+from molfun.strategies.base import SCHEDULERS, FinetuneStrategy, Mode
 from molfun.text import alternatives, unknown_name
-from molfun.training.base import SCHEDULERS, FinetuneStrategy, Mode
 from molfun.training.cache import CacheConfig
-from molfun.training.optimizers import OPTIMIZERS
 
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"

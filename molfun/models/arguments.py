@@ -17,9 +17,9 @@ from molfun.models.loaders import as_loader
 from molfun.nn.process import refuse_inference_tensors
 from molfun.registry import STRATEGIES
 from molfun.runs.folder import RUN_FILES, RunFolder
+from molfun.strategies.auto import choose_strategy
+from molfun.strategies.base import FinetuneStrategy
 from molfun.text import unknown_name
-from molfun.training.auto import choose_strategy
-from molfun.training.base import FinetuneStrategy
 from molfun.training.callbacks import Callback
 from molfun.training.job import Job
 

@@ -29,9 +29,9 @@ from molfun.models.build import (
 from molfun.models.loaders import samples_of
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.process import settled
+from molfun.strategies.base import FinetuneStrategy
 from molfun.tasks.base import Task
 from molfun.text import counted, listing
-from molfun.training.base import FinetuneStrategy
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from molfun.models.loaders import (
 from molfun.nn.modes import set_modes
 from molfun.runs.folder import RunFolder
 from molfun.sample import is_missing
+from molfun.strategies.base import FinetuneStrategy
 from molfun.text import counted
-from molfun.training.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig
 from molfun.training.groups import let_train
 from molfun.training.history import History, Row

@@ -18,8 +18,8 @@ from molfun.models.assembly import AssembledModel
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
+from molfun.strategies.base import FinetuneStrategy
 from molfun.text import listing
-from molfun.training.base import FinetuneStrategy
 
 Model = TypeVar("Model", bound=AssembledModel)
 

@@ -20,9 +20,9 @@ from molfun.models.loaders import data_identity, fit_inputs
 from molfun.objectives.base import Objective
 from molfun.registry import OBJECTIVES
 from molfun.runs.folder import RunFolder
+from molfun.strategies.base import FinetuneStrategy
+from molfun.strategies.full import FullFinetune
 from molfun.strict import build
-from molfun.training.base import FinetuneStrategy
-from molfun.training.full import FullFinetune
 from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.selfsupervised import ObjectiveRunner

@@ -16,10 +16,10 @@ from molfun._paths import as_path
 from molfun.backbones.timeseries.backbone import resolve
 from molfun.config import Settings, parse_yaml, read_yaml
 from molfun.errors import ConfigError
+from molfun.nn.optimizers import build_optimizer
 from molfun.registry import HEADS, OBJECTIVES, TASKS
 from molfun.strict import build, mistyped, parameters_of
 from molfun.text import listing, nearest
-from molfun.training.optimizers import build_optimizer
 from molfun.training.schedule import epoch_scheduler
 
 PRETRAIN = ("encoder", "ssl", "optimizer", "scheduler", "data", "training")

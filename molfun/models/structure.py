@@ -38,7 +38,7 @@ from molfun.nn import lora
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.runs.folder import RunFolder
-from molfun.training.base import FinetuneStrategy
+from molfun.strategies.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback
 from molfun.training.forward import ForwardPass

@@ -1,4 +1,4 @@
-"""Training: strategies (what trains and how fast) and the engine (the loop)."""
+"""Training: the engine (the loop) and what it needs; strategies are in `molfun.strategies`."""
 
 from molfun._lazy import attach
 

@@ -28,7 +28,7 @@ from molfun.errors import DataError, NonFiniteError
 from molfun.nn.modes import set_modes
 from molfun.nn.process import random_state, seed_everything
 from molfun.runs.resume import FitState
-from molfun.training.base import FinetuneStrategy
+from molfun.strategies.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import for_optimizer
-from molfun.training.base import FinetuneStrategy
-from molfun.training.optimizers import build_optimizer
+from molfun.strategies.base import FinetuneStrategy
 
 logger = logging.getLogger(__name__)
 

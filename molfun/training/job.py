@@ -13,7 +13,7 @@ import torch
 from molfun.config import flattened
 from molfun.errors import NonFiniteError
 from molfun.runs.folder import RunFolder
-from molfun.training.base import FinetuneStrategy
+from molfun.strategies.base import FinetuneStrategy
 from molfun.training.callbacks import Callback, CSVLog
 from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
@@ -84,7 +84,7 @@ class Job:
         Parameters
         ----------
         model
-            Something with a ``backbone`` and a ``head``, see `molfun.training.base.FineTunable`.
+            Something with a ``backbone`` and a ``head``, see `molfun.strategies.base.FineTunable`.
         strategy
             What trains and how fast.
         """

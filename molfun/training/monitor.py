@@ -6,8 +6,8 @@ import logging
 import math
 
 from molfun.errors import ConfigError
+from molfun.strategies.base import FinetuneStrategy
 from molfun.text import unknown_name
-from molfun.training.base import FinetuneStrategy
 from molfun.training.history import Row, monitored
 from molfun.training.runner import Runner
 

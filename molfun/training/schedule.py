@@ -25,11 +25,11 @@ from torch.optim.lr_scheduler import (
 )
 
 from molfun.errors import ConfigError
+from molfun.nn.optimizers import is_number
+from molfun.strategies.base import MODES, SCHEDULERS, FinetuneStrategy
 from molfun.strict import check_choice
 from molfun.text import unknown_name
-from molfun.training.base import MODES, SCHEDULERS, FinetuneStrategy
 from molfun.training.callbacks import FitPlan
-from molfun.training.optimizers import is_number
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
+from molfun.nn.optimizers import OPTIMIZERS, build_optimizer
+from molfun.strategies.base import SCHEDULERS
 from molfun.training import FinetuneStrategy, FullFinetune, GradualFinetune, HeadOnlyFinetune
-from molfun.training.base import SCHEDULERS
 from molfun.training.groups import make_optimizer
-from molfun.training.optimizers import OPTIMIZERS, build_optimizer
 
 ModelFactory = Callable[..., MolfunStructureModel]
 

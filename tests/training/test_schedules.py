@@ -28,9 +28,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.sample import SampleBatch
+from molfun.strategies.base import SCHEDULERS
 from molfun.training import Callback, FinetuneStrategy, FullFinetune, GradualFinetune
 from molfun.training import HeadOnlyFinetune as HeadOnly
-from molfun.training.base import SCHEDULERS
 from molfun.training.callbacks import FitPlan
 from molfun.training.schedule import RunSchedule, epoch_scheduler, multiplier, warmup_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from molfun.backbones.base import Backbone
-from molfun.training.base import Entry, FinetuneStrategy
+from molfun.strategies.base import Entry, FinetuneStrategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from molfun.backbones.base import Backbone, Layer
 from molfun.nn import lora
-from molfun.training.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
+from molfun.strategies.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
 
 EMBEDDER_LR_RATIO = 0.01
 

@@ -20,11 +20,11 @@ from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
 from molfun.heads.base import Head
 from molfun.nn import lora
+from molfun.nn.optimizers import OPTIMIZERS
 from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.registry import STRATEGIES
 from molfun.strict import build
 from molfun.text import unknown_name
-from molfun.training.optimizers import OPTIMIZERS
 
 Scheduler = Literal["cosine", "linear", "constant", "step", "plateau", "warmup_cosine"]
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
@@ -59,7 +59,7 @@ class FinetuneStrategy(ABC):
     ----------
     optimizer
         ``"adamw"``, ``"adam"`` or ``"sgd"``, torch's own
-        (`molfun.training.optimizers.build_optimizer`).
+        (`molfun.nn.optimizers.build_optimizer`).
     momentum
         Used by sgd alone; the others take no notice of it.
     scheduler

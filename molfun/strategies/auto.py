@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from molfun.training.base import FinetuneStrategy
-from molfun.training.full import FullFinetune
-from molfun.training.head_only import HeadOnlyFinetune
-from molfun.training.lora import LoRAFinetune
-from molfun.training.partial import PartialFinetune
+from molfun.strategies.base import FinetuneStrategy
+from molfun.strategies.full import FullFinetune
+from molfun.strategies.head_only import HeadOnlyFinetune
+from molfun.strategies.lora import LoRAFinetune
+from molfun.strategies.partial import PartialFinetune
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
 from molfun.nn import lora
-from molfun.training.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
+from molfun.strategies.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
 
 
 @dataclass(frozen=True, kw_only=True)

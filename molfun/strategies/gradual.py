@@ -11,8 +11,8 @@ from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
 from molfun.nn.param_groups import ParameterGroup
 from molfun.registry import STRATEGIES
-from molfun.training.base import Entry, FineTunable, FinetuneStrategy
-from molfun.training.full import FullFinetune
+from molfun.strategies.base import Entry, FineTunable, FinetuneStrategy
+from molfun.strategies.full import FullFinetune
 
 SHARED = tuple(setting.name for setting in dataclasses.fields(FinetuneStrategy))
 
