@@ -5,8 +5,8 @@ from molfun.data.sequences import SequenceDataset as SequenceDataset
 from molfun.data.splits import DataSplitter as DataSplitter
 from molfun.data.timeseries import TimeSeriesDataset as TimeSeriesDataset
 from molfun.errors import MolfunError as MolfunError
+from molfun.models.prediction import Prediction as Prediction
 from molfun.models.structure import MolfunStructureModel as MolfunStructureModel
-from molfun.models.structure import Prediction as Prediction
 from molfun.sample import Sample as Sample
 from molfun.sample import SampleBatch as SampleBatch
 from molfun.strategies.base import FinetuneStrategy as FinetuneStrategy

@@ -1,4 +1,4 @@
+from molfun.models.prediction import Prediction as Prediction
 from molfun.models.structure import MolfunStructureModel as MolfunStructureModel
-from molfun.models.structure import Prediction as Prediction
 
 __all__: list[str]

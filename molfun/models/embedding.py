@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
+from molfun.models import arithmetic
+from molfun.models.assembly import AssembledModel
+from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample, n_residues
 from molfun.strict import check_choice
@@ -24,33 +27,47 @@ BATCH_TOKENS = 4096
 
 
 def embed(
-    backbone: Backbone,
-    samples: Sequence[Sample],
+    model: AssembledModel,
+    data: Any,
     *,
     pooling: Pooling | None,
-    layer: int,
-    device: torch.device,
+    layer: int = -1,
     batch_tokens: int = BATCH_TOKENS,
-) -> list[np.ndarray]:
-    """One array a sample: (length, channels), or (channels,) where pooled.
-
-    The length is that of the sequence, or the number of atoms.
+) -> Any:
+    """Representations of all samples; see `MolfunStructureModel.embed`.
 
     Raises
     ------
     ConfigError
         If the pooling is unknown, or the backbone gives no such layer or token.
     DataError
-        If a sample cannot be used; all of them are listed by the facade before.
+        Listing the samples that cannot be used.
     """
+    samples = all_samples(data)
+    refuse_nothing(samples)
+    model.check(samples)
+    with arithmetic.autocast(model):
+        arrays = _arrays(model, samples, pooling, layer, batch_tokens)
+    return arrays if pooling is None else np.stack(arrays)
+
+
+def _arrays(
+    model: AssembledModel,
+    samples: Sequence[Sample],
+    pooling: Pooling | None,
+    layer: int,
+    batch_tokens: int,
+) -> list[np.ndarray]:
+    """One array per sample: (length, channels), or (channels,) where pooled."""
     if pooling is not None:
         check_choice("pooling", pooling, get_args(Pooling))
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens must be at least 1, got {batch_tokens}.")
     source = pooling or "single"
+    backbone = model.backbone
     options = _layer_option(backbone, layer)
     results: list[np.ndarray | None] = [None] * len(samples)
-    forward = ForwardPass(backbone, (source,), device=device, reader="embed")
+    forward = ForwardPass(backbone, (source,), device=model.device, reader="embed")
     with torch.no_grad(), evaluating(backbone):
         for batch in _batches(samples, batch_tokens):
             output = forward.whole(Inputs.of([samples[i] for i in batch]), **options)

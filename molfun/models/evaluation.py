@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 from molfun.backbones.own_heads import OwnHeads
+from molfun.errors import DataError
 from molfun.models import arithmetic, trained_on
 from molfun.models.assembly import AssembledModel
+from molfun.models.bootstrap import intervals
 from molfun.models.features import with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
@@ -26,9 +28,11 @@ from molfun.training.supervised import SupervisedRunner
 logger = logging.getLogger(__name__)
 
 
-def runner_of(model: AssembledModel, task: Task | None = None) -> SupervisedRunner:
-    """The model as a function of a batch; `task` takes the place of its own."""
-    head, own = model.need_head("this")
+def runner_of(
+    model: AssembledModel, verb: str = "this", task: Task | None = None
+) -> SupervisedRunner:
+    """The model as a function of a batch, which `verb` needs; `task` takes the place of its own."""
+    head, own = model.need_head(verb)
     autocast = functools.partial(arithmetic.autocast, model)
     return SupervisedRunner(
         model.backbone, head, task or own, device=model.device, autocast=autocast
@@ -57,12 +61,31 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
         task = head.measured(task, lambda: targets_of(loader))
     head.attach(model.backbone, task)
     try:
-        runner = runner_of(model, task)
+        runner = runner_of(model, task=task)
         result = runner.evaluate(watch)
     finally:
         model.attach()
     watch.warn()
     return runner, result
+
+
+def evaluate(
+    model: AssembledModel, data: Any, *, bootstrap: int, confidence: float
+) -> dict[str, float]:
+    """Measure; see `MolfunStructureModel.evaluate`."""
+    model.need_head("evaluate")
+    warn_unready(model)
+    runner, result = measured(model, data)
+    if result.loss_count == 0:
+        raise DataError(
+            "Nothing to evaluate: the data has no labels. Use predict, or fill the target column."
+        )
+    found = {"loss": result.loss, **runner.metrics(result)}
+    if bootstrap:
+        found |= intervals(
+            runner.task, result.predictions, result.targets, n=bootstrap, confidence=confidence
+        )
+    return found
 
 
 def warn_unready(model: AssembledModel) -> None:

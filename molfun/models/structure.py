@@ -7,53 +7,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from molfun._paths import as_path
 from molfun.backbones.kernels import Kernels
-from molfun.errors import ConfigError, DataError, RunError
+from molfun.errors import RunError
 from molfun.models import (
-    arithmetic,
     embedding,
     energies,
     evaluation,
     fine_tuning,
     persistence,
+    prediction,
     pretraining,
-    trained_on,
 )
 from molfun.models.arguments import open_job
 from molfun.models.assembly import AssembledModel
-from molfun.models.bootstrap import intervals
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
-from molfun.models.loaders import (
-    all_samples,
-    is_many,
-    refuse_nothing,
-)
+from molfun.models.prediction import Prediction
 from molfun.models.summary import parameter_table
 from molfun.nn import lora
-from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback
-from molfun.training.forward import ForwardPass
 from molfun.training.history import History
 from molfun.training.inputs import as_inputs
 
 logger = logging.getLogger(__name__)
-
-
-class Prediction(dict[str, Any]):
-    """What `MolfunStructureModel.predict` gives; a dict.
-
-    Keys: ``ids`` (list), ``prediction`` ((n,) float64 tensor on the CPU, in the units of the
-    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`).
-    """
 
 
 class MolfunStructureModel(AssembledModel):
@@ -281,8 +264,7 @@ class MolfunStructureModel(AssembledModel):
     @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
-        self.need_head("forward")
-        return evaluation.runner_of(self).outputs(as_inputs(batch))
+        return evaluation.runner_of(self, "forward").outputs(as_inputs(batch))
 
     @settled()
     def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
@@ -308,46 +290,12 @@ class MolfunStructureModel(AssembledModel):
         ConfigError
             If `outputs` are asked for more than one batch.
         """
-        evaluation.warn_unready(self)
-        if is_many(data):
-            if outputs is not None:
-                raise ConfigError(
-                    "outputs is for one batch, and this is a loader, a data set or a list of "
-                    "structures. Give a list of Sample, or use embed, which takes as many as you "
-                    "like."
-                )
-            result = evaluation.predicted(self, data)
-            _, task = self.need_head("predict")
-            return Prediction(ids=result.ids, **task.present(result.predictions))
-        return self._predict_batch(data, ("single",) if outputs is None else outputs)
+        return prediction.predict(self, data, outputs)
 
     @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
-        _, task = self.need_head("predict_and_score")
-        runner, result = evaluation.measured(self, data)
-        prediction = Prediction(ids=result.ids, **task.present(result.predictions))
-        return prediction, runner.metrics(result)
-
-    @torch.no_grad()
-    def _predict_batch(self, data: Any, outputs: Sequence[str]) -> Prediction:
-        watch = trained_on.Watch([data], self.training_inputs)
-        (inputs,) = watch
-        watch.warn()
-        needs = dict.fromkeys((*outputs, *(self.head.needs if self.head is not None else ())))
-        prediction = Prediction(ids=inputs.ids)
-        reader = "predict"
-        if self.head is not None:
-            reader += f" with the head {type(self.head).__name__}"
-        forward = ForwardPass(self.backbone, tuple(needs), device=self.device, reader=reader)
-        with evaluating(self), arithmetic.autocast(self):
-            trunk = forward.whole(inputs)
-            if self.head is not None and self.task is not None:
-                lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
-                scores = self.task.predictions(self.head(trunk))
-                prediction.update(self.task.present(self.task.split(scores, lengths)))
-        prediction["trunk"] = trunk.select(outputs)
-        return prediction
+        return prediction.predict_and_score(self, data)
 
     @settled()
     def embed(
@@ -386,21 +334,7 @@ class MolfunStructureModel(AssembledModel):
         >>> model.embed("MKV", pooling="mean").shape
         (1, 32)
         """
-        samples = all_samples(data)
-        refuse_nothing(samples)
-        self.check(samples)
-        with arithmetic.autocast(self):
-            arrays = embedding.embed(
-                self.backbone,
-                samples,
-                pooling=pooling,
-                layer=layer,
-                device=self.device,
-                batch_tokens=batch_tokens,
-            )
-        if pooling is None:
-            return arrays
-        return np.stack(arrays)
+        return embedding.embed(self, data, pooling=pooling, layer=layer, batch_tokens=batch_tokens)
 
     @settled()
     def evaluate(
@@ -423,20 +357,7 @@ class MolfunStructureModel(AssembledModel):
             ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
             where undefined.
         """
-        self.need_head("evaluate")
-        evaluation.warn_unready(self)
-        runner, result = evaluation.measured(self, data)
-        if result.loss_count == 0:
-            raise DataError(
-                "Nothing to evaluate: the data has no labels. Use predict, or fill the target "
-                "column."
-            )
-        found = {"loss": result.loss, **runner.metrics(result)}
-        if bootstrap:
-            found |= intervals(
-                runner.task, result.predictions, result.targets, n=bootstrap, confidence=confidence
-            )
-        return found
+        return evaluation.evaluate(self, data, bootstrap=bootstrap, confidence=confidence)
 
     # --- targets of the backbone -----------------------------------------------------------------
 
@@ -508,7 +429,7 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def save(self, path: str | Path) -> Self:
-        """Write a checkpoint folder that suffices to predict; see `molfun.models.checkpoint`."""
+        """Write a checkpoint folder that suffices to predict; see `molfun.runs.checkpoint`."""
         persistence.save(self, as_path(path))
         return self
 
