@@ -99,13 +99,11 @@ class AssembledModel(nn.Module):
         self._note_weights(weights, seed)
         self.head: Head | None = None
         self.task: Task | None = None
-        if head is None and task is None and isinstance(self.backbone, OwnHeads):
-            head = self.backbone.own_head
-        self.head_name, self.task_name = names_of(head, task)
-        if self.head_name is None and (head_config or task_config):
-            raise ConfigError("head_config or task_config was given without head=....")
+        self.head_name, self.task_name = self._names(head, task)
         if self.head_name is not None and self.task_name is not None:
             self.put_head(self.head_name, self.task_name, head_config, task_config, seed=seed)
+        elif head_config or task_config:
+            raise ConfigError("head_config or task_config was given without head=....")
         self.attach()
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
@@ -116,6 +114,12 @@ class AssembledModel(nn.Module):
         self.note_base()
         self.to(place).eval()
         choose_kernels(self.backbone, kernels)
+
+    def _names(self, head: str | None, task: str | None) -> tuple[str | None, str | None]:
+        """Names of head and task; those that came with the backbone where none is given."""
+        if head is None and task is None and isinstance(self.backbone, OwnHeads):
+            head = self.backbone.own_head
+        return names_of(head, task)
 
     def _note_weights(self, weights: str | Path | base_weights.Stored | None, seed: int) -> None:
         """Note where the base weights came from; random ones are said where that is unusual."""

@@ -48,6 +48,25 @@ def intervals(
             f"bootstrap needs at least 1 draw and a confidence between 0 and 1, got {n} and "
             f"{confidence}."
         )
+    draws = _draws(task, predictions, targets, n=n, seed=seed)
+    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
+    bounds = {}
+    for name, values in draws.items():
+        enough = 2 * len(values) >= n
+        low, high = np.quantile(values, edges) if enough else (math.nan, math.nan)
+        bounds[f"{name}_low"], bounds[f"{name}_high"] = float(low), float(high)
+    return bounds
+
+
+def _draws(
+    task: Task,
+    predictions: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    n: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Values of each metric in the draws in which it is defined."""
     rng = np.random.default_rng(seed)
     draws: dict[str, list[float]] = {name: [] for name in task.metric_names}
     for _ in range(n):
@@ -56,10 +75,4 @@ def intervals(
         for name, value in task.metrics(*joined).items():
             if math.isfinite(value):
                 draws[name].append(value)
-    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
-    bounds = {}
-    for name, values in draws.items():
-        enough = 2 * len(values) >= n
-        low, high = np.quantile(values, edges) if enough else (math.nan, math.nan)
-        bounds[f"{name}_low"], bounds[f"{name}_high"] = float(low), float(high)
-    return bounds
+    return draws

@@ -44,25 +44,34 @@ def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any
     given = feature_names_of(loader)
     if trained is None or given is None or list(trained) == given:
         return loader
-    made_up = [bool(names) and all(map(_MADE_UP.fullmatch, names)) for names in (trained, given)]
+    made_up = [_are_made_up(trained), _are_made_up(given)]
     if any(made_up) and len(trained) == len(given):
-        if made_up != [True, True]:
+        if not all(made_up):
             logger.warning(
                 "The features have no names to compare: %s are taken for the %s of %s.",
                 ", ".join(given), ", ".join(trained), of,
             )  # fmt: skip
         return loader
-    missing = [name for name in trained if name not in given]
+    _refuse_missing(trained, given, of)
+    chosen = _choose(loader, list(trained))
     extra = [name for name in given if name not in trained]
+    if extra:
+        logger.warning("Not used, as %s was trained without: %s.", of, ", ".join(extra))
+    return chosen
+
+
+def _are_made_up(names: Sequence[str]) -> bool:
+    """Whether they are those that features without names get."""
+    return bool(names) and all(map(_MADE_UP.fullmatch, names))
+
+
+def _refuse_missing(trained: Sequence[str], given: Sequence[str], of: str) -> None:
+    missing = [name for name in trained if name not in given]
     if missing:
         raise DataError(
             f"The data lacks the feature{'s' * (len(missing) > 1)} {', '.join(missing)} that {of} "
             f"was trained on (it has {', '.join(given)}). Add or rename the column."
         )
-    chosen = _choose(loader, list(trained))
-    if extra:
-        logger.warning("Not used, as %s was trained without: %s.", of, ", ".join(extra))
-    return chosen
 
 
 def _choose(loader: Any, names: list[str]) -> Any:

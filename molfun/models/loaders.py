@@ -117,8 +117,11 @@ def _as_samples(data: Any) -> Any:
         data = given.read_stream(data)
     if isinstance(data, list | tuple) and given.is_batch(data) and not isinstance(data[0], Sample):
         return [data]
-    if given.is_map_style(data):
-        return _of_items(data)
+    return _of_items(data) if given.is_map_style(data) else _of_stream(data)
+
+
+def _of_stream(data: Any) -> Any:
+    """Batches that can only be iterated over."""
     is_stream = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     if not is_stream or isinstance(data, given.NO_DATA) or hasattr(data, "iloc"):
         raise given.refused(data)
@@ -284,26 +287,30 @@ def check_sizes(task: Task, *data: Any) -> None:
     """
     if task.level == "sequence":
         return
-    dims = 2 if task.level == "pair" else 1
-    problems, of_atoms = [], False
-    for sample in samples_of(data):
-        in_atoms = sample.atoms is not None
-        if is_missing(sample.target) or (sample.sequence is None and not in_atoms):
-            continue
-        of_atoms |= in_atoms
-        n = len(sample.atoms) if in_atoms else n_residues(sample.sequence or "")
-        size = task.numbers(sample.target).shape[:dims] if dims == 2 else _length(sample.target)
-        if size != (n,) * dims:
-            what = " x ".join(map(str, size)) + " labels" if size else "one label"
-            noun = counted(n, "atom" if in_atoms else "residue")
-            problems.append(f"{sample.shown if in_atoms else sample.id}: {what} for {noun}")
+    known = [s for s in samples_of(data) if s.sequence is not None or s.atoms is not None]
+    labelled = [sample for sample in known if not is_missing(sample.target)]
+    problems = [text for sample in labelled if (text := _wrong_size(task, sample)) is not None]
     if problems:
+        of_atoms = any(sample.atoms is not None for sample in labelled)
         one, whole = ("atom", "structure") if of_atoms else ("residue", "sequence")
         raise DataError(
             f"{counted(len(problems), 'sample')} whose labels do not fit the {whole}:\n"
-            f"{listing(problems)}\nGive a label for each {one}{' pair' * (dims - 1)}, None where "
-            f"there is none."
+            f"{listing(problems)}\nGive a label for each {one}{' pair' * (task.level == 'pair')}, "
+            f"None where there is none."
         )
+
+
+def _wrong_size(task: Task, sample: Sample) -> str | None:
+    """How many labels a sample has for how many residues or atoms; None where it fits."""
+    dims = 2 if task.level == "pair" else 1
+    in_atoms = sample.atoms is not None
+    n = len(sample.atoms) if in_atoms else n_residues(sample.sequence or "")
+    size = task.numbers(sample.target).shape[:dims] if dims == 2 else _length(sample.target)
+    if size == (n,) * dims:
+        return None
+    what = " x ".join(map(str, size)) + " labels" if size else "one label"
+    noun = counted(n, "atom" if in_atoms else "residue")
+    return f"{sample.shown if in_atoms else sample.id}: {what} for {noun}"
 
 
 def _length(target: Any) -> tuple[int, ...]:

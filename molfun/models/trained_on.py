@@ -91,7 +91,7 @@ class TrainingRows:
             return sum(n for value, n in present.items() if PART_WORDS[value])
         if name.casefold() not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
             return 0
-        yes = sum(n for value, n in present.items() if value in ("1", "true"))
+        yes = values["1"] + values["true"]
         return self._n - yes if name.casefold().endswith("train") else yes
 
 

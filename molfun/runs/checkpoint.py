@@ -295,20 +295,7 @@ def verify(folder: Path) -> None:
     CheckpointError
         Listing all files that are missing or differ.
     """
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."
-        )
-    manifest = folder / MANIFEST
-    if not manifest.is_file() and (folder / "checkpoint" / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{folder} is the folder of a run; its checkpoint is {folder / 'checkpoint'}."
-        )
-    if not manifest.is_file():
-        raise CheckpointError(
-            f"{folder} is no complete checkpoint: {MANIFEST} is missing (found: "
-            f"{', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})."
-        )
+    manifest = _manifest_of(folder)
     try:
         entries = dict(json.loads(manifest.read_text(encoding="utf-8")))
         entries.pop(CARD, None)  # checkpoints of older versions list it
@@ -323,6 +310,25 @@ def verify(folder: Path) -> None:
             f"The checkpoint {folder} is damaged:\n{listing(problems)}\nCopy it again from its "
             f"source."
         )
+
+
+def _manifest_of(folder: Path) -> Path:
+    """The manifest of a checkpoint; a folder without one is refused by what it is."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."
+        )
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        return manifest
+    if (folder / "checkpoint" / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{folder} is the folder of a run; its checkpoint is {folder / 'checkpoint'}."
+        )
+    raise CheckpointError(
+        f"{folder} is no complete checkpoint: {MANIFEST} is missing (found: "
+        f"{', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})."
+    )
 
 
 def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:

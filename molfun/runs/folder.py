@@ -134,32 +134,39 @@ class RunFolder:
         if self._is_checked:
             return self
         self._is_checked = True
-        folder = self.path
         self._refuse_other_files()
-        names = (*RUN_FILES, *COMMAND_FILES)
-        present = [name for name in names if os.path.lexists(folder / name)]
         resumable = os.path.lexists(self.state / STATE_FILE)
-        results = [n for n in (CHECKPOINT, HISTORY, WEIGHTS) if _has_content(folder / n)]
-        if self.resume and results and not resumable:
-            raise RunError(
-                f"Nothing to resume: {folder} holds {' and '.join(results)}, and the state of that "
-                f"run, {RESUME}/{STATE_FILE}, is missing. Put it back, replace the run with "
-                f"overwrite=True (--overwrite), or choose another output folder."
-            )
+        results = self._results()
         if self.resume:
-            return self
-        if not (results or resumable):
-            if settings and not overwrite:
-                self._keep_what_no_run_wrote(settings)
-            return self
+            if results and not resumable:
+                raise self._lost_state(results)
+        elif results or resumable:
+            self._replace(overwrite=overwrite)
+        elif settings and not overwrite:
+            self._keep_what_no_run_wrote(settings)
+        return self
+
+    def _results(self) -> list[str]:
+        return [n for n in (CHECKPOINT, HISTORY, WEIGHTS) if _has_content(self.path / n)]
+
+    def _lost_state(self, results: Sequence[str]) -> RunError:
+        return RunError(
+            f"Nothing to resume: {self.path} holds {' and '.join(results)}, and the state of that "
+            f"run, {RESUME}/{STATE_FILE}, is missing. Put it back, replace the run with "
+            f"overwrite=True (--overwrite), or choose another output folder."
+        )
+
+    def _replace(self, *, overwrite: bool) -> None:
+        """Note what a new run replaces, if it may."""
+        names = (*RUN_FILES, *COMMAND_FILES)
+        present = [name for name in names if os.path.lexists(self.path / name)]
         if not overwrite:
             raise RunError(
-                f"{folder} already holds a run ({', '.join(present)}). Continue it with "
+                f"{self.path} already holds a run ({', '.join(present)}). Continue it with "
                 f"resume=True (--resume), replace it with overwrite=True (--overwrite), or choose "
                 f"another output folder."
             )
         self.replaced = present
-        return self
 
     def _refuse_other_files(self) -> None:
         """Files of other kinds under the names that a run writes are never replaced."""
