@@ -9,6 +9,7 @@ PY := $(VENV)/bin/python
 # What the demo needs, and all tools: two stages, so that a first demo waits for no test tool.
 DEMO_READY := $(VENV)/.molfun-demo
 STAMP := $(VENV)/.molfun-setup
+DOCS_READY := $(VENV)/.molfun-docs
 LOG := $(VENV)/setup.log
 # There while packages are being written, with the process id of make in it. If that process is gone,
 # a setup was cut short and may have left half a package that pip takes for whole; then .venv is
@@ -17,6 +18,7 @@ UNFINISHED := $(VENV)/.molfun-unfinished
 
 TORCH := torch==2.13.0
 PROJECT := .[openfold]
+SITE := .[docs,esm,lightning]
 TOOLS := .[openfold,esm,pet,notebooks,dev]
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
@@ -27,7 +29,7 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c cons
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
 
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check docs bench clean
 .DEFAULT_GOAL := help
 
 # $(call step,what is done,command): one line with the time; the end of the output if it fails
@@ -44,6 +46,7 @@ help:
 	@echo 'make setup   build .venv as for the demo, then add all backbones and the test tools (once)'
 	@echo 'make test    set up, then run all tests, the slow ones too'
 	@echo 'make check   set up, then lint, types, layers and the fast tests'
+	@echo 'make docs    build the documentation into build/site, strictly'
 	@echo 'make bench   set up, then run the benchmarks; QUICK=1 for small sizes'
 	@echo 'make clean   remove caches, build files and runs/demo; .venv stays'
 	@echo 'PYTHON=...   interpreter to build .venv with (3.11.4 or newer)'
@@ -91,6 +94,11 @@ $(STAMP): $(DEMO_READY)
 	$(finish)
 	@echo 'setup done'
 
+$(DOCS_READY): $(DEMO_READY)
+	$(call begin,$(DEMO_READY))
+	$(call step,installing mkdocs,$(INSTALL) -e '$(SITE)')
+	$(finish)
+
 demo: $(DEMO_READY)
 	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
 
@@ -103,6 +111,10 @@ check: setup
 	@echo 'types'; $(PY) -m mypy
 	@echo 'layers'; $(VENV)/bin/lint-imports --no-logo
 	@echo 'fast tests'; $(PYTEST) -m 'not slow'
+
+docs: $(DOCS_READY)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@echo 'the site is in build/site: open build/site/index.html'
 
 bench: setup
 	@$(PY) benchmarks/run.py $(if $(QUICK),--quick)

@@ -87,9 +87,11 @@ class BaseSSLObjective(nn.Module, ABC):
             (batch, time, features) standardised values.
         mask
             The same shape, True where a value was observed.
-        padding_mask
-            Name it as a third argument to be told, (batch, time), which time steps are no padding;
-            batches of series of different lengths need that.
+
+        Notes
+        -----
+        A third argument named ``padding_mask`` receives (batch, time), True for time steps that
+        are no padding; batches of series of different lengths need it.
         """
 
     def after_step(self, progress: float) -> None:
