@@ -11,6 +11,7 @@ from molfun.backbones.timeseries.backbone import resolve
 from molfun.backbones.timeseries.weights import StoredWeights
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.models.build import head_sizes
 from molfun.models.sections import FinetuneConfig, TaskSettings, TrainingSettings
 from molfun.registry import HEADS, TASKS
 from molfun.strict import parameters_of
@@ -127,7 +128,6 @@ def build_head(settings: FinetuneConfig, backbone: TimeSeriesBackbone, task: Tas
     section = settings.task
     cls = HEADS[section.head_type]
     known, takes_all = parameters_of(cls)
-    sizes = {"single_dim": backbone.single_dim, "n_outputs": task.n_outputs, "level": task.level}
     from_task = {
         "hidden": section.hidden_dims,
         "hidden_dims": section.hidden_dims,
@@ -139,11 +139,7 @@ def build_head(settings: FinetuneConfig, backbone: TimeSeriesBackbone, task: Tas
     }
     if takes_all:
         del from_task["hidden"]
-    arguments = {k: v for k, v in {**from_task, **sizes}.items() if takes_all or k in known}
-    if task.n_outputs > 1 and "n_outputs" not in arguments:
-        raise ConfigError(
-            f"The head {section.head_type!r} gives one number; a {section.task_type} task needs "
-            f"{task.n_outputs}."
-        )
-    head: Head = cls(**arguments, **settings.head)
+    arguments = {k: v for k, v in from_task.items() if takes_all or k in known}
+    sizes = head_sizes(section.head_type, backbone, task)
+    head: Head = cls(**arguments, **sizes, **settings.head)
     return head

@@ -16,7 +16,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.registry import BACKBONES, HEADS, TASKS
-from molfun.strict import build
+from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -107,13 +107,32 @@ def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
     return task
 
 
+def head_sizes(name: str, backbone: Backbone, task: Task) -> dict[str, Any]:
+    """What the head of that name takes of the backbone's widths and the task's outputs.
+
+    Raises
+    ------
+    ConfigError
+        If it gives one number for each sample, and the task needs others.
+    """
+    known, takes_all = parameters_of(HEADS[name])
+    outputs = {"n_outputs": task.n_outputs, "level": task.level}
+    for key, value in outputs.items():
+        if value not in (1, "sequence") and key not in known and not takes_all:
+            raise ConfigError(
+                f"The head {name!r} gives one number a sample; the task "
+                f"{task.name!r} needs {key}={value!r}. Use head='mlp' or another one."
+            )
+    sizes = {"single_dim": backbone.single_dim, "pair_dim": backbone.pair_dim, **outputs}
+    return {
+        key: value
+        for key, value in sizes.items()
+        if key in known or (takes_all and value is not None)
+    }
+
+
 def build_head(
-    name: str,
-    settings: dict[str, Any],
-    *,
-    backbone: Backbone,
-    task: Task,
-    seed: int,
+    name: str, settings: Mapping[str, Any], *, backbone: Backbone, task: Task, seed: int
 ) -> Head:
     """The head of that name, with widths from the backbone and outputs from the task.
 
@@ -122,23 +141,12 @@ def build_head(
     ConfigError
         If a setting is unknown, or the head does not go with backbone or task.
     """
-    cls = HEADS[name]
-    known = inspect.signature(cls).parameters
-    dims = {"single_dim": backbone.single_dim, "pair_dim": backbone.pair_dim}
-    for key in [key for key in dims if key in known]:
-        settings[key] = Head.check_dim(key, settings.get(key), dims[key])
-    needed = {"n_outputs": task.n_outputs, "level": task.level}
-    for key, value in needed.items():
-        if key in known:
-            settings[key] = value
-        elif value not in (1, "sequence"):
-            raise ConfigError(
-                f"The head {name!r} gives one number a sample; the task "
-                f"{task.name!r} needs {key}={value!r}. Use head='mlp' or another one."
-            )
+    sizes = head_sizes(name, backbone, task)
+    for key in {"single_dim", "pair_dim"} & sizes.keys():
+        sizes[key] = Head.check_dim(key, settings.get(key), sizes[key])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: Head = build(cls, settings, "head_config")
+        head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:
         head.load_state_dict(pretrained)

@@ -287,8 +287,7 @@ def check_sizes(task: Task, *data: Any) -> None:
     """
     if task.level == "sequence":
         return
-    known = [s for s in samples_of(data) if s.sequence is not None or s.atoms is not None]
-    labelled = [sample for sample in known if not is_missing(sample.target)]
+    labelled = [s for s in samples_of(data) if not is_missing(s.target) and _has_parts(s)]
     problems = [text for sample in labelled if (text := _wrong_size(task, sample)) is not None]
     if problems:
         of_atoms = any(sample.atoms is not None for sample in labelled)
@@ -298,6 +297,10 @@ def check_sizes(task: Task, *data: Any) -> None:
             f"{listing(problems)}\nGive a label for each {one}{' pair' * (task.level == 'pair')}, "
             f"None where there is none."
         )
+
+
+def _has_parts(sample: Sample) -> bool:
+    return sample.sequence is not None or sample.atoms is not None
 
 
 def _wrong_size(task: Task, sample: Sample) -> str | None:

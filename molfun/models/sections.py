@@ -275,21 +275,27 @@ def expand(config: Any, folder: Path | None = None) -> dict[str, Any]:
     """
     if not isinstance(config, dict):
         raise ConfigError(f"The configuration must hold sections, got {type(config).__name__}.")
-    found: dict[str, Any] = {}
-    for section, value in config.items():
-        if value is None:
-            continue
+    return {
+        section: _expanded(section, value, folder)
+        for section, value in config.items()
+        if value is not None
+    }
+
+
+def _expanded(section: str, value: Any, folder: Path | None) -> Any:
+    """One section: read from its file, or made of a name."""
+    looked = ""
+    if isinstance(value, str):
         file = None if folder is None else folder / section / f"{value}.yaml"
-        if isinstance(value, str) and file is not None and file.is_file():
+        if file is not None and file.is_file():
             value = plain(read_yaml(file))
-        elif isinstance(value, str) and section in _NAMED:
-            value = {"name": value}
-        known = section in PRETRAIN or section in FINETUNE
-        if known and not isinstance(value, dict):
-            looked = f", and there is no {file}" if isinstance(value, str) and file else ""
-            raise ConfigError(f"{section} must hold `name: value` lines, got {value!r}{looked}.")
-        found[section] = value
-    return found
+        elif section in _NAMED:
+            return {"name": value}
+        elif file is not None:
+            looked = f", and there is no {file}"
+    if section in {*PRETRAIN, *FINETUNE} and not isinstance(value, dict):
+        raise ConfigError(f"{section} must hold `name: value` lines, got {value!r}{looked}.")
+    return value
 
 
 def pretrain_config(config: Mapping[str, Any]) -> PretrainConfig:

@@ -140,10 +140,14 @@ def _problems(
         yield f"lr must be above 0, got {lr!r}."
     if not (is_number(weight_decay) and 0 <= weight_decay < math.inf):
         yield f"weight_decay must be at least 0, got {weight_decay!r}."
-    if not (is_number(momentum) and 0 <= momentum < 1):
+    if not _is_decay(momentum):
         yield f"momentum must be in [0, 1), got {momentum!r}."
-    if len(betas) != 2 or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
+    if len(betas) != 2 or not all(map(_is_decay, betas)):
         yield f"betas must be two numbers in [0, 1), got {betas!r}."
+
+
+def _is_decay(value: object) -> bool:
+    return is_number(value) and 0 <= value < 1
 
 
 def _problems_of(entries: Sequence[Any], lr: float | None) -> Iterator[str]:

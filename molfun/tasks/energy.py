@@ -120,12 +120,7 @@ class EnergyTask(Task):
         parts = {"energy": slice(ENERGY, ENERGY + 1), "forces": slice(FORCES, None)}
         texts = []
         for name, part in {**parts, "stress": STRESS}.items():
-            present = [np.isfinite(row[part]) for row in rows]
-            none = sum(not p.any() for p in present)
-            some = sum(p.any() and not p.all() for p in present)
-            if none < len(rows):
-                texts += [f"{none} have no {name}"] if none else []
-                texts += [f"{some} have NaN among their {name}"] if some else []
+            texts += _gaps_of(name, [np.isfinite(row[part]) for row in rows])
         return f"Of {len(rows)} training structures, {', '.join(texts)}." if texts else None
 
     def numbers(self, target: Any) -> np.ndarray:
@@ -138,18 +133,7 @@ class EnergyTask(Task):
         """
         if isinstance(target, np.ndarray) and target.ndim == 1 and target.size >= FORCES:
             return target.astype(np.float64)
-        label = target if isinstance(target, Mapping) else {"energy": target}
-        unknown = set(label) - {"energy", *DERIVATIVES}
-        if unknown:
-            raise DataError(unknown_name("label", min(unknown), ["energy", *DERIVATIVES]))
-        parts = {k: None if is_missing(v) else np.asarray(v, float) for k, v in label.items()}
-        energy, forces, stress = (parts.get(k) for k in ("energy", "forces", "stress"))
-        if energy is not None and energy.size != 1:
-            raise DataError(f"An energy is one number, got an array of shape {energy.shape}.")
-        if forces is not None and (forces.ndim != 2 or forces.shape[1] != 3):
-            raise DataError(f"Forces are (atoms, 3), got {forces.shape}.")
-        if stress is not None and stress.shape != (3, 3):
-            raise DataError(f"A stress is (3, 3), got {stress.shape}.")
+        energy, forces, stress = _parts_of(target)
         row = np.full(FORCES + (0 if forces is None else forces.size), math.nan)
         if energy is not None:
             row[ENERGY] = float(energy.reshape(()))
@@ -276,3 +260,34 @@ def _errors(name: str, errors: np.ndarray) -> dict[str, float]:
         f"{name}_mae": float(np.abs(present).mean()),
         f"{name}_rmse": float(np.sqrt((present**2).mean())),
     }
+
+
+def _gaps_of(name: str, present: Sequence[np.ndarray]) -> list[str]:
+    """How many structures lack a quantity, or parts of it; nothing where all lack it."""
+    none = sum(not p.any() for p in present)
+    some = sum(p.any() and not p.all() for p in present)
+    if none == len(present):
+        return []
+    found = {f"have no {name}": none, f"have NaN among their {name}": some}
+    return [f"{n} {what}" for what, n in found.items() if n]
+
+
+def _parts_of(target: Any) -> list[np.ndarray | None]:
+    """Energy, forces and stress of a label, of the right shapes; None for what it lacks."""
+    label = target if isinstance(target, Mapping) else {"energy": target}
+    unknown = set(label) - {"energy", *DERIVATIVES}
+    if unknown:
+        raise DataError(unknown_name("label", min(unknown), ["energy", *DERIVATIVES]))
+    present = {k: np.asarray(v, float) for k, v in label.items() if not is_missing(v)}
+    for name, values in present.items():
+        _check_shape(name, values)
+    return [present.get(name) for name in ("energy", "forces", "stress")]
+
+
+def _check_shape(name: str, values: np.ndarray) -> None:
+    if name == "energy" and values.size != 1:
+        raise DataError(f"An energy is one number, got an array of shape {values.shape}.")
+    if name == "forces" and (values.ndim != 2 or values.shape[1] != 3):
+        raise DataError(f"Forces are (atoms, 3), got {values.shape}.")
+    if name == "stress" and values.shape != (3, 3):
+        raise DataError(f"A stress is (3, 3), got {values.shape}.")

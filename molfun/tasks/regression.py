@@ -117,8 +117,7 @@ class RegressionTask(Task):
         if not self._config["standardize"]:
             return
         if self.shape:
-            columns = [column[np.isfinite(column)] for column in values.T]
-            self.mean = np.array([c.mean() if c.size else 0.0 for c in columns])
+            self.mean = np.array([_mean_of(column) for column in values.T])
             present = (values - self.mean)[np.isfinite(values)]
         else:
             self.mean = float(present.mean())
@@ -159,11 +158,15 @@ class RegressionTask(Task):
                 f"A label is made of numbers, got {repr(target)[:60]}. Classes are for the tasks "
                 f"binary, multiclass and multilabel."
             ) from error
-        if self.level == "sequence" and values.size == self.n_outputs:
-            return values.reshape(numbers)
-        if self.level != "sequence" and values.shape[1:] == self.shape:
+        return self._shaped(values, numbers)
+
+    def _shaped(self, values: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
+        if self.level == "sequence":
+            if values.size == self.n_outputs:
+                return values.reshape(numbers)
+        elif values.shape[1:] == self.shape:
             return values.reshape(-1, *numbers)
-        if self.level != "sequence" and not self.shape and values.ndim < 2:
+        elif not self.shape and values.ndim < 2:
             return values
         raise DataError(self._misfit(values.shape))
 
@@ -247,6 +250,12 @@ class RegressionTask(Task):
         self.mean = mean if mean.ndim else float(mean)
         self.std = float(state["std"])
         self.fitted = bool(state["fitted"])
+
+
+def _mean_of(column: np.ndarray) -> float:
+    """Mean of the labels that are there; 0 without any."""
+    present = column[np.isfinite(column)]
+    return float(present.mean()) if present.size else 0.0
 
 
 def _means(targets: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from torch.utils.data import DataLoader, SequentialSampler, Subset
@@ -103,13 +104,7 @@ def _clear(error: Exception) -> MolfunError | None:
     """The error of a worker in our words; None for any other."""
     text = str(error)
     if (caught := _CAUGHT.search(text)) is not None:
-        # torch repeats the traceback as text; the last line of it says what happened
-        said = re.split(rf"^(?:[\w.]+\.)?{caught[1]}: ", text, flags=re.MULTILINE)[-1].strip()
-        if isinstance(error, MolfunError):
-            return type(error)(said)
-        awaited = _awaited(1)
-        what = f"Samples {awaited}" if _reading and _indices(1) else awaited.capitalize()
-        return DataError(f"{what} cannot be loaded: {caught[1]}: {said}")
+        return _of_a_failed_worker(error, text, caught[1])
     if not isinstance(error, RuntimeError) or (died := _DIED.search(text)) is None:
         return None
     found = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
@@ -120,6 +115,16 @@ def _clear(error: Exception) -> MolfunError | None:
         f"may have run out, or a library crashed on one of them: use fewer workers, or none to see "
         f"which it is."
     )
+
+
+def _of_a_failed_worker(error: Exception, text: str, kind: str) -> MolfunError:
+    # torch repeats the traceback as text; the last line of it says what happened
+    said = re.split(rf"^(?:[\w.]+\.)?{kind}: ", text, flags=re.MULTILINE)[-1].strip()
+    if isinstance(error, MolfunError):
+        return type(error)(said)
+    awaited = _awaited(1)
+    what = f"Samples {awaited}" if _reading and _indices(1) else awaited.capitalize()
+    return DataError(f"{what} cannot be loaded: {kind}: {said}")
 
 
 def _awaited(batches: int | None = None) -> str:
@@ -141,7 +146,8 @@ def _indices(batches: int | None = None) -> list[Any]:
         batches = batches or loader.num_workers * (loader.prefetch_factor or 1)
         if order is None and isinstance(loader.sampler, SequentialSampler):
             order = list(loader.batch_sampler or [])
-    return [index for batch in (order or [])[done : done + (batches or 1)] for index in batch]
+    coming = (order or [])[done : done + (batches or 1)]
+    return list(chain.from_iterable(coming))
 
 
 def _of_one_sample(error: Exception) -> DataError | None:

@@ -95,12 +95,7 @@ class Ranks:
         distributed.all_reduce(present)
         concerned = [p for p, n in zip(parameters, present.tolist(), strict=True) if n]
         for bucket in _buckets(concerned):
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in bucket]
-            flat = torch.cat([g.reshape(-1) for g in gradients])
-            distributed.all_reduce(flat)
-            parts = flat.split([g.numel() for g in gradients])
-            for parameter, part in zip(bucket, parts, strict=True):
-                parameter.grad = part.view_as(parameter).clone()
+            _add_up_bucket(bucket)
 
     @torch.no_grad()
     def align(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -108,6 +103,16 @@ class Ranks:
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
+
+
+def _add_up_bucket(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum gradients that travel together."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    distributed.all_reduce(flat)
+    parts = flat.split([g.numel() for g in gradients])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter).clone()
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

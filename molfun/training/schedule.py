@@ -425,26 +425,32 @@ def _wrong_options(name: str, values: Mapping[str, Any]) -> Iterator[str]:
         yield "Give T_max, the number of epochs."
     if name == "linear" and len(given) != 1:
         yield "Give total_iters or max_epochs, the number of epochs."
-    for key, value in given.items():
-        yield from _wrong_option(key, value)
+    yield from filter(None, map(_wrong_option, given.keys(), given.values()))
     warmup, epochs = given.get("warmup_epochs"), given.get("max_epochs")
     if is_number(warmup) and is_number(epochs) and warmup >= epochs > 0:
         yield f"warmup_epochs must be below max_epochs ({epochs}), got {warmup}."
 
 
-def _wrong_option(key: str, value: Any) -> Iterator[str]:
+def _wrong_option(key: str, value: Any) -> str | None:
+    """What is wrong with an option; None if nothing is."""
     if key in _WHOLE:
-        if not (isinstance(value, int) and is_number(value) and value >= _WHOLE[key]):
-            yield f"{key} must be a whole number of at least {_WHOLE[key]}, got {value!r}."
+        right = isinstance(value, int) and is_number(value) and value >= _WHOLE[key]
+        wanted = f"a whole number of at least {_WHOLE[key]}"
     elif key == "mode":
-        if value not in MODES:
-            yield unknown_name("mode", value, MODES)
+        return None if value in MODES else unknown_name("mode", value, MODES)
     elif key == "eta_min":
-        if not (is_number(value) and 0 <= value < math.inf):
-            yield f"eta_min must be a number of at least 0, got {value!r}."
-    elif not (is_number(value) and 0 < value <= 1) or (key == "factor" and value == 1):
-        limit = "below 1" if key == "factor" else "at most 1"
-        yield f"{key} must be above 0 and {limit}, got {value!r}."
+        right = is_number(value) and 0 <= value < math.inf
+        wanted = "a number of at least 0"
+    else:
+        right, wanted = _is_factor(key, value)
+    return None if right else f"{key} must be {wanted}, got {value!r}."
+
+
+def _is_factor(key: str, value: Any) -> tuple[bool, str]:
+    """Whether a factor on the rate is in its range, and the range in words."""
+    below_one = key == "factor"
+    right = is_number(value) and 0 < value <= 1 and not (below_one and value == 1)
+    return right, f"above 0 and {'below 1' if below_one else 'at most 1'}"
 
 
 def _linear(optimizer: Optimizer, values: Mapping[str, Any]) -> LRScheduler:
