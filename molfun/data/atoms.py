@@ -30,7 +30,6 @@ from molfun.data.atoms_labels import (
     volume_of,
 )
 from molfun.data.base import SampleDataset
-from molfun.data.kinds.atoms import Atoms
 from molfun.errors import DataError
 from molfun.sample import Sample, is_missing
 from molfun.text import counted, listing, nearest
@@ -72,7 +71,7 @@ class AtomsDataset(SampleDataset):
     (2, {'energy': -14.2})
     """
 
-    default_batch_size = Atoms.default_batch_size
+    kind = "atoms"
 
     def __init__(
         self,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
 from molfun.data.tables import Table, row_of, rows_meeting
 from molfun.errors import ConfigError
+from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch
 from molfun.text import counted
 
@@ -24,9 +25,14 @@ class SampleDataset(ABC):
     The same index always gives the same sample.
     """
 
-    default_batch_size = 1
-    """Samples in a batch where no loader says otherwise."""
+    kind: ClassVar[str | None] = None
+    """Registered name of the kind of data (`molfun.registry.DATASETS`), where it is one."""
     draws_nothing = True
+
+    @property
+    def default_batch_size(self) -> int:
+        """Samples per batch where no loader says otherwise."""
+        return 1 if self.kind is None else DATASETS[self.kind].default_batch_size
 
     @property
     @abstractmethod

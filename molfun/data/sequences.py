@@ -18,7 +18,6 @@ from molfun._paths import as_path
 from molfun.data import tables
 from molfun.data.base import TableDataset
 from molfun.data.fasta import read_fasta
-from molfun.data.kinds.sequences import Sequences
 from molfun.data.representations import (
     Representations,
     as_representations,
@@ -60,7 +59,7 @@ class SequenceDataset(TableDataset):
         Outputs of a backbone, see `with_representations`.
     """
 
-    default_batch_size = Sequences.default_batch_size
+    kind = "sequences"
 
     def __init__(
         self,

@@ -19,7 +19,6 @@ from molfun._paths import as_path
 from molfun.data import trajectories
 from molfun.data.base import TableDataset
 from molfun.data.clusters import union
-from molfun.data.kinds.series import Series
 from molfun.data.sequences import Labels, label_array
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table
@@ -78,7 +77,7 @@ class TimeSeriesDataset(TableDataset):
         another data set has in common with this one.
     """
 
-    default_batch_size = Series.default_batch_size
+    kind = "series"
 
     def __init__(
         self,

@@ -283,5 +283,6 @@ def test_the_same_run_as_with_our_own_data_set() -> None:
         model = MolfunStructureModel("esm2_tiny", head="regression", device="cpu")
         return model.fit(data, strategy="head_only", epochs=2)[-1]["train_loss"]
 
-    own = DataLoader(OURS, 1, shuffle=True, collate_fn=OURS.collate_fn)
+    size = OURS.default_batch_size
+    own = DataLoader(OURS, size, shuffle=True, collate_fn=OURS.collate_fn)
     assert run(Plain()) == run(PAIRS) == run(own)
