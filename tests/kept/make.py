@@ -53,7 +53,7 @@ def in_child(arguments: list[str], folder: Path, *, states: int | None = None) -
     os.chdir(folder)
     log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 1)
-    from molfun.training import state
+    from molfun.runs import resume as state
 
     write, n = state.write_state, 0
 

@@ -597,7 +597,7 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path):
 
 
 def test_an_error_while_writing_keeps_the_old_checkpoint(tiny_model, tmp_path, monkeypatch):
-    from molfun.models import checkpoint as portable
+    from molfun.runs import checkpoint as portable
 
     model = tiny_model()
     model.result = {"step": 1}
