@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from molfun.backbones.timeseries import TimeSeriesBackbone
@@ -36,17 +36,18 @@ def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> 
                 f"section encoder, d_input among them."
             )
         return dict(given)
+    asked = {key: value for key, value in given.items() if value is not None}
     differing = [
-        f"{key}: {stored.encoder[key]!r} in the file, {value!r} here"
-        for key, value in given.items()
-        if value is not None and key in stored.encoder and stored.encoder[key] != value
+        f"{key}: {stored.encoder[key]!r} in the file, {asked[key]!r} here"
+        for key in asked
+        if stored.encoder.get(key, asked[key]) != asked[key]
     ]
     if differing:
         raise ConfigError(
             f"The section encoder does not match {stored.path}:\n{listing(differing)}\nLeave "
             f"these settings out to take those of the file."
         )
-    merged = {**stored.encoder, **{k: v for k, v in given.items() if v is not None}}
+    merged = {**stored.encoder, **asked}
     resolve(merged, None)
     return merged
 
@@ -83,15 +84,21 @@ def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
     known = inspect.signature(cls).parameters
     arguments: dict[str, Any] = {}
     if "classes" in known:
-        n = section.n_classes or known["n_classes"].default
-        if n is None:
-            raise ConfigError(
-                f"task.n_classes is missing: a {section.task_type} task needs the number of "
-                f"classes."
-            )
-        arguments["classes"] = [str(i) for i in range(n)]
+        arguments["classes"] = _classes(section, known["n_classes"].default)
     if "standardize" in known:
         arguments["standardize"] = bool(section.standardize_labels)
+    arguments |= _options(section, training, known)
+    task: Task = cls(**arguments)
+    if isinstance(training.class_weight, list):
+        state = {"classes": arguments["classes"], "weight": training.class_weight, "fitted": True}
+        task.load_state_dict(state)
+    return task
+
+
+def _options(
+    section: TaskSettings, training: TrainingSettings, known: Collection[str]
+) -> dict[str, Any]:
+    """Options of the task that were given; one that it does not take is refused."""
     asked = {
         "class_weight": ("training.class_weight", training.class_weight),
         "label_smoothing": ("training.label_smoothing", training.label_smoothing or None),
@@ -102,14 +109,18 @@ def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
     wrong = [shown for k, (shown, v) in asked.items() if v is not None and k not in known]
     if wrong:
         raise ConfigError(f"{', '.join(wrong)} does not go with a {section.task_type} task.")
-    for key in ("class_weight", "label_smoothing", "loss"):
-        if asked[key][1] is not None:
-            arguments[key] = asked[key][1]
-    task: Task = cls(**arguments)
-    if isinstance(training.class_weight, list):
-        state = {"classes": arguments["classes"], "weight": training.class_weight, "fitted": True}
-        task.load_state_dict(state)
-    return task
+    passed = {key: asked[key][1] for key in ("class_weight", "label_smoothing", "loss")}
+    return {key: value for key, value in passed.items() if value is not None}
+
+
+def _classes(section: TaskSettings, usual: int | None) -> list[str]:
+    """Names of the classes, which are numbered."""
+    n = section.n_classes or usual
+    if n is None:
+        raise ConfigError(
+            f"task.n_classes is missing: a {section.task_type} task needs the number of classes."
+        )
+    return [str(i) for i in range(n)]
 
 
 def learns_from_labels(settings: FinetuneConfig) -> bool:

@@ -99,11 +99,15 @@ class TimeSeriesModule(LightningModule):
         if backbone is None:  # a checkpoint may come yet
             return
         if stage == "fit" and backbone.standardize and not backbone.inputs_fitted:
-            with training_batches(self.trainer) as batches:
-                backbone.fit_inputs(sample for batch in batches for sample in rows(batch))
-            own = {name: getattr(backbone, name) for name in SCALE}
-            for name, tensor in self._ranks().gather(own)[0].items():
-                own[name].copy_(tensor)
+            self._take_scale(backbone)
+
+    def _take_scale(self, backbone: TimeSeriesBackbone) -> None:
+        """Let the encoder learn the scale of the input; all processes have that of the first."""
+        with training_batches(self.trainer) as batches:
+            backbone.fit_inputs(sample for batch in batches for sample in rows(batch))
+        own = {name: getattr(backbone, name) for name in SCALE}
+        for name, tensor in self._ranks().gather(own)[0].items():
+            own[name].copy_(tensor)
 
     def _ranks(self) -> Ranks:
         if self._trainer is None:
