@@ -11,8 +11,12 @@ shown with sizes lowered. Molfun runs the same pipeline behind its own reader. "
 pass over a data set, which keeps parsed structures in memory; the feature cache is for samples with
 alignments.
 
+"An epoch" trains the head of a tiny OpenFold without caches, on structures that are in
+memory already, so that what differs is where they are featurised: in the process that trains, or in
+workers of the loader.
+
 Values: residues and types of amino acids in the features, sum of the tokens of residues, mean of
-the labels. Milliseconds a sample are printed beneath.
+the labels, loss of the epoch. Milliseconds a sample are printed beneath.
 """
 
 from __future__ import annotations
@@ -32,11 +36,12 @@ import numpy as np
 import torch
 from harness import Variant
 
-Kind = Literal["pdb", "cif", "alignments", "tokens", "csv"]
+Kind = Literal["pdb", "cif", "alignments", "epoch", "tokens", "csv"]
 NAMES: dict[str, str] = {
     "pdb": "OpenFold features from PDB files",
     "cif": "OpenFold features from mmCIF files",
     "alignments": "OpenFold features from alignments",
+    "epoch": "An epoch of OpenFold by place of featurising",
     "tokens": "Tokens of ESM-2",
     "csv": "Table of sequences",
 }
@@ -228,6 +233,31 @@ def ours(case: Case, backbone: Any) -> Callable[[int], float]:
     return run
 
 
+def epoch(case: Case) -> tuple[harness.Measure, harness.Measure]:
+    """An epoch of training, with features made here or in workers."""
+    from torch.utils.data import DataLoader
+
+    from molfun import AffinityDataset, HeadOnlyFinetune, MolfunStructureModel
+    from molfun.backbones.openfold import OpenFoldBackbone
+
+    OpenFoldBackbone.featurizes_in_workers = not case.how.endswith("load only")
+    data = AffinityDataset.from_csv(case.folder / "table.csv", case.folder / "pdb").check()
+    model = MolfunStructureModel("openfold", config="tiny", head="affinity", device="cpu")
+
+    def run(n: int) -> float:
+        loader = DataLoader(
+            data.subset(range(n)),
+            batch_size=2,
+            collate_fn=data.collate_fn,
+            num_workers=0 if case.how == "no workers" else 2,
+        )
+        # a rate of nearly nothing, so that every round has the same loss
+        strategy = HeadOnlyFinetune(lr=1e-12)
+        return float(model.fit(loader, strategy=strategy, epochs=1, cache="off")[-1]["train_loss"])
+
+    return lambda: run(2), lambda: run(case.n)
+
+
 # --- sequences -----------------------------------------------------------------------------------
 
 
@@ -311,6 +341,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         *("openfold", "openfold, sizes lowered", "molfun"),
         *("molfun, cache cold", "molfun, cache warm"),
     ),
+    "epoch": ("no workers", "2 workers that load only", "2 workers that featurise"),
     "tokens": ("fair-esm", "molfun"),
     "csv": (
         *("pandas.read_csv, no checks", "csv and a plain loop of checks"),
@@ -324,8 +355,8 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    if case.kind == "tokens":
-        return esm_tokens(case)
+    if case.kind in ("tokens", "epoch"):
+        return esm_tokens(case) if case.kind == "tokens" else epoch(case)
     return read_table(case) if case.kind == "csv" else openfold_features(case)
 
 
@@ -337,7 +368,8 @@ def table(kind: Kind, folder: Path, args: argparse.Namespace, about: str) -> Non
         "csv": f"{n:,} rows",
         "alignments": f"{n} of {args.length} residues and {args.rows} rows",
     }.get(kind, f"{n} of {args.length} residues")
-    variants = [Variant(how, Case(kind, how, folder, n)) for how in ROWS[kind]]
+    forks = kind == "epoch"
+    variants = [Variant(how, Case(kind, how, folder, n), forks=forks) for how in ROWS[kind]]
     results = harness.compare(variants, prepare, rounds=args.rounds, threads=args.threads)
     title = f"{NAMES[kind]}, {size}"
     harness.show(title, results)

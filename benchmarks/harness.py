@@ -42,11 +42,14 @@ class Variant:
         What `Prepare` gets.
     environment
         Environment variables of the process.
+    forks
+        Whether the process starts others, as loaders with workers do.
     """
 
     label: str
     settings: Any
     environment: Mapping[str, str] = field(default_factory=dict)
+    forks: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class _Worker:
         os.environ.update(variant.environment)
         self._pipe, there = spawn.Pipe()
         self._process = spawn.Process(
-            target=_serve, args=(there, prepare, variant, threads), daemon=True
+            target=_serve, args=(there, prepare, variant, threads), daemon=not variant.forks
         )
         self._process.start()
         os.environ.clear()

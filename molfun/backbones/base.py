@@ -105,6 +105,9 @@ class Backbone(nn.Module, ABC):
     reading that file needs the user's word."""
     checks_quickly: ClassVar[bool] = False
     """Whether `check` opens no file: all samples are looked at before the first prediction."""
+    featurizes_in_workers: ClassVar[bool] = False
+    """Whether `featurize` takes so long that workers of a loader do it. It must then use no weights
+    and keep nothing, since each worker is a copy of the process for one epoch."""
     kernels: str = "stock"
     """Whose code runs now, "stock" (the package's own) or "fast"; part of a run's identity."""
     feature_names: list[str] | None = None

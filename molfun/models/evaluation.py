@@ -22,6 +22,8 @@ from molfun.models.loaders import (
     targets_of,
 )
 from molfun.tasks.base import Task
+from molfun.training.ahead import loaded_ahead
+from molfun.training.forward import ForwardPass
 from molfun.training.runner import Evaluation
 from molfun.training.supervised import SupervisedRunner
 
@@ -115,7 +117,10 @@ def _prepared(model: AssembledModel, data: Any) -> Any:
             _representations_of(known),
             _representations_of(given),
         )
-    return loader if isinstance(loader, list) else Bounded(loader)
+    if isinstance(loader, list):
+        return loader
+    ahead = ForwardPass(model.backbone, (), device=model.device).ahead
+    return Bounded(loaded_ahead(loader, ahead))
 
 
 def _representations_of(model: str | None) -> str:

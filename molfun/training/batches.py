@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from molfun.errors import DataError
+from molfun.training.ahead import Featurize, collate_ahead
 from molfun.training.loading import loaded, watched
 from molfun.training.ranks import Ranks
 
@@ -44,11 +45,20 @@ class EpochBatches:
         Seed of the run.
     ranks
         The processes among which the batches of an epoch are dealt out, one by one.
+    featurize
+        Gives the features of a sample, in the workers of the loader; None leaves them out.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        seed: int,
+        ranks: Ranks | None = None,
+        featurize: Featurize | None = None,
+    ) -> None:
         self.loader = loader
         self.seed = seed
+        self._featurize = featurize
         self._ranks = ranks or Ranks()
         try:
             self.n_total = len(loader)  # type: ignore[arg-type]  # sized or refused
@@ -78,7 +88,8 @@ class EpochBatches:
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
             return itertools.islice(self._ranks.share(seeded(loader, seed)), start, None)
         own = list(self._ranks.share(_order(loader, seed)))
-        return watched(_with_batches(loader, own[start:], seed), own[start:])
+        batches = _with_batches(loader, own[start:], seed, self._featurize)
+        return watched(batches, own[start:])
 
 
 def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
@@ -119,14 +130,17 @@ def _tell_epoch(loader: Any, epoch: int) -> None:
 
 
 def _with_batches(
-    loader: DataLoader[Any], batches: Sequence[list[int]], seed: int
+    loader: DataLoader[Any],
+    batches: Sequence[list[int]],
+    seed: int,
+    featurize: Featurize | None,
 ) -> DataLoader[Any]:
     """The same loader over a fixed list of batches of indices."""
     return DataLoader(
         _SeededSamples(loader.dataset, seed),
         batch_sampler=batches,
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=collate_ahead(loader, featurize),
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,

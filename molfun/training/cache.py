@@ -145,6 +145,12 @@ class PrefixCache:
         """Key of a sample with that content key."""
         return hashlib.sha256(f"{self._prefix}|{content}".encode()).hexdigest()
 
+    def holds(self, key: str) -> bool:
+        """Whether there is an entry under `key`, as far as can be said without reading it."""
+        if key in self._memory:
+            return True
+        return self._directory is not None and self._path(key).is_file()
+
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The entry under `key`, or None."""
         tensors = self._memory.get(key)

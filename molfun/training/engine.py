@@ -128,7 +128,7 @@ class Engine:
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
                 "train without validation."
             )
-        batches = EpochBatches(train, self.config.seed, self.ranks)
+        batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead)
         plan = FitPlan.of(
             batches.n_total,
             len(batches),

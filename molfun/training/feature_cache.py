@@ -8,13 +8,16 @@ from pathlib import Path
 
 from molfun._io import load_safetensors, save_safetensors
 from molfun.backbones.base import Backbone, Features
-from molfun.errors import CheckpointError, RunError
+from molfun.errors import CheckpointError, DataError, MolfunError, RunError
 from molfun.sample import Sample
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raised when the same settings begin to give other features, or files are written otherwise."""
+
+_OF_ONE_SAMPLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a ``featurize`` raises that did not expect its sample; memory and files are not among it."""
 
 
 class FeatureCache:
@@ -37,17 +40,23 @@ class FeatureCache:
         self._directory = directory
 
     def features(self, sample: Sample) -> Features:
-        """Features of `sample`, from disk where they are there."""
+        """Features of `sample`, from disk where they are there.
+
+        Raises
+        ------
+        DataError
+            Naming the sample, if the backbone cannot take it.
+        """
         slow = sample.alignment_dir is not None or sample.features is not None
         if self._directory is None or not slow:
-            return self._backbone.featurize(sample)
+            return self._featurize(sample)
         key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"
         stored = _read(path, name)
         if stored is not None:
             return stored
-        features = self._backbone.featurize(sample)
+        features = self._featurize(sample)
         try:
             # a copy also unties features that share memory, which safetensors refuses
             save_safetensors(path, {n: t.clone() for n, t in features.items()}, key=name)
@@ -55,6 +64,19 @@ class FeatureCache:
             logger.warning("The feature cache stops: %s", error)
             self._directory = None
         return features
+
+    def _featurize(self, sample: Sample) -> Features:
+        try:
+            return self._backbone.featurize(sample)
+        except MolfunError:
+            raise
+        except _OF_ONE_SAMPLE as error:
+            backbone = self._backbone
+            raise DataError(
+                f"{sample.shown} cannot be made into an input of {backbone.display_name}: "
+                f"{type(error).__name__}: {error}. {type(backbone).__name__}.check can refuse such "
+                f"samples before a run starts."
+            ) from error
 
 
 def _read(path: Path, name: str) -> Features | None:

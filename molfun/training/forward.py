@@ -23,7 +23,13 @@ from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import ConfigError
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
-from molfun.training.brought import brought_by, brought_vectors, refuse_brought
+from molfun.training.ahead import Featurize
+from molfun.training.brought import (
+    REPRESENTATIONS,
+    brought_by,
+    brought_vectors,
+    refuse_brought,
+)
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs
@@ -133,7 +139,7 @@ class ForwardPass:
             if vectors is not None:
                 return vectors
             # one by one: no work on padding, and cached and fresh results are the same bits
-            return TrunkOutput.stack([self._frozen_one(sample) for sample in inputs.samples])
+            return TrunkOutput.stack([self._frozen_one(one) for one in inputs.single()])
 
     def whole(self, inputs: Inputs, **options: Any) -> TrunkOutput:
         """Run all of the backbone on all samples together; `options` go to its ``forward``."""
@@ -144,18 +150,18 @@ class ForwardPass:
     def _expected(self) -> tuple[tuple[str, ...], int, torch.device]:
         return self.needs, self.backbone.single_dim, self.device
 
-    def _frozen_one(self, sample: Sample) -> TrunkOutput:
+    def _frozen_one(self, one: Inputs) -> TrunkOutput:
+        (sample,) = one.samples
         brought = brought_by(sample, *self._expected)
         if brought is not None:
             return brought
-        inputs = Inputs.of([sample])
         if self.cache is None:
-            return self.whole(inputs)
+            return self.whole(one)
         key = self.cache.key(sample.content_key())
         stored = self.cache.get(key)
         if stored is None:
             start = time.perf_counter()
-            stored = self.cache.put(key, self.whole(inputs).tensors(), since=start)
+            stored = self.cache.put(key, self.whole(one).tensors(), since=start)
         return TrunkOutput.from_tensors(self._to_device(stored))
 
     @property
@@ -170,18 +176,18 @@ class ForwardPass:
                 state = self._prefix(inputs)
             else:
                 # one by one, so that a resumed run computes the same bits in any order of samples
-                states = [self._prefix_one(sample, self.cache) for sample in inputs.samples]
+                states = [self._prefix_one(one, self.cache) for one in inputs.single()]
                 state = self._to_device(self._parts.join_states(states))
         return self._checked(
             self._parts.run_suffix(state, self.frozen.n_blocks, outputs=self.needs)
         )
 
-    def _prefix_one(self, sample: Sample, cache: PrefixCache) -> Features:
-        key = cache.key(sample.content_key())
+    def _prefix_one(self, one: Inputs, cache: PrefixCache) -> Features:
+        key = cache.key(one.samples[0].content_key())
         state = cache.get(key)
         if state is None:
             start = time.perf_counter()
-            state = cache.put(key, self._prefix(Inputs.of([sample])), since=start)
+            state = cache.put(key, self._prefix(one), since=start)
         return state
 
     def _prefix(self, inputs: Inputs) -> Features:
@@ -195,7 +201,20 @@ class ForwardPass:
             if isinstance(self.backbone, TensorInput):
                 self.backbone.check_batch(inputs.features)
             return inputs.features
-        return self.backbone.collate([self._featurizer.features(s) for s in inputs.samples])
+        return self.backbone.collate(inputs.featurized(self._featurizer.features))
+
+    @property
+    def ahead(self) -> Featurize | None:
+        """Featurises samples in workers of a loader; None where that is not worth it."""
+        return self._needed_features if self.backbone.featurizes_in_workers else None
+
+    def _needed_features(self, sample: Sample) -> Features | None:
+        """Features of a sample, unless its representations are there already."""
+        if REPRESENTATIONS & set(sample.features or {}):
+            return None
+        if self.cache is not None and self.cache.holds(self.cache.key(sample.content_key())):
+            return None
+        return self._featurizer.features(sample)
 
     def _to_device(self, features: Features) -> Features:
         return {k: v.to(self.device, non_blocking=True) for k, v in features.items()}

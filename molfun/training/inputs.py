@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -27,18 +27,35 @@ class Inputs:
         The samples; empty where `features` are given.
     features
         Tensors by name, as the backbone's ``collate`` gives them.
+    rows
+        What the backbone's ``featurize`` gave for each sample in a worker of a loader, or None;
+        empty where none was asked.
     """
 
     ids: list[str]
     targets: list[Any]
     samples: Sequence[Sample] = ()
     features: Features | None = None
+    rows: Sequence[Features | None] = ()
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Self:
         """A batch of these samples."""
         batch = SampleBatch(samples)
         return cls(ids=batch.ids, targets=batch.targets, samples=samples)
+
+    def single(self) -> Iterator[Self]:
+        """Each sample as a batch of its own."""
+        for i, sample in enumerate(self.samples):
+            yield replace(type(self).of([sample]), rows=self.rows[i : i + 1])
+
+    def featurized(self, featurize: Callable[[Sample], Features]) -> list[Features]:
+        """The features of each sample: those that a worker made, else by `featurize`."""
+        rows = self.rows or [None] * len(self.samples)
+        return [
+            featurize(sample) if row is None else row
+            for sample, row in zip(self.samples, rows, strict=True)
+        ]
 
 
 def as_inputs(batch: Any) -> Inputs:

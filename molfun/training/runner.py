@@ -13,6 +13,7 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.tasks.base import LossSum
+from molfun.training.ahead import Featurize
 from molfun.training.inputs import Inputs
 
 
@@ -52,6 +53,11 @@ class Runner(ABC):
     higher_is_better: frozenset[str]
     ranks_epochs: bool = True
     """Whether the loss says which epoch is the best; if not, the last one is kept."""
+
+    @property
+    def ahead(self) -> Featurize | None:
+        """Featurises samples in workers of a loader; None where that is not worth it."""
+        return None
 
     @abstractmethod
     def outputs(self, inputs: Inputs) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.nn.modes import evaluating
 from molfun.objectives.base import Objective, ObjectiveOutput
 from molfun.tasks.base import LossSum
+from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched
 from molfun.training.runner import Evaluation, Runner
@@ -60,6 +61,7 @@ class ObjectiveRunner(Runner):
     ) -> None:
         self.backbone, self.head = backbone, objective
         self.device, self.autocast = device, autocast
+        self._featurizer = FeatureCache(backbone, None)
         self.metric_names = list(objective.metric_names)
         self.higher_is_better = objective.higher_is_better
         self.ranks_epochs = objective.ranks_epochs
@@ -87,7 +89,8 @@ class ObjectiveRunner(Runner):
 
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
         if inputs.features is None:
-            rows = [(s.content_key(), self.backbone.featurize(s)) for s in inputs.samples]
+            keys = [sample.content_key() for sample in inputs.samples]
+            rows = list(zip(keys, inputs.featurized(self._featurizer.features), strict=True))
         else:
             parts = split_batch(self.backbone, inputs.features)
             rows = [(combine_digests({}, tensor_digests(part)), part) for part in parts]

@@ -14,6 +14,7 @@ from molfun.heads.base import Head
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
 from molfun.tasks.base import LossSum, Task
+from molfun.training.ahead import Featurize, loaded_ahead
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.forward import ForwardPass
@@ -62,6 +63,11 @@ class SupervisedRunner(Runner):
             features=features,
         )
 
+    @property
+    def ahead(self) -> Featurize | None:
+        """As in `molfun.training.forward.ForwardPass`."""
+        return self.forward.ahead
+
     def trainable_changed(self) -> None:
         """Find out what is frozen now."""
         self.forward.trainable_changed()
@@ -98,7 +104,7 @@ class SupervisedRunner(Runner):
         """
         result = Evaluation()
         with evaluating(self.backbone, self.head), worker_errors():
-            for batch in watched(batches):
+            for batch in watched(loaded_ahead(batches, self.ahead)):
                 self._evaluate_one(as_inputs(batch), result, labels=labels)
         return result
 

@@ -18,7 +18,7 @@ from molfun import (
 )
 from molfun.backbones.base import Features
 from molfun.backbones.esm2 import ESM2Backbone
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, DataError
 from molfun.registry import BACKBONES
 from molfun.sample import Sample
 from molfun.training.forward import ForwardPass, run_now
@@ -94,6 +94,23 @@ def test_an_output_that_predict_is_asked_for_is_missed_by_name() -> None:
     bare = MolfunStructureModel("openfold", config="tiny", device="cpu")
     with pytest.raises(ConfigError, match=text):
         bare.predict([AffinityDataset.synthetic(1, length=5)[0]], outputs=("cls",))
+
+
+@pytest.mark.parametrize("verb", ["fit", "pretrain", "predict", "embed"])
+def test_a_sample_that_featurize_did_not_expect_is_named(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def featurize(self: Any, sample: Sample) -> Any:
+        return {"x": "ACDEFGHIKL".index(sample.sequence[0])}  # type: ignore[index]
+
+    monkeypatch.setattr(OnlySingle, "featurize", featurize)
+    data = SequenceDataset.from_list([("WMKV", 1.0), ("WGG", 2.0)])
+    text = (
+        r"^seq_[12] cannot be made into an input of ESM-2: ValueError: substring not found\. "
+        r"OnlySingle\.check can refuse such samples before a run starts\.$"
+    )
+    with pytest.raises(DataError, match=text):
+        getattr(model(), verb)(data)
 
 
 def test_need_says_what_there_is() -> None:
