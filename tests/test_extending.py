@@ -23,6 +23,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("ACDEFGHIKL"), 5 + i % 4)) for i in range(12)]
     rows = [f"{text},{text.count('A') + 2 * i}" for i, text in enumerate(texts)]
+    peptides = [f"{text} {1 + i}.5" for i, text in enumerate(texts)]
+    (folder / "ic50.pep").write_text("\n".join(peptides) + "\n")
     (folder / "counts.csv").write_text("\n".join(["sequence,target", *rows, ""]))
     return folder
 
@@ -50,6 +52,7 @@ def test_they_work_on_the_command_line(package: Path) -> None:
     for line in re.findall(r"^molfun (.+)$", PAGE, re.MULTILINE):
         run(package, "molfun.cli.main", *line.split())
     assert (package / "runs/toy/checkpoint/meta.json").is_file()
+    assert (package / "runs/peptides/checkpoint/meta.json").is_file()
 
 
 def test_they_work_in_python(package: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
-FILES = re.compile(r"```(?:python|toml)\n# (\S+\.\w+)(?: \(continued\))?\n(.*?)```", re.DOTALL)
+FILES = re.compile(r"```(?:python|toml|yaml)\n# (\S+\.\w+)(?: \(continued\))?\n(.*?)```", re.DOTALL)
 
 
 def write_toy_package(folder: Path) -> dict[str, dict[str, str]]:

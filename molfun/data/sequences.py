@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -349,10 +349,10 @@ class SequenceDataset(TableDataset):
         """Sequence of each sample, as the splits take them."""
         return [(sequence,) for sequence in self._sequences]
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> SequenceDataset:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Samples at `indices`, in that order."""
         chosen = self.places(indices)
-        return SequenceDataset(
+        return type(self)(
             self._table.take(chosen),
             [self._sequences[i] for i in chosen],
             max_length=self.max_length,
@@ -362,9 +362,7 @@ class SequenceDataset(TableDataset):
             else self._representations.take(chosen),
         )
 
-    def with_representations(
-        self, source: str | Path | np.ndarray | Sequence[np.ndarray]
-    ) -> SequenceDataset:
+    def with_representations(self, source: str | Path | np.ndarray | Sequence[np.ndarray]) -> Self:
         """The same samples with what a backbone gave for them, so that it need not run again.
 
         Heads then train in seconds wherever the representations came from; what trains has to be
@@ -405,7 +403,7 @@ class SequenceDataset(TableDataset):
         ]
         if wrong:
             raise DataError(f"Representations do not fit the sequences:\n{listing(wrong)}")
-        return SequenceDataset(
+        return type(self)(
             self._table,
             self._sequences,
             max_length=self.max_length,

@@ -17,6 +17,7 @@ from molfun._lazy import attach
 # so that a failing assert inside a contract shows its values
 pytest.register_assert_rewrite(
     "molfun.testing.backbone",
+    "molfun.testing.data",
     "molfun.testing.head",
     "molfun.testing.objective",
     "molfun.testing.strategy",

@@ -1,4 +1,6 @@
 from molfun.testing.backbone import BackboneContract as BackboneContract
+from molfun.testing.data import DataKindContract as DataKindContract
+from molfun.testing.data import DatasetContract as DatasetContract
 from molfun.testing.head import HeadContract as HeadContract
 from molfun.testing.objective import ObjectiveContract as ObjectiveContract
 from molfun.testing.samples import sequences as sequences

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from dataset_contract import DatasetContract
 from pdb_text import pdb_chain
 from tiny import build_atoms
 
 from molfun.data.affinity import AffinityDataset
 from molfun.data.atoms import AtomsDataset
 from molfun.data.base import SampleDataset
+from molfun.data.kinds.base import Labels
 from molfun.data.sequences import SequenceDataset
 from molfun.data.timeseries import TimeSeriesDataset
+from molfun.testing import DataKindContract, DatasetContract
 
 CHAINS = ["MKV", "ACDE", "GG", "PQRSTVWY", "M", "HHHH"]
 
@@ -71,3 +73,48 @@ class TestAtoms(DatasetContract):
             [sample.target for sample in samples],
             metadata={"step": list(range(1, 7))},
         )
+
+
+class TestKindOfSequences(DataKindContract):
+    name = "sequences"
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        rows = [f"s{i},{chain},{i / 2}" for i, chain in enumerate(CHAINS)]
+        (folder / "data.csv").write_text("\n".join(["name,seq,fitness", *rows, ""]))
+        return {
+            "data": str(folder / "data.csv"), "sequence_column": "seq",
+            "target_column": "fitness", "id_column": "name",
+        }  # fmt: skip
+
+
+class TestKindOfSeries(DataKindContract):
+    name = "series"
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        rows = [f"{s},{t},{s * t % 7}.5,{s}.0" for s in range(3) for t in range(4)]
+        (folder / "data.csv").write_text("\n".join(["id,time,hr,target", *rows, ""]))
+        return {"data": str(folder / "data.csv"), "feature_columns": ["hr"]}
+
+
+class TestKindOfStructures(DataKindContract):
+    name = "structures"
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        for name in ("GLY", "VAL"):
+            lines = [*pdb_chain(f"{name} ALA GLY"), "END", ""]
+            (folder / f"{name}.pdb").write_text("\n".join(lines))
+        (folder / "data.csv").write_text("pdb_id,affinity\nGLY,1.5\nVAL,2.5\n")
+        return {"data": str(folder / "data.csv"), "pdbs": str(folder)}
+
+    def given(self, settings: Any) -> dict[str, Any]:
+        return {"pdbs": settings.pdbs}
+
+
+class TestKindOfAtoms(DataKindContract):
+    name = "atoms"
+    labels = Labels("energy")
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        frame = '2\nenergy={}.5 pbc="F F F"\nH 0 0 0\nH 0 0 0.{}\n'
+        (folder / "data.xyz").write_text(frame.format(1, 7) + frame.format(2, 8))
+        return {"data": str(folder / "data.xyz"), "energy_key": "energy"}

@@ -1,10 +1,13 @@
-"""What every data set has to keep; a new one inherits all of it by saying how it is made."""
+"""The contracts of a data set and of a kind of data."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from typing import ClassVar
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -12,31 +15,40 @@ import pytest
 from sklearn.model_selection import KFold
 from torch.utils.data import DataLoader, Subset
 
+from molfun.cli.settings import FineTuneSettings
 from molfun.data.base import SampleDataset
+from molfun.data.kinds.base import DataKind, Labels
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
+from molfun.registry import BACKBONES, DATASETS
 from molfun.sample import Sample, SampleBatch
 
 
 class DatasetContract:
-    """Inherit, give `make` and a column, done."""
+    """Tests of a data set.
+
+    A data set gives the same sample for the same index, keeps ids, labels and columns in one order,
+    and can be cut, filtered, split and sent to loader workers.
+    """
 
     column: ClassVar[str]
-    """One of its metadata, a number, other in the first sample than in the second."""
+    """Column of its metadata with numbers, not the same in the first and second sample."""
 
     def make(self) -> SampleDataset:
-        """Six samples with labels, no two alike."""
+        """Make six samples with labels, no two alike."""
         raise NotImplementedError
 
     @pytest.fixture
     def dataset(self) -> SampleDataset:
+        """Give the data set of `make`."""
         return self.make()
 
     @staticmethod
     def keys(dataset: SampleDataset) -> list[str]:
-        return [sample.content_key() for sample in dataset]
+        """Digest the content of every sample."""
+        return [dataset[i].content_key() for i in range(len(dataset))]
 
-    def test_all_that_is_known_of_a_sample_is_in_one_order(self, dataset: SampleDataset) -> None:
+    def test_all_that_is_known_of_a_sample_is_in_one_order(self, dataset: Any) -> None:
         assert len(dataset) == 6
         for part in (dataset.ids, dataset.targets, dataset.metadata, dataset.lengths):
             assert len(part) == 6
@@ -50,7 +62,7 @@ class DatasetContract:
             assert sample.metadata[self.column] == dataset.metadata[self.column][i]
             assert not any(isinstance(v, np.generic) for v in sample.metadata.values())
 
-    def test_an_index_counts_from_either_end(self, dataset: SampleDataset) -> None:
+    def test_an_index_counts_from_either_end(self, dataset: Any) -> None:
         assert dataset[-1].id == dataset[np.int64(5)].id == dataset.ids[5]
         for index in (6, -7):
             with pytest.raises(IndexError, match=rf"index {index} is out of range for 6 samples"):
@@ -85,7 +97,7 @@ class DatasetContract:
         with pytest.raises(ConfigError, match="Unknown filter 'no_such'"):
             dataset.filter(no_such=1)
 
-    def test_loaders_batch_it(self, dataset: SampleDataset) -> None:
+    def test_loaders_batch_it(self, dataset: Any) -> None:
         part = Subset(dataset, [5, 1])
         for data, ids in ((dataset, dataset.ids), (part, [dataset.ids[i] for i in (5, 1)])):
             loader = DataLoader(data, batch_size=4, collate_fn=dataset.collate_fn)
@@ -128,3 +140,71 @@ class DatasetContract:
                 dataset.subset(indices)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"One index gives one sample, got ndarray"):
             dataset[np.array([0, 1])]  # type: ignore[index]
+
+
+class DataKindContract:
+    """Tests of a registered kind of data.
+
+    A kind opens data from the settings of a run, and opens other data the same way from what the
+    checkpoint remembers of the first. Its settings are known before torch is loaded.
+    """
+
+    name: ClassVar[str]
+    """Registered name of the kind."""
+    labels: ClassVar[Labels] = Labels("regression")
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write two or more samples with labels into `folder`; give the settings to open them."""
+        raise NotImplementedError
+
+    def make(self) -> DataKind:
+        """Build the kind."""
+        kind: DataKind = DATASETS[self.name]()
+        return kind
+
+    def settings(self, folder: Path) -> Any:
+        """Build the settings of a run on the samples of `write`."""
+        given = self.write(folder)
+        return FineTuneSettings.build({"backbone": self.make().backbone, **given})
+
+    def test_is_registered_under_its_name(self) -> None:
+        kind = self.make()
+        assert kind.name == self.name
+        assert kind.backbone.partition("_t")[0] in BACKBONES
+        assert kind.default_batch_size >= 1
+
+    def test_settings_are_known_before_torch_is_loaded(self) -> None:
+        module = type(self.make()).__module__
+        code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], check=False)
+        assert done.returncode == 0, f"{module} imports torch: import it in open and reopen"
+
+    def test_what_is_missing_is_said(self) -> None:
+        text = self.make().missing(FineTuneSettings.build({"demo": True}))
+        assert text is not None
+        assert "--data" in text
+
+    def test_it_opens_samples_with_labels(self, tmp_path: Path) -> None:
+        dataset = self.make().open(self.settings(tmp_path), self.labels)
+        assert isinstance(dataset, SampleDataset)
+        assert len(dataset) >= 2
+        assert all(dataset[i].target is not None for i in range(len(dataset)))
+        assert all(n >= 1 for n in dataset.lengths)
+        assert dataset.subset([0]).input_settings == dataset.input_settings
+
+    def test_a_checkpoint_opens_the_same_samples(self, tmp_path: Path) -> None:
+        kind, settings = self.make(), self.settings(tmp_path)
+        dataset = kind.open(settings, self.labels)
+        trained = json.loads(json.dumps(dataset.input_settings))
+        assert DATASETS[trained.get("kind", "structures")] is type(kind)
+        keys = [dataset[i].content_key() for i in range(len(dataset))]
+        given = {"data": settings.data, **self.given(settings)}
+        for labels in (True, False):
+            again = kind.reopen(trained, given, labels=labels)
+            assert [again[i].content_key() for i in range(len(again))] == keys
+            assert again.ids == dataset.ids
+            assert again.input_settings == dataset.input_settings or not labels
+
+    def given(self, settings: Any) -> dict[str, Any]:
+        """Say what else than ``data`` a user gives again for a trained model."""
+        return {}
