@@ -17,6 +17,7 @@ from molfun.errors import ConfigError, RunError
 from molfun.models import arithmetic
 from molfun.models.assembly import AssembledModel
 from molfun.models.loaders import data_identity, fit_inputs
+from molfun.nn import lora
 from molfun.objectives.base import Objective
 from molfun.registry import OBJECTIVES
 from molfun.runs.folder import RunFolder
@@ -49,6 +50,20 @@ class Pretraining(nn.Module):
         self.backbone = backbone
         self.head: Any = objective
         self.strategy: FinetuneStrategy | None = None
+
+
+def refuse_adapters(backbone: Backbone) -> None:
+    """Refuse a backbone with adapters, whose own weights no pre-training would write.
+
+    Raises
+    ------
+    RunError
+        If it carries any.
+    """
+    if lora.installed_spec(backbone) is not None:
+        raise RunError(
+            "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
+        )
 
 
 def run(

@@ -11,7 +11,6 @@ import torch
 
 from molfun._paths import as_path
 from molfun.backbones.kernels import Kernels
-from molfun.errors import RunError
 from molfun.models import (
     embedding,
     energies,
@@ -228,10 +227,7 @@ class MolfunStructureModel(AssembledModel):
         RunError
             If the backbone carries adapters, or a run cannot be resumed or written.
         """
-        if lora.installed_spec(self.backbone) is not None:
-            raise RunError(
-                "The backbone carries adapters. Pre-train a new model, then fine-tune from it."
-            )
+        pretraining.refuse_adapters(self.backbone)
         strategy = pretraining.DEFAULT if strategy is None else strategy
         job = open_job(
             self,
