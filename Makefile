@@ -29,7 +29,7 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c cons
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
 
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo test check docs bench clean
+.PHONY: help setup demo test lint check proof docs bench clean
 .DEFAULT_GOAL := help
 
 # $(call step,what is done,command): one line with the time; the end of the output if it fails
@@ -44,8 +44,10 @@ help:
 	@echo 'make demo    build .venv with torch, the project and openfold (once), then fine-tune on'
 	@echo '             synthetic data with LoRA; writes runs/demo'
 	@echo 'make setup   build .venv as for the demo, then add all backbones and the test tools (once)'
-	@echo 'make test    set up, then run all tests, the slow ones too'
-	@echo 'make check   set up, then lint, types, layers and the fast tests'
+	@echo 'make test    set up, then run all tests but those of make proof'
+	@echo 'make lint    set up, then lint, format, types and layers'
+	@echo 'make check   make lint, then the fast tests'
+	@echo 'make proof   set up, then exhaustive matrices, a soak of 30 minutes and quick benchmarks'
 	@echo 'make docs    build the documentation into build/site, strictly'
 	@echo 'make bench   set up, then run the benchmarks; QUICK=1 for small sizes'
 	@echo 'make clean   remove caches, build files and runs/demo; .venv stays'
@@ -103,14 +105,21 @@ demo: $(DEMO_READY)
 	@$(PY) scripts/fine_tune.py --demo --strategy lora --epochs 3 --output runs/demo
 
 test: setup
-	@$(PYTEST)
+	@$(PYTEST) -m 'not proof'
 
-check: setup
+lint: setup
 	@echo 'lint'; $(PY) -m ruff check --quiet
 	@echo 'format'; $(PY) -m ruff format --check --quiet
 	@echo 'types'; $(PY) -m mypy
 	@echo 'layers'; $(VENV)/bin/lint-imports --no-logo
-	@echo 'fast tests'; $(PYTEST) -m 'not slow'
+
+check: lint
+	@echo 'fast tests'; $(PYTEST) -m 'not slow and not proof'
+
+proof: setup
+	@echo 'exhaustive matrices'; $(PYTEST) -m proof
+	@echo 'soak'; $(PY) tests/soak/kill_and_resume.py --minutes 30
+	@echo 'benchmarks'; $(PY) benchmarks/run.py --quick
 
 docs: $(DOCS_READY)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict

@@ -67,11 +67,13 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"strategy": "gradual"},
+        pytest.param({"strategy": "gradual"}, marks=pytest.mark.proof),
         {"strategy": "blocks", "n": 9},
         {"strategy": "gradual", "backbone": "esm2", "accumulation": 2},
-        {"strategy": "lora", "n": 10},
-        {"strategy": "full", "backbone": "pet", "augment": False},
+        pytest.param({"strategy": "lora", "n": 10}, marks=pytest.mark.proof),
+        pytest.param(
+            {"strategy": "full", "backbone": "pet", "augment": False}, marks=pytest.mark.proof
+        ),
         {"strategy": "lora", "backbone": "pet", "augment": False},
     ],
     ids=["gradual", "block by block", "esm2", "lora", "pet", "pet lora"],
