@@ -36,7 +36,7 @@ MAX_INFLATION = 20
 without compression, so an honest file has a ratio of 1."""
 
 _FOREIGN = re.compile(r"GLOBAL|call reduce|unsupported class|Can only (?:build|create|set)")
-"""What torch's restricted unpickler says of anything that is not on its list."""
+"""Words of torch's restricted unpickler about anything that is not on its list."""
 
 
 _ADVICE = {
@@ -49,7 +49,7 @@ _ADVICE = {
     "system's log, or choose another folder.",
     errno.ESTALE: "The network drive has lost the file. Mount it again, or choose another folder.",
 }
-"""What to do about an error of the system on writing; for all others, another folder."""
+"""Advice for each error of the system on writing; for all others, another folder."""
 
 
 @contextlib.contextmanager
@@ -71,29 +71,27 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _cannot_write(path: Path, error: OSError) -> RunError:
     path = _temporary.final(path)
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(_existing(path)).free // 2**20
-        return RunError(
-            f"Disk full while writing {path} ({free} MB free). Free some space or choose "
-            f"another folder; the previous version is intact."
-        )
-    if error.errno == errno.EDQUOT:
-        return RunError(
-            f"Your disk quota is used up while writing {path}. Free some space or choose another "
-            f"folder; the previous version is intact."
-        )
-    if error.errno == errno.EFBIG:
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        who = "The file system" if limit == resource.RLIM_INFINITY else "The file-size limit"
-        most = "" if limit == resource.RLIM_INFINITY else f" of {limit:,} bytes (ulimit -f)"
-        return RunError(
-            f"{who}{most} does not allow a file as large as {path}. Raise the limit or choose "
-            f"another folder; the previous version is intact."
-        )
+    if (no_room := _no_room(path, error.errno)) is not None:
+        return RunError(f"{no_room} or choose another folder; the previous version is intact.")
     name = str(error.filename or path)
     where = "" if name == str(path) or name.endswith(".tmp") else f" ({name})"
     advice = _ADVICE.get(error.errno or 0, "Choose another folder.")
     return RunError(f"Cannot write {path}: {error.strerror or error}{where}. {advice}")
+
+
+def _no_room(path: Path, code: int | None) -> str | None:
+    """Say what ran out, and how to get more of it; None where the error is another one."""
+    if code == errno.ENOSPC:
+        free = shutil.disk_usage(_existing(path)).free // 2**20
+        return f"Disk full while writing {path} ({free} MB free). Free some space"
+    if code == errno.EDQUOT:
+        return f"Your disk quota is used up while writing {path}. Free some space"
+    if code == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        most = f"The file-size limit of {limit:,} bytes (ulimit -f)"
+        who = "The file system" if limit == resource.RLIM_INFINITY else most
+        return f"{who} does not allow a file as large as {path}. Raise the limit"
+    return None
 
 
 def _existing(path: Path) -> Path:
@@ -208,7 +206,7 @@ def _recover(path: Path) -> None:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two paths are one file, by whatever name or link; also one that is not there yet."""
+    """Return True for two paths of one file, whatever the links; it need not be there yet."""
     try:
         if one.exists() and other.exists():
             return one.samefile(other)
@@ -218,7 +216,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder, or is it, links followed."""
+    """Return True for a path in a folder, or of the folder itself, links followed."""
     return _real(path).is_relative_to(_real(folder))
 
 
@@ -305,7 +303,7 @@ def _file(path: str | Path) -> Path:
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file is safetensors by its content, or by its name where that says nothing.
+    """Tell safetensors by the content of the file, or by its name where that says nothing.
 
     Files behind links (the blobs of Hugging Face, DVC and git-annex) have names without a suffix.
     """
@@ -382,7 +380,7 @@ def checksum_of(path: str | Path) -> str | None:
 
 
 def is_sealed(path: str | Path) -> bool:
-    """Whether a torch file carries a checksum, which `load_torch` verifies."""
+    """Return True for a torch file with a checksum, which `load_torch` verifies."""
     return _seals.has_mark(_file(path))
 
 

@@ -215,12 +215,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise ConfigError(f"{path} must hold `name: value` lines; found {found} instead.")
-    values = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(values) < len(content):
-        names = Counter(str(key).replace("-", "_") for key in content)
-        twice = next(name for name, n in names.items() if n > 1)
+    return _with_underscores(content, path)
+
+
+def _with_underscores(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Write names as Python does: ``lr-head`` is ``lr_head``."""
+    names = Counter(str(key).replace("-", "_") for key in content)
+    if twice := next((name for name, n in names.items() if n > 1), None):
         raise ConfigError(f"{path} sets {twice!r} twice, with - and with _. Keep one.")
-    return values
+    return dict(zip(names, content.values(), strict=True))
 
 
 def parse_yaml(text: str, source: str) -> Any:

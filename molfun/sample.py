@@ -18,7 +18,7 @@ ALIGNMENT_SUFFIXES = (".a3m", ".sto", ".a3m.gz", ".sto.gz")
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What is known of one sample, before any backbone has seen it.
+    """One sample with its label and columns, before any backbone has seen it.
 
     Parameters
     ----------
@@ -66,28 +66,35 @@ class Sample:
         """Sha256 over the input (not the label): equal input gives an equal key."""
         cropped_later = self.features or self.sequence is not None
         digest = hashlib.sha256(str(self.max_length if cropped_later else None).encode())
-        if self.sequence is not None:
-            digest.update(f"sequence {self.sequence}".encode())
-        if self.protein is not None:
-            digest.update(self.protein.content_key().encode())
-        if self.atoms is not None:
-            for array in (
-                self.atoms.numbers,
-                self.atoms.positions,
-                self.atoms.cell,
-                self.atoms.pbc,
-            ):
-                digest.update(np.ascontiguousarray(array).tobytes())
-        for name in sorted(self.features or {}):
-            array = np.asarray((self.features or {})[name])
-            digest.update(f"{name}{array.dtype}{array.shape}".encode())
-            is_text = array.dtype == object
-            digest.update(repr(array.tolist()).encode() if is_text else array.tobytes())
-        if self.alignment_dir is not None:
-            for path in sorted(p for p in self.alignment_dir.iterdir() if p.is_file()):
-                digest.update(path.name.encode())
-                digest.update(path.read_bytes())
+        for part in self._input_bytes():
+            digest.update(part)
         return digest.hexdigest()
+
+    def _input_bytes(self) -> Iterator[bytes]:
+        """Give every part of the input as bytes, in a fixed order."""
+        if self.sequence is not None:
+            yield f"sequence {self.sequence}".encode()
+        if self.protein is not None:
+            yield self.protein.content_key().encode()
+        if (atoms := self.atoms) is not None:
+            for array in (atoms.numbers, atoms.positions, atoms.cell, atoms.pbc):
+                yield np.ascontiguousarray(array).tobytes()
+        for name, value in sorted((self.features or {}).items()):
+            yield from _array_bytes(name, np.asarray(value))
+        if self.alignment_dir is not None:
+            yield from _folder_bytes(self.alignment_dir)
+
+
+def _array_bytes(name: str, array: np.ndarray) -> Iterator[bytes]:
+    yield f"{name}{array.dtype}{array.shape}".encode()
+    # the bytes of an array of objects are addresses
+    yield repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+
+
+def _folder_bytes(folder: Path) -> Iterator[bytes]:
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        yield path.name.encode()
+        yield path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def n_residues(sequence: str) -> int:
 
 
 def is_missing(target: Any) -> bool:
-    """Whether a label is not there: None or NaN.
+    """Return True for a label that is not there: None or NaN.
 
     Examples
     --------

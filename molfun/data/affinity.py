@@ -327,7 +327,7 @@ class AffinityDataset(TableDataset):
         return self
 
     def notes(self) -> dict[str, tuple[str, ...]]:
-        """What reading changed or chose in each structure, for those where there is something."""
+        """Notes on what reading changed or chose, of each structure that has any."""
         proteins = dict(zip(self.ids, self._collect(self._source.protein), strict=True))
         return {name: p.notes for name, p in proteins.items() if p is not None and p.notes}
 
@@ -437,19 +437,9 @@ def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: 
     absent = [name for name in table.ids if name not in located]
     if not absent:
         return table
-    summary = f"{len(absent)} of {len(table)} {source.noun} are missing in {folders}"
-    other = next((name for name in absent if name in source.beside), None)
-    if not present and other is not None:
-        raise DataError(
-            f"All {len(absent)} {source.noun} are missing in {folders}; for {other} there is "
-            f"{source.beside[other]}, which is not read. Write {other}{source.example} or another "
-            f"kind that is read."
-        )
     if not present:
-        raise DataError(
-            f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
-            f"{absent[0]}{source.example}. Check the folder and the id column."
-        )
+        raise _all_missing(absent, source, folders)
+    summary = f"{len(absent)} of {len(table)} {source.noun} are missing in {folders}"
     if not skip_missing:
         shown = [
             f"{name} (there is {source.beside[name]}, which is not read)"
@@ -463,6 +453,20 @@ def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: 
         )
     logger.warning("%s and are skipped: %s", summary, few(absent, limit=10))
     return table.take(present)
+
+
+def _all_missing(absent: Sequence[str], source: _Source, folders: str) -> DataError:
+    other = next((name for name in absent if name in source.beside), None)
+    if other is not None:
+        return DataError(
+            f"All {len(absent)} {source.noun} are missing in {folders}; for {other} there is "
+            f"{source.beside[other]}, which is not read. Write {other}{source.example} or another "
+            f"kind that is read."
+        )
+    return DataError(
+        f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
+        f"{absent[0]}{source.example}. Check the folder and the id column."
+    )
 
 
 # Sequences

@@ -88,15 +88,22 @@ class AtomsDataset(SampleDataset):
         self._origins = [""] * n if origins is None else list(origins)
         self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
         places = self._origins if origins is not None else self._ids
-        if targets is None:
-            found = [columns_of(a) for a in self._atoms]
-            labels = labels_of_all(self._atoms, found, KEYS, places)
-            targets = [label or None for label in labels]
-            _say(unused_labels(self._atoms, found, KEYS, IN_MEMORY))
-        self._targets = list(targets)
+        self._targets = self._carried(places) if targets is None else list(targets)
         self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
         self._columns = dict(columns or {})
         self.label_shape: LabelShape | None = None
+        self._check_lengths()
+        self._settle(places)
+
+    def _carried(self, places: Sequence[str]) -> list[Any]:
+        """Take the labels that the structures carry; warn of others."""
+        found = [columns_of(a) for a in self._atoms]
+        labels = labels_of_all(self._atoms, found, KEYS, places)
+        _say(unused_labels(self._atoms, found, KEYS, IN_MEMORY))
+        return [label or None for label in labels]
+
+    def _check_lengths(self) -> None:
+        n = len(self._atoms)
         lengths: dict[str, list[Any]] = {
             "targets": self._targets,
             "ids": self._ids,
@@ -106,7 +113,6 @@ class AtomsDataset(SampleDataset):
         wrong = {name: len(values) for name, values in lengths.items() if len(values) != n}
         if wrong:
             raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
-        self._settle(places)
 
     def _settle(self, places: Sequence[str]) -> None:
         """Bring labels by name into their form; say which stress cannot be used."""
@@ -145,10 +151,8 @@ class AtomsDataset(SampleDataset):
         wrong = [type(a).__name__ for a in frames if not hasattr(a, "get_atomic_numbers")]
         if wrong:
             raise DataError(f"Expected ase.Atoms, got {wrong[0]}.")
-        keys = {
-            "energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key,
-        }  # fmt: skip
-        check_keys({kind: name for kind, name in keys.items() if name is not None})
+        keys = _given(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key)
+        check_keys(keys)
         places = [f"structure {i + 1}" for i in range(len(frames))]
         return cls._read(frames, places, IN_MEMORY, keys, target_key)
 
@@ -202,10 +206,8 @@ class AtomsDataset(SampleDataset):
         if not isinstance(paths, Iterable):
             paths = as_path(paths)
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        keys = {
-            "energy": energy_key, "forces": forces_key, "stress": stress_key, "virial": virial_key,
-        }  # fmt: skip
-        check_keys({kind: name for kind, name in keys.items() if name is not None})
+        keys = _given(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key)
+        check_keys(keys)
         frames, places = [], []
         for path in paths:
             read = read_frames(path)
@@ -216,15 +218,20 @@ class AtomsDataset(SampleDataset):
         dataset = cls._read(
             frames, places, where, keys, target_key, leave_out=leave_out, optional=optional
         )
-        bare = [p for p, t in zip(places, dataset._targets, strict=True) if not _labelled(t)]
-        if require_target and bare:
-            names = names_in([columns_of(a) for a in frames])
+        if require_target:
+            dataset._refuse_unlabelled()
+        return dataset
+
+    def _refuse_unlabelled(self) -> None:
+        """Refuse structures without any label."""
+        bare = [p for p, t in zip(self._origins, self._targets, strict=True) if not _labelled(t)]
+        if bare:
+            names = names_in([columns_of(a) for a in self._atoms])
             raise DataError(
                 f"{counted(len(bare), 'structure')} without a label:\n{listing(bare, MANY)}\n"
                 f"They have: {', '.join(names) or 'no labels'}. Name the label with --energy-key "
                 f"or --target-key."
             )
-        return dataset
 
     @classmethod
     def _read(
@@ -232,26 +239,17 @@ class AtomsDataset(SampleDataset):
         frames: list[Any],
         places: list[str],
         where: str,
-        keys: Mapping[str, str | None],
+        named: dict[str, str],
         target_key: str | None,
         *,
         leave_out: Sequence[str] = (),
         optional: Collection[str] = (),
     ) -> AtomsDataset:
-        named = {kind: name for kind, name in keys.items() if name is not None}
         columns = [columns_of(a) for a in frames]
         known = names_in(columns)
-        asked = {**named, **({"target": target_key} if target_key else {})}
-        for kind, name in asked.items():
-            if (
-                frames
-                and kind not in optional
-                and not any(c.get(name) is not None for c in columns)
-            ):
-                raise DataError(
-                    f"No structure of {where} has {name!r}. They have: "
-                    f"{', '.join(known) or 'no labels'}.{nearest(name, known)}"
-                )
+        asked = named | ({"target": target_key} if target_key else {})
+        if frames:
+            _check_names([n for kind, n in asked.items() if kind not in optional], columns, where)
         targets: list[Any]
         shape = None
         if target_key is not None:
@@ -260,8 +258,7 @@ class AtomsDataset(SampleDataset):
         else:
             names = _names_of(named, leave_out)
             targets = list(labels_of_all(frames, columns, names, places))
-            others = {"stress": "virial", "forces": "gradient"}
-            ignored = {*leave_out, *(others.get(kind, kind) for kind in leave_out)}
+            ignored = _with_others(leave_out)
             _say(unused_labels(frames, columns, names, where, ignored=ignored))
             _say(_without_volume(frames, targets, where))
             _say(_conflicts(frames, targets, where, places))
@@ -319,7 +316,7 @@ class AtomsDataset(SampleDataset):
         return np.array([len(a) for a in self._atoms])
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """What makes two structures the same, for splits: all their positions."""
+        """Positions of each structure: the same ones stay together in splits."""
         return [(Sample(id="", atoms=a).content_key(),) for a in self._atoms]
 
     @property
@@ -346,6 +343,11 @@ class AtomsDataset(SampleDataset):
         return part
 
 
+def _given(**names: str | None) -> dict[str, str]:
+    """Names of labels that the caller gives."""
+    return {kind: name for kind, name in names.items() if name is not None}
+
+
 def _names_of(named: Mapping[str, str], leave_out: Sequence[str]) -> dict[str, str]:
     """Name of each kind of label that is read; virials take the place of a stress."""
     names = {**KEYS, **named}
@@ -354,6 +356,12 @@ def _names_of(named: Mapping[str, str], leave_out: Sequence[str]) -> dict[str, s
     if "stress" in leave_out:
         names.pop("virial", None)
     return {kind: name for kind, name in names.items() if kind not in leave_out}
+
+
+def _with_others(kinds: Iterable[str]) -> set[str]:
+    """Kinds of labels, and those that say the same with another sign or unit."""
+    others = {"stress": "virial", "forces": "gradient"}
+    return {name for kind in kinds for name in (kind, others.get(kind, kind))}
 
 
 def _say(texts: Iterable[str]) -> None:
@@ -408,8 +416,19 @@ def _ids_of(frames: Sequence[Any], where: str) -> list[str]:
     return numbers if twice else ids
 
 
+def _check_names(names: Sequence[str], columns: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuse a name of a label that no structure has."""
+    known = names_in(columns)
+    for name in names:
+        if not any(column.get(name) is not None for column in columns):
+            raise DataError(
+                f"No structure of {where} has {name!r}. They have: "
+                f"{', '.join(known) or 'no labels'}.{nearest(name, known)}"
+            )
+
+
 def _labelled(target: Any) -> bool:
-    """Whether a label has any number."""
+    """Return True for a label with any number."""
     if isinstance(target, Mapping):
         return any(np.isfinite(value).any() for value in target.values())
     return not is_missing(target)

@@ -130,6 +130,17 @@ def _content(path: Path) -> bytes:
     return content
 
 
+def _key_values(text: str) -> dict[str, Any]:
+    from ase.io.extxyz import key_val_str_to_dict
+
+    try:
+        return dict(key_val_str_to_dict(text)) if text.strip() else {}
+    except ValueError:
+        # ASE insists on nine numbers for these two; Voigt's six are as usual
+        found = key_val_str_to_dict(_TENSOR.sub(r"\1_molfun", text))
+        return {name.removesuffix("_molfun"): value for name, value in found.items()}
+
+
 class _XYZ:
     """The frames of an xyz file.
 
@@ -233,23 +244,34 @@ class _XYZ:
             ) from error
 
     def _keys(self, text: str, line: int) -> dict[str, Any]:
-        """What the second line says, as ASE understands it."""
-        from ase.io.extxyz import key_val_str_to_dict
+        """Read the second line as ASE understands it, and note what looks misspelt."""
+        self._refuse_twice(text, line)
+        try:
+            info = _key_values(text)
+        except Exception as error:
+            raise self._fail(_reason(error), line) from error
+        self._check_tensors(info, line)
+        self._note_odd(info, line)
+        return info
 
+    def _refuse_twice(self, text: str, line: int) -> None:
         tokens = [token for token in _without_quoted(text).split() if "=" in token]
         names = Counter(token.partition("=")[0] for token in tokens)
         twice = [name for name, n in names.items() if name and n > 1]
         if twice:
             raise self._fail(f"the key {twice[0]!r} is there twice. Keep one.", line)
-        try:
-            try:
-                info = key_val_str_to_dict(text) if text.strip() else {}
-            except ValueError:
-                # ASE insists on nine numbers for these two; Voigt's six are as usual
-                found = key_val_str_to_dict(_TENSOR.sub(r"\1_molfun", text))
-                info = {name.removesuffix("_molfun"): value for name, value in found.items()}
-        except Exception as error:
-            raise self._fail(_reason(error), line) from error
+
+    def _note_odd(self, info: Mapping[str, Any], line: int) -> None:
+        """Note keys that look like misspelt ones of the cell, and numbers without a key."""
+        self._misspelt.update(
+            n for n in info if n.lower() in CELL_KEYS and n not in CELL_KEYS.values()
+        )
+        bare = [n for n, value in info.items() if value is True and _NUMBER.fullmatch(n)]
+        if bare:
+            self._bare.append((line, bare[0]))
+
+    def _check_tensors(self, info: Mapping[str, Any], line: int) -> None:
+        """Refuse a stress or virial of another size, or a stress that is not symmetric."""
         for name in ("stress", "virial"):
             if name in info and np.size(info[name]) not in (6, 9):
                 raise self._fail(
@@ -260,13 +282,6 @@ class _XYZ:
         # ASE makes six numbers of nine and says nothing
         if stress.size == 9 and stress.dtype.kind in "iuf" and is_lopsided(stress.reshape(3, 3)):
             raise self._fail("stress is not symmetric. Correct its nine numbers.", line)
-        self._misspelt.update(
-            n for n in info if n.lower() in CELL_KEYS and n not in CELL_KEYS.values()
-        )
-        bare = [n for n, value in info.items() if value is True and _NUMBER.fullmatch(n)]
-        if bare:
-            self._bare.append((line, bare[0]))
-        return dict(info)
 
     def _check_columns(self, info: dict[str, Any], rows: list[bytes], line: int) -> None:
         """As many columns as the properties name, before ASE takes memory for them."""

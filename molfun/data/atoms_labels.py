@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,29 +83,43 @@ def check_keys(names: Mapping[str, str]) -> None:
             f"--virial-key): a virial is read as stress, so give one of them."
         )
     for kind, name in names.items():
-        looks = kind_of(name)
-        if kind == "stress" and looks == "virial":
-            raise ConfigError(
-                f"stress_key={name!r} (--stress-key) names a virial: an energy (eV), of the other "
-                f"sign. Give virial_key={name!r} (--virial-key {name}), which is read as stress = "
-                f"-virial / volume; if it is a stress in eV/angstrom^3, rename it."
-            )
-        if kind == "virial" and looks == "stress":
-            raise ConfigError(
-                f"virial_key={name!r} (--virial-key) names a stress. Give stress_key={name!r} "
-                f"(--stress-key {name}); if it is a virial, rename it."
-            )
-        if kind == "forces" and looks == "gradient":
-            raise ConfigError(
-                f"forces_key={name!r} (--forces-key) names gradients of the energy, and forces are "
-                f"minus the gradient. Write them with the other sign under another name."
-            )
+        mistake = _MISTAKES.get((kind, kind_of(name)))
+        if mistake is not None:
+            raise ConfigError(mistake.format(name=name, quoted=repr(name)))
         if kind == "energy" and per_atom(name):
             raise ConfigError(
                 f"energy_key={name!r} (--energy-key) names an energy per atom, and labels are "
                 f"energies of whole structures. Multiply it by the number of atoms, and write it "
                 f"under another name."
             )
+
+
+_MISTAKES: dict[tuple[str, str | None], str] = {
+    ("stress", "virial"): (
+        "stress_key={quoted} (--stress-key) names a virial: an energy (eV), of the other "
+        "sign. Give virial_key={quoted} (--virial-key {name}), which is read as stress = "
+        "-virial / volume; if it is a stress in eV/angstrom^3, rename it."
+    ),
+    ("virial", "stress"): (
+        "virial_key={quoted} (--virial-key) names a stress. Give stress_key={quoted} "
+        "(--stress-key {name}); if it is a virial, rename it."
+    ),
+    ("forces", "gradient"): (
+        "forces_key={quoted} (--forces-key) names gradients of the energy, and forces are "
+        "minus the gradient. Write them with the other sign under another name."
+    ),
+}
+"""Text for a kind of label whose name is of another kind."""
+
+
+_SIGNS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("stress", lambda word: word.startswith("stress")),
+    ("virial", lambda word: word.startswith("virial")),
+    ("gradient", lambda word: word in _GRADIENTS),
+    ("forces", lambda word: word in _FORCES or word.endswith(("force", "forces"))),
+    ("energy", lambda word: word in _ENERGIES or word.endswith("energy")),
+)
+"""Kinds of labels, and what a word of their names looks like; the first that fits is taken."""
 
 
 def kind_of(name: str) -> str | None:
@@ -119,21 +133,12 @@ def kind_of(name: str) -> str | None:
     words = [word.lower() for word in _WORDS.findall(name)]
     if name in _SHARES or _NO_LABEL & set(words):
         return None
-    if any(word.startswith("stress") for word in words):
-        return "stress"
-    if any(word.startswith("virial") for word in words):
-        return "virial"
-    if _GRADIENTS & set(words):
-        return "gradient"
-    if any(word in _FORCES or word.endswith(("force", "forces")) for word in words):
-        return "forces"
-    if name == "U0" or any(w in _ENERGIES or w.endswith("energy") for w in words):
-        return "energy"
-    return None
+    found = (kind for kind, names_it in _SIGNS if any(map(names_it, words)))
+    return next(found, "energy" if name == "U0" else None)
 
 
 def per_atom(name: str) -> bool:
-    """Whether a name says that its number is for each atom.
+    """Return True for a name that says that its number is per atom.
 
     Examples
     --------
@@ -219,12 +224,7 @@ def as_label(
     for kind in label:
         label[kind] = _numbers(label[kind], names.get(kind, kind))
     if "energy" in label:
-        if label["energy"].size != 1:
-            raise DataError(
-                f"{names.get('energy', 'energy')!r} is no energy, which is one number: it has the "
-                f"shape {label['energy'].shape}."
-            )
-        label["energy"] = float(label["energy"].reshape(()))
+        label["energy"] = _as_energy(label["energy"], names.get("energy", "energy"))
     if "forces" in label and label["forces"].shape != (len(atoms), 3):
         raise DataError(
             f"{names.get('forces', 'forces')!r} are no forces, which are (atoms, 3): the shape is "
@@ -239,6 +239,14 @@ def as_label(
         # without a volume there is no stress, and the data set says how many lack one
         label["stress"] = -virial / volume if volume else np.full((3, 3), np.nan)
     return label
+
+
+def _as_energy(value: np.ndarray, name: str) -> float:
+    if value.size != 1:
+        raise DataError(
+            f"{name!r} is no energy, which is one number: it has the shape {value.shape}."
+        )
+    return float(value.reshape(()))
 
 
 def volume_of(atoms: Any) -> float:
@@ -282,7 +290,7 @@ def _as_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
 
 
 def is_lopsided(matrix: np.ndarray) -> bool:
-    """Whether a matrix is further from symmetric than rounding explains.
+    """Return True for a matrix further from symmetric than rounding explains.
 
     Examples
     --------
@@ -312,7 +320,7 @@ def unused_labels(
     *,
     ignored: Collection[str] = (),
 ) -> Iterator[str]:
-    """What looks like a label, by name and shape, and is not used: a text for each kind.
+    """Name what looks like a label, by name and shape, and is not used: a text for each kind.
 
     Parameters
     ----------
@@ -325,21 +333,10 @@ def unused_labels(
     ignored
         Kinds that are left out on purpose.
     """
-    found: dict[str, _Unused] = {}
     kinds = {name: kind_of(name) for name in names_in(columns)}
     used = {*names.values()}
-    maybe = {n: k for n, k in kinds.items() if k not in (None, *ignored) and n not in used}
-    for atoms, column in zip(frames, columns, strict=True):
-        for name in maybe.keys() & column.keys():
-            kind = str(maybe[name])
-            shape = _shape_of(kind, column[name], len(atoms))
-            if shape is None:
-                continue
-            entry = found.setdefault(kind, _Unused())
-            entry.counts[name] += 1
-            entry.shapes[name] = shape
-            if not _is_copy(kind, name, column, names, atoms):
-                entry.differs.add(name)
+    maybe = {n: str(k) for n, k in kinds.items() if k not in (None, *ignored) and n not in used}
+    found = _count_unused(frames, columns, names, maybe)
     for kind in ("energy", "forces", "gradient", "stress", "virial"):
         # a second copy of what is used is no loss
         entry = found.get(kind, _Unused())
@@ -348,10 +345,32 @@ def unused_labels(
             yield _sentence(kind, shown, entry, names, columns, where)
 
 
+def _count_unused(
+    frames: Sequence[Any],
+    columns: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    maybe: Mapping[str, str],
+) -> dict[str, _Unused]:
+    """Count, by kind, the structures in which a name of `maybe` has the shape of its kind."""
+    found: dict[str, _Unused] = {}
+    for atoms, column in zip(frames, columns, strict=True):
+        for name in maybe.keys() & column.keys():
+            kind = maybe[name]
+            shape = _shape_of(kind, column[name], len(atoms))
+            if shape is None:
+                continue
+            entry = found.setdefault(kind, _Unused())
+            entry.counts[name] += 1
+            entry.shapes[name] = shape
+            if not _is_copy(kind, name, column, names, atoms):
+                entry.differs.add(name)
+    return found
+
+
 def _is_copy(
     kind: str, name: str, column: Mapping[str, Any], names: Mapping[str, str], atoms: Any
 ) -> bool:
-    """Whether a column says no more than what the used label of its kind says."""
+    """Return True for a column that says no more than the used label of its kind."""
     same = {"stress": "virial", "virial": "stress", "gradient": "forces"}
     used = next((k for k in (kind, same.get(kind, "")) if _present(column, names.get(k))), None)
     if used is None:
@@ -446,6 +465,11 @@ class LabelShape:
     shape: tuple[int, ...]
     per_atom: bool
 
+    def fits(self, array: np.ndarray, n_atoms: int) -> bool:
+        """Return True for a label of this shape."""
+        fits_atoms = not self.per_atom or len(array) == n_atoms
+        return fits_atoms and _one(array, of_atoms=self.per_atom) == self.shape
+
     def __str__(self) -> str:
         n = int(np.prod(self.shape))
         size = "one number" if n == 1 else f"{' x '.join(map(str, self.shape))} numbers"
@@ -470,13 +494,12 @@ def label_shape(
     if not rows or any(array.dtype.kind not in "fiu" for _, array, _ in rows):
         return None
     of_atoms = _is_per_atom([(atoms, array) for atoms, array, _ in rows], key)
-    shapes = [_one(array.shape[1:] if of_atoms else array.shape) for _, array, _ in rows]
+    found = LabelShape(_one(rows[0][1], of_atoms=of_atoms), of_atoms)
     problems = [
         f"{place}: {key!r} has the shape {array.shape} for {counted(len(atoms), 'atom')}"
-        for (atoms, array, place), shape in zip(rows, shapes, strict=True)
-        if shape != shapes[0] or (of_atoms and len(array) != len(atoms))
+        for atoms, array, place in rows
+        if not found.fits(array, len(atoms))
     ]
-    found = LabelShape(shapes[0], of_atoms)
     if problems:
         n = counted(len(problems), "structure")
         raise DataError(
@@ -486,7 +509,9 @@ def label_shape(
     return found
 
 
-def _one(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _one(array: np.ndarray, *, of_atoms: bool) -> tuple[int, ...]:
+    """Shape of the label of one structure or atom."""
+    shape = array.shape[1:] if of_atoms else array.shape
     return () if shape == (1,) else shape
 
 

@@ -151,10 +151,8 @@ class SampleDataset(ABC):
             If they are anything else, or there is no such sample.
         """
         n, array = len(self), np.asarray(indices)
-        if array.dtype == bool and array.shape != (n,):
-            raise ConfigError(f"The mask has {array.size} values for {counted(n, 'sample')}.")
         if array.dtype == bool:
-            return [int(i) for i in np.flatnonzero(array)]
+            return _marked(array, n)
         if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise ConfigError(
                 "subset takes positions (whole numbers) or a mask (a boolean per sample). To "
@@ -165,6 +163,13 @@ class SampleDataset(ABC):
         if beyond:
             raise ConfigError(f"There is no position {beyond[0]} among {counted(n, 'sample')}.")
         return [i % n for i in given]
+
+
+def _marked(mask: np.ndarray, n: int) -> list[int]:
+    """Positions at which a mask of `n` samples is True."""
+    if mask.shape != (n,):
+        raise ConfigError(f"The mask has {mask.size} values for {counted(n, 'sample')}.")
+    return [int(i) for i in np.flatnonzero(mask)]
 
 
 class TableDataset(SampleDataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ _TWINS = (
 )
 """Columns that say the same; gemmi takes the second where both are there."""
 _IDENTITY = ("auth_asym_id", "label_asym_id", "auth_seq_id", "pdbx_pdb_ins_code", "auth_comp_id")
-"""What rows of one residue have in common."""
+"""Columns in which all rows of one residue agree."""
 _DEFAULTS = {
     "id": ".",
     "label_alt_id": ".",
@@ -42,7 +43,7 @@ _DEFAULTS = {
     "occupancy": "1",
     "B_iso_or_equiv": "0",
 }
-"""What a column means where a program leaves it out."""
+"""Value of a column that a program leaves out."""
 
 
 def read_cif(path: Path, text: str, model: int) -> Records:
@@ -154,17 +155,21 @@ class _Table:
         for label, author in _TWINS:
             if label in self._tags and all(v in ("?", ".") for v in self.column(author)):
                 self._set(author, self.column(label))
-        absent = [tag for tag in _PLACES if tag.lower() not in self._tags]
-        absent += [t for t, twin in _TWINS if twin not in self._tags and twin not in _DEFAULTS]
-        if absent:
-            tags = ", ".join(f"_atom_site.{tag}" for tag in absent)
-            raise StructureError(f"{self.path} lacks the columns {tags}. Export them with it.")
+        self._refuse_absent()
         for tag, value in _DEFAULTS.items():
             if tag.lower() not in self._tags:
                 self._add(tag, value)
         if "type_symbol" not in self._tags:
             names = self.column("auth_atom_id")
             self._set("type_symbol", [name.strip("\"'0123456789")[:1] or "X" for name in names])
+
+    def _refuse_absent(self) -> None:
+        """Refuse a table without columns that nothing else can fill."""
+        absent = [tag for tag in _PLACES if tag.lower() not in self._tags]
+        absent += [t for t, twin in _TWINS if twin not in self._tags and twin not in _DEFAULTS]
+        if absent:
+            tags = ", ".join(f"_atom_site.{tag}" for tag in absent)
+            raise StructureError(f"{self.path} lacks the columns {tags}. Export them with it.")
 
     def model_rows(self, model: int) -> tuple[list[int], list[Note]]:
         """Rows of a model, counted from 1, and what there is to say about the others."""
@@ -190,22 +195,15 @@ class _Table:
         places = [self._block.find_values(self._tags[tag.lower()]) for tag in _PLACES]
         groups, names = self.column("group_pdb"), self.column("auth_atom_id")
         alternates = self.column("label_alt_id")
-        residue: Residue | None = None
-        key: list[str] = []
-        for row in rows:
-            own = [column[row] for column in identity]
-            if residue is None or own != key:
-                if residue is not None:
-                    yield residue
-                key = own
-                residue = self._residue(key, hetero=groups[row].upper() == "HETATM")
-            residue.places.append(row)
-            residue.alternate |= alternates[row] not in (".", "?", "")
-            name = gemmi.cif.as_string(names[row])
-            if name not in residue.atoms:
-                traced = name in TRACED
-                residue.atoms[name] = _point([c[row] for c in places]) if traced else None
-        if residue is not None:
+        for key, own in groupby(rows, lambda row: [column[row] for column in identity]):
+            atoms = list(own)
+            residue = self._residue(key, hetero=groups[atoms[0]].upper() == "HETATM")
+            residue.places += atoms
+            residue.alternate = any(alternates[row] not in (".", "?", "") for row in atoms)
+            for row in atoms:
+                name = gemmi.cif.as_string(names[row])
+                if name not in residue.atoms:
+                    residue.atoms[name] = _point(places, row) if name in TRACED else None
             yield residue
 
     def _residue(self, key: Sequence[str], *, hetero: bool) -> Residue:
@@ -217,19 +215,18 @@ class _Table:
 
     def write(self, parts: Sequence[Part]) -> None:
         """Put the rows of the parts, ordered and named by code, in place of all."""
-        order = [row for part in parts for residue in part.residues for row in residue.places]
+        order = [row for part in parts for row in _rows(part)]
         own = all(part.code == part.chain for part in parts)
         if own and order == list(range(self._loop.length())):
             return
-        codes = [
-            gemmi.cif.quote(part.code)
-            for part in parts
-            for residue in part.residues
-            for _ in residue.places
-        ]
+        codes = [gemmi.cif.quote(part.code) for part in parts for _ in _rows(part)]
         if order == list(range(self._loop.length())):
             self._set("auth_asym_id", codes)
-            return
+        else:
+            self._rewrite(order, codes)
+
+    def _rewrite(self, order: Sequence[int], codes: list[str]) -> None:
+        """Leave the rows of `order`, with other names of their chains."""
         tags, values = self._loop.tags, self._loop.values
         columns = [values[i :: len(tags)] for i in range(len(tags))]
         columns = [[column[row] for row in order] for column in columns]
@@ -237,9 +234,13 @@ class _Table:
         self._loop.set_all_values(columns)
 
 
-def _point(texts: Sequence[str]) -> tuple[float, float, float]:
+def _rows(part: Part) -> list[int]:
+    return [row for residue in part.residues for row in residue.places]
+
+
+def _point(columns: Sequence[Any], row: int) -> tuple[float, float, float]:
     """Coordinates, NaN where there is no number; digits in brackets are errors."""
-    x, y, z = map(gemmi.cif.as_number, texts)
+    x, y, z = (gemmi.cif.as_number(column[row]) for column in columns)
     return x, y, z
 
 
@@ -256,14 +257,16 @@ def _lengths(
         entities = [asym.get(name, "") for name in table.column("label_asym_id")]
     found = {}
     for part in parts:
-        acids = [residue for residue in part.residues if residue.is_amino_acid]
-        if acids and part.number == 0:
-            found[part.code] = counts.get(entities[acids[0].places[0]], 0)
-    present = set(entities)
+        first = next((residue for residue in part.residues if residue.is_amino_acid), None)
+        if first is not None and part.number == 0:
+            found[part.code] = counts.get(entities[first.places[0]], 0)
+    return found, _absent_entities(block, set(entities), counts)
+
+
+def _absent_entities(block: Any, present: set[str], counts: dict[str, int]) -> dict[str, int]:
     rows = block.find("_entity_poly.", ["entity_id", "type"])
     peptides = {row[0] for row in rows if "peptide" in row[1].lower()}
-    absent = {f"entity {e}": counts.get(e, 0) for e in sorted(peptides - present)}
-    return found, absent
+    return {f"entity {e}": counts.get(e, 0) for e in sorted(peptides - present)}
 
 
 def _entity_lengths(block: Any) -> dict[str, int]:

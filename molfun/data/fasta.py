@@ -48,19 +48,10 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
         if text.startswith(">"):
             if name is not None:
                 yield name, _sequence(path, name, parts)
-            words = text[1:].split()
-            if not words:
-                raise DataError(f"{path}, line {number}: a header without a name.")
-            name, parts, length = words[0], [], 0
+            name, parts, length = _name(path, number, text), [], 0
         elif text and not text.startswith(";"):
             if name is None:
-                found = foreign_text(line, "FASTA")
-                raise DataError(
-                    f"{path} {found}"
-                    if found
-                    else f"{path}, line {number}: expected a header that begins with '>', found "
-                    f"{shown(text)}. Is it a FASTA file?"
-                )
+                raise _no_header(path, number, line)
             length += len(text)
             if length > longest:
                 raise MAX_RECORD.error(f"{path}, line {number}: the record {shown(name)}")
@@ -68,6 +59,22 @@ def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
     if name is None:
         raise DataError(f"{path} is empty.")
     yield name, _sequence(path, name, parts)
+
+
+def _name(path: Path, number: int, header: str) -> str:
+    words = header[1:].split()
+    if not words:
+        raise DataError(f"{path}, line {number}: a header without a name.")
+    return words[0]
+
+
+def _no_header(path: Path, number: int, line: str) -> DataError:
+    if found := foreign_text(line, "FASTA"):
+        return DataError(f"{path} {found}")
+    return DataError(
+        f"{path}, line {number}: expected a header that begins with '>', found "
+        f"{shown(line.strip())}. Is it a FASTA file?"
+    )
 
 
 def _sequence(path: Path, name: str, parts: list[str]) -> str:

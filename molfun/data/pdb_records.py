@@ -28,7 +28,7 @@ from molfun.text import counted, few
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
-"""What is left of an atom's record when a file is cut in its first columns."""
+"""Beginnings of an atom's record that is cut in its first columns."""
 _SHORTEST, _COMPLETE = 54, 78
 """Columns up to the coordinates, and up to the element."""
 
@@ -59,22 +59,10 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
     lines = text.split("\n")
     blocks = list(_blocks(path, lines))
     _check_lines(path, [section for block in blocks for section in block], lines)
-    models, notes = _models(blocks)
-    if not models:
-        raise StructureError(
-            f"{path} holds no protein; found no atoms. Give a file with amino-acid residues."
-        )
-    if model > len(models):
-        raise StructureError(f"{path} has no model {model}; it has {len(models)}.")
-    if len(models) > 1:
-        notes.append(_model_note(models, model))
-    chosen = models[model - 1]
+    chosen, notes = _choose_model(path, blocks, model)
     residues = _with_segments(list(_residues(chosen)), notes)
     split = split_chains(path, residues)
-    stars = sum("*" in line[54:66] for line in chosen.lines)
-    if stars:
-        sentence = f"read occupancy or B-factor of {counted(stars, 'atom')} as 0: stars, no number"
-        notes.append(Note(sentence, "occupancy or B-factor no number"))
+    notes += _starred(chosen)
     sequences = _sequences(lines)
     with_atoms = {residue.chain for residue in residues if residue.is_amino_acid}
     return Records(
@@ -124,7 +112,7 @@ def _blocks(path: Path, lines: Sequence[str]) -> Iterator[list[_Section]]:
 
 
 def _is_atom(line: str) -> bool:
-    """Whether a line that begins with blanks or small letters is the record of an atom."""
+    """Return True for the record of an atom that begins with blanks or small letters."""
     return _ATOM.match(line.lstrip().upper()) is not None and _has_coordinates(line.lstrip())
 
 
@@ -162,8 +150,30 @@ def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[Note
     return models, notes
 
 
+def _choose_model(
+    path: Path, blocks: Iterable[list[_Section]], model: int
+) -> tuple[_Section, list[Note]]:
+    models, notes = _models(blocks)
+    if not models:
+        raise StructureError(
+            f"{path} holds no protein; found no atoms. Give a file with amino-acid residues."
+        )
+    if model > len(models):
+        raise StructureError(f"{path} has no model {model}; it has {len(models)}.")
+    if len(models) > 1:
+        notes.append(_model_note(models, model))
+    return models[model - 1], notes
+
+
+def _starred(section: _Section) -> Iterator[Note]:
+    stars = sum("*" in line[54:66] for line in section.lines)
+    if stars:
+        sentence = f"read occupancy or B-factor of {counted(stars, 'atom')} as 0: stars, no number"
+        yield Note(sentence, "occupancy or B-factor no number")
+
+
 def _are_frames(sections: Sequence[_Section]) -> bool:
-    """Whether all sections hold the same atoms at about the same place."""
+    """Return True where all sections hold the same atoms at about the same place."""
     first = [line[12:27] for line in sections[0].lines]
     if any([line[12:27] for line in other.lines] != first for other in sections[1:]):
         return False
@@ -228,23 +238,28 @@ def _check_lines(path: Path, sections: Sequence[_Section], text: Sequence[str]) 
             f"export it again."
         )
     bad = [i for i, line in enumerate(lines) if not _has_coordinates(line)]
-    if not bad:
-        return
+    if bad:
+        raise _without_coordinates(path, lines, numbers, bad)
+
+
+def _without_coordinates(
+    path: Path, lines: Sequence[str], numbers: Sequence[int], bad: Sequence[int]
+) -> StructureError:
     first, where = lines[bad[0]], f"line {numbers[bad[0]]}"
     if len(first) < _SHORTEST:
-        raise StructureError(
+        return StructureError(
             f"{path} is truncated: {where} ends before the coordinates ({first!r}). "
             f"Download or export it again."
         )
     atom = " ".join(first[12:27].split())
-    raise StructureError(
+    return StructureError(
         f"{path} has {counted(len(bad), 'atom')} without numbers for coordinates; the first is "
         f"{atom} ({where}: {first[30:54].strip()!r}). Repair or remove these atoms."
     )
 
 
 def _is_cut(lines: Sequence[str], *, ends_with_atom: bool, last: str) -> bool:
-    """Whether a file without a line end ends inside the record of an atom.
+    """Return True for a file without a line end that ends inside the record of an atom.
 
     A whole line may lack what others have (a charge), but it is not shorter than all of them.
     """
@@ -301,7 +316,7 @@ def _residue(line: str, after: str, four: bool) -> Residue:
 
 
 def _four_letter_names(lines: Sequence[str]) -> bool:
-    """Whether column 21 belongs to residue names; in some files it is that of long chain ids."""
+    """Return True where column 21 is of residue names; in some files it is of long chain ids."""
     standard = [line[20] == " " for line in lines if line[17:20] in STANDARD]
     return any(standard) or not standard
 
@@ -329,15 +344,20 @@ def _with_segments(residues: list[Residue], notes: list[Note]) -> list[Residue]:
     if any(s == _MIXED or _FRACTION.fullmatch(s) for s in segments):
         for residue in residues:
             residue.segment = ""
-        return residues
+    else:
+        notes += _name_blank_chains(residues)
+    return residues
+
+
+def _name_blank_chains(residues: Sequence[Residue]) -> Iterator[Note]:
+    """Name chains without an id by their segments, and say so."""
     blank = [residue for residue in residues if not residue.chain and residue.segment]
     for residue in blank:
         residue.chain = residue.segment
     names = dict.fromkeys(residue.chain for residue in blank if residue.is_amino_acid)
     if names:
         sentence = f"took segment ids for blank chain ids: {few(list(names))}"
-        notes.append(Note(sentence, "segment ids for chain ids"))
-    return residues
+        yield Note(sentence, "segment ids for chain ids")
 
 
 # From residues to lines for gemmi

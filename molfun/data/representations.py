@@ -61,6 +61,32 @@ def read_representations(path: Path, ids: Sequence[str], digests: Sequence[str])
     UnsafeFileError
         If a file unpacks to more than `MAX_BYTES` or `MAX_RATIO` times its size.
     """
+    known, (pooling, model) = _read_shards(path)
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise DataError(
+            f"{path} has no representation of {len(missing)} of {len(ids)} samples:\n"
+            f"{listing(missing)}"
+        )
+    found = [known[name] for name in ids]
+    other = [
+        name
+        for name, (_, theirs), ours in zip(ids, found, digests, strict=True)
+        if theirs is not None and theirs != ours
+    ]
+    if other:
+        raise DataError(
+            f"{path} was made from other sequences: {len(other)} of {len(ids)} samples have the id "
+            f"of another one there, or another max_length:\n{listing(other)}\nEmbed these "
+            f"sequences."
+        )
+    return Representations([array for array, _ in found], pooling, model)
+
+
+def _read_shards(
+    path: Path,
+) -> tuple[dict[str, tuple[np.ndarray, str | None]], tuple[str, str]]:
+    """Array and digest of each id in all shards of a file, and pooling and model of them all."""
     files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.npz"))
     if not files:
         raise DataError(f"No such file: {path}.")
@@ -82,32 +108,25 @@ def read_representations(path: Path, ids: Sequence[str], digests: Sequence[str])
         )
     if len(kinds) > 1:
         raise DataError(f"{path} has shards of different models or poolings. Embed again.")
-    missing = [name for name in ids if name not in known]
-    if missing:
-        raise DataError(
-            f"{path} has no representation of {len(missing)} of {len(ids)} samples:\n"
-            f"{listing(missing)}"
-        )
-    found = [known[name] for name in ids]
-    other = [
-        name
-        for name, (_, theirs), ours in zip(ids, found, digests, strict=True)
-        if theirs is not None and theirs != ours
-    ]
-    if other:
-        raise DataError(
-            f"{path} was made from other sequences: {len(other)} of {len(ids)} samples have the id "
-            f"of another one there, or another max_length:\n{listing(other)}\nEmbed these "
-            f"sequences."
-        )
-    (name, model) = kinds.pop()
-    return Representations([array for array, _ in found], name, model)
+    return known, kinds.pop()
 
 
 def _read_npz(
     path: Path,
 ) -> tuple[list[np.ndarray], list[str], list[str | None], tuple[str, str]]:
     """Arrays, ids, digests of the sequences (None in files of others), and what they are of."""
+    arrays = _checked_arrays(path)
+    names = [str(name) for name in arrays["ids"].reshape(-1)]
+    values, offsets = arrays["embeddings"].astype(np.float32, copy=False), arrays.get("offsets")
+    digests: list[str | None] = [None] * len(names)
+    if "sequences" in arrays:
+        digests = [str(digest) for digest in arrays["sequences"]]
+    pooling, model = str(arrays.get("pooling", "mean")), str(arrays.get("model", "unknown"))
+    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
+    return parts, names, digests, ("single" if offsets is not None else pooling, model)
+
+
+def _checked_arrays(path: Path) -> dict[str, np.ndarray]:
     arrays = read_npz(path, path, MAX_BYTES, advice=_ADVICE, ratio=MAX_RATIO)
     missing = [name for name in ("ids", "embeddings") if name not in arrays]
     if missing:
@@ -116,21 +135,13 @@ def _read_npz(
             f"{path} is no file of representations: it lacks {' and '.join(missing)}, and holds "
             f"{held}. {_ADVICE}"
         )
-    names = [str(name) for name in arrays["ids"].reshape(-1)]
-    values, offsets = arrays["embeddings"], arrays.get("offsets")
-    problem = _misfit(values, offsets, len(names))
-    if problem is None and "sequences" in arrays and arrays["sequences"].shape != (len(names),):
-        problem = f"{len(names)} ids and sequences of shape {arrays['sequences'].shape}"
+    n = arrays["ids"].size
+    problem = _misfit(arrays["embeddings"], arrays.get("offsets"), n)
+    if problem is None and "sequences" in arrays and arrays["sequences"].shape != (n,):
+        problem = f"{n} ids and sequences of shape {arrays['sequences'].shape}"
     if problem is not None:
         raise DataError(f"{path} is damaged or no file of representations ({problem}). {_ADVICE}")
-    values = values.astype(np.float32, copy=False)
-    digests: list[str | None] = [None] * len(names)
-    if "sequences" in arrays:
-        digests = [str(digest) for digest in arrays["sequences"]]
-    pooling = str(arrays["pooling"]) if "pooling" in arrays else "mean"
-    model = str(arrays["model"]) if "model" in arrays else "unknown"
-    parts = list(values) if offsets is None else np.split(values, offsets[1:-1])
-    return parts, names, digests, ("single" if offsets is not None else pooling, model)
+    return arrays
 
 
 def _misfit(values: np.ndarray, offsets: np.ndarray | None, n: int) -> str | None:
@@ -141,7 +152,12 @@ def _misfit(values: np.ndarray, offsets: np.ndarray | None, n: int) -> str | Non
         return f"{int((~np.isfinite(values)).sum()):,} embeddings are NaN or infinite"
     if offsets is None:
         return f"{n} ids for {len(values)} embeddings" if n != len(values) else None
+    return _wrong_offsets(offsets, len(values), n)
+
+
+def _wrong_offsets(offsets: np.ndarray, n_rows: int, n: int) -> str | None:
+    """Why offsets do not divide rows among `n` samples."""
     if offsets.shape != (n + 1,) or offsets.dtype.kind not in "iu":
         return f"{n} ids and offsets of shape {offsets.shape}"
-    ends = offsets[0] == 0 and offsets[-1] == len(values)
+    ends = offsets[0] == 0 and offsets[-1] == n_rows
     return None if ends and (np.diff(offsets.astype(np.int64)) >= 0).all() else "bad offsets"

@@ -32,7 +32,7 @@ from molfun.text import counted, listing
 logger = logging.getLogger(__name__)
 
 Labels = Literal["number", "class", "classes"]
-"""What a label is: a number, the name of a class, or any number of classes."""
+"""Kinds of labels: a number, the name of a class, or any number of classes."""
 Level = Literal["sequence", "residue"]
 SEPARATORS = re.compile(r"[\s,;]+")
 UNKNOWN = "?"
@@ -424,30 +424,36 @@ class _RowReader:
         self.cells = cells
         self._names = {"sequence": sequence, "target": target, "mask": mask}
         self.sequences = cells.column(sequence)
-        n = len(self.sequences)
-        self._labels = cells.column(target) if target in cells.header else [""] * n
-        self._masks = cells.column(mask) if mask else [""] * n
+        self._labels = cells.column_or_blank(target)
+        self._masks = cells.column(mask) if mask else [""] * len(self.sequences)
         self._problems: list[str] = list(cells.ragged)
+        self._unused: list[str] = []
         self._padded: list[str] = []
 
     def read(self, parse: Parse, *, residues: bool, must: bool) -> list[Any]:
         """Labels, or one error with all that is wrong."""
         targets: list[Any] = []
-        unused = []
         for row, (sequence, label) in enumerate(zip(self.sequences, self._labels, strict=True)):
             if not sequence:
                 self._note(row, "sequence", "is blank; fill it in or remove the row")
             value, problem = (None, None) if not label and not must else parse(label)
             if problem is None and residues and value is not None:
-                problem = _length_problem(value, sequence)
-            if problem is None and residues and value is not None and self._names["mask"]:
-                value = self._masked(row, value, sequence)
-            if problem and must:
-                self._note(row, "target", f"{tables.shown(label)} {problem}")
-            elif problem:
-                unused.append(f"{self.cells.where(row)}: {tables.shown(label)} {problem}")
+                value, problem = self._of_residues(row, value, sequence)
+            if problem:
+                self._note_label(row, f"{tables.shown(label)} {problem}", must=must)
             targets.append(None if problem else value)
         tables.raise_all(self.cells, self._problems)
+        self._warn()
+        return targets
+
+    def _note_label(self, row: int, problem: str, *, must: bool) -> None:
+        if must:
+            self._note(row, "target", problem)
+        else:
+            self._unused.append(f"{self.cells.where(row)}: {problem}")
+
+    def _warn(self) -> None:
+        """Say which masks were filled up, and which labels are not used."""
         if self._padded:
             logger.warning(
                 "%s: %s shorter than the sequence, as when 0011 was once read as the number 11; "
@@ -456,14 +462,22 @@ class _RowReader:
                 counted(len(self._padded), "mask"),
                 listing(self._padded, 3),
             )
-        if unused:
+        if self._unused:
             logger.warning(
                 "%s: %s not used:\n%s",
                 self.cells.path,
-                counted(len(unused), "label"),
-                listing(unused, 3),
+                counted(len(self._unused), "label"),
+                listing(self._unused, 3),
             )
-        return targets
+
+    def _of_residues(
+        self, row: int, values: Sequence[Any], sequence: str
+    ) -> tuple[Sequence[Any], str | None]:
+        """Labels of residues without those the mask leaves out, and what is wrong with them."""
+        problem = _length_problem(values, sequence)
+        if problem is None and self._names["mask"]:
+            values = self._masked(row, values, sequence)
+        return values, problem
 
     def _note(self, row: int, what: str, problem: str) -> None:
         self._problems.append(f"{self.cells.where(row)}, column {self._names[what]}: {problem}")

@@ -32,7 +32,7 @@ ENDS = ("TER", "END")
 RESTART = "numbers that start again"
 
 NO_NAME = "(no name)"
-"""What messages call a chain with a blank id."""
+"""Name of a chain with a blank id in messages."""
 TRACED = ("N", "CA", "C")
 """Atoms whose places tell whether residues are bonded."""
 _MAIN_CHAIN = frozenset(TRACED)
@@ -87,7 +87,7 @@ class Residue:
 
     @property
     def is_amino_acid(self) -> bool:
-        """Whether it is an amino acid by its name, or by its main chain if the name is unknown."""
+        """True for an amino acid by its name, or by its main chain if the name is unknown."""
         return is_amino_acid_name(self.name) or self.atoms.keys() >= _MAIN_CHAIN
 
 
@@ -98,7 +98,7 @@ class Chain:
     name: str
     residues: list[Residue]
     cause: str = ""
-    """What told it apart from the chain of the same id before it."""
+    """Reason to tell it apart from the chain of the same id before it."""
 
 
 @dataclass
@@ -179,7 +179,7 @@ def _parts(path: Path, chains: Sequence[Chain], longest_id: int) -> list[Part]:
 
 
 def bonded(before: Residue, after: Residue) -> bool:
-    """Whether a peptide bond joins two residues, or CA atoms say so where C or N is missing."""
+    """Return True for a peptide bond, by C and N, or by the CA atoms where one is missing."""
     c, n = before.atoms.get("C"), after.atoms.get("N")
     if c is not None and n is not None:
         return math.dist(c, n) < MAX_BOND
@@ -188,7 +188,7 @@ def bonded(before: Residue, after: Residue) -> bool:
 
 
 def superposed(left: Iterable[Residue], right: Iterable[Residue]) -> bool:
-    """Whether more than a tenth of the residues of `right` lie inside those of `left`."""
+    """Return True where more than a tenth of the residues of `right` lie inside `left`."""
     space = _Space()
     space.add(left)
     return space.holds(right)
@@ -207,7 +207,7 @@ class _Space:
                 held.append(point)
 
     def holds(self, residues: Iterable[Residue]) -> bool:
-        """Whether more than a tenth of the residues lie on places that were added."""
+        """Return True where more than a tenth of the residues lie on places that were added."""
         points = list(_traces(residues))
         return sum(map(self._is_taken, points)) > len(points) / 10
 
@@ -254,7 +254,7 @@ def _pieces(residues: Sequence[Residue]) -> Iterator[Chain]:
 
 
 class _Ends:
-    """What was met of each chain id, to tell where one of its chains may have ended."""
+    """Records met of each chain id, to tell where one of its chains may have ended."""
 
     def __init__(self) -> None:
         self._records: dict[str, str] = {}
@@ -263,7 +263,7 @@ class _Ends:
         self._numbers: dict[str, dict[str, Residue]] = {}
 
     def before(self, residue: Residue) -> str:
-        """What ended the chain before `residue`, an empty text if nothing did."""
+        """Name what ended the chain before `residue`; an empty text if nothing did."""
         name = residue.chain
         if residue.after:
             self._records = dict.fromkeys((*self._numbers, name), residue.after)
@@ -282,7 +282,7 @@ class _Ends:
 
 
 def _starts_again(residue: Residue, seen: dict[str, Residue]) -> bool:
-    """Whether a residue repeats the number of an earlier one: not hydrogens, not locations."""
+    """Return True for the number of an earlier residue: not of hydrogens, not of locations."""
     earlier = seen.get(residue.number)
     if earlier is None or not residue.is_amino_acid or residue.alternate or earlier.alternate:
         return False
@@ -295,28 +295,33 @@ def _place(piece: Chain, chains: list[Chain]) -> None:
         chains.append(piece)
         return
     last = chains[-1]
-    if piece.cause and _is_polymer(piece.residues):
-        end = next((r for r in reversed(last.residues) if r.is_amino_acid), None)
-        start = next(r for r in piece.residues if r.is_amino_acid)
+    part = last.residues[-1].part
+    start = _first_acid(piece.residues)
+    if piece.cause and start is not None and _is_polymer(piece.residues):
+        end = _first_acid(reversed(last.residues))
         goes_on = end is not None and bonded(end, start)
         if end is not None and not goes_on and not _fills_gap(piece, chains):
             chains.append(piece)
             return
         start.inside = goes_on
-        part = last.residues[-1].part
-        known = {r.number: r for r in last.residues if r.is_amino_acid and r.part == part}
-        if any(_starts_again(residue, known) for residue in piece.residues):
-            part += 1
-        for residue in piece.residues:
-            residue.part = part
-    else:
-        for residue in piece.residues:
-            residue.part = last.residues[-1].part
+        part += _repeats_numbers(piece, last, part)
+    for residue in piece.residues:
+        residue.part = part
     last.residues += piece.residues
 
 
+def _first_acid(residues: Iterable[Residue]) -> Residue | None:
+    return next((residue for residue in residues if residue.is_amino_acid), None)
+
+
+def _repeats_numbers(piece: Chain, chain: Chain, part: int) -> bool:
+    """Return True where a residue of the piece has a number of that part of the chain."""
+    known = {r.number: r for r in chain.residues if r.is_amino_acid and r.part == part}
+    return any(_starts_again(residue, known) for residue in piece.residues)
+
+
 def _fills_gap(piece: Chain, chains: Sequence[Chain]) -> bool:
-    """Whether a piece of modified residues belongs into gaps of earlier chains."""
+    """Return True for a piece of modified residues that belongs into gaps of earlier chains."""
     if not all(residue.hetero for residue in piece.residues):
         return False
     acids = [residue for residue in piece.residues if residue.is_amino_acid]
@@ -328,7 +333,7 @@ def _fills_gap(piece: Chain, chains: Sequence[Chain]) -> bool:
 
 
 def _is_polymer(residues: Sequence[Residue]) -> bool:
-    """Whether residues are a chain of amino acids: ``ATOM`` records, or bonded to each other."""
+    """Return True for a chain of amino acids: ``ATOM`` records, or bonded to each other."""
     acids = [residue for residue in residues if residue.is_amino_acid]
     if any(not residue.hetero for residue in acids):
         return True
@@ -336,7 +341,7 @@ def _is_polymer(residues: Sequence[Residue]) -> bool:
 
 
 def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[Note]:
-    """What told chains of one id apart, in one sentence for all ids."""
+    """Say how chains of one id were told apart, in one sentence for all ids."""
     if not shared:
         return []
     ids = [chains[0].name for chains in shared]
@@ -366,18 +371,28 @@ def _fill_gaps(chains: Sequence[Chain]) -> int:
         {r.order: r for r in chain.residues if r.is_amino_acid and id(r) not in loose}
         for chain in chains
     ]
-    moved = 0
-    for chain, residues in candidates:
-        for residue in residues:
-            for host, numbers in zip(chains, known, strict=True):
-                anchor = _anchor(residue, numbers)
-                if anchor is not None:
-                    chain.residues.remove(residue)
-                    _insert(residue, host, *anchor)
-                    numbers[residue.order] = residue
-                    moved += 1
-                    break
-    return moved
+    return sum(
+        _move_into_gap(residue, chain, chains, known)
+        for chain, residues in candidates
+        for residue in residues
+    )
+
+
+def _move_into_gap(
+    residue: Residue,
+    behind: Chain,
+    hosts: Sequence[Chain],
+    known: Sequence[dict[int | None, Residue]],
+) -> bool:
+    """Move a residue from behind its chain into the first chain with a gap for it, if any."""
+    for host, numbers in zip(hosts, known, strict=True):
+        anchor = _anchor(residue, numbers)
+        if anchor is not None:
+            behind.residues.remove(residue)
+            _insert(residue, host, *anchor)
+            numbers[residue.order] = residue
+            return True
+    return False
 
 
 def _insert(residue: Residue, chain: Chain, neighbour: Residue, step: int) -> None:

@@ -65,7 +65,7 @@ def standard_name(name: str) -> str:
 
 @cache
 def is_amino_acid_name(name: str) -> bool:
-    """Whether a residue of this name is an amino acid, modified ones included."""
+    """Return True for the name of an amino acid, modified ones included."""
     return bool(gemmi.find_tabulated_residue(standard_name(name)).is_amino_acid())
 
 

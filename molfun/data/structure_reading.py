@@ -44,7 +44,7 @@ def _kind(residue: Any) -> str:
 
 
 def _is_amino_acid(residue: Any) -> bool:
-    """Whether a residue is part of a protein chain."""
+    """Return True for a residue that is part of a protein chain."""
     info = gemmi.find_tabulated_residue(residue.name)
     if residue.entity_type == gemmi.EntityType.Polymer:
         # names outside the table are judged by their backbone
@@ -91,17 +91,13 @@ class Reading:
         chain
             Chain of gemmi.
         part
-            What it is in the file.
+            Its name and place in the file.
         length
             Amino acids of the whole sequence, 0 if the file does not say.
         """
         name = part.chain or NO_NAME
         before = len(self.residues)
-        kinds = Counter(_kind(residue) for residue in chain)
-        if kinds["nucleic acid"]:
-            count = counted(kinds["nucleic acid"], "nucleic-acid residue")
-            self.notes.append(Note(f"left out {count} of chain {name}", "nucleic acids left out"))
-        self.ligands.update(r.segment or r.name for r in chain if _kind(r) == "ligand")
+        self._note_left_out(chain, name)
         continues = part.number > 0 and self._last == part.chain
         index = len(self.chain_ids) - continues
         for residue in self._conformers(chain):
@@ -110,6 +106,14 @@ class Reading:
             self.chain_ids.append(part.chain)
             self.lengths.append(length)
             self._last = part.chain
+
+    def _note_left_out(self, chain: Any, name: str) -> None:
+        """Count what a chain has that is no amino acid."""
+        kinds = Counter(_kind(residue) for residue in chain)
+        if kinds["nucleic acid"]:
+            count = counted(kinds["nucleic acid"], "nucleic-acid residue")
+            self.notes.append(Note(f"left out {count} of chain {name}", "nucleic acids left out"))
+        self.ligands.update(r.segment or r.name for r in chain if _kind(r) == "ligand")
 
     def _conformers(self, chain: Any) -> Iterator[Any]:
         """Amino acids in order; of two at one place (a point mutation) the likelier one."""
@@ -202,8 +206,8 @@ class Reading:
             )
         return ""
 
-    def _coverage(self) -> Iterator[Note]:
-        """What is missing in the coordinates."""
+    def _absent_residues(self) -> Iterator[Note]:
+        """Say which residues of the sequences have no coordinates."""
         read = Counter(residue.chain for residue in self.residues)
         for chain, (name, length) in enumerate(zip(self.chain_ids, self.lengths, strict=True)):
             if read[chain] < length:
@@ -216,6 +220,9 @@ class Reading:
             count = counted(length, "residue")
             sentence = f"read no residue of {name}: its {count} have no coordinates"
             yield Note(sentence, "residues without coordinates")
+
+    def _odd_atoms(self) -> Iterator[Note]:
+        """Say which atoms are missing, or at no real place."""
         with_trace = [_CA in residue.atoms for residue in self.residues]
         if not all(with_trace):
             count = counted(with_trace.count(False), "residue")
@@ -233,7 +240,7 @@ class Reading:
             )
 
     def protein(self, name: str) -> Protein:
-        """What was read, as arrays."""
+        """Return all that was read, as arrays."""
         n = len(self.residues)
         positions, mask, b_factors = _empty(n)
         for row, residue in enumerate(self.residues):
@@ -269,7 +276,8 @@ class Reading:
         if self.ligands:
             total = counted(self.ligands.total(), "ligand")
             yield Note(f"left out {total}: {_listed(self.ligands)}", "ligands left out")
-        yield from self._coverage()
+        yield from self._absent_residues()
+        yield from self._odd_atoms()
         if len(self.chain_ids) > 1:
             names = [name or NO_NAME for name in self.chain_ids]
             yield Note(f"joined chains {few(names, limit=30)}", "several chains")
@@ -316,7 +324,7 @@ def _empty(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _bonded(
     positions: Float32[np.ndarray, "length 37 3"], mask: Float32[np.ndarray, "length 37"]
 ) -> Bool[np.ndarray, "length-1"]:
-    """Whether each residue is bonded to the next."""
+    """Tell for each residue if it is bonded to the next."""
     has = mask > 0
     peptide = has[:-1, _C] & has[1:, _N]
     trace = has[:-1, _CA] & has[1:, _CA]

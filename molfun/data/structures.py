@@ -27,7 +27,7 @@ STRUCTURE_SUFFIXES = tuple(
 )  # fmt: skip
 """Suffixes in the order in which a structure is looked for."""
 _FIRST_WORD = re.compile(r"^[^\S\n]*(?=[^\s#])", re.MULTILINE)
-"""What stands before the first word that is no comment of mmCIF."""
+"""Blanks before the first word that is no comment of mmCIF."""
 
 
 def read_structure(

@@ -134,6 +134,10 @@ class Cells:
         index = self.header.index(name)
         return [row[index].strip() for row in self.rows]
 
+    def column_or_blank(self, name: str) -> list[str]:
+        """Cells of a column; an empty text for every row if there is no such column."""
+        return self.column(name) if name in self.header else [""] * len(self.rows)
+
     def where(self, row: int) -> str:
         """Place of a row in the file, for messages."""
         return f"{self.word} {self.lines[row]}"
@@ -184,7 +188,7 @@ def read_table(
     cells = read_cells(path, id_column)
     check_header(cells, [id_column, target_column] if require_target else [id_column])
     ids = cells.column(id_column)
-    texts = cells.column(target_column) if target_column in cells.header else [""] * len(ids)
+    texts = cells.column_or_blank(target_column)
     problems = id_problems(cells, id_column, ids)
     targets, bad_labels = _parse_targets(cells, target_column, texts, required=require_target)
     keep, clashes = _merge_duplicates(cells, ids, targets)
@@ -219,14 +223,9 @@ def read_cells(path: Path, key_column: str) -> Cells:
     if not path.is_file():
         what = "is a folder, not a table" if path.is_dir() else "does not exist"
         raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            header, columns = read_parquet(path, max_bytes=MAX_BYTES, max_cells=MAX_CELLS)
-            rows = [list(row) for row in zip(*columns, strict=True)]
-            lines = list(range(1, len(rows) + 1))
-            cells = Cells(path=path, header=header, rows=rows, lines=lines, word="row")
-        else:
-            cells = _read_text(path, key_column)
+        cells = _parquet_cells(path) if is_parquet else _read_text(path, key_column)
     except MemoryError:
         raise UnsafeFileError(
             f"Refused {path}: reading it exhausts memory. Split it, or leave out columns."
@@ -240,8 +239,15 @@ def read_cells(path: Path, key_column: str) -> Cells:
     )
 
 
+def _parquet_cells(path: Path) -> Cells:
+    header, columns = read_parquet(path, max_bytes=MAX_BYTES, max_cells=MAX_CELLS)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    lines = list(range(1, len(rows) + 1))
+    return Cells(path=path, header=header, rows=rows, lines=lines, word="row")
+
+
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a spreadsheet takes for the beginning of a formula; the last four are the wide forms."""
+"""Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
 _HARMLESS = re.compile(r"-[-A-Za-z? ]*")
 """Labels of residues such as -EEH: letters alone make no formula that does anything."""
 
@@ -412,15 +418,18 @@ def check_header(cells: Cells, needed: Sequence[str]) -> None:
     for index, name in enumerate(header):
         # a table written with its row numbers has a first column without a name
         header[index] = name or f"column_{index + 1}"
-    missing = [name for name in needed if name not in header]
-    if missing:
-        found = ", ".join(repr(name) for name in header[:30])
-        hints = "".join(_nearest_column(name, header) for name in missing)
-        raise TableError(
-            f"{cells.path} has no column {' and '.join(map(repr, missing))}; found {found}."
-            f"{hints} Rename the column, or say what yours is called: target_column=... "
-            f"(--target-column) and so on."
-        )
+    if missing := [name for name in needed if name not in header]:
+        raise _no_column(cells.path, missing, header)
+
+
+def _no_column(path: Path, missing: Sequence[str], header: Sequence[str]) -> TableError:
+    found = ", ".join(repr(name) for name in header[:30])
+    hints = "".join(_nearest_column(name, header) for name in missing)
+    return TableError(
+        f"{path} has no column {' and '.join(map(repr, missing))}; found {found}."
+        f"{hints} Rename the column, or say what yours is called: target_column=... "
+        f"(--target-column) and so on."
+    )
 
 
 def _nearest_column(name: str, header: Sequence[str]) -> str:
@@ -592,14 +601,13 @@ def typed(texts: list[str]) -> pd.Series:
 
     Numbers with leading zeros are codes: they stay text.
     """
-    present = [text for text in texts if text]
-    if any(map(_PADDED.match, present)):
+    present = list(filter(None, texts))
+    if not present or any(map(_PADDED.match, present)):
         return pd.Series(texts, dtype=object)
-    if present and all(map(_INTEGER.fullmatch, present)):
-        if len(present) == len(texts):
-            return pd.Series([int(text) for text in texts], dtype="int64")
-        return pd.Series([int(text) if text else None for text in texts], dtype="Int64")
-    if present and all(map(_NUMBER.fullmatch, present)):
+    if all(map(_INTEGER.fullmatch, present)):
+        whole = [int(text) if text else None for text in texts]
+        return pd.Series(whole, dtype="int64" if len(present) == len(texts) else "Int64")
+    if all(map(_NUMBER.fullmatch, present)):
         return pd.Series([float(text) if text else math.nan for text in texts], dtype="float64")
     return pd.Series(texts, dtype=object)
 

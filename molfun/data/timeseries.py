@@ -33,7 +33,7 @@ from molfun.data.timeseries_spans import (
 from molfun.data.timeseries_tables import TEMPLATE, Layout, TableFormat, read_series_table
 from molfun.data.timeseries_ts import read_ts
 from molfun.errors import ConfigError, DataError
-from molfun.sample import Sample, is_missing
+from molfun.sample import Sample, SampleBatch, is_missing
 from molfun.strict import check_choice
 from molfun.text import counted, listing, unknown_name
 
@@ -522,7 +522,7 @@ class TimeSeriesDataset(TableDataset):
         }
         parts["padding_mask"] = [torch.ones(len(m), dtype=torch.bool) for m in parts["mask"]]
         batch = {k: pad_sequence(v, batch_first=True) for k, v in parts.items()}
-        labels = [s.target for s in found]
+        labels = SampleBatch(found).targets
         if all(isinstance(label, int | float | np.number) for label in labels):
             batch["label"] = torch.tensor([float(label) for label in labels])
         return batch

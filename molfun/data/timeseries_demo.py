@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WellTarget = Literal["well", "barrier_class", "barrier", "temperature"]
 OBSERVED = ("x", "x_squared", "tanh_2x", "cos_pi_x")
-"""What is seen of the coordinate, before noise."""
+"""Functions of the coordinate that are observed, before noise."""
 FRAME_TIME = 0.1
 BURN_IN = 20
 """Frames before the first one that is kept, so that each well is at equilibrium."""
@@ -86,7 +86,12 @@ def double_well(
     shortest, longest = n_frames if isinstance(n_frames, tuple) else (n_frames, n_frames)
     heights = _range(barrier, (1.0, 5.0), 3.0, varies=target.startswith("barrier"))
     heats = _range(temperature, (0.5, 2.0), 1.0, varies=target == "temperature")
-    _check(n_series, shortest, longest, target, heights, heats, noise, missing, replicas)
+    problems = [
+        *_wrong_counts(n_series, shortest, longest, replicas),
+        *_wrong_settings(target, heights, heats, noise, missing),
+    ]
+    if problems:
+        raise ConfigError(" ".join(problems))
     random = np.random.default_rng(seed)
     n_systems = math.ceil(n_series / replicas)
     system = np.arange(n_series) // replicas
@@ -162,35 +167,28 @@ def _range(
     return given if isinstance(given, tuple) else (given, given)
 
 
-def _check(
-    n_series: int,
-    shortest: int,
-    longest: int,
+def _wrong_counts(n_series: int, shortest: int, longest: int, replicas: int) -> Iterator[str]:
+    counts = {"n_series": n_series, "n_frames": shortest, "replicas": replicas}
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            yield f"{name} must be a whole number of at least 1, got {value!r}."
+    if longest < shortest:
+        yield f"n_frames must not decrease, got {(shortest, longest)}."
+
+
+def _wrong_settings(
     target: str,
     heights: tuple[float, float],
     heats: tuple[float, float],
     noise: float,
     missing: float,
-    replicas: int,
-) -> None:
-    counts = {"n_series": n_series, "n_frames": shortest, "replicas": replicas}
-    problems = [
-        f"{name} must be a whole number of at least 1, got {value!r}."
-        for name, value in counts.items()
-        if not isinstance(value, int) or value < 1
-    ]
-    if longest < shortest:
-        problems.append(f"n_frames must not decrease, got {(shortest, longest)}.")
+) -> Iterator[str]:
     if target not in get_args(WellTarget):
-        problems.append(unknown_name("target", target, get_args(WellTarget)))
-    problems += [
-        f"{name} must be above 0, and at most 50, got {values}."
-        for name, values in (("barrier", heights), ("temperature", heats))
-        if not 0 < values[0] <= values[1] <= 50
-    ]
+        yield unknown_name("target", target, get_args(WellTarget))
+    for name, values in (("barrier", heights), ("temperature", heats)):
+        if not 0 < values[0] <= values[1] <= 50:
+            yield f"{name} must be above 0, and at most 50, got {values}."
     if not noise >= 0:
-        problems.append(f"noise must be at least 0, got {noise!r}.")
+        yield f"noise must be at least 0, got {noise!r}."
     if not 0 <= missing < 1:
-        problems.append(f"missing must be at least 0 and below 1, got {missing!r}.")
-    if problems:
-        raise ConfigError(" ".join(problems))
+        yield f"missing must be at least 0 and below 1, got {missing!r}."

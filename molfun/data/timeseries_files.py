@@ -94,23 +94,20 @@ def from_values(
     arrays = _listed_arrays(values, "timeseries")
     masks = None if mask is None else _listed_arrays(mask, "mask")
     n = len(arrays)
+    columns = dict(metadata or {})
     given = [("labels", labels), ("ids", ids), ("groups", groups), ("mask", masks)]
-    given += list((metadata or {}).items())
-    wrong = [f"{len(v)} in {name}" for name, v in given if v is not None and len(v) != n]
-    if wrong:
-        raise ConfigError(f"{counted(n, 'sample')}, but {', '.join(wrong)}. Give one for each.")
+    _check_lengths(n, [*given, *columns.items()])
     if n == 0:
         raise DataError(f"{path}: there are no series.")
     names = numbered(n) if ids is None else [str(name) for name in ids]
     series = _checked_series(arrays, masks, names, path)
-    columns = {} if metadata is None else {name: _column(col) for name, col in metadata.items()}
     if groups is not None:
-        columns["group"] = _column([str(group) for group in groups])
-    targets = labels.tolist() if isinstance(labels, np.ndarray) else labels
+        columns["group"] = list(map(str, groups))
+    columns = {name: _column(values) for name, values in columns.items()}
     table = Table(
         path=path,
         ids=names,
-        targets=label_array([None] * n if targets is None else list(targets)),
+        targets=_targets(labels, n),
         metadata=pd.DataFrame(columns, index=range(n)),
         lines=list(range(1, n + 1)),
         word="" if path.suffix == "" else "series",
@@ -121,6 +118,18 @@ def from_values(
         feature_names=checked_names(feature_names, series[0].shape[1], path),
         named=ids is not None or groups is not None,
     )
+
+
+def _targets(labels: Any, n: int) -> np.ndarray:
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    return label_array([None] * n if labels is None else list(labels))
+
+
+def _check_lengths(n: int, given: Sequence[tuple[str, Any]]) -> None:
+    wrong = [f"{len(v)} in {name}" for name, v in given if v is not None and len(v) != n]
+    if wrong:
+        raise ConfigError(f"{counted(n, 'sample')}, but {', '.join(wrong)}. Give one for each.")
 
 
 def _listed_arrays(values: Any, what: str) -> list[np.ndarray]:
@@ -256,17 +265,24 @@ def parse_values(
     texts: Sequence[str],
 ) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
     """Values of many texts, and the places of the bad ones with the reason."""
-    try:
-        values = np.array([float(text) if text else math.nan for text in texts])
-    except ValueError:
-        values = np.full(1, np.inf)
-    together = "".join(texts)
-    # float() also takes 1_000 and the digits of other scripts
-    if together.isascii() and "_" not in together and not (np.abs(values) > LARGEST_VALUE).any():
+    values = _plain_numbers(texts)
+    if values is not None and not (np.abs(values) > LARGEST_VALUE).any():
         return values, []
     parsed = [parse_value(text) for text in texts]
     bad = [(i, problem) for i, (_, problem) in enumerate(parsed) if problem]
     return np.array([value for value, _ in parsed]), bad
+
+
+def _plain_numbers(texts: Sequence[str]) -> Float64[np.ndarray, "texts"] | None:
+    """Numbers of texts and NaN for blanks, at once; None where a text may be no number."""
+    together = "".join(texts)
+    # float() also takes 1_000 and the digits of other scripts
+    if not together.isascii() or "_" in together:
+        return None
+    try:
+        return np.array([float(text) if text else math.nan for text in texts])
+    except ValueError:
+        return None
 
 
 def parse_times(texts: Sequence[str]) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
@@ -309,14 +325,7 @@ def read_numpy(path: Path) -> SeriesTable:
     DataError
         If the file is missing, holds pickled objects or unknown arrays, or a series is bad.
     """
-    if not path.is_file():
-        raise DataError(f"No such file: {path}.")
     found = _read_arrays(path)
-    strangers = [name for name in found if name not in _ARRAYS]
-    if strangers:
-        raise DataError(f"{path}: {unknown_name('array', strangers[0], _ARRAYS)}")
-    if "timeseries" not in found:
-        raise DataError(f"{path} has no array 'timeseries' of (series, time, features).")
     values: Any = found["timeseries"]
     mask: Any = found.get("mask")
     if values.ndim == 3 and "length" in found:
@@ -335,12 +344,21 @@ def read_numpy(path: Path) -> SeriesTable:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a file by name, of those in `_ARRAYS`."""
+    if not path.is_file():
+        raise DataError(f"No such file: {path}.")
     advice = "Write plain arrays with numpy.save or numpy.savez."
     with path.open("rb") as file:
         is_archive = file.read(2) == b"PK"
-    if is_archive:
-        return read_npz(path, path, MAX_BYTES, advice=advice, ratio=MAX_RATIO)
-    return {"timeseries": read_npy(path, MAX_BYTES, advice=advice)}
+    if not is_archive:
+        return {"timeseries": read_npy(path, MAX_BYTES, advice=advice)}
+    found = read_npz(path, path, MAX_BYTES, advice=advice, ratio=MAX_RATIO)
+    strangers = [name for name in found if name not in _ARRAYS]
+    if strangers:
+        raise DataError(f"{path}: {unknown_name('array', strangers[0], _ARRAYS)}")
+    if "timeseries" not in found:
+        raise DataError(f"{path} has no array 'timeseries' of (series, time, features).")
+    return found
 
 
 def _checked_lengths(

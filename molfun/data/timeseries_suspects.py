@@ -134,7 +134,7 @@ class Rows:
         return places, codes, np.array(labels, np.float64) if numbers else None
 
     def _follows_time(self, values: np.ndarray, seen: np.ndarray) -> bool:
-        """Whether it is the time, in any unit, or the number of the row within its series."""
+        """Return True for the time, in any unit, or the number of the row within its series."""
         if seen.sum() < FEWEST_ROWS or np.ptp(values[seen]) == 0:
             return False
         clocks = [other[seen] for other in (self.times, self._rank)]
@@ -149,7 +149,7 @@ class Rows:
         return bool(same and (table.count() > 1).any() and np.ptp(values[seen]) > 0)
 
     def _tells_label(self, values: np.ndarray) -> bool:
-        """Whether the first, last, least, largest or usual value of a series gives its label."""
+        """Return True where one value of a series (first, last, extreme, usual) gives its label."""
         places, codes, numbers = self._known
         if len(places) < FEWEST_SERIES:
             return False
@@ -160,7 +160,7 @@ class Rows:
 
 
 def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
-    """What a column is by its name, where that is no measurement; empty for any other name.
+    """Name the kind of a column that is no measurement, by its name; empty for any other.
 
     Examples
     --------
@@ -181,6 +181,11 @@ def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
     if found:
         return found
     first, _, last = stem.rpartition("_")
+    return _kind_of_last_word(first, last)
+
+
+def _kind_of_last_word(first: str, last: str) -> str:
+    """Kind of a column by the last word of its name, after `first`."""
     if last == "index":  # not that of body mass
         return "row number or id" if first in _INDEX_OF or first in _KIND else ""
     telling = ("id", "label", "target", "outcome", "class", "fold", "split", "idx")
@@ -193,9 +198,8 @@ def _plain(name: str) -> str:
 
 
 def _counts(values: np.ndarray, n_series: int) -> bool:
-    """Whether a column numbers the rows of the table, in order, shuffled or with rows left out."""
-    whole = not np.isnan(values).any() and bool((values == np.round(values)).all())
-    if not whole:
+    """Return True for numbers of the rows, in order, shuffled or with rows left out."""
+    if not (values == np.round(values)).all():  # a gap equals nothing
         return False
     steps = np.diff(values)
     even = bool((np.abs(steps) == 1).all() and (steps == steps[0]).all())
@@ -204,13 +208,17 @@ def _counts(values: np.ndarray, n_series: int) -> bool:
     if len(values) < FEWEST_ROWS_OF_A_COUNTER:
         return False
     # a sum over time rises, too, but not from one series to the next
-    if even or (n_series > 1 and ((steps > 0).all() or (steps < 0).all())):
+    if even or (n_series > 1 and _is_one_way(steps)):
         return True
     return len(np.unique(values)) == len(values) and np.ptp(values) <= 2 * len(values)
 
 
+def _is_one_way(steps: np.ndarray) -> bool:
+    return bool((steps > 0).all() or (steps < 0).all())
+
+
 def _is_affine(values: np.ndarray, other: np.ndarray) -> bool:
-    """Whether values are a times the others plus b, up to rounding."""
+    """Return True where values are a times the others plus b, up to rounding."""
     spread = np.ptp(other)
     if not spread or not np.ptp(values):
         return False
@@ -221,7 +229,7 @@ def _is_affine(values: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _gives(summary: np.ndarray, codes: np.ndarray, numbers: np.ndarray | None) -> bool:
-    """Whether a value per series gives the label: as a number on a line, or value by value."""
+    """Return True where a value per series gives the label: on a line, or value by value."""
     seen = ~np.isnan(summary)
     values, codes = summary[seen], codes[seen]
     if len(values) < FEWEST_SERIES:

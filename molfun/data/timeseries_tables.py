@@ -82,15 +82,31 @@ class TableFormat:
                 f"feature_columns names {', '.join(map(repr, twice))} more than once. Name each "
                 f"feature once."
             )
+        if self.layout == "long":
+            self._refuse_roles(names)
+        return names
+
+    def _refuse_roles(self, features: Sequence[str]) -> None:
+        """Refuse the id and the label as features."""
         roles = {self.target_column: "label", self.id_column: "id"}
-        for name in names if self.layout == "long" else ():
+        for name in features:
             if name in roles:
                 raise ConfigError(
                     f"feature_columns names {name!r}, which is the column of the {roles[name]} and "
                     f"cannot be a feature. Leave it out, or name another column with "
                     f"{'target' if roles[name] == 'label' else 'id'}_column."
                 )
-        return names
+
+    def needed_columns(self) -> list[str]:
+        """Columns that a table of this format must have."""
+        needed = [self.id_column] if self.id_column else []
+        if self.layout == "long":
+            needed += [self.time_column, *(self.feature_columns or [])]
+        if self.target_column and self.require_target:
+            needed.append(self.target_column)
+        if self.group_column != "group":
+            needed.append(self.group_column)
+        return needed
 
     def say_odd_features(self, path: Path) -> None:
         """Say which of the features that are named have another meaning."""
@@ -121,14 +137,7 @@ def read_series_table(path: Path, form: TableFormat) -> SeriesTable:
         raise ConfigError("A long table needs id_column: it says which rows are one series.")
     key = form.id_column or form.target_column or ""
     cells = tables.read_cells(path, key)
-    needed = [form.id_column] if form.id_column else []
-    if form.layout == "long":
-        needed += [form.time_column, *(form.feature_columns or [])]
-    if form.target_column and form.require_target:
-        needed.append(form.target_column)
-    if form.group_column != "group":
-        needed.append(form.group_column)
-    tables.check_header(cells, needed)
+    tables.check_header(cells, form.needed_columns())
     form.say_odd_features(path)
     reader = _TableReader(cells, form)
     return reader.read_long() if form.layout == "long" else reader.read_wide()
@@ -263,13 +272,10 @@ class _TableReader:
     # Wide
 
     def read_wide(self) -> SeriesTable:
-        """One row a series."""
+        """Read one row per series."""
         n = len(self.cells.rows)
         rows = np.arange(n)
-        ids = self.cells.column(self.form.id_column) if self.form.id_column else numbered(n)
-        if self.form.id_column:
-            self.problems += tables.id_problems(self.cells, self.form.id_column, ids)
-            self.problems += repeated_ids(ids)
+        ids = self._wide_ids()
         places, times = self._wide_columns()
         used = {name for columns in places.values() for name in columns}
         values = np.stack(
@@ -300,8 +306,25 @@ class _TableReader:
             named=self.form.id_column is not None or groups is not None,
         )
 
+    def _wide_ids(self) -> list[str]:
+        if not self.form.id_column:
+            return numbered(len(self.cells.rows))
+        ids = self.cells.column(self.form.id_column)
+        self.problems += tables.id_problems(self.cells, self.form.id_column, ids)
+        self.problems += repeated_ids(ids)
+        return ids
+
     def _wide_columns(self) -> tuple[dict[str, list[str]], Float64[np.ndarray, "frames"]]:
         """Columns of each feature in the order of time, and the times."""
+        found = self._columns_by_time()
+        chosen = list(found if self.form.feature_columns is None else self.form.feature_columns)
+        self._refuse_absent(chosen, found)
+        times = sorted({time for name in chosen for time in found[name]})
+        self._check_gaps({name: found[name] for name in chosen}, times)
+        return {name: [found[name][time] for time in times] for name in chosen}, np.array(times)
+
+    def _columns_by_time(self) -> dict[str, dict[float, str]]:
+        """Columns whose names follow the pattern, by feature and time."""
         expression = template(self.form.pattern)
         found: dict[str, dict[float, str]] = {}
         for name in self._others():
@@ -316,7 +339,10 @@ class _TableReader:
                     f"{found[feature][time]!r} and {name!r}. Rename or remove one."
                 )
             found[feature][time] = name
-        chosen = list(found if self.form.feature_columns is None else self.form.feature_columns)
+        return found
+
+    def _refuse_absent(self, chosen: Sequence[str], found: Mapping[str, Any]) -> None:
+        """Refuse features without any column, and a table without features."""
         missing = [name for name in chosen if name not in found]
         if missing or not chosen:
             raise TableError(
@@ -325,9 +351,6 @@ class _TableReader:
                 f"{', '.join(map(repr, self.cells.header[:30]))}. Give the pattern of the names, "
                 f"or layout='long' for one row a time step."
             )
-        times = sorted({time for name in chosen for time in found[name]})
-        self._check_gaps({name: found[name] for name in chosen}, times)
-        return {name: [found[name][time] for time in times] for name in chosen}, np.array(times)
 
     def _check_gaps(self, found: Mapping[str, Mapping[float, str]], times: list[float]) -> None:
         """Refuse features that lack a time of the others; as there may be very many, some of it."""
@@ -354,17 +377,16 @@ class _TableReader:
             return
         others = [name for name in features if name not in reasons]
         lines = [f"{name!r} {reason}" for name, reason in reasons.items()]
-        flag = shlex.quote(",".join(others)) if others else "NAMES"
+        if others:
+            flag, more = shlex.quote(",".join(others)), "; add those of the above"
+        else:
+            flag, more = "NAMES", " with those of the above"
         in_shell = "" if any("," in name for name in others) else f"--feature-columns {flag}, or "
-        more = (
-            "; add those of the above that are measurements"
-            if others
-            else (" with those of the above that are measurements")
-        )
         raise TableError(
             f"{self.cells.path} has {counted(len(reasons), 'column')} that may be no measurement:\n"
             f"{listing(lines)}\nName the features: {in_shell}feature_columns={others or '[...]'} "
-            f"in Python{more}. What is named is taken, the rest is kept as metadata."
+            f"in Python{more} that are measurements. What is named is taken, the rest is "
+            f"kept as metadata."
         )
 
     def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:

@@ -73,20 +73,25 @@ def _read_tag(header: dict[str, Any], text: str, where: str) -> None:
     tag = name.lower()
     if tag not in _TAGS:
         raise DataError(f"{where}: {unknown_name('tag', '@' + name, ['@' + t for t in _TAGS])}")
-    kind = _TAGS[tag]
+    key = "dimension" if tag == "dimensions" else tag
+    header[key] = _tag_value(_TAGS[tag], words, f"after @{name}", where)
+
+
+def _tag_value(kind: str, words: list[str], place: str, where: str) -> Any:
+    """Value of a tag: a text, a whole number, true or false, or the names of classes."""
+    text = " ".join(words)
     word = words[0].lower() if words else ""
-    if kind in ("bool", "classes") and word not in ("true", "false"):
-        raise DataError(
-            f"{where}: expected true or false after @{name}, found {' '.join(words)!r}."
-        )
-    if kind == "count" and not (word.isascii() and word.isdigit() and int(word) > 0):
-        raise DataError(f"{where}: expected a number after @{name}, found {' '.join(words)!r}.")
     if kind == "count":
-        header[tag.removesuffix("s") if tag == "dimensions" else tag] = int(word)
-    elif kind == "classes":
-        header[tag] = words[1:] if word == "true" else None
-    else:
-        header[tag] = word == "true" if kind == "bool" else " ".join(words)
+        if not (word.isascii() and word.isdigit() and int(word) > 0):
+            raise DataError(f"{where}: expected a number {place}, found {text!r}.")
+        return int(word)
+    if kind not in ("bool", "classes"):
+        return text
+    if word not in ("true", "false"):
+        raise DataError(f"{where}: expected true or false {place}, found {text!r}.")
+    if kind == "bool":
+        return word == "true"
+    return words[1:] if word == "true" else None
 
 
 def _channels(text: str) -> list[str]:
@@ -158,14 +163,17 @@ class _TsReader:
         if text == "?":
             return None
         if self.is_regression:
-            value, problem = tables.parse_number(text)
-            if problem:
-                self._note(f"the label {tables.shown(text)} {problem}")
-            return value
+            return self._number(text)
         if not text or (self.classes and text not in self._known):
             known = few(self.classes or [], limit=20) or "any name"
             self._note(f"the label {tables.shown(text)} is not in the header ({known})")
         return text
+
+    def _number(self, text: str) -> float:
+        value, problem = tables.parse_number(text)
+        if problem:
+            self._note(f"the label {tables.shown(text)} {problem}")
+        return value
 
     def _series(self, parts: Sequence[str]) -> np.ndarray:
         """(frames, features) of one line; empty where it is bad."""

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from molfun._paths import as_path
 from molfun.data import tables, timeseries_files
 from molfun.data.sequences import Labels, label_parser
 from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
-from molfun.data.trajectory_features import INSTALL, MAKERS, System, selection_distances
+from molfun.data.trajectory_features import INSTALL, MAKERS, Part, System, selection_distances
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.strict import refuse_unknown
 from molfun.text import counted, first_line, listing, unknown_name
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OBSERVABLES = tuple(MAKERS)
-"""What can be computed besides the distances of selections."""
+"""Names of all observables except the distances of selections."""
 USUAL = ("rg", "end_to_end", "phi", "psi", "native_contacts", "rmsd")
 UNEQUAL_STEPS = 1e-3
 
 
 class Observables(NamedTuple):
-    """What `observables` gives.
+    """Observables of each frame, as `observables` gives them.
 
     Parameters
     ----------
@@ -60,6 +61,11 @@ class Observables(NamedTuple):
     mask: Bool[np.ndarray, "frames features"]
     names: list[str]
 
+    @property
+    def time_step(self) -> float:
+        """Time between the first two frames in ps, NaN for a single frame."""
+        return float(self.times[1] - self.times[0]) if len(self.times) > 1 else math.nan
+
 
 class TrajectoryRow(NamedTuple):
     """One trajectory of `TimeSeriesDataset.from_trajectories`."""
@@ -69,6 +75,11 @@ class TrajectoryRow(NamedTuple):
     trajectory: Any = None
     label: Any = None
     group: Any = None
+
+    @property
+    def group_or_id(self) -> Any:
+        """The group; a trajectory without one is a group by itself."""
+        return self.id if self.group is None else self.group
 
 
 def observables(
@@ -151,24 +162,37 @@ def observables(
         parts += selection_distances(system, select or {})
         names = [name for part in parts for name in part.names]
         MAX_VALUES.check(len(frames) * len(names), system.shown)
-        values = np.full((len(frames), len(names)), np.nan, np.float32)
-        times = np.empty(len(frames))
         known = np.concatenate([part.known for part in parts])
-        n_read = 0
-        for row, step in enumerate(frames):
-            times[row] = step.time
-            parts_of_row = [part.of(step.positions, step.dimensions) for part in parts]
-            values[row] = np.concatenate(parts_of_row)
-            _check_finite(values[row], known, names, f"{system.shown}, frame {step.frame}")
-            n_read = row + 1
-        if n_read < len(frames):
-            # readers end quietly where a file was cut within a frame
-            raise DataError(
-                f"{system.shown} ends after {n_read} of {len(frames)} frames; its last frame is "
-                f"not whole. Write it again, or stop before it."
-            )
+        times, values = _follow(frames, parts, known, system.shown)
     mask = np.broadcast_to(known, values.shape).copy()
     return Observables(times, np.where(mask, values, np.float32(0)), mask, names)
+
+
+_FILES = ("topology", "trajectory")
+_OPTIONS = [name for name in inspect.signature(observables).parameters if name not in _FILES]
+
+
+def _follow(
+    frames: Any, parts: Sequence[Part], known: Bool[np.ndarray, "features"], shown: str
+) -> tuple[Float64[np.ndarray, "frames"], Float32[np.ndarray, "frames features"]]:
+    """Compute the features of each frame."""
+    names = [name for part in parts for name in part.names]
+    values = np.full((len(frames), len(names)), np.nan, np.float32)
+    times = np.empty(len(frames))
+    n_read = 0
+    for row, step in enumerate(frames):
+        times[row] = step.time
+        parts_of_row = [part.of(step.positions, step.dimensions) for part in parts]
+        values[row] = np.concatenate(parts_of_row)
+        _check_finite(values[row], known, names, f"{shown}, frame {step.frame}")
+        n_read = row + 1
+    if n_read < len(frames):
+        # readers end quietly where a file was cut within a frame
+        raise DataError(
+            f"{shown} ends after {n_read} of {len(frames)} frames; its last frame is not whole. "
+            f"Write it again, or stop before it."
+        )
+    return times, values
 
 
 def read_all(
@@ -186,26 +210,25 @@ def read_all(
     ConfigError
         If an option is not allowed.
     """
-    allowed = [name for name in inspect.signature(observables).parameters if name not in _FILES]
-    refuse_unknown("option", options, allowed)
+    refuse_unknown("option", options, _OPTIONS)
     path, cells = Path("list"), None
     extra: dict[str, Any] = {}
     if isinstance(source, str | Path) or not isinstance(source, Iterable):
         path = as_path(source)
         cells, rows, extra = _read_rows(path, labels)
     else:
-        rows = [_row(item, place) for place, item in enumerate(source, start=1)]
+        rows = list(starmap(_row, enumerate(source, start=1)))
     _check_files(path, rows)
     found = [observables(row.topology, row.trajectory, **options) for row in rows]
-    names = list(dict.fromkeys(name for one in found for name in one.names))
+    names = _names_of_all(found)
     _warn_differences(rows, found, names)
     table = timeseries_files.from_values(
         [_aligned(one, names) for one in found],
         labels=[row.label for row in rows],
         ids=[row.id for row in rows],
-        groups=[row.id if row.group is None else row.group for row in rows],
+        groups=[row.group_or_id for row in rows],
         feature_names=names,
-        metadata={**extra, "frame_ps": [_time_step(one.times) for one in found]},
+        metadata={**extra, "frame_ps": [one.time_step for one in found]},
         path=path,
     )
     if cells is None:
@@ -214,8 +237,6 @@ def read_all(
 
 
 # Files
-
-_FILES = ("topology", "trajectory")
 
 
 @contextmanager
@@ -262,9 +283,8 @@ def _read_rows(
     cells = tables.read_cells(path, "id")
     tables.check_header(cells, ["id", "topology"])
     problems = [*cells.ragged, *tables.id_problems(cells, "id", cells.column("id"))]
-    blank = [""] * len(cells.rows)
     columns = {
-        name: cells.column(name) if name in cells.header else blank
+        name: cells.column_or_blank(name)
         for name in ("id", "topology", "trajectory", "target", "group")
     }
     parse, rows = label_parser(labels, "sequence"), []
@@ -276,21 +296,14 @@ def _read_rows(
             problems.append(f"{cells.where(row)}, column target: {tables.shown(text)} {problem}")
         if not topology:
             problems.append(f"{cells.where(row)}, column topology: is blank; name a file")
-        rows.append(
-            TrajectoryRow(
-                id=name,
-                topology=str(path.parent / topology),
-                trajectory=str(path.parent / trajectory) if trajectory else None,
-                label=label,
-                group=group or None,
-            )
-        )
+        frames = str(path.parent / trajectory) if trajectory else None
+        rows.append(TrajectoryRow(name, str(path.parent / topology), frames, label, group or None))
     tables.raise_all(cells, problems)
-    others = [name for name in cells.header if name not in columns]
-    return cells, rows, {name: tables.typed(cells.column(name)) for name in others}
+    others = {n: tables.typed(cells.column(n)) for n in cells.header if n not in columns}
+    return cells, rows, others
 
 
-def _row(item: Sequence[Any], place: int) -> TrajectoryRow:
+def _row(place: int, item: Sequence[Any]) -> TrajectoryRow:
     most = len(TrajectoryRow._fields)
     if isinstance(item, str) or not isinstance(item, Sized) or not 2 <= len(item) <= most:
         raise ConfigError(
@@ -325,7 +338,11 @@ def _warn_differences(
             "%d of %d features are not in all trajectories and masked where they are not: %s%s",
             len(partial), len(names), ", ".join(partial[:5]), ", ..." if partial[5:] else "",
         )  # fmt: skip
-    steps = {row.id: _time_step(one.times) for row, one in zip(rows, found, strict=True)}
+    _warn_time_steps(rows, found)
+
+
+def _warn_time_steps(rows: Sequence[TrajectoryRow], found: Sequence[Observables]) -> None:
+    steps = {row.id: one.time_step for row, one in zip(rows, found, strict=True)}
     known = {name: step for name, step in steps.items() if math.isfinite(step)}
     if known and max(known.values()) > (1 + UNEQUAL_STEPS) * min(known.values()):
         low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
@@ -336,8 +353,9 @@ def _warn_differences(
         )  # fmt: skip
 
 
-def _time_step(times: Float64[np.ndarray, "frames"]) -> float:
-    return float(times[1] - times[0]) if len(times) > 1 else math.nan
+def _names_of_all(found: Iterable[Observables]) -> list[str]:
+    """Names of the features of any trajectory, each once."""
+    return list(dict.fromkeys(name for one in found for name in one.names))
 
 
 def _aligned(one: Observables, names: Sequence[str]) -> Float32[np.ndarray, "frames features"]:
@@ -361,16 +379,21 @@ def _check_arguments(
         problems.append(f"select must name at least two selections, got {dict(select)!r}.")
     if not observe and not select:
         problems.append("There is nothing to compute: observe and select are empty.")
+    problems += _wrong_range(start, stop, stride)
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def _wrong_range(start: Any, stop: Any, stride: Any) -> list[str]:
     bounds = (("start", start, 0), ("stride", stride, 1))
-    problems += [
+    problems = [
         f"{name} must be a whole number of at least {least}, got {value!r}."
         for name, value, least in bounds
         if not isinstance(value, int) or value < least
     ]
     if stop is not None and (not isinstance(stop, int) or stop < 1):
         problems.append(f"stop must be a whole number of at least 1, or None, got {stop!r}.")
-    if problems:
-        raise ConfigError(" ".join(problems))
+    return problems
 
 
 def _check_finite(

@@ -1,4 +1,4 @@
-"""What a model was trained on: inputs that it has seen, and what is odd about a training set.
+"""Remember what a model was trained on, and say what is odd about a training set.
 
 Only digests of inputs are kept, eight bytes per sample, so that a checkpoint can tell rows of its
 training set from new ones without holding them.
@@ -89,10 +89,11 @@ class TrainingRows:
         present = {value: n for value, n in values.items() if value}
         if set(present) <= set(PART_WORDS):
             return sum(n for value, n in present.items() if PART_WORDS[value])
-        if name.casefold() not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
+        flag = name.casefold()
+        if flag not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
             return 0
         yes = values["1"] + values["true"]
-        return self._n - yes if name.casefold().endswith("train") else yes
+        return self._n - yes if flag.endswith("train") else yes
 
 
 def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:

@@ -68,15 +68,22 @@ class AllocationCap(TorchFunctionMode):
 
 
 def _numbers(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
-    """How many numbers the tensor will have."""
-    rest = args[1:] if func.__name__.startswith("new_") else args
-    size = options.get("size", rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
-    sizes = [int(n) for n in size if isinstance(n, int | float) and math.isfinite(n)]
+    """Count the numbers that the tensor will have."""
+    sizes = _sizes(func, args, options)
     if func is torch.arange:
         return max(map(abs, sizes), default=0)
     if func is torch.eye and len(sizes) == 1:
         return sizes[0] ** 2
     return math.prod(map(abs, sizes)) if sizes else 1
+
+
+def _sizes(
+    func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
+) -> list[int]:
+    """Sizes asked for: one by one, as a list, or by keyword."""
+    rest = args[1:] if func.__name__.startswith("new_") else args
+    size = options.get("size", rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
+    return [int(n) for n in size if isinstance(n, int | float) and math.isfinite(n)]
 
 
 def _size(path: Path) -> int:

@@ -58,12 +58,18 @@ def attention(
     if _is_small(q, k):
         return _plain(q, k, v, bias, mask)
     added = [t for t in (bias, mask) if t is not None]
-    if added and torch.is_grad_enabled() and not q.is_cuda:
-        needs_grad = any(t.requires_grad for t in (q, k, v, *added))
-        if needs_grad and all(t.dtype == q.dtype for t in added):
-            result: torch.Tensor = _Attention.apply(q, k, v, bias, mask)
-            return result
+    if added and _takes_own_backward((q, k, v, *added)):
+        result: torch.Tensor = _Attention.apply(q, k, v, bias, mask)
+        return result
     return _fused(q, k, v, bias, mask)
+
+
+def _takes_own_backward(tensors: Sequence[torch.Tensor]) -> bool:
+    """Return True on a CPU, where torch's backward pass forms the whole matrix of weights."""
+    if not torch.is_grad_enabled() or tensors[0].is_cuda:
+        return False
+    needs_grad = any(t.requires_grad for t in tensors)
+    return needs_grad and all(t.dtype == tensors[0].dtype for t in tensors[3:])
 
 
 def gated_attention(

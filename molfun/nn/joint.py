@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from molfun.nn.kernels import adapted_linear, linear
-from molfun.nn.lora import low_rank_parts
+from molfun.nn.lora import LowRankParts, low_rank_parts
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
+
+_Part = tuple[LowRankParts, "torch.Tensor | None"]
+"""A layer, and the order of its outputs."""
 
 
 def joint_linear(
@@ -48,27 +51,39 @@ def joint_linear(
     orders = [None] * len(parts) if rows is None else list(rows)
     found = [(part, order) for part, order in zip(parts, orders, strict=True) if part is not None]
     weight = torch.cat([_take(part.weight, order) for part, order in found])
-    widths = [part.weight.shape[0] for part, _ in found]
-    bias = None
-    if any(part.bias is not None for part, _ in found):
-        bias = torch.cat(
-            [
-                x.new_zeros(n) if part.bias is None else _take(part.bias, order)
-                for (part, order), n in zip(found, widths, strict=True)
-            ]
-        )
-    down, up = [], []
-    before = 0
-    for (part, order), width in zip(found, widths, strict=True):
-        if part.down is not None and part.up is not None:
-            down.append(part.down)
-            column = _take(part.up, order) * part.scaling
-            after = sum(widths) - before - width
-            up.append(functional.pad(column, (0, 0, before, after)))
-        before += width
+    bias = _joint_bias(found, x)
+    down, up = _joint_adapters(found, len(weight))
     if not down:
         return linear(x, weight, bias)
     return adapted_linear(x, weight, bias, torch.cat(down), torch.cat(up, dim=1))
+
+
+def _joint_bias(found: Sequence[_Part], x: torch.Tensor) -> torch.Tensor | None:
+    """Biases side by side, zeros for a layer without one; None if no layer has one."""
+    if all(part.bias is None for part, _ in found):
+        return None
+    return torch.cat(
+        [
+            x.new_zeros(len(part.weight)) if part.bias is None else _take(part.bias, order)
+            for part, order in found
+        ]
+    )
+
+
+def _joint_adapters(
+    found: Sequence[_Part], outer: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(rank, inner) and (`outer`, rank) of each adapter, zero in the outputs of other layers."""
+    down, up = [], []
+    before = 0
+    for part, order in found:
+        width = len(part.weight)
+        if part.down is not None and part.up is not None:
+            down.append(part.down)
+            column = _take(part.up, order) * part.scaling
+            up.append(functional.pad(column, (0, 0, before, outer - before - width)))
+        before += width
+    return down, up
 
 
 def plain_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> Any:

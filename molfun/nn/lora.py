@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ MAX_RANK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASpec:
-    """What to inject and where.
+    """Adapters to inject, and where.
 
     Parameters
     ----------
@@ -128,23 +129,28 @@ def _differences(present: LoRASpec, wanted: LoRASpec) -> str:
 
 
 def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
-    inside = re.compile(rf"{re.escape(spec.scope)}\.\d+\..+")
-    layers = [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and inside.fullmatch(name)
-    ]
+    layers = _linear_layers(backbone, spec.scope)
     patterns = {t: replace(spec, target_modules=(t,)).pattern for t in spec.target_modules}
     unknown = [t for t, p in patterns.items() if not any(re.fullmatch(p, n) for n in layers)]
     if unknown:
         names = {name.rsplit(".", 1)[-1] for name in layers}
         wanted = [target.rsplit(".", 1)[-1] for target in unknown]
-        near = sorted({n for w in wanted for n in difflib.get_close_matches(w, names, n=2)})
+        near = sorted(set(chain(*(difflib.get_close_matches(w, names, n=2) for w in wanted))))
         raise ConfigError(
             f"target_modules {unknown} match no linear layer in {spec.scope}. "
             f"Linear layers there: {', '.join(sorted(names))}."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
+
+
+def _linear_layers(backbone: nn.Module, scope: str) -> list[str]:
+    """Names of the linear layers in the blocks of `scope`."""
+    inside = re.compile(rf"{re.escape(scope)}\.\d+\..+")
+    return [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and inside.fullmatch(name)
+    ]
 
 
 def installed_spec(backbone: nn.Module) -> LoRASpec | None:
@@ -158,7 +164,7 @@ def parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter.
+    """Return True for the name of a parameter of an adapter.
 
     Examples
     --------
@@ -209,10 +215,7 @@ def low_rank_parts(module: nn.Module) -> LowRankParts | None:
     base = adapter.base_layer
     if adapter.merged or adapter.disable_adapters:
         return LowRankParts(base.weight, base.bias)
-    dropout = adapter.lora_dropout[ADAPTER]
-    drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
-    special = adapter.use_dora.get(ADAPTER) or adapter.lora_B[ADAPTER].bias is not None
-    if drops or special or list(adapter.active_adapters) != [ADAPTER]:
+    if not _is_product(adapter):
         return None
     return LowRankParts(
         base.weight,
@@ -223,15 +226,23 @@ def low_rank_parts(module: nn.Module) -> LowRankParts | None:
     )
 
 
+def _is_product(adapter: Any) -> bool:
+    """Return True for an adapter that adds ``scaling * up down x``, and no more than that."""
+    dropout = adapter.lora_dropout[ADAPTER]
+    drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
+    special = adapter.use_dora.get(ADAPTER) or adapter.lora_B[ADAPTER].bias is not None
+    return not (drops or special) and list(adapter.active_adapters) == [ADAPTER]
+
+
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is no more than its weight and bias, whatever class it has."""
+    """Return True for a module that is its weight and bias and no more, whatever its class."""
     return isinstance(module, nn.Linear) and (
         type(module).forward is nn.Linear.forward or getattr(type(module), "is_plain", False)
     )
 
 
 def is_merged(backbone: nn.Module) -> bool:
-    """Whether the adapters are folded into the base weights."""
+    """Return True while the adapters are folded into the base weights."""
     return bool(getattr(backbone, "_molfun_unmerged", None))
 
 

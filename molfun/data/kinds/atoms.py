@@ -204,12 +204,9 @@ def structures_path(table: Path) -> Path:
 def _check_label(key: str, dataset: AtomsDataset, labels: Labels) -> None:
     """Refuse a label whose shape is not that of the task and its level."""
     task, shape = labels.task, dataset.label_shape
-    place = next(
-        s.origin for s in map(dataset.__getitem__, range(len(dataset))) if s.target is not None
-    )
-    label = f"{place}: {key!r}"
     if task in CLASSES:
         return
+    label = f"{_first_labelled(dataset)}: {key!r}"
     if shape is None:
         raise DataError(
             f"{label} is no number. Train on classes with --head binary or --head multiclass."
@@ -225,6 +222,12 @@ def _check_label(key: str, dataset: AtomsDataset, labels: Labels) -> None:
             f"{label} has {shape}: {advice} --level residue (the level of single atoms is called "
             f"after proteins)."
         )
+
+
+def _first_labelled(dataset: AtomsDataset) -> str:
+    """Place of the first structure with a label."""
+    samples = map(dataset.__getitem__, range(len(dataset)))
+    return next(sample.origin for sample in samples if sample.target is not None)
 
 
 def _elements(part: AtomsDataset | None) -> set[int]:
