@@ -118,6 +118,8 @@ class Flag:
         Heading in the help under which the flag stands.
     shown
         Text for the default where the value does not say it: "all columns without another role".
+    by_kind
+        Attribute of `molfun.data.kinds.base.DataKind` that is the default for each kind of data.
     hidden
         Whether only ``--help-all`` shows the flag.
     names
@@ -138,6 +140,7 @@ class Flag:
 
     panel: str = ""
     shown: str | None = None
+    by_kind: str = ""
     hidden: bool = False
     names: tuple[str, ...] = ()
     choices: Callable[[], Iterable[str]] | None = None

@@ -10,6 +10,7 @@ first asked for). Other packages add theirs with an entry point in the group
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -130,8 +131,14 @@ class Registry:
         if self._scanned:
             return
         self._scanned = True
-        for entry in entry_points(group=f"molfun.{self.kind}"):
+        for entry in _installed().select(group=f"molfun.{self.kind}"):
             self._entries.setdefault(entry.name, entry.value)
+
+
+@functools.cache
+def _installed() -> Any:
+    """Entry points of all installed packages; finding them takes a tenth of the start."""
+    return entry_points()
 
 
 BACKBONES = Registry("backbones")
@@ -141,6 +148,7 @@ HEADS = Registry("heads")
 TASKS = Registry("tasks")
 STRATEGIES = Registry("strategies", "strategy")
 OBJECTIVES = Registry("objectives")
+OPTIMIZERS = Registry("optimizers")
 ENCODERS = Registry("encoders")
 ENCODER_CONFIGS = Registry("encoder_configs")
 """Configurations of encoders that do not name theirs in ``config_class``."""
@@ -196,3 +204,6 @@ STRATEGIES.register("lora", "molfun.strategies.lora:LoRAFinetune")
 STRATEGIES.register("partial", "molfun.strategies.partial:PartialFinetune")
 STRATEGIES.register("full", "molfun.strategies.full:FullFinetune")
 STRATEGIES.register("gradual", "molfun.strategies.gradual:GradualFinetune")
+OPTIMIZERS.register("adam", "torch.optim:Adam")
+OPTIMIZERS.register("adamw", "torch.optim:AdamW")
+OPTIMIZERS.register("sgd", "torch.optim:SGD")

@@ -1,8 +1,8 @@
 """Fine-tune a model on structures with affinities: ``molfun fine-tune`` as a script."""
 
-import typer
+import sys
 
-from molfun.cli.main import fine_tune
+from molfun.cli.app import app
 
 if __name__ == "__main__":
-    typer.run(fine_tune)
+    app(["fine-tune", *sys.argv[1:]], prog_name="fine_tune.py")

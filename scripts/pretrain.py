@@ -1,8 +1,8 @@
 """Pre-train a backbone without labels: ``molfun pretrain`` as a script."""
 
-import typer
+import sys
 
-from molfun.cli.main import pretrain
+from molfun.cli.app import app
 
 if __name__ == "__main__":
-    typer.run(pretrain)
+    app(["pretrain", *sys.argv[1:]], prog_name="pretrain.py")

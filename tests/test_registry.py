@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint, EntryPoints
+
 import pytest
 
 from molfun import registry
@@ -46,23 +48,21 @@ def test_an_unknown_name_gives_the_nearest(fruits):
         _ = fruits["aple"]
 
 
-class Entry:
-    def __init__(self, name: str, value: str) -> None:
-        self.name, self.value = name, value
-
-
 def test_other_packages_add_theirs_once_and_replace_none(fruits, monkeypatch):
     asked = []
 
-    def entry_points(group: str) -> list[Entry]:
-        asked.append(group)
-        return [Entry("pear", "collections:OrderedDict"), Entry("apple", "collections:Counter")]
+    def installed() -> EntryPoints:
+        asked.append(True)
+        return EntryPoints(
+            EntryPoint(name, f"collections:{cls}", "molfun.fruits")
+            for name, cls in (("pear", "OrderedDict"), ("apple", "Counter"))
+        )
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(registry, "_installed", installed)
     fruits.register("apple")(Apple)
     assert fruits["apple"] is Apple
     assert fruits["pear"].__name__ == "OrderedDict"
-    assert asked == ["molfun.fruits"]
+    assert asked == [True]
 
 
 @pytest.mark.parametrize("parts", [BACKBONES, HEADS, TASKS, STRATEGIES], ids=lambda r: r.kind)
@@ -70,3 +70,9 @@ def test_everything_registered_can_be_imported(parts):
     assert list(parts)
     for name in parts:
         assert getattr(parts[name], "name", name) == name
+
+
+@pytest.mark.parametrize("name", list(BACKBONES))
+def test_what_is_said_of_a_backbone_before_it_is_imported_is_true(name):
+    for attribute, value in BACKBONES._about[name].items():
+        assert getattr(BACKBONES[name], attribute) == value

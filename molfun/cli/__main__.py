@@ -1,5 +1,5 @@
 """``python -m molfun.cli``."""
 
-from molfun.cli.main import main
+from molfun.cli.app import main
 
 main()

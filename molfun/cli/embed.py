@@ -19,6 +19,8 @@ from molfun._paths import as_path
 from molfun.cli.console import Progress, say
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
+from molfun.cli.settings import with_long
+from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
@@ -28,6 +30,41 @@ logger = logging.getLogger(__name__)
 SUMS = "sha256"
 """Where the note beside shards has their checksums."""
 FORMATS = (".npz", ".h5", ".parquet")
+
+
+def open_data(path: str, columns: Mapping[str, Any]) -> SequenceDataset:
+    """Sequences of a FASTA file or a table."""
+    settings = Sequences.settings.build(columns)
+    return Sequences().open_unlabelled(path, settings)
+
+
+def open_model(
+    checkpoint: str | None,
+    backbone: str,
+    *,
+    preset: str | None,
+    weights: str | None,
+    long: str | None,
+    device: str,
+) -> MolfunStructureModel:
+    """The model of a checkpoint, or a backbone.
+
+    Raises
+    ------
+    ConfigError
+        If `long` is given for a checkpoint.
+    """
+    if checkpoint is None:
+        return MolfunStructureModel(
+            backbone,
+            config=preset,
+            weights=weights,
+            device=device,
+            backbone_config=with_long({}, long),
+        )
+    if long is not None:
+        raise ConfigError("--long is for --backbone; a checkpoint keeps its own.")
+    return MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
 
 
 def run(

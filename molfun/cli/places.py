@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from molfun.cli.settings import paths_in
-from molfun.config import Settings
+from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.settings import FineTuneSettings, paths_in
+from molfun.data.kinds.base import with_kinds
 
 STARTED_IN = "started_in"
 """Setting that holds the folder a run was started in, as seen from the folder of the run."""
@@ -25,7 +26,7 @@ def started_in(folder: Path) -> str:
     return os.path.relpath(Path.cwd(), folder.resolve())
 
 
-def as_started(values: Mapping[str, Any], folder: Path, settings: type[Settings]) -> dict[str, Any]:
+def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Settings of a stored run, with relative paths that hold in the working directory of now.
 
     A path is taken from the folder that the run was started in; where nothing is there, it stays as
@@ -37,8 +38,6 @@ def as_started(values: Mapping[str, Any], folder: Path, settings: type[Settings]
         What ``config.yaml`` holds.
     folder
         Folder of the run.
-    settings
-        Which of the settings are paths.
     """
     values = dict(values)
     origin = values.pop(STARTED_IN, None)
@@ -47,7 +46,7 @@ def as_started(values: Mapping[str, Any], folder: Path, settings: type[Settings]
     base = folder.resolve() / origin
     if os.path.realpath(base) == os.path.realpath(Path.cwd()):
         return values
-    for name in paths_in(settings):
+    for name in _paths():
         given = values.get(name)
         if isinstance(given, str):
             values[name] = _found(given, base)
@@ -62,3 +61,8 @@ def _found(path: Any, base: Path) -> Any:
         return path
     there = base / path
     return os.path.relpath(there) if os.path.lexists(there) else path
+
+
+def _paths() -> set[str]:
+    """Settings that are paths, of runs of either kind."""
+    return {*paths_in(with_kinds(FineTuneSettings)), *paths_in(PretrainSettings)}

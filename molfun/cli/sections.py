@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from molfun.cli.console import say
+from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
+from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError
 from molfun.models.sections import (
+    NAMED_SECTIONS,
+    SECTIONS,
     apply_overrides,
     finetune_config,
     load_config,
@@ -20,6 +22,11 @@ from molfun.models.sections import (
 
 PRETRAIN_EPOCHS, FINETUNE_EPOCHS = 100, 50
 """Those of the guide."""
+_FLAT = {
+    "encoder": ("backbone_config.config.name", "backbone_config.config"),
+    "ssl": ("objective", "objective_config"),
+}
+"""Flat settings of a section: of its name, and of what is in it."""
 
 
 def read_settings(
@@ -42,10 +49,12 @@ def read_settings(
         If the file is missing, or anything in it is unknown (with the nearest name) or wrong.
     """
     values = {} if config is None else read_yaml(config)
-    if not _has_sections(values, overrides):
-        return apply_overrides(values, overrides)
-    sections = load_config(values if config is None else config, overrides)
-    return flat_pretrain(sections) if pretrain else flat_fine_tune(sections)
+    of_sections = [text for text in overrides if _is_of_a_section(text)]
+    if not _has_sections(values, [] if values else of_sections):
+        return apply_overrides(values, [_flat_name(text) for text in overrides])
+    sections = load_config(values if config is None else config, of_sections)
+    flat = flat_pretrain(sections) if pretrain else flat_fine_tune(sections)
+    return apply_overrides(flat, [text for text in overrides if text not in of_sections])
 
 
 def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
@@ -55,56 +64,29 @@ def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
     return bool(names & {"ssl", "encoder"}) or nested
 
 
-def allow_plugin(
-    name: object, source: str | Path, overrides: Sequence[str], *, trust: bool
-) -> None:
-    """Refuse a plugin that a file names and the command line does not: it is code, and would run.
+def _is_of_a_section(override: str) -> bool:
+    """Whether an override changes a section; ``data=x.csv`` and ``task=binary`` are flat."""
+    section, nested, _ = override.partition("=")[0].strip().partition(".")
+    if section in SECTIONS:
+        return bool(nested) or section in NAMED_SECTIONS
+    flat = {*with_kinds(FineTuneSettings).model_fields, *PretrainSettings.model_fields}
+    return section not in flat  # a misspelt section is told as one
 
-    Parameters
-    ----------
-    name
-        Name of the module.
-    source
-        File that names it.
-    overrides
-        Settings of the command line; ``plugin=NAME`` among them allows it.
-    trust
-        Whether the command line has ``--trust``. What the file says of itself does not count.
 
-    Raises
-    ------
-    ConfigError
-        Naming the flag that allows it.
+def _flat_name(override: str) -> str:
+    """An override of a section for a file without sections.
+
+    Examples
+    --------
+    >>> [_flat_name(text) for text in ("encoder.d_model=64", "ssl=mae", "lr=1e-3")]
+    ['backbone_config.config.d_model=64', 'objective=mae', 'lr=1e-3']
     """
-    if trust or any(text.partition("=")[0] == "plugin" for text in overrides):
-        return
-    raise ConfigError(
-        f"{source} names the plugin {name!r}: a Python module, whose code would run. If you know "
-        f"what it does, name it on the command line, too: --plugin {name}"
-    )
-
-
-def load_plugin(name: str) -> None:
-    """Import a module that registers parts, also from the working directory.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be imported.
-    """
-    folder = str(Path.cwd())
-    # first for the plugin alone: what is imported later must not be a file that lies here by chance
-    sys.path.insert(0, folder)
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # whatever a user's module does
-        raise ConfigError(
-            f"--plugin {name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
+    for name, (whole, inside) in _FLAT.items():
+        if override.startswith(f"{name}="):
+            return whole + override.removeprefix(name)
+        if override.startswith(f"{name}."):
+            return inside + override.removeprefix(name)
+    return override
 
 
 def flat_pretrain(sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from molfun._paths import as_path
 from molfun.config import Settings, dump_yaml, option
 from molfun.data.kinds.base import DataKind, is_of, kind_of, kinds_of, with_kinds
-from molfun.nn.optimizers import OPTIMIZERS
-from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
-from molfun.strategies.base import SCHEDULERS, FinetuneStrategy, Mode
+from molfun.registry import BACKBONES, DATASETS, HEADS, OPTIMIZERS, STRATEGIES, TASKS
+from molfun.strategies.course import SCHEDULERS, Course, Mode
 from molfun.text import alternatives, unknown_name
-from molfun.training.cache import CacheConfig
+
+if TYPE_CHECKING:
+    from molfun.training.cache import CacheConfig
 
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
 HEADS_ALONE = "heads"
 """What metatrain calls the strategy head_only."""
-DATA, MODEL, TASK, TRAINING, SCHEDULE, RUN, CACHE = (
-    *("Data", "Model", "Task", "Training", "Schedule", "Run", "Cache of what is frozen"),
+DATA, MODEL, TASK, TRAINING, RUN, CACHE = (
+    *("Data", "Model", "Task", "Training", "Run", "Cache of what is frozen"),
 )
+PANELS = (DATA, MODEL, TASK, TRAINING, RUN, CACHE)
 """Headings of the help, in its order; those of the kinds of data come after the first."""
 
 
@@ -31,43 +33,43 @@ class OptimizerSettings(Settings):
     """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
 
     optimizer: str = option(
-        FinetuneStrategy.optimizer,
+        Course.optimizer,
         "{choices}.",
-        panel=SCHEDULE,
+        panel=TRAINING,
         hidden=True,
         choices=OPTIMIZERS.__iter__,
     )
     momentum: float = option(
-        FinetuneStrategy.momentum, "Momentum of sgd.", panel=SCHEDULE, hidden=True, ge=0, lt=1
+        Course.momentum, "Momentum of sgd.", panel=TRAINING, hidden=True, ge=0, lt=1
     )
     scheduler: str = option(
-        FinetuneStrategy.scheduler,
-        "{choices}.", panel=SCHEDULE, choices=lambda: SCHEDULERS,
+        Course.scheduler,
+        "{choices}.", panel=TRAINING, choices=lambda: SCHEDULERS,
     )  # fmt: skip
     warmup: int | None = option(
-        None, "Warm-up in optimizer steps.", panel=SCHEDULE, shown="10 % of all", ge=0
+        None, "Warm-up in optimizer steps.", panel=TRAINING, hidden=True, shown="10 % of all", ge=0
     )
     warmup_ratio: float | None = option(
         None, "Warm-up as a fraction of all steps.", yaml_only=True, ge=0, le=1
     )
     min_lr: float | None = option(
-        None, "Smallest learning rate.", panel=SCHEDULE, shown="1e-6 of the peak", hidden=True,
+        None, "Smallest learning rate.", panel=TRAINING, shown="1e-6 of the peak", hidden=True,
         ge=0,
     )  # fmt: skip
     step_size: int = option(
-        FinetuneStrategy.step_size, "step: epochs at each rate.", panel=SCHEDULE, hidden=True, ge=1
+        Course.step_size, "step: epochs at each rate.", panel=TRAINING, hidden=True, ge=1
     )
     gamma: float = option(
-        FinetuneStrategy.gamma, "step: factor from one rate to the next.", panel=SCHEDULE,
+        Course.gamma, "step: factor from one rate to the next.", panel=TRAINING,
         hidden=True, gt=0, le=1,
     )  # fmt: skip
     plateau_factor: float = option(
-        FinetuneStrategy.plateau_factor, "plateau: factor on the rate after them.", panel=SCHEDULE,
+        Course.plateau_factor, "plateau: factor on the rate after them.", panel=TRAINING,
         hidden=True, gt=0, lt=1,
     )  # fmt: skip
     plateau_patience: int = option(
-        FinetuneStrategy.plateau_patience,
-        "plateau: epochs without a better --monitor at one rate.", panel=SCHEDULE, hidden=True,
+        Course.plateau_patience,
+        "plateau: epochs without a better --monitor at one rate.", panel=TRAINING, hidden=True,
         ge=0,
     )  # fmt: skip
     plateau_mode: Mode | None = option(
@@ -159,7 +161,7 @@ class ModelSettings(Settings):
     )
     head: str | None = option(
         None, "{choices}.", panel=TASK, choices=HEADS.__iter__,
-        shown="affinity; sequences mlp; pet energy",
+        shown="the backbone's own",
     )  # fmt: skip
     head_config: dict[str, Any] = option(
         dict, "Further arguments of the head.", yaml_only=True, of_model=True
@@ -218,11 +220,15 @@ class TrainSettings(OptimizerSettings):
         hidden=True, shown="all", ge=1,
     )  # fmt: skip
     epochs: int = option(20, "Epochs.", panel=TRAINING, ge=1)
-    batch_size: int | None = option(None, "Samples per batch.", panel=TRAINING, ge=1)
+    batch_size: int | None = option(
+        None, "Samples per batch.", panel=TRAINING, by_kind="default_batch_size", ge=1
+    )
     group_by_length: bool = option(
         False, "Put samples of similar length into a batch.", panel=TRAINING, hidden=True
     )
-    accum: int | None = option(None, "Batches per optimizer step.", panel=TRAINING, ge=1)
+    accum: int | None = option(
+        None, "Batches per optimizer step.", panel=TRAINING, by_kind="batches_per_step", ge=1
+    )
     ema: float = option(
         0.999, "Decay of the weight average; 0: off.", panel=TRAINING, hidden=True, ge=0, lt=1
     )
@@ -257,7 +263,7 @@ class RunSettings(Settings):
     seed: int = option(
         42, "Seed of split, order, weights, dropout.", panel=RUN, hidden=True, ge=0, lt=2**63
     )
-    workers: int = option(0, "Processes that load data.", panel=RUN, ge=0)
+    workers: int = option(0, "Processes that load data.", panel=RUN, hidden=True, ge=0)
     plugin: str | None = option(
         None, "Module to import first, which registers parts of your own.", panel=RUN, hidden=True
     )
@@ -397,6 +403,8 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
     @property
     def cache_config(self) -> CacheConfig:
         """Where what is frozen is kept."""
+        from molfun.training.cache import CacheConfig
+
         return CacheConfig(
             mode=self.cache,
             directory=self.cache_dir,

@@ -111,6 +111,8 @@ class AffinityDataset(TableDataset):
         Where the samples come from.
     """
 
+    kind = "structures"
+
     def __init__(self, table: Table, source: _Source) -> None:
         super().__init__(table)
         self._source = source

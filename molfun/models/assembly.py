@@ -131,7 +131,8 @@ class AssembledModel(nn.Module):
             logger.log(
                 logging.WARNING if self.random_base else logging.INFO,
                 "%s starts from random weights (seed %d): good for tests, not for science. Pass "
-                "weights=... (--weights FILE) to start from a pretrained model.",
+                "weights=... (--weights FILE) to start from a pretrained model; weights/README.md "
+                "lists the files and where they come from.",
                 self.backbone.display_name,
                 seed,
             )

@@ -24,7 +24,8 @@ from molfun.training.schedule import epoch_scheduler
 
 PRETRAIN = ("encoder", "ssl", "optimizer", "scheduler", "data", "training")
 FINETUNE = ("encoder", "task", "training", "optimizer", "scheduler", "data")
-_NAMED = ("encoder", "ssl", "optimizer", "scheduler")
+SECTIONS = (*dict.fromkeys((*PRETRAIN, *FINETUNE)),)
+NAMED_SECTIONS = ("encoder", "ssl", "optimizer", "scheduler")
 """Sections that a single name may stand for."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers that YAML 1.1 reads as text, such as 1e-3."""
@@ -289,7 +290,7 @@ def _expanded(section: str, value: Any, folder: Path | None) -> Any:
         file = None if folder is None else folder / section / f"{value}.yaml"
         if file is not None and file.is_file():
             value = plain(read_yaml(file))
-        elif section in _NAMED:
+        elif section in NAMED_SECTIONS:
             return {"name": value}
         elif file is not None:
             looked = f", and there is no {file}"

@@ -13,13 +13,8 @@ from typing import Any, TypeGuard
 import torch
 
 from molfun.errors import ConfigError
-from molfun.registry import Registry
+from molfun.registry import OPTIMIZERS
 from molfun.text import unknown_name
-
-OPTIMIZERS = Registry("optimizers")
-OPTIMIZERS.register("adam", "torch.optim:Adam")
-OPTIMIZERS.register("adamw", "torch.optim:AdamW")
-OPTIMIZERS.register("sgd", "torch.optim:SGD")
 
 _OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
 """What a class takes besides learning rate and weight decay."""

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -20,16 +20,12 @@ from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
 from molfun.heads.base import Head
 from molfun.nn import lora
-from molfun.nn.optimizers import OPTIMIZERS
 from molfun.nn.param_groups import ParameterGroup, collect
-from molfun.registry import STRATEGIES
+from molfun.registry import OPTIMIZERS, STRATEGIES
+from molfun.strategies.course import MODES, SCHEDULERS, Course
 from molfun.strict import build
 from molfun.text import unknown_name
 
-Scheduler = Literal["cosine", "linear", "constant", "step", "plateau", "warmup_cosine"]
-SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
-Mode = Literal["min", "max"]
-MODES: tuple[str, ...] = get_args(Mode)
 HEAD_LR_RATIO = 10.0
 """Learning rate of the head relative to the pretrained part: it starts from random weights."""
 
@@ -52,7 +48,7 @@ class FineTunable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneStrategy(ABC):
+class FinetuneStrategy(Course, ABC):
     """Settings that all strategies share.
 
     Parameters
@@ -116,18 +112,6 @@ class FinetuneStrategy(ABC):
     lr_name: ClassVar[str] = "lr"
     """Setting that holds `main_lr`."""
 
-    optimizer: str = "adamw"
-    momentum: float = 0.9
-    scheduler: Scheduler = "cosine"
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0
-    min_lr_ratio: float = 1e-6
-    min_lr: float | None = None
-    step_size: int = 30
-    gamma: float = 0.1
-    plateau_factor: float = 0.1
-    plateau_patience: int = 10
-    plateau_mode: Mode | None = None
     ema_decay: float = 0.0
     accumulation_steps: int = 1
     grad_clip: float = 1.0
@@ -221,7 +205,7 @@ class FinetuneStrategy(ABC):
     def head_lr(self) -> float:
         """Learning rate of the head."""
 
-    def prepare(self, backbone: Backbone) -> None:  # noqa: B027  (a hook, not a duty)
+    def prepare(self, backbone: Backbone) -> None:
         """Change the backbone before freezing (inject adapters)."""
 
     @abstractmethod

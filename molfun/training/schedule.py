@@ -26,7 +26,8 @@ from torch.optim.lr_scheduler import (
 
 from molfun.errors import ConfigError
 from molfun.nn.optimizers import is_number
-from molfun.strategies.base import MODES, SCHEDULERS, FinetuneStrategy
+from molfun.strategies.base import FinetuneStrategy
+from molfun.strategies.course import MODES, SCHEDULERS
 from molfun.strict import check_choice
 from molfun.text import unknown_name
 from molfun.training.callbacks import FitPlan

@@ -11,11 +11,8 @@ from click.testing import Result
 
 from molfun import MolfunStructureModel
 from molfun.cli.places import as_started
-from molfun.cli.settings import FineTuneSettings
-from molfun.data.kinds.base import with_kinds
 
 Command = Callable[..., Result]
-SETTINGS = with_kinds(FineTuneSettings)
 TRAIN = ("fine-tune", "--backbone", "esm2_tiny", "--device", "cpu")
 
 
@@ -34,13 +31,11 @@ def test_relative_paths_of_a_run_are_those_of_the_folder_it_was_started_in(
     (folder / "runs/a").mkdir(parents=True)
     values = {"data": "t.csv", "val": ["t.csv", "gone.csv"], "weights": "/abs/w.pt", "epochs": 3}
     stored = {**values, "started_in": "../.."}
-    assert as_started(stored, folder / "runs/a", SETTINGS) == values
+    assert as_started(stored, folder / "runs/a") == values
     monkeypatch.chdir(folder / "elsewhere")
     moved = {"data": "../t.csv", "val": ["../t.csv", "gone.csv"], "weights": "/abs/w.pt"}
-    assert as_started(stored, folder / "runs/a", SETTINGS) == {**moved, "epochs": 3}
-    assert (
-        as_started(values, folder / "runs/a", SETTINGS) == values
-    )  # of a version without the note
+    assert as_started(stored, folder / "runs/a") == {**moved, "epochs": 3}
+    assert as_started(values, folder / "runs/a") == values  # of a version without the note
 
 
 def test_a_run_is_resumed_from_another_folder(

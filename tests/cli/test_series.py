@@ -332,7 +332,7 @@ def test_what_a_new_user_forgets_is_named(molfun: Command, tmp_path: Path) -> No
 
 
 def test_series_are_pretrained_by_masking_unless_told_otherwise() -> None:
-    from molfun.cli.pretrain import PretrainSettings
+    from molfun.cli.pretrain_settings import PretrainSettings
 
     assert PretrainSettings(backbone="timeseries", data="x.ts").objective == "mae"
     assert PretrainSettings(sequences="x.fasta").objective == "masked_lm"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from molfun.cli import fine_tune, pretrain
 from molfun.cli.main import app
-from molfun.cli.pretrain import PretrainSettings
+from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
 from molfun.errors import ConfigError

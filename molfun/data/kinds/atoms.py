@@ -47,7 +47,7 @@ class AtomsSettings(Settings):
     stress: bool = option(True, "Read the stress.", yaml_only=True)
     energy_unit: str | None = option(None, "Unit of the energies.", yaml_only=True)
     new_target: str | None = option(
-        None, "Energy to train, made if the model lacks it: energy/pbe0.", panel=MODEL,
+        None, "Energy to train, made if the model lacks it: energy/pbe0.", panel=MODEL, hidden=True,
         of_model=True,
     )  # fmt: skip
     inherit: str | None = option(

@@ -30,7 +30,7 @@ WITHOUT_COLUMN = {
 class SequenceInputs(Settings):
     """Where sequences are in a table, and what becomes of long ones."""
 
-    sequence_column: str = option("sequence", "Column of sequences.", panel=PANEL, again=True)
+    sequence_column: str = option("sequence", "Column of sequences.", panel="Data", again=True)
     long: Literal["full", "crop", "window"] | None = option(
         None, "Sequences above 1,022 residues: {choices}.", panel=PANEL, shown="full",
         hidden=True, of_model=True,

@@ -25,7 +25,7 @@ class SeriesSettings(TableSettings):
     """How a file of time series is read and cut."""
 
     layout: Literal["long", "wide"] = option(
-        "long", "Table with one row per time step (long) or per series (wide).", panel=PANEL
+        "long", "One row per time step (long) or per series (wide).", panel=PANEL
     )
     time_column: str = option("time", "Column of times.", panel=PANEL, hidden=True)
     feature_columns: list[str] | None = option(

@@ -1,0 +1,132 @@
+"""Settings of a pre-training run; flags and keys of YAML are made of them."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from molfun.cli.settings import (
+    DATA,
+    MODEL,
+    RUN,
+    TRAINING,
+    OptimizerSettings,
+    paths_in,
+)
+from molfun.config import option
+from molfun.data.kinds.base import DataKind, kinds_of
+from molfun.data.kinds.sequences import SequenceInputs
+from molfun.data.kinds.series import PANEL as SERIES
+from molfun.data.kinds.series import SeriesSettings
+from molfun.registry import BACKBONES, OBJECTIVES
+
+
+class PretrainSettings(OptimizerSettings, SequenceInputs, SeriesSettings):
+    """Everything that decides a pre-training run. Names are those of the flags."""
+
+    sequences: str | None = option(
+        None, "FASTA (.gz) or table of sequences.", panel=DATA, path=True
+    )
+    data: str | None = option(None, "Or a file of time series.", panel=DATA, path=True)
+    val: str | None = option(None, "The same for validation.", panel=DATA, path=True)
+    val_frac: float | None = option(
+        None, "Fraction for it without --val.", panel=DATA,
+        shown="0.01; series 0.1, at least 16", ge=0, lt=1,
+    )  # fmt: skip
+    max_length: int | None = option(512, "Crop longer sequences.", panel=DATA, ge=1)
+    group_column: str = option("group", "Column of subjects.", panel=SERIES)
+
+    backbone: str = option("esm2_t6_8M_UR50D", "Backbone.", panel=MODEL, choices=BACKBONES.names)
+    preset: str | None = option(None, "Architecture, as esm2_t2_d64_h4.", panel=MODEL)
+    weights: str | None = option(None, "File of weights to go on from.", panel=MODEL, path=True)
+    backbone_config: dict[str, Any] = option(
+        dict, "Further arguments of the backbone.", yaml_only=True
+    )
+    objective: str = option(
+        "masked_lm", "{choices}.", panel=TRAINING, shown="masked_lm; series mae",
+        choices=OBJECTIVES.__iter__,
+    )  # fmt: skip
+    objective_config: dict[str, Any] = option(
+        dict, "Further arguments of the objective.", yaml_only=True
+    )
+
+    lr: float = option(4e-4, "Learning rate.", panel=TRAINING, shown="4e-4", gt=0)
+    epochs: int | None = option(
+        None, "Epochs.", panel=TRAINING, shown="10, without --max-steps", ge=1
+    )
+    max_steps: int | None = option(None, "Optimizer steps.", panel=TRAINING, ge=1)
+    batch_size: int = option(16, "Sequences per batch.", panel=TRAINING, ge=1)
+    accum: int = option(1, "Batches per optimizer step.", panel=TRAINING, ge=1)
+    ema: float = option(
+        0.0, "Decay of the weight average.", panel=TRAINING, shown="0: off", ge=0, lt=1
+    )
+    warmup: int | None = option(None, "Warm-up in steps.", panel=TRAINING, shown="5 % of all", ge=0)
+    grad_clip: float = option(1.0, "Largest gradient norm.", panel=TRAINING, ge=0)
+    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, ge=0)
+    precision: str | None = option(
+        None, "fp32, bf16 or fp16.", panel=TRAINING, shown="as for fine-tune"
+    )
+    save_every_steps: int | None = option(
+        None, "Write the state so often, besides every epoch.", panel=RUN, ge=1
+    )
+
+    plugin: str | None = option(
+        None, "Module to import first, which registers parts of your own.", panel=RUN
+    )
+    started_in: str | None = option(
+        None, "Folder a run was started in, as seen from its own.", yaml_only=True
+    )
+    output: str = option("runs/pretrain", "Folder of the run.", panel=RUN)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
+    seed: int = option(42, "Seed of split, order, weights, masks.", panel=RUN, ge=0, lt=2**63)
+    workers: int = option(0, "Processes that load data.", panel=RUN, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _series_are_other_than_proteins(cls, values: Any) -> Any:
+        """The length and the task of proteins say nothing of series."""
+        if not isinstance(values, dict):
+            return values
+        defaults: dict[str, Any] = {}
+        if values.get("data"):
+            defaults["max_length"] = None
+        name = values.get("backbone")
+        kinds = unlabelled_kinds(str(name)) if name in BACKBONES.names() else []
+        if kinds:
+            defaults["objective"] = kinds[0].objective
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> Self:
+        if not unlabelled_kinds(self.backbone):
+            raise ValueError(
+                f"{self.backbone} is not pre-trained on data without labels; to train it from "
+                f"random weights, use molfun fine-tune --strategy full without --weights"
+            )
+        if self.source is None:
+            series = self.kind.name == "series"
+            flag = "--data FILE of time series" if series else "--sequences FILE"
+            hint = "; for series add --backbone timeseries" if self.data and not series else ""
+            raise ValueError(f"give {flag}, which {self.backbone} is trained on{hint}")
+        return self
+
+    @property
+    def kind(self) -> DataKind:
+        """Kind of the samples."""
+        return unlabelled_kinds(self.backbone)[0]
+
+    @property
+    def source(self) -> str | None:
+        """File of the samples."""
+        return self.sequences if self.kind.name == "sequences" else self.data
+
+    @property
+    def inputs(self) -> dict[str, str | None]:
+        """Paths that the run reads, by their flags."""
+        return {f"--{name}": getattr(self, name) for name in paths_in(type(self))}
+
+
+def unlabelled_kinds(backbone: str) -> list[DataKind]:
+    """Kinds of data of a backbone that there is an objective for."""
+    return [kind for kind in kinds_of(backbone) if kind.objective is not None]

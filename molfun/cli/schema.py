@@ -1,0 +1,59 @@
+"""The JSON schema of files of settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from molfun._io import write_text
+from molfun._paths import as_path
+from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.settings import FineTuneSettings
+from molfun.config import Settings
+from molfun.data.kinds.base import with_kinds
+from molfun.errors import ConfigError
+from molfun.text import unknown_name
+
+NAME = "config.schema.json"
+"""File of the schema beside the ``config.yaml`` of a run."""
+COMMENT = f"# yaml-language-server: $schema={NAME}\n"
+"""First line of a file of settings, with which editors find the schema beside it."""
+
+
+def run(command: str, output: str | None) -> None:
+    """Print the schema of the file of a command, or write it.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    """
+    kinds: dict[str, type[Settings]] = {
+        "fine-tune": with_kinds(FineTuneSettings),
+        "pretrain": PretrainSettings,
+    }
+    if command not in kinds:
+        raise ConfigError(unknown_name("file of settings", command, kinds))
+    text = schema_text(kinds[command])
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(as_path(output), text)
+
+
+def schema_text(settings: type[Settings]) -> str:
+    """JSON schema of settings.
+
+    Examples
+    --------
+    >>> text = schema_text(with_kinds(FineTuneSettings))
+    >>> json.loads(text)["properties"]["loss"]["enum"]
+    ['mse', 'mae', 'huber']
+    """
+    schema: dict[str, Any] = settings.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["description"] = "Settings of Molfun."
+    for name, entry in schema["properties"].items():
+        entry["description"] = settings.describe(name)
+        entry.pop("title", None)
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,173 @@
+"""Flags are made of the settings; a kind of data from outside brings its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.settings import FineTuneSettings
+from molfun.config import Settings, option
+from molfun.data.kinds.base import _joined, with_kinds
+from molfun.errors import ConfigError
+from molfun.models.pretraining import DEFAULT
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., Result]
+
+
+def shown(molfun: Command, *arguments: str) -> str:
+    return molfun("fine-tune", *arguments).output
+
+
+def test_the_help_fits_on_two_screens(molfun: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    usual, everything = shown(molfun, "--help"), shown(molfun, "--help-all")
+    assert len(usual.splitlines()) <= 85
+    assert "--gamma" not in usual
+    settings = with_kinds(FineTuneSettings)
+    flags = [name for name in settings.model_fields if not settings.flag(name).yaml_only]
+    assert not [n for n in flags if f"--{n.replace('_', '-')}" not in everything]
+
+
+def test_flags_of_one_backbone(molfun: Command) -> None:
+    of_pet = shown(molfun, "--backbone", "pet", "--help-all")
+    for flag in ("--alignments", "--preset", "--layout", "--demo-samples", "--mask-column"):
+        assert flag not in of_pet
+        assert flag in shown(molfun, "--help-all")
+    assert "--energy-key" in of_pet
+    assert "--energy-key" not in shown(molfun, "--help", "--backbone=esm2_t6_8M_UR50D")
+
+
+def test_every_setting_has_a_description() -> None:
+    for settings in (with_kinds(FineTuneSettings), PretrainSettings):
+        assert not [name for name in settings.model_fields if not settings.describe(name)]
+
+
+def test_defaults_that_strategies_have_are_those_of_the_settings() -> None:
+    from molfun.registry import STRATEGIES
+
+    assert PretrainSettings.model_fields["lr"].default == DEFAULT.lr
+    told = FineTuneSettings.flag("lr").shown
+    assert told == "head_only 1e-3, lora 1e-4, else 1e-5"
+    for name, rate in (("head_only", 1e-3), ("lora", 1e-4), ("partial", 1e-5), ("full", 1e-5)):
+        assert STRATEGIES[name]().main_lr == rate
+    assert FineTuneSettings.flag("lora_rank").shown == str(STRATEGIES["lora"]().rank)
+
+
+def test_the_schema_is_that_of_the_settings(molfun: Command, tmp_path: Path) -> None:
+    printed = json.loads(molfun("schema").output)
+    settings = with_kinds(FineTuneSettings)
+    assert printed["properties"].keys() == settings.model_fields.keys()
+    assert printed["properties"]["loss"]["enum"] == ["mse", "mae", "huber"]
+    assert molfun("schema", "pretrain", "--output", tmp_path / "s.json").exit_code == 0
+    assert "objective" in json.loads((tmp_path / "s.json").read_text())["properties"]
+    assert "Did you mean 'pretrain'?" in molfun("schema", "pretrian").stderr
+
+
+def test_what_a_new_user_mixes_up_is_told(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gb1.csv").write_text("sequence,target\nMKV,1\nMKA,2\n")
+    assert "--preset tiny" in molfun("fine-tune", "--config", "tiny", "--demo").stderr
+    said = molfun("fine-tune", "--data", "gb1.csv").stderr
+    assert "has a column 'sequence' and no 'pdb_id'" in said
+    assert "--backbone esm2_t6_8M_UR50D" in said
+
+
+def test_settings_of_one_name_must_be_the_same() -> None:
+    class Mine(Settings):
+        epochs: int = option(3, "Mine.")
+
+    with pytest.raises(ConfigError, match="The setting 'epochs' of Mine is another than that of"):
+        _joined(FineTuneSettings, (Mine,))
+
+
+TOY = """
+from molfun.config import option
+from molfun.data.kinds.base import DataKind, TableSettings
+from molfun.registry import BACKBONES
+
+
+class Settings(TableSettings):
+    letters_column: str = option("letters", "Column of letters.", panel="Toy", again=True)
+
+
+class Letters(DataKind):
+    name, title, backbone = "letters", "letters", "esm2_letters"
+    settings = Settings
+    columns = {"target_column": "label"}
+    default_batch_size = 4
+
+    def open(self, settings, labels, *, like=None):
+        return self._read(settings.data, settings.letters_column, True)
+
+    def reopen(self, trained, given, *, labels):
+        column = given.get("letters_column", trained["sequence_column"])
+        return self._read(given["data"], column, labels)
+
+    def _read(self, path, column, labels):
+        from molfun.data import SequenceDataset
+
+        class LettersDataset(SequenceDataset):
+            kind = "letters"
+
+            @property
+            def input_settings(self):
+                return {**super().input_settings, "kind": "letters"}
+
+        return LettersDataset.from_csv(
+            path, sequence_column=column, target_column="label", require_target=labels
+        )
+"""
+BACKBONE = """
+from molfun.backbones.esm2 import ESM2Backbone
+
+
+class LettersBackbone(ESM2Backbone):
+    name = "esm2_letters"
+    inputs = ("letters",)
+"""
+
+
+def test_a_kind_of_data_from_another_package(tmp_path: Path) -> None:
+    (tmp_path / "toy_kind.py").write_text(TOY)
+    (tmp_path / "toy_backbone.py").write_text(BACKBONE)
+    info = tmp_path / "toy_kind-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: toy-kind\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[molfun.datasets]\nletters = toy_kind:Letters\n"
+        "[molfun.backbones]\nesm2_letters = toy_backbone:LettersBackbone\n"
+    )
+    rows = [
+        f"MK{a}V{b},{i % 5}"
+        for i, (a, b) in enumerate(zip("ACDEFGHIKL", "LKIHGFEDCA", strict=True))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows, ""]))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "molfun.cli", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "--letters-column" in run("fine-tune", "--help")
+    run("fine-tune", "--backbone", "esm2_letters", "--preset", "esm2_tiny", "--data", "t.csv",
+        "--letters-column", "text", "--strategy", "head_only", "--epochs", "1", "--device", "cpu",
+        "--output", "run")  # fmt: skip
+    assert "batch_size: 4" in (tmp_path / "run/config.yaml").read_text()
+    assert "10 predictions" in run("predict", "run/checkpoint", "--data", "t.csv")
+    assert "10 samples" in run("evaluate", "run/checkpoint", "--data", "t.csv",
+                               "--letters-column", "text")  # fmt: skip
