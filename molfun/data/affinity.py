@@ -15,10 +15,11 @@ import pandas as pd
 from molfun._paths import as_path
 from molfun.data.alignment_folders import with_alignments
 from molfun.data.base import TableDataset
+from molfun.data.columns import rows_meeting
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
-from molfun.data.tables import Table, read_table, rows_meeting
+from molfun.data.tables import Table, read_table
 from molfun.errors import ConfigError, DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from molfun.data.tables import Table, row_of, rows_meeting
+from molfun.data.columns import row_of, rows_meeting
+from molfun.data.tables import Table
 from molfun.errors import ConfigError
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch

@@ -17,6 +17,7 @@ import pandas as pd
 from molfun._paths import as_path
 from molfun.data import tables
 from molfun.data.base import TableDataset
+from molfun.data.columns import typed
 from molfun.data.fasta import read_fasta
 from molfun.data.representations import (
     Representations,
@@ -550,7 +551,7 @@ def _table(cells: Cells, id_column: str | None, targets: list[Any], used: set[st
     ids = [f"seq_{i}" for i in range(1, n + 1)] if id_column is None else cells.column(id_column)
     if id_column is not None:
         _check_ids(cells, id_column, ids)
-    extra = {name: tables.typed(cells.column(name)) for name in cells.header if name not in used}
+    extra = {name: typed(cells.column(name)) for name in cells.header if name not in used}
     metadata = pd.DataFrame(extra) if extra else pd.DataFrame(index=range(n))
     return Table(
         path=cells.path,

@@ -20,7 +20,7 @@ import numpy as np
 
 from molfun.config import check_seed
 from molfun.data.clusters import Clusters, cluster_sequences, comparable, union
-from molfun.data.tables import numeric
+from molfun.data.columns import numeric
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing, nearest
 

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ import pandas as pd
 from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
+from molfun.data.columns import NUMBER, typed
 from molfun.data.parquet import read_parquet
-from molfun.errors import ConfigError, DataError, TableError, UnsafeFileError
-from molfun.text import counted, listing, unknown_name
+from molfun.errors import TableError, UnsafeFileError
+from molfun.text import counted, listing
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -46,9 +47,6 @@ right, but are more often a mixture of units (mol/L next to nmol/L)."""
 LONGEST_ID = 200
 """Ids become file names, and file systems end at 255 bytes with the suffixes."""
 
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
-_PADDED = re.compile(r"[+-]?0\d", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
@@ -265,7 +263,7 @@ def escape(text: str) -> str:
     """
     if not text.lstrip("'").startswith(FORMULA_STARTS):
         return text
-    return text if _NUMBER.fullmatch(text) or _HARMLESS.fullmatch(text) else f"'{text}"
+    return text if NUMBER.fullmatch(text) or _HARMLESS.fullmatch(text) else f"'{text}"
 
 
 def unescape(text: str) -> str:
@@ -494,7 +492,7 @@ def parse_number(text: str) -> tuple[float, str | None]:
     >>> parse_number("6.5"), parse_number("6,5")
     ((6.5, None), (nan, 'has a decimal comma; write 6.5'))
     """
-    if not _NUMBER.fullmatch(text):
+    if not NUMBER.fullmatch(text):
         return math.nan, label_problem(text)
     value = float(text)
     if abs(value) > LARGEST_LABEL:
@@ -591,117 +589,3 @@ def _warn_case(table: Table) -> None:
             "%s: %d ids differ from another one only in case (%s); they may be the same entry.",
             table.path, len(alike), ", ".join(alike[:4]),
         )  # fmt: skip
-
-
-# Typed columns and filters
-
-
-def typed(texts: list[str]) -> pd.Series:
-    """Integers, else floats, where every value that is present parses; else text.
-
-    Numbers with leading zeros are codes: they stay text.
-    """
-    present = list(filter(None, texts))
-    if not present or any(map(_PADDED.match, present)):
-        return pd.Series(texts, dtype=object)
-    if all(map(_INTEGER.fullmatch, present)):
-        whole = [int(text) if text else None for text in texts]
-        return pd.Series(whole, dtype="int64" if len(present) == len(texts) else "Int64")
-    if all(map(_NUMBER.fullmatch, present)):
-        return pd.Series([float(text) if text else math.nan for text in texts], dtype="float64")
-    return pd.Series(texts, dtype=object)
-
-
-def rows_meeting(conditions: Mapping[str, Any], metadata: pd.DataFrame, source: str) -> np.ndarray:
-    """`filter_rows`, and a `DataError` that names the source if no row is left."""
-    kept = filter_rows(metadata, conditions)
-    if len(kept) == 0:
-        shown = ", ".join(f"{key}={value}" for key, value in conditions.items())
-        raise DataError(f"No sample of {source} meets {shown}.")
-    return kept
-
-
-def row_of(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
-    """One row as plain Python values, None for a blank number."""
-    values = {}
-    for name in metadata.columns:
-        value: Any = metadata[name].iat[index]
-        if isinstance(value, np.generic):
-            value = value.item()
-        values[str(name)] = None if np.ndim(value) == 0 and pd.isna(value) else value
-    return values
-
-
-def filter_rows(metadata: pd.DataFrame, conditions: Mapping[str, Any]) -> np.ndarray:
-    """Rows that meet every condition.
-
-    Parameters
-    ----------
-    metadata
-        Typed columns.
-    conditions
-        ``column=value`` for equality (a list, tuple or set: any of them), ``min_column=value``
-        and ``max_column=value`` for inclusive bounds. Rows where the cell is blank meet no
-        condition.
-
-    Returns
-    -------
-    numpy.ndarray
-        Indices in order.
-
-    Raises
-    ------
-    ConfigError
-        If a column does not exist, or a bound is put on a text column.
-
-    Examples
-    --------
-    >>> metadata = pd.DataFrame({"year": [2014, 2016], "resolution": [1.9, 2.8]})
-    >>> filter_rows(metadata, {"min_year": 2015}).tolist()
-    [1]
-    """
-    kept = np.ones(len(metadata), bool)
-    for key, value in conditions.items():
-        kept &= _test_for(metadata, key)(value)
-    return np.flatnonzero(kept)
-
-
-def _test_for(metadata: pd.DataFrame, key: str) -> Callable[[Any], np.ndarray]:
-    if key in metadata.columns:
-        return lambda value: _equal(metadata[key], value)
-    prefix, _, name = key.partition("_")
-    if prefix not in ("min", "max") or name not in metadata.columns:
-        allowed = [str(column) for column in metadata.columns]
-        bounds = [f"{end}_{column}" for end in ("min", "max") for column in numeric(metadata)]
-        if not allowed:
-            raise ConfigError(f"Cannot filter by {key!r}: the table has no columns to filter by.")
-        raise ConfigError(unknown_name("filter", key, [*allowed, *bounds]))
-    column = metadata[name]
-    if name not in numeric(metadata):
-        raise ConfigError(
-            f"{key} needs numbers, and column {name!r} holds text such as {column.iloc[0]!r}. "
-            f"Use {name}=... for equality."
-        )
-    return lambda value: _bounded(column, key, value, is_minimum=prefix == "min")
-
-
-def _equal(column: pd.Series, value: Any) -> np.ndarray:
-    values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
-    if column.dtype == object:
-        values = [str(item) for item in values]
-    return column.isin(values).to_numpy(bool)
-
-
-def _bounded(column: pd.Series, key: str, value: Any, *, is_minimum: bool) -> np.ndarray:
-    try:
-        bound = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{key} must be a number, got {value!r}.") from None
-    numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    # comparisons with NaN (a blank cell) are false
-    return numbers >= bound if is_minimum else numbers <= bound
-
-
-def numeric(metadata: pd.DataFrame) -> list[str]:
-    """Names of the columns that hold numbers."""
-    return [str(name) for name in metadata.columns if metadata[name].dtype != object]

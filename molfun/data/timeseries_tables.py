@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data import tables
+from molfun.data.columns import typed
 from molfun.data.sequences import Labels, label_array, label_parser
 from molfun.data.tables import Cells, Table
 from molfun.data.timeseries_files import (
@@ -419,7 +420,7 @@ class _TableReader:
         self, extra: Sequence[str], first: np.ndarray, groups: Sequence[str] | None
     ) -> pd.DataFrame:
         texts = {name: self.cells.column(name) for name in extra}
-        columns = {name: tables.typed([cells[i] for i in first]) for name, cells in texts.items()}
+        columns = {name: typed([cells[i] for i in first]) for name, cells in texts.items()}
         if groups is not None:
             columns["group"] = pd.Series(list(groups), dtype=object)
         return pd.DataFrame(columns, index=range(len(first)))

@@ -23,6 +23,7 @@ import pandas as pd
 from molfun._lazy import require
 from molfun._paths import as_path
 from molfun.data import tables, timeseries_files
+from molfun.data.columns import typed
 from molfun.data.sequences import Labels, label_parser
 from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
 from molfun.data.trajectory_features import INSTALL, MAKERS, Part, System, selection_distances
@@ -299,7 +300,7 @@ def _read_rows(
         frames = str(path.parent / trajectory) if trajectory else None
         rows.append(TrajectoryRow(name, str(path.parent / topology), frames, label, group or None))
     tables.raise_all(cells, problems)
-    others = {n: tables.typed(cells.column(n)) for n in cells.header if n not in columns}
+    others = {n: typed(cells.column(n)) for n in cells.header if n not in columns}
     return cells, rows, others
 
 

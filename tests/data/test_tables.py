@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from molfun.data.tables import filter_rows, read_table
+from molfun.data.columns import filter_rows
+from molfun.data.tables import read_table
 from molfun.errors import ConfigError, MolfunError, TableError, UnsafeFileError
 
 HEADER = "pdb_id,affinity\n"
