@@ -8,7 +8,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from molfun._io import write_text
 from molfun.cli.console import (
     ConsoleProgress,
     Progress,
@@ -20,6 +19,7 @@ from molfun.cli.data import loader, loader_by_length, open_training, task_config
 from molfun.cli.models import say_units
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
+from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
@@ -126,7 +126,7 @@ class RunFiles(Callback):
         resolved[STARTED_IN] = started_in(self._folder.path)
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
-        write_text(self._folder.config, self._settings.to_yaml(**resolved))
+        write_config(self._folder, self._settings, self._settings.to_yaml(**resolved))
         say(strategy.describe_rates(self._model))
         id_name = next(part.id_name for part in self._parts if part is not None)
         named = zip(("train", "val", "test"), self._parts, strict=True)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from molfun._io import write_text
 from molfun.cli.console import ConsoleProgress, say
 from molfun.cli.data import loader, say_notes
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.schema import write_config
 from molfun.cli.settings import with_long
 from molfun.config import dump_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.splits import DataSplitter
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import CONFIG, LOG, RUN_FILES, RunFolder
+from molfun.runs.folder import CONFIG, LOG, RUN_FILES, SCHEMA, RunFolder
 from molfun.strategies.full import FullFinetune
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History
 
-WRITTEN = (*RUN_FILES, CONFIG, LOG)
+WRITTEN = (*RUN_FILES, CONFIG, SCHEMA, LOG)
 """All that a run writes into its folder."""
 
 
@@ -81,7 +81,7 @@ class _ConfigFile(Callback):
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Write ``config.yaml``."""
         values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder.path)}
-        write_text(self._folder.config, dump_yaml(values))
+        write_config(self._folder, self._settings, dump_yaml(values))
 
 
 def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | None]:

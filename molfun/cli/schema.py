@@ -12,12 +12,17 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError
+from molfun.runs.folder import SCHEMA, RunFolder
 from molfun.text import unknown_name
 
-NAME = "config.schema.json"
-"""File of the schema beside the ``config.yaml`` of a run."""
-COMMENT = f"# yaml-language-server: $schema={NAME}\n"
-"""First line of a file of settings, with which editors find the schema beside it."""
+COMMENT = f"# yaml-language-server: $schema={SCHEMA}\n"
+"""First line of a ``config.yaml``, with which editors find the schema beside it."""
+
+
+def write_config(folder: RunFolder, settings: Settings, yaml: str) -> None:
+    """Write ``config.yaml`` into the folder of a run, and its schema beside it."""
+    write_text(folder.path / SCHEMA, schema_text(type(settings)))
+    write_text(folder.config, COMMENT + yaml)
 
 
 def run(command: str, output: str | None) -> None:

@@ -35,7 +35,8 @@ _BESIDE = (
     for table in PREDICTIONS
     for file in DATASETS[kind]().files_beside(Path(table))
 )
-COMMAND_FILES = (CONFIG, SPLITS, *PREDICTIONS, *_BESIDE)
+SCHEMA = "config.schema.json"
+COMMAND_FILES = (CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *_BESIDE)
 """What a command writes beside them, without log and cache."""
 _FOLDERS = (CHECKPOINT, RESUME)
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
