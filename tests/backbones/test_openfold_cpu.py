@@ -162,7 +162,7 @@ def test_numpy_is_as_before_when_openfold_is_there():
 def test_a_missing_openfold_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(_shims.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        MissingDependencyError, match=r"not installed\. Install it: python scripts/"
+        MissingDependencyError, match=r"not installed\. Install it: molfun install openfold"
     ):
         _shims.prepare.__wrapped__()
 
