@@ -810,7 +810,7 @@ def test_loaders_samplers_and_workers():
     assert targets_of(loader) == data.targets.tolist()
     assert ids_of(loader) == data.ids
     assert len(as_loader(data)) == 1
-    assert len(as_loader(double_well(17, (20, 40), replicas=1))) == 2
+    assert len(as_loader(double_well(33, (20, 40), replicas=1))) == 2
     assert data_identity(loader, data.targets, None)["inputs"]["kind"] == "timeseries"
 
 
