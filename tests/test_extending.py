@@ -50,7 +50,7 @@ def test_the_parts_keep_their_contracts(package: Path) -> None:
 
 def test_they_work_on_the_command_line(package: Path) -> None:
     for line in re.findall(r"^molfun (.+)$", PAGE, re.MULTILINE):
-        run(package, "molfun.cli.main", *line.split())
+        run(package, "molfun.cli", *line.split())
     assert (package / "runs/toy/checkpoint/meta.json").is_file()
     assert (package / "runs/peptides/checkpoint/meta.json").is_file()
 

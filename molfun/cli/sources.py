@@ -110,7 +110,7 @@ def _refuse_preset(config: str | None) -> None:
     """Refuse the name of an architecture in place of a file."""
     if config is None or Path(config).suffix or Path(config).name != config:
         return
-    if not os.path.lexists(config):
+    if not os.path.lexists(as_path(config)):
         raise ConfigError(
             f"There is no file {config}. --config takes a YAML file of settings; an architecture "
             f"is named with --preset {config}."
