@@ -73,7 +73,7 @@ _JSON = re.compile(r"[\[{]\s*(?:[\"{\[\]}]|\d[\d.]*\s*[,\]]|$)")
 
 
 def foreign(raw: bytes, wanted: str) -> str | None:
-    r"""What a file is and what to do, where it is no plain text; None where it may be.
+    r"""Return what a file is and what to do, where it is no plain text; None where it may be.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def foreign(raw: bytes, wanted: str) -> str | None:
 
 
 def foreign_text(text: str, wanted: str) -> str | None:
-    """What a text is and what to do, where it is a page, JSON or XML; None where it may be fine.
+    """Name a text that is a page, JSON or XML, and say what to do; None for any other text.
 
     Examples
     --------

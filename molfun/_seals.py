@@ -53,7 +53,7 @@ def seal_torch(path: Path) -> None:
 
 
 def has_mark(path: Path) -> bool:
-    """Whether a torch file carries a checksum."""
+    """Return whether a torch file carries a checksum."""
     return _read_seal(path).startswith(_MARK)
 
 

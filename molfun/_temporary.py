@@ -90,7 +90,7 @@ def _is_own(match: re.Match[str]) -> bool:
 
 
 def _is_left(path: Path, match: re.Match[str]) -> bool:
-    """Whether the writer of a temporary file is gone."""
+    """Return whether the writer of a temporary file is gone."""
     if match["machine"] != _machine():
         return time.time() - path.stat().st_mtime > STALE_SECONDS
     started = _start_of(int(match["pid"]))

@@ -468,7 +468,7 @@ class ESM2FineTuneSeqConfig:
         return RegressorLossReduction
 
     def strategy(self, *, lr: float, accumulation_steps: int = 1) -> FinetuneStrategy:
-        """What trains: the head on a frozen encoder, or all at one learning rate."""
+        """Return what trains: the head on a frozen encoder, or all at one learning rate."""
         if self.encoder_frozen:
             return HeadOnlyFinetune(
                 lr=lr, scheduler="constant", accumulation_steps=accumulation_steps
@@ -559,7 +559,7 @@ class ESM2FineTuneSeqConfig:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether a path is a checkpoint folder, or the folder of a run (which has its own error)."""
+    """Return whether a path is the folder of a checkpoint or of a run (which has its own error)."""
     return (path / MANIFEST).is_file() or (path / "checkpoint" / MANIFEST).is_file()
 
 

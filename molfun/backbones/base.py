@@ -1,4 +1,4 @@
-"""What every backbone has to do; nothing else.
+"""Define what every backbone must do, and nothing else.
 
 A new backbone is one class, one registration (`molfun.registry` or an entry point) and one class of
 tests that inherits the contract. What only some can do are mix-ins in files of their own:
@@ -90,7 +90,7 @@ class Backbone(nn.Module, ABC):
     pair_dim: int | None = None
     """Channels of `TrunkOutput.pair`; None where the backbone has no pairs."""
     takes_preset: ClassVar[bool] = True
-    """Whether architectures have names, which the argument ``config`` takes."""
+    """True if the argument ``config`` takes names of architectures."""
 
     default_head: ClassVar[str] = "mlp"
     """Head where none is asked for on the command line."""
@@ -101,12 +101,12 @@ class Backbone(nn.Module, ABC):
     starts_random: ClassVar[bool] = False
     """Whether random weights are the usual beginning, and nothing to warn of."""
     names_weights: ClassVar[bool] = True
-    """Whether a checkpoint may refer to the weight file for what did not train. False where
-    reading that file needs the user's word."""
+    """True if a checkpoint may refer to the weight file for weights that did not train. False if
+    reading that file needs ``trust``."""
     checks_quickly: ClassVar[bool] = False
     """Whether `check` opens no file: all samples are looked at before the first prediction."""
     featurizes_in_workers: ClassVar[bool] = False
-    """Whether `featurize` takes so long that workers of a loader do it. It must then use no weights
+    """True if loader workers should run `featurize` because it is slow. It must then use no weights
     and keep nothing, since each worker is a copy of the process for one epoch."""
     kernels: str = "stock"
     """Whose code runs now, "stock" (the package's own) or "fast"; part of a run's identity."""
@@ -173,7 +173,7 @@ class Backbone(nn.Module, ABC):
         """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
 
     def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
-        """How many samples the model cannot take, and why: a line for each, or for several."""
+        """Count the samples that the model cannot take, and list the reasons."""
         found = []
         for sample in samples:
             try:

@@ -20,7 +20,7 @@ class KernelChoice(ABC):
 
     @abstractmethod
     def set_kernels(self, kernels: Kernels) -> None:
-        """Let this code run; weights and names stay as they are.
+        """Switch to this code; weights and their names do not change.
 
         Parameters
         ----------
@@ -47,7 +47,7 @@ def check_kernels(kernels: str) -> None:
 
 
 def choose_kernels(backbone: Backbone, kernels: Kernels) -> None:
-    """Let `kernels` run, where the backbone has a choice; see `KernelChoice.set_kernels`.
+    """Switch a backbone to `kernels` if it has a choice; see `KernelChoice.set_kernels`.
 
     Raises
     ------

@@ -18,7 +18,7 @@ class PrefixSplitting(ABC):
 
     @abstractmethod
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Whether the forward pass for these outputs can be divided before `block`."""
+        """Return whether the forward pass for these outputs can stop before `block`."""
 
     @abstractmethod
     def run_prefix(self, batch: Features, block: int) -> Features:

@@ -22,7 +22,7 @@ PLAIN_EVERY_SECONDS = 60.0
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks and writes for all that ``torchrun`` started."""
+    """Return whether this process speaks and writes for all that ``torchrun`` started."""
     return os.environ.get("RANK", "0") == "0"
 
 

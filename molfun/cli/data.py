@@ -199,7 +199,7 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
 
 
 def labels_of(settings: FineTuneSettings) -> Labels:
-    """What the labels of a run are, by its task and head."""
+    """Return the task and level of the labels of a run."""
     return Labels(task_name(settings), level(settings))
 
 

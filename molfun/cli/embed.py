@@ -141,7 +141,7 @@ def _shards(path: Path, n: int) -> list[Path]:
 
 
 def _note(path: Path) -> Path:
-    """What shards are of, beside them."""
+    """Return what shards are of, beside them."""
     return path.with_name(f"{path.stem}.json")
 
 
@@ -166,7 +166,7 @@ def _identity(
 
 
 def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
-    """Whether a shard is there and what was written; one that is not is made again."""
+    """Return whether a shard is there and what was written; one that is not is made again."""
     if not path.exists():
         return False
     stored = sums.get(path.name)
@@ -178,7 +178,7 @@ def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
 
 
 def _read_note(note: Path) -> dict[str, Any]:
-    """What a note says; nothing where it cannot be read."""
+    """Return what a note says; nothing where it cannot be read."""
     try:
         stored = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -218,7 +218,7 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str
 def _about(
     fingerprint: str, data: SequenceDataset, pooling: str | None, layer: int
 ) -> dict[str, Any]:
-    """What the arrays are of, so that nothing else is taken for them."""
+    """Return what the arrays are of, so that nothing else is taken for them."""
     model = fingerprint if layer == -1 else f"{fingerprint} layer {layer}"
     return {
         "model": np.array(model),

@@ -143,7 +143,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _completion(choices: Iterable[str]) -> Callable[[str], list[str]]:
-    """What a shell completes the value of a flag with."""
+    """Return a function that completes the value of a flag in a shell."""
 
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
@@ -192,7 +192,7 @@ def _defaults_by_kind(name: str, attribute: str) -> str:
 
 
 def concerns(settings: type[Settings], name: str, backbone: str) -> bool:
-    """Whether a field means anything for a backbone.
+    """Return whether a setting concerns a backbone.
 
     Examples
     --------

@@ -54,5 +54,5 @@ def say_units(model: MolfunStructureModel) -> None:
 
 
 def is_stock(path: str) -> bool:
-    """Whether this is a file of metatrain's rather than a folder of ours."""
+    """Return whether this is a file of metatrain's rather than a folder of ours."""
     return Path(path).suffix == STOCK and not as_path(path).is_dir()

@@ -115,7 +115,7 @@ def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -
 
 
 def _is_read(file: Path, flag: str) -> bool:
-    """Whether a file in the folder of an input is, or would be, part of what is read."""
+    """Return whether a file in the folder of an input is, or would be, part of what is read."""
     if flag == "CHECKPOINT":
         return True  # a file more, and the checkpoint is no longer what its manifest says
     name = file.name.lower().removesuffix(".gz")

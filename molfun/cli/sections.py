@@ -58,14 +58,14 @@ def read_settings(
 
 
 def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
-    """Whether these are the guide's sections; ``task: binary`` is a flat setting, too."""
+    """Return whether these are the guide's sections; ``task: binary`` is a flat setting, too."""
     names = {*values, *(text.partition("=")[0].partition(".")[0] for text in overrides)}
     nested = isinstance(values.get("task"), dict) or any(o.startswith("task.") for o in overrides)
     return bool(names & {"ssl", "encoder"}) or nested
 
 
 def _is_of_a_section(override: str) -> bool:
-    """Whether an override changes a section; ``data=x.csv`` and ``task=binary`` are flat."""
+    """Return whether an override changes a section; ``data=x.csv`` and ``task=binary`` are flat."""
     section, nested, _ = override.partition("=")[0].strip().partition(".")
     if section in SECTIONS:
         return bool(nested) or section in NAMED_SECTIONS
@@ -140,7 +140,7 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common(config: Any, epochs: int) -> dict[str, Any]:
-    """What both kinds of run share."""
+    """Return what both kinds of run share."""
     optimizer, training = config.optimizer, config.training
     if training.overfit_batches is not None:
         raise ConfigError("training.overfit_batches is for a Lightning Trainer. Leave it out.")

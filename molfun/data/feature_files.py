@@ -393,7 +393,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _empty_bytes() -> bytes:
-    """What protocol 2 writes for an empty text: a call of ``bytes`` without arguments."""
+    """Return what protocol 2 writes for an empty text: a call of ``bytes`` without arguments."""
     return b""
 
 

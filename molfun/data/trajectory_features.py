@@ -94,7 +94,7 @@ class System:
         return found
 
     def bonded(self, one: int | None, other: int | None) -> bool:
-        """Whether two atoms are as close as a peptide bond."""
+        """Return whether two atoms are as close as a peptide bond."""
         if one is None or other is None:
             return False
         return float(np.linalg.norm(self.positions[one] - self.positions[other])) < PEPTIDE_BOND

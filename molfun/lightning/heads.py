@@ -145,7 +145,7 @@ class GuideHead(Head):
         self.needs = (self._source,)
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
-        """What the user's head gives, with ``prediction`` beside it.
+        """Return what the user's head gives, with ``prediction`` beside it.
 
         Raises
         ------

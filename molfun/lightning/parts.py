@@ -53,7 +53,7 @@ def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> 
 
 
 def standardizes(given: bool | None, stored: StoredWeights | None) -> bool:
-    """Whether values are standardised: as in pre-training, if there was any.
+    """Return whether values are standardised: as in pre-training, if there was any.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _classes(section: TaskSettings, usual: int | None) -> list[str]:
 
 
 def learns_from_labels(settings: FinetuneConfig) -> bool:
-    """Whether the task needs to see the training labels first."""
+    """Return whether the task needs to see the training labels first."""
     return bool(settings.training.class_weight == "balanced" or settings.task.standardize_labels)
 
 

@@ -28,7 +28,7 @@ def as_given(weights: str | Path) -> str:
 
 
 def note(weights: str | None, folder: Path) -> dict[str, Any]:
-    """What a checkpoint in `folder` keeps of the file that its model started from."""
+    """Return what a checkpoint in `folder` keeps of the file that its model started from."""
     if weights is None:
         return {"weights": None}
     size = os.stat(weights).st_size if os.path.isfile(weights) else None  # noqa: PTH113, PTH116

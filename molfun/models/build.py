@@ -108,7 +108,7 @@ def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
 
 
 def head_sizes(name: str, backbone: Backbone, task: Task) -> dict[str, Any]:
-    """What the head of that name takes of the backbone's widths and the task's outputs.
+    """Return what the head of that name takes of the backbone's widths and the task's outputs.
 
     Raises
     ------

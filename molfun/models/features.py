@@ -61,7 +61,7 @@ def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any
 
 
 def _are_made_up(names: Sequence[str]) -> bool:
-    """Whether they are those that features without names get."""
+    """Return whether they are those that features without names get."""
     return bool(names) and all(map(_MADE_UP.fullmatch, names))
 
 

@@ -103,7 +103,7 @@ def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> Non
 def _identity(
     model: AssembledModel, job: Job, targets: list[Any], cache: CacheConfig
 ) -> dict[str, Any]:
-    """What a run does not change, as plain values; before precision converts any weight."""
+    """Return what a run does not change, as plain values; before precision converts any weight."""
     head, task = model.need_head("fit")
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
     return {

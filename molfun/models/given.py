@@ -95,7 +95,7 @@ class GivenSamples:
 
 
 def listed(data: Any, name: str) -> list[Any] | None:
-    """What a data set says of all its samples in one attribute, as ``ids``; None for others."""
+    """Return an attribute that covers all samples of a data set, such as ``ids``, or None."""
     values = getattr(data, name, None)
     if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
         return None
@@ -216,7 +216,7 @@ def length_of(data: Any) -> int | None:
 
 
 def is_map_style(data: Any) -> bool:
-    """Whether items are asked for by number, and there is a number of them."""
+    """Return whether items are asked for by number, and there is a number of them."""
     if isinstance(data, (*NO_DATA, str, IterableDataset)) or hasattr(data, "iloc"):
         return False
     return hasattr(type(data), "__getitem__") and length_of(data) is not None
@@ -294,13 +294,13 @@ def refuse_path(text: str | os.PathLike[str]) -> None:
 
 
 def _reader_of(name: str) -> str:
-    """What reads a file of that name; empty where no kind of data does."""
+    """Return what reads a file of that name; empty where no kind of data does."""
     readers = {end: how for kind in DATASETS for end, how in DATASETS[kind].readers.items()}
     return next((how for end, how in readers.items() if name.endswith(end)), "")
 
 
 def is_pair(item: Any) -> bool:
-    """Whether an item is a sequence and its label."""
+    """Return whether an item is a sequence and its label."""
     if not (isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str)):
         return False
     label = int | float | np.number | np.ndarray | torch.Tensor | list | tuple | None
@@ -308,14 +308,14 @@ def is_pair(item: Any) -> bool:
 
 
 def is_sample_like(item: Any) -> bool:
-    """Whether one sample can be made of an item."""
+    """Return whether one sample can be made of an item."""
     texts = isinstance(item, list | tuple) and len(item) == 2
     texts = texts and all(isinstance(x, str) for x in item)  # to be refused with a reason
     return isinstance(item, Sample | str) or is_pair(item) or texts
 
 
 def is_batch(item: Any) -> bool:
-    """Whether an item is a batch by itself."""
+    """Return whether an item is a batch by itself."""
     if isinstance(item, SampleBatch | Mapping):
         return True
     if not (isinstance(item, list | tuple) and item):

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_many(data: Any) -> bool:
-    """Whether data is a loader, a data set or a list of batches rather than one batch."""
+    """Return whether data is a loader, a data set or a list of batches rather than one batch."""
     if _items_of_a_kind(data):
         return True
     if isinstance(data, list | tuple):
@@ -179,7 +179,7 @@ def parts_of(data: Any) -> list[Any]:
 
 
 def column_of(data: Any, name: str) -> list[Any] | None:
-    """What a data set says of all its samples, as ``ids``; None where it says nothing."""
+    """Return what a data set says of all its samples, as ``ids``; None where it says nothing."""
     if isinstance(data, Subset):
         values = column_of(data.dataset, name)
         return None if values is None else [given.item_of(values, int(i)) for i in data.indices]
@@ -371,7 +371,7 @@ def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
 
 
 def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:
-    """What a run was trained and validated on, as plain values."""
+    """Return what a run was trained and validated on, as plain values."""
     validation = None
     if val is not None:
         validation = digest([*ids_of(val), *label_texts(targets_of(val))])

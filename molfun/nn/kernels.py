@@ -235,7 +235,7 @@ def _tiles(x: torch.Tensor) -> Iterator[slice]:
 
 
 def _agrees() -> bool:
-    """Whether oneDNN's product is there and gives the same numbers, forward and backward."""
+    """Return whether oneDNN's product is there and gives the same numbers, forward and backward."""
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (torch.randn(n, generator=generator) for n in ((33, 48), (24, 48), (33, 24)))
     try:

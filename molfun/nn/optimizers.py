@@ -116,7 +116,7 @@ def _all_on_cpu(entries: Sequence[Any]) -> bool:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a setting is a number; text from a file (1e-4 in YAML), true and false are not.
+    """Return whether a setting is a number: not a text (1e-4 in YAML), and not true or false.
 
     Examples
     --------

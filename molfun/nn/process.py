@@ -214,7 +214,7 @@ def _put_aside() -> contextlib.ExitStack:
 
 
 def _exactness() -> tuple[bool, bool]:
-    """Whether torch is asked for deterministic algorithms, and whether it only warns."""
+    """Return whether torch is asked for deterministic algorithms, and whether it only warns."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -91,7 +91,7 @@ class Objective(nn.Module, ABC):
         """After each optimizer step, with the share of all steps done (for EMA teachers)."""
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """What it holds beside its parameters, such as the weights of a teacher."""
+        """Return what it holds beside its parameters, such as the weights of a teacher."""
         return {}
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:

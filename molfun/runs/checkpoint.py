@@ -127,7 +127,7 @@ def write_checkpoint(
 
 
 def foreign_files(path: Path) -> list[str]:
-    """What a folder holds besides a checkpoint, damaged or not, and would be lost by a new one."""
+    """List files that are no part of a checkpoint and that a new one would remove."""
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     own = {META, META_JSON, HEAD, TRUNK, SEEN, ADAPTER, MANIFEST, CARD}
     if names and not {MANIFEST, META, META_JSON} & set(names):
@@ -175,7 +175,7 @@ def _stored_content(path: Path) -> str | None:
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether a file is what the manifest beside it says."""
+    """Return whether a file is what the manifest beside it says."""
     try:
         entries = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
         return sha256_of(path) == entries[path.name]["sha256"]

@@ -245,7 +245,7 @@ class RunFolder:
 
 
 def _has_content(path: Path) -> bool:
-    """Whether a file or folder of a run holds more than its beginning."""
+    """Return whether a file or folder of a run holds more than its beginning."""
     if path.is_dir():
         return any(path.iterdir())
     if path.name != HISTORY or not path.is_file():
@@ -255,7 +255,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _is_of_a_run(path: Path, settings: Collection[str]) -> bool:
-    """Whether a file holds all settings of a run, and no others; older versions had fewer."""
+    """Return whether a file holds settings of a run and no others; older runs had fewer."""
     try:
         found = read_yaml(path).keys()
     except ConfigError:
@@ -264,7 +264,7 @@ def _is_of_a_run(path: Path, settings: Collection[str]) -> bool:
 
 
 def _is_a_log(path: Path) -> bool:
-    """Whether a file begins as the log of a run does; an empty one may."""
+    """Return whether a file begins as the log of a run does; an empty one may."""
     with path.open("rb") as file:
         start = file.readline(200)
     return not start or _LOG_LINE.match(start) is not None

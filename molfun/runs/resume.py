@@ -111,7 +111,7 @@ def write_state(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def has_state(directory: Path) -> bool:
-    """Whether there is a state to resume from, damaged or not."""
+    """Return whether there is a state to resume from, damaged or not."""
     return (directory / STATE_FILE).exists()
 
 

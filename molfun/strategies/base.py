@@ -187,7 +187,7 @@ class FinetuneStrategy(Course, ABC):
                 yield f"{name} must be above 0, got {value}."
 
     def _problems(self) -> Iterable[str]:
-        """What is wrong with the strategy's own settings."""
+        """Return what is wrong with the strategy's own settings."""
         return ()
 
     @property
@@ -317,7 +317,7 @@ class FinetuneStrategy(Course, ABC):
 
 
 def _is_a(kind: type, value: object) -> bool:
-    """Whether a value is of a plain type; true and false are no numbers, whole numbers are.
+    """Return whether a value is of a plain type; true and false are no numbers, whole numbers are.
 
     YAML reads 1e-4 (without a point) as text, so this meets more than typing errors.
     """

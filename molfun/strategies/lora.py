@@ -106,7 +106,7 @@ class LoRAFinetune(FinetuneStrategy):
         lora.inject(backbone, self.spec(backbone))
 
     def spec(self, backbone: Backbone) -> lora.LoRASpec:
-        """What is injected into this backbone.
+        """Return what is injected into this backbone.
 
         Raises
         ------

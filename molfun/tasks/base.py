@@ -52,7 +52,7 @@ class Task(ABC):
         """Learn what the labels look like (scale, class names); once, from the training set."""
 
     def gaps(self, targets: Sequence[Any]) -> str | None:
-        """What the labels of a training set lack, for a warning; None if nothing."""
+        """Return what the labels of a training set lack, for a warning; None if nothing."""
         missing = sum(map(is_missing, targets))
         if not 0 < missing < len(targets):
             return None

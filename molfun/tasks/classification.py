@@ -306,5 +306,5 @@ class MultilabelTask(Classification):
 
 
 def _is_row(label: Any) -> bool:
-    """Whether a label is a row of zeros and ones rather than names or numbers of classes."""
+    """Return whether a label is a row of zeros and ones rather than names or numbers of classes."""
     return isinstance(label, np.ndarray) and label.ndim == 1 and label.dtype.kind == "f"

@@ -128,7 +128,7 @@ class ContactTask(Task):
         return dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it has been trained."""
+        """Return whether it has been trained."""
         return {"fitted": self.fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ class _Streams:
 
 
 def draws_nothing(dataset: Any) -> bool:
-    """Whether a data set says that the same index always gives the same sample."""
+    """Return whether a data set says that the same index always gives the same sample."""
     inside = dataset.dataset if isinstance(dataset, Subset) else dataset
     return bool(getattr(inside, "draws_nothing", False))
 

@@ -53,7 +53,7 @@ def brought_vectors(
 def brought_by(
     sample: Sample, needs: Sequence[str], width: int, device: torch.device
 ) -> TrunkOutput | None:
-    """What the head reads, from the sample itself; None where it brings no representation.
+    """Return what the head reads, from the sample itself; None where it brings no representation.
 
     Raises
     ------

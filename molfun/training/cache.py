@@ -146,7 +146,7 @@ class PrefixCache:
         return hashlib.sha256(f"{self._prefix}|{content}".encode()).hexdigest()
 
     def holds(self, key: str) -> bool:
-        """Whether there is an entry under `key`, as far as can be said without reading it."""
+        """Return whether there is an entry under `key`; its content is not checked."""
         if key in self._memory:
             return True
         return self._directory is not None and self._path(key).is_file()
@@ -247,7 +247,7 @@ class PrefixCache:
             self._folder_bytes += size
 
     def report(self) -> str:
-        """What the cache saved, in one sentence; empty where it was of no use."""
+        """Return what the cache saved, in one sentence; empty where it was of no use."""
         if not self.hits:
             return ""
         text = (

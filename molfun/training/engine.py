@@ -241,7 +241,7 @@ class Engine:
             self._schedule.more_trains()
 
     def _out_of_steps(self) -> bool:
-        """Whether max_steps is reached (windows, not steps, so that skipped ones count)."""
+        """Return whether max_steps is reached (windows, not steps, so that skipped ones count)."""
         limit = self.config.max_steps
         return limit is not None and self.state.step + self.state.skipped_windows >= limit
 

@@ -56,7 +56,7 @@ class FrozenPart:
 
     @classmethod
     def of(cls, backbone: Backbone, needs: Sequence[str]) -> Self:
-        """What is frozen now; `needs` are the outputs that are asked for."""
+        """Return what is frozen now; `needs` are the outputs that are asked for."""
         n_blocks = frozen_blocks(backbone)
         return cls(
             n_blocks=n_blocks,
@@ -113,7 +113,7 @@ class ForwardPass:
         self.cache = self._make_cache()
 
     def cache_reports(self) -> list[str]:
-        """What each cache saved, where it was of use."""
+        """Return what each cache saved, where it was of use."""
         last = "" if self.cache is None else self.cache.report()
         return [*self._reports, *([last] if last else [])]
 

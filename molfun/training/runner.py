@@ -82,7 +82,7 @@ class Runner(ABC):
         """Adapt to other parameters that train from now on."""
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """What a resumed run needs besides the parameters."""
+        """Return what a resumed run needs besides the parameters."""
         return {}
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:  # noqa: B027

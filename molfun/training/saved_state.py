@@ -62,7 +62,7 @@ class SavedState:
         self.average, self.precision, self.ranks = average, precision, ranks
 
     def exists(self) -> bool:
-        """Whether there is a state, damaged or not."""
+        """Return whether there is a state, damaged or not."""
         return resume.has_state(self.folder)
 
     def write(self, state: FitState, randoms: Sequence[Any] | None = None) -> None:

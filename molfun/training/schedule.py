@@ -302,7 +302,7 @@ def _end_of(strategy: FinetuneStrategy, peak: float) -> float:
 
 
 def _of_no_effect(strategy: FinetuneStrategy, plan: FitPlan, peaks: list[float]) -> Iterator[str]:
-    """What was asked of the schedule and will not happen in this run."""
+    """Return what was asked of the schedule and will not happen in this run."""
     first = 0
     if strategy.scheduler == "step":
         first, why = strategy.step_size, "step_size"
@@ -433,7 +433,7 @@ def _wrong_options(name: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_option(key: str, value: Any) -> str | None:
-    """What is wrong with an option; None if nothing is."""
+    """Return what is wrong with an option; None if nothing is."""
     if key in _WHOLE:
         right = isinstance(value, int) and is_number(value) and value >= _WHOLE[key]
         wanted = f"a whole number of at least {_WHOLE[key]}"
@@ -448,7 +448,7 @@ def _wrong_option(key: str, value: Any) -> str | None:
 
 
 def _is_factor(key: str, value: Any) -> tuple[bool, str]:
-    """Whether a factor on the rate is in its range, and the range in words."""
+    """Return whether a factor on the rate is in its range, and the range in words."""
     below_one = key == "factor"
     right = is_number(value) and 0 < value <= 1 and not (below_one and value == 1)
     return right, f"above 0 and {'below 1' if below_one else 'at most 1'}"

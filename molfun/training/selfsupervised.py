@@ -80,7 +80,7 @@ class ObjectiveRunner(Runner):
         self.head.after_step(progress)
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """What the objective holds beside its parameters."""
+        """Return what the objective holds beside its parameters."""
         return self.head.resume_state()
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:

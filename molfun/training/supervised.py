@@ -90,7 +90,7 @@ class SupervisedRunner(Runner):
         return [int(n) for n in outputs["mask"].sum(1).tolist()]
 
     def representations(self, samples: Iterable[Sample]) -> Iterator[TrunkOutput]:
-        """What the head reads of each sample, one by one and without a graph."""
+        """Return what the head reads of each sample, one by one and without a graph."""
         for sample in samples:
             with self.autocast(), torch.no_grad():
                 trunk = self.forward(Inputs.of([sample]))

@@ -244,7 +244,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return torch.from_numpy(tokens.encode("ACDEFGHIKLMNPQRSTVWY"))
 
     def token_logits(self, batch: Features, selected: torch.Tensor) -> torch.Tensor:
-        """What the language model expects at `selected` tokens: (selected, 33)."""
+        """Return what the language model expects at `selected` tokens: (selected, 33)."""
         packing = Packing(tuple(batch["windows"].tolist()))
         x = packed.embed(self.model, batch["tokens"], packing)
         x = self._blocks(x, packing, range(self.config.num_layers))

@@ -188,7 +188,7 @@ def _sequences(path: Path, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _is_annotation(row: _Row, names: set[str], *, first: bool) -> bool:
-    """Whether a row is no sequence; a query may be named ``consensus`` or ``my_consensus``.
+    """Return whether a row is no sequence; a query may be named ``consensus`` or ``my_consensus``.
 
     HHblits writes ``X_consensus`` before the query ``X``, and a consensus with small letters.
     """

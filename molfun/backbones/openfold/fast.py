@@ -186,7 +186,7 @@ class _Fast:
 
     @staticmethod
     def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
-        """Whether the module is of the kind that the fast pass was written for."""
+        """Return whether the module is of the kind that the fast pass was written for."""
         return True
 
 
@@ -218,12 +218,12 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
 
 
 def _reduced(x: torch.Tensor) -> bool:
-    """Whether another precision than the tensor's own is at work."""
+    """Return whether another precision than the tensor's own is at work."""
     return x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
 
 
 def _all_ones(mask: torch.Tensor | None) -> bool:
-    """Whether a mask does nothing; not looked up on a GPU, which would have to wait for it."""
+    """Return whether a mask changes nothing; a GPU is not asked, since that would stall it."""
     return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
 
 
@@ -441,7 +441,7 @@ class _TriangleMultiplication(_Fast):
         return _stack([self._kept(self._update, *one, parts) for one in pairs]).view(z.shape)
 
     def _is_plain(self: Any) -> bool:
-        """Whether no layer has an adapter."""
+        """Return whether no layer has an adapter."""
         layers = [m for n, m in self.named_children() if n.startswith("linear_")]
         parts = [low_rank_parts(layer) for layer in layers]
         return all(p is not None and p.down is None for p in parts)
@@ -598,7 +598,7 @@ class _Templates2(_Fast):
 def _no_pairs(
     batch: dict[str, Any], z: torch.Tensor, name: str, embedder: Any
 ) -> dict[str, torch.Tensor]:
-    """What embedding gives where all templates are masked: no pairs, and rows for the MSA."""
+    """Embed templates that are all masked: no pair update, and empty rows for the MSA."""
     embedded = {"template_pair_embedding": z.new_zeros(())}
     if embedder is not None:
         from openfold.utils.feats import build_template_angle_feat
@@ -608,6 +608,6 @@ def _no_pairs(
 
 
 def _any_template(batch: dict[str, Any]) -> bool:
-    """Whether a template counts; taken for granted on a GPU, which would have to wait."""
+    """Return whether a template counts; taken for granted on a GPU, which would have to wait."""
     mask: torch.Tensor = batch["template_mask"]
     return mask.is_cuda or bool(mask.any())

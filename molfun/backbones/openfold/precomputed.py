@@ -236,7 +236,7 @@ def _raise(problems: Sequence[str], name: str) -> None:
 
 
 def _integers(raw: Mapping[str, np.ndarray]) -> list[str]:
-    """What has to be integers and is not, or is out of range."""
+    """Return what has to be integers and is not, or is out of range."""
     return [
         problem
         for key, (smallest, largest) in RAW_INTEGERS.items()

@@ -233,7 +233,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         forces: bool = False,
         stress: bool = False,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """What `run` gives for structures, in the unit of the target.
+        """Predict energies, forces and stress with `run`, in the unit of the target.
 
         Returns
         -------
@@ -300,7 +300,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         return sorted(set(sample.atoms.numbers.tolist()) - set(self.atomic_types))
 
     def _of_elements(self, unknown: Sequence[int]) -> str:
-        """What to do about elements that the model does not know."""
+        """Return what to do about elements that the model does not know."""
         every = sorted({*self.atomic_types, *unknown})
         numbers = ", ".join(map(str, every))
         return (

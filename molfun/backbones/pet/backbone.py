@@ -184,7 +184,7 @@ class PETBackbone(AtomisticBackbone):
         return float(unit_conversion_factor("eV", unit))
 
     def unready(self) -> str | None:
-        """Whether the energy in use has neither labels nor an older one behind it."""
+        """Return whether the energy in use has neither labels nor an older one behind it."""
         if self.readout is None:
             return None
         target = self.readout.target
@@ -260,7 +260,7 @@ class PETBackbone(AtomisticBackbone):
         return list(self.model.dataset_info.targets)
 
     def _is_fitted(self, target: str) -> bool:
-        """Whether baseline or scale is more than what metatrain begins with."""
+        """Return whether baseline or scale is more than what metatrain begins with."""
         found = self._baseline(target)
         return bool(found.energies.any()) or found.scale != 1.0
 

@@ -35,7 +35,7 @@ FEW = 4
 
 
 def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list[str]:
-    """What speaks against labels being of the energy, and in the unit, of the target.
+    """Return what speaks against labels being of the energy, and in the unit, of the target.
 
     Labels are compared with what the model predicts for them, for a new target with what it
     predicts for an older one.
@@ -88,6 +88,7 @@ def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list
     ]
     three = [
         (label.ravel(), found.ravel() * factor, float(sample.atoms.cell.volume))
+        # as for forces: nothing was predicted where no structure has a stress
         for label, found, sample in zip(tensors, stress, samples, strict=False)
         if label is not None
     ]
@@ -139,7 +140,7 @@ def _doubt_energies(
 
 
 def _alike(ratios: np.ndarray, times: float, compared: tuple[float, float] | None) -> bool:
-    """Whether nearly all energies are so many times as large, and forces, if there are any, too."""
+    """Return whether nearly all energies, and forces if given, differ by this factor."""
     if np.mean(np.abs(ratios / times - 1) < CLOSE) < NEARLY_ALL:
         return False
     if compared is None or abs(compared[0]) < ALIKE:
@@ -187,7 +188,7 @@ def _doubt_forces(unit: str, here: float, compared: tuple[float, float] | None) 
 def _doubt_stress(
     unit: str, here: float, found: Sequence[tuple[np.ndarray, np.ndarray, float]]
 ) -> str | None:
-    """What speaks against labels being stress, from how they and predictions vary together."""
+    """Say why labels may not be stress, from how they vary with predictions."""
     if len(found) < FEW:
         return None
     labels, expected, volumes = (np.array(column) for column in zip(*found, strict=True))
@@ -216,7 +217,7 @@ def _doubt_stress(
 
 
 def _match(labels: np.ndarray, expected: np.ndarray) -> str | None:
-    """Whether labels vary with predictions, ``"alike"`` or ``"against"``, and are as large."""
+    """Compare sign (``"alike"`` or ``"against"``) and size of labels with predictions."""
     compared = _compare_forces(
         [
             (row, other)

@@ -64,7 +64,7 @@ def energy_info(
 
 
 def is_energy(info: TargetInfo) -> bool:
-    """Whether a target is one energy for each system."""
+    """Return whether a target is one energy for each system."""
     return bool(info.quantity == "energy" and info.is_scalar and info.sample_kind == "system")
 
 

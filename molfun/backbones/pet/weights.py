@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Whether a file holds code beside its tensors, as TorchScript does."""
+    """Return whether a file holds code beside its tensors, as TorchScript does."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

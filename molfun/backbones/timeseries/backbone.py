@@ -394,7 +394,7 @@ def with_stored(
 
 
 def same_scale(standardize: bool | None, stored: StoredWeights) -> bool | None:
-    """Whether values are standardised: as they were for the weights.
+    """Return whether values are standardised: as they were for the weights.
 
     Raises
     ------

@@ -153,7 +153,7 @@ class Atoms(DataKind):
         )
 
     def holds(self, item: Any) -> bool:
-        """Whether this is an ``ase.Atoms``."""
+        """Return whether this is an ``ase.Atoms``."""
         return hasattr(item, "get_atomic_numbers")
 
     def from_items(self, items: Sequence[Any]) -> AtomsDataset:

@@ -156,7 +156,7 @@ class DataKind(ABC):
         """
 
     def holds(self, item: Any) -> bool:
-        """Whether an item of a user's list or data set is a sample of this kind as it stands."""
+        """Return whether an item of a user's list or data set is already a sample of this kind."""
         return False
 
     def from_items(self, items: Sequence[Any]) -> SampleDataset:
@@ -282,6 +282,6 @@ def kinds_of(backbone: str) -> list[DataKind]:
 
 
 def is_of(kind: type[DataKind], path: Any) -> bool:
-    """Whether the name of a file says that only this kind of data is in it."""
+    """Return whether the name of a file says that only this kind of data is in it."""
     name = str(path or "").lower().removesuffix(".gz")
     return bool(kind.suffixes) and name.endswith(kind.suffixes)

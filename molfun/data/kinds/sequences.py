@@ -126,7 +126,7 @@ class Sequences(DataKind):
 
 
 def is_fasta(path: str) -> bool:
-    """Whether a name is that of a FASTA file rather than of a table."""
+    """Return whether a name is that of a FASTA file rather than of a table."""
     return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
 
 

@@ -155,7 +155,7 @@ class Series(DataKind):
 
 
 def is_table(path: Any) -> bool:
-    """Whether a file of time series is a table, with columns to name."""
+    """Return whether a file of time series is a table, with columns to name."""
     return Path(str(path or "").removesuffix(".gz")).suffix.lower() in TABLES
 
 

@@ -48,7 +48,7 @@ class EncoderConfig:
             raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
 
     def problems(self) -> list[str]:
-        """What is wrong with the settings."""
+        """Return what is wrong with the settings."""
         found = [
             f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}."
             for name in ("d_input", "d_model")

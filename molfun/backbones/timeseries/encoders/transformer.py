@@ -51,7 +51,7 @@ class TransformerConfig(EncoderConfig):
     cls: bool = False
 
     def problems(self) -> list[str]:
-        """What is wrong with the settings."""
+        """Return what is wrong with the settings."""
         found = super().problems()
         for name in ("n_layers", "n_heads"):
             if getattr(self, name) < 1:
