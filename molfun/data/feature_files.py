@@ -26,7 +26,6 @@ from molfun._formats import foreign
 from molfun._io import load_safetensors, save_safetensors
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
-from molfun.data.folders import FolderIndex
 from molfun.data.npz import read_npz
 from molfun.errors import CheckpointError, DataError, MolfunError, UnsafeFileError
 from molfun.text import first_line
@@ -43,22 +42,6 @@ MAX_OPCODES = Limit("PICKLE_INSTRUCTIONS", 2_000_000, "instructions")
 """Most instructions in a pickle; a feature dict has a few for each array and each text."""
 
 _NUMERIC_TYPES = re.compile(r"[<>|=]?(?:[?bB]|[iufcSUV]\d{1,9}|[biufc]\d{1,2})", re.ASCII)
-
-
-def find_features(folder: str | Path, sample_id: str) -> Path | None:
-    """Path of the features of `sample_id` in `folder`, None if there are none.
-
-    Tried are ``.safetensors``, ``.npz``, ``.pkl`` and ``.pickle``, then the same with ``.gz``; the
-    exact name first, then regardless of case.
-
-    Raises
-    ------
-    DataError
-        If `folder` is not a folder.
-    UnsafeFileError
-        If the file is a symbolic link out of the folder.
-    """
-    return FolderIndex(folder).find(sample_id, FEATURE_SUFFIXES)
 
 
 def read_features(path: str | Path) -> dict[str, np.ndarray | torch.Tensor]:

@@ -19,7 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from molfun.data.feature_files import find_features, read_features, write_features
+from molfun.data.feature_files import FEATURE_SUFFIXES, read_features, write_features
+from molfun.data.folders import FolderIndex
 from molfun.errors import DataError, MolfunError, UnsafeFileError
 
 RAW = {
@@ -128,6 +129,10 @@ def test_features_of_openfold(real_data):
     path = real_data / "openfold" / "features.pkl"
     with path.open("rb") as file:
         assert_same(read_features(path), pickle.load(file))
+
+
+def find_features(folder, sample_id):
+    return FolderIndex(folder).find(sample_id, FEATURE_SUFFIXES)
 
 
 def test_find_features(tmp_path):
