@@ -135,6 +135,7 @@ class Classification(Task):
 
         Examples
         --------
+        >>> from molfun.tasks import MulticlassTask
         >>> MulticlassTask.classes_in(["b", None, "a"]), MulticlassTask.classes_in([10, 2.0])
         (['a', 'b'], ['2', '10'])
         """
