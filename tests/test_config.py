@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molfun import MolfunStructureModel
-from molfun.cli.options import translate
-from molfun.cli.sections import read_settings
+from molfun.cli.from_metatrain import translate
+from molfun.cli.from_series_config import read_settings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import dump_yaml, parse_yaml, read_yaml
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError, MolfunError, UnsafeFileError
-from molfun.models.sections import load_config
+from molfun.models.series_config import load_config
 from molfun.registry import HEADS
 
 

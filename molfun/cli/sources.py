@@ -12,16 +12,16 @@ from typing import Any
 
 from molfun._paths import as_path
 from molfun.cli.console import say
-from molfun.cli.options import NAMES, translate
+from molfun.cli.from_metatrain import NAMES, translate
+from molfun.cli.from_series_config import read_settings
 from molfun.cli.outputs import refuse_inputs_of_run
 from molfun.cli.places import as_started
 from molfun.cli.plugins import allow_plugin, load_plugin
-from molfun.cli.sections import read_settings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, read_yaml
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError, RunError
-from molfun.models.sections import apply_overrides
+from molfun.models.series_config import apply_overrides
 
 
 def gather(

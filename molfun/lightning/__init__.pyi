@@ -11,6 +11,6 @@ from molfun.lightning.objectives import SSL_REGISTRY as SSL_REGISTRY
 from molfun.lightning.objectives import BaseSSLObjective as BaseSSLObjective
 from molfun.lightning.objectives import SSLConfig as SSLConfig
 from molfun.lightning.pretrain import SSLPretrainModule as SSLPretrainModule
-from molfun.models.sections import load_config as load_config
+from molfun.models.series_config import load_config as load_config
 
 __all__: list[str]

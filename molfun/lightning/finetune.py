@@ -16,16 +16,16 @@ from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.weights import StoredWeights, read_weights
 from molfun.errors import ConfigError, RunError
 from molfun.heads.base import Head
-from molfun.lightning.data import label_list, label_of, series_of, training_batches
-from molfun.lightning.parts import (
+from molfun.lightning.build import (
     build_head,
     build_task,
     encoder_settings,
     learns_from_labels,
     standardizes,
 )
-from molfun.lightning.shell import STATE, TimeSeriesModule
-from molfun.models.sections import FinetuneConfig, finetune_config
+from molfun.lightning.data import label_list, label_of, series_of, training_batches
+from molfun.lightning.module import STATE, TimeSeriesModule
+from molfun.models.series_config import FinetuneConfig, finetune_config
 from molfun.nn.modes import evaluating
 from molfun.tasks.base import Task
 from molfun.training.forward import ForwardPass

@@ -11,8 +11,8 @@ from torch import nn
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.errors import ConfigError
 from molfun.lightning.data import rows, series_of
-from molfun.lightning.shell import STATE, TimeSeriesModule
-from molfun.models.sections import PretrainConfig, build_objective, pretrain_config
+from molfun.lightning.module import STATE, TimeSeriesModule
+from molfun.models.series_config import PretrainConfig, build_objective, pretrain_config
 from molfun.objectives.base import Objective
 from molfun.training.inputs import as_inputs
 from molfun.training.selfsupervised import ObjectiveEvaluation, ObjectiveRunner

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from molfun.backbones.fitting import KeyReport, fit_keys
 from molfun.backbones.openfold import OpenFoldBackbone
 from molfun.backbones.openfold._versions import canonical_key
+from molfun.backbones.state_dicts import KeyReport, fit_keys
 from molfun.errors import CheckpointError, UnsafeFileError
 
 

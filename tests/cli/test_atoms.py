@@ -18,7 +18,7 @@ import yaml
 from tiny import PET_TINY, build_atoms, pair_energy
 
 from molfun.backbones.pet.weights import write_checkpoint
-from molfun.cli.options import (
+from molfun.cli.from_metatrain import (
     ARCHITECTURE,
     REPORTS,
     REPORTS_TOP,

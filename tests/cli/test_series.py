@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from molfun.cli.sections import flat_fine_tune, flat_pretrain, read_settings
+from molfun.cli.from_series_config import flat_fine_tune, flat_pretrain, read_settings
 from molfun.cli.settings import FineTuneSettings
 from molfun.data import double_well
 from molfun.errors import ConfigError

@@ -16,7 +16,7 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
-from molfun.backbones.fitting import fit_keys, shape_conflicts
+from molfun.backbones.state_dicts import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError
 from molfun.text import listing
 

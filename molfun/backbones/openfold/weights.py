@@ -14,8 +14,8 @@ from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
-from molfun.backbones.fitting import KeyReport, fit_keys, shape_conflicts
 from molfun.backbones.openfold._versions import canonical_key
+from molfun.backbones.state_dicts import KeyReport, fit_keys, shape_conflicts
 from molfun.errors import CheckpointError
 from molfun.text import listing
 

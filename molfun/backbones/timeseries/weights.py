@@ -14,7 +14,7 @@ from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
 from molfun._paths import as_path
-from molfun.backbones.fitting import fit_keys, shape_conflicts
+from molfun.backbones.state_dicts import fit_keys, shape_conflicts
 from molfun.errors import CheckpointError
 from molfun.text import listing
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from molfun.errors import ConfigError
-from molfun.models.sections import plain
+from molfun.models.series_config import plain
 from molfun.strict import mistyped
 from molfun.text import listing, nearest
 

@@ -11,7 +11,7 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError
-from molfun.models.sections import (
+from molfun.models.series_config import (
     NAMED_SECTIONS,
     SECTIONS,
     apply_overrides,

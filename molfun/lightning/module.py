@@ -16,7 +16,7 @@ from molfun.backbones.timeseries.encoders import BaseEncoder
 from molfun.backbones.timeseries.weights import ENCODER_VERSION, SCALE
 from molfun.errors import ConfigError
 from molfun.lightning.data import n_features, rows, training_batches
-from molfun.models.sections import FinetuneConfig, PretrainConfig, build_scheduler
+from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_scheduler
 from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
 from molfun.training.ranks import Ranks

@@ -12,7 +12,7 @@ from molfun.backbones.timeseries.weights import StoredWeights
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.models.build import head_sizes
-from molfun.models.sections import FinetuneConfig, TaskSettings, TrainingSettings
+from molfun.models.series_config import FinetuneConfig, TaskSettings, TrainingSettings
 from molfun.registry import HEADS, TASKS
 from molfun.strict import parameters_of
 from molfun.tasks.base import Task
