@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 Level = Literal["sequence", "residue", "pair"]
 """What one prediction is for: a sample, each of its residues, or each pair of them."""
 SAMPLE_LEVEL = ("mean", "cls")
-"""Representations with one vector a sample."""
+"""Representations with one vector per sample."""
 REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
 """All that an output may hold besides the mask."""
 PROPERTY = "properties."
 """How the names of properties begin among other tensors."""
-PER_ATOM = (f"{PROPERTY}forces",)
-"""Properties with a row per position, which are padded; all others have one value per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +33,9 @@ class TrunkOutput:
     mask
         (batch, length) 1 for residues, 0 for padding.
     single
-        (batch, length, c_s) one vector a residue.
+        (batch, length, c_s) one vector per residue.
     pair
-        (batch, length, length, c_z) one vector a residue pair, where the backbone has them.
+        (batch, length, length, c_z) one vector per residue pair, where the backbone has them.
     mean
         (batch, c_s) mean of `single` over the residues.
     cls
@@ -112,14 +110,27 @@ class TrunkOutput:
 
     @classmethod
     def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
-        """Join outputs of single samples into one padded batch."""
+        """Join outputs of single samples into one padded batch.
+
+        Examples
+        --------
+        >>> parts = [
+        ...     TrunkOutput(
+        ...         mask=torch.ones(1, n),
+        ...         properties={"forces": torch.ones(1, n, 3), "virial": torch.ones(1, 3, 3)},
+        ...     )
+        ...     for n in (3, 5)
+        ... ]
+        >>> {name: tuple(t.shape) for name, t in TrunkOutput.stack(parts).properties.items()}
+        {'forces': (2, 5, 3), 'virial': (2, 3, 3)}
+        """
         if len(outputs) == 1:
             return outputs[0]
-        length = max(out.mask.shape[1] for out in outputs)
-        parts = [out.tensors() for out in outputs]
-        names = [n for n in parts[0] if all(n in p for p in parts)]
-        joined = {n: torch.cat([_pad_to(n, p[n], length) for p in parts]) for n in names}
-        structure = _stack_structures([out.structure for out in outputs], length)
+        lengths = [out.mask.shape[1] for out in outputs]
+        joined = _joined([out.tensors() for out in outputs], lengths)
+        structures = [out.structure for out in outputs if out.structure is not None]
+        complete = len(structures) == len(outputs)
+        structure = _joined(structures, lengths) if complete else None
         return replace(cls.from_tensors(joined), structure=structure)
 
 
@@ -131,22 +142,22 @@ def masked_mean(
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _pad_to(name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
-    if name in SAMPLE_LEVEL or (name.startswith(PROPERTY) and name not in PER_ATOM):
-        return tensor
-    return pad(pad(tensor, 1, length), 2, length) if name == "pair" else pad(tensor, 1, length)
-
-
-def _stack_structures(
-    structures: Sequence[Mapping[str, torch.Tensor] | None], length: int
-) -> Mapping[str, torch.Tensor] | None:
-    if any(s is None for s in structures):
-        return None
-    present = [s for s in structures if s is not None]
-    return {
-        name: torch.cat([pad(s[name], 1, length) if s[name].ndim > 1 else s[name] for s in present])
-        for name in present[0]
-    }
+def _joined(
+    parts: Sequence[Mapping[str, torch.Tensor]], lengths: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Join what all parts have; dimensions that are as long as the samples are padded."""
+    longest = max(lengths)
+    joined = {}
+    for name in parts[0]:
+        if not all(name in part for part in parts):
+            continue
+        tensors = [part[name] for part in parts]
+        for dim in range(1, tensors[0].ndim):
+            # where lengths differ, a constant number of channels cannot be taken for them
+            if [t.shape[dim] for t in tensors] == lengths:
+                tensors = [pad(t, dim, longest) for t in tensors]
+        joined[name] = torch.cat(tensors)
+    return joined
 
 
 def pad(tensor: Any, dim: int, size: int) -> torch.Tensor:
