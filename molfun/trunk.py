@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.nn import functional
 
 from molfun.errors import ConfigError
 
@@ -126,12 +125,13 @@ class TrunkOutput:
         """
         if len(outputs) == 1:
             return outputs[0]
-        lengths = [out.mask.shape[1] for out in outputs]
-        joined = _joined([out.tensors() for out in outputs], lengths)
+        parts = [out.tensors() for out in outputs]
         structures = [out.structure for out in outputs if out.structure is not None]
         complete = len(structures) == len(outputs)
-        structure = _joined(structures, lengths) if complete else None
-        return replace(cls.from_tensors(joined), structure=structure)
+        return replace(
+            cls.from_tensors(padded_batches(parts)),
+            structure=padded_batches(structures) if complete else None,
+        )
 
 
 def masked_mean(
@@ -142,28 +142,27 @@ def masked_mean(
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _joined(
-    parts: Sequence[Mapping[str, torch.Tensor]], lengths: Sequence[int]
-) -> dict[str, torch.Tensor]:
-    """Join what all parts have; dimensions that are as long as the samples are padded."""
-    longest = max(lengths)
-    joined = {}
-    for name in parts[0]:
-        if not all(name in part for part in parts):
-            continue
-        tensors = [part[name] for part in parts]
-        for dim in range(1, tensors[0].ndim):
-            # where lengths differ, a constant number of channels cannot be taken for them
-            if [t.shape[dim] for t in tensors] == lengths:
-                tensors = [pad(t, dim, longest) for t in tensors]
-        joined[name] = torch.cat(tensors)
+def padded_batches(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join batches by `padded_cat`: what all of them have, by name."""
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: padded_cat([part[name] for part in parts]) for name in shared}
+
+
+def padded_cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first dimension; the others are padded with zeros to the longest.
+
+    Examples
+    --------
+    >>> padded_cat([torch.ones(1, 1), torch.ones(1, 2)])
+    tensor([[1., 0.],
+            [1., 1.]])
+    """
+    sizes = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].ndim)]
+    if all(list(t.shape[1:]) == sizes for t in tensors):
+        return torch.cat(list(tensors))
+    joined = tensors[0].new_zeros((sum(len(t) for t in tensors), *sizes))
+    start = 0
+    for tensor in tensors:
+        joined[(slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
+        start += len(tensor)
     return joined
-
-
-def pad(tensor: Any, dim: int, size: int) -> torch.Tensor:
-    """Append zeros along `dim` up to `size`."""
-    missing = size - tensor.shape[dim]
-    if missing == 0:
-        return tensor
-    widths = [0, 0] * (tensor.ndim - dim - 1) + [0, missing]
-    return functional.pad(tensor, widths)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from molfun.backbones.base import Backbone, Features
 from molfun.fingerprint import combine_digests, tensor_digests
-from molfun.trunk import TrunkOutput
+from molfun.trunk import TrunkOutput, padded_batches
 
 
 class PrefixSplitting(ABC):
@@ -27,9 +27,9 @@ class PrefixSplitting(ABC):
         The result of a batch of one sample is what a cache keeps.
         """
 
-    @abstractmethod
     def join_states(self, states: Sequence[Features]) -> Features:
-        """Make one batch of what `run_prefix` gave for samples one by one."""
+        """Make one batch of what `run_prefix` gave for samples one by one, padded with zeros."""
+        return padded_batches(states)
 
     @abstractmethod
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:

@@ -120,9 +120,8 @@ def channel_first_linear(
     """
     if not _fits(x, weight):
         return torch.addmm(bias.unsqueeze(1), weight, x.t())
-    if torch.is_grad_enabled() and _any_grad(x, weight, bias):
-        return _ChannelFirstLinear.apply(x, weight, bias)
-    return _product(weight, x).add_(bias.unsqueeze(1))
+    # the same product with both factors in each other's place
+    return linear(weight, x).add_(bias.unsqueeze(1))
 
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -165,25 +164,6 @@ class _Linear(torch.autograd.Function):
             _product(grad, weight.t()) if needs_x else None,
             _product(grad.t(), x.t()) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
-        )
-
-
-class _ChannelFirstLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
-        needs_x, needs_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
-        return _product(weight, x).add_(bias.unsqueeze(1))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            _product(grad.t(), weight.t()) if needs_x else None,
-            _product(grad, x.t()) if needs_weight else None,
-            grad.sum(1) if needs_bias else None,
         )
 
 

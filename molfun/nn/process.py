@@ -89,18 +89,13 @@ def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def kept_generators() -> Iterator[None]:
     """Put the states of all generators back at the end: Python's, NumPy's and torch's."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    seed = torch.initial_seed()
+    state, seed = random_state(), torch.initial_seed()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        elif torch.cuda.is_initialized():  # for the first time, in the block: as it would have been
+        set_random_state(state)
+        if "cuda" not in state and torch.cuda.is_initialized():
+            # for the first time, in the block: as it would have been
             torch.cuda.manual_seed_all(seed)
 
 
@@ -113,7 +108,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -10,8 +10,6 @@ from typing import Any
 from molfun.errors import ConfigError
 from molfun.strict import check_choice, refuse_unknown
 
-ALPHABET_SIZE = 33
-
 
 @dataclass(frozen=True, kw_only=True)
 class ESM2Config:

@@ -331,10 +331,6 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         )
         return TrunkOutput(single=single, pair=pair if "pair" in outputs else None, mask=mask)
 
-    def join_states(self, states: Sequence[Features]) -> Features:
-        """Pad to common sizes and put together along the batch dimension."""
-        return {key: _pad_and_join([state[key] for state in states]) for key in states[0]}
-
     def _structure(self, raw: dict[str, Any], mask: torch.Tensor) -> dict[str, torch.Tensor]:
         result = {
             "positions": raw["final_atom_positions"],
@@ -546,19 +542,6 @@ class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         super().__init__("trunk done")
         self.outputs = outputs
-
-
-def _pad_and_join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate along the first dimension, the others padded with zeros."""
-    sizes = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].ndim)]
-    if all(list(t.shape[1:]) == sizes for t in tensors):
-        return torch.cat(list(tensors))
-    joined = tensors[0].new_zeros((sum(len(t) for t in tensors), *sizes))
-    start = 0
-    for tensor in tensors:
-        joined[(slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
-        start += len(tensor)
-    return joined
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from molfun.backbones.base import Features
 from molfun.backbones.openfold.alignments import read_alignments
 from molfun.errors import DataError, MolfunError, UnsafeFileError
 from molfun.protein import Protein
+from molfun.trunk import padded_cat
 
 MODEL_INPUTS = (
     "aatype", "residue_index", "target_feat", "seq_mask", "msa_feat", "msa_mask",
@@ -293,17 +294,9 @@ class Schema:
         }
 
     def _stack(self, tensors: Sequence[torch.Tensor], key: str) -> torch.Tensor:
-        sizes = [max(t.shape[d] for t in tensors) for d in range(tensors[0].ndim)]
-        if all(list(t.shape) == sizes for t in tensors):
-            return torch.stack(list(tensors))
-        allowed = self._dims.get(key, ("any",) * tensors[0].ndim)
-        batch = tensors[0].new_zeros((len(tensors), *sizes))
-        for row, tensor in zip(batch, tensors, strict=True):
-            window = tuple(slice(0, n) for n in tensor.shape)
-            if any(
-                n != size and (d >= len(allowed) or allowed[d] is None)
-                for d, (n, size) in enumerate(zip(tensor.shape, sizes, strict=True))
-            ):
-                raise DataError(f"Feature {key} has shapes that cannot be padded to one another.")
-            row[window] = tensor
-        return batch
+        kinds = self._dims.get(key, ("any",) * tensors[0].ndim)
+        # a dimension without a kind (channels, recycling passes) has one size for all samples
+        fixed = [dim for dim in range(tensors[0].ndim) if not any(kinds[dim : dim + 1])]
+        if any(len({tensor.shape[dim] for tensor in tensors}) > 1 for dim in fixed):
+            raise DataError(f"Feature {key} has shapes that cannot be padded to one another.")
+        return padded_cat([tensor.unsqueeze(0) for tensor in tensors])

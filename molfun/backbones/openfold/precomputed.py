@@ -20,8 +20,9 @@ from molfun.text import listing
 ALPHAFOLD_NAMES = {
     "template_all_atom_masks": "template_all_atom_mask",
     "all_atom_masks": "all_atom_mask",
+    "deletion_matrix": "deletion_matrix_int",
 }
-"""Names that AlphaFold writes for what openfold calls otherwise."""
+"""Other names of what openfold's pipeline reads; most are AlphaFold's."""
 RAW_SHAPES: dict[str, tuple[str | int, ...]] = {
     "aatype": ("length", 21),
     "residue_index": ("length",),
@@ -121,14 +122,6 @@ def _renamed(features: Mapping[str, Any], name: str) -> dict[str, Any]:
             if ours in renamed and not _equal(renamed[ours], value):
                 raise DataError(f"{name}: {theirs} and {ours} are both there and differ. Keep one.")
             renamed[ours] = value
-    if "deletion_matrix" in renamed:
-        value = _array(renamed.pop("deletion_matrix"))
-        known = renamed.setdefault("deletion_matrix_int", value)
-        if not _equal(known, value):
-            raise DataError(
-                f"{name}: deletion_matrix and deletion_matrix_int are both there and differ. Keep "
-                f"one."
-            )
     return renamed
 
 

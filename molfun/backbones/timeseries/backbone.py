@@ -25,7 +25,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.registry import ENCODER_CONFIGS, ENCODERS
 from molfun.sample import Sample
 from molfun.strict import build
-from molfun.trunk import TrunkOutput, pad
+from molfun.trunk import TrunkOutput, padded_cat
 
 DEFAULT_ENCODER = "transformer"
 FEW_SAMPLES = 2
@@ -207,8 +207,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad all tensors along time to the longest series: (batch, time, ...)."""
-        length = max(len(next(iter(f.values()))) for f in features)
-        return {key: torch.stack([pad(f[key], 0, length) for f in features]) for key in features[0]}
+        return {key: padded_cat([f[key].unsqueeze(0) for f in features]) for key in features[0]}
 
     @torch.no_grad()
     def fit_inputs(self, samples: Iterable[Sample], run: Run | None = None) -> None:  # noqa: ARG002
@@ -324,14 +323,6 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
             # apart from the time steps, so that series of all lengths are padded alike
             return {"hidden": hidden[:, 1:], "first": hidden[:, 0], "padding_mask": padding_mask}
         return {"hidden": hidden, "padding_mask": padding_mask}
-
-    def join_states(self, states: Sequence[Features]) -> Features:
-        """One padded batch of states."""
-        length = max(s["hidden"].shape[1] for s in states)
-        return {
-            key: torch.cat([s[key] if key == "first" else pad(s[key], 1, length) for s in states])
-            for key in states[0]
-        }
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
         """The layers from `block` on."""
