@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,6 +28,12 @@ class KeyReport:
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} unexpected:\n{listing(self.unexpected, 5)}")
         return "\n".join(parts)
+
+
+def tensors_in(content: Any) -> dict[str, torch.Tensor]:
+    """Tensors of a mapping by name; none of anything else."""
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {name: value for name, value in items if isinstance(value, torch.Tensor)}
 
 
 def fit_keys(

@@ -57,19 +57,21 @@ def attention(
         return v.expand(-1, -1, q.shape[2], -1)
     if _is_small(q, k):
         return _plain(q, k, v, bias, mask)
-    added = [t for t in (bias, mask) if t is not None]
-    if added and _takes_own_backward((q, k, v, *added)):
+    if (bias is not None or mask is not None) and _takes_own_backward((q, k, v), bias, mask):
         result: torch.Tensor = _Attention.apply(q, k, v, bias, mask)
         return result
     return _fused(q, k, v, bias, mask)
 
 
-def _takes_own_backward(tensors: Sequence[torch.Tensor]) -> bool:
+def _takes_own_backward(
+    inputs: Sequence[torch.Tensor], bias: torch.Tensor | None, mask: torch.Tensor | None
+) -> bool:
     """Return True on a CPU, where torch's backward pass forms the whole matrix of weights."""
-    if not torch.is_grad_enabled() or tensors[0].is_cuda:
+    if not torch.is_grad_enabled() or inputs[0].is_cuda:
         return False
-    needs_grad = any(t.requires_grad for t in tensors)
-    return needs_grad and all(t.dtype == tensors[0].dtype for t in tensors[3:])
+    added = [t for t in (bias, mask) if t is not None]
+    needs_grad = any(t.requires_grad for t in (*inputs, *added))
+    return needs_grad and all(t.dtype == inputs[0].dtype for t in added)
 
 
 def gated_attention(
@@ -97,10 +99,7 @@ def gated_attention(
     """
     q, k, v = _heads(joint, heads)[:3]
     gate = joint.chunk(4, dim=-1)[3]
-    added = [t for t in (bias, mask) if t is not None]
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (joint, *added))
-    alike = all(t.dtype == joint.dtype for t in added)
-    if tracked and alike and not (joint.is_cuda or _is_small(q, k)):
+    if _takes_own_backward([joint], bias, mask) and not _is_small(q, k):
         result: torch.Tensor = _GatedAttention.apply(joint, bias, mask, heads)
         return result
     output = attention(q, k, v, bias, mask).transpose(1, 2).reshape(gate.shape)

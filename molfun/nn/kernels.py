@@ -185,9 +185,8 @@ class _AdaptedLinear(torch.autograd.Function):
         grad = grad.contiguous()
         needs_x, needs_weight, needs_bias, needs_down, needs_up = ctx.needs_input_grad
         grad_x = grad.new_empty(len(grad), weight.shape[1]) if needs_x else None
-        grad_down = torch.zeros_like(down) if needs_down else None
-        grad_up = up.new_zeros(up.shape[::-1]) if needs_up else None
         up_t = up.t().contiguous()
+        grad_down, grad_up_t = _zeros_like(down, needs_down), _zeros_like(up_t, needs_up)
         # a tile is in the cache for all that is done with it; products with one thin side are
         # written so that the long side comes last, which is up to ten times faster
         for rows in _tiles(grad):
@@ -196,15 +195,19 @@ class _AdaptedLinear(torch.autograd.Function):
                 grad_x[rows] = _product(grad[rows], weight.t()).addmm_(grad_inner, down)
             if grad_down is not None:
                 grad_down.addmm_(grad_inner.t(), x[rows])
-            if grad_up is not None:
-                grad_up.addmm_(inner[rows].t(), grad[rows])
+            if grad_up_t is not None:
+                grad_up_t.addmm_(inner[rows].t(), grad[rows])
         return (
             grad_x,
             _product(grad.t(), x.t()) if needs_weight else None,
             grad.sum(0) if needs_bias else None,
             grad_down,
-            None if grad_up is None else grad_up.t(),
+            None if grad_up_t is None else grad_up_t.t(),
         )
+
+
+def _zeros_like(tensor: torch.Tensor, needed: bool) -> torch.Tensor | None:
+    return torch.zeros_like(tensor) if needed else None
 
 
 def _tiles(x: torch.Tensor) -> Iterator[slice]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from molfun.backbones.openfold import OpenFoldBackbone, fast
+from molfun.backbones.openfold import OpenFoldBackbone, fast, kernel_choice
 from molfun.errors import ConfigError
 from molfun.nn import attention as attention_module
 from molfun.nn import kernels as matrix_kernels
@@ -371,7 +371,7 @@ def test_the_self_test_goes_the_ways_of_long_proteins(
     ):
         monkeypatch.setattr(owner, name, noting(getattr(owner, name), name))
     tiny.set_kernels("stock")
-    assert fast.self_test(tiny.model) < fast.TOLERANCE
+    assert kernel_choice.self_test(tiny.model) < kernel_choice.TOLERANCE
     assert ran == {"_fused", "_backward", "_plain", "_deep", "_shallow"}
     assert attention_module.SMALL_BYTES == 2**19
     monkeypatch.setattr(
@@ -379,4 +379,4 @@ def test_the_self_test_goes_the_ways_of_long_proteins(
         "_backward",
         lambda *_, into, **__: [t.zero_() for t in into] and None,
     )
-    assert fast.self_test(tiny.model) > fast.TOLERANCE
+    assert kernel_choice.self_test(tiny.model) > kernel_choice.TOLERANCE

@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional
 
 from molfun import MolfunStructureModel
-from molfun.backbones.openfold import backbone as module
-from molfun.backbones.openfold import fast
+from molfun.backbones.openfold import fast, kernel_choice
 from molfun.errors import ConfigError
 from molfun.nn import cuequivariance
 
@@ -86,7 +85,7 @@ def test_a_block_is_openfolds_own(
     tiny_model: Callable[..., MolfunStructureModel], formulas: types.ModuleType
 ) -> None:
     model: Any = tiny_model(kernels="stock").backbone.model
-    assert fast.self_test(model, with_cuequivariance=True) < fast.TOLERANCE
+    assert kernel_choice.self_test(model, with_cuequivariance=True) < kernel_choice.TOLERANCE
     calls: list[int] = []
 
     def wrong(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -94,7 +93,7 @@ def test_a_block_is_openfolds_own(
         return 1.1 * triangle_multiplicative_update(*args, **kwargs)
 
     formulas.triangle_multiplicative_update = wrong  # type: ignore[attr-defined]
-    assert fast.self_test(model, with_cuequivariance=True) > fast.TF32_TOLERANCE
+    assert kernel_choice.self_test(model, with_cuequivariance=True) > kernel_choice.TF32_TOLERANCE
     assert calls
 
 
@@ -117,7 +116,7 @@ def test_adapters_on_the_projections_leave_it_to_our_own_code(
 def test_asking_for_it_without_a_gpu_is_refused(
     tiny_model: Callable[..., MolfunStructureModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(module.CUEQUIVARIANCE_SWITCH, "on")
+    monkeypatch.setenv(kernel_choice.CUEQUIVARIANCE_SWITCH, "on")
     model = tiny_model(kernels="stock")
     with pytest.raises(ConfigError) as caught:
         model.backbone.set_kernels("fast")
@@ -131,5 +130,5 @@ def test_asking_for_it_without_a_gpu_is_refused(
 def test_the_real_kernels_on_this_gpu() -> None:
     model = MolfunStructureModel("openfold", device="cuda", kernels="stock")
     found: Any = model.backbone.model
-    error = fast.self_test(found, length=cuequivariance.SHORTEST, with_cuequivariance=True)
-    assert error < fast.TF32_TOLERANCE
+    error = kernel_choice.self_test(found, length=cuequivariance.SHORTEST, with_cuequivariance=True)
+    assert error < kernel_choice.TF32_TOLERANCE

@@ -22,7 +22,7 @@ from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample
 from molfun.strict import check_choice
-from molfun.trunk import TrunkOutput
+from molfun.trunk import TrunkOutput, padded_cat
 
 logger = logging.getLogger(__name__)
 
@@ -308,28 +308,19 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         if last:
             x = self.model.emb_layer_norm_after(x)
         lengths, n_windows = (column.tolist() for column in batch["shape"].unbind(1))
-        residues = x[batch["residues"]]
-        mask = torch.zeros(len(lengths), max(lengths), device=x.device)
-        for row, n in enumerate(lengths):
-            mask[row, :n] = 1
-        found: dict[str, torch.Tensor] = {"mask": mask}
+        residues = x[batch["residues"]].split(lengths)
+        ones = [torch.ones(n, device=x.device) for n in lengths]
+        found = {"mask": nn.utils.rnn.pad_sequence(ones, batch_first=True)}
         if "single" in outputs:
-            found["single"] = nn.utils.rnn.pad_sequence(residues.split(lengths), batch_first=True)
+            found["single"] = nn.utils.rnn.pad_sequence(residues, batch_first=True)
         if "mean" in outputs:
-            found["mean"] = torch.stack([part.mean(0) for part in residues.split(lengths)])
+            found["mean"] = _means(residues)
         if "cls" in outputs:
             if "begins" not in batch:
                 raise DataError("'cls' needs tokens that begin with <cls>; these have none.")
-            begins = x[batch["begins"]].split(n_windows)
-            found["cls"] = torch.stack([part.mean(0) for part in begins])
+            found["cls"] = _means(x[batch["begins"]].split(n_windows))
         if maps is not None:
-            # one window a sequence, each with its two special tokens
-            if batch["windows"].tolist() != [n + 2 for n in lengths]:
-                raise DataError(
-                    "Contacts need each sequence in one piece between its tokens for beginning and "
-                    "end: use long='full' or long='crop' instead of long='window'."
-                )
-            found["pair"] = _pair(maps, n_windows, max(lengths))
+            found["pair"] = _pair(maps, batch["windows"].tolist(), lengths)
         return TrunkOutput.from_tensors(found)
 
     # --- parts ---------------------------------------------------------------------------------
@@ -423,11 +414,20 @@ def unpad(padded: torch.Tensor, padding: int) -> Features:
     return features
 
 
-def _pair(maps: list[list[torch.Tensor]], n_windows: Sequence[int], length: int) -> torch.Tensor:
+def _means(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean of each part: (parts, channels)."""
+    return torch.stack([part.mean(0) for part in parts])
+
+
+def _pair(
+    maps: list[list[torch.Tensor]], windows: Sequence[int], lengths: Sequence[int]
+) -> torch.Tensor:
     """Attention between residues: (batch, length, length, layers * heads)."""
-    rows = []
-    for sequence in range(len(n_windows)):
-        attention = torch.cat([layer[sequence] for layer in maps])[:, 1:-1, 1:-1]
-        missing = length - attention.shape[-1]
-        rows.append(nn.functional.pad(attention, (0, missing, 0, missing)).permute(1, 2, 0))
-    return torch.stack(rows)
+    # one window per sequence, each with its two special tokens
+    if windows != [n + 2 for n in lengths]:
+        raise DataError(
+            "Contacts need each sequence in one piece between its tokens for beginning and "
+            "end: use long='full' or long='crop' instead of long='window'."
+        )
+    attention = [torch.cat(of_one)[:, 1:-1, 1:-1] for of_one in zip(*maps, strict=True)]
+    return padded_cat([one.permute(1, 2, 0).unsqueeze(0) for one in attention])

@@ -16,7 +16,7 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
-from molfun.backbones.state_dicts import fit_keys, shape_conflicts
+from molfun.backbones.state_dicts import fit_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -217,20 +217,15 @@ def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
     # Meta's files hold their settings as an argparse.Namespace, which runs nothing when it is made
     content = load_torch(path, allow=[Namespace])
     state = content.get("model", content) if isinstance(content, Mapping) else {}
-    tensors = _tensors(state)
+    tensors = tensors_in(state)
     if not tensors:
         raise CheckpointError(
             f"{path} holds no state dict of tensors (looked at the top level and under 'model')."
         )
     contact = path.with_name(path.stem + CONTACT_SUFFIX)
     if contact.is_file():
-        tensors.update(_tensors(load_torch(contact, allow=[Namespace]).get("model", {})))
+        tensors.update(tensors_in(load_torch(contact, allow=[Namespace]).get("model", {})))
     return tensors
-
-
-def _tensors(state: Any) -> dict[str, torch.Tensor]:
-    items = state.items() if isinstance(state, Mapping) else ()
-    return {k: v for k, v in items if isinstance(v, torch.Tensor)}
 
 
 def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
@@ -258,7 +253,7 @@ def _read_shards(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
             raise CheckpointError(f"{folder}: the index names {name!r}, which is no file in it.")
         file = folder / name
         read = load_safetensors if is_safetensors(file) else load_torch
-        tensors.update(_tensors(read(file)))
+        tensors.update(tensors_in(read(file)))
     return tensors
 
 

@@ -206,11 +206,8 @@ def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
     begins = False
     for number, line in lines:
         if "\0" in line:
-            line = line.lstrip("\0")
+            line = _without_nul(path, line, number)
             begins = bool(rows)
-            if "\0" in line.rstrip("\0") or (line.strip("\0") and line[0] not in ">#"):
-                _refuse(path, [f"line {number}: a NUL byte inside a sequence; the file is damaged"])
-            line = line.rstrip("\0")
         if line.startswith(">"):
             words = line[1:].split(maxsplit=1)
             rows.append(_Row(words[0] if words else "", number, is_query=begins))
@@ -222,6 +219,14 @@ def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
         else:
             rows[-1].parts.append("".join(line.split()))
     return rows
+
+
+def _without_nul(path: Path, line: str, number: int) -> str:
+    """A line without the NULs around it, which separate the results of two databases."""
+    text = line.strip("\0")
+    if "\0" in text or (text and text[0] not in ">#"):
+        _refuse(path, [f"line {number}: a NUL byte inside a sequence; the file is damaged"])
+    return text
 
 
 def _no_header(lines: Sequence[tuple[int, str]], number: int) -> str:

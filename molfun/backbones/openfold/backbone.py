@@ -6,48 +6,43 @@ The stock ``openfold.model.model.AlphaFold`` does all the work. This module choo
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.metadata
 import json
-import logging
-import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from molfun.backbones.base import Backbone, Features, Layer
-from molfun.backbones.kernels import KERNELS_SWITCH, KernelChoice, Kernels, check_kernels
-from molfun.backbones.openfold import _shims, fast, features, memory, precomputed, presets
+from molfun.backbones.kernels import KernelChoice, Kernels, check_kernels
+from molfun.backbones.openfold import (
+    _shims,
+    fast,
+    features,
+    kernel_choice,
+    memory,
+    precomputed,
+    presets,
+)
+from molfun.backbones.openfold.initialisation import build_model
 from molfun.backbones.openfold.weights import load_weights
 from molfun.backbones.planning import MemoryPlan, MemoryPlanning
 from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
 from molfun.errors import ConfigError, DataError
-from molfun.nn import cuequivariance
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT_ABOVE = 64
 """Length (of one sample) from which blocks are computed again where nobody planned the memory."""
 CHUNK_ABOVE = 384
 """Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
-CUEQUIVARIANCE_SWITCH = "MOLFUN_CUEQUIVARIANCE"
-"""Environment variable: ``on`` asks for NVIDIA's triangle kernels on a GPU."""
-STD_OF_TRUNCATED_NORMAL = 0.8796256610342398
-"""Standard deviation of a standard normal distribution cut off at -2 and 2."""
 EXTRA_BLOCKS = 4
 """Blocks of the extra-MSA stack, which keep a graph where all of the trunk trains."""
-RANDOM_FILL = 0.005
-"""AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
-gradient at all. Without pretrained weights they start from this standard deviation instead."""
 
 
 class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
@@ -69,16 +64,15 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
     mask_msa
-        Mask 15 % of the MSA at random as in AlphaFold's training. Off: a sample always gives the
-        same input.
+        Mask 15 % of the MSA at random as in AlphaFold's training; off, inputs never change.
     checkpointing
         Recompute activations of each block in the backward pass instead of keeping them: a
         tenth of the memory for a third more time, and the same numbers. None decides by the memory
         that is free before training (`plan_memory`).
     fill_zero_init
         Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
-        every residual branch). None: `RANDOM_FILL` without `weights`, so that every block does
-        something and adapters get gradients, and 0 with them.
+        every residual branch). None: `initialisation.RANDOM_FILL` without `weights`, so that every
+        block does something and adapters get gradients, and 0 with them.
 
     References
     ----------
@@ -115,8 +109,6 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         fill_zero_init: float | None = None,
     ) -> None:
         _shims.prepare()
-        from openfold.model.model import AlphaFold
-
         super().__init__()
         self.preset, self.config = presets.resolve_config(config)
         _check_counts(recycling, max_msa_clusters, max_extra_msa)
@@ -136,12 +128,9 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         self._precision = "32-true"
         self.data_config = features.data_config(self.config.data, **self.settings)
         self._schema = features.Schema(self.config.data)
-        with _seeded(seed), _quick_initialisation(draw=weights is None):
-            self.model = AlphaFold(self.config)
-            if fill_zero_init is None:
-                fill_zero_init = RANDOM_FILL if weights is None else 0.0
-            if fill_zero_init:
-                _fill_zeros(self.model, fill_zero_init)
+        self.model: Any = build_model(
+            self.config, seed=seed, draw=weights is None, fill=fill_zero_init
+        )
         # torch runs normalisations in float32 whatever the precision, so theirs stay
         self._limits = [
             (module, getattr(module, "inf", None), getattr(module, "eps", None))
@@ -196,11 +185,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
 
     def _raw_features(self, sample: Sample) -> dict[str, Any]:
         if sample.protein is None and sample.features is None:
-            only = (
-                ""
-                if sample.sequence is None
-                else (", but a sequence alone: give protein=Protein.from_sequence(...)")
-            )
+            only = ", but a sequence alone: give protein=Protein.from_sequence(...)"
+            only = "" if sample.sequence is None else only
             raise DataError(f"{sample.id} has neither a structure nor features{only}.")
         if sample.features is None and sample.protein is not None:
             features.check_length(len(sample.protein), sample.id)
@@ -263,14 +249,17 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             if calls == cycles:
                 raise _TrunkDone(args[0])
 
-        handle = self.model.structure_module.register_forward_pre_hook(stop)
+        return self._stopped(batch, self.model.structure_module.register_forward_pre_hook(stop))
+
+    def _stopped(self, batch: Features, handle: RemovableHandle) -> dict[str, torch.Tensor]:
+        """Run the stock forward until the hook behind `handle` ends it, and give what it raised."""
         try:
             self._run(batch)
         except _TrunkDone as done:
             return done.outputs
         finally:
             handle.remove()
-        raise AssertionError("the structure module was never reached")
+        raise AssertionError("the forward pass was to stop, and did not")
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
         """Before every block, if the input passes through the blocks once."""
@@ -279,8 +268,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     def run_prefix(self, batch: Features, block: int) -> Features:
         """Embedders, templates, extra MSA and the blocks before `block`.
 
-        Gives ``m`` (batch, rows, length, 256), ``z`` (batch, length, length, 128) and their masks
-        ``msa_mask`` and ``seq_mask``.
+        Gives ``m`` (batch, rows, length, 256) and ``z`` (batch, length, length, 128) with masks.
         """
         passes = batch["aatype"].shape[-1]
         if passes != 1:
@@ -303,14 +291,10 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             # the same arithmetic, whether a suffix trains or is evaluated
             for module in holders:
                 module.training = False
-            self._run(batch)
-        except _TrunkDone as done:
-            return {**done.outputs, "seq_mask": mask}
+            return {**self._stopped(batch, handle), "seq_mask": mask}
         finally:
-            handle.remove()
             for module, mode in zip(holders, modes, strict=True):
                 module.training = mode
-        raise AssertionError(f"block {block} was never reached")
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
         """The blocks from `block` on."""
@@ -346,12 +330,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         from openfold.utils.loss import compute_tm
 
         settings = dict(self.config.model.heads.tm)
-        lengths = [int(n) for n in mask.sum(-1)]
-        scores = [
-            compute_tm(pair[:n, :n].float(), **settings)
-            for pair, n in zip(logits, lengths, strict=True)
-        ]
-        return torch.stack(scores)
+        pairs = zip(logits, mask.sum(-1).long().tolist(), strict=True)
+        return torch.stack([compute_tm(pair[:n, :n].float(), **settings) for pair, n in pairs])
 
     def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan:
         """Keep all activations if they fit, else those between blocks, else as few as possible.
@@ -359,34 +339,45 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         What is kept decides memory and time, not the numbers. `checkpointing` given to the
         constructor stands.
         """
+        shape = self._shape_of_step(longest, batch_size)
+        fast_runs = self.kernels == "fast" and self._precision == "32-true"
+        if self.checkpointing is None:
+            level, peak = memory.choose(shape, available, fast=fast_runs)
+            self._planned = level
+        else:
+            level = self._level_for(shape.batch, shape.length)
+            peak = memory.peak_bytes(shape, level, fast=fast_runs)
+        if level in ("compact", "lean"):
+            return_large_buffers()
+        if peak <= available:
+            return MemoryPlan(peak, memory.WORDS[level])
+        fits = memory.longest_that_fits(shape, available, fast=fast_runs)
+        return MemoryPlan(peak, memory.WORDS[level], fits)
+
+    def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
+        """What decides the memory of a step: sizes, and blocks that keep a graph."""
         rows = self.featurize(longest)["msa_feat"].shape[0]
         if self.config.model.template.enabled and self.config.model.template.embed_angles:
             rows += int(self.config.data.predict.max_templates or 0)
-        length = len(longest.protein) if longest.protein is not None else 0
-        first = frozen_blocks(self)
-        early = any(
-            p.requires_grad and self.layer_of(n).kind in ("embedder", "early")
-            for n, p in self.named_parameters()
-        )
-        shape = memory.Shape(
+        trains = {self.layer_of(n).kind for n, p in self.named_parameters() if p.requires_grad}
+        early = bool(trains & {"embedder", "early"})
+        return memory.Shape(
             batch=batch_size,
-            length=length,
+            length=len(longest.protein) if longest.protein is not None else 0,
             rows=rows,
             c_m=int(self.config.globals.c_m),
             c_z=int(self.config.globals.c_z),
-            blocks=len(self.blocks()) - first + (EXTRA_BLOCKS if early else 0),
+            blocks=len(self.blocks()) - frozen_blocks(self) + (EXTRA_BLOCKS if early else 0),
         )
-        fast = self.kernels == "fast" and self._precision == "32-true"
-        if self.checkpointing is None:
-            level, peak = memory.choose(shape, available, fast=fast)
-        else:
-            level = "checkpoint" if self.checkpointing else "keep"
-            peak = memory.peak_bytes(shape, level, fast=fast)
-        self._planned = level
-        if level in ("compact", "lean"):
-            return_large_buffers()
-        fits = 0 if peak <= available else memory.longest_that_fits(shape, available, fast=fast)
-        return MemoryPlan(peak, memory.WORDS[level], fits)
+
+    def _level_for(self, batch: int, length: int) -> memory.Level:
+        """The level the constructor asks for, else the planned one, else one by the size."""
+        if self.checkpointing is None and self._planned is not None:
+            return self._planned
+        wanted = self.checkpointing
+        if wanted is None:
+            wanted = batch * length**2 > CHECKPOINT_ABOVE**2
+        return "checkpoint" if wanted else "keep"
 
     def forget_plan(self) -> None:
         """Decide by the size of each batch again, and let the process keep freed buffers."""
@@ -397,24 +388,21 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     def _set_memory(self, batch: int, length: int) -> None:
         """Checkpoint blocks where a large graph is kept, chunk long inputs where none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if self.checkpointing is not None:
-            level: memory.Level = "checkpoint" if self.checkpointing else "keep"
-        elif self._planned is not None:
-            level = self._planned
-        else:
-            level = "checkpoint" if batch * length**2 > CHECKPOINT_ABOVE**2 else "keep"
-        per_checkpoint = 1 if keeps_graph and level != "keep" else None
+        level = self._level_for(batch, length)
+        self._checkpoint_blocks(keeps_graph and level != "keep")
+        fast.set_lean(self.model, keeps_graph and level == "lean")
+        # the fast kernels divide long inputs themselves
+        whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
+        self.model.globals.chunk_size = None if whole else 4
+
+    def _checkpoint_blocks(self, on: bool) -> None:
+        per_checkpoint = 1 if on else None
         self.model.evoformer.blocks_per_ckpt = per_checkpoint
         for module in self.model.modules():
             if type(module).__name__ == "TemplatePairStack":
                 module.blocks_per_ckpt = per_checkpoint
             elif type(module).__name__ == "ExtraMSABlock":
-                module.ckpt = per_checkpoint is not None
-        fast.set_lean(self.model, keeps_graph and level == "lean")
-        # the fast kernels divide long inputs themselves
-        whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
-        chunk = None if whole else 4
-        self.model.globals.chunk_size = chunk
+                module.ckpt = on
 
     def set_kernels(self, kernels: Kernels) -> None:
         """Let openfold's own code run, or `molfun.backbones.openfold.fast` after a test of it.
@@ -428,56 +416,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             If the name is unknown, or ``"fast"`` gives other numbers here.
         """
         check_kernels(kernels)
-        fast.remove(self.model)
         self.kernels = "stock"
-        if kernels == "stock" or (kernels == "auto" and os.environ.get(KERNELS_SWITCH) == "stock"):
-            return
-        error = fast.self_test(self.model)
-        if error <= fast.TOLERANCE:
-            replaced = fast.install(self.model)
-            self.kernels = "fast"
-            if os.environ.get(CUEQUIVARIANCE_SWITCH) == "on":
-                self._try_cuequivariance()
-            logger.debug("fast kernels, by openfold's class: %s", replaced)
-        elif kernels == "fast":
-            raise ConfigError(
-                f"The fast kernels differ from openfold's by {error:.1e} on this machine (allowed: "
-                f"{fast.TOLERANCE:.0e}). Use kernels='stock'."
-            )
-        else:
-            logger.warning(
-                "The fast kernels differ from openfold's by %.1e on this machine (allowed: %.0e); "
-                "openfold's own code runs.",
-                error,
-                fast.TOLERANCE,
-            )
-
-    def _try_cuequivariance(self) -> None:
-        """Use NVIDIA's triangle kernels for long proteins, after a test of them on this GPU.
-
-        Raises
-        ------
-        ConfigError
-            If they are not there, or give other numbers.
-        """
-        problem = cuequivariance.problem()
-        if not problem and next(self.parameters()).device.type != "cuda":
-            problem = "the model is not on a GPU"
-        if problem:
-            raise ConfigError(
-                f"{CUEQUIVARIANCE_SWITCH}=on, but {problem}. Unset it, or install molfun[cueq] on "
-                f"a machine with a GPU."
-            )
-        fast.remove(self.model)
-        length = cuequivariance.SHORTEST
-        error = fast.self_test(self.model, length=length, with_cuequivariance=True)
-        fast.install(self.model)
-        if not error <= fast.TF32_TOLERANCE:
-            raise ConfigError(
-                f"cuequivariance_torch differs from openfold by {error:.1e} on this GPU (allowed: "
-                f"{fast.TF32_TOLERANCE:.0e}). Unset {CUEQUIVARIANCE_SWITCH}."
-            )
-        fast.set_cuequivariance(self.model, True)
+        self.kernels = kernel_choice.install_tested(self.model, kernels)
 
     def set_precision(self, precision: str) -> None:
         """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.
@@ -532,8 +472,11 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         """Turn `config_dict` back into constructor arguments."""
         arguments = dict(config)
         preset, custom = arguments.pop("preset"), arguments.pop("custom")
-        arguments["config"] = preset if custom is None else _from_plain(custom)
-        return arguments
+        if custom is None:
+            return {**arguments, "config": preset}
+        import ml_collections
+
+        return {**arguments, "config": ml_collections.ConfigDict(custom)}
 
 
 class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
@@ -544,48 +487,6 @@ class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
         self.outputs = outputs
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and NumPy (openfold's initialisers draw from both), then put their state back."""
-    state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(state)
-
-
-@contextlib.contextmanager
-def _quick_initialisation(*, draw: bool) -> Iterator[None]:
-    """Let torch draw the truncated normals instead of SciPy, or nobody where weights follow.
-
-    The same distribution; SciPy's takes four seconds for the full model.
-    """
-    from openfold.model import primitives
-
-    original = primitives.trunc_normal_init_
-
-    def initialise(weights: torch.Tensor, scale: float = 1.0, fan: str = "fan_in") -> None:
-        if draw:
-            size = primitives._calculate_fan(weights.shape, fan)
-            std = math.sqrt(scale / max(1, size)) / STD_OF_TRUNCATED_NORMAL
-            nn.init.trunc_normal_(weights, std=std, a=-2 * std, b=2 * std)
-
-    primitives.trunc_normal_init_ = initialise
-    try:
-        yield
-    finally:
-        primitives.trunc_normal_init_ = original
-
-
-def _fill_zeros(model: nn.Module, std: float) -> None:
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=std)
-
-
 def _check_counts(
     recycling: int | None, max_msa_clusters: int | None, max_extra_msa: int | None
 ) -> None:
@@ -594,9 +495,3 @@ def _check_counts(
     for name, value in (("max_msa_clusters", max_msa_clusters), ("max_extra_msa", max_extra_msa)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}.")
-
-
-def _from_plain(config: dict[str, Any]) -> Any:
-    import ml_collections
-
-    return ml_collections.ConfigDict(config)

@@ -24,10 +24,8 @@ openfold's own code. What differs, by openfold's class:
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,14 +33,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from molfun.nn import attention as attention_module
-from molfun.nn import cuequivariance, kernels, tiled
+from molfun.backbones.openfold.attention_inputs import added_to_logits, covers, split_biases
+from molfun.nn import cuequivariance, kernels
 from molfun.nn.attention import attention, gated_attention
 from molfun.nn.joint import joint_linear, plain_linear
-from molfun.nn.lora import low_rank_parts
+from molfun.nn.lora import LowRankParts, low_rank_parts
 from molfun.nn.tiled import relu_mlp, triangle_product
-
-logger = logging.getLogger(__name__)
 
 SHALLOW = 16
 """MSA rows up to which the reassociated outer product is faster, as measured."""
@@ -54,81 +50,6 @@ CHANNELS = 32
 """Channels of a triangle product computed at a time for long proteins without a graph."""
 LONG = 384
 """Length from which memory counts for more than speed."""
-
-
-TOLERANCE = 1e-4
-"""Largest relative difference to openfold's own code that `self_test` may find, in float32."""
-TF32_TOLERANCE = 1e-2
-"""The same for NVIDIA's kernels, whose products are in TF32."""
-
-
-def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False) -> float:
-    """Largest relative difference between the two, over outputs and gradients of one block.
-
-    Takes the first Evoformer block of an ``AlphaFold`` with its own classes, and random inputs of
-    that length, masked in part: a shallow alignment as it comes, and a deep one with everything in
-    small tiles, so that the paths of long proteins are gone through, too.
-    """
-    plain = _difference(model, length, 3, with_cuequivariance)
-    with _small_tiles():
-        return max(plain, _difference(model, length, SHALLOW + 1, with_cuequivariance))
-
-
-@contextlib.contextmanager
-def _small_tiles() -> Iterator[None]:
-    """Let a small input be divided as a large one is."""
-    global ROWS, TOKENS
-    before = ROWS, TOKENS, tiled.TILE, kernels.TILE, attention_module.SMALL_BYTES
-    ROWS = TOKENS = tiled.TILE = kernels.TILE = 50
-    attention_module.SMALL_BYTES = 0
-    try:
-        yield
-    finally:
-        ROWS, TOKENS, tiled.TILE, kernels.TILE, attention_module.SMALL_BYTES = before
-
-
-def _difference(model: Any, length: int, rows: int, with_cuequivariance: bool) -> float:
-    block = model.evoformer.blocks[0]
-    weight = next(block.parameters())
-    if weight.dtype != torch.float32:
-        return 0.0
-    modes = [module.training for module in block.modules()]
-    generator = torch.Generator().manual_seed(0)
-    config = model.config.evoformer_stack
-    msa = torch.randn(1, rows, length, config.c_m, generator=generator).to(weight.device)
-    pair = torch.randn(1, length, length, config.c_z, generator=generator).to(weight.device)
-    mask = torch.ones(1, length, device=weight.device)
-    mask[:, -3:] = 0
-    masks = {
-        "msa_mask": mask.unsqueeze(1).expand(-1, rows, -1),
-        "pair_mask": mask.unsqueeze(1) * mask.unsqueeze(2),
-    }
-
-    def counted(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Without padding, which nothing reads and every kernel fills in its own way."""
-        pairs = zip(outputs, (masks["msa_mask"], masks["pair_mask"]), strict=True)
-        return [t * m.unsqueeze(-1) for t, m in pairs]
-
-    def run() -> list[torch.Tensor]:
-        inputs = [t.clone().requires_grad_() for t in (msa, pair)]
-        with torch.enable_grad():
-            outputs = counted(block(*(t.clone() for t in inputs), **masks))
-            total = torch.stack([t.square().sum() for t in outputs]).sum()
-            grads = torch.autograd.grad(total, inputs)
-        with torch.no_grad():
-            again = counted(block(msa.clone(), pair.clone(), inplace_safe=True, **masks))
-        return [*(t.detach() for t in outputs), *grads, *again]
-
-    block.eval()
-    stock = run()
-    install(block)
-    set_cuequivariance(block, with_cuequivariance)
-    ours = run()
-    remove(block)
-    for module, mode in zip(block.modules(), modes, strict=True):
-        module.training = mode
-    pairs = zip(ours, stock, strict=True)
-    return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
 
 
 def install(model: nn.Module) -> dict[str, int]:
@@ -180,10 +101,6 @@ class _Fast:
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False)
 
-    def _by_openfold(self, *args: Any, **kwargs: Any) -> Any:
-        """The pass of openfold's own class."""
-        return self.stock.forward(self, *args, **kwargs)
-
     @staticmethod
     def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
         """Return whether the module is of the kind that the fast pass was written for."""
@@ -217,6 +134,12 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
     return names.get(stock.__name__)
 
 
+def _by_openfold(module: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Run the pass of openfold's own class."""
+    result: torch.Tensor = module.stock.forward(module, *args, **kwargs)
+    return result
+
+
 def _reduced(x: torch.Tensor) -> bool:
     """Return whether another precision than the tensor's own is at work."""
     return x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
@@ -225,6 +148,13 @@ def _reduced(x: torch.Tensor) -> bool:
 def _all_ones(mask: torch.Tensor | None) -> bool:
     """Return whether a mask changes nothing; a GPU is not asked, since that would stall it."""
     return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
+
+
+def _plain_layers(layers: Sequence[nn.Module]) -> list[LowRankParts] | None:
+    """Weights and biases of linear layers; None if one has no bias, or an adapter, or does more."""
+    parts = [low_rank_parts(layer) for layer in layers]
+    plain = [p for p in parts if p is not None and p.down is None and p.bias is not None]
+    return plain if len(plain) == len(parts) else None
 
 
 def _unbind(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -249,8 +179,7 @@ class _Linear(_Fast):
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if _reduced(x) or x.is_cuda:
-            result: torch.Tensor = self._by_openfold(x)
-            return result
+            return _by_openfold(self, x)
         flat = x.reshape(-1, x.shape[-1])
         return kernels.linear(flat, self.weight, self.bias).view(*x.shape[:-1], -1)
 
@@ -277,12 +206,10 @@ class _Transition(_Fast):
         """Both layers in one step, where a graph is kept and neither has an adapter."""
         if not torch.is_grad_enabled() or x.is_cuda or _reduced(x):
             return None
-        tensors: list[torch.Tensor] = []
-        for layer in (self.linear_1, self.linear_2):
-            part = low_rank_parts(layer)
-            if part is None or part.down is not None or part.bias is None:
-                return None
-            tensors += [part.weight, part.bias]
+        parts: Any = _plain_layers([self.linear_1, self.linear_2])
+        if parts is None:
+            return None
+        tensors = [tensor for part in parts for tensor in (part.weight, part.bias)]
         return relu_mlp(x.reshape(-1, x.shape[-1]), *tensors).view(x.shape)
 
     def _chunk(self: Any, x: torch.Tensor, mask: torch.Tensor, chunk_size: int) -> torch.Tensor:  # noqa: ARG002
@@ -301,12 +228,9 @@ class _Attention(_Fast):
         biases: list[torch.Tensor] | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        others = {k: v for k, v in options.items() if k.startswith("use_") and v}
-        others.pop("use_memory_efficient_kernel", None)
-        split = _split_biases(biases or [])
-        if others or split is None or q_x.ndim < 3 or q_x.dtype == torch.float16 or _is_half(q_x):
-            result: torch.Tensor = self._by_openfold(q_x, kv_x, biases, **options)
-            return result
+        split = split_biases(biases or [])
+        if split is None or not covers(q_x, options):
+            return _by_openfold(self, q_x, kv_x, biases, **options)
         mask, pair = split
         step = max(1, TOKENS // q_x.shape[-2])
         if torch.is_grad_enabled() or q_x is not kv_x or q_x.shape[-3] <= step:
@@ -326,33 +250,31 @@ class _Attention(_Fast):
         pair: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of `q_x` to `kv_x`, or to itself where that is None."""
-        lead, rows = q_x.shape[:-3], q_x.shape[-3]
-        count = math.prod(lead)
-        if mask is not None:
-            mask = None if _is_zero(mask) else mask.expand(*lead, rows, 1, 1, -1)
-            mask = mask if mask is None else mask.reshape(count, rows, -1)
-        if pair is not None:
-            pair = pair.expand(*lead, 1, *pair.shape[-3:])
-            pair = pair.reshape(count, *pair.shape[-3:]).contiguous()
-        added = [[None] * count if t is None else _unbind(t) for t in (pair, mask)]
+        count = math.prod(q_x.shape[:-3])
+        biases = added_to_logits(mask, pair, q_x.shape[:-2])
+        added = [[None] * count if t is None else _unbind(t) for t in biases]
         joint = self._joint(q_x) if kv_x is None else None
-        if joint is not None:
-            inputs = zip(_unbind(joint.view(count, *joint.shape[-3:])), *added, strict=True)
-            long = self.uses_cuequivariance and q_x.shape[-2] >= cuequivariance.SHORTEST
-            run = cuequivariance.gated_attention if long and pair is not None else gated_attention
-            attended = [run(*one, heads=self.no_heads) for one in inputs]
-            return self._out(_stack(attended).view(*q_x.shape[:-1], -1))
-        kv_x = q_x if kv_x is None else kv_x
+        if joint is None:
+            return self._out(self._separately(q_x, q_x if kv_x is None else kv_x, added))
+        inputs = zip(_unbind(joint.view(count, *joint.shape[-3:])), *added, strict=True)
+        long = self.uses_cuequivariance and q_x.shape[-2] >= cuequivariance.SHORTEST
+        run = cuequivariance.gated_attention if long and pair is not None else gated_attention
+        attended = [run(*one, heads=self.no_heads) for one in inputs]
+        return self._out(_stack(attended).view(*q_x.shape[:-1], -1))
+
+    def _separately(
+        self: Any, q_x: torch.Tensor, kv_x: torch.Tensor, added: Sequence[Sequence[Any]]
+    ) -> torch.Tensor:
+        """Attention with a product for each projection, where they cannot be one."""
+        rows, heads = q_x.shape[-3], self.no_heads
         q, k, v = (
-            layer(x).view(count, rows, x.shape[-2], self.no_heads, -1).transpose(2, 3)
+            layer(x).view(len(added[0]), rows, x.shape[-2], heads, -1).transpose(2, 3)
             for layer, x in ((self.linear_q, q_x), (self.linear_k, kv_x), (self.linear_v, kv_x))
         )
         inputs = zip(_unbind(q), _unbind(k), _unbind(v), *added, strict=True)
         o = _stack([attention(*one) for one in inputs])
         o = o.transpose(2, 3).reshape(*q_x.shape[:-1], -1)
-        if self.linear_g is not None:
-            o = o * torch.sigmoid(self.linear_g(q_x))
-        return self._out(o)
+        return o if self.linear_g is None else o * torch.sigmoid(self.linear_g(q_x))
 
     def _out(self: Any, x: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = self.linear_o(x)
@@ -365,33 +287,6 @@ class _Attention(_Fast):
         layers = [self.linear_q, self.linear_k, self.linear_v, self.linear_g]
         joint = joint_linear(layers, x.reshape(-1, x.shape[-1]))
         return None if joint is None else joint.view(*x.shape[:-1], -1)
-
-
-def _is_half(x: torch.Tensor) -> bool:
-    device = x.device.type
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-
-
-def _split_biases(
-    biases: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor | None, torch.Tensor | None] | None:
-    """The bias over keys (..., rows, 1, 1, keys) and that of pairs (..., 1, heads, queries, keys).
-
-    None where there are others.
-    """
-    mask = pair = None
-    for bias in biases:
-        if bias.ndim >= 4 and bias.shape[-3] == 1 and bias.shape[-2] == 1 and mask is None:
-            mask = bias
-        elif bias.ndim >= 4 and bias.shape[-4] == 1 and pair is None:
-            pair = bias
-        else:
-            return None
-    return mask, pair
-
-
-def _is_zero(mask: torch.Tensor) -> bool:
-    return not mask.is_cuda and not bool(mask.any())
 
 
 # --- triangles -----------------------------------------------------------------------------------
@@ -410,25 +305,22 @@ class _TriangleMultiplication(_Fast):
         _add_with_inplace: bool = False,
         **options: Any,
     ) -> torch.Tensor:
-        if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
-            update = self._by_cuequivariance(z, mask)
-        else:
-            projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
-            parts = [low_rank_parts(module) for module in projections]
-            if _reduced(z) or any(p is None or p.down is not None or p.bias is None for p in parts):
-                result: torch.Tensor = self._by_openfold(
-                    z,
-                    mask,
-                    inplace_safe=inplace_safe,
-                    _add_with_inplace=_add_with_inplace,
-                    **options,
-                )
-                return result
-            update = self._updates(z, mask, parts)
+        update = self._updated(z, mask)
+        if update is None:
+            given = {"inplace_safe": inplace_safe, "_add_with_inplace": _add_with_inplace}
+            return _by_openfold(self, z, mask, **given, **options)
         if not (inplace_safe and _add_with_inplace):
             return update
         z += update
         return z
+
+    def _updated(self: Any, z: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The update by NVIDIA's kernel or our own; None where neither covers the layers."""
+        if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
+            return self._by_cuequivariance(z, mask)
+        projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
+        parts = None if _reduced(z) else _plain_layers(projections)
+        return None if parts is None else self._updates(z, mask, parts)
 
     def _updates(
         self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
@@ -443,8 +335,7 @@ class _TriangleMultiplication(_Fast):
     def _is_plain(self: Any) -> bool:
         """Return whether no layer has an adapter."""
         layers = [m for n, m in self.named_children() if n.startswith("linear_")]
-        parts = [low_rank_parts(layer) for layer in layers]
-        return all(p is not None and p.down is None for p in parts)
+        return _plain_layers(layers) is not None
 
     def _by_cuequivariance(self: Any, z: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         n = z.shape[-2]
@@ -519,12 +410,8 @@ class _OuterProductMean(_Fast):
         chunk_size: int | None = None,
         inplace_safe: bool = False,
     ) -> torch.Tensor:
-        part = low_rank_parts(self.linear_out)
-        if _reduced(m) or part is None or part.down is not None:
-            result: torch.Tensor = self._by_openfold(
-                m, mask, chunk_size=chunk_size, inplace_safe=inplace_safe
-            )
-            return result
+        if _reduced(m) or _plain_layers([self.linear_out]) is None:
+            return _by_openfold(self, m, mask, chunk_size=chunk_size, inplace_safe=inplace_safe)
         if mask is None:
             mask = m.new_ones(m.shape[:-1])
         normed = self.layer_norm(m)
@@ -590,7 +477,7 @@ class _Templates2(_Fast):
         self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         if _any_template(batch):
-            return self._by_openfold(batch, z, *args, **kwargs)
+            return _by_openfold(self, batch, z, *args, **kwargs)
         embedder = self.template_single_embedder if self.config.embed_angles else None
         return _no_pairs(batch, z, "template_single_embedding", embedder)
 

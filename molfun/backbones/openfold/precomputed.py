@@ -152,7 +152,7 @@ def _complete_templates(raw: dict[str, Any]) -> None:
     from openfold.data.data_pipeline import empty_template_feats
 
     there = [key for key in raw if key.startswith("template_")]
-    sized = [key for key in _TEMPLATES if key in raw] or there
+    sized = set(_TEMPLATES) & set(there) or there
     if any(len(np.atleast_1d(raw[key])) for key in sized):
         return
     for key in there:
@@ -321,14 +321,20 @@ def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str
             f"openfold's FeaturePipeline, or the raw features."
         )
     arrays = {key: _array(named[key]) for key in needed}
-    problems = _misfits(arrays)
-    if problems:
-        moved = {key: np.moveaxis(array, 0, -1) for key, array in arrays.items() if array.ndim}
-        if len(moved) < len(arrays) or _misfits(moved):
-            raise DataError(_wrong_layout(arrays, problems, name))
-        arrays = moved
+    arrays = _recycling_last(arrays, name)
     _raise([p for key, array in arrays.items() if (p := _wrong_values(array, key))], name)
     return {key: _tensor(key, array) for key, array in arrays.items()}
+
+
+def _recycling_last(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The same arrays where their shapes are right, perhaps after moving the first dimension."""
+    problems = _misfits(arrays)
+    if not problems:
+        return arrays
+    moved = {key: np.moveaxis(array, 0, -1) for key, array in arrays.items() if array.ndim}
+    if len(moved) < len(arrays) or _misfits(moved):
+        raise DataError(_wrong_layout(arrays, problems, name))
+    return moved
 
 
 def _misfits(arrays: Mapping[str, np.ndarray]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.openfold._versions import canonical_key
-from molfun.backbones.state_dicts import KeyReport, fit_keys, shape_conflicts
+from molfun.backbones.state_dicts import KeyReport, fit_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -101,10 +101,8 @@ def _unwrap(content: Any) -> dict[str, torch.Tensor]:
     candidates += [content.get(key) for key in ("module", "model", "state_dict")]
     candidates.append(content)
     for candidate in candidates:
-        if isinstance(candidate, Mapping):
-            tensors = {k: v for k, v in candidate.items() if isinstance(v, torch.Tensor)}
-            if tensors:
-                return tensors
+        if tensors := tensors_in(candidate):
+            return tensors
     return {}
 
 

@@ -207,10 +207,12 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         some = list(itertools.islice(samples, LOOKED_AT))
         for doubt in doubts(self, run, target, some):
             logger.warning("%s", doubt)
-        if self.baseline_of(target) is not None:
-            return
-        every = [*some, *samples]
-        labelled = [s for s in every if energy_of(s) is not None]
+        if self.baseline_of(target) is None:
+            self._fit_baseline_or_scale(target, [*some, *samples], run)
+
+    def _fit_baseline_or_scale(self, target: str, samples: Sequence[Sample], run: Run) -> None:
+        """Fit the baseline to energies; where there are none, take the scale from forces."""
+        labelled = [s for s in samples if energy_of(s) is not None]
         if labelled:
             self.fit_baseline(target, labelled, run)
             logger.info("Baseline of %s", describe_baseline(self, target))
@@ -219,7 +221,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
                 logger.warning("The energies of %r are of %s", target, mixed)
             return
         logger.warning("Baseline of %s", describe_baseline(self, target))
-        squares = [f.ravel() ** 2 for s in every if (f := forces_of(s)) is not None]
+        squares = [f.ravel() ** 2 for s in samples if (f := forces_of(s)) is not None]
         scale = float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else 0.0
         if scale > LEAST_SCALE:
             self.set_scale(target, scale)

@@ -22,12 +22,11 @@ from torch import nn
 from molfun.backbones.base import Features, Layer, Run
 from molfun.backbones.pet import targets
 from molfun.backbones.pet import weights as files
-from molfun.backbones.pet.atoms import AtomisticBackbone
+from molfun.backbones.pet.atoms import AtomisticBackbone, Readout
 from molfun.backbones.pet.baselines import energy_of, shifts_by_element
 from molfun.errors import CheckpointError, ConfigError
 from molfun.sample import Sample
-from molfun.strict import refuse_unknown
-from molfun.text import unknown_name
+from molfun.strict import check_choice, refuse_unknown
 from molfun.trunk import TrunkOutput
 
 HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layers")
@@ -102,28 +101,20 @@ class PETBackbone(AtomisticBackbone):
         description: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in (None, *DTYPES):
-            raise ConfigError(unknown_name("dtype", dtype, DTYPES))
-        if weights is not None:
-            given = {"config": config, "atomic_types": atomic_types}
-            useless = [key for key, value in given.items() if value is not None]
-            if useless:
-                raise ConfigError(
-                    f"{' and '.join(useless)} cannot be chosen with weights: the checkpoint says "
-                    f"what they are."
-                )
-            self.model = files.model_of(files.read_checkpoint(weights, trust=trust), weights)
-        else:
+        if dtype is not None:
+            check_choice("dtype", dtype, DTYPES)
+        if weights is None:
             hypers = complete_hypers(config)
             if description is None:
-                energy = targets.energy_info(unit)
-                info = targets.DatasetInfo("angstrom", list(atomic_types or DEFAULT_TYPES), {})
-                info.targets["energy"] = energy
+                info = _new_info(unit, atomic_types or DEFAULT_TYPES)
             else:
                 info = targets.dataset_info(description)
-            self.model = _build(hypers, info, seed)
-        if dtype is not None or weights is None:
-            self.model.backend.to(getattr(torch, dtype or DTYPES[0]))
+            self.model, dtype = _build(hypers, info, seed), dtype or DTYPES[0]
+        else:
+            _refuse_chosen(config=config, atomic_types=atomic_types)
+            self.model = files.model_of(files.read_checkpoint(weights, trust=trust), weights)
+        if dtype is not None:
+            self.model.backend.to(getattr(torch, dtype))
         if len(self.model.additive_models) > 1:
             raise ConfigError(
                 "This checkpoint adds a ZBL repulsion to the energy, which Molfun does not train "
@@ -134,10 +125,8 @@ class PETBackbone(AtomisticBackbone):
         self.single_dim = self.model.num_readout_layers * (self.model.d_node + self.model.d_pet)
         self._baselines: dict[str, Any] = {}
         unfitted = json.loads(self.model.metadata.extra.get(UNFITTED, "[]"))
-        fitted = [
-            name in self.targets and self._is_fitted(name) and name not in unfitted
-            for name in self._all_targets()
-        ]
+        energies = set(self.targets) - set(unfitted)
+        fitted = [name in energies and self._is_fitted(name) for name in self._all_targets()]
         self.register_buffer("baselines_fitted", torch.tensor(fitted))
 
     # --- input ---------------------------------------------------------------------------------
@@ -321,17 +310,9 @@ class PETBackbone(AtomisticBackbone):
     ) -> dict[str, torch.Tensor]:
         if self.readout is None:
             raise ConfigError("The backbone was not told which of its targets to give.")
-        name, readout = self.readout.target, self.readout
-        info = targets.energy_info(self.targets[name], forces=readout.forces, stress=readout.stress)
-        # fused attention has no second derivative; the backend avoids it in training mode
-        train = torch.is_grad_enabled() and self.model.backend.training
-        differentiates = readout.forces or readout.stress
-        with torch.enable_grad() if differentiates else contextlib.nullcontext():
-            block = evaluate_model(self.model, systems, {name: info}, is_training=train)[
-                name
-            ].block()
+        block = self._evaluated(systems, self.readout)
         sizes = batch["shape"][:, 0]
-        known = self._baseline(name)
+        known = self._baseline(self.readout.target)
         energies = known.energies.to(sizes.device)[batch["types"].long()]
         owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
         result = {
@@ -340,13 +321,13 @@ class PETBackbone(AtomisticBackbone):
             "scale": energies.new_full((len(sizes),), known.scale),
             "n_atoms": sizes,
         }
-        if readout.forces:
+        if self.readout.forces:
             forces = -block.gradient("positions").values[..., 0]
             if turns is not None:
                 # x was turned to x R, so a force f in the turned frame is f R^T
                 forces = (forces[:, None] @ turns.to(forces)[owner].mT)[:, 0]
             result["forces"] = _padded(forces, sizes)
-        if readout.stress:
+        if self.readout.stress:
             strain = block.gradient("strain").values[..., 0]
             if turns is not None:
                 around = turns.to(strain)
@@ -354,6 +335,16 @@ class PETBackbone(AtomisticBackbone):
             result["virial"] = strain
             result["volume"] = torch.linalg.det(batch["cell"]).abs()
         return result if torch.is_grad_enabled() else {k: v.detach() for k, v in result.items()}
+
+    def _evaluated(self, systems: Any, readout: Readout) -> Any:
+        """The energy of each system with its gradients, as metatensor's block."""
+        name, forces, stress = readout.target, readout.forces, readout.stress
+        info = targets.energy_info(self.targets[name], forces=forces, stress=stress)
+        # fused attention has no second derivative; the backend avoids it in training mode
+        train = torch.is_grad_enabled() and self.model.backend.training
+        with torch.enable_grad() if forces or stress else contextlib.nullcontext():
+            found = evaluate_model(self.model, systems, {name: info}, is_training=train)
+        return found[name].block()
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -423,6 +414,16 @@ class PETBackbone(AtomisticBackbone):
         return copy.eval()
 
 
+def _refuse_chosen(**given: Any) -> None:
+    """Refuse arguments that a file of weights decides."""
+    useless = [key for key, value in given.items() if value is not None]
+    if useless:
+        raise ConfigError(
+            f"{' and '.join(useless)} cannot be chosen with weights: the checkpoint says what they "
+            f"are."
+        )
+
+
 def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Hyperparameters of metatrain's default architecture, with changes.
 
@@ -435,6 +436,12 @@ def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
     config = dict(config or {})
     refuse_unknown("hyperparameter of PET", config, hypers)
     return {**hypers, **config}
+
+
+def _new_info(unit: str, atomic_types: Sequence[int]) -> Any:
+    """Describe a new model to metatrain: one energy, of these elements."""
+    energy = targets.energy_info(unit)
+    return targets.DatasetInfo("angstrom", list(atomic_types), {"energy": energy})
 
 
 def _build(hypers: dict[str, Any], info: Any, seed: int) -> Any:

@@ -56,49 +56,60 @@ def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list
     list of str
         Texts for warnings; none if nothing does, or there is nothing to compare with.
     """
-    known = [name for name in (target, *backbone.targets) if backbone.baseline_of(name) is not None]
-    forces = [forces_of(sample) for sample in samples]
-    if not known or not samples:
+    known = _compared_with(backbone, target)
+    if known is None or not samples:
         return []
-    tensors = [stress_of(sample) for sample in samples]
-    energies, predicted, stress = backbone.predicted(
+    forces = [forces_of(sample) for sample in samples]
+    stresses = [stress_of(sample) for sample in samples]
+    energies, predicted, predicted_stress = backbone.predicted(
         samples,
         run,
-        known[0],
+        known,
         forces=any(f is not None for f in forces),
-        stress=any(t is not None for t in tensors),
+        stress=any(s is not None for s in stresses),
     )
-    if not np.isfinite(energies).all():
-        n = int((~np.isfinite(energies)).sum())
-        return [f"The model predicts NaN for {n} of the first {len(samples)} structures."]
+    n_unusable = int((~np.isfinite(energies)).sum())
+    if n_unusable:
+        return [f"The model predicts NaN for {n_unusable} of the first {len(samples)} structures."]
     # all in the unit of the target
     unit = backbone.targets[target]
     here = backbone.per_ev(unit)
-    factor = here / backbone.per_ev(backbone.targets[known[0]])
-    pairs = [
-        (label, energy * factor, len(sample.atoms), str(sample.atoms.symbols.formula.reduce()[0]))
-        for sample, energy in zip(samples, energies, strict=True)
+    factor = here / backbone.per_ev(backbone.targets[known])
+    pairs = _labelled_energies(samples, energies * factor)
+    compared = _compare_forces(_labelled(forces, predicted, factor))
+    volumes = [s.atoms.cell.volume for s, t in zip(samples, stresses, strict=True) if t is not None]
+    texts = [
+        _doubt_energies(target, known, unit, here, pairs, compared),
+        _doubt_forces(unit, here, compared),
+        _doubt_stress(unit, here, _labelled(stresses, predicted_stress, factor), volumes),
+    ]
+    return list(filter(None, texts))
+
+
+def _compared_with(backbone: Any, target: str) -> str | None:
+    """The energy whose predictions labels can be held against: the target, or an older one."""
+    names = (target, *backbone.targets)
+    return next((name for name in names if backbone.baseline_of(name) is not None), None)
+
+
+def _labelled_energies(
+    samples: Sequence[Any], predicted: np.ndarray
+) -> list[tuple[float, float, int, str]]:
+    """Label, prediction, number of atoms and reduced formula of each structure with a label."""
+    return [
+        (label, float(energy), len(sample.atoms), str(sample.atoms.symbols.formula.reduce()[0]))
+        for sample, energy in zip(samples, predicted, strict=True)
         if (label := energy_of(sample)) is not None
     ]
-    # nothing was predicted where no structure has forces
-    both = [
-        (label.ravel(), found.ravel() * factor)
-        for label, found in zip(forces, predicted, strict=False)
-        if label is not None
-    ]
-    three = [
-        (label.ravel(), found.ravel() * factor, float(sample.atoms.cell.volume))
-        # as for forces: nothing was predicted where no structure has a stress
-        for label, found, sample in zip(tensors, stress, samples, strict=False)
-        if label is not None
-    ]
-    compared = _compare_forces(both)
-    texts = [
-        _doubt_energies(target, known[0], unit, here, pairs, compared),
-        _doubt_forces(unit, here, compared),
-        _doubt_stress(unit, here, three),
-    ]
-    return [text for text in texts if text is not None]
+
+
+def _labelled(
+    labels: Sequence[np.ndarray | None], predicted: Sequence[np.ndarray], factor: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels and predictions of the structures that have a label, flat and in one unit."""
+    # nothing was predicted where no structure has a label
+    pairs = zip(labels, predicted, strict=False)
+    return [(label.ravel(), found.ravel() * factor) for label, found in pairs if label is not None]
 
 
 def _doubt_energies(
@@ -186,34 +197,40 @@ def _doubt_forces(unit: str, here: float, compared: tuple[float, float] | None) 
 
 
 def _doubt_stress(
-    unit: str, here: float, found: Sequence[tuple[np.ndarray, np.ndarray, float]]
+    unit: str,
+    here: float,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    volumes: Sequence[float],
 ) -> str | None:
     """Say why labels may not be stress, from how they vary with predictions."""
-    if len(found) < FEW:
+    if len(pairs) < FEW:
         return None
-    labels, expected, volumes = (np.array(column) for column in zip(*found, strict=True))
-    if _match(labels / volumes[:, None], expected) == "against":
+    labels, expected = (np.array(column) for column in zip(*pairs, strict=True))
+    if _match(labels / np.array(volumes)[:, None], expected) == "against":
         return (
             f"The stress is of the other sign than what the model predicts, and times the volume "
             f"as large: these are probably virials ({unit}). Name them with virial_key "
             f"(--virial-key)."
         )
-    for name, factor in (("", 1.0), *PRESSURES.items()):
-        match = _match(labels / (factor / here if name else 1.0), expected)
+    times = {"": 1.0, **{name: factor / here for name, factor in PRESSURES.items()}}
+    for name, factor in times.items():
+        match = _match(labels / factor, expected)
         if match == "against":
             what = f" in {name}" if name else ""
             return (
                 f"The stress is of the other sign than what the model predicts: it is probably a "
                 f"pressure{what}. Stress is positive under tension, in {unit}/angstrom^3."
             )
-        if match == "alike" and name:
-            return (
-                f"The stress is {factor / here:.4g} times as large as what the model predicts: it "
-                f"is probably in {name}. Divide it by that, for {unit}/angstrom^3."
-            )
         if match == "alike":
-            return None
+            return _other_pressure(name, factor, unit) if name else None
     return None
+
+
+def _other_pressure(name: str, factor: float, unit: str) -> str:
+    return (
+        f"The stress is {factor:.4g} times as large as what the model predicts: it is probably in "
+        f"{name}. Divide it by that, for {unit}/angstrom^3."
+    )
 
 
 def _match(labels: np.ndarray, expected: np.ndarray) -> str | None:

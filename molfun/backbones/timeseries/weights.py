@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
 from molfun._paths import as_path
-from molfun.backbones.state_dicts import fit_keys, shape_conflicts
+from molfun.backbones.state_dicts import fit_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -24,7 +25,7 @@ ENCODER_VERSION = 3
 """Version of the ``.pt`` layout: encoder_state_dict, encoder_config, version."""
 SCALE = ("input_mean", "input_std", "inputs_fitted")
 """What belongs to the backbone beside the encoder."""
-_PREFIXES = ("model.", "module.", "backbone.")
+_PREFIXES = re.compile(r"^(model\.)?(module\.)?(backbone\.)?")
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,10 @@ def read_weights(path: str | Path) -> StoredWeights:
 
 def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """Weights of the encoder under the backbone's names; those of objectives are left out."""
-    plain = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor)}
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in plain.items():
-        own = name
-        for prefix in _PREFIXES:
-            own = own.removeprefix(prefix)
-        if own.startswith("encoder.") or own in SCALE:
-            found[own] = tensor
-    if not found and plain and not any("." in n and n.split(".")[0] == "head" for n in plain):
+    plain = tensors_in(tensors)
+    named = {_PREFIXES.sub("", name): tensor for name, tensor in plain.items()}
+    found = {n: t for n, t in named.items() if n.startswith("encoder.") or n in SCALE}
+    if not found and not any(name.startswith("head.") for name in plain):
         found = {f"encoder.{name}": tensor for name, tensor in plain.items()}
     if not found:
         raise CheckpointError(f"{path} holds no weights of an encoder.")
