@@ -29,7 +29,9 @@ from molfun.data.atoms_labels import (
     unused_labels,
     volume_of,
 )
-from molfun.data.base import SampleDataset
+from molfun.data.base import TableDataset
+from molfun.data.labels import objects
+from molfun.data.tables import Table
 from molfun.errors import DataError
 from molfun.sample import Sample, is_missing
 from molfun.text import counted, listing, nearest
@@ -40,7 +42,7 @@ SAME_ENERGY = 1e-6
 """Difference below which two energies of one structure are the same."""
 
 
-class AtomsDataset(SampleDataset):
+class AtomsDataset(TableDataset):
     """``ase.Atoms`` with labels, as a map-style data set.
 
     Make one with `from_files` or `from_atoms`. Works with ``torch.utils.data.DataLoader`` and
@@ -86,14 +88,21 @@ class AtomsDataset(SampleDataset):
         n = len(atoms)
         self._atoms = list(atoms)
         self._origins = [""] * n if origins is None else list(origins)
-        self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
-        places = self._origins if origins is not None else self._ids
-        self._targets = self._carried(places) if targets is None else list(targets)
-        self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
-        self._columns = dict(columns or {})
+        names = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
+        places = names if origins is None else self._origins
+        labels = self._carried(places) if targets is None else list(targets)
+        given = {"targets": labels, "ids": names, "origins": self._origins, **(metadata or {})}
+        wrong = {name: len(values) for name, values in given.items() if len(values) != n}
+        if wrong:
+            raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
+        table = Table(
+            path=Path("structures"),
+            ids=names,
+            targets=objects(self._settled(labels, places)),
+            metadata=pd.DataFrame(metadata or {}),
+        )
+        super().__init__(table, columns=columns)
         self.label_shape: LabelShape | None = None
-        self._check_lengths()
-        self._settle(places)
 
     def _carried(self, places: Sequence[str]) -> list[Any]:
         """Take the labels that the structures carry; warn of others."""
@@ -102,30 +111,19 @@ class AtomsDataset(SampleDataset):
         _say(unused_labels(self._atoms, found, KEYS, IN_MEMORY))
         return [label or None for label in labels]
 
-    def _check_lengths(self) -> None:
-        n = len(self._atoms)
-        lengths: dict[str, list[Any]] = {
-            "targets": self._targets,
-            "ids": self._ids,
-            "origins": self._origins,
-            **self._metadata,
-        }
-        wrong = {name: len(values) for name, values in lengths.items() if len(values) != n}
-        if wrong:
-            raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
-
-    def _settle(self, places: Sequence[str]) -> None:
-        """Bring labels by name into their form; say which stress cannot be used."""
-        problems = []
-        for i, target in enumerate(self._targets):
-            if not isinstance(target, Mapping) or not set(target) <= set(KINDS):
+    def _settled(self, labels: Sequence[Any], places: Sequence[str]) -> list[Any]:
+        """Bring labels by name into their form, or refuse all that cannot be brought there."""
+        settled, problems = list(labels), []
+        for i, label in enumerate(labels):
+            if not isinstance(label, Mapping) or not set(label) <= set(KINDS):
                 continue
-            given = {kind: value for kind, value in target.items() if value is not None}
+            given = {kind: value for kind, value in label.items() if value is not None}
             try:
-                self._targets[i] = as_label(given, self._atoms[i])
+                settled[i] = as_label(given, self._atoms[i])
             except DataError as error:
                 problems.append(f"{places[i]}: {error}")
         raise_for(problems, "cannot be used")
+        return settled
 
     @classmethod
     def from_atoms(
@@ -224,7 +222,7 @@ class AtomsDataset(SampleDataset):
 
     def _refuse_unlabelled(self) -> None:
         """Refuse structures without any label."""
-        bare = [p for p, t in zip(self._origins, self._targets, strict=True) if not _labelled(t)]
+        bare = [p for p, t in zip(self._origins, self.targets, strict=True) if not _labelled(t)]
         if bare:
             names = names_in([columns_of(a) for a in self._atoms])
             raise DataError(
@@ -276,8 +274,8 @@ class AtomsDataset(SampleDataset):
         return Sample(
             id=self.ids[index],
             atoms=self._atoms[index],
-            target=self._targets[index],
-            metadata={key: values[index] for key, values in self._metadata.items()},
+            target=self._table.targets[index],
+            metadata=self.row(index),
             origin=self._origins[index],
         )
 
@@ -286,14 +284,9 @@ class AtomsDataset(SampleDataset):
         return f"AtomsDataset({counted(len(self), 'structure')}, {counted(n, 'atom')})"
 
     @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-        return self._ids
-
-    @property
     def targets(self) -> list[Any]:
         """Labels in order."""
-        return list(self._targets)
+        return list(self._table.targets)
 
     @property
     def atoms(self) -> list[Any]:
@@ -304,11 +297,6 @@ class AtomsDataset(SampleDataset):
     def origins(self) -> list[str]:
         """Where each was read; empty texts where that is not known."""
         return list(self._origins)
-
-    @property
-    def metadata(self) -> pd.DataFrame:
-        """Further columns, a row each."""
-        return pd.DataFrame(self._metadata, index=range(len(self)))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -324,23 +312,9 @@ class AtomsDataset(SampleDataset):
         """How labels are read, for a checkpoint."""
         return {"kind": "atoms", **self._columns}
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> AtomsDataset:
-        """The structures at these positions."""
-        rows = self.places(indices)
-
-        def take(values: Sequence[Any]) -> list[Any]:
-            return [values[i] for i in rows]
-
-        part = AtomsDataset(
-            take(self._atoms),
-            take(self._targets),
-            ids=take(self.ids),
-            metadata={key: take(values) for key, values in self._metadata.items()},
-            origins=take(self._origins),
-            columns=self._columns,
-        )
-        part.label_shape = self.label_shape
-        return part
+    def _take(self, places: np.ndarray) -> None:
+        self._atoms = [self._atoms[i] for i in places]
+        self._origins = [self._origins[i] for i in places]
 
 
 def _given(**names: str | None) -> dict[str, str]:

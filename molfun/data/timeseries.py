@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +20,7 @@ from molfun._paths import as_path
 from molfun.data import trajectories
 from molfun.data.base import TableDataset
 from molfun.data.clusters import union
-from molfun.data.sequences import Labels, label_array
+from molfun.data.labels import Labels, label_array
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table
 from molfun.data.timeseries_files import RESERVED, SeriesTable, from_values, read_numpy
@@ -33,7 +34,7 @@ from molfun.data.timeseries_spans import (
 from molfun.data.timeseries_tables import TEMPLATE, Layout, TableFormat, read_series_table
 from molfun.data.timeseries_ts import read_ts
 from molfun.errors import ConfigError, DataError
-from molfun.sample import Sample, SampleBatch, is_missing
+from molfun.sample import Sample, SampleBatch
 from molfun.strict import check_choice
 from molfun.text import counted, listing, unknown_name
 
@@ -66,8 +67,6 @@ class TimeSeriesDataset(TableDataset):
         (frames, features) float32, NaN where nothing was observed.
     feature_names
         Names of the features.
-    spans
-        The part of a series that each sample is; by default each sample is a whole series.
     max_length
         Frames kept of each sample, from the start.
     columns
@@ -85,25 +84,29 @@ class TimeSeriesDataset(TableDataset):
         series: Sequence[Float32[np.ndarray, "frames features"]],
         *,
         feature_names: Sequence[str],
-        spans: Spans | None = None,
         max_length: int | None = None,
         columns: Mapping[str, Any] | None = None,
         named: bool = True,
     ) -> None:
-        if max_length is not None and max_length < 1:
-            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
+        super().__init__(table, max_length=max_length, columns=columns)
         self._series = list(series)
-        spans = whole(self._series) if spans is None else spans
-        if max_length is not None:
-            stop = np.minimum(spans.stop, spans.start + max_length)
-            spans = Spans(series=spans.series, start=spans.start, stop=stop)
-        self._spans = spans
-        super().__init__(_placed(table, spans))
         self.feature_names = list(feature_names)
-        self.max_length = max_length
-        self._columns = dict(columns or {})
         self._named = named
+        spans = whole(self._series)
+        stop = spans.start + self._cropped(spans.stop)
+        self._place(table, replace(spans, stop=stop))
+
+    def _place(self, table: Table, spans: Spans) -> None:
+        """Make samples of parts of the series, which are kept as far as they are needed."""
+        needed, places = np.unique(spans.series, return_inverse=True)
+        self._series = [self._series[place] for place in needed]
+        self._spans = replace(spans, series=places)
         self._digests: dict[int, str] = {}
+        metadata = table.metadata.copy()
+        if "group" not in metadata.columns:
+            metadata["group"] = pd.Series(table.ids, dtype=object)
+        metadata["start"] = spans.start
+        self._table = replace(table, metadata=metadata)
 
     # Readers
 
@@ -427,15 +430,12 @@ class TimeSeriesDataset(TableDataset):
 
     def __getitem__(self, index: int) -> Sample:
         index = self.place(index)
-        target = self.targets[index]
-        if isinstance(target, np.floating):
-            target = float(target)
         values = self._values(index)
         mask = ~np.isnan(values)
         return Sample(
             id=self.ids[index],
             features={"timeseries": np.where(mask, values, np.float32(0)), "mask": mask},
-            target=None if is_missing(target) else target,
+            target=self._label(index),
             metadata=self.row(index),
             origin=self._table.origin(index),
         )
@@ -466,16 +466,6 @@ class TimeSeriesDataset(TableDataset):
     def groups(self) -> list[str]:
         """Subject or trajectory of each sample: what a split must not part."""
         return [str(group) for group in self.metadata["group"]]
-
-    @property
-    def id_name(self) -> str:
-        """Column of the ids."""
-        return str(self._columns.get("id_column") or "id")
-
-    @property
-    def target_name(self) -> str:
-        """Column of the labels."""
-        return str(self._columns.get("target_column") or "target")
 
     @property
     def input_settings(self) -> dict[str, Any]:
@@ -529,10 +519,8 @@ class TimeSeriesDataset(TableDataset):
 
     # Parts
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> TimeSeriesDataset:
-        """Samples at `indices`, in that order; the arrays are shared."""
-        chosen = np.asarray(self.places(indices), np.int64)
-        return self._with(self._table.take(chosen), self._spans.take(chosen))
+    def _take(self, places: Int64[np.ndarray, "kept"]) -> None:
+        self._place(self._table, self._spans.take(places))
 
     def with_features(self, names: Sequence[str]) -> TimeSeriesDataset:
         """The same samples with some of their features, in the order of `names`.
@@ -554,15 +542,12 @@ class TimeSeriesDataset(TableDataset):
             if name not in self.feature_names:
                 raise DataError(unknown_name("feature", name, self.feature_names))
         places = [self.feature_names.index(name) for name in names]
-        return TimeSeriesDataset(
-            self._table,
-            [series[:, places] for series in self._series],
-            feature_names=names,
-            spans=self._spans,
-            max_length=self.max_length,
-            columns={**self._columns, "feature_columns": list(names)},
-            named=self._named,
-        )
+        part = copy(self)
+        part._series = [series[:, places] for series in self._series]
+        part._digests = {}
+        part.feature_names = list(names)
+        part._columns = {**self._columns, "feature_columns": list(names)}
+        return part
 
     def windows(
         self,
@@ -625,9 +610,11 @@ class TimeSeriesDataset(TableDataset):
         names = [f"{name}@{first}" for name, first in zip(table.ids, start.tolist(), strict=True)]
         table.metadata["series"] = pd.Series(table.ids, dtype=object)
         targets = table.targets if label == "keep" else label_array([None] * len(parent))
-        cut = replace(table, ids=names, targets=targets)
         how = {"length": length, "stride": stride, "drop_short": drop_short, "label": label}
-        return self._with(cut, spans, {"windows": how})
+        cut = copy(self)
+        cut._place(replace(table, ids=names, targets=targets), spans)
+        cut._columns = {**self._columns, "windows": how}
+        return cut
 
     def split(
         self, val_frac: float = 0.1, test_frac: float = 0.1, seed: int = 42
@@ -661,21 +648,6 @@ class TimeSeriesDataset(TableDataset):
         """
         return DataSplitter.by_group(
             self, "group", val_frac=val_frac, test_frac=test_frac, seed=seed
-        )
-
-    def _with(
-        self, table: Table, spans: Spans, columns: Mapping[str, Any] | None = None
-    ) -> TimeSeriesDataset:
-        """The same series, as far as they are needed, with other samples of them."""
-        needed, places = np.unique(spans.series, return_inverse=True)
-        return TimeSeriesDataset(
-            table,
-            [self._series[place] for place in needed],
-            feature_names=self.feature_names,
-            spans=Spans(series=places, start=spans.start, stop=spans.stop),
-            max_length=self.max_length,
-            columns={**self._columns, **(columns or {})},
-            named=self._named,
         )
 
 
@@ -772,15 +744,6 @@ def _readers() -> dict[str, Callable[..., TimeSeriesDataset]]:
     kind = TimeSeriesDataset
     tables = dict.fromkeys((".csv", ".tsv", ".txt", ".parquet", ".pq"), kind.from_csv)
     return {**tables, ".ts": kind.from_ts, ".npy": kind.from_numpy, ".npz": kind.from_numpy}
-
-
-def _placed(table: Table, spans: Spans) -> Table:
-    """The table with the group and the first frame of each sample."""
-    metadata = table.metadata.copy()
-    if "group" not in metadata.columns:
-        metadata["group"] = pd.Series(table.ids, dtype=object)
-    metadata["start"] = spans.start
-    return replace(table, metadata=metadata)
 
 
 def _shared_groups(one: TimeSeriesDataset, other: TimeSeriesDataset) -> list[str]:

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from molfun._limits import Limit
-from molfun.data import tables
+from molfun.data.cells import id_problem, repeated_ids
+from molfun.data.labels import label_array, parse_number
 from molfun.data.npz import read_npy, read_npz
-from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing, unknown_name
@@ -109,7 +109,6 @@ def from_values(
         ids=names,
         targets=_targets(labels, n),
         metadata=pd.DataFrame(columns, index=range(n)),
-        lines=list(range(1, n + 1)),
         word="" if path.suffix == "" else "series",
     )
     return SeriesTable(
@@ -148,9 +147,7 @@ def _checked_series(
     path: Path,
 ) -> list[np.ndarray]:
     """Arrays as float32 with NaN where they are masked, or one error with all that is wrong."""
-    problems = [
-        f"the id {name!r} {problem}" for name in ids if (problem := tables.id_problem(name))
-    ]
+    problems = [f"the id {name!r} {problem}" for name in ids if (problem := id_problem(name))]
     problems += repeated_ids(ids)
     series: list[np.ndarray] = []
     for index, (name, raw) in enumerate(zip(ids, arrays, strict=True)):
@@ -229,12 +226,6 @@ def numbered(n: int) -> list[str]:
     return [f"series_{i}" for i in range(1, n + 1)]
 
 
-def repeated_ids(ids: Sequence[str]) -> list[str]:
-    """A line of text for each id that comes more than once."""
-    counts = Counter(ids)
-    return [f"the id {name!r} comes more than once" for name, n in counts.items() if n > 1]
-
-
 def _column(values: Iterable[Any]) -> pd.Series:
     """A column of metadata: numbers as they are, everything else as objects."""
     column = pd.Series(list(values))
@@ -254,7 +245,7 @@ def parse_value(text: str) -> tuple[float, str | None]:
     """
     if text.casefold() in ABSENT:
         return math.nan, None
-    value, problem = tables.parse_number(text)
+    value, problem = parse_number(text)
     if abs(value) > LARGEST_VALUE:
         return math.nan, f"is beyond {LARGEST_VALUE:g}, the largest number of float32"
     # labels have a narrower range than values
