@@ -118,20 +118,23 @@ class Cells:
         fit
             Takes a row and its label; gives the label that fits it, or what is wrong.
         """
-        labels: list[Any] = []
-        unused: list[str] = []
+        labels, problems = [], []
         for row, text in enumerate(self.column_or_blank(column)):
             label, problem = parse(text) if text or required else (None, None)
             if fit is not None and problem is None and label is not None:
                 label, problem = fit(row, label)
             if problem:
-                bad = self.problems if required else unused
-                bad.append(f"{self.where(row)}, column {column}: {shown(text)} {problem}")
+                problems.append(f"{self.where(row)}, column {column}: {shown(text)} {problem}")
             labels.append(None if problem else label)
-        if unused:
-            n = counted(len(unused), "label")
-            logger.warning("%s: %s not used:\n%s", self.path, n, listing(unused, 3))
+        self._note_labels(problems, required=required)
         return labels
+
+    def _note_labels(self, problems: list[str], *, required: bool) -> None:
+        if required:
+            self.problems += problems
+        elif problems:
+            n = counted(len(problems), "label")
+            logger.warning("%s: %s not used:\n%s", self.path, n, listing(problems, 3))
 
     def require(self, needed: Sequence[str]) -> None:
         """Refuse a table without the columns `needed`, or with a column twice.
@@ -141,21 +144,20 @@ class Cells:
         TableError
             With the columns there are and the nearest name.
         """
-        repeated = [name for name, count in Counter(self.header).items() if count > 1 and name]
-        if repeated:
-            raise TableError(
-                f"{self.path} has the column {repeated[0]!r} more than once. Rename or remove one."
-            )
+        for name, count in Counter(filter(None, self.header)).most_common(1):
+            if count > 1:
+                raise TableError(
+                    f"{self.path} has the column {name!r} more than once. Rename or remove one."
+                )
         # a table written with its row numbers has a first column without a name
         self.header = [name or f"column_{i}" for i, name in enumerate(self.header, start=1)]
         missing = [name for name in needed if name not in self.header]
         if missing:
-            found = ", ".join(repr(name) for name in self.header[:30])
             hints = "".join(_nearest_column(name, self.header) for name in missing)
             raise TableError(
-                f"{self.path} has no column {' and '.join(map(repr, missing))}; found {found}."
-                f"{hints} Rename the column, or say what yours is called: target_column=... "
-                f"(--target-column) and so on."
+                f"{self.path} has no column {' and '.join(map(repr, missing))}; found "
+                f"{', '.join(map(repr, self.header[:30]))}.{hints} Rename the column, or say what "
+                f"yours is called: target_column=... (--target-column) and so on."
             )
 
     def raise_problems(self) -> None:

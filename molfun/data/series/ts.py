@@ -11,8 +11,7 @@ import numpy as np
 
 from molfun.data.cells import read_text
 from molfun.data.labels import label_array, parse_number
-from molfun.data.tables import Table
-from molfun.data.timeseries_files import (
+from molfun.data.series.arrays import (
     MAX_VALUES,
     SeriesTable,
     checked_names,
@@ -21,6 +20,7 @@ from molfun.data.timeseries_files import (
     parse_values,
     warn_uneven,
 )
+from molfun.data.tables import Table
 from molfun.errors import DataError
 from molfun.text import counted, few, listing, shown, unknown_name
 

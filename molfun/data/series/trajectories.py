@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,8 +24,8 @@ from molfun._paths import as_path
 from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import typed
 from molfun.data.labels import Labels, label_parser
-from molfun.data.timeseries_files import MAX_VALUES, SeriesTable, from_values
-from molfun.data.trajectory_features import INSTALL, MAKERS, Part, System, selection_distances
+from molfun.data.series.arrays import MAX_VALUES
+from molfun.data.series.observables import INSTALL, MAKERS, Part, System, selection_distances
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.strict import refuse_unknown
 from molfun.text import counted, first_line, listing, shown, unknown_name
@@ -201,8 +200,13 @@ def read_all(
     *,
     labels: Labels = "number",
     options: Mapping[str, Any],
-) -> SeriesTable:
-    """Observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
+) -> tuple[dict[str, Any], Cells | None]:
+    """Compute observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
+
+    Returns
+    -------
+    tuple
+        Arguments of `TimeSeriesDataset.from_arrays`, and the table if they were read from one.
 
     Raises
     ------
@@ -223,18 +227,16 @@ def read_all(
     found = [observables(row.topology, row.trajectory, **options) for row in rows]
     names = _names_of_all(found)
     _warn_differences(rows, found, names)
-    table = from_values(
-        [_aligned(one, names) for one in found],
-        labels=[row.label for row in rows],
-        ids=[row.id for row in rows],
-        groups=[row.group_or_id for row in rows],
-        feature_names=names,
-        metadata={**extra, "frame_ps": [one.time_step for one in found]},
-        path=path,
-    )
-    if cells is None:
-        return table
-    return replace(table, table=replace(table.table, lines=cells.lines, word=cells.word))
+    given = {
+        "timeseries": [_aligned(one, names) for one in found],
+        "labels": [row.label for row in rows],
+        "ids": [row.id for row in rows],
+        "groups": [row.group_or_id for row in rows],
+        "feature_names": names,
+        "metadata": {**extra, "frame_ps": [one.time_step for one in found]},
+        "path": path,
+    }
+    return given, cells
 
 
 # Files

@@ -18,15 +18,15 @@ import pandas as pd
 from molfun.data.cells import Cells, read_cells, repeated_ids
 from molfun.data.columns import typed
 from molfun.data.labels import Labels, label_array, label_parser, parse_number
-from molfun.data.tables import Table
-from molfun.data.timeseries_files import (
+from molfun.data.series.arrays import (
     SeriesTable,
     numbered,
     parse_times,
     parse_values,
     warn_uneven,
 )
-from molfun.data.timeseries_suspects import Rows, kind_of_name
+from molfun.data.series.suspects import Rows, kind_of_name
+from molfun.data.tables import Table
 from molfun.errors import ConfigError, TableError
 from molfun.text import counted, listing, names_in, shown
 
@@ -182,7 +182,7 @@ class _TableReader:
     # Long
 
     def read_long(self) -> SeriesTable:
-        """One row a time step."""
+        """Read one row per time step."""
         ids = self.cells.ids(str(self.form.id_column))
         times = self._numbers(self.form.time_column, parse_times)
         others = self._others()
@@ -199,10 +199,8 @@ class _TableReader:
         targets = self._targets(first, code)
         groups = self._constant(self.group, first, code) if self.group else None
         self._check_observed(values, code, list(names), first)
-        self.cells.raise_problems()
         rows = Rows(code=code, times=times, labels=targets.tolist(), names=features)
-        self._refuse_suspects(rows.suspects(dict(zip(features, values.T, strict=True))), features)
-
+        self._refuse_suspects(rows, values)
         cuts = np.flatnonzero(np.diff(code[order])) + 1
         warn_uneven(self.cells.path, np.split(times[order], cuts))
         same = self._same_within([n for n in others if n not in features], first, code)
@@ -271,12 +269,10 @@ class _TableReader:
         targets = self._targets(rows, rows)
         groups = self.cells.column(self.group) if self.group else None
         self._check_observed(values.reshape(n, -1), rows, ids, rows)
-        self.cells.raise_problems()
         grid = np.repeat(rows, len(times))
-        of_rows = Rows(code=grid, times=np.tile(times, n), labels=targets.tolist(),
-                       names=list(places))  # fmt: skip
-        flat = dict(zip(places, values.reshape(len(grid), -1).T, strict=True))
-        self._refuse_suspects(of_rows.suspects(flat), list(places))
+        labels = targets.tolist()
+        steps = Rows(code=grid, times=np.tile(times, n), labels=labels, names=list(places))
+        self._refuse_suspects(steps, values.reshape(len(grid), -1))
         warn_uneven(self.cells.path, [times])
         extra = [name for name in self._others() if name not in used]
         return SeriesTable(
@@ -350,11 +346,12 @@ class _TableReader:
 
     # Both
 
-    def _refuse_suspects(self, reasons: Mapping[str, str], features: Sequence[str]) -> None:
+    def _refuse_suspects(self, rows: Rows, values: Float64[np.ndarray, "rows features"]) -> None:
         """Refuse what may be no measurement, unless the user named the features."""
+        reasons = rows.suspects(dict(zip(rows.names, values.T, strict=True)))
         if self.form.feature_columns is not None or not reasons:
             return
-        others = [name for name in features if name not in reasons]
+        others = [name for name in rows.names if name not in reasons]
         lines = [f"{name!r} {reason}" for name, reason in reasons.items()]
         if others:
             flag, more = shlex.quote(",".join(others)), "; add those of the above"
@@ -383,12 +380,14 @@ class _TableReader:
     def _check_observed(
         self, values: np.ndarray, code: np.ndarray, ids: Sequence[str], first: np.ndarray
     ) -> None:
+        """Refuse series without any value, and all else that was noted."""
         seen = np.zeros(len(first), bool)
         np.logical_or.at(seen, code, ~np.isnan(values).all(axis=1))
         self.cells.problems += [
             f"{self.cells.where(int(first[i]))}: {ids[i]!r} has no observed value"
             for i in np.flatnonzero(~seen).tolist()
         ]
+        self.cells.raise_problems()
 
     def _table(
         self,
