@@ -10,7 +10,7 @@ from molfun.registry import Registry
 
 
 class GuideRegistry:
-    """One of Molfun's registries, into which classes of the guide's form may be put, too.
+    """One of Molfun's registries, which also takes classes of the guide's form.
 
     Such a class is wrapped on the way in, so that everything else in Molfun finds what it expects
     under that name; on the way out it is the class again. There is one list of names.

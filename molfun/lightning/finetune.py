@@ -46,10 +46,10 @@ class FineTuneModule(TimeSeriesModule):
     Labels are class numbers from 0, (batch, classes) zeros and ones for multilabel tasks, numbers
     for regression; NaN where there is none.
 
-    Logged are ``train/loss_step``; and once an epoch, for ``train``, ``val`` and ``test``, ``loss``
-    and all metrics of the task, over everything the epoch saw, in all processes: accuracy, f1,
+    Logged are ``train/loss_step``; and once per epoch ``loss`` and all metrics of the task, for
+    ``train``, ``val`` and ``test``, over everything the epoch saw, in all processes: accuracy, f1,
     auroc, auprc and others of classes, rmse, mae, r2 and others of numbers. Where a metric is not
-    defined (one class only) it is NaN. With a scheduler ``lr`` is logged, too.
+    defined (one class only) it is NaN. With a scheduler ``lr`` is logged as well.
 
     Parameters
     ----------
@@ -105,15 +105,9 @@ class FineTuneModule(TimeSeriesModule):
         self._random = stored is None
         self._trains: frozenset[str] = frozenset()
         self._averages = False
-        self._seen: dict[str, list[Evaluation]] = {"train": [], "eval": []}
         width = self.settings.encoder.get("d_input")
         if stored is not None or width:
             self._build(width, stored)
-
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        """What section ``training`` has for ``lightning.pytorch.Trainer``."""
-        return self.settings.training.trainer_options
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -174,9 +168,8 @@ class FineTuneModule(TimeSeriesModule):
         self._set_up_epoch()
 
     def on_train_epoch_start(self) -> None:
-        """Gradual unfreezing."""
+        """Begin an epoch, and unfreeze the encoder where it is time."""
         super().on_train_epoch_start()
-        self._seen["train"] = []
         self._set_up_epoch()
 
     def on_fit_start(self) -> None:
@@ -229,24 +222,7 @@ class FineTuneModule(TimeSeriesModule):
         names = ("timeseries", "mask", "padding_mask")
         return {n: batch[n].to(device) for n in names if batch.get(n) is not None}
 
-    def forward(
-        self,
-        timeseries: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """``logits`` and ``probs`` of the classes, or ``prediction`` in the units of the labels.
-
-        Parameters
-        ----------
-        timeseries
-            (batch, time, features).
-        mask
-            The same shape, True where a value was observed; None means where it is not NaN.
-        padding_mask
-            (batch, time), False for padding; None means no padding.
-        """
-        batch = {"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask}
+    def _output(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         inputs = Inputs(ids=[], targets=[], features=self._features(batch))
         outputs = self._runner().outputs(inputs)
         predicted = self.task.predictions(outputs)
@@ -259,7 +235,7 @@ class FineTuneModule(TimeSeriesModule):
         backbone, head = self._need_backbone(), self._need_head()
         return SupervisedRunner(backbone, head, self.task, device=self.device)
 
-    def _inputs(self, batch: Mapping[str, Any]) -> Inputs:
+    def _for_runner(self, batch: Mapping[str, Any]) -> Inputs:
         """A batch with its labels.
 
         Raises
@@ -288,7 +264,7 @@ class FineTuneModule(TimeSeriesModule):
     def fit_labels(self, labels: torch.Tensor) -> None:
         """Learn class weights and the scale of labels, the first time only.
 
-        `trainer.fit` does so by itself.
+        `trainer.fit` calls it.
 
         Parameters
         ----------
@@ -314,10 +290,8 @@ class FineTuneModule(TimeSeriesModule):
                 found = [label_of(batch).detach().cpu() for batch in batches]
             self.fit_labels(torch.cat(found))
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
-        inputs, runner = self._inputs(batch), self._runner()
+    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Evaluation]:
+        inputs, runner = self._for_runner(batch), self._runner()
         outputs = runner.outputs(inputs)
         total, count = runner.loss(inputs, outputs)
         sizes = [1] * len(inputs.ids)
@@ -328,50 +302,25 @@ class FineTuneModule(TimeSeriesModule):
             loss_total=float(total.detach()),
             loss_count=count,
         )
-        self._seen["train"].append(result)
-        loss = total / max(count, 1)
-        self._log_step(loss, len(inputs.ids))
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
-        result = self._runner().evaluate([self._inputs(batch)])
-        self._seen["eval"].append(result)
-        return torch.tensor(result.loss)
+        return total / max(count, 1), result
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
         """Mean loss of a batch."""
-        return self.validation_step(batch, batch_idx)
+        del batch_idx
+        return self._measure("test", batch)
 
     # --- epochs --------------------------------------------------------------------------------
 
-    def on_train_epoch_end(self) -> None:
-        """Log what the epoch gave."""
-        self._log_evaluation("train", self._seen["train"])
-
-    def on_validation_epoch_start(self) -> None:
-        """Count anew."""
-        self._seen["eval"] = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what validation gave."""
-        self._log_evaluation("val", self._seen["eval"])
-
     def on_test_epoch_start(self) -> None:
-        """Count anew."""
-        self._seen["eval"] = []
+        """Forget the test before."""
+        self._seen["test"] = []
 
     def on_test_epoch_end(self) -> None:
-        """Log what the test gave."""
-        self._log_evaluation("test", self._seen["eval"])
-
-    def _log_evaluation(self, stage: str, own: list[Evaluation]) -> None:
-        whole = Evaluation.joined(self._ranks().gather(Evaluation.joined(own)))
-        self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
+        """Log metrics over the test set."""
+        self._log_evaluation("test")
 
     def configure_callbacks(self) -> list[Any]:
-        """Early stopping, where ``early_stopping_patience`` asks for it."""
+        """Return early stopping, where ``early_stopping_patience`` asks for it."""
         training = self.settings.training
         monitor, patience = training.early_stopping_monitor, training.early_stopping_patience
         if monitor is None or patience is None:
@@ -392,7 +341,7 @@ class FineTuneModule(TimeSeriesModule):
         checkpoint[STATE] = {"task": self.task.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the modules where needed, and put that back.
+        """Make the modules where needed, and restore their state.
 
         Raises
         ------

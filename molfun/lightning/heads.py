@@ -24,7 +24,7 @@ Pooling = Literal["mean", "cls", "none"]
 
 @dataclass
 class TaskHeadConfig:
-    """What a head is told: section ``task`` of the configuration, and the sizes.
+    """Settings of a head: section ``task`` of the configuration, and the sizes.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class TaskHeadConfig:
         What the head gets: ``"mean"`` over time, (batch, input_dim); ``"cls"``, the encoder's
         summary token; ``"none"``, (batch, time, input_dim).
     extra
-        Further keys of the section, which are attributes, too. One that the head does not read
+        Further keys of the section, which are attributes as well. One that the head does not read
         when it is made is refused as unknown. A head with many of them names a dataclass derived
         from this one in its ``config_class``.
 
@@ -130,7 +130,9 @@ class GuideHead(Head):
     ) -> None:
         super().__init__()
         if level != "sequence":
-            raise ConfigError(f"The head {self.name!r} gives one label a series, no {level}s.")
+            raise ConfigError(
+                f"The head {self.name!r} gives one label per series, not per {level}."
+            )
         self._config = {"single_dim": single_dim, "n_outputs": n_outputs, **settings}
         config_class = self.wrapped.config_class
         values = {"input_dim": single_dim, "output_dim": n_outputs, **settings}
@@ -145,7 +147,7 @@ class GuideHead(Head):
         self.needs = (self._source,)
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
-        """Return what the user's head gives, with ``prediction`` beside it.
+        """Return what the user's head gives, and ``prediction`` with it.
 
         Raises
         ------

@@ -1,10 +1,10 @@
-"""What both modules share: an encoder, one optimizer, and metrics of whole epochs."""
+"""The base of both modules: an encoder, one optimizer, and metrics of whole epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,14 +15,15 @@ from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.backbones.timeseries.encoders import BaseEncoder
 from molfun.backbones.timeseries.weights import ENCODER_VERSION, SCALE
 from molfun.errors import ConfigError
-from molfun.lightning.data import n_features, rows, training_batches
+from molfun.lightning.data import n_features, rows, series_of, training_batches
 from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_scheduler
 from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
 from molfun.training.ranks import Ranks
+from molfun.training.runner import Evaluation, Runner
 
 STATE = "molfun"
-"""Key of a checkpoint for what is beside the weights."""
+"""Key of a checkpoint for state that is not in the weights."""
 
 
 class TimeSeriesModule(LightningModule):
@@ -34,11 +35,20 @@ class TimeSeriesModule(LightningModule):
         The checked configuration.
     """
 
+    evaluation: ClassVar[type[Evaluation]] = Evaluation
+    """Class of what a step gives for the metrics of its epoch."""
+
     def __init__(self, settings: PretrainConfig | FinetuneConfig) -> None:
         super().__init__()
         self.settings = settings
         self.backbone: TimeSeriesBackbone | None = None
+        self._seen: dict[str, list[Evaluation]] = {"train": [], "val": [], "test": []}
         self.save_hyperparameters({"config": settings.plain})
+
+    @property
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments for ``lightning.pytorch.Trainer`` from the section ``training``."""
+        return self.settings.training.trainer_options
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -121,7 +131,7 @@ class TimeSeriesModule(LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and, where there is one, the scheduler, stepped once an epoch.
+        """The optimizer and, where there is one, the scheduler, stepped once per epoch.
 
         Biases, norms and other vectors get no weight decay. Plateau watches ``val/loss``.
         """
@@ -146,6 +156,92 @@ class TimeSeriesModule(LightningModule):
             plan["monitor"] = "val/loss"
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
+    # --- steps ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        timeseries: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+    ) -> Any:
+        """Run encoder and head or objective on a batch.
+
+        Parameters
+        ----------
+        timeseries
+            (batch, time, features).
+        mask
+            The same shape, True where a value was observed; None means where it is not NaN.
+        padding_mask
+            (batch, time), False for padding; None means no padding.
+
+        Returns
+        -------
+        dict or tuple
+            Of `FineTuneModule` a dict with ``logits`` and ``probs`` of the classes, or with
+            ``prediction`` in the units of the labels; of `SSLPretrainModule` loss and metrics.
+        """
+        return self._output({"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask})
+
+    def _output(self, batch: Mapping[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _runner(self) -> Runner:
+        """Backbone and head or objective as one function of a batch."""
+        raise NotImplementedError
+
+    def _for_runner(self, batch: Mapping[str, Any]) -> Any:
+        """A batch of a loader as the runner takes it."""
+        raise NotImplementedError
+
+    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Evaluation]:
+        """Mean loss of a batch with its graph, and its part of the metrics of the epoch."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        del batch_idx
+        loss, result = self._evaluated(batch)
+        self._seen["train"].append(result)
+        self._log_step(loss, len(series_of(batch)))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
+        """Mean loss of a batch."""
+        del batch_idx
+        return self._measure("val", batch)
+
+    def _measure(self, stage: str, batch: Mapping[str, Any]) -> torch.Tensor:
+        result = self._runner().evaluate([self._for_runner(batch)])
+        self._seen[stage].append(result)
+        return torch.tensor(result.loss)
+
+    # --- epochs --------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the epoch before, and log the learning rate where it changes."""
+        self._seen["train"] = []
+        if self.trainer.lr_scheduler_configs:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("lr", rate, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Log metrics over all that the epoch saw."""
+        self._log_evaluation("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        self._seen["val"] = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log metrics over the validation set."""
+        self._log_evaluation("val")
+
+    def _log_evaluation(self, stage: str) -> None:
+        own = self.evaluation.joined(self._seen[stage])
+        whole = self.evaluation.joined(self._ranks().gather(own))
+        self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
+
     # --- logs ----------------------------------------------------------------------------------
 
     def _log_step(self, loss: torch.Tensor, size: int) -> None:
@@ -159,12 +255,6 @@ class TimeSeriesModule(LightningModule):
                 prog_bar=True,
                 batch_size=size,
             )
-
-    def on_train_epoch_start(self) -> None:
-        """Log the learning rate of the epoch, where it changes."""
-        if self.trainer.lr_scheduler_configs:
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("lr", rate, on_step=False, on_epoch=True, sync_dist=True)
 
     def _log_epoch(self, stage: str, values: Mapping[str, float]) -> None:
         """Values of a whole epoch, which are the same in every process."""

@@ -36,7 +36,7 @@ class BaseSSLObjective(nn.Module, ABC):
     """An objective that makes its own masks or views and computes its own loss.
 
     Values come standardised, with 0 where nothing was observed, and `forward` runs the encoder on
-    them as it likes. In validation the random numbers of torch begin anew with every batch, so that
+    them as it likes. In validation torch's generator is seeded again for every batch, so that
     masks drawn with them repeat.
 
     Parameters
@@ -95,7 +95,7 @@ class BaseSSLObjective(nn.Module, ABC):
         """
 
     def after_step(self, progress: float) -> None:
-        """After each optimizer step, with the share of all steps done (for EMA teachers)."""
+        """Follow an optimizer step, with the share of all steps done (for EMA teachers)."""
 
 
 class GuideObjective(Objective):
@@ -116,7 +116,7 @@ class GuideObjective(Objective):
         self._takes_padding = "padding_mask" in inspect.signature(self.wrapped.forward).parameters
 
     def check(self, backbone: nn.Module) -> None:
-        """Need a backbone of time series."""
+        """Refuse a backbone that is not of time series."""
         need_series(self.name, backbone)
 
     def build(self, backbone: Any) -> None:
@@ -128,7 +128,7 @@ class GuideObjective(Objective):
         features: dict[str, torch.Tensor],
         generator: torch.Generator | None,  # noqa: ARG002
     ) -> dict[str, torch.Tensor]:
-        """Nothing: such an objective draws its masks in `forward`."""
+        """Return the features as they are: masks are drawn in `forward`."""
         return dict(features)
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
@@ -164,7 +164,7 @@ class GuideObjective(Objective):
         return {name: value / n_labels for name, value in sums.items()}
 
     def after_step(self, progress: float) -> None:
-        """Tell the user's objective of an optimizer step."""
+        """Call the user's objective after an optimizer step."""
         self.inner.after_step(progress)
 
     @property

@@ -10,10 +10,11 @@ from torch import nn
 
 from molfun.backbones.timeseries import TimeSeriesBackbone
 from molfun.errors import ConfigError
-from molfun.lightning.data import rows, series_of
+from molfun.lightning.data import rows
 from molfun.lightning.module import STATE, TimeSeriesModule
 from molfun.models.series_config import PretrainConfig, build_objective, pretrain_config
 from molfun.objectives.base import Objective
+from molfun.sample import Sample
 from molfun.training.inputs import as_inputs
 from molfun.training.selfsupervised import ObjectiveEvaluation, ObjectiveRunner
 
@@ -25,7 +26,7 @@ class SSLPretrainModule(TimeSeriesModule):
     of the first batch. Before training, mean and deviation of each feature are taken from all
     training data.
 
-    Logged are ``train/loss_step``; and once an epoch ``train/loss``, ``val/loss``, the metrics of
+    Logged are ``train/loss_step``; and once per epoch ``train/loss``, ``val/loss``, the metrics of
     the objective as ``train/...`` and ``val/...``, and with a scheduler ``lr``. Values of an epoch
     are over everything it saw, in all processes, not means over its batches. Validation draws
     the same masks every time.
@@ -58,20 +59,15 @@ class SSLPretrainModule(TimeSeriesModule):
     """
 
     settings: PretrainConfig
+    evaluation = ObjectiveEvaluation
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(pretrain_config(config))
         self.objective: Objective | None = None
-        self._seen: dict[str, list[ObjectiveEvaluation]] = {"train": [], "val": []}
         self._steps = 0
         d_input = self.settings.encoder.get("d_input")
         if d_input:
             self._build(d_input)
-
-    @property
-    def trainer_options(self) -> dict[str, Any]:
-        """What section ``training`` has for ``lightning.pytorch.Trainer``."""
-        return self.settings.training.trainer_options
 
     # --- parts ---------------------------------------------------------------------------------
 
@@ -108,58 +104,26 @@ class SSLPretrainModule(TimeSeriesModule):
             if parameter.requires_grad:
                 yield name.partition(".")[0], name, parameter
 
+    # --- steps ---------------------------------------------------------------------------------
+
     def _runner(self) -> ObjectiveRunner:
         objective = self._need_objective()
         return ObjectiveRunner(self._need_backbone(), objective, device=self.device)
 
-    # --- steps ---------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        timeseries: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Loss and metrics of a batch.
-
-        Parameters
-        ----------
-        timeseries
-            (batch, time, features).
-        mask
-            The same shape, True where a value was observed; None means where it is not NaN.
-        padding_mask
-            (batch, time), False for padding; None means no padding.
-        """
-        batch = {"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask}
-        loss, result = self._training_evaluation(batch)
+    def _output(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, result = self._evaluated(batch)
         return loss, self._runner().metrics(result)
 
-    def _training_evaluation(
-        self, batch: Mapping[str, Any]
-    ) -> tuple[torch.Tensor, ObjectiveEvaluation]:
-        runner = self._runner()
-        output = runner.outputs(as_inputs(rows(batch)))["objective"]
+    def _for_runner(self, batch: Mapping[str, Any]) -> list[Sample]:
+        return rows(batch)
+
+    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, ObjectiveEvaluation]:
+        output = self._runner().outputs(as_inputs(rows(batch)))["objective"]
         result = ObjectiveEvaluation(
             loss_total=float(output.total.detach()), loss_count=output.n_labels
         )
         result.sums.update(output.sums)
         return output.total / max(output.n_labels, 1), result
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch."""
-        del batch_idx
-        loss, result = self._training_evaluation(batch)
-        self._seen["train"].append(result)
-        self._log_step(loss, len(series_of(batch)))
-        return loss
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch, with masks that depend on its series alone."""
-        del batch_idx
-        result = self._runner().evaluate([rows(batch)])
-        self._seen["val"].append(result)
-        return torch.tensor(result.loss)
 
     # --- epochs --------------------------------------------------------------------------------
 
@@ -171,44 +135,22 @@ class SSLPretrainModule(TimeSeriesModule):
         self._steps = self.trainer.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Let a teacher follow, once an optimizer step."""
+        """Let a teacher follow, once per optimizer step."""
         done = self.trainer.global_step
         if done > self._steps:
             self._steps = done
             total = self.trainer.estimated_stepping_batches
             self._need_objective().after_step(min(1.0, done / total))
 
-    def on_train_epoch_start(self) -> None:
-        """Count anew."""
-        super().on_train_epoch_start()
-        self._seen["train"] = []
-
-    def on_train_epoch_end(self) -> None:
-        """Log what the epoch gave."""
-        self._log_evaluation("train")
-
-    def on_validation_epoch_start(self) -> None:
-        """Count anew."""
-        self._seen["val"] = []
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what validation gave."""
-        self._log_evaluation("val")
-
-    def _log_evaluation(self, stage: str) -> None:
-        own = ObjectiveEvaluation.joined(self._seen[stage])
-        whole = ObjectiveEvaluation.joined(self._ranks().gather(own))
-        self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
-
     # --- checkpoints ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings, and what the objective holds beside its parameters."""
+        """Keep the settings, and what the objective holds apart from its parameters."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {"objective": self._need_objective().resume_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the modules where needed, and put that back.
+        """Make the modules where needed, and restore their state.
 
         Raises
         ------
