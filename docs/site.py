@@ -27,8 +27,9 @@ PACKAGES = (
     "molfun.models",
     "molfun.testing",
     "molfun.lightning",
+    "molfun.esm2",
 )
-MODULES = ("molfun.errors", "molfun.registry", "molfun.esm2")
+MODULES = ("molfun.errors", "molfun.registry")
 """Modules that are public as a whole."""
 _DECLARED = re.compile(r"^from (\S+) import (?:\(\s+)?(\w+) as \2\b", re.MULTILINE)
 

@@ -28,7 +28,6 @@ from torch.utils.data import Dataset, Subset
 from molfun import MolfunStructureModel, SequenceDataset, esm2
 from molfun.errors import CheckpointError, ConfigError, DataError, RunError
 from molfun.esm2 import (
-    DEMO_SEQUENCES,
     ESM2FineTuneDataModule,
     ESM2FineTuneSeqConfig,
     ESM2FineTuneSeqModel,
@@ -38,6 +37,7 @@ from molfun.esm2 import (
     infer_model,
     train_model,
 )
+from molfun.esm2.__main__ import DEMO_SEQUENCES, main
 from molfun.runs.checkpoint import read_meta
 from molfun.sample import Sample
 from molfun.training import LoRAFinetune
@@ -737,7 +737,7 @@ def test_b20_every_step_is_logged(tmp_path: Path, caplog: Any) -> None:
     """B20: iteration x/max_steps | global_step | reduced_train_loss | val_loss."""
     caplog.set_level(logging.INFO, logger="molfun.esm2")
     _, _, trainer = train_model("run", tmp_path, tiny(), module(), 5)
-    lines = [r.getMessage() for r in caplog.records if r.name == "molfun.esm2"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "molfun.esm2.training"]
     pattern = re.compile(
         r"Training epoch (\d+), iteration (\d+)/5 \| global_step: (\d+) \| "
         r"reduced_train_loss: ([\d.e-]+)(?: \| val_loss: ([\d.e-]+))?"
@@ -854,15 +854,15 @@ def test_b24_both_demos_run(tmp_path: Path) -> None:
 
 def test_b24_demos_in_this_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """B24: few steps, random inference, and an error in one line."""
-    esm2.main(["train", "--output", str(tmp_path), "--steps", "2"])
+    main(["train", "--output", str(tmp_path), "--steps", "2"])
     assert str(tmp_path / "finetune_regressor" / "checkpoint") in capsys.readouterr().out
-    esm2.main(["infer"])
+    main(["infer"])
     assert len(capsys.readouterr().out.splitlines()) == 11
     with pytest.raises(SystemExit) as stopped:
-        esm2.main(["train", "--output", str(tmp_path)])
+        main(["train", "--output", str(tmp_path)])
     assert stopped.value.code == 1
     assert capsys.readouterr().err.startswith("error: ")
-    esm2.main(["train", "--output", str(tmp_path), "--steps", "1", "--overwrite"])
+    main(["train", "--output", str(tmp_path), "--steps", "1", "--overwrite"])
 
 
 def test_the_public_names_are_these() -> None:

@@ -1,0 +1,9 @@
+from molfun.esm2.config import ESM2FineTuneSeqConfig as ESM2FineTuneSeqConfig
+from molfun.esm2.config import ESM2FineTuneSeqModel as ESM2FineTuneSeqModel
+from molfun.esm2.data import ESM2FineTuneDataModule as ESM2FineTuneDataModule
+from molfun.esm2.data import InMemorySingleValueDataset as InMemorySingleValueDataset
+from molfun.esm2.loss import RegressorLossReduction as RegressorLossReduction
+from molfun.esm2.training import FineTuneTrainer as FineTuneTrainer
+from molfun.esm2.training import StepLog as StepLog
+from molfun.esm2.training import infer_model as infer_model
+from molfun.esm2.training import train_model as train_model
