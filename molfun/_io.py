@@ -1,4 +1,4 @@
-"""Files that survive a crash and cannot bite: atomic writes, locks, checked reads.
+"""Files that survive a crash and cannot bite: atomic writes and checked reads.
 
 No function here executes what it reads: torch files go through ``weights_only=True`` and are
 measured before they are inflated.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from molfun import _seals, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
@@ -104,7 +103,7 @@ def _existing(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it is synced and renamed over `path`.
+    """Give a temporary path next to `path`; on success it is synced and renamed over `path`.
 
     A process killed at any moment leaves the old file or the new one, never a part; what it left
     of its temporary file is removed by the next one that writes `path`.
@@ -139,7 +138,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Give an empty temporary folder beside `path`; on success it takes the place of `path`.
+    """Give an empty temporary folder next to `path`; on success it takes the place of `path`.
 
     On Linux the two are exchanged in one system call, so there is a complete folder at `path`
     at every moment. Folders that earlier, killed processes left behind are swept.
@@ -357,7 +356,7 @@ def load_safetensors(
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Texts that a safetensors file carries beside its tensors.
+    """Texts that a safetensors file carries apart from its tensors.
 
     Raises
     ------
@@ -413,7 +412,7 @@ def save_safetensors(
 
 
 def _system_error(error: Exception, path: Path) -> OSError | None:
-    """The error of the system inside of one of safetensors, which tells its number in brackets."""
+    """The system's error behind one of safetensors, whose text has its number in brackets."""
     match = re.search(r"os error (\d+)", str(error))
     if match is None:
         return None
@@ -453,55 +452,3 @@ def _plain(content: Any) -> Any:
         whole = part.untyped_storage().nbytes() == part.numel() * part.element_size()
         return part if whole and part.is_contiguous() else part.contiguous().clone()
     return content
-
-
-class DirectoryLock:
-    """Keep two processes out of one run directory.
-
-    The lock is the kernel's (``lockf``), so it goes with the process however that ends, also where
-    loader workers outlive it for a moment; a lock file left by a dead process is taken over.
-    """
-
-    _taken: ClassVar[set[str]] = set()
-
-    def __init__(self, directory: str | Path) -> None:
-        self.path = Path(directory) / ".lock"
-        self._place = os.path.realpath(self.path)  # no error on links that lead nowhere
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> DirectoryLock:
-        folder = self.path.parent
-        if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
-            raise RunError(f"{folder} is no folder. Choose another output folder.")
-        if self._place in self._taken:
-            # the kernel's lock keeps no process from itself, and ends when any handle is closed
-            raise self._in_use(os.getpid())
-        with disk_errors(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+", encoding="utf-8")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise self._in_use(holder) from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        self._file = file
-        self._taken.add(self._place)
-        return self
-
-    def _in_use(self, holder: int | str) -> RunError:
-        return RunError(
-            f"{self.path.parent} is in use by process {holder}. Wait for it, stop it, or choose "
-            f"another output folder."
-        )
-
-    def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            self._taken.discard(self._place)
-            self._file.close()
-            self._file = None

@@ -20,6 +20,7 @@ import torch
 
 from molfun import _io, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
+from molfun.runs.lock import DirectoryLock
 
 
 def names(folder: Path) -> list[str]:
@@ -167,7 +168,7 @@ def test_places_that_cannot_be_are_one_clear_error(tmp_path, name, reason):
     with pytest.raises(RunError, match=r"^Cannot write .*") as caught:
         _io.write_text(tmp_path / name, "x")
     assert reason in str(caught.value)
-    with pytest.raises(RunError, match=r"^Cannot write "), _io.DirectoryLock(tmp_path / name):
+    with pytest.raises(RunError, match=r"^Cannot write "), DirectoryLock(tmp_path / name):
         pass
 
 
@@ -491,7 +492,7 @@ def test_whatever_happens_to_a_safetensors_file_the_error_is_ours(tmp_path):
 
 HOLD = """
 import sys, time
-from molfun._io import DirectoryLock
+from molfun.runs.lock import DirectoryLock
 with DirectoryLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
@@ -506,17 +507,17 @@ def test_a_second_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path)
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(RunError, match=f"is in use by process {holder.pid}. Wait for it, stop"),
-            _io.DirectoryLock(tmp_path),
+            DirectoryLock(tmp_path),
         ):
             pass
         holder.send_signal(signal.SIGKILL)
-    with _io.DirectoryLock(tmp_path):
+    with DirectoryLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_a_lock_is_taken_once_at_a_time_also_by_one_process(tmp_path):
-    again = _io.DirectoryLock(tmp_path / ".." / tmp_path.name)
-    with _io.DirectoryLock(tmp_path):
+    again = DirectoryLock(tmp_path / ".." / tmp_path.name)
+    with DirectoryLock(tmp_path):
         with (
             pytest.raises(RunError, match=f"is in use by process {os.getpid()}. Wait for it, st"),
             again,

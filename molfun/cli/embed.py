@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun._io import DirectoryLock, atomic_path, sha256_of, write_json
+from molfun._io import atomic_path, sha256_of, write_json
 from molfun._lazy import require
 from molfun._paths import as_path
 from molfun.cli.console import Progress, say
@@ -24,6 +24,7 @@ from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
+from molfun.runs.lock import DirectoryLock
 
 logger = logging.getLogger(__name__)
 

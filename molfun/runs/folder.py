@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from molfun import _temporary
-from molfun._io import DirectoryLock, write_text
+from molfun._io import write_text
 from molfun._paths import as_path
 from molfun.config import read_yaml
-from molfun.data.cells import escape
+from molfun.data.tables import escape
 from molfun.errors import ConfigError, RunError
 from molfun.registry import DATASETS
 from molfun.runs.checkpoint import foreign_files
+from molfun.runs.lock import DirectoryLock
 from molfun.runs.resume import STATE_FILE
 
 CHECKPOINT, RESUME, HISTORY, WEIGHTS = (

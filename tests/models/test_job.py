@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from molfun import _io
 from molfun.backbones.esm2 import ESM2Backbone
 from molfun.cli.main import app
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import RunFolder
+from molfun.runs.lock import DirectoryLock
 from molfun.sample import Sample
 
 PAIRS = [(f"MKV{letter}AC", float(i)) for i, letter in enumerate("ACDEFGHIKL")]
@@ -40,7 +40,7 @@ def test_a_command_takes_the_lock_once_and_checks_each_sample_once(
 ) -> None:
     checked: Counter[str] = Counter()
     locks: list[Path] = []
-    check, enter = ESM2Backbone.check, _io.DirectoryLock.__enter__
+    check, enter = ESM2Backbone.check, DirectoryLock.__enter__
 
     def counting(self: Any, sample: Sample) -> None:
         checked[sample.id] += 1
@@ -51,7 +51,7 @@ def test_a_command_takes_the_lock_once_and_checks_each_sample_once(
         return enter(self)
 
     monkeypatch.setattr(ESM2Backbone, "check", counting)
-    monkeypatch.setattr(_io.DirectoryLock, "__enter__", noting)
+    monkeypatch.setattr(DirectoryLock, "__enter__", noting)
     # before the samples of validation and test set are predicted, which looks at them as any use
     monkeypatch.setattr("molfun.cli.fine_tune._report", lambda *_, **__: None)
     result = fine_tune(tmp_path)

@@ -1,0 +1,63 @@
+"""A lock that keeps two processes out of one folder of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, ClassVar
+
+from molfun._io import disk_errors
+from molfun.errors import RunError
+
+
+class DirectoryLock:
+    """Keep two processes out of one run directory.
+
+    The lock is the kernel's (``lockf``), so it goes with the process however that ends, also where
+    loader workers outlive it for a moment; a lock file left by a dead process is taken over.
+    """
+
+    _taken: ClassVar[set[str]] = set()
+
+    def __init__(self, directory: str | Path) -> None:
+        self.path = Path(directory) / ".lock"
+        self._place = os.path.realpath(self.path)  # no error on links that lead nowhere
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> DirectoryLock:
+        folder = self.path.parent
+        if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
+            raise RunError(f"{folder} is no folder. Choose another output folder.")
+        if self._place in self._taken:
+            # the kernel's lock keeps no process from itself, and ends when any handle is closed
+            raise self._in_use(os.getpid())
+        with disk_errors(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise self._in_use(holder) from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        self._file = file
+        self._taken.add(self._place)
+        return self
+
+    def _in_use(self, holder: int | str) -> RunError:
+        return RunError(
+            f"{self.path.parent} is in use by process {holder}. Wait for it, stop it, or choose "
+            f"another output folder."
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            self._taken.discard(self._place)
+            self._file.close()
+            self._file = None
