@@ -34,7 +34,7 @@ ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 SPEC_FILE = "molfun_spec.json"
-"""`LoRASpec` beside peft's own file, which peft does not let others add to without a warning."""
+"""`LoRASpec` next to peft's own file, which peft does not let others add to without a warning."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_RANK = 4096
 
@@ -71,6 +71,7 @@ class LoRASpec:
     use_dora: bool = False
     use_rslora: bool = False
     blocks: tuple[int, ...] | None = None
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (of the file, which is read strictly)
 
     @property
     def pattern(self) -> str:
@@ -303,33 +304,18 @@ def read_spec(folder: str | Path) -> LoRASpec:
     CheckpointError
         If the file is missing, damaged, or asks for an absurd rank.
     """
-    import json
+    from pydantic import TypeAdapter
 
     path = as_path(folder) / SPEC_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["target_modules"] = tuple(content["target_modules"])
-        if content.get("blocks") is not None:
-            content["blocks"] = tuple(content["blocks"])
-        spec = LoRASpec(**content)
-        _check_kinds(spec)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path} is missing or damaged: {error!r}") from error
+        spec: LoRASpec = TypeAdapter(LoRASpec).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged: {' '.join(str(error).split())}"
+        ) from error
     if not 1 <= spec.rank <= MAX_RANK:
         raise CheckpointError(f"{path} asks for rank {spec.rank}; allowed: 1 to {MAX_RANK}.")
     return spec
-
-
-def _check_kinds(spec: LoRASpec) -> None:
-    """Raise TypeError if a value of a file is of another kind than the field."""
-    kinds = {"rank": int, "alpha": int | float, "dropout": int | float, "scope": str,
-             "use_dora": bool, "use_rslora": bool}  # fmt: skip
-    wrong = [n for n, kind in kinds.items() if not isinstance(getattr(spec, n), kind)]
-    wrong += [n for n in ("rank", "alpha", "dropout") if isinstance(getattr(spec, n), bool)]
-    wrong += ["target_modules"] * (not all(isinstance(t, str) for t in spec.target_modules))
-    wrong += ["blocks"] * (not all(type(b) is int for b in spec.blocks or ()))
-    if wrong:
-        raise TypeError(f"{', '.join(wrong)}: of the wrong kind")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the openfold package needs today to import and to run without CUDA.
+"""Repairs that the openfold package needs today to import and to run without CUDA.
 
 `prepare` is called once, just before openfold is first imported, and changes nothing unless it has
 to. Each entry names the fault it removes:
@@ -50,7 +50,7 @@ def prepare() -> None:
     if not importlib.metadata.version("openfold").startswith(("0.", "1.")):
         require("modelcif", "pip install modelcif (openfold 2.x writes structures with it)")
     if importlib.util.find_spec("attn_core_inplace_cuda") is None:
-        sys.modules["attn_core_inplace_cuda"] = _extension_stub()
+        sys.modules["attn_core_inplace_cuda"] = types.ModuleType("attn_core_inplace_cuda")
     _add_scop_data()
     with _numpy_object(), warnings.catch_warnings():
         # openfold compiles a few functions with torch.jit.script, which torch now deprecates,
@@ -68,10 +68,6 @@ def prepare() -> None:
     ignore_upstream("torch.get_autocast_gpu_dtype", DeprecationWarning)
     _replace_kernels()
     _use_nonreentrant_checkpoints()
-
-
-def _extension_stub() -> types.ModuleType:
-    return types.ModuleType("attn_core_inplace_cuda", "Stands in for openfold's CUDA extension.")
 
 
 def _add_scop_data() -> None:

@@ -66,11 +66,14 @@ RAW_INTEGERS = {
     "between_segment_residues": (0, 2**31 - 1),
 }
 """Smallest and largest number under each key of raw features that holds integers."""
-LARGEST = {
-    "aatype": 20, "residx_atom37_to_atom14": 13, "extra_msa": 22, "template_aatype": 21,
-    "residue_index": 2**31,
-}  # fmt: skip
-"""Largest number under each key of processed features that holds integers, counted from 0."""
+PROCESSED_INTEGERS = {
+    "aatype": (0, 20),
+    "residx_atom37_to_atom14": (0, 13),
+    "extra_msa": (0, 22),
+    "template_aatype": (0, 21),
+    "residue_index": (-(2**31), 2**31),
+}
+"""The same for processed features."""
 
 _TEMPLATES = tuple(key for key in RAW_SHAPES if key.startswith("template_"))
 _MULTIMER = ("asym_id", "entity_id", "sym_id")
@@ -107,7 +110,7 @@ def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
     without = _TEMPLATES if none else ()
     shapes = {key: dims for key, dims in RAW_SHAPES.items() if key not in without}
     _raise([p for key, dims in shapes.items() if (p := _fit(raw, key, dims, sizes))], name)
-    _raise([*_integers(raw), *_values(raw)], name)
+    _raise(_values(raw), name)
     _raise(_of_another_protein(raw["aatype"].argmax(-1), raw["msa"][0]), name)
     if "num_alignments" in raw:  # openfold wants the number, which was compared, at each residue
         raw["num_alignments"] = np.full(length, len(raw["msa"]), np.int32)
@@ -228,13 +231,15 @@ def _raise(problems: Sequence[str], name: str) -> None:
         )
 
 
-def _integers(raw: Mapping[str, np.ndarray]) -> list[str]:
-    """Return what has to be integers and is not, or is out of range."""
-    return [
-        problem
-        for key, (smallest, largest) in RAW_INTEGERS.items()
-        if (problem := _not_integers(raw[key], key, largest, smallest=smallest)) is not None
+def _wrong_values(
+    arrays: Mapping[str, np.ndarray], integers: Mapping[str, tuple[int, int]]
+) -> list[str]:
+    """Return what has to be integers in a range, or finite, and is not."""
+    found = [
+        _not_integers(array, key, *integers[key]) if key in integers else _not_finite(array, key)
+        for key, array in arrays.items()
     ]
+    return list(filter(None, found))
 
 
 def _in_types_of_openfold(raw: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +252,7 @@ def _in_types_of_openfold(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _not_integers(array: np.ndarray, key: str, largest: int, *, smallest: int = 0) -> str | None:
+def _not_integers(array: np.ndarray, key: str, smallest: int, largest: int) -> str | None:
     if array.dtype.kind not in "iufb":
         return f"{key} holds {_kind(array)}; expected integers"
     if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
@@ -259,9 +264,7 @@ def _not_integers(array: np.ndarray, key: str, largest: int, *, smallest: int = 
 
 
 def _values(raw: Mapping[str, np.ndarray]) -> list[str]:
-    problems = [
-        problem for key in _TEMPLATES if (problem := _not_finite(raw[key], key)) is not None
-    ]
+    problems = _wrong_values({k: raw[k] for k in (*RAW_INTEGERS, *_TEMPLATES)}, RAW_INTEGERS)
     aatype = raw["aatype"]
     if aatype.dtype.kind not in "iufb" or not (
         np.all((aatype == 0) | (aatype == 1)) and np.all(aatype.sum(-1) == 1)
@@ -322,7 +325,7 @@ def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str
         )
     arrays = {key: _array(named[key]) for key in needed}
     arrays = _recycling_last(arrays, name)
-    _raise([p for key, array in arrays.items() if (p := _wrong_values(array, key))], name)
+    _raise(_wrong_values(arrays, PROCESSED_INTEGERS), name)
     return {key: _tensor(key, array) for key, array in arrays.items()}
 
 
@@ -372,16 +375,9 @@ def _wrong_layout(arrays: Mapping[str, np.ndarray], problems: list[str], name: s
     )
 
 
-def _wrong_values(array: np.ndarray, key: str) -> str | None:
-    if key in LARGEST:
-        smallest = -(2**31) if key == "residue_index" else 0
-        return _not_integers(array, key, LARGEST[key], smallest=smallest)
-    return _not_finite(array, key)
-
-
 def _tensor(key: str, array: np.ndarray) -> torch.Tensor:
     """One tensor; one masked row stands for no templates and no extra sequences, as openfold's."""
-    kind = np.int64 if key in LARGEST else np.float32
+    kind = np.int64 if key in PROCESSED_INTEGERS else np.float32
     if PROCESSED_SHAPES[key][0] in ("templates", "extra") and len(array) == 0:
         array = np.zeros((1, *array.shape[1:]), kind)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
