@@ -1,4 +1,4 @@
-"""What every head sees of a backbone."""
+"""Output of a backbone, as heads see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Level = Literal["sequence", "residue", "pair"]
-"""What one prediction is for: a sample, each of its residues, or each pair of them."""
+"""Unit that one prediction is for: a sample, each of its residues, or each pair of them."""
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector per sample."""
 REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
@@ -102,7 +102,7 @@ class TrunkOutput:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
-        """What `tensors` gave, as an output again."""
+        """Turn what `tensors` gave back into an output."""
         fields: dict[str, Any] = {n: t for n, t in tensors.items() if not n.startswith(PROPERTY)}
         own = {n.removeprefix(PROPERTY): t for n, t in tensors.items() if n.startswith(PROPERTY)}
         return cls(**fields, properties=own or None)

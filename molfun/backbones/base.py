@@ -37,7 +37,7 @@ LayerKind = Literal["embedder", "early", "block", "structure_module", "output", 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a parameter sits, from the input to the output of the backbone.
+    """Place of a parameter, from the input to the output of the backbone.
 
     ``embedder`` (the input embedding), ``early`` (whatever else feeds the first block), ``block``
     (with its `index`), ``structure_module``, ``output`` (the backbone's own output heads), ``head``
@@ -65,7 +65,7 @@ class Backbone(nn.Module, ABC):
 
     A subclass sets the attributes below that have no default and writes the seven abstract methods.
     Its constructor takes ``weights`` (a path, or None for random weights) and ``seed`` (of the
-    random weights) by name, beside settings of its own that have defaults. A class that lacks one
+    random weights) by name, and settings of its own that have defaults. A class that lacks one
     of these is refused when it is made.
 
     Raises
@@ -99,12 +99,12 @@ class Backbone(nn.Module, ABC):
     length_power: ClassVar[float] = 2.0
     """Power of the length with which the cost of a sample grows: 2 for padded attention."""
     starts_random: ClassVar[bool] = False
-    """Whether random weights are the usual beginning, and nothing to warn of."""
+    """True if random weights are the usual beginning, and nothing to warn of."""
     names_weights: ClassVar[bool] = True
     """True if a checkpoint may refer to the weight file for weights that did not train. False if
     reading that file needs ``trust``."""
     checks_quickly: ClassVar[bool] = False
-    """Whether `check` opens no file: all samples are looked at before the first prediction."""
+    """True if `check` opens no file, so that all samples are checked before one is predicted."""
     featurizes_in_workers: ClassVar[bool] = False
     """True if loader workers should run `featurize` because it is slow. It must then use no weights
     and keep nothing, since each worker is a copy of the process for one epoch."""
@@ -155,7 +155,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def layer_of(self, parameter: str) -> Layer:
-        """Where the parameter of that name sits."""
+        """Find the layer that the parameter of that name belongs to."""
 
     @property
     @abstractmethod
@@ -198,16 +198,16 @@ class Backbone(nn.Module, ABC):
         """
 
     def serve(self, task: Any) -> None:
-        """Adapt to the task whose labels the model learns."""
+        """Adapt to the task that the model is going to learn."""
 
     def set_precision(self, precision: str) -> None:
         """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
 
     def weights_changed(self) -> None:
-        """Take up weights that were put in from outside."""
+        """Update what depends on weights after they were set from outside."""
 
     def mark_trained(self) -> None:
-        """Take the weights of now, however they came about, for the model's own."""
+        """Treat the current weights as the model's own, however they came about."""
 
     # --- what identifies it ----------------------------------------------------------------------
 

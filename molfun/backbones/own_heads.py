@@ -18,5 +18,5 @@ class OwnHeads:
         return None
 
     def unready(self) -> str | None:
-        """Why predictions of the own head mean nothing yet, as a sentence; None if they do."""
+        """Say why predictions of the own head mean nothing yet; None if they do."""
         return None

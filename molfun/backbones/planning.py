@@ -10,7 +10,7 @@ from molfun.sample import Sample
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How a backbone will keep activations, and what a training step will take.
+    """Choice of the activations that a backbone keeps, and the memory of a step with it.
 
     Parameters
     ----------

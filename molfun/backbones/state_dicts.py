@@ -13,7 +13,7 @@ from molfun.text import listing
 
 @dataclass(frozen=True)
 class KeyReport:
-    """Which weights of a file found no place, and which places found no weight."""
+    """Weights that a file lacks, and those that it has and the model does not."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -41,7 +41,7 @@ def fit_keys(
     target: Mapping[str, torch.Tensor],
     canonical: Callable[[str], str],
 ) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Rename `tensors` to the names of `target`: those that are `canonical` alike belong together.
+    """Rename `tensors` to the names of `target`: weights of one `canonical` name belong together.
 
     Examples
     --------

@@ -11,8 +11,8 @@ from molfun.errors import DataError
 class TensorInput(ABC):
     """Mix-in for a `Backbone` that learns from batches of tensors as well as from samples."""
 
-    def check_batch(self, batch: Features) -> None:  # noqa: B027  (most tensors say something)
-        """Raise a `DataError` if the tensors say nothing about a sample."""
+    def check_batch(self, batch: Features) -> None:  # noqa: B027  (most tensors hold some)
+        """Raise a `DataError` if the tensors of a sample hold no observed value."""
 
     @abstractmethod
     def split(self, batch: Features) -> list[Features]:

@@ -1,4 +1,4 @@
-"""What becomes of large buffers that are freed: kept for the next step, or given back each time.
+"""Keep large buffers that are freed for the next step, or give them back each time.
 
 glibc asks the kernel for every large buffer and returns it at once when it is freed, so that each
 activation is paid for with page faults again. Kept in the heap, the memory is used again:

@@ -32,7 +32,7 @@ HIDDEN = -1e4
 
 @functools.cache
 def problem() -> str:
-    """Why the kernels cannot be used here; empty if they can."""
+    """Say why the kernels cannot be used here; empty if they can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     try:

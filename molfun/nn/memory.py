@@ -1,4 +1,4 @@
-"""How much memory a device has left for this process."""
+"""Measure the memory that a device has left for this process."""
 
 from __future__ import annotations
 

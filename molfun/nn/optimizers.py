@@ -17,7 +17,7 @@ from molfun.registry import OPTIMIZERS
 from molfun.text import unknown_name
 
 _OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
-"""What a class takes besides learning rate and weight decay."""
+"""Further arguments of a class, in addition to learning rate and weight decay."""
 _FUSED = ("adam", "adamw")
 """Those whose step over all parameters at once takes less than half the time on a CPU."""
 
@@ -38,7 +38,7 @@ def build_optimizer(
     * sgd: ``v <- momentum v + g + d p`` and ``p <- p - lr v`` (``v`` starts as the first gradient);
     * adam: the two moments of ``g + d p``, so the decay (L2) is divided by the size of the
       gradients like all else;
-    * adamw: the two moments of ``g`` alone, and ``p <- p - lr d p`` beside them.
+    * adamw: the two moments of ``g`` alone, and in addition ``p <- p - lr d p``.
 
     Whether the loops over parameters are fused is left to torch, which does it on GPUs.
 
@@ -54,7 +54,7 @@ def build_optimizer(
     weight_decay
         Weight decay of these: decoupled for adamw, L2 for adam and sgd.
     momentum
-        Of sgd alone; without Nesterov's correction. The others take no notice of it.
+        Of sgd alone; without Nesterov's correction. The others ignore it.
     betas
         Decay of the two moments, of adam and adamw alone.
 

@@ -1,4 +1,4 @@
-"""From one vector a residue to one vector a sample."""
+"""From one vector per residue to one vector per sample."""
 
 from __future__ import annotations
 

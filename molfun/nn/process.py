@@ -1,4 +1,4 @@
-"""What a process shares, put aside while Molfun works and put back afterwards.
+"""Put the settings of the process aside while Molfun works, and put them back afterwards.
 
 A program around Molfun has settings of its own: seeds, a default dtype that another package left
 behind, a block of ``no_grad``, filters for warnings. Two rules keep both sides right. Molfun does
@@ -160,7 +160,7 @@ def refuse_inference_tensors(module: torch.nn.Module) -> None:
 
 
 class _Shared:
-    """What all threads of the process share: put aside by the first to enter, back by the last."""
+    """Settings of all threads, put aside by the first that enters and put back by the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

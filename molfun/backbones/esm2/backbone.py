@@ -192,7 +192,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return dict(self.model.contact_head.state_dict())
 
     def mark_trained(self) -> None:
-        """Only a contact regression that was never read is still random then."""
+        """Treat all weights as trained, except a contact regression that was never read."""
         names = self.state_dict() if not self._has_contacts else {}
         self.unread = frozenset(n for n in names if n.startswith("model.contact_head."))
 
@@ -252,7 +252,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return logits
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Before every block, but for the attention maps of all of them."""
+        """Return True before every block, unless the attention maps of all are asked for."""
         return block > 0 and "pair" not in outputs
 
     def run_prefix(self, batch: Features, block: int) -> Features:
@@ -330,7 +330,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return list(self.model.layers)
 
     def layer_of(self, parameter: str) -> Layer:
-        """Where a parameter sits.
+        """Find the layer of a parameter.
 
         Examples
         --------

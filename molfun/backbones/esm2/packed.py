@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each sequence lies in the token dimension.
+    """Place of each sequence in the token dimension.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ class Packing:
 
     @functools.cached_property
     def offsets(self) -> Int64[torch.Tensor, "sequences_plus_1"]:
-        """Where each sequence begins, and the number of tokens at the end, on the CPU."""
+        """First token of each sequence, and the number of tokens at the end, on the CPU."""
         return torch.tensor([0, *self.lengths]).cumsum(0)
 
 
 class Rotation:
     """Unit complex numbers that turn queries and keys by their positions.
 
-    Layers share the frequencies, which come with the weights, so they are computed once a batch.
+    Layers share the frequencies, which come with the weights, so they are computed once per batch.
 
     Parameters
     ----------

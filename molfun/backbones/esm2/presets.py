@@ -20,7 +20,7 @@ class ESM2Config:
     num_layers
         Transformer blocks.
     embed_dim
-        Channels a residue.
+        Channels per residue.
     attention_heads
         Heads of each block; they divide `embed_dim` into even parts.
     token_dropout

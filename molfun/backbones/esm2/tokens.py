@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int64
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
-"""The 20 amino acids, and the letters ESM-2 has besides: X, B, U, Z, O."""
+"""The 20 amino acids, and the other letters of ESM-2: X, B, U, Z, O."""
 _REMEDIES = {
     "J": "it stands for leucine or isoleucine; write X",
     "*": "a stop codon; end the sequence before it",

@@ -23,7 +23,7 @@ from molfun.text import listing
 logger = logging.getLogger(__name__)
 
 CONTACT_SUFFIX = "-contact-regression.pt"
-"""Meta publishes the two weights of the contact head in a file beside the model."""
+"""Meta publishes the two weights of the contact head in a file next to the model."""
 
 _PREFIXES = re.compile(r"^(model\.|esm\.|encoder\.sentence_encoder\.|encoder\.)+")
 _LAYER = re.compile(r"^layer\.(\d+)\.")
@@ -42,7 +42,7 @@ _HUGGING_FACE = {
 }
 """Module of ``transformers.EsmModel`` -> module of ``esm.model.esm2.ESM2``."""
 _OLD_NORMS = {"gamma": "weight", "beta": "bias"}
-"""What transformers calls the weights of a LayerNorm in the files it saves."""
+"""Names that transformers gives the weights of a LayerNorm in the files it saves."""
 _SHARED_FREQUENCIES = (
     "rotary_embeddings.inv_freq",
     "layer.*.attention.self.rotary_embeddings.inv_freq",
@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     model
         The stock module.
     path
-        Meta's ``.pt`` (any file name; the contact-regression file beside it is read if it is
+        Meta's ``.pt`` (any file name; the contact-regression file next to it is read if it is
         there), ``.safetensors`` or ``.bin`` in the names of Hugging Face or of fair-esm, or a
         Hugging Face folder. ``~`` is expanded.
     config
@@ -83,7 +83,8 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     """
     path = as_path(path)
     tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
-    target = _untied(model)
+    # the output embedding is the input embedding
+    target = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
     fitted, report = fit_keys(tensors, target, canonical_name)
     unexpected = [n for n in report.unexpected if not _is_pointless(n)]
     optional = [n for n in report.missing if any(part in n for part in _OPTIONAL)]
@@ -125,11 +126,6 @@ def canonical_name(name: str) -> str:
     module, _, leaf = name[start:].rpartition(".")
     leaf = _OLD_NORMS.get(leaf, leaf)
     return f"{name[:start]}{_HUGGING_FACE.get(module, module)}.{leaf}"
-
-
-def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of the model, the output embedding left out: it is the input embedding."""
-    return {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
 
 
 def _is_pointless(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Alignments in a3m and Stockholm files, as HHblits, MMseqs2, ColabFold and HMMER write them.
 
-Of clean files this gives what openfold's own parsers give. Those read others wrongly without a word
+Of clean files this gives what openfold's own parsers give. Those silently read others wrongly
 (rows longer than the query, two alignments in one file) or fail; here a file is read as its program
 means it, or refused with its line.
 """
@@ -34,7 +34,7 @@ _ODD = re.compile(r"[^A-Za-z-]")
 _ANNOTATION = re.compile(r"ss_pred|ss_conf|ss_dssp|sa_dssp|aa_dssp|aa_pred|aa_conf")
 """Names of the rows that HHblits and its scripts put before the query and that are no sequences."""
 _CONSENSUS = "_consensus"
-"""What HHblits puts behind the name of the query for the row of its consensus."""
+"""Ending that HHblits adds to the name of the query for the row of its consensus."""
 _COLABFOLD = re.compile(r"#\s*(\d+(?:,\d+)*)\t(\d+(?:,\d+)*)\s*", re.ASCII)
 _ANOTHER = "another query begins here; keep the alignments of one sequence in a file"
 _GAP, _TO_LOWER_CASE = ord("-"), 0x20
@@ -171,7 +171,7 @@ def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def _sequences(path: Path, rows: Sequence[_Row]) -> list[_Row]:
-    """Rows without annotation, and a word on what was left out."""
+    """Rows without annotation; what is left out is logged."""
     names = {row.name for row in rows}
     kept: list[_Row] = []
     left_out: list[_Row] = []
@@ -236,7 +236,7 @@ def _no_header(lines: Sequence[tuple[int, str]], number: int) -> str:
 
 
 def _check_chains(path: Path, lines: Sequence[tuple[int, str]], columns: int) -> None:
-    """Hold ColabFold's first line (lengths of the chains and their copies) against the query."""
+    """Compare ColabFold's first line (lengths and copies of the chains) with the query."""
     header = _COLABFOLD.fullmatch(lines[0][1])
     if header is None:
         return

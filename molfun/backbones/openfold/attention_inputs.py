@@ -1,4 +1,4 @@
-"""What openfold's attention is called with, brought into the form of `molfun.nn.attention`."""
+"""Arguments of openfold's attention, brought into the form of `molfun.nn.attention`."""
 
 from __future__ import annotations
 

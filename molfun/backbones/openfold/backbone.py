@@ -252,7 +252,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return self._stopped(batch, self.model.structure_module.register_forward_pre_hook(stop))
 
     def _stopped(self, batch: Features, handle: RemovableHandle) -> dict[str, torch.Tensor]:
-        """Run the stock forward until the hook behind `handle` ends it, and give what it raised."""
+        """Run the stock forward until the hook of `handle` ends it, and return what that raised."""
         try:
             self._run(batch)
         except _TrunkDone as done:
@@ -262,7 +262,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         raise AssertionError("the forward pass was to stop, and did not")
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Before every block, if the input passes through the blocks once."""
+        """Return True before every block, if the input passes through the blocks once."""
         return self.settings["recycling"] == 0 and block > 0 and "structure" not in outputs
 
     def run_prefix(self, batch: Features, block: int) -> Features:
@@ -355,7 +355,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return MemoryPlan(peak, memory.WORDS[level], fits)
 
     def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
-        """What decides the memory of a step: sizes, and blocks that keep a graph."""
+        """Count what decides the memory of a step: sizes, and blocks that keep a graph."""
         rows = self.featurize(longest)["msa_feat"].shape[0]
         if self.config.model.template.enabled and self.config.model.template.embed_angles:
             rows += int(self.config.data.predict.max_templates or 0)
@@ -441,7 +441,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return list(self.model.evoformer.blocks)
 
     def layer_of(self, parameter: str) -> Layer:
-        """Where a parameter sits; template, extra-MSA and recycling parts come before block 0.
+        """Find the layer of a parameter; template, extra-MSA and recycling parts precede block 0.
 
         Examples
         --------

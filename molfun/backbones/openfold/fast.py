@@ -163,7 +163,7 @@ def _unbind(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`_unbind` undone."""
+    """Undo `_unbind`."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
@@ -495,6 +495,6 @@ def _no_pairs(
 
 
 def _any_template(batch: dict[str, Any]) -> bool:
-    """Return whether a template counts; taken for granted on a GPU, which would have to wait."""
+    """Return whether a template counts; always True on a GPU, which would have to wait."""
     mask: torch.Tensor = batch["template_mask"]
     return mask.is_cuda or bool(mask.any())

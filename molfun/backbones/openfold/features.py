@@ -244,7 +244,7 @@ def is_processed(features: Mapping[str, Any]) -> bool:
 
 
 class Schema:
-    """Which dimensions of each feature are residues, MSA rows or templates.
+    """Dimensions of each feature: residues, MSA rows or templates.
 
     Parameters
     ----------

@@ -122,7 +122,7 @@ def _difference(model: Any, length: int, rows: int, with_cuequivariance: bool) -
     }
 
     def counted(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Without padding, which nothing reads and every kernel fills in its own way."""
+        """Set padding to zero, which nothing reads and every kernel fills in its own way."""
         pairs = zip(outputs, (masks["msa_mask"], masks["pair_mask"]), strict=True)
         return [t * m.unsqueeze(-1) for t, m in pairs]
 

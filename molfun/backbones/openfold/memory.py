@@ -1,4 +1,4 @@
-"""How much memory a training step of OpenFold takes, and how to take less.
+"""Predict the memory of a training step of OpenFold, and choose how to take less.
 
 The model of `peak_bytes` counts in units of the pair and the MSA representation of a batch. Its
 coefficients are fitted to peaks of resident memory by ``benchmarks/memory_model.py``; some 50 MB of
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Level = Literal["keep", "checkpoint", "compact", "lean"]
-"""What is kept for the backward pass.
+"""Parts of the forward pass that are kept for the backward pass.
 
 ``keep``: everything. ``checkpoint``: the inputs of each block. ``compact``: the same, and large
 buffers go back to the system as soon as they are free (`molfun.nn.allocator`), which takes time.
-``lean``: while a block is computed again, only the inputs of its parts, too.
+``lean``: also while a block is computed again, only the inputs of its parts.
 """
 LEVELS: tuple[Level, ...] = get_args(Level)
 WORDS: Mapping[Level, str] = {
@@ -30,7 +30,7 @@ WORDS: Mapping[Level, str] = {
 
 @dataclass(frozen=True)
 class Costs:
-    """Peak of a level: bytes a unit of the pair and of the MSA representation.
+    """Peak of a level: bytes per unit of the pair and of the MSA representation.
 
     ``block`` counts for every block from the first that trains on, ``once`` for the step.
     """
@@ -59,7 +59,7 @@ HEADS = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the memory of a step.
+    """Sizes that decide the memory of a step.
 
     Parameters
     ----------

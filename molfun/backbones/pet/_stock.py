@@ -1,4 +1,4 @@
-"""What metatrain needs to import and to run quietly."""
+"""Import metatrain, and leave out warnings that no user can act on."""
 
 from __future__ import annotations
 

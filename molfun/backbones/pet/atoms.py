@@ -25,6 +25,7 @@ from molfun.backbones.pet.baselines import (
     energy_of,
     forces_of,
     indistinct,
+    symbol_of,
 )
 from molfun.backbones.pet.label_checks import doubts
 from molfun.backbones.tensor_input import TensorInput
@@ -39,7 +40,7 @@ LOOKED_AT = 32
 AT_ONCE = 256
 """Atoms that go through the model together for that (one structure at least)."""
 KEPT_BYTES = 256 * 2**20
-"""Neighbour lists kept in memory, so that an epoch does not find them anew."""
+"""Bytes of neighbour lists that are kept, so that an epoch does not find them again."""
 OVERLAP = 0.4
 """Angstrom below which two atoms are in one place; bonds of hydrogen have 0.74."""
 DIRECTED = (3, 6, 9)
@@ -52,7 +53,7 @@ NOT_NUMBERS = "has positions or a cell that are not finite numbers"
 
 @dataclass(frozen=True)
 class Readout:
-    """Which of its own targets a backbone gives as ``properties``, and with which derivatives.
+    """A target that a backbone gives as ``properties``, and the derivatives that come with it.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     """Atomic numbers that the model knows."""
     readout: Readout | None = None
     directed: bool = False
-    """Whether labels point somewhere, so that a turned structure would have another label."""
+    """True if labels have a direction, so that a turned structure would have another label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @property
     def own_head(self) -> str | None:
-        """The energy, if the model has one."""
+        """The energy head, if the model has an energy."""
         return "energy" if self.targets else None
 
     @property
@@ -136,7 +137,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @abstractmethod
     def per_ev(self, unit: str) -> float:
-        """How many of a unit of energy are one eV."""
+        """Return how many of a unit of energy are one eV."""
 
     @abstractmethod
     def set_scale(self, target: str, scale: float) -> None:
@@ -181,7 +182,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             self.readout = kept
 
     def serve(self, task: Any) -> None:
-        """Look whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
+        """Note whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
         self.directed = math.prod(getattr(task, "shape", ()) or (0,)) in DIRECTED
 
     # --- input -----------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             raise DataError(f"{sample.shown} has {_symbols(unknown)}, {self._of_elements(unknown)}")
 
     def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
-        """As for every backbone; elements that the model does not know are told of once."""
+        """As for every backbone; elements that the model does not know are listed once."""
         n = 0
         found: list[str] = []
         places: dict[int, list[str]] = {}
@@ -404,6 +405,4 @@ def _in_batches(samples: Sequence[Sample], n_atoms: int) -> Iterator[list[Sample
 
 
 def _symbols(numbers: Iterable[int]) -> str:
-    from ase.data import chemical_symbols
-
-    return ", ".join(chemical_symbols[n] for n in numbers)
+    return ", ".join(map(symbol_of, numbers))

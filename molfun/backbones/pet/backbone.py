@@ -54,7 +54,7 @@ class PETBackbone(AtomisticBackbone):
     seed
         Seed of the random weights.
     trust
-        Whether the user vouches for `weights`, which is a pickle; see
+        Whether the user trusts `weights`, which is a pickle; see
         `molfun.backbones.pet.weights.read_checkpoint`.
     atomic_types
         Atomic numbers it shall know, without `weights`; by default H, C, N, O.
@@ -169,11 +169,11 @@ class PETBackbone(AtomisticBackbone):
         self.baselines_fitted[self._all_targets().index(target)] = True
 
     def per_ev(self, unit: str) -> float:
-        """How many of a unit are one eV, by metatomic."""
+        """Return how many of a unit are one eV, by metatomic."""
         return float(unit_conversion_factor("eV", unit))
 
     def unready(self) -> str | None:
-        """Return whether the energy in use has neither labels nor an older one behind it."""
+        """Say so if the energy in use has neither been fitted to labels nor inherited."""
         if self.readout is None:
             return None
         target = self.readout.target
@@ -195,7 +195,7 @@ class PETBackbone(AtomisticBackbone):
 
     @contextlib.contextmanager
     def _on_cpu(self) -> Iterator[None]:
-        """Metatrain's fits run there."""
+        """Keep the model on the CPU in a block, where metatrain's fits run."""
         device = self.baselines_fitted.device
         self.model.to("cpu")
         try:
@@ -259,7 +259,7 @@ class PETBackbone(AtomisticBackbone):
         return self._baselines[target]
 
     def weights_changed(self) -> None:
-        """Read what metatrain keeps beside the tensors anew."""
+        """Read again what metatrain keeps apart from the tensors."""
         self.model.additive_models[0].sync_tensor_maps()
         self.model.scaler.sync_tensor_maps()
         self._baselines.clear()
@@ -381,7 +381,7 @@ class PETBackbone(AtomisticBackbone):
 
     @classmethod
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """They are the arguments."""
+        """Return the same: `config_dict` holds constructor arguments."""
         return dict(config)
 
     # --- out of here ---------------------------------------------------------------------------

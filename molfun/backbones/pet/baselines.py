@@ -1,4 +1,4 @@
-"""Baselines of energies: the labels they are fitted to, how labels move them, and their words.
+"""Baselines of energies: the labels they are fitted to, and their description.
 
 An energy is ``scale * network + an energy for each element``; the second part is the baseline.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 LEAST_SCALE = 1e-6
-"""Below it, what energies or forces have left is rounding, and no scale."""
+"""Smallest scale: what is below is rounding of energies and forces."""
 
 
 def energy_of(sample: Any) -> float | None:
@@ -65,7 +65,7 @@ def shifts_by_element(samples: Sequence[Any], differences: np.ndarray) -> dict[i
 
 
 def indistinct(samples: Sequence[Any]) -> str | None:
-    """Why the energies of single elements are no more than one of many ways to divide a sum."""
+    """Say why labels do not determine the energy of each element; None if they do."""
     elements, counts = count_elements(samples)
     if np.linalg.matrix_rank(counts) == len(elements):
         return None

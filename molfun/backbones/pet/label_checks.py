@@ -17,25 +17,25 @@ PER_EV = {
     "rydberg": 1 / 13.605693,
     "meV": 1000.0,
 }
-"""How many of a unit are one eV (CODATA 2018)."""
+"""Number of each unit in one eV (CODATA 2018)."""
 BOHR = 0.529177
 """Angstrom (CODATA 2018)."""
 CLOSE = 0.05
 FAR = 1.0
-"""eV an atom beyond which labels are not of the energy that a baseline was fitted to."""
+"""eV per atom beyond which labels are not of the energy that a baseline was fitted to."""
 NEARLY_ALL = 0.9
 NEAR = 1.25
 ALIKE = 0.7
 """Correlation of forces above which their size and sign can be compared."""
 SEVERAL = 5.0
 PRESSURES = {"GPa": 160.21766, "kbar": 1602.1766, "bar": 1602176.6}
-"""How many of a unit of pressure are one eV/angstrom^3 (CODATA 2018)."""
+"""Number of each unit of pressure in one eV/angstrom^3 (CODATA 2018)."""
 FEW = 4
-"""Structures below which nothing is said of how their stress varies."""
+"""Structures below which their stress is not compared."""
 
 
 def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list[str]:
-    """Return what speaks against labels being of the energy, and in the unit, of the target.
+    """Return reasons to doubt that labels are of the energy and the unit of the target.
 
     Labels are compared with what the model predicts for them, for a new target with what it
     predicts for an older one.
@@ -87,7 +87,7 @@ def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list
 
 
 def _compared_with(backbone: Any, target: str) -> str | None:
-    """The energy whose predictions labels can be held against: the target, or an older one."""
+    """The energy whose predictions labels are compared with: the target, or an older one."""
     names = (target, *backbone.targets)
     return next((name for name in names if backbone.baseline_of(name) is not None), None)
 

@@ -34,7 +34,7 @@ FIT_BATCH = 256
 
 @dataclass(frozen=True)
 class Baseline:
-    """What an energy is besides the network: ``scale * network + sum of per-element energies``.
+    """Constant parts of an energy: ``scale * network + sum of per-element energies``.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def _describe(info: TargetInfo) -> dict[str, str]:
 
 
 def dataset_info(description: Mapping[str, Any]) -> DatasetInfo:
-    """What `describe` gave, as metatrain's own object again."""
+    """Turn what `describe` gave back into metatrain's own object."""
     return DatasetInfo(
         length_unit=str(description["length_unit"]),
         atomic_types=[int(n) for n in description["atomic_types"]],
@@ -149,7 +149,7 @@ def set_baseline(model: Any, target: str, energies: Mapping[int, float], scale: 
 
 @contextlib.contextmanager
 def _fitting(model: Any, target: str) -> Iterator[None]:
-    """Let metatrain's fits see this target alone, and speak low."""
+    """Let metatrain's fits see this target alone, without its progress messages."""
     composition, scaler = model.additive_models[0], model.scaler
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}

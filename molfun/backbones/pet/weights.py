@@ -16,7 +16,7 @@ from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, UnsafeFileError
 
 TRUSTED = "MOLFUN_TRUSTED_FILES"
-"""Environment variable: a file with the sha256 of trusted checkpoints, one a line."""
+"""Environment variable: a file with the sha256 of trusted checkpoints, one per line."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
     path
         The file.
     trust
-        Whether the user vouches for it. Otherwise its sha256 has to be in the list that the
+        Whether the user trusts it. Otherwise its sha256 has to be in the list that the
         environment variable MOLFUN_TRUSTED_FILES names.
 
     Raises
@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
     if _is_exported(path):
         raise CheckpointError(
             f"{path} is a model that was exported to run (TorchScript), not one to train. Give the "
-            f".ckpt that metatrain wrote beside it."
+            f".ckpt that metatrain wrote next to it."
         )
     if not (trust or _is_listed(path)):
         raise UnsafeFileError(
@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Return whether a file holds code beside its tensors, as TorchScript does."""
+    """Return whether a file holds code as well as tensors, as TorchScript does."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -219,7 +219,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         for sample in samples:
             values, mask = self._arrays(sample)
             wide, observed = values.double().nan_to_num(0.0), mask.double()
-            if shift is None:  # the mean may be large beside the deviation
+            if shift is None:  # the mean may be large compared with the deviation
                 shift = (wide * observed).sum(0) / observed.sum(0).clamp(min=1)
             off = (wide - shift) * observed
             count, total = count + observed.sum(0), total + off.sum(0)
@@ -252,18 +252,18 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
             where observed (else all but NaN is), and ``padding_mask`` (batch, time), True for time
             steps that are no padding (else all are).
         outputs
-            Names among ``single`` (one vector a time step), ``mean`` and ``cls``.
+            Names among ``single`` (one vector per time step), ``mean`` and ``cls``.
         """
         x, mask, padding_mask = self._inputs(batch)
         return self._output(self.encoder(x, mask, padding_mask), padding_mask, outputs)
 
     def encode(self, batch: Features) -> torch.Tensor:
-        """One vector a time step, (batch, time, channels), for objectives.
+        """One vector per time step, (batch, time, channels), for objectives.
 
         Raises
         ------
         ConfigError
-            If the encoder gives one vector a series.
+            If the encoder gives one vector per series.
         """
         single: torch.Tensor = self.forward(batch).need("single")
         return single
@@ -291,8 +291,8 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         if encoded.ndim == 2:
             if set(outputs) - {"mean"}:
                 raise ConfigError(
-                    f"The encoder {self.config.name!r} gives one vector a series; {outputs[0]!r} "
-                    f"needs one a time step. Choose pooling='mean'."
+                    f"The encoder {self.config.name!r} gives one vector per series; {outputs[0]!r} "
+                    f"needs one per time step. Choose pooling='mean'."
                 )
             return TrunkOutput.from_tensors({**found, "mean": encoded})
         steps = encoded[:, 1:] if self.encoder.has_cls else encoded
@@ -311,7 +311,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return TrunkOutput.from_tensors(found)
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:  # noqa: ARG002
-        """Before every layer, where the encoder has layers."""
+        """Return True before every layer, where the encoder has layers."""
         return block > 0 and isinstance(self.encoder, LayeredEncoder)
 
     def run_prefix(self, batch: Features, block: int) -> Features:
@@ -320,7 +320,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         encoder: Any = self.encoder
         hidden = encoder.run_layers(encoder.embedding(x, mask), padding_mask, range(block))
         if encoder.has_cls:
-            # apart from the time steps, so that series of all lengths are padded alike
+            # apart from the time steps, so that series of all lengths are padded in one way
             return {"hidden": hidden[:, 1:], "first": hidden[:, 0], "padding_mask": padding_mask}
         return {"hidden": hidden, "padding_mask": padding_mask}
 
@@ -342,7 +342,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return [self.encoder]
 
     def layer_of(self, parameter: str) -> Layer:
-        """Where a parameter sits.
+        """Find the layer of a parameter.
 
         Examples
         --------

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 ENCODER_VERSION = 3
 """Version of the ``.pt`` layout: encoder_state_dict, encoder_config, version."""
 SCALE = ("input_mean", "input_std", "inputs_fitted")
-"""What belongs to the backbone beside the encoder."""
+"""Tensors of the backbone that are not the encoder's."""
 _PREFIXES = re.compile(r"^(model\.)?(module\.)?(backbone\.)?")
 
 

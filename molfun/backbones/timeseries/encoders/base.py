@@ -1,4 +1,4 @@
-"""What the backbone needs of an encoder of time series.
+"""Base classes of encoders of time series.
 
 A new encoder is one file with a configuration and a class, and one line that registers it, inside
 or outside of this package::
@@ -60,7 +60,7 @@ class EncoderConfig:
 
 
 class BaseEncoder(nn.Module, ABC):
-    """Maps a series with missing values to one vector a time step, or to one in all.
+    """Maps a series with missing values to one vector per time step, or to one in all.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class BaseEncoder(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("projection",)
     """Module-name suffixes that LoRA adapts by default."""
     has_cls: bool = False
-    """Whether a summary token precedes the time steps in what `forward` gives."""
+    """True if a summary token precedes the time steps in what `forward` gives."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class BaseEncoder(nn.Module, ABC):
         -------
         torch.Tensor
             (batch, time, d_model), with one step more in front if `has_cls`; or (batch, d_model)
-            from encoders that give one vector a series.
+            from encoders that give one vector per series.
         """
 
 
@@ -122,7 +122,7 @@ class LayeredEncoder(BaseEncoder):
 
     @abstractmethod
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What `forward` gives, from the output of the last layer."""
+        """Turn the output of the last layer into what `forward` gives."""
 
     def forward(
         self,

@@ -77,7 +77,7 @@ class DecayingGRU(nn.Module):
 
 
 class GRUDEncoder(LayeredEncoder):
-    """GRU-D for series whose gaps tell something.
+    """GRU-D for series whose gaps carry information.
 
     A missing value is the last observed one, pulled towards the mean of the training set (0 after
     standardisation) the longer ago that was; the state of the network decays likewise. Both rates
@@ -111,7 +111,7 @@ class GRUDEncoder(LayeredEncoder):
     def run_layers(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
     ) -> torch.Tensor:
-        """The recurrence; padding comes last, so no step before it knows of it."""
+        """The recurrence; padding comes last, so it has no influence on the steps before."""
         del padding_mask
         for i in which:
             hidden = self.layers[i](hidden)

@@ -170,7 +170,7 @@ class TransformerEncoder(LayeredEncoder):
     def run_layers(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
     ) -> torch.Tensor:
-        """Some layers; padding is seen by nobody."""
+        """Run some of the layers; no step attends to padding."""
         keys = None
         if not bool(padding_mask.all()):
             if self.has_cls:

@@ -1,1 +1,0 @@
-"""Time series: readers of files and arrays, samples and windows of them, synthetic ones."""
