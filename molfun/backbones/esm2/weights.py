@@ -83,8 +83,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     """
     path = as_path(path)
     tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
-    # the output embedding is the input embedding
-    target = {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
+    target = _untied(model)
     fitted, report = fit_keys(tensors, target, canonical_name)
     unexpected = [n for n in report.unexpected if not _is_pointless(n)]
     optional = [n for n in report.missing if any(part in n for part in _OPTIONAL)]
@@ -126,6 +125,11 @@ def canonical_name(name: str) -> str:
     module, _, leaf = name[start:].rpartition(".")
     leaf = _OLD_NORMS.get(leaf, leaf)
     return f"{name[:start]}{_HUGGING_FACE.get(module, module)}.{leaf}"
+
+
+def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the model without the output embedding, which is the input embedding."""
+    return {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
 
 
 def _is_pointless(name: str) -> bool:
