@@ -223,7 +223,7 @@ def test_b1_the_loss_is_the_mean_squared_error_of_the_raw_labels(trained: Run) -
 
     error = predictions(trained.trainer.model).numpy() - LABELS
     assert trained.metrics["val_loss"] == pytest.approx(float((error**2).mean()), rel=1e-4)
-    state = read_meta(trained.checkpoint).task
+    state = read_meta(trained.checkpoint).heads[0].task
     assert state["state"] == {"mean": 0.0, "std": 1.0, "fitted": True}
 
 
@@ -551,7 +551,7 @@ def test_b14_freezing_and_dropout_are_settings(tmp_path: Path) -> None:
     meta = read_meta(checkpoint)
     assert meta.strategy is not None
     assert meta.strategy["name"] == "full"
-    assert meta.head["config"]["dropout"] == 0.0
+    assert meta.heads[0].head["config"]["dropout"] == 0.0
     assert tiny().strategy(lr=1e-3).name == "head_only"
 
 

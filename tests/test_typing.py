@@ -82,8 +82,8 @@ except MolfunError as error:
     print(error)
 
 
-def head_of(model: MolfunStructureModel) -> tuple[Head | None, Task | None]:
-    return model.head, model.task
+def head_of(model: MolfunStructureModel) -> tuple[Head, Task]:
+    return model.heads[0].head, model.heads[0].task
 '''
 
 REVEALED = """

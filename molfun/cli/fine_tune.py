@@ -211,8 +211,8 @@ def _use_target(model: MolfunStructureModel, settings: Any) -> None:
         model.add_target(name, inherit=inherit, keep_old=settings.keep_targets, unit=unit)
         start = "random weights" if inherit is None else f"those of {inherit}"
         say(f"Target: {name}, whose heads start from {start}")
-    if model.head is not None:
-        target = model.head.config_dict["target"]
+    if model.heads:
+        target = model.heads[0].head.config_dict["target"]
         ours = backbone.targets[target]
         if settings.energy_unit not in (None, ours):
             raise ConfigError(

@@ -124,14 +124,16 @@ def _as_initialised(values: Mapping[str, Any]) -> dict[str, Any]:
     from molfun.runs.checkpoint import read_meta
 
     meta = read_meta(values["init_from"])
-    parts = {"backbone": meta.backbone, "head": meta.head, "task": meta.task}
+    names = {"backbone": meta.backbone["name"]}
+    if len(meta.heads) == 1:
+        names |= {"head": meta.heads[0].head["name"], "task": meta.heads[0].task["name"]}
     columns = {
         name: meta.data[name]
         for name, field in with_kinds(FineTuneSettings).model_fields.items()
         if name.endswith(("_column", "_columns", "_key"))
         and meta.data.get(name) not in (None, field.default)
     }
-    return {**columns, **{name: part["name"] for name, part in parts.items()}}
+    return {**columns, **names}
 
 
 def build(

@@ -14,6 +14,7 @@ from molfun._paths import as_path
 from molfun.backbones.esm2 import presets
 from molfun.errors import CheckpointError, ConfigError
 from molfun.esm2.loss import RegressorLossReduction, task_settings
+from molfun.models.build import HeadSettings
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import MANIFEST
 from molfun.strategies.base import FinetuneStrategy
@@ -35,7 +36,7 @@ class ESM2FineTuneSeqModel(MolfunStructureModel):
     ) -> Self:
         """Put an untrained regression head in the place of the head there is."""
         self.strategy, self.result = None, {}
-        self.put_head("mlp", "regression", head_config, task_config, seed=seed)
+        self.put_heads({"": HeadSettings("mlp", head_config, "regression", task_config)}, seed=seed)
         return self.to(self.device).eval()
 
 

@@ -30,8 +30,8 @@ from molfun.nn.modes import evaluating
 from molfun.tasks.base import Task
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs
-from molfun.training.runner import Evaluation
-from molfun.training.supervised import SupervisedRunner
+from molfun.training.supervised import Evaluation, SupervisedRunner
+from molfun.training.task_head import TaskHead
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class FineTuneModule(TimeSeriesModule):
     """
 
     settings: FinetuneConfig
+    evaluation = Evaluation
 
     def __init__(
         self,
@@ -232,8 +233,8 @@ class FineTuneModule(TimeSeriesModule):
         return {"logits": outputs["prediction"], "probs": probs}
 
     def _runner(self) -> SupervisedRunner:
-        backbone, head = self._need_backbone(), self._need_head()
-        return SupervisedRunner(backbone, head, self.task, device=self.device)
+        heads = [TaskHead(head=self._need_head(), task=self.task)]
+        return SupervisedRunner(self._need_backbone(), heads, device=self.device)
 
     def _for_runner(self, batch: Mapping[str, Any]) -> Inputs:
         """A batch with its labels.
@@ -294,14 +295,8 @@ class FineTuneModule(TimeSeriesModule):
         inputs, runner = self._for_runner(batch), self._runner()
         outputs = runner.outputs(inputs)
         total, count = runner.loss(inputs, outputs)
-        sizes = [1] * len(inputs.ids)
-        result = Evaluation(
-            ids=inputs.ids,
-            predictions=self.task.split(self.task.predictions(outputs), sizes),
-            targets=self.task.split(self.task.encode(inputs.targets), sizes),
-            loss_total=float(total.detach()),
-            loss_count=count,
-        )
+        result = Evaluation.of(runner.heads)
+        runner.add(result, inputs, outputs)
         return total / max(count, 1), result
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:

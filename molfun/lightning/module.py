@@ -20,7 +20,7 @@ from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_sc
 from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
 from molfun.training.ranks import Ranks
-from molfun.training.runner import Evaluation, Runner
+from molfun.training.runner import Runner
 
 STATE = "molfun"
 """Key of a checkpoint for state that is not in the weights."""
@@ -35,14 +35,14 @@ class TimeSeriesModule(LightningModule):
         The checked configuration.
     """
 
-    evaluation: ClassVar[type[Evaluation]] = Evaluation
+    evaluation: ClassVar[type[Any]]
     """Class of what a step gives for the metrics of its epoch."""
 
     def __init__(self, settings: PretrainConfig | FinetuneConfig) -> None:
         super().__init__()
         self.settings = settings
         self.backbone: TimeSeriesBackbone | None = None
-        self._seen: dict[str, list[Evaluation]] = {"train": [], "val": [], "test": []}
+        self._seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
         self.save_hyperparameters({"config": settings.plain})
 
     @property
@@ -194,7 +194,7 @@ class TimeSeriesModule(LightningModule):
         """A batch of a loader as the runner takes it."""
         raise NotImplementedError
 
-    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Evaluation]:
+    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
         """Mean loss of a batch with its graph, and its part of the metrics of the epoch."""
         raise NotImplementedError
 

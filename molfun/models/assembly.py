@@ -1,9 +1,9 @@
-"""A backbone with head and task, and what is remembered of their training."""
+"""A backbone with heads and tasks, and what is remembered of their training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,18 +12,16 @@ from torch import nn
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
-from molfun.backbones.own_heads import OwnHeads
 from molfun.config import check_seed
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import combine_digests, tensor_digests
-from molfun.heads.base import Head
 from molfun.models import base_weights, trained_on
 from molfun.models.build import (
+    HeadSettings,
     as_settings,
     build_backbone,
-    build_head,
-    build_task,
-    names_of,
+    build_task_head,
+    named_heads,
     resolve_device,
 )
 from molfun.models.loaders import samples_of
@@ -32,6 +30,7 @@ from molfun.nn.process import settled
 from molfun.strategies.base import FinetuneStrategy
 from molfun.tasks.base import Task
 from molfun.text import counted, listing
+from molfun.training.task_head import TaskHead, as_module
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,13 @@ class AssembledModel(nn.Module):
 
     Attributes
     ----------
-    backbone, head, task
-        The parts; a bare backbone has neither head nor task.
+    backbone
+        What gives representations.
+    heads
+        One `molfun.training.task_head.TaskHead` per thing that is predicted; a bare backbone has
+        none.
+    head
+        The only head, or all by their names; None for a bare backbone.
     strategy
         What the model was trained by, last; None before.
     weights
@@ -78,6 +82,7 @@ class AssembledModel(nn.Module):
         head_config: Mapping[str, Any] | None = None,
         task: str | None = None,
         task_config: Mapping[str, Any] | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
         seed: int = 0,
         backbone_config: Mapping[str, Any] | None = None,
         kernels: Kernels = "auto",
@@ -97,14 +102,10 @@ class AssembledModel(nn.Module):
             trust=trust,
         )
         self._note_weights(weights, seed)
-        self.head: Head | None = None
-        self.task: Task | None = None
-        self.head_name, self.task_name = self._names(head, task)
-        if self.head_name is not None and self.task_name is not None:
-            self.put_head(self.head_name, self.task_name, head_config, task_config, seed=seed)
-        elif head_config or task_config:
-            raise ConfigError("head_config or task_config was given without head=....")
-        self.attach()
+        self.heads: tuple[TaskHead, ...] = ()
+        self.head: nn.Module | None = None
+        only = HeadSettings(head, head_config, task, task_config)
+        self.put_heads(named_heads(only, heads, self.backbone), seed=seed)
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
@@ -114,12 +115,6 @@ class AssembledModel(nn.Module):
         self.note_base()
         self.to(place).eval()
         choose_kernels(self.backbone, kernels)
-
-    def _names(self, head: str | None, task: str | None) -> tuple[str | None, str | None]:
-        """Names of head and task; those that came with the backbone where none is given."""
-        if head is None and task is None and isinstance(self.backbone, OwnHeads):
-            head = self.backbone.own_head
-        return names_of(head, task)
 
     def _note_weights(self, weights: str | Path | base_weights.Stored | None, seed: int) -> None:
         """Note where the base weights came from; random ones are said where that is unusual."""
@@ -137,25 +132,18 @@ class AssembledModel(nn.Module):
                 seed,
             )
 
-    def put_head(
-        self,
-        head: str,
-        task: str,
-        head_config: Mapping[str, Any] | None = None,
-        task_config: Mapping[str, Any] | None = None,
-        *,
-        seed: int,
-    ) -> None:
-        """Put an untrained head and its task, by their registered names, in the place of any."""
-        self.head_name, self.task_name = head, task
-        self.task = build_task(task, as_settings("task_config", task_config), head=head)
-        self.head = build_head(
-            head,
-            as_settings("head_config", head_config),
-            backbone=self.backbone,
-            task=self.task,
-            seed=seed,
+    def put_heads(self, settings: Mapping[str, HeadSettings], *, seed: int) -> None:
+        """Put untrained heads and their tasks in the place of any."""
+        self.hold(
+            build_task_head(name, one, backbone=self.backbone, seed=seed + i)
+            for i, (name, one) in enumerate(settings.items())
         )
+
+    def hold(self, heads: Iterable[TaskHead]) -> None:
+        """Let these be the heads of the model."""
+        self.heads = tuple(heads)
+        self.head = as_module(self.heads)
+        self.attach()
 
     def note_base(self) -> None:
         """Let the weights of now be the base that checkpoints refer to."""
@@ -163,23 +151,47 @@ class AssembledModel(nn.Module):
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
 
     def attach(self) -> None:
-        """Let head and backbone know each other, at first and whenever they have learned."""
-        if self.head is not None:
-            self.backbone.serve(self.task)
-            self.head.attach(self.backbone, self.task)
+        """Let heads and backbone know each other, at first and whenever they have learned."""
+        for part in self.heads:
+            self.backbone.serve(part.task)
+            part.head.attach(self.backbone, part.task)
 
-    def need_head(self, verb: str) -> tuple[Head, Task]:
-        """Head and task.
+    def need_heads(self, verb: str) -> tuple[TaskHead, ...]:
+        """The heads with their tasks, one at least.
 
         Raises
         ------
         ConfigError
-            If there are none, which `verb` needs.
+            If there is none, which `verb` needs.
         """
-        if self.head is None or self.task is None:
+        if not self.heads:
             usual = self.backbone.default_head
             raise ConfigError(f"{verb} needs a head. Build the model with head={usual!r}.")
-        return self.head, self.task
+        return self.heads
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the only head; None for a bare backbone.
+
+        Raises
+        ------
+        ConfigError
+            If there are several heads.
+        """
+        if len(self.heads) > 1:
+            names = ", ".join(part.name for part in self.heads)
+            raise ConfigError(f"The model has several heads ({names}): look at model.heads.")
+        return self.heads[0].task if self.heads else None
+
+    @property
+    def head_name(self) -> str | None:
+        """Registered name of the only head; None where there is none, or several."""
+        return self.heads[0].head_name if len(self.heads) == 1 else None
+
+    @property
+    def task_name(self) -> str | None:
+        """Registered name of the only task; None where there is none, or several."""
+        return self.heads[0].task_name if len(self.heads) == 1 else None
 
     @settled()
     def check(self, *data: Any) -> Self:
@@ -210,7 +222,7 @@ class AssembledModel(nn.Module):
     def __repr__(self) -> str:
         n_backbone = sum(p.numel() for p in self.backbone.parameters())
         text = f"{self.backbone.name}, {n_backbone:,} params"
-        if self.head is not None:
-            n_head = sum(p.numel() for p in self.head.parameters())
-            text += f"; head {self.head_name}, {n_head:,} params"
+        for part in self.heads:
+            n_head = sum(p.numel() for p in part.head.parameters())
+            text += f"; head {part.key(part.head_name)}, {n_head:,} params"
         return f"{type(self).__name__}({text}; {self.device})"

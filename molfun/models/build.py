@@ -1,4 +1,4 @@
-"""From names and settings to the parts of a model: backbone, task and head."""
+"""From names and settings to the parts of a model: backbone, tasks and heads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
@@ -18,6 +21,7 @@ from molfun.heads.base import Head
 from molfun.registry import BACKBONES, HEADS, TASKS
 from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
+from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +85,112 @@ def build_backbone(
     return backbone
 
 
-def names_of(head: str | None, task: str | None) -> tuple[str | None, str | None]:
+def names_of(head: str | None, task: str | None) -> tuple[str, str]:
     """Names of head and task: a head brings its task, and a task (also named as the head) its head.
 
     Examples
     --------
-    >>> names_of("regression", None), names_of("affinity", None), names_of(None, None)
-    (('mlp', 'regression'), ('affinity', 'regression'), (None, None))
+    >>> names_of("regression", None), names_of("affinity", None), names_of(None, "contact")
+    (('mlp', 'regression'), ('affinity', 'regression'), ('contact', 'contact'))
     """
     if head is not None and head not in HEADS and head in TASKS:
         if task not in (None, head):
             raise ConfigError(f"head={head!r} names a task, but task={task!r} another one.")
         head, task = None, head
     if head is None:
-        return (None, None) if task is None else (TASKS[task].default_head, task)
+        assert task is not None  # one of the two is given
+        return TASKS[task].default_head, task
     return head, task or HEADS[head].default_task
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Names and arguments of a head and its task, and the weight of its loss."""
+
+    head: str | None = None
+    head_config: Mapping[str, Any] | None = None
+    task: str | None = None
+    task_config: Mapping[str, Any] | None = None
+    weight: float = 1.0
+
+
+_TAKEN = frozenset({"ids", "loss", "mask", "trunk"})
+"""Keys beside the names of heads in outputs, predictions and rows of the history."""
+
+
+def named_heads(
+    only: HeadSettings, several: Mapping[str, Mapping[str, Any]] | None, backbone: Backbone
+) -> dict[str, HeadSettings]:
+    """Return what is known of each head by its name, which the only one of a model has not.
+
+    Parameters
+    ----------
+    only
+        The only head; where it names none, the backbone's own if it has one.
+    several
+        Settings of several heads by their names.
+    backbone
+        What they are for.
+
+    Raises
+    ------
+    ConfigError
+        If both are given, or a name or setting cannot be used.
+    """
+    if several is not None:
+        if only != HeadSettings():
+            raise ConfigError("Give head and task (for one), or heads (for several), not both.")
+        return _several(as_settings("heads", several))
+    if only.head is None and only.task is None and isinstance(backbone, OwnHeads):
+        only = replace(only, head=backbone.own_head)
+    if only.head is None and only.task is None:
+        if only.head_config or only.task_config:
+            raise ConfigError("head_config or task_config was given without head=....")
+        return {}
+    return {"": only}
+
+
+def _several(heads: Mapping[str, Any]) -> dict[str, HeadSettings]:
+    if not heads:
+        raise ConfigError("heads names no head. Leave it out for a bare backbone.")
+    result = {}
+    for name, given in heads.items():
+        # the names become attributes of a module and columns of tables
+        if not name.isidentifier() or name in _TAKEN or hasattr(nn.ModuleDict, name):
+            raise ConfigError(
+                f"heads: {name!r} cannot name a head. Use letters, digits and _, and none of "
+                f"torch's words for modules."
+            )
+        where = f"heads[{name!r}]"
+        one: HeadSettings = build(HeadSettings, as_settings(where, given), where)
+        weight = one.weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
+            raise ConfigError(f"{where}: weight must be a number above 0, got {weight!r}.")
+        if one.head is None and one.task is None:
+            raise ConfigError(f"{where} names neither head nor task.")
+        result[name] = one
+    return result
+
+
+def build_task_head(name: str, given: HeadSettings, *, backbone: Backbone, seed: int) -> TaskHead:
+    """An untrained head and its task, by their registered names.
+
+    Raises
+    ------
+    ConfigError
+        If a name or setting is unknown, or the parts do not go together.
+    """
+    head_name, task_name = names_of(given.head, given.task)
+    task = build_task(task_name, as_settings("task_config", given.task_config), head=head_name)
+    settings = as_settings("head_config", given.head_config)
+    return TaskHead(
+        name=name,
+        weight=float(given.weight),
+        head=build_head(head_name, settings, backbone=backbone, task=task, seed=seed),
+        task=task,
+        head_name=head_name,
+        task_name=task_name,
+    )
 
 
 def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:

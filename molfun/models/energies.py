@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ def add_target(
 def use_target(model: Any, name: str) -> Any:
     """Train and predict another energy; see `MolfunStructureModel.use_target`."""
     _need_energies(model, "use_target")
-    settings = {**model.head.config_dict, "target": name}
-    model.head = build(type(model.head), settings, "head_config")
-    model.attach()
+    (part,) = model.heads
+    settings = {**part.head.config_dict, "target": name}
+    model.hold([replace(part, head=build(type(part.head), settings, "head_config"))])
     return model
 
 
@@ -102,7 +103,9 @@ class Forgetting(Callback):
     def _measure(self) -> dict[str, float]:
         model, asked = self._model, self._task.derivatives
         derivatives = {name: name in asked for name in ("forces", "stress")}
-        runner = SupervisedRunner(model.backbone, model.head, self._task, device=model.device)
+        (part,) = model.heads
+        heads = [replace(part, task=self._task)]
+        runner = SupervisedRunner(model.backbone, heads, device=model.device)
         # a loader draws a seed, and the fit has to go on as it would have
         with model.backbone.reading(self.target, **derivatives), torch.random.fork_rng(devices=[]):
             return runner.metrics(runner.evaluate(self._data))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from molfun.backbones.own_heads import OwnHeads
@@ -21,24 +23,21 @@ from molfun.models.loaders import (
     refuse_nothing,
     targets_of,
 )
-from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
 from molfun.training.forward import ForwardPass
-from molfun.training.runner import Evaluation
-from molfun.training.supervised import SupervisedRunner
+from molfun.training.supervised import Evaluation, SupervisedRunner
+from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
 
 
 def runner_of(
-    model: AssembledModel, verb: str = "this", task: Task | None = None
+    model: AssembledModel, verb: str = "this", heads: Sequence[TaskHead] = ()
 ) -> SupervisedRunner:
-    """The model as a function of a batch, which `verb` needs; `task` takes the place of its own."""
-    head, own = model.need_head(verb)
+    """The model as a function of a batch, for `verb`; `heads` are used in place of its own."""
+    found = heads or model.need_heads(verb)
     autocast = functools.partial(arithmetic.autocast, model)
-    return SupervisedRunner(
-        model.backbone, head, task or own, device=model.device, autocast=autocast
-    )
+    return SupervisedRunner(model.backbone, found, device=model.device, autocast=autocast)
 
 
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
@@ -54,16 +53,16 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
 
     All that the data has labels of is predicted meanwhile.
     """
-    head, task = model.need_head("this")
+    heads = model.need_heads("this")
     loader = _prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True)
     known = column_of(getattr(loader, "dataset", None), "targets") is not None
     if isinstance(loader, list) or known:
-        check_labels(task, loader)
-        task = head.measured(task, lambda: targets_of(loader))
-    head.attach(model.backbone, task)
+        heads = tuple(_measured(part, loader) for part in heads)
+    for part in heads:
+        part.head.attach(model.backbone, part.task)
     try:
-        runner = runner_of(model, task=task)
+        runner = runner_of(model, heads=heads)
         result = runner.evaluate(watch)
     finally:
         model.attach()
@@ -71,28 +70,38 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
     return runner, result
 
 
+def _measured(part: TaskHead, loader: Any) -> TaskHead:
+    """A head with the task that fits the labels of the data."""
+    check_labels(part, loader)
+    task = part.head.measured(part.task, lambda: part.labels(targets_of(loader)))
+    return replace(part, task=task)
+
+
 def evaluate(
     model: AssembledModel, data: Any, *, bootstrap: int, confidence: float
 ) -> dict[str, float]:
     """Measure; see `MolfunStructureModel.evaluate`."""
-    model.need_head("evaluate")
+    model.need_heads("evaluate")
     warn_unready(model)
     runner, result = measured(model, data)
-    if result.loss_count == 0:
+    if result.n_labels == 0:
         raise DataError(
             "Nothing to evaluate: the data has no labels. Use predict, or fill the target column."
         )
     found = {"loss": result.loss, **runner.metrics(result)}
     if bootstrap:
-        found |= intervals(
-            runner.task, result.predictions, result.targets, n=bootstrap, confidence=confidence
-        )
+        for part in runner.heads:
+            own = result.heads[part.name]
+            bounds = intervals(
+                part.task, own.predictions, own.targets, n=bootstrap, confidence=confidence
+            )
+            found |= {part.key(name): value for name, value in bounds.items()}
     return found
 
 
 def warn_unready(model: AssembledModel) -> None:
     """Say why predictions mean nothing yet, where they do not."""
-    if model.task is not None and not getattr(model.task, "fitted", True):
+    if not all(getattr(part.task, "fitted", True) for part in model.heads):
         logger.warning("The head has not been trained: its predictions mean nothing yet.")
     backbone = model.backbone
     unready = backbone.unready() if isinstance(backbone, OwnHeads) else None

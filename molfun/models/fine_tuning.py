@@ -23,7 +23,6 @@ from molfun.models.loaders import (
 )
 from molfun.nn.modes import set_modes
 from molfun.runs.folder import RunFolder
-from molfun.sample import is_missing
 from molfun.strategies.base import FinetuneStrategy
 from molfun.text import counted
 from molfun.training.cache import CacheConfig
@@ -31,6 +30,7 @@ from molfun.training.groups import let_train
 from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner
+from molfun.training.task_head import check_names, has_label, joined_needs
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ def run(
     rows = _training_rows(model, job)
     targets = targets_of(job.train)
     _learn_from_data(model, job, targets)
-    n_labels = sum(not is_missing(target) for target in targets)
+    n_labels = sum(has_label(model.heads, target) for target in targets)
     job.set_up(model, as_strategy(strategy, n_labels, len(model.backbone.blocks())))
     identity = _identity(model, job, targets, cache)
     arithmetic.use_precision(model, job.chosen_precision)
-    runner = _runner(model, job, cache)
+    runner = _runner(model, job, cache, targets)
     model.data_settings = input_settings_of(job.train)
 
     def note_training() -> None:
@@ -86,17 +86,21 @@ def _training_rows(model: AssembledModel, job: Job) -> trained_on.TrainingRows:
 
 
 def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> None:
-    """Show task and backbone the training set: labels that are wrong are named, gaps counted."""
-    _, task = model.need_head("fit")
-    check_sizes(task, job.train, job.val)
-    if task.numbers_unfitted:
-        check_labels(task, job.train, targets)
-    gaps = task.gaps(targets)
-    if gaps is not None:
-        logger.warning("%s", gaps)
-    task.fit_targets(targets)
+    """Show tasks and backbone the training set: labels that are wrong are named, gaps counted."""
+    heads = model.need_heads("fit")
+    check_names(heads, targets)
+    for part in heads:
+        task, own = part.task, part.labels(targets)
+        check_sizes(part, job.train, job.val)
+        if task.numbers_unfitted:
+            check_labels(part, job.train, targets)
+        gaps = task.gaps(own)
+        if gaps is not None:
+            logger.warning("%s%s", f"{part.name}: " if part.name else "", gaps)
+        task.fit_targets(own)
     model.attach()
-    check_labels(task, job.val)
+    for part in heads:
+        check_labels(part, job.val)
     fit_inputs(model.backbone, job.train)
 
 
@@ -104,25 +108,32 @@ def _identity(
     model: AssembledModel, job: Job, targets: list[Any], cache: CacheConfig
 ) -> dict[str, Any]:
     """Return what a run does not change, as plain values; before precision converts any weight."""
-    head, task = model.need_head("fit")
+    parts: dict[str, Any] = {}
+    for part in model.need_heads("fit"):
+        parts[part.key("head")] = dict(part.head.config_dict)
+        parts[part.key("task")] = {**part.task.config_dict, **part.task.state_dict()}
+        if part.name:
+            parts[part.key("weight")] = part.weight
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
     return {
         "kernels": arithmetic.described(model),
         "cache precision": cache.precision,
         "base weights": model.base_fingerprint,
         "frozen weights": digest(tensor_digests(frozen).values()),
-        "head": dict(head.config_dict),
-        "task": {**task.config_dict, **task.state_dict()},
+        **parts,
         **data_identity(job.train, targets, job.val),
     }
 
 
-def _runner(model: AssembledModel, job: Job, cache: CacheConfig) -> SupervisedRunner:
+def _runner(
+    model: AssembledModel, job: Job, cache: CacheConfig, targets: list[Any]
+) -> SupervisedRunner:
     """The model as a function of a batch, with its caches and a plan for memory."""
-    head, task = model.need_head("fit")
-    backbone = model.backbone
+    heads, backbone = model.need_heads("fit"), model.backbone
+    if len(heads) > 1:
+        heads = tuple(part.weighed(part.labels(targets)) for part in heads)
     about = f"{job.chosen_precision} {arithmetic.described(model)}"
-    caches = RunCaches(backbone, head.needs, cache, arithmetic=about)
+    caches = RunCaches(backbone, joined_needs(heads), cache, arithmetic=about)
     if any(p.requires_grad for p in backbone.parameters()):
         n_trained = sum(p.numel() for p in job.parameters.values())
         reserved = caches.reserved_bytes()
@@ -130,8 +141,7 @@ def _runner(model: AssembledModel, job: Job, cache: CacheConfig) -> SupervisedRu
     let_train(job.optimizer, epoch=0)
     runner = SupervisedRunner(
         backbone,
-        head,
-        task,
+        heads,
         device=model.device,
         autocast=job.fabric.autocast,
         make_cache=caches.outputs,
@@ -139,5 +149,6 @@ def _runner(model: AssembledModel, job: Job, cache: CacheConfig) -> SupervisedRu
     )
     if runner.forward.frozen.whole:
         set_modes(backbone, training=False)
-        head.fit_inputs(runner.representations(samples_of([job.train])))
+        for part in heads:
+            part.head.fit_inputs(runner.representations(samples_of([job.train])))
     return runner

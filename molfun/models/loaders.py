@@ -29,6 +29,7 @@ from molfun.tasks.base import Task
 from molfun.text import counted, listing
 from molfun.training.forward import run_now
 from molfun.training.inputs import Inputs, as_inputs
+from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
 
@@ -228,13 +229,13 @@ def all_samples(data: Any) -> list[Sample]:
     return found
 
 
-def check_labels(task: Task, data: Any, targets: Sequence[Any] | None = None) -> None:
-    """Find labels that the task cannot use before the first epoch.
+def check_labels(head: TaskHead, data: Any, targets: Sequence[Any] | None = None) -> None:
+    """Find labels that the task of a head cannot use before the first epoch.
 
     Parameters
     ----------
-    task
-        A task that `fit_targets` has seen, or needs not to.
+    head
+        Its task has seen the training labels, or needs not to.
     data
         A loader, or a list of batches; None has no labels.
     targets
@@ -250,17 +251,18 @@ def check_labels(task: Task, data: Any, targets: Sequence[Any] | None = None) ->
     problems = []
     names = _names_of(data)
     for i, target in enumerate(targets_of(data) if targets is None else targets):
-        if is_missing(target):
-            continue
         try:
-            task.numbers(target)
+            label = head.label(target)
+            if not is_missing(label):
+                head.task.numbers(label)
         except DataError as error:
             problems.append(f"{names[i] if i < len(names) else f'sample {i + 1}'}: {error}")
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
+        task = head.key(head.task.name)
         raise DataError(
-            f"{counted(len(problems), 'sample')} with a label that the task {task.name!r} cannot "
+            f"{counted(len(problems), 'sample')} with a label that the task {task!r} cannot "
             f"use:\n{listing(problems, 3)}"
         )
 
@@ -277,7 +279,7 @@ def _names_of(data: Any) -> list[str]:
     return [f"{name}, {key!r}" for name in named] if key else named
 
 
-def check_sizes(task: Task, *data: Any) -> None:
+def check_sizes(head: TaskHead, *data: Any) -> None:
     """Refuse labels of residues, atoms or pairs that are more or fewer than the sample has.
 
     Raises
@@ -285,12 +287,14 @@ def check_sizes(task: Task, *data: Any) -> None:
     DataError
         Naming the samples.
     """
+    task = head.task
     if task.level == "sequence":
         return
-    labelled = [s for s in samples_of(data) if not is_missing(s.target) and _has_parts(s)]
-    problems = [text for sample in labelled if (text := _wrong_size(task, sample)) is not None]
+    samples = [(s, head.label(s.target)) for s in samples_of(data) if _has_parts(s)]
+    labelled = [(sample, label) for sample, label in samples if not is_missing(label)]
+    problems = [text for pair in labelled if (text := _wrong_size(task, *pair)) is not None]
     if problems:
-        of_atoms = any(sample.atoms is not None for sample in labelled)
+        of_atoms = any(sample.atoms is not None for sample, _ in labelled)
         one, whole = ("atom", "structure") if of_atoms else ("residue", "sequence")
         raise DataError(
             f"{counted(len(problems), 'sample')} whose labels do not fit the {whole}:\n"
@@ -303,12 +307,12 @@ def _has_parts(sample: Sample) -> bool:
     return sample.sequence is not None or sample.atoms is not None
 
 
-def _wrong_size(task: Task, sample: Sample) -> str | None:
+def _wrong_size(task: Task, sample: Sample, label: Any) -> str | None:
     """How many labels a sample has for how many residues or atoms; None where it fits."""
     dims = 2 if task.level == "pair" else 1
     in_atoms = sample.atoms is not None
     n = len(sample.atoms) if in_atoms else n_residues(sample.sequence or "")
-    size = task.numbers(sample.target).shape[:dims] if dims == 2 else _length(sample.target)
+    size = task.numbers(label).shape[:dims] if dims == 2 else _length(label)
     if size == (n,) * dims:
         return None
     what = " x ".join(map(str, size)) + " labels" if size else "one label"

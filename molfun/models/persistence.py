@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
 from molfun.strategies.base import FinetuneStrategy
 from molfun.text import listing
+from molfun.training.task_head import TaskHead
 
 Model = TypeVar("Model", bound=AssembledModel)
 
@@ -47,7 +48,7 @@ def save(model: AssembledModel, folder: Path) -> None:
     CheckpointError
         If the folder holds other files.
     """
-    head, _ = model.need_head("save")
+    model.need_heads("save")
     base_weights.refuse_own(model.weights, [folder])
     backbone = model.backbone
     with lora.unmerged(backbone):
@@ -55,7 +56,7 @@ def save(model: AssembledModel, folder: Path) -> None:
         portable.write_checkpoint(
             folder,
             _describe(model, folder),
-            head=head.state_dict(),
+            head={} if model.head is None else model.head.state_dict(),
             trunk=_trunk_to_save(model),
             save_adapter=(lambda place: lora.save_adapter(backbone, place)) if adapted else None,
             training_inputs=model.training_inputs,
@@ -63,7 +64,6 @@ def save(model: AssembledModel, folder: Path) -> None:
 
 
 def _describe(model: AssembledModel, folder: Path) -> portable.Meta:
-    head, task = model.need_head("save")
     backbone = model.backbone
     return portable.Meta(
         backbone={
@@ -72,12 +72,7 @@ def _describe(model: AssembledModel, folder: Path) -> portable.Meta:
             **base_weights.note(model.weights, folder),
             "fingerprint": model.base_fingerprint,
         },
-        head={"name": model.head_name, "config": dict(head.config_dict)},
-        task={
-            "name": model.task_name,
-            "config": dict(task.config_dict),
-            "state": task.state_dict(),
-        },
+        heads=[_describe_head(part) for part in model.heads],
         strategy=None if model.strategy is None else model.strategy.to_dict(),
         whole_trunk=model.weights is None,
         # an undefined metric is NaN, which JSON has no word for
@@ -87,6 +82,20 @@ def _describe(model: AssembledModel, folder: Path) -> portable.Meta:
             "precision": model.precision,
             "random_base": model.random_base,
         },
+    )
+
+
+def _describe_head(part: TaskHead) -> portable.HeadMeta:
+    head, task = part.head, part.task
+    return portable.HeadMeta(
+        head={"name": part.head_name, "config": dict(head.config_dict)},
+        task={
+            "name": part.task_name,
+            "config": dict(task.config_dict),
+            "state": task.state_dict(),
+        },
+        name=part.name,
+        weight=part.weight,
     )
 
 
@@ -118,7 +127,6 @@ def load(model: AssembledModel, folder: Path) -> None:
 
 def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     _check_fits(model, folder, meta)
-    head, task = model.need_head("load")
     trunk = portable.read_trunk(folder)
     _check_untrained(model, folder, trunk)
     if trunk:
@@ -127,8 +135,10 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
         lora.load_adapter(model.backbone, folder / portable.ADAPTER)
     if meta.strategy is not None:
         FinetuneStrategy.from_dict(meta.strategy).setup(model)
-    _load_exactly(head, portable.read_head(folder), folder / portable.HEAD)
-    task.load_state_dict(meta.task["state"])
+    if model.head is not None:
+        _load_exactly(model.head, portable.read_head(folder), folder / portable.HEAD)
+    for part, described in zip(model.heads, meta.heads, strict=True):
+        part.task.load_state_dict(described.task["state"])
     model.backbone.weights_changed()
     model.attach()
     settings = dict(meta.data)
@@ -142,17 +152,13 @@ def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> Non
     theirs: dict[str, Any] = {
         "backbone": meta.backbone["name"],
         "backbone config": meta.backbone["config"],
-        "head": meta.head["name"],
-        "head config": meta.head["config"],
-        "task": meta.task["name"],
+        **_named(meta.heads),
         "base weights": None if meta.whole_trunk else meta.backbone["fingerprint"],
     }
     ours: dict[str, Any] = {
         "backbone": model.backbone.name,
         "backbone config": model.backbone.config_dict,
-        "head": model.head_name,
-        "head config": {} if model.head is None else model.head.config_dict,
-        "task": model.task_name,
+        **_named([_describe_head(part) for part in model.heads]),
         "base weights": None if meta.whole_trunk else model.base_fingerprint,
     }
     differences = _differences(flattened(theirs), flattened(ours))
@@ -164,6 +170,19 @@ def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> Non
             f"was trained (base weights: {meta.backbone['weights'] or 'none'}), or use "
             f"MolfunStructureModel.from_checkpoint."
         )
+
+
+def _named(heads: Sequence[portable.HeadMeta]) -> dict[str, Any]:
+    """Return what a checkpoint and a model have to agree on of each head."""
+    return {
+        f"{one.name} {key}".strip(): value
+        for one in heads
+        for key, value in (
+            ("head", one.head["name"]),
+            ("head config", one.head["config"]),
+            ("task", one.task["name"]),
+        )
+    }
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -275,13 +294,27 @@ def _described(
         return cls(
             meta.backbone["name"],
             weights=base,
-            head=meta.head["name"],
-            head_config=meta.head["config"],
-            task=meta.task["name"],
-            task_config=meta.task["config"],
+            **_heads_of(meta),
             backbone_config=backbone.arguments_from(meta.backbone["config"]),
             **options,
         )
+
+
+def _heads_of(meta: portable.Meta) -> dict[str, Any]:
+    """Arguments of the model that build the heads of a checkpoint."""
+    described = {
+        one.name: {
+            "head": one.head["name"],
+            "head_config": one.head["config"],
+            "task": one.task["name"],
+            "task_config": one.task["config"],
+        }
+        for one in meta.heads
+    }
+    only = described.get("")
+    if only is not None:
+        return only
+    return {"heads": {one.name: described[one.name] | {"weight": one.weight} for one in meta.heads}}
 
 
 def _warn_of_random_base(model: AssembledModel, folder: Path) -> None:

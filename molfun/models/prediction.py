@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from molfun.errors import ConfigError
@@ -13,14 +14,22 @@ from molfun.models.assembly import AssembledModel
 from molfun.models.loaders import is_many
 from molfun.nn.modes import evaluating
 from molfun.training.forward import ForwardPass
+from molfun.training.supervised import Evaluation
+from molfun.training.task_head import TaskHead, joined_needs
 
 
 class Prediction(dict[str, Any]):
     """What `MolfunStructureModel.predict` gives; a dict.
 
     Keys: ``ids`` (list), ``prediction`` ((n,) float64 tensor on the CPU, in the units of the
-    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`).
+    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`). Of several
+    heads each has such a dict of its own under its name.
     """
+
+    def put(self, part: TaskHead, predictions: Sequence[np.ndarray]) -> None:
+        """Add what a head predicts, one array per sample."""
+        found = part.task.present(predictions)
+        self.update({part.name: found} if part.name else found)
 
 
 def predict(model: AssembledModel, data: Any, outputs: Sequence[str] | None) -> Prediction:
@@ -33,17 +42,21 @@ def predict(model: AssembledModel, data: Any, outputs: Sequence[str] | None) -> 
             "outputs is for one batch, and this is a loader, a data set or a list of structures. "
             "Give a list of Sample, or use embed, which takes as many as you like."
         )
-    result = evaluation.predicted(model, data)
-    _, task = model.need_head("predict")
-    return Prediction(ids=result.ids, **task.present(result.predictions))
+    return _presented(model, evaluation.predicted(model, data))
 
 
 def predict_and_score(model: AssembledModel, data: Any) -> tuple[Prediction, dict[str, float]]:
     """Predict and measure in one pass; see `MolfunStructureModel.predict_and_score`."""
-    _, task = model.need_head("predict_and_score")
+    model.need_heads("predict_and_score")
     runner, result = evaluation.measured(model, data)
-    prediction = Prediction(ids=result.ids, **task.present(result.predictions))
-    return prediction, runner.metrics(result)
+    return _presented(model, result), runner.metrics(result)
+
+
+def _presented(model: AssembledModel, result: Evaluation) -> Prediction:
+    prediction = Prediction(ids=result.ids)
+    for part in model.heads:
+        prediction.put(part, result.heads[part.name].predictions)
+    return prediction
 
 
 @torch.no_grad()
@@ -51,18 +64,17 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
     watch = trained_on.Watch([data], model.training_inputs)
     (inputs,) = watch
     watch.warn()
-    head, task = model.head, model.task
-    needs = dict.fromkeys((*outputs, *(head.needs if head is not None else ())))
+    needs = dict.fromkeys((*outputs, *joined_needs(model.heads)))
     prediction = Prediction(ids=inputs.ids)
     reader = "predict"
-    if head is not None:
-        reader += f" with the head {type(head).__name__}"
+    if model.heads:
+        reader += " with the head " + ", ".join(type(part.head).__name__ for part in model.heads)
     forward = ForwardPass(model.backbone, tuple(needs), device=model.device, reader=reader)
     with evaluating(model), arithmetic.autocast(model):
         trunk = forward.whole(inputs)
-        if head is not None and task is not None:
-            lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
-            scores = task.predictions(head(trunk))
-            prediction.update(task.present(task.split(scores, lengths)))
+        lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
+        for part in model.heads:
+            scores = part.task.predictions(part.head(trunk))
+            prediction.put(part, part.task.split(scores, lengths))
     prediction["trunk"] = trunk.select(outputs)
     return prediction

@@ -59,6 +59,10 @@ class MolfunStructureModel(AssembledModel):
         Arguments of the head; dimensions default to what the backbone gives.
     task, task_config
         Registered name and arguments of the task; None takes the head's own.
+    heads
+        Several heads in place of one, by name: each a mapping with ``head``, ``head_config``,
+        ``task``, ``task_config`` and ``weight``, the factor of its loss (1 by default). The label
+        of a sample then maps names to labels; what it leaves out is missing.
     seed
         Seed of every random initialisation.
     backbone_config
@@ -158,7 +162,7 @@ class MolfunStructureModel(AssembledModel):
         RunError
             If a run cannot be resumed or written.
         """
-        self.need_head("fit")
+        self.need_heads("fit")
         job = open_job(
             self,
             train_loader,
@@ -259,7 +263,10 @@ class MolfunStructureModel(AssembledModel):
 
     @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        """Head outputs of a batch, in the task's own scale; with a graph where weights train."""
+        """Head outputs of a batch, in the task's own scale; with a graph where weights train.
+
+        Of several heads each has a dict of outputs under its name.
+        """
         return evaluation.runner_of(self, "forward").outputs(as_inputs(batch))
 
     @settled()
@@ -278,8 +285,9 @@ class MolfunStructureModel(AssembledModel):
         Returns
         -------
         Prediction
-            ``ids``, ``prediction`` in the units of the labels and, for one batch, ``trunk``.
-            Without a head: ``ids`` and ``trunk``.
+            ``ids``, ``prediction`` in the units of the labels and, for one batch, ``trunk``; with
+            several heads the predictions of each under its name. Without a head: ``ids`` and
+            ``trunk``.
 
         Raises
         ------
@@ -351,7 +359,7 @@ class MolfunStructureModel(AssembledModel):
         -------
         dict
             ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
-            where undefined.
+            where undefined. With several heads ``ddg/rmse`` and so on, by their names.
         """
         return evaluation.evaluate(self, data, bootstrap=bootstrap, confidence=confidence)
 

@@ -48,10 +48,29 @@ from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT, FORMAT_OF_SEVERAL = 1, 2
+"""With ``head`` and ``task`` of the only head; with ``heads``, a list of them."""
 META, META_JSON, HEAD, TRUNK = "meta.pt", "meta.json", "head.pt", "trunk.safetensors"
 ADAPTER, MANIFEST, CARD = "peft_adapter", "manifest.json", "README.md"
 SEEN = "training_inputs.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadMeta:
+    """What a checkpoint says of one head; plain values only.
+
+    Parameters
+    ----------
+    head, task
+        ``name``, ``config``, and for the task ``state`` (label statistics).
+    name, weight
+        Name among several heads, and weight of its loss; the only head of a model has neither.
+    """
+
+    head: dict[str, Any]
+    task: dict[str, Any]
+    name: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +82,8 @@ class Meta:
     backbone
         ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file as it
         was given, or None), what else helps to find it, and ``fingerprint`` of the base.
-    head, task
-        ``name``, ``config``, and for the task ``state`` (label statistics).
+    heads
+        Each head with its task.
     strategy
         `FinetuneStrategy.to_dict`, or None.
     whole_trunk
@@ -76,14 +95,38 @@ class Meta:
     """
 
     backbone: dict[str, Any]
-    head: dict[str, Any]
-    task: dict[str, Any]
+    heads: list[HeadMeta]
     strategy: dict[str, Any] | None
     whole_trunk: bool
     result: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
     molfun_version: str = __version__
+
+    def to_content(self) -> dict[str, Any]:
+        """Entries of the file; one head is written as versions before several heads read it."""
+        entries = dict(vars(self))
+        heads = [dict(vars(one)) for one in entries.pop("heads")]
+        if [one.name for one in self.heads] == [""]:
+            parts = {"head": heads[0]["head"], "task": heads[0]["task"], "format": FORMAT}
+        else:
+            parts = {"heads": heads, "format": FORMAT_OF_SEVERAL}
+        return {"backbone": entries.pop("backbone"), **parts, **entries}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Meta:
+        """Read entries of either format.
+
+        Raises
+        ------
+        TypeError
+            If one is missing or unknown.
+        """
+        entries = {name: value for name, value in content.items() if name != "format"}
+        several = entries.pop("heads", None)
+        if several is None:
+            found = {name: entries.pop(name) for name in ("head", "task") if name in entries}
+            several = [found]
+        return cls(heads=[HeadMeta(**one) for one in several], **entries)
 
 
 def write_checkpoint(
@@ -104,13 +147,13 @@ def write_checkpoint(
     meta
         Description.
     head, trunk
-        Weights; an empty `trunk` writes no file.
+        Weights (of several heads by their names); an empty `trunk` writes no file.
     save_adapter
         Function that writes adapters into a folder; None where there are none.
     training_inputs
         Digests of what was trained on, int64; None or empty writes no file.
     """
-    content = dict(vars(meta))
+    content = meta.to_content()
     _refuse_other_folders(Path(path))
     with atomic_directory(path) as folder:
         save_torch(folder / META, content)
@@ -196,10 +239,14 @@ def _measure(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _card(meta: Meta) -> str:
     strategy = meta.strategy["name"] if meta.strategy else "none"
+    tasks = ", ".join(one.task["name"] for one in meta.heads)
+    heads = " and ".join(
+        f"{one.head['name']} ({one.name})" if one.name else one.head["name"] for one in meta.heads
+    )
     rows = "\n".join(f"| {key} | {value} |" for key, value in meta.result.items())
     return (
-        f"---\nlibrary_name: molfun\ntags: [{meta.backbone['name']}, {meta.task['name']}]\n---\n\n"
-        f"# {meta.backbone['name']} with head {meta.head['name']}\n\n"
+        f"---\nlibrary_name: molfun\ntags: [{meta.backbone['name']}, {tasks}]\n---\n\n"
+        f"# {meta.backbone['name']} with head {heads}\n\n"
         f"Fine-tuned with the strategy `{strategy}`, Molfun {meta.molfun_version}.\n"
         f"Base weights: `{meta.backbone['weights'] or 'random initialisation'}` "
         f"(fingerprint `{meta.backbone['fingerprint'][:16]}`).\n\n"
@@ -221,35 +268,49 @@ def read_meta(path: str | Path) -> Meta:
     verify(folder)
     content = load_torch(folder / META)
     found = format_of(content)
-    if found != FORMAT:
+    if found not in (FORMAT, FORMAT_OF_SEVERAL):
         raise CheckpointError(
-            f"{folder} has checkpoint format {found}; this version of Molfun reads {FORMAT}. "
+            f"{folder} has checkpoint format {found}; this version of Molfun reads {FORMAT} and "
+            f"{FORMAT_OF_SEVERAL}. "
             f"Update Molfun, or save the checkpoint again with the version that wrote it."
         )
     try:
-        meta = Meta(**content)
+        meta = Meta.from_content(content)
     except TypeError as error:
         raise CheckpointError(f"{folder / META} lacks entries: {error}") from error
-    wrong = [name for name, kind in _KINDS.items() if not isinstance(_entry(meta, name), kind)]
+    wrong = [*_mistyped(meta, _KINDS)]
+    for one in meta.heads:
+        wrong += _mistyped(one, _HEAD_KINDS, of=f" of the head {one.name}" if one.name else "")
     if wrong:
-        kinds = ", ".join(f"{name} is {type(_entry(meta, name)).__name__}" for name in wrong)
+        kinds = ", ".join(wrong)
         raise CheckpointError(f"{folder / META} is damaged: {kinds}. {_seals.ADVICE}")
     return meta
 
 
 _KINDS: dict[str, Any] = {
     "backbone.name": str, "backbone.config": dict, "backbone.weights": str | None,
-    "backbone.fingerprint": str, "head.name": str, "head.config": dict, "task.name": str,
-    "task.config": dict, "task.state": dict, "strategy": dict | None, "whole_trunk": bool,
-    "result": dict, "data": dict,
+    "backbone.fingerprint": str, "strategy": dict | None, "whole_trunk": bool, "result": dict,
+    "data": dict,
 }  # fmt: skip
-"""Entries of the description and what they are."""
+_HEAD_KINDS: dict[str, Any] = {
+    "head.name": str, "head.config": dict, "task.name": str, "task.config": dict,
+    "task.state": dict, "name": str, "weight": float,
+}  # fmt: skip
+"""Entries of the description, and of each head, and what they are."""
 
 
-def _entry(meta: Meta, name: str) -> Any:
-    """An entry by its dotted name; something that is none of `_KINDS` where it is not there."""
+def _mistyped(part: Meta | HeadMeta, kinds: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Name entries that are of another kind."""
+    for name, kind in kinds.items():
+        value = _entry(part, name)
+        if not isinstance(value, kind):
+            yield f"{name}{of} is {type(value).__name__}"
+
+
+def _entry(part: Meta | HeadMeta, name: str) -> Any:
+    """An entry by its dotted name; something that is of none of the kinds where it is missing."""
     group, _, key = name.partition(".")
-    content = getattr(meta, group)
+    content = getattr(part, group)
     if not key:
         return content
     return content.get(key, ...) if isinstance(content, dict) else ...

@@ -18,7 +18,6 @@ from torch import nn
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
-from molfun.heads.base import Head
 from molfun.nn import lora
 from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.registry import OPTIMIZERS, STRATEGIES
@@ -40,7 +39,7 @@ class FineTunable(Protocol):
     """The part of the facade that a strategy works on."""
 
     backbone: Backbone
-    head: Head | None
+    head: nn.Module | None
     strategy: FinetuneStrategy | None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

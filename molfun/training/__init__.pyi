@@ -10,5 +10,6 @@ from molfun.training.callbacks import Callback as Callback
 from molfun.training.callbacks import CSVLog as CSVLog
 from molfun.training.callbacks import FitPlan as FitPlan
 from molfun.training.history import History as History
+from molfun.training.task_head import TaskHead as TaskHead
 
 __all__: list[str]

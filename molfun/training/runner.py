@@ -1,47 +1,17 @@
-"""What the engine needs of a model, and what an evaluation gives."""
+"""What the engine needs of a model."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
 from molfun.tasks.base import LossSum
 from molfun.training.ahead import Featurize
 from molfun.training.inputs import Inputs
-
-
-@dataclass
-class Evaluation:
-    """Predictions over a data set, in input order."""
-
-    ids: list[str] = field(default_factory=list)
-    predictions: list[np.ndarray] = field(default_factory=list)
-    targets: list[np.ndarray] = field(default_factory=list)
-    loss_total: float = 0.0
-    loss_count: int = 0
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """One evaluation from those of several processes."""
-        return cls(
-            ids=[i for part in parts for i in part.ids],
-            predictions=[p for part in parts for p in part.predictions],
-            targets=[t for part in parts for t in part.targets],
-            loss_total=math.fsum(part.loss_total for part in parts),
-            loss_count=sum(part.loss_count for part in parts),
-        )
-
-    @property
-    def loss(self) -> float:
-        """Mean loss a label; NaN without labels."""
-        return self.loss_total / self.loss_count if self.loss_count else math.nan
 
 
 class Runner(ABC):

@@ -1,35 +1,102 @@
-"""Backbone, head and task on batches: outputs, loss, predictions and metrics."""
+"""A backbone and its heads on batches: outputs, loss, predictions and metrics."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
-from molfun.heads.base import Head
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
-from molfun.tasks.base import LossSum, Task
+from molfun.tasks.base import LossSum
 from molfun.training.ahead import Featurize, loaded_ahead
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched, worker_errors
-from molfun.training.runner import Evaluation, Runner
+from molfun.training.runner import Runner
+from molfun.training.task_head import TaskHead, as_module, joined_needs
 from molfun.trunk import TrunkOutput
 
 
+@dataclass
+class HeadResult:
+    """Predictions and labels of one head over a data set, one array per sample in input order."""
+
+    weight: float = 1.0
+    predictions: list[np.ndarray] = field(default_factory=list)
+    targets: list[np.ndarray] = field(default_factory=list)
+    loss_total: float = 0.0
+    loss_count: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per label; NaN without labels."""
+        return self.loss_total / self.loss_count if self.loss_count else math.nan
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One result from those on several parts of the data."""
+        return cls(
+            weight=parts[0].weight,
+            predictions=[p for part in parts for p in part.predictions],
+            targets=[t for part in parts for t in part.targets],
+            loss_total=math.fsum(part.loss_total for part in parts),
+            loss_count=sum(part.loss_count for part in parts),
+        )
+
+
+@dataclass
+class Evaluation:
+    """Results over a data set: ids in input order, and one `HeadResult` per head by its name."""
+
+    ids: list[str]
+    heads: dict[str, HeadResult]
+
+    @classmethod
+    def of(cls, heads: Iterable[TaskHead]) -> Self:
+        """An evaluation of no sample yet."""
+        return cls([], {part.name: HeadResult(part.weight) for part in heads})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One evaluation from those of several processes or batches."""
+        return cls(
+            [i for part in parts for i in part.ids],
+            {
+                name: HeadResult.joined([part.heads[name] for part in parts])
+                for name in parts[0].heads
+            },
+        )
+
+    @property
+    def n_labels(self) -> int:
+        """Labels of all heads."""
+        return sum(head.loss_count for head in self.heads.values())
+
+    @property
+    def loss(self) -> float:
+        """Weighted sum of the mean losses of the heads that have labels; NaN without any."""
+        known = [head for head in self.heads.values() if head.loss_count]
+        return sum(head.weight * head.loss for head in known) if known else math.nan
+
+
 class SupervisedRunner(Runner):
-    """Backbone, head and task as one function from a batch to outputs and loss.
+    """A backbone and its heads as one function from a batch to outputs and loss.
+
+    With several heads the loss is the sum of their mean losses, each times its weight.
 
     Parameters
     ----------
-    backbone, head, task
+    backbone, heads
         The parts.
     device
         Where they are.
@@ -42,23 +109,27 @@ class SupervisedRunner(Runner):
     def __init__(
         self,
         backbone: Backbone,
-        head: Head,
-        task: Task,
+        heads: Sequence[TaskHead],
         *,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
     ) -> None:
-        self.backbone, self.head, self.task = backbone, head, task
+        self.backbone, self.heads, self.head = backbone, tuple(heads), as_module(heads)
         self.device, self.autocast = device, autocast
-        self.metric_names = task.metric_names
-        self.higher_is_better = task.higher_is_better
+        self.metric_names = [
+            *(part.key("loss") for part in heads if part.name),
+            *(part.key(name) for part in heads for name in part.task.metric_names),
+        ]
+        self.higher_is_better = frozenset(
+            part.key(name) for part in heads for name in part.task.higher_is_better
+        )
         self.forward = ForwardPass(
             backbone,
-            head.needs,
+            joined_needs(heads),
             device=device,
-            reader=f"the head {type(head).__name__}",
+            reader="the head " + ", ".join(type(part.head).__name__ for part in heads),
             make_cache=make_cache,
             features=features,
         )
@@ -72,25 +143,43 @@ class SupervisedRunner(Runner):
         """Find out what is frozen now."""
         self.forward.trainable_changed()
 
-    def outputs(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Head outputs of a batch."""
+    def outputs(self, inputs: Inputs) -> dict[str, Any]:
+        """Outputs of the only head of a batch, or of each by its name; and the ``mask``."""
         with self.autocast():
             trunk = self.forward(inputs)
-            return {**self.head(trunk), "mask": trunk.mask}
+            found = {part.name: part.head(trunk) for part in self.heads}
+        return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
 
-    def loss(self, inputs: Inputs, outputs: Mapping[str, torch.Tensor]) -> LossSum:
-        """Loss of a batch over its labels."""
-        targets = self.task.encode(inputs.targets, self._lengths(outputs)).to(self.device)
-        return self.task.loss(outputs, targets)
+    def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
+        """Loss of a batch over its labels.
 
-    def _lengths(self, outputs: Mapping[str, torch.Tensor]) -> list[int] | None:
-        """Residues of each sample, where the task asks."""
-        if self.task.level == "sequence":
-            return None
-        return [int(n) for n in outputs["mask"].sum(1).tolist()]
+        The loss of each of several heads is scaled by its labels per training sample and counted
+        by samples, so that sums over batches of any size and any mix of labels stay exact.
+        """
+        losses = [
+            self._loss(part, part.share(outputs), self._encoded(part, inputs, outputs))
+            for part in self.heads
+        ]
+        if len(losses) == 1:
+            return losses[0]
+        terms = [
+            total * (part.weight / part.labels_per_sample)
+            for part, (total, count) in zip(self.heads, losses, strict=True)
+            if count
+        ]
+        total = sum(terms, start=torch.zeros((), device=self.device))
+        return LossSum(total, len(inputs.ids) if terms else 0)
+
+    def _loss(
+        self, part: TaskHead, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor
+    ) -> LossSum:
+        return part.task.loss(outputs, targets.to(self.device))
+
+    def _encoded(self, part: TaskHead, inputs: Inputs, outputs: Mapping[str, Any]) -> torch.Tensor:
+        return part.task.encode(part.labels(inputs.targets), _lengths(part, outputs))
 
     def representations(self, samples: Iterable[Sample]) -> Iterator[TrunkOutput]:
-        """Return what the head reads of each sample, one by one and without a graph."""
+        """Return what the heads read of each sample, one by one and without a graph."""
         for sample in samples:
             with self.autocast(), torch.no_grad():
                 trunk = self.forward(Inputs.of([sample]))
@@ -102,27 +191,50 @@ class SupervisedRunner(Runner):
 
         Without `labels` none is looked at, and there is no loss.
         """
-        result = Evaluation()
-        with evaluating(self.backbone, self.head), worker_errors():
+        result = Evaluation.of(self.heads)
+        with evaluating(self.backbone, *(part.head for part in self.heads)), worker_errors():
             for batch in watched(loaded_ahead(batches, self.ahead)):
-                self._evaluate_one(as_inputs(batch), result, labels=labels)
+                inputs = as_inputs(batch)
+                self.add(result, inputs, self.outputs(inputs), labels=labels)
         return result
 
-    def _evaluate_one(self, inputs: Inputs, result: Evaluation, *, labels: bool) -> None:
-        outputs = self.outputs(inputs)
+    @torch.no_grad()
+    def add(
+        self,
+        result: Evaluation,
+        inputs: Inputs,
+        outputs: Mapping[str, Any],
+        *,
+        labels: bool = True,
+    ) -> None:
+        """Add what a batch gave to an evaluation."""
         result.ids += inputs.ids
-        lengths = self._lengths(outputs)
-        sizes = lengths or [0] * len(inputs.ids)
-        result.predictions += self.task.split(self.task.predictions(outputs), sizes)
-        if not labels:
-            return
-        targets = self.task.encode(inputs.targets, lengths)
-        result.targets += self.task.split(targets, sizes)
-        total, count = self.task.loss(outputs, targets.to(self.device))
-        result.loss_total += float(total)
-        result.loss_count += count
+        for part in self.heads:
+            found, own = result.heads[part.name], part.share(outputs)
+            sizes = _lengths(part, outputs) or [0] * len(inputs.ids)
+            found.predictions += part.task.split(part.task.predictions(own), sizes)
+            if not labels:
+                continue
+            targets = self._encoded(part, inputs, outputs)
+            found.targets += part.task.split(targets, sizes)
+            total, count = self._loss(part, own, targets)
+            found.loss_total += float(total)
+            found.loss_count += count
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
-        """The task's metrics of an evaluation."""
-        joined = self.task.join(result.predictions), self.task.join(result.targets)
-        return self.task.metrics(*joined)
+        """Metrics of an evaluation; those of several heads, and their losses, with their names."""
+        values: dict[str, float] = {}
+        for part in self.heads:
+            found, task = result.heads[part.name], part.task
+            if part.name:
+                values[part.key("loss")] = found.loss
+            measured = task.metrics(task.join(found.predictions), task.join(found.targets))
+            values |= {part.key(name): value for name, value in measured.items()}
+        return values
+
+
+def _lengths(part: TaskHead, outputs: Mapping[str, Any]) -> list[int] | None:
+    """Residues of each sample, where the task asks."""
+    if part.task.level == "sequence":
+        return None
+    return [int(n) for n in outputs["mask"].sum(1).tolist()]

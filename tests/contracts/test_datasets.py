@@ -14,6 +14,7 @@ from molfun.data.affinity import AffinityDataset
 from molfun.data.atoms import AtomsDataset
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import Labels
+from molfun.data.named_targets import NamedTargets
 from molfun.data.sequences import SequenceDataset
 from molfun.data.timeseries import TimeSeriesDataset
 from molfun.testing import DataKindContract, DatasetContract
@@ -72,6 +73,18 @@ class TestAtoms(DatasetContract):
             [sample.atoms for sample in samples],
             [sample.target for sample in samples],
             metadata={"step": list(range(1, 7))},
+        )
+
+
+class TestNamedTargets(FromFile):
+    def make(self) -> SampleDataset:
+        rows = [f"s{i},{c},{i / 2},{60 + i},{2010 + i}" for i, c in enumerate(CHAINS)]
+        path = self.write("id,sequence,ddg,tm,year", rows)
+        return NamedTargets(
+            {
+                name: SequenceDataset.from_csv(path, id_column="id", target_column=name)
+                for name in ("ddg", "tm")
+            }
         )
 
 

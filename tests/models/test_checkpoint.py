@@ -484,7 +484,10 @@ def test_a_newer_format_is_refused(checkpoint):
     meta = load_torch(checkpoint / "meta.pt")
     torch.save({**meta, "format": 99}, checkpoint / "meta.pt")
     sign_again(checkpoint)
-    refuse(checkpoint, r"has checkpoint format 99; this version of Molfun reads 1\. Update Molfun")
+    refuse(
+        checkpoint,
+        r"has checkpoint format 99; this version of Molfun reads 1 and 2\. Update Molfun",
+    )
 
 
 def test_a_description_with_missing_entries_is_refused(checkpoint):

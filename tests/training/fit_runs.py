@@ -168,7 +168,7 @@ def make_engine(
     strategy.setup(model)
     optimizer, parameters = make_optimizer(strategy, model)
     return Engine(
-        SupervisedRunner(model.backbone, model.head, model.task, device=model.device),
+        SupervisedRunner(model.backbone, model.heads, device=model.device),
         strategy,
         EngineConfig(**{"epochs": 1, **config}),
         parameters=parameters,

@@ -1,0 +1,117 @@
+"""One data set with several labels per sample, by name, for a model with several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from molfun.data.base import SampleDataset
+from molfun.errors import ConfigError, DataError
+from molfun.sample import Sample, is_missing
+from molfun.text import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from jaxtyping import Int64
+
+
+class NamedTargets(SampleDataset):
+    """The same samples with a label of each of several data sets.
+
+    Parameters
+    ----------
+    parts
+        Data sets of the same samples, each with the labels of one head, by the names of the heads.
+        Inputs, ids and columns are those of the first.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    DataError
+        If their samples differ.
+
+    Examples
+    --------
+    >>> from molfun.data import SequenceDataset
+    >>> ddg = SequenceDataset.from_list([("MKV", 0.5), ("ACD", None)])
+    >>> tm = SequenceDataset.from_list([("MKV", 60.0), ("ACD", 55.0)])
+    >>> NamedTargets({"ddg": ddg, "tm": tm}).targets
+    [{'ddg': 0.5, 'tm': 60.0}, {'tm': 55.0}]
+    """
+
+    def __init__(self, parts: Mapping[str, SampleDataset]) -> None:
+        if not parts:
+            raise ConfigError("NamedTargets needs a data set for each name, and got none.")
+        self.parts = dict(parts)
+        self._first = next(iter(self.parts.values()))
+        for name, part in self.parts.items():
+            if part.ids != self._first.ids:
+                raise DataError(
+                    f"The data set for {name!r} has other samples than the first one: "
+                    f"{len(part)} against {len(self._first)}, or in another order."
+                )
+        columns = {name: _plain(part.targets) for name, part in self.parts.items()}
+        self._targets = [
+            {name: label for name, label in zip(columns, row, strict=True) if not is_missing(label)}
+            for row in zip(*columns.values(), strict=True)
+        ]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids in order."""
+        return self._first.ids
+
+    @property
+    def targets(self) -> list[dict[str, Any]]:
+        """Labels by name, in order; a name without a label is left out."""
+        return self._targets
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """The other columns, one row per sample."""
+        return self._first.metadata
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "samples"]:
+        """Residues, frames or atoms of each sample that the model sees at most."""
+        return self._first.lengths
+
+    @property
+    def default_batch_size(self) -> int:
+        """Samples per batch where no loader says otherwise."""
+        return self._first.default_batch_size
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """How inputs are prepared, and under ``heads`` how the labels of each name are read."""
+        each = {name: part.input_settings for name, part in self.parts.items()}
+        return {**self._first.input_settings, "heads": each}
+
+    @property
+    def id_name(self) -> str:
+        """Column of the ids."""
+        return self._first.id_name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({counted(len(self), 'sample')}; {', '.join(self.parts)})"
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample with its labels by name."""
+        place = self.place(index)
+        return replace(self._first[place], target=self._targets[place])
+
+    def sequences(self) -> list[tuple[str, ...]]:
+        """Sequences of each sample, or words for what it is."""
+        return self._first.sequences()
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Samples at `indices`, in that order."""
+        return type(self)({name: part.subset(indices) for name, part in self.parts.items()})
+
+
+def _plain(targets: Any) -> list[Any]:
+    return targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
