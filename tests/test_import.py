@@ -120,6 +120,7 @@ PUBLIC = {
         "History",
         "LoRAFinetune",
         "PartialFinetune",
+        "TaskHead",
         "choose_strategy",
     ],
     "molfun.backbones.timeseries.encoders": [
