@@ -2,8 +2,8 @@ from molfun.data.affinity import AffinityDataset as AffinityDataset
 from molfun.data.atoms import AtomsDataset as AtomsDataset
 from molfun.data.batching import LengthBatchSampler as LengthBatchSampler
 from molfun.data.sequences import SequenceDataset as SequenceDataset
+from molfun.data.series.dataset import TimeSeriesDataset as TimeSeriesDataset
 from molfun.data.splits import DataSplitter as DataSplitter
-from molfun.data.timeseries import TimeSeriesDataset as TimeSeriesDataset
 from molfun.errors import MolfunError as MolfunError
 from molfun.models.prediction import Prediction as Prediction
 from molfun.models.structure import MolfunStructureModel as MolfunStructureModel

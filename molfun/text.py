@@ -103,6 +103,18 @@ def listing(problems: Sequence[str], limit: int = 10) -> str:
     return "\n".join(lines)
 
 
+def shown(text: object, width: int = 40) -> str:
+    """Text of a file in quotes, cut to `width`.
+
+    Examples
+    --------
+    >>> shown("abcdef", width=3), shown(b"abc")
+    ("'abc...'", "'abc'")
+    """
+    plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    return repr(plain if len(plain) <= width else f"{plain[:width]}...")
+
+
 def first_line(error: BaseException) -> str:
     r"""First line of the text of an error without its full stop, or its type where it has no text.
 

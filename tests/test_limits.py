@@ -16,7 +16,7 @@ from molfun._limits import Limit, read_bytes
 from molfun.data.atoms_files import read_frames
 from molfun.data.feature_files import read_features
 from molfun.data.sequences import SequenceDataset
-from molfun.data.timeseries import TimeSeriesDataset
+from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.errors import ConfigError, TableError, UnsafeFileError
 
 LIMIT = Limit("TEST_BYTES", 1000)

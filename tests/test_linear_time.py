@@ -12,9 +12,9 @@ import pytest
 from molfun.backbones.openfold.alignments import read_alignment
 from molfun.config import read_yaml
 from molfun.data.atoms_files import read_frames
+from molfun.data.labels import parse_number
+from molfun.data.series.ts import read_ts
 from molfun.data.structures import read_structure
-from molfun.data.tables import parse_number
-from molfun.data.timeseries_ts import read_ts
 from molfun.errors import MolfunError
 
 TIMES = 8

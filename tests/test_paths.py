@@ -18,8 +18,8 @@ from molfun.data.atoms_files import read_frames
 from molfun.data.fasta import read_fasta
 from molfun.data.feature_files import read_features, write_features
 from molfun.data.sequences import SequenceDataset
+from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.data.structures import read_structure
-from molfun.data.timeseries import TimeSeriesDataset
 from molfun.errors import ConfigError, MolfunError
 from molfun.models.export import export
 from molfun.models.structure import MolfunStructureModel

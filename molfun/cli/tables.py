@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from molfun._io import write_text
-from molfun.data.tables import escape
+from molfun.data.cells import escape
 from molfun.sample import is_missing
 
 

@@ -6,15 +6,15 @@ from molfun.data.fasta import read_fasta as read_fasta
 from molfun.data.feature_files import read_features as read_features
 from molfun.data.feature_files import write_features as write_features
 from molfun.data.sequences import SequenceDataset as SequenceDataset
+from molfun.data.series.dataset import TimeSeriesDataset as TimeSeriesDataset
+from molfun.data.series.dataset import open_timeseries as open_timeseries
+from molfun.data.series.demo import double_well as double_well
+from molfun.data.series.samples import check_groups as check_groups
+from molfun.data.series.trajectories import observables as observables
 from molfun.data.splits import DataSplitter as DataSplitter
 from molfun.data.structures import find_structure as find_structure
 from molfun.data.structures import read_structure as read_structure
 from molfun.data.tables import read_table as read_table
-from molfun.data.timeseries import TimeSeriesDataset as TimeSeriesDataset
-from molfun.data.timeseries import check_groups as check_groups
-from molfun.data.timeseries import open_timeseries as open_timeseries
-from molfun.data.timeseries_demo import double_well as double_well
-from molfun.data.trajectories import observables as observables
 from molfun.sample import Sample as Sample
 from molfun.sample import SampleBatch as SampleBatch
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from molfun._paths import as_path
 from molfun.data.alignment_folders import with_alignments
@@ -67,8 +66,9 @@ class _Source:
     example: str = ".cif"
     parsed: dict[str, _Parsed] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    id_column: str = "pdb_id"
-    target_column: str = "affinity"
+    columns: Mapping[str, str] = field(
+        default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
+    )
 
     def protein(self, name: str) -> Protein | None:
         """The cropped protein; None where features stand for it."""
@@ -115,18 +115,8 @@ class AffinityDataset(TableDataset):
     kind = "structures"
 
     def __init__(self, table: Table, source: _Source) -> None:
-        super().__init__(table)
+        super().__init__(table, max_length=source.max_length, columns=source.columns)
         self._source = source
-
-    @property
-    def id_name(self) -> str:
-        """Column of the ids."""
-        return self._source.id_column
-
-    @property
-    def target_name(self) -> str:
-        """Column of the labels."""
-        return self._source.target_column
 
     @classmethod
     def from_csv(
@@ -184,8 +174,6 @@ class AffinityDataset(TableDataset):
         if pdb_dir is None and features_dir is None:
             raise ConfigError("Give pdb_dir (structures) or features_dir (features), or both.")
         Protein.from_sequence("A").crop(max_length, crop)  # refuses wrong settings now
-        if max_length is not None and max_length < 1:
-            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
         table = read_table(
             csv, id_column=id_column, target_column=target_column, require_target=require_target
         )
@@ -193,7 +181,7 @@ class AffinityDataset(TableDataset):
             table = table.take(rows_meeting(filters, table.metadata, f"{table.path}"))
         source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
-        source.id_column, source.target_column = id_column, target_column
+        source.columns = {"id_column": id_column, "target_column": target_column}
         folders = " and ".join(str(as_path(d)) for d in (pdb_dir, features_dir) if d)
         return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
 
@@ -235,8 +223,6 @@ class AffinityDataset(TableDataset):
             path=Path("synthetic"),
             ids=ids,
             targets=np.array([target for _, target in samples]),
-            metadata=pd.DataFrame(index=range(n)),
-            lines=list(range(1, n + 1)),
         )
         source = _Source()
         for name, (sequence, _) in zip(ids, samples, strict=True):
@@ -246,15 +232,15 @@ class AffinityDataset(TableDataset):
 
     def __getitem__(self, index: int) -> Sample:
         index = self.place(index)
-        name, target = self.ids[index], float(self.targets[index])
+        name = self.ids[index]
         return Sample(
             id=name,
             protein=self._source.protein(name),
             features=self._source.read_features(name),
             alignment_dir=self._source.alignments.get(name),
-            target=None if np.isnan(target) else target,
+            target=self._label(index),
             metadata=self.row(index),
-            max_length=self._source.max_length,
+            max_length=self.max_length,
             origin=str(self._source.features.get(name, "")),
         )
 
@@ -262,37 +248,20 @@ class AffinityDataset(TableDataset):
         return f"AffinityDataset({len(self)} samples from {self._table.path})"
 
     @property
-    def max_length(self) -> int | None:
-        """Residues kept of each structure."""
-        return self._source.max_length
-
-    @property
     def lengths(self) -> Int64[np.ndarray, "samples"]:
         """Residues of each sample that the model sees at most; files not read yet are read."""
-        lengths = np.array([sum(map(len, c)) for c in self.sequences()], dtype=np.int64)
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        return self._cropped(sum(map(len, chains)) for chains in self.sequences())
 
     @property
     def input_settings(self) -> dict[str, Any]:
         """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
         aligned = any(name in self._source.alignments for name in self.ids)
         return {
-            "max_length": self._source.max_length,
+            "max_length": self.max_length,
             "crop": self._source.crop,
             "alignments": aligned,
-            "id_column": self._source.id_column,
-            "target_column": self._source.target_column,
+            **self._columns,
         }
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> AffinityDataset:
-        """Samples at `indices`, in that order; parsed structures are shared, not copied.
-
-        Examples
-        --------
-        >>> AffinityDataset.synthetic(3).subset([2, 0]).ids
-        ['demo_002', 'demo_000']
-        """
-        return AffinityDataset(self._table.take(self.places(indices)), self._source)
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Sequences of the chains of each sample, before any crop.

@@ -14,22 +14,22 @@ import pandas as pd
 from molfun._paths import as_path
 from molfun.data.atoms_files import read_frames
 from molfun.data.atoms_labels import (
-    IN_MEMORY,
     KEYS,
     KINDS,
-    MANY,
+    Frame,
     LabelShape,
     as_label,
     check_keys,
-    columns_of,
     label_shape,
     labels_of_all,
     names_in,
     raise_for,
-    unused_labels,
     volume_of,
 )
-from molfun.data.base import SampleDataset
+from molfun.data.atoms_unused import IN_MEMORY, MANY, unused_labels
+from molfun.data.base import TableDataset
+from molfun.data.labels import objects
+from molfun.data.tables import Table
 from molfun.errors import DataError
 from molfun.sample import Sample, is_missing
 from molfun.text import counted, listing, nearest
@@ -40,7 +40,7 @@ SAME_ENERGY = 1e-6
 """Difference below which two energies of one structure are the same."""
 
 
-class AtomsDataset(SampleDataset):
+class AtomsDataset(TableDataset):
     """``ase.Atoms`` with labels, as a map-style data set.
 
     Make one with `from_files` or `from_atoms`. Works with ``torch.utils.data.DataLoader`` and
@@ -85,47 +85,41 @@ class AtomsDataset(SampleDataset):
     ) -> None:
         n = len(atoms)
         self._atoms = list(atoms)
-        self._origins = [""] * n if origins is None else list(origins)
-        self._ids = [f"structure_{i + 1}" for i in range(n)] if ids is None else list(map(str, ids))
-        places = self._origins if origins is not None else self._ids
-        self._targets = self._carried(places) if targets is None else list(targets)
-        self._metadata = {key: list(values) for key, values in (metadata or {}).items()}
-        self._columns = dict(columns or {})
+        self._origins = list(origins or [""] * n)
+        names = list(map(str, ids or (f"structure_{i + 1}" for i in range(n))))
+        places = names if origins is None else self._origins
+        labels = self._carried(places) if targets is None else list(targets)
+        given = {"targets": labels, "ids": names, "origins": self._origins, **(metadata or {})}
+        _check_lengths(n, given)
+        table = Table(
+            path=Path("structures"),
+            ids=names,
+            targets=objects(self._settled(labels, places)),
+            metadata=pd.DataFrame(metadata or {}),
+        )
+        super().__init__(table, columns=columns)
         self.label_shape: LabelShape | None = None
-        self._check_lengths()
-        self._settle(places)
 
     def _carried(self, places: Sequence[str]) -> list[Any]:
         """Take the labels that the structures carry; warn of others."""
-        found = [columns_of(a) for a in self._atoms]
-        labels = labels_of_all(self._atoms, found, KEYS, places)
-        _say(unused_labels(self._atoms, found, KEYS, IN_MEMORY))
+        frames = list(map(Frame.of, self._atoms, places))
+        labels = labels_of_all(frames, KEYS)
+        _say(unused_labels(frames, KEYS, IN_MEMORY))
         return [label or None for label in labels]
 
-    def _check_lengths(self) -> None:
-        n = len(self._atoms)
-        lengths: dict[str, list[Any]] = {
-            "targets": self._targets,
-            "ids": self._ids,
-            "origins": self._origins,
-            **self._metadata,
-        }
-        wrong = {name: len(values) for name, values in lengths.items() if len(values) != n}
-        if wrong:
-            raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
-
-    def _settle(self, places: Sequence[str]) -> None:
-        """Bring labels by name into their form; say which stress cannot be used."""
-        problems = []
-        for i, target in enumerate(self._targets):
-            if not isinstance(target, Mapping) or not set(target) <= set(KINDS):
+    def _settled(self, labels: Sequence[Any], places: Sequence[str]) -> list[Any]:
+        """Bring labels by name into their form, or refuse all that cannot be brought there."""
+        settled, problems = list(labels), []
+        for i, label in enumerate(labels):
+            if not isinstance(label, Mapping) or not set(label) <= set(KINDS):
                 continue
-            given = {kind: value for kind, value in target.items() if value is not None}
+            given = {kind: value for kind, value in label.items() if value is not None}
             try:
-                self._targets[i] = as_label(given, self._atoms[i])
+                settled[i] = as_label(given, self._atoms[i])
             except DataError as error:
                 problems.append(f"{places[i]}: {error}")
         raise_for(problems, "cannot be used")
+        return settled
 
     @classmethod
     def from_atoms(
@@ -147,14 +141,14 @@ class AtomsDataset(SampleDataset):
         energy_key, forces_key, stress_key, virial_key, target_key
             As in `from_files`.
         """
-        frames = list(atoms)
-        wrong = [type(a).__name__ for a in frames if not hasattr(a, "get_atomic_numbers")]
+        structures = list(atoms)
+        wrong = [type(a).__name__ for a in structures if not hasattr(a, "get_atomic_numbers")]
         if wrong:
             raise DataError(f"Expected ase.Atoms, got {wrong[0]}.")
         keys = _given(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key)
         check_keys(keys)
-        places = [f"structure {i + 1}" for i in range(len(frames))]
-        return cls._read(frames, places, IN_MEMORY, keys, target_key)
+        frames = [Frame.of(a, f"structure {i}") for i, a in enumerate(structures, start=1)]
+        return cls._read(frames, IN_MEMORY, keys, target_key)
 
     @classmethod
     def from_files(
@@ -208,36 +202,22 @@ class AtomsDataset(SampleDataset):
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
         keys = _given(energy=energy_key, forces=forces_key, stress=stress_key, virial=virial_key)
         check_keys(keys)
-        frames, places = [], []
-        for path in paths:
-            read = read_frames(path)
-            frames += read
-            places += [f"{path}, structure {i + 1}" for i in range(len(read))]
+        frames = [
+            Frame.of(atoms, f"{path}, structure {i}")
+            for path in paths
+            for i, atoms in enumerate(read_frames(path), start=1)
+        ]
         others = f" and {counted(len(paths) - 1, 'other file')}" if len(paths) > 1 else ""
         where = f"{paths[0]}{others}" if paths else ""
-        dataset = cls._read(
-            frames, places, where, keys, target_key, leave_out=leave_out, optional=optional
-        )
+        dataset = cls._read(frames, where, keys, target_key, leave_out=leave_out, optional=optional)
         if require_target:
-            dataset._refuse_unlabelled()
+            _refuse_unlabelled(frames, dataset.targets)
         return dataset
-
-    def _refuse_unlabelled(self) -> None:
-        """Refuse structures without any label."""
-        bare = [p for p, t in zip(self._origins, self._targets, strict=True) if not _labelled(t)]
-        if bare:
-            names = names_in([columns_of(a) for a in self._atoms])
-            raise DataError(
-                f"{counted(len(bare), 'structure')} without a label:\n{listing(bare, MANY)}\n"
-                f"They have: {', '.join(names) or 'no labels'}. Name the label with --energy-key "
-                f"or --target-key."
-            )
 
     @classmethod
     def _read(
         cls,
-        frames: list[Any],
-        places: list[str],
+        frames: Sequence[Frame],
         where: str,
         named: dict[str, str],
         target_key: str | None,
@@ -245,26 +225,25 @@ class AtomsDataset(SampleDataset):
         leave_out: Sequence[str] = (),
         optional: Collection[str] = (),
     ) -> AtomsDataset:
-        columns = [columns_of(a) for a in frames]
-        known = names_in(columns)
         asked = named | ({"target": target_key} if target_key else {})
         if frames:
-            _check_names([n for kind, n in asked.items() if kind not in optional], columns, where)
+            _check_names([n for kind, n in asked.items() if kind not in optional], frames, where)
         targets: list[Any]
         shape = None
         if target_key is not None:
-            targets = [c.get(target_key) for c in columns]
-            shape = label_shape(frames, targets, target_key, places)
+            targets = [frame.get(target_key) for frame in frames]
+            shape = label_shape(frames, target_key)
         else:
             names = _names_of(named, leave_out)
-            targets = list(labels_of_all(frames, columns, names, places))
-            ignored = _with_others(leave_out)
-            _say(unused_labels(frames, columns, names, where, ignored=ignored))
+            targets = list(labels_of_all(frames, names))
+            _say(unused_labels(frames, names, where, ignored=_with_others(leave_out)))
             _say(_without_volume(frames, targets, where))
-            _say(_conflicts(frames, targets, where, places))
+            _say(_conflicts(frames, targets, where))
+        structures = [frame.atoms for frame in frames]
         dataset = cls(
-            frames, targets, ids=_ids_of(frames, where), metadata=_plain_columns(frames, known),
-            origins=places, columns={f"{k}_key": v for k, v in asked.items()},
+            structures, targets, ids=_ids_of(structures, where), metadata=_plain_columns(frames),
+            origins=[frame.place for frame in frames],
+            columns={f"{k}_key": v for k, v in asked.items()},
         )  # fmt: skip
         dataset.label_shape = shape
         return dataset
@@ -276,8 +255,8 @@ class AtomsDataset(SampleDataset):
         return Sample(
             id=self.ids[index],
             atoms=self._atoms[index],
-            target=self._targets[index],
-            metadata={key: values[index] for key, values in self._metadata.items()},
+            target=self._table.targets[index],
+            metadata=self.row(index),
             origin=self._origins[index],
         )
 
@@ -286,14 +265,9 @@ class AtomsDataset(SampleDataset):
         return f"AtomsDataset({counted(len(self), 'structure')}, {counted(n, 'atom')})"
 
     @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-        return self._ids
-
-    @property
     def targets(self) -> list[Any]:
         """Labels in order."""
-        return list(self._targets)
+        return list(self._table.targets)
 
     @property
     def atoms(self) -> list[Any]:
@@ -306,41 +280,28 @@ class AtomsDataset(SampleDataset):
         return list(self._origins)
 
     @property
-    def metadata(self) -> pd.DataFrame:
-        """Further columns, a row each."""
-        return pd.DataFrame(self._metadata, index=range(len(self)))
-
-    @property
     def lengths(self) -> np.ndarray:
         """Atoms of each structure."""
         return np.array([len(a) for a in self._atoms])
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Positions of each structure: the same ones stay together in splits."""
-        return [(Sample(id="", atoms=a).content_key(),) for a in self._atoms]
+        return [(_content(a),) for a in self._atoms]
 
     @property
     def input_settings(self) -> dict[str, Any]:
         """How labels are read, for a checkpoint."""
         return {"kind": "atoms", **self._columns}
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> AtomsDataset:
-        """The structures at these positions."""
-        rows = self.places(indices)
+    def _take(self, places: np.ndarray) -> None:
+        self._atoms = [self._atoms[i] for i in places]
+        self._origins = [self._origins[i] for i in places]
 
-        def take(values: Sequence[Any]) -> list[Any]:
-            return [values[i] for i in rows]
 
-        part = AtomsDataset(
-            take(self._atoms),
-            take(self._targets),
-            ids=take(self.ids),
-            metadata={key: take(values) for key, values in self._metadata.items()},
-            origins=take(self._origins),
-            columns=self._columns,
-        )
-        part.label_shape = self.label_shape
-        return part
+def _check_lengths(n: int, given: Mapping[str, Sequence[Any]]) -> None:
+    wrong = {name: len(values) for name, values in given.items() if len(values) != n}
+    if wrong:
+        raise DataError(f"{counted(n, 'structure')}, but {wrong}. Give one for each.")
 
 
 def _given(**names: str | None) -> dict[str, str]:
@@ -369,35 +330,39 @@ def _say(texts: Iterable[str]) -> None:
         logger.warning("%s", text)
 
 
-def _without_volume(frames: Sequence[Any], labels: Sequence[Any], where: str) -> Iterator[str]:
-    flat = ["stress" in label and not volume_of(a) for a, label in zip(frames, labels, strict=True)]
-    if any(flat):
+def _without_volume(frames: Sequence[Frame], labels: Sequence[Any], where: str) -> Iterator[str]:
+    pairs = zip(frames, labels, strict=True)
+    flat = sum("stress" in label and not volume_of(frame.atoms) for frame, label in pairs)
+    if flat:
         yield (
-            f"{where}: {sum(flat):,} of {len(frames):,} structures have a stress or virial, which "
+            f"{where}: {flat:,} of {len(frames):,} structures have a stress or virial, which "
             f"is not used: they are not periodic in all directions, so they have no volume."
         )
 
 
-def _conflicts(
-    frames: Sequence[Any], labels: Sequence[Mapping[str, Any]], where: str, places: Sequence[str]
-) -> Iterator[str]:
+def _conflicts(frames: Sequence[Frame], labels: Sequence[Any], where: str) -> Iterator[str]:
     """Equal structures with different energies: often two levels of theory in one file."""
-    known: dict[str, int] = {}
+    known: dict[str, tuple[Frame, float]] = {}
     pairs = []
-    for i, (atoms, label) in enumerate(zip(frames, labels, strict=True)):
+    for frame, label in zip(frames, labels, strict=True):
         energy = label.get("energy")
         if energy is None or np.isnan(energy):
             continue
-        j = known.setdefault(Sample(id="", atoms=atoms).content_key(), i)
-        if not np.isclose(labels[j]["energy"], energy, rtol=1e-9, atol=SAME_ENERGY):
-            pairs.append((j, i))
+        earlier = known.setdefault(_content(frame.atoms), (frame, energy))
+        if not np.isclose(earlier[1], energy, rtol=1e-9, atol=SAME_ENERGY):
+            pairs.append((*earlier, frame, energy))
     if pairs:
-        j, i = pairs[0]
+        before, energy, after, other = pairs[0]
         yield (
             f"{where}: {counted(len(pairs), 'structure')} with another energy than an equal "
-            f"structure before ({places[j]}: {labels[j]['energy']:.6g}; {places[i]}: "
-            f"{labels[i]['energy']:.6g}). If they are of two levels of theory, give them two names."
+            f"structure before ({before.place}: {energy:.6g}; {after.place}: {other:.6g}). If they "
+            f"are of two levels of theory, give them two names."
         )
+
+
+def _content(atoms: Any) -> str:
+    """A text that is the same for equal structures."""
+    return Sample(id="", atoms=atoms).content_key()
 
 
 def _ids_of(frames: Sequence[Any], where: str) -> list[str]:
@@ -416,15 +381,26 @@ def _ids_of(frames: Sequence[Any], where: str) -> list[str]:
     return numbers if twice else ids
 
 
-def _check_names(names: Sequence[str], columns: Sequence[Mapping[str, Any]], where: str) -> None:
+def _check_names(names: Sequence[str], frames: Sequence[Frame], where: str) -> None:
     """Refuse a name of a label that no structure has."""
-    known = names_in(columns)
+    known = names_in(frames)
     for name in names:
-        if not any(column.get(name) is not None for column in columns):
+        if all(frame.get(name) is None for frame in frames):
             raise DataError(
                 f"No structure of {where} has {name!r}. They have: "
                 f"{', '.join(known) or 'no labels'}.{nearest(name, known)}"
             )
+
+
+def _refuse_unlabelled(frames: Sequence[Frame], targets: Sequence[Any]) -> None:
+    """Refuse structures without any label."""
+    bare = [frame.place for frame, t in zip(frames, targets, strict=True) if not _labelled(t)]
+    if bare:
+        raise DataError(
+            f"{counted(len(bare), 'structure')} without a label:\n{listing(bare, MANY)}\n"
+            f"They have: {', '.join(names_in(frames)) or 'no labels'}. Name the label with "
+            f"--energy-key or --target-key."
+        )
 
 
 def _labelled(target: Any) -> bool:
@@ -434,12 +410,12 @@ def _labelled(target: Any) -> bool:
     return not is_missing(target)
 
 
-def _plain_columns(frames: Sequence[Any], known: Iterable[str]) -> dict[str, list[Any]]:
+def _plain_columns(frames: Sequence[Frame]) -> dict[str, list[Any]]:
     """Texts and numbers that every structure has."""
-    names = [n for n in known if all(n in a.info for a in frames)]
     kinds = str | int | float | bool | np.number
+    columns = {name: [f.atoms.info.get(name) for f in frames] for name in names_in(frames)}
     return {
-        n: [a.info[n] for a in frames]
-        for n in names
-        if n != "id" and all(isinstance(a.info[n], kinds) for a in frames)
+        name: values
+        for name, values in columns.items()
+        if name != "id" and all(isinstance(value, kinds) for value in values)
     }

@@ -1,4 +1,4 @@
-"""Labels of structures of atoms: how they are found by name, and what looks like one and is not.
+"""Labels of structures of atoms: their names, forms and shapes.
 
 A virial becomes a stress here: ``stress = -virial / volume``. Stress is positive under tension, as
 in ASE: the derivative of the energy by the strain, for each volume.
@@ -7,9 +7,8 @@ in ASE: the derivative of the energy by the strain, for each volume.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,6 @@ from molfun.text import counted, listing
 KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
 """Names of labels where no others are given: ASE's own."""
 KINDS = (*KEYS, "virial")
-MANY = 5
-IN_MEMORY = "Structures"
-"""Where structures come from that were read from no file."""
 LOPSIDED = 0.1
 """Share of its largest number by which a stress may differ from its mirror image."""
 
@@ -40,11 +36,40 @@ _SHARES = ("energies", "stresses")
 """ASE's names for the shares of single atoms."""
 
 
-def columns_of(atoms: Any) -> dict[str, Any]:
-    """All that a structure carries by name: what a calculator left, or columns of the file.
+@dataclass(frozen=True)
+class Frame:
+    """A structure with all that it carries by name.
 
-    Results of a calculator that was asked about other positions are left out.
+    Parameters
+    ----------
+    atoms
+        The structure, an ``ase.Atoms``.
+    columns
+        What a calculator left, or columns of the file.
+    place
+        Where it was read, for messages.
     """
+
+    atoms: Any
+    columns: Mapping[str, Any]
+    place: str
+
+    @classmethod
+    def of(cls, atoms: Any, place: str) -> Frame:
+        """Make one of a structure, without results of a calculator that are of other positions."""
+        return cls(atoms, _columns_of(atoms), place)
+
+    def get(self, name: str | None) -> Any:
+        """What the structure carries of that name, None if there is nothing."""
+        return None if name is None else self.columns.get(name)
+
+    @property
+    def size(self) -> str:
+        """Number of atoms, for messages."""
+        return counted(len(self.atoms), "atom")
+
+
+def _columns_of(atoms: Any) -> dict[str, Any]:
     calculator = atoms.calc
     results: Mapping[str, Any] = getattr(calculator, "results", None) or {}
     if results and hasattr(calculator, "check_state") and calculator.check_state(atoms):
@@ -56,11 +81,9 @@ def columns_of(atoms: Any) -> dict[str, Any]:
     return columns
 
 
-def names_in(columns: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names that occur in any structure, besides elements and positions."""
-    names: dict[str, None] = {}
-    for found in columns:
-        names.update(dict.fromkeys(found))
+def names_in(frames: Sequence[Frame]) -> list[str]:
+    """Names that occur in any structure, except elements and positions."""
+    names = dict.fromkeys(name for frame in frames for name in frame.columns)
     return [name for name in names if name not in ("numbers", "positions")]
 
 
@@ -152,22 +175,15 @@ def per_atom(name: str) -> bool:
 # --- labels --------------------------------------------------------------------------------------
 
 
-def labels_of_all(
-    frames: Sequence[Any],
-    columns: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str],
-    places: Sequence[str],
-) -> list[dict[str, Any]]:
+def labels_of_all(frames: Sequence[Frame], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Energy, forces and stress of each structure, as far as it has them.
 
     Parameters
     ----------
-    frames, columns
-        Structures, and `columns_of` each.
+    frames
+        The structures.
     names
         Name of each kind.
-    places
-        Where each structure was read, for messages.
 
     Raises
     ------
@@ -175,13 +191,13 @@ def labels_of_all(
         Listing every structure with a label that cannot be one.
     """
     found, problems = [], []
-    for atoms, column, place in zip(frames, columns, places, strict=True):
-        label = {kind: column[name] for kind, name in names.items() if _present(column, name)}
+    for frame in frames:
+        label = {kind: frame.get(name) for kind, name in names.items()}
+        given = {kind: value for kind, value in label.items() if value is not None}
         try:
-            found.append(as_label(label, atoms, names))
+            found.append(as_label(given, frame.atoms, names))
         except DataError as error:
-            problems.append(f"{place}: {error}")
-            found.append({})
+            problems.append(f"{frame.place}: {error}")
     raise_for(problems, "cannot be used")
     return found
 
@@ -254,12 +270,8 @@ def volume_of(atoms: Any) -> float:
     return float(atoms.cell.volume) if atoms.pbc.all() else 0.0
 
 
-def _present(column: Mapping[str, Any], name: str | None) -> bool:
-    return name is not None and column.get(name) is not None
-
-
-def _array(value: Any) -> np.ndarray:
-    """A value as an array; one of objects where it is none."""
+def as_array(value: Any) -> np.ndarray:
+    """An array of the value; one of objects where it is no array."""
     try:
         return np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -267,7 +279,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _numbers(value: Any, name: str) -> np.ndarray:
-    array = _array(value)
+    array = as_array(value)
     if array.dtype.kind not in "fiu":
         text = repr(value)
         raise DataError(f"{name!r} is {text[:60]}, and a label is made of numbers.")
@@ -298,145 +310,6 @@ def is_lopsided(matrix: np.ndarray) -> bool:
     (False, True)
     """
     return bool(np.abs(matrix - matrix.T).max() > LOPSIDED * np.abs(matrix).max())
-
-
-# --- what is not used ----------------------------------------------------------------------------
-
-
-@dataclass
-class _Unused:
-    """Columns that look like one kind of label: how many structures have each."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    shapes: dict[str, str] = field(default_factory=dict)
-    differs: set[str] = field(default_factory=set)
-
-
-def unused_labels(
-    frames: Sequence[Any],
-    columns: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str],
-    where: str,
-    *,
-    ignored: Collection[str] = (),
-) -> Iterator[str]:
-    """Name what looks like a label, by name and shape, and is not used: a text for each kind.
-
-    Parameters
-    ----------
-    frames, columns
-        Structures, and `columns_of` each.
-    names
-        Name of each kind that is used.
-    where
-        What they were read from.
-    ignored
-        Kinds that are left out on purpose.
-    """
-    kinds = {name: kind_of(name) for name in names_in(columns)}
-    used = {*names.values()}
-    maybe = {n: str(k) for n, k in kinds.items() if k not in (None, *ignored) and n not in used}
-    found = _count_unused(frames, columns, names, maybe)
-    for kind in ("energy", "forces", "gradient", "stress", "virial"):
-        # a second copy of what is used is no loss
-        entry = found.get(kind, _Unused())
-        shown = [n for n, _ in entry.counts.most_common() if n in entry.differs]
-        if shown:
-            yield _sentence(kind, shown, entry, names, columns, where)
-
-
-def _count_unused(
-    frames: Sequence[Any],
-    columns: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str],
-    maybe: Mapping[str, str],
-) -> dict[str, _Unused]:
-    """Count, by kind, the structures in which a name of `maybe` has the shape of its kind."""
-    found: dict[str, _Unused] = {}
-    for atoms, column in zip(frames, columns, strict=True):
-        for name in maybe.keys() & column.keys():
-            kind = maybe[name]
-            shape = _shape_of(kind, column[name], len(atoms))
-            if shape is None:
-                continue
-            entry = found.setdefault(kind, _Unused())
-            entry.counts[name] += 1
-            entry.shapes[name] = shape
-            if not _is_copy(kind, name, column, names, atoms):
-                entry.differs.add(name)
-    return found
-
-
-def _is_copy(
-    kind: str, name: str, column: Mapping[str, Any], names: Mapping[str, str], atoms: Any
-) -> bool:
-    """Return True for a column that says no more than the used label of its kind."""
-    same = {"stress": "virial", "virial": "stress", "gradient": "forces"}
-    used = next((k for k in (kind, same.get(kind, "")) if _present(column, names.get(k))), None)
-    if used is None:
-        return False
-    try:
-        ours = as_label({used: column[names[used]]}, atoms)
-        theirs = as_label({kind: column[name]}, atoms)
-    except DataError:
-        return False
-    if kind == "gradient":
-        theirs = {"forces": -theirs["gradient"]}
-    # a virial was rounded before it was divided by the volume
-    rtol = 1e-9 if used == kind else 1e-3
-    return all(np.allclose(ours[k], theirs[k], rtol=rtol, equal_nan=True) for k in ours)
-
-
-def _shape_of(kind: str, value: Any, n_atoms: int) -> str | None:
-    """How a value is shaped, in words; None if no label of that kind is."""
-    array = _array(value)
-    if array.dtype.kind not in "fiu":
-        return None
-    if kind in ("forces", "gradient"):
-        return "3 numbers per atom" if array.shape == (n_atoms, 3) else None
-    if kind == "energy":
-        return "one number per structure" if array.shape in ((), (1,)) else None
-    return f"{array.size} numbers per structure" if array.size in (6, 9) else None
-
-
-def _sentence(
-    kind: str,
-    shown: Sequence[str],
-    entry: _Unused,
-    names: Mapping[str, str],
-    columns: Sequence[Mapping[str, Any]],
-    where: str,
-) -> str:
-    n = len(columns)
-    listed = ", ".join(
-        f"{name!r} ({entry.shapes[name]}) in {entry.counts[name]:,} of {n:,} structures"
-        for name in shown[:MANY]
-    )
-    more = f" and {len(shown) - MANY} more" if len(shown) > MANY else ""
-    used = names.get(kind)
-    beside = any(_present(column, used) for column in columns)
-    return (
-        f"{where}: {listed}{more} {'is' if len(shown) == 1 else 'are'} not used"
-        f"{f' (the {kind} read is {used!r})' if beside else ''}. "
-        f"{_advice(kind, shown[0], in_memory=where == IN_MEMORY)}"
-    )
-
-
-def _advice(kind: str, name: str, *, in_memory: bool) -> str:
-    if kind == "gradient":
-        return (
-            "Forces are minus the gradient: write them with that sign, and name them with "
-            "forces_key (--forces-key)."
-        )
-    if kind == "energy" and per_atom(name):
-        return (
-            "Labels are energies of whole structures: multiply it by the number of atoms, and "
-            "name it with energy_key (--energy-key)."
-        )
-    argument = f"{kind}_key"
-    if in_memory:
-        return f"Use it with AtomsDataset.from_atoms(..., {argument}={name!r})."
-    return f"Use it with {argument}={name!r} (--{argument.replace('_', '-')} {name})."
 
 
 # --- labels of other kinds -----------------------------------------------------------------------
@@ -476,9 +349,7 @@ class LabelShape:
         return f"{size} per {'atom' if self.per_atom else 'structure'}"
 
 
-def label_shape(
-    frames: Sequence[Any], values: Sequence[Any], key: str, places: Sequence[str]
-) -> LabelShape | None:
+def label_shape(frames: Sequence[Frame], key: str) -> LabelShape | None:
     """The shape that all labels of one name have; None where they are no numbers.
 
     Raises
@@ -486,25 +357,21 @@ def label_shape(
     DataError
         Naming the structures whose labels have another shape than the first.
     """
-    rows = [
-        (atoms, _array(value), place)
-        for atoms, value, place in zip(frames, values, places, strict=True)
-        if value is not None
-    ]
-    if not rows or any(array.dtype.kind not in "fiu" for _, array, _ in rows):
+    rows = [(frame, as_array(frame.get(key))) for frame in frames if frame.get(key) is not None]
+    if not rows or any(array.dtype.kind not in "fiu" for _, array in rows):
         return None
-    of_atoms = _is_per_atom([(atoms, array) for atoms, array, _ in rows], key)
+    of_atoms = _is_per_atom(rows, key)
     found = LabelShape(_one(rows[0][1], of_atoms=of_atoms), of_atoms)
     problems = [
-        f"{place}: {key!r} has the shape {array.shape} for {counted(len(atoms), 'atom')}"
-        for atoms, array, place in rows
-        if not found.fits(array, len(atoms))
+        f"{frame.place}: {key!r} has the shape {array.shape} for {frame.size}"
+        for frame, array in rows
+        if not found.fits(array, len(frame.atoms))
     ]
     if problems:
         n = counted(len(problems), "structure")
         raise DataError(
-            f"{n} whose label {key!r} has another shape than that of {rows[0][2]} ({found}):\n"
-            f"{listing(problems)}\nA label has one shape in all structures."
+            f"{n} whose label {key!r} has another shape than that of {rows[0][0].place} "
+            f"({found}):\n{listing(problems)}\nA label has one shape in all structures."
         )
     return found
 
@@ -515,9 +382,9 @@ def _one(array: np.ndarray, *, of_atoms: bool) -> tuple[int, ...]:
     return () if shape == (1,) else shape
 
 
-def _is_per_atom(rows: Sequence[tuple[Any, np.ndarray]], key: str) -> bool:
+def _is_per_atom(rows: Sequence[tuple[Frame, np.ndarray]], key: str) -> bool:
     """Columns of atoms are; other values are if their length follows the number of atoms."""
-    if all(key in atoms.arrays or key in _PER_ATOM for atoms, _ in rows):
+    if key in _PER_ATOM or all(key in frame.atoms.arrays for frame, _ in rows):
         return True
-    follows = all(array.shape[:1] == (len(atoms),) for atoms, array in rows)
-    return follows and len({len(atoms) for atoms, _ in rows}) > 1
+    follows = all(array.shape[:1] == (len(frame.atoms),) for frame, array in rows)
+    return follows and len({len(frame.atoms) for frame, _ in rows}) > 1

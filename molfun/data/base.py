@@ -1,9 +1,10 @@
-"""What every data set here is: samples by number, with ids, labels and columns beside them."""
+"""Base of all data sets: samples by number, with ids, labels and columns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from molfun.data.columns import row_of, rows_meeting
 from molfun.data.tables import Table
 from molfun.errors import ConfigError
 from molfun.registry import DATASETS
-from molfun.sample import Sample, SampleBatch
+from molfun.sample import Sample, SampleBatch, is_missing
 from molfun.text import counted
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class SampleDataset(ABC):
     @property
     @abstractmethod
     def metadata(self) -> pd.DataFrame:
-        """The other columns, a row a sample."""
+        """The other columns, one row per sample."""
 
     @property
     @abstractmethod
@@ -58,7 +59,7 @@ class SampleDataset(ABC):
     @property
     @abstractmethod
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        """How inputs are prepared, for a checkpoint to prepare new ones in the same way."""
 
     @property
     def id_name(self) -> str:
@@ -74,7 +75,7 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequences of each sample, or words for what it is: equal ones stay together in splits."""
+        """Sequences of each sample, or words in their place: equal ones stay together in splits."""
 
     @abstractmethod
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
@@ -176,14 +177,30 @@ def _marked(mask: np.ndarray, n: int) -> list[int]:
 class TableDataset(SampleDataset):
     """A data set whose ids, labels and columns are those of a table.
 
+    A subclass that holds more for each sample takes its part of it in `_take`.
+
     Parameters
     ----------
     table
-        A row a sample.
+        One row per sample.
+    max_length
+        Residues or frames kept of each sample.
+    columns
+        Names of the columns and what the labels are, for checkpoints.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        max_length: int | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_length is not None and max_length < 1:
+            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
         self._table = table
+        self.max_length = max_length
+        self._columns = dict(columns or {})
 
     @property
     def ids(self) -> list[str]:
@@ -191,7 +208,7 @@ class TableDataset(SampleDataset):
         return self._table.ids
 
     @property
-    def targets(self) -> np.ndarray:
+    def targets(self) -> Any:
         """Labels in order: float64 with NaN where there is none, or objects and None."""
         return self._table.targets
 
@@ -200,6 +217,39 @@ class TableDataset(SampleDataset):
         """The other columns of the table, numbers where all present values are numbers."""
         return self._table.metadata
 
+    @property
+    def id_name(self) -> str:
+        """Column of the ids."""
+        return self._columns.get("id_column") or "id"
+
+    @property
+    def target_name(self) -> str:
+        """Column of the labels."""
+        return self._columns.get("target_column") or "target"
+
     def row(self, index: int) -> dict[str, Any]:
         """Metadata of a sample as plain values, None for a blank number."""
         return row_of(self.metadata, index)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Samples at `indices`, in that order; what was read is shared, not copied."""
+        places = np.asarray(self.places(indices), np.int64)
+        part = copy(self)
+        part._table = self._table.take(places)
+        part._take(places)
+        return part
+
+    def _take(self, places: Int64[np.ndarray, "kept"]) -> None:
+        """Keep what is held for the samples at `places` beside their rows."""
+
+    def _label(self, index: int) -> Any:
+        """Label of a sample as a plain value, None where there is none."""
+        target = self._table.targets[index]
+        if is_missing(target):
+            return None
+        return float(target) if isinstance(target, np.floating) else target
+
+    def _cropped(self, lengths: Iterable[int]) -> Int64[np.ndarray, "samples"]:
+        """Lengths that the model sees at most."""
+        whole = np.array(list(lengths), dtype=np.int64)
+        return whole if self.max_length is None else np.minimum(whole, self.max_length)

@@ -11,8 +11,8 @@ from pathlib import Path
 from molfun._formats import foreign, foreign_text
 from molfun._limits import Limit
 from molfun._paths import as_path
-from molfun.data.tables import shown
 from molfun.errors import DataError, UnsafeFileError
+from molfun.text import shown
 
 MAX_BYTES = Limit("FASTA_BYTES", 2**32)
 """Largest FASTA file, unpacked. All of its sequences are in memory in the end."""

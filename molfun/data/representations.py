@@ -39,7 +39,7 @@ class Representations:
     name: str
     model: str
 
-    def take(self, indices: Sequence[int]) -> Representations:
+    def take(self, indices: Iterable[int]) -> Representations:
         """Those at `indices`."""
         return replace(self, arrays=[self.arrays[i] for i in indices])
 

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
-import pandas as pd
 
 from molfun._paths import as_path
-from molfun.data import tables
 from molfun.data.base import TableDataset
-from molfun.data.columns import typed
+from molfun.data.cells import Cells, read_cells, repeated_ids
 from molfun.data.fasta import read_fasta
+from molfun.data.labels import Labels, Level, label_array, label_parser
 from molfun.data.representations import (
     Representations,
     as_representations,
     read_representations,
 )
-from molfun.data.tables import Cells, Table
+from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.sample import MASK, Sample, is_missing, n_residues
 from molfun.strict import check_choice
-from molfun.text import counted, listing
+from molfun.text import counted, listing, shown
 
 logger = logging.getLogger(__name__)
-
-Labels = Literal["number", "class", "classes"]
-"""Kinds of labels: a number, the name of a class, or any number of classes."""
-Level = Literal["sequence", "residue"]
-SEPARATORS = re.compile(r"[\s,;]+")
-UNKNOWN = "?"
-"""A residue without a label, in a text of letters."""
 
 
 class SequenceDataset(TableDataset):
@@ -71,28 +62,14 @@ class SequenceDataset(TableDataset):
         columns: Mapping[str, Any] | None = None,
         representations: Representations | None = None,
     ) -> None:
-        if max_length is not None and max_length < 1:
-            raise ConfigError(f"max_length must be at least 1, got {max_length}.")
-        super().__init__(table)
+        super().__init__(table, max_length=max_length, columns=columns)
         self._sequences = list(sequences)
-        self.max_length = max_length
-        self._columns = dict(columns or {})
         self._representations = representations
-
-    @property
-    def id_name(self) -> str:
-        """Column of the ids."""
-        return str(self._columns.get("id_column") or "id")
 
     @property
     def sequence_name(self) -> str:
         """Column of the sequences."""
         return str(self._columns.get("sequence_column", "sequence"))
-
-    @property
-    def target_name(self) -> str:
-        """Column of the labels."""
-        return str(self._columns.get("target_column", "target"))
 
     @classmethod
     def from_csv(
@@ -158,15 +135,24 @@ class SequenceDataset(TableDataset):
                 f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
                 f"level='residue', or leave mask_column out."
             )
-        cells = tables.read_cells(as_path(csv), sequence_column)
+        cells = read_cells(as_path(csv), sequence_column)
         optional = [name for name in (id_column, mask_column) if name]
-        needed = [sequence_column, *([target_column] if require_target else []), *optional]
-        tables.check_header(cells, needed)
-        reader = _RowReader(cells, sequence_column, target_column, mask_column)
-        rows = reader.read(
-            label_parser(labels, level), residues=level == "residue", must=require_target
+        cells.require([sequence_column, *optional, *([target_column] if require_target else [])])
+        sequences = cells.column(sequence_column)
+        for row, sequence in enumerate(sequences):
+            if not sequence:
+                cells.note(row, sequence_column, "is blank; fill it in or remove the row")
+        residues = _Residues(cells, sequences, mask_column)
+        targets = cells.labels(
+            target_column,
+            label_parser(labels, level),
+            required=require_target,
+            fit=residues.fit if level == "residue" else None,
         )
-        table = _table(cells, id_column, rows, {sequence_column, target_column, *optional})
+        cells.raise_problems()
+        residues.warn()
+        used = {sequence_column, target_column, *optional}
+        table = Table.of(cells, _ids(cells, id_column), label_array(targets), used=used)
         columns = {
             "sequence_column": sequence_column,
             "target_column": target_column,
@@ -175,7 +161,7 @@ class SequenceDataset(TableDataset):
             "labels": labels,
             "level": level,
         }
-        dataset = cls(table, reader.sequences, max_length=max_length, columns=columns)
+        dataset = cls(table, sequences, max_length=max_length, columns=columns)
         _warn_dna(dataset)
         return dataset.filter(**filters) if filters else dataset
 
@@ -287,7 +273,7 @@ class SequenceDataset(TableDataset):
         """
         check_choice("level", level, get_args(Level))
         pairs = [(item, None) if isinstance(item, str) else item for item in items]
-        names = [f"seq_{i}" for i in range(1, len(pairs) + 1)] if ids is None else list(ids)
+        names = _numbered(len(pairs)) if ids is None else list(ids)
         if len(names) != len(pairs):
             raise ConfigError(f"{len(names)} ids for {len(pairs)} sequences.")
         if level == "residue":
@@ -296,8 +282,6 @@ class SequenceDataset(TableDataset):
             path=Path(path),
             ids=names,
             targets=label_array([target for _, target in pairs]),
-            metadata=pd.DataFrame(index=range(len(pairs))),
-            lines=list(range(1, len(pairs) + 1)),
             word="record" if path != "list" else "",
         )
         dataset = cls(table, [sequence for sequence, _ in pairs], max_length=max_length)
@@ -306,14 +290,11 @@ class SequenceDataset(TableDataset):
 
     def __getitem__(self, index: int) -> Sample:
         index = self.place(index)
-        target = self.targets[index]
-        if isinstance(target, np.floating):
-            target = float(target)
         return Sample(
             id=self.ids[index],
             sequence=self._sequences[index],
             features=self._features(index),
-            target=None if is_missing(target) else target,
+            target=self._label(index),
             metadata=self.row(index),
             max_length=self.max_length,
             origin=self._table.origin(index),
@@ -330,8 +311,7 @@ class SequenceDataset(TableDataset):
     @property
     def lengths(self) -> np.ndarray:
         """Residues of each sequence that the model sees at most."""
-        lengths = np.array([n_residues(s) for s in self._sequences], dtype=np.int64)
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        return self._cropped(map(n_residues, self._sequences))
 
     @property
     def input_settings(self) -> dict[str, Any]:
@@ -350,18 +330,10 @@ class SequenceDataset(TableDataset):
         """Sequence of each sample, as the splits take them."""
         return [(sequence,) for sequence in self._sequences]
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Samples at `indices`, in that order."""
-        chosen = self.places(indices)
-        return type(self)(
-            self._table.take(chosen),
-            [self._sequences[i] for i in chosen],
-            max_length=self.max_length,
-            columns=self._columns,
-            representations=None
-            if self._representations is None
-            else self._representations.take(chosen),
-        )
+    def _take(self, places: np.ndarray) -> None:
+        self._sequences = [self._sequences[i] for i in places]
+        if self._representations is not None:
+            self._representations = self._representations.take(places)
 
     def with_representations(self, source: str | Path | np.ndarray | Sequence[np.ndarray]) -> Self:
         """The same samples with what a backbone gave for them, so that it need not run again.
@@ -404,174 +376,80 @@ class SequenceDataset(TableDataset):
         ]
         if wrong:
             raise DataError(f"Representations do not fit the sequences:\n{listing(wrong)}")
-        return type(self)(
-            self._table,
-            self._sequences,
-            max_length=self.max_length,
-            columns=self._columns,
-            representations=found,
-        )
+        whole = copy(self)
+        whole._representations = found
+        return whole
 
 
-# --- rows of a table -----------------------------------------------------------------------------
-
-Parse = Callable[[str], tuple[Any, str | None]]
+# Rows of a table
 
 
-class _RowReader:
-    """Sequences and labels of a table, with every bad cell noted."""
+class _Residues:
+    """Labels of residues, held against the sequences and masks of a table."""
 
-    def __init__(self, cells: Cells, sequence: str, target: str, mask: str | None) -> None:
-        self.cells = cells
-        self._names = {"sequence": sequence, "target": target, "mask": mask}
-        self.sequences = cells.column(sequence)
-        self._labels = cells.column_or_blank(target)
-        self._masks = cells.column(mask) if mask else [""] * len(self.sequences)
-        self._problems: list[str] = list(cells.ragged)
-        self._unused: list[str] = []
+    def __init__(self, cells: Cells, sequences: Sequence[str], mask_column: str | None) -> None:
+        self._cells = cells
+        self._sequences = sequences
+        self._mask_column = mask_column
+        self._masks = None if mask_column is None else cells.column(mask_column)
         self._padded: list[str] = []
 
-    def read(self, parse: Parse, *, residues: bool, must: bool) -> list[Any]:
-        """Labels, or one error with all that is wrong."""
-        targets: list[Any] = []
-        for row, (sequence, label) in enumerate(zip(self.sequences, self._labels, strict=True)):
-            if not sequence:
-                self._note(row, "sequence", "is blank; fill it in or remove the row")
-            value, problem = (None, None) if not label and not must else parse(label)
-            if problem is None and residues and value is not None:
-                value, problem = self._of_residues(row, value, sequence)
-            if problem:
-                self._note_label(row, f"{tables.shown(label)} {problem}", must=must)
-            targets.append(None if problem else value)
-        tables.raise_all(self.cells, self._problems)
-        self._warn()
-        return targets
+    def fit(self, row: int, labels: Sequence[Any]) -> tuple[Sequence[Any], str | None]:
+        """Labels of a row without those that its mask leaves out, and what is wrong with them."""
+        problem = _length_problem(labels, self._sequences[row])
+        if problem is None and self._masks is not None:
+            labels = self._masked(row, labels, self._masks[row])
+        return labels, problem
 
-    def _note_label(self, row: int, problem: str, *, must: bool) -> None:
-        if must:
-            self._note(row, "target", problem)
-        else:
-            self._unused.append(f"{self.cells.where(row)}: {problem}")
+    def _masked(self, row: int, labels: Sequence[Any], mask: str) -> Sequence[Any]:
+        n = len(labels)
+        # a number that lost its zeros begins with 1, but for 0 itself
+        short = len(mask) < n and not (mask.startswith("1") or mask == "0")
+        if not mask or len(mask) > n or mask.strip("01") or short:
+            problem = f"expected {n} of 0 and 1, got {len(mask)}: {shown(mask)}"
+            self._cells.note(row, str(self._mask_column), problem)
+            return labels
+        if len(mask) < n:
+            self._padded.append(f"{self._cells.where(row)}: {len(mask)} for {n} residues")
+            mask = mask.rjust(n, "0")
+        return [v if m == "1" else None for v, m in zip(labels, mask, strict=True)]
 
-    def _warn(self) -> None:
-        """Say which masks were filled up, and which labels are not used."""
+    def warn(self) -> None:
+        """Say which masks were filled up."""
         if self._padded:
             logger.warning(
                 "%s: %s shorter than the sequence, as when 0011 was once read as the number 11; "
                 "zeros are put back in front, so labels there are left out:\n%s",
-                self.cells.path,
+                self._cells.path,
                 counted(len(self._padded), "mask"),
                 listing(self._padded, 3),
             )
-        if self._unused:
-            logger.warning(
-                "%s: %s not used:\n%s",
-                self.cells.path,
-                counted(len(self._unused), "label"),
-                listing(self._unused, 3),
-            )
-
-    def _of_residues(
-        self, row: int, values: Sequence[Any], sequence: str
-    ) -> tuple[Sequence[Any], str | None]:
-        """Labels of residues without those the mask leaves out, and what is wrong with them."""
-        problem = _length_problem(values, sequence)
-        if problem is None and self._names["mask"]:
-            values = self._masked(row, values, sequence)
-        return values, problem
-
-    def _note(self, row: int, what: str, problem: str) -> None:
-        self._problems.append(f"{self.cells.where(row)}, column {self._names[what]}: {problem}")
-
-    def _masked(self, row: int, values: Sequence[Any], sequence: str) -> list[Any]:
-        mask, n = self._masks[row], n_residues(sequence)
-        # a number that lost its zeros begins with 1, but for 0 itself
-        short = len(mask) < n and not (mask.startswith("1") or mask == "0")
-        if not mask or len(mask) > n or mask.strip("01") or short:
-            self._note(
-                row,
-                "mask",
-                f"expected {n} of 0 and 1, got {len(mask)}: {tables.shown(mask)}",
-            )
-            return list(values)
-        if len(mask) < n:
-            self._padded.append(f"{self.cells.where(row)}: {len(mask)} for {n} residues")
-            mask = mask.rjust(n, "0")
-        return [v if m == "1" else None for v, m in zip(values, mask, strict=True)]
 
 
-def _length_problem(value: Sequence[Any], sequence: str) -> str | None:
+def _length_problem(labels: Sequence[Any], sequence: str) -> str | None:
     n = n_residues(sequence)
-    if len(value) == n:
+    if len(labels) == n:
         return None
-    return f"has {len(value)} labels for a sequence of {counted(n, 'residue')}"
+    return f"has {len(labels)} labels for a sequence of {counted(n, 'residue')}"
 
 
-def label_parser(labels: Labels, level: Level) -> Parse:
-    """How a cell of labels is read: gives the label, and what is wrong with it."""
-    if level == "residue":
-        return {"number": _numbers, "class": _letters, "classes": _refused}[labels]
-    return {"number": tables.parse_number, "class": _name, "classes": _listed}[labels]
-
-
-def _name(text: str) -> tuple[Any, str | None]:
-    return (text, None) if text else (None, "is blank; fill it in or remove the row")
-
-
-def _listed(text: str) -> tuple[Any, str | None]:
-    return text, None
-
-
-def _letters(text: str) -> tuple[Any, str | None]:
-    parts = SEPARATORS.split(text.strip("[]() ")) if SEPARATORS.search(text) else text
-    if UNKNOWN in parts:
-        return [None if part == UNKNOWN else part for part in parts], None
-    return (parts, None) if parts else _name(text)
-
-
-def _refused(_text: str) -> tuple[Any, str | None]:
-    return None, "cannot be several classes a residue in a table; use from_list"
-
-
-def _numbers(text: str) -> tuple[Any, str | None]:
-    values = []
-    for part in SEPARATORS.split(text.strip("[]() ")):
-        if part.lower() in ("nan", "none", "na", UNKNOWN):
-            values.append(math.nan)
-            continue
-        value, problem = tables.parse_number(part)
-        if problem:
-            return None, f"holds {part!r}, which {problem}"
-        values.append(value)
-    return np.array(values), None
-
-
-def _table(cells: Cells, id_column: str | None, targets: list[Any], used: set[str]) -> Table:
-    n = len(cells.rows)
-    ids = [f"seq_{i}" for i in range(1, n + 1)] if id_column is None else cells.column(id_column)
-    if id_column is not None:
-        _check_ids(cells, id_column, ids)
-    extra = {name: typed(cells.column(name)) for name in cells.header if name not in used}
-    metadata = pd.DataFrame(extra) if extra else pd.DataFrame(index=range(n))
-    return Table(
-        path=cells.path,
-        ids=ids,
-        targets=label_array(targets),
-        metadata=metadata,
-        lines=cells.lines,
-        word=cells.word,
-    )
-
-
-def _check_ids(cells: Cells, column: str, ids: list[str]) -> None:
+def _ids(cells: Cells, column: str | None) -> list[str]:
+    """Ids of all rows; without a column they are numbered."""
+    if column is None:
+        return _numbered(len(cells.rows))
+    ids = cells.column(column)
     problems = [f"{cells.where(row)}: the id is blank" for row, name in enumerate(ids) if not name]
-    twice = [name for name, count in Counter(ids).items() if count > 1 and name]
-    problems += [f"the id {name!r} comes more than once" for name in twice]
+    problems += repeated_ids(ids)
     if problems:
         raise TableError(
             f"{cells.path} has {counted(len(problems), 'bad id')} in column {column!r}:\n"
             f"{listing(problems)}\nLeave id_column out to number the rows."
         )
+    return ids
+
+
+def _numbered(n: int) -> list[str]:
+    return [f"seq_{i}" for i in range(1, n + 1)]
 
 
 def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None:
@@ -592,18 +470,6 @@ def _residues_problem(target: Any, sequence: str) -> str | None:
         return _length_problem(target, sequence)
     except TypeError:
         return f"has the label {target!r} for the whole sequence"
-
-
-def label_array(targets: Sequence[Any]) -> np.ndarray:
-    """float64 where every label is a number or missing, else objects."""
-    if all(t is None or isinstance(t, int | float | np.number) for t in targets) and any(
-        t is not None for t in targets
-    ):
-        return np.array([math.nan if t is None else float(t) for t in targets])
-    array = np.empty(len(targets), dtype=object)
-    for i, target in enumerate(targets):
-        array[i] = target
-    return array
 
 
 def _warn_dna(dataset: SequenceDataset) -> None:

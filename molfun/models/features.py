@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Subset
 
-from molfun.data.timeseries import TimeSeriesDataset
+from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.errors import DataError
 from molfun.models.loaders import input_settings_of
 

@@ -16,7 +16,7 @@ from molfun import _temporary
 from molfun._io import write_text
 from molfun._paths import as_path
 from molfun.config import read_yaml
-from molfun.data.tables import escape
+from molfun.data.cells import escape
 from molfun.errors import ConfigError, RunError
 from molfun.registry import DATASETS
 from molfun.runs.checkpoint import foreign_files

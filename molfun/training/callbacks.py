@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from molfun._io import disk_errors
 from molfun._paths import as_path
-from molfun.data.tables import escape
+from molfun.data.cells import escape
 from molfun.errors import RunError
 from molfun.training.history import History, Row
 

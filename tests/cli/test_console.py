@@ -21,7 +21,7 @@ from molfun.cli.console import ConsoleProgress, duration, metric_line, say, set_
 from molfun.cli.main import app
 from molfun.cli.tables import write_predictions
 from molfun.data import SequenceDataset
-from molfun.data.tables import escape, read_cells, unescape
+from molfun.data.cells import escape, read_cells, unescape
 from molfun.errors import DataError, RunError, printable
 from molfun.training.callbacks import CSVLog, FitPlan
 from molfun.training.history import History

@@ -16,7 +16,7 @@ from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import Labels
 from molfun.data.named_targets import NamedTargets
 from molfun.data.sequences import SequenceDataset
-from molfun.data.timeseries import TimeSeriesDataset
+from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.testing import DataKindContract, DatasetContract
 
 CHAINS = ["MKV", "ACDE", "GG", "PQRSTVWY", "M", "HHHH"]

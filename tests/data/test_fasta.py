@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molfun.data import SequenceDataset, read_fasta
-from molfun.data.tables import read_cells
+from molfun.data.cells import read_cells
 from molfun.errors import DataError, MolfunError, UnsafeFileError
 
 FASTA = ">a first\nMKV\nAC\n>b\nGG\n"

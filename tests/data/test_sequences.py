@@ -359,8 +359,8 @@ def test_labels_that_are_not_used_are_told(write, caplog):
     path = write("a.csv", HEADER + "MKV,high\nAC,2\nAC,<5\n")
     data = SequenceDataset.from_csv(path, require_target=False)
     assert [data[i].target for i in range(3)] == [None, 2.0, None]
-    assert "a.csv: 2 labels not used:\n  line 2: 'high' is not a number" in caplog.text
-    assert "line 4: '<5' is a bound" in caplog.text
+    assert "a.csv: 2 labels not used:\n  line 2, column target: 'high' is not a" in caplog.text
+    assert "line 4, column target: '<5' is a bound" in caplog.text
 
 
 def test_labels_of_another_length_are_not_used_for_prediction(write, caplog):

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from molfun.data import SequenceDataset
-from molfun.data.tables import read_cells, read_table
+from molfun.data.cells import read_cells
+from molfun.data.tables import read_table
 from molfun.errors import MolfunError, TableError, UnsafeFileError
 
 CSV = "pdb_id,affinity\n1a4w,6.52\n3htb,8.1\n"

@@ -132,7 +132,7 @@ def is_fasta(path: str) -> bool:
 
 def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
     """Do without a column of the training set that the table lacks, and say what that means."""
-    from molfun.data.tables import read_cells
+    from molfun.data.cells import read_cells
 
     name = columns.get(argument)
     if name is None:

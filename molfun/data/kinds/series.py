@@ -14,7 +14,7 @@ from molfun.text import names_in
 
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
-    from molfun.data.timeseries import TimeSeriesDataset
+    from molfun.data.series.dataset import TimeSeriesDataset
 
 PANEL = "Time series"
 VALIDATION, FEWEST = 0.1, 16
@@ -90,7 +90,7 @@ class Series(DataKind):
         self, path: str, settings: Any, options: dict[str, Any], like: SampleDataset | None
     ) -> TimeSeriesDataset:
         """Read a file; names of columns, and `options` of labels, are for tables."""
-        from molfun.data.timeseries import TimeSeriesDataset, open_timeseries
+        from molfun.data.series.dataset import TimeSeriesDataset, open_timeseries
 
         if not is_table(path):
             return open_timeseries(path, max_length=settings.max_length)
@@ -107,7 +107,7 @@ class Series(DataKind):
         self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
     ) -> TimeSeriesDataset:
         """Read a file as the training set was, in its windows."""
-        from molfun.data.timeseries import open_timeseries
+        from molfun.data.series.dataset import open_timeseries
 
         merged = {**trained, **given}
         options: dict[str, Any] = {"max_length": merged.get("max_length")}
@@ -129,7 +129,7 @@ class Series(DataKind):
 
     def prepare_unlabelled(self, train: Any, val: Any, settings: Any) -> tuple[Any, Any]:
         """Refuse parts that share a subject, and cut both into windows."""
-        from molfun.data.timeseries import check_groups
+        from molfun.data.series.samples import check_groups
 
         check_groups(train=train, validation=val)
         window, stride = settings.window, settings.stride

@@ -129,7 +129,7 @@ class Structures(DataKind):
 def _for_sequences(data: Any, id_column: str) -> str | None:
     """Advice for a table that has sequences and no ids of structures."""
     from molfun._paths import as_path
-    from molfun.data.tables import read_cells
+    from molfun.data.cells import read_cells
 
     if not isinstance(data, str):
         return None

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from molfun._limits import Limit
-from molfun.data import tables
+from molfun.data.cells import id_problem, repeated_ids
+from molfun.data.labels import label_array, parse_number
 from molfun.data.npz import read_npy, read_npz
-from molfun.data.sequences import label_array
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing, unknown_name
@@ -40,8 +40,6 @@ MAX_VALUES = Limit("SERIES_VALUES", 2**28, "values in one series")
 """Times by features, where a reader puts a series on a grid that its file does not hold."""
 ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 """How a value that was not observed is written, in any case."""
-RESERVED = ("start", "series")
-"""Columns of the metadata that the data set writes itself."""
 UNEVEN = 1e-3
 """Time steps that differ by more than this share are said to be uneven."""
 
@@ -71,68 +69,34 @@ class SeriesTable:
 # Arrays
 
 
-def from_values(
-    values: Any,
-    *,
-    mask: Any = None,
-    labels: Any = None,
-    ids: Sequence[Any] | None = None,
-    groups: Sequence[Any] | None = None,
-    feature_names: Sequence[str] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    path: Path,
-) -> SeriesTable:
-    """Check arrays and what belongs to them; see `TimeSeriesDataset.from_arrays`.
-
-    Raises
-    ------
-    ConfigError
-        If there are more or fewer labels, ids, groups, masks or names than needed.
-    DataError
-        If any series or id is bad; all of them are listed.
-    """
-    arrays = _listed_arrays(values, "timeseries")
-    masks = None if mask is None else _listed_arrays(mask, "mask")
-    n = len(arrays)
-    columns = dict(metadata or {})
-    given = [("labels", labels), ("ids", ids), ("groups", groups), ("mask", masks)]
-    _check_lengths(n, [*given, *columns.items()])
-    if n == 0:
-        raise DataError(f"{path}: there are no series.")
-    names = numbered(n) if ids is None else [str(name) for name in ids]
-    series = _checked_series(arrays, masks, names, path)
-    if groups is not None:
-        columns["group"] = list(map(str, groups))
-    columns = {name: _column(values) for name, values in columns.items()}
-    table = Table(
-        path=path,
-        ids=names,
-        targets=_targets(labels, n),
-        metadata=pd.DataFrame(columns, index=range(n)),
-        lines=list(range(1, n + 1)),
-        word="" if path.suffix == "" else "series",
-    )
-    return SeriesTable(
-        table=table,
-        series=series,
-        feature_names=checked_names(feature_names, series[0].shape[1], path),
-        named=ids is not None or groups is not None,
-    )
-
-
-def _targets(labels: Any, n: int) -> np.ndarray:
+def targets_of(labels: Any, n: int) -> np.ndarray:
+    """Labels as an array, None for each sample where there are none."""
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     return label_array([None] * n if labels is None else list(labels))
 
 
-def _check_lengths(n: int, given: Sequence[tuple[str, Any]]) -> None:
-    wrong = [f"{len(v)} in {name}" for name, v in given if v is not None and len(v) != n]
+def check_lengths(n: int, given: Mapping[str, Any]) -> None:
+    """Refuse more or fewer values than samples.
+
+    Raises
+    ------
+    ConfigError
+        Naming what does not fit.
+    """
+    wrong = [f"{len(v)} in {name}" for name, v in given.items() if v is not None and len(v) != n]
     if wrong:
         raise ConfigError(f"{counted(n, 'sample')}, but {', '.join(wrong)}. Give one for each.")
 
 
-def _listed_arrays(values: Any, what: str) -> list[np.ndarray]:
+def listed_arrays(values: Any, what: str) -> list[np.ndarray]:
+    """Arrays (time, features) of several series, from one array or several.
+
+    Raises
+    ------
+    DataError
+        If one array has no dimension for the series.
+    """
     if isinstance(values, np.ndarray) and values.ndim != 3:
         raise DataError(
             f"{what} has the shape {values.shape}; expected (series, time, features). Use "
@@ -141,16 +105,20 @@ def _listed_arrays(values: Any, what: str) -> list[np.ndarray]:
     return [np.asarray(value) for value in values]
 
 
-def _checked_series(
+def checked_series(
     arrays: Sequence[np.ndarray],
     masks: Sequence[np.ndarray] | None,
     ids: Sequence[str],
     path: Path,
 ) -> list[np.ndarray]:
-    """Arrays as float32 with NaN where they are masked, or one error with all that is wrong."""
-    problems = [
-        f"the id {name!r} {problem}" for name in ids if (problem := tables.id_problem(name))
-    ]
+    """Arrays as float32 with NaN where they are masked.
+
+    Raises
+    ------
+    DataError
+        If a series or an id is bad; all of them are listed.
+    """
+    problems = [f"the id {name!r} {problem}" for name in ids if (problem := id_problem(name))]
     problems += repeated_ids(ids)
     series: list[np.ndarray] = []
     for index, (name, raw) in enumerate(zip(ids, arrays, strict=True)):
@@ -229,13 +197,7 @@ def numbered(n: int) -> list[str]:
     return [f"series_{i}" for i in range(1, n + 1)]
 
 
-def repeated_ids(ids: Sequence[str]) -> list[str]:
-    """A line of text for each id that comes more than once."""
-    counts = Counter(ids)
-    return [f"the id {name!r} comes more than once" for name, n in counts.items() if n > 1]
-
-
-def _column(values: Iterable[Any]) -> pd.Series:
+def column_of(values: Iterable[Any]) -> pd.Series:
     """A column of metadata: numbers as they are, everything else as objects."""
     column = pd.Series(list(values))
     return column if column.dtype.kind in "iufb" else column.astype(object)
@@ -254,7 +216,7 @@ def parse_value(text: str) -> tuple[float, str | None]:
     """
     if text.casefold() in ABSENT:
         return math.nan, None
-    value, problem = tables.parse_number(text)
+    value, problem = parse_number(text)
     if abs(value) > LARGEST_VALUE:
         return math.nan, f"is beyond {LARGEST_VALUE:g}, the largest number of float32"
     # labels have a narrower range than values
@@ -314,16 +276,17 @@ def warn_uneven(path: Path, times: Iterable[np.ndarray]) -> None:
 
 # numpy
 
-_ARRAYS = ("timeseries", "mask", "label", "id", "group", "length", "feature_names")
+_ARRAYS = {"label": "labels", "id": "ids", "group": "groups", "feature_names": "feature_names"}
+"""Arrays of a file beside values, mask and lengths, and the argument that each is."""
 
 
-def read_numpy(path: Path) -> SeriesTable:
-    """Read ``.npy`` or ``.npz``; see `TimeSeriesDataset.from_numpy`.
+def read_numpy(path: Path) -> dict[str, Any]:
+    """Read ``.npy`` or ``.npz``: arguments of `TimeSeriesDataset.from_arrays`.
 
     Raises
     ------
     DataError
-        If the file is missing, holds pickled objects or unknown arrays, or a series is bad.
+        If the file is missing, or holds pickled objects or unknown arrays.
     """
     found = _read_arrays(path)
     values: Any = found["timeseries"]
@@ -331,20 +294,13 @@ def read_numpy(path: Path) -> SeriesTable:
     if values.ndim == 3 and "length" in found:
         lengths = _checked_lengths(found["length"], values.shape, path)
         values, mask = _cut(values, lengths), None if mask is None else _cut(mask, lengths)
-    optional = {name: found[name].tolist() for name in _ARRAYS[2:] if name in found}
-    return from_values(
-        values,
-        mask=mask,
-        labels=optional.get("label"),
-        ids=optional.get("id"),
-        groups=optional.get("group"),
-        feature_names=optional.get("feature_names"),
-        path=path,
-    )
+    others = {argument: found.get(name) for name, argument in _ARRAYS.items()}
+    given = {name: None if array is None else array.tolist() for name, array in others.items()}
+    return {"timeseries": values, "mask": mask, **given, "path": path}
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a file by name, of those in `_ARRAYS`."""
+    """Arrays of a file by name."""
     if not path.is_file():
         raise DataError(f"No such file: {path}.")
     advice = "Write plain arrays with numpy.save or numpy.savez."
@@ -353,9 +309,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not is_archive:
         return {"timeseries": read_npy(path, MAX_BYTES, advice=advice)}
     found = read_npz(path, path, MAX_BYTES, advice=advice, ratio=MAX_RATIO)
-    strangers = [name for name in found if name not in _ARRAYS]
+    known = ("timeseries", "mask", "length", *_ARRAYS)
+    strangers = [name for name in found if name not in known]
     if strangers:
-        raise DataError(f"{path}: {unknown_name('array', strangers[0], _ARRAYS)}")
+        raise DataError(f"{path}: {unknown_name('array', strangers[0], known)}")
     if "timeseries" not in found:
         raise DataError(f"{path} has no array 'timeseries' of (series, time, features).")
     return found

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from molfun.data import tables
-from molfun.data.sequences import label_array
-from molfun.data.tables import Table
-from molfun.data.timeseries_files import (
+from molfun.data.cells import read_text
+from molfun.data.labels import label_array, parse_number
+from molfun.data.series.arrays import (
     MAX_VALUES,
     SeriesTable,
     checked_names,
@@ -22,8 +20,9 @@ from molfun.data.timeseries_files import (
     parse_values,
     warn_uneven,
 )
+from molfun.data.tables import Table
 from molfun.errors import DataError
-from molfun.text import counted, few, listing, unknown_name
+from molfun.text import counted, few, listing, shown, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -49,7 +48,7 @@ def read_ts(path: Path) -> SeriesTable:
         raise DataError(f"No such file: {path}.")
     header: dict[str, Any] = {}
     lines: list[tuple[int, str]] = []
-    for number, line in enumerate(tables._decode(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -60,7 +59,7 @@ def read_ts(path: Path) -> SeriesTable:
         else:
             raise DataError(
                 f"{path}, line {number}: expected a line that begins with @ or # before @data, "
-                f"found {tables.shown(text)}. Is it a .ts file?"
+                f"found {shown(text)}. Is it a .ts file?"
             )
     if not lines:
         what = "no series after @data" if "data" in header else "no @data"
@@ -141,12 +140,10 @@ class _TsReader:
                 f"{self.path} has {counted(len(self.problems), 'fault')}:\n{listing(self.problems)}"
             )
         warn_uneven(self.path, self.times)
-        n = len(series)
         table = Table(
             path=self.path,
-            ids=numbered(n),
+            ids=numbered(len(series)),
             targets=label_array(targets),
-            metadata=pd.DataFrame(index=range(n)),
             lines=[number for number, _ in lines],
         )
         names = checked_names(None, series[0].shape[1], self.path)
@@ -166,13 +163,13 @@ class _TsReader:
             return self._number(text)
         if not text or (self.classes and text not in self._known):
             known = few(self.classes or [], limit=20) or "any name"
-            self._note(f"the label {tables.shown(text)} is not in the header ({known})")
+            self._note(f"the label {shown(text)} is not in the header ({known})")
         return text
 
     def _number(self, text: str) -> float:
-        value, problem = tables.parse_number(text)
+        value, problem = parse_number(text)
         if problem:
-            self._note(f"the label {tables.shown(text)} {problem}")
+            self._note(f"the label {shown(text)} {problem}")
         return value
 
     def _series(self, parts: Sequence[str]) -> np.ndarray:
@@ -235,7 +232,7 @@ class _TsReader:
         values, bad = parse(texts)
         for index, problem in bad[:1]:
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            self._note(f"dimension {place}: {tables.shown(texts[index])} {problem}{more}")
+            self._note(f"dimension {place}: {shown(texts[index])} {problem}{more}")
         return np.asarray(values)
 
     def _merged(self, channels: Sequence[np.ndarray]) -> Float64[np.ndarray, "frames features"]:

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,14 +21,14 @@ import pandas as pd
 
 from molfun._lazy import require
 from molfun._paths import as_path
-from molfun.data import tables, timeseries_files
+from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import typed
-from molfun.data.sequences import Labels, label_parser
-from molfun.data.timeseries_files import MAX_VALUES, SeriesTable
-from molfun.data.trajectory_features import INSTALL, MAKERS, Part, System, selection_distances
+from molfun.data.labels import Labels, label_parser
+from molfun.data.series.arrays import MAX_VALUES
+from molfun.data.series.observables import INSTALL, MAKERS, Part, System, selection_distances
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.strict import refuse_unknown
-from molfun.text import counted, first_line, listing, unknown_name
+from molfun.text import counted, first_line, listing, shown, unknown_name
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Float64
@@ -201,8 +200,13 @@ def read_all(
     *,
     labels: Labels = "number",
     options: Mapping[str, Any],
-) -> SeriesTable:
-    """Observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
+) -> tuple[dict[str, Any], Cells | None]:
+    """Compute observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
+
+    Returns
+    -------
+    tuple
+        Arguments of `TimeSeriesDataset.from_arrays`, and the table if they were read from one.
 
     Raises
     ------
@@ -223,18 +227,16 @@ def read_all(
     found = [observables(row.topology, row.trajectory, **options) for row in rows]
     names = _names_of_all(found)
     _warn_differences(rows, found, names)
-    table = timeseries_files.from_values(
-        [_aligned(one, names) for one in found],
-        labels=[row.label for row in rows],
-        ids=[row.id for row in rows],
-        groups=[row.group_or_id for row in rows],
-        feature_names=names,
-        metadata={**extra, "frame_ps": [one.time_step for one in found]},
-        path=path,
-    )
-    if cells is None:
-        return table
-    return replace(table, table=replace(table.table, lines=cells.lines, word=cells.word))
+    given = {
+        "timeseries": [_aligned(one, names) for one in found],
+        "labels": [row.label for row in rows],
+        "ids": [row.id for row in rows],
+        "groups": [row.group_or_id for row in rows],
+        "feature_names": names,
+        "metadata": {**extra, "frame_ps": [one.time_step for one in found]},
+        "path": path,
+    }
+    return given, cells
 
 
 # Files
@@ -279,28 +281,25 @@ def _shown(topology: Any, trajectory: Any) -> str:
 
 def _read_rows(
     path: Path, labels: Labels
-) -> tuple[tables.Cells, list[TrajectoryRow], dict[str, pd.Series]]:
+) -> tuple[Cells, list[TrajectoryRow], dict[str, pd.Series]]:
     """Rows of a table, and its other columns."""
-    cells = tables.read_cells(path, "id")
-    tables.check_header(cells, ["id", "topology"])
-    problems = [*cells.ragged, *tables.id_problems(cells, "id", cells.column("id"))]
-    columns = {
-        name: cells.column_or_blank(name)
-        for name in ("id", "topology", "trajectory", "target", "group")
-    }
+    cells = read_cells(path, "id")
+    cells.require(["id", "topology"])
+    names = ("id", "topology", "trajectory", "target", "group")
+    texts = {"id": cells.ids("id"), **{name: cells.column_or_blank(name) for name in names[1:]}}
     parse, rows = label_parser(labels, "sequence"), []
     for row, (name, topology, trajectory, text, group) in enumerate(
-        zip(*columns.values(), strict=True)
+        zip(*texts.values(), strict=True)
     ):
         label, problem = parse(text) if text else (None, None)
         if problem:
-            problems.append(f"{cells.where(row)}, column target: {tables.shown(text)} {problem}")
+            cells.note(row, "target", f"{shown(text)} {problem}")
         if not topology:
-            problems.append(f"{cells.where(row)}, column topology: is blank; name a file")
+            cells.note(row, "topology", "is blank; name a file")
         frames = str(path.parent / trajectory) if trajectory else None
         rows.append(TrajectoryRow(name, str(path.parent / topology), frames, label, group or None))
-    tables.raise_all(cells, problems)
-    others = {n: typed(cells.column(n)) for n in cells.header if n not in columns}
+    cells.raise_problems()
+    others = {n: typed(cells.column(n)) for n in cells.header if n not in texts}
     return cells, rows, others
 
 

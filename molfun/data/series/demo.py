@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from molfun.data.timeseries import TimeSeriesDataset
+from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.errors import ConfigError
 from molfun.text import unknown_name
 

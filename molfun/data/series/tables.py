@@ -7,7 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from molfun.data import tables
+from molfun.data.cells import Cells, read_cells, repeated_ids
 from molfun.data.columns import typed
-from molfun.data.sequences import Labels, label_array, label_parser
-from molfun.data.tables import Cells, Table
-from molfun.data.timeseries_files import (
+from molfun.data.labels import Labels, label_array, label_parser, parse_number
+from molfun.data.series.arrays import (
     SeriesTable,
     numbered,
     parse_times,
     parse_values,
-    repeated_ids,
     warn_uneven,
 )
-from molfun.data.timeseries_suspects import Rows, kind_of_name
+from molfun.data.series.suspects import Rows, kind_of_name
+from molfun.data.tables import Table
 from molfun.errors import ConfigError, TableError
-from molfun.text import counted, listing, names_in
+from molfun.text import counted, listing, names_in, shown
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Float64, Int64
@@ -137,8 +136,8 @@ def read_series_table(path: Path, form: TableFormat) -> SeriesTable:
     if form.layout == "long" and form.id_column is None:
         raise ConfigError("A long table needs id_column: it says which rows are one series.")
     key = form.id_column or form.target_column or ""
-    cells = tables.read_cells(path, key)
-    tables.check_header(cells, form.needed_columns())
+    cells = read_cells(path, key)
+    cells.require(form.needed_columns())
     form.say_odd_features(path)
     reader = _TableReader(cells, form)
     return reader.read_long() if form.layout == "long" else reader.read_wide()
@@ -150,12 +149,10 @@ class _TableReader:
 
     cells: Cells
     form: TableFormat
-    problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.problems += self.cells.ragged
         if not self.cells.rows:
-            tables.raise_all(self.cells, self.problems)
+            self.cells.raise_problems()
         self.target = self._present(self.form.target_column)
         self.group = self._present(self.form.group_column)
 
@@ -169,9 +166,6 @@ class _TableReader:
             roles.add(self.form.time_column)
         return [name for name in self.cells.header if name not in roles]
 
-    def _note(self, row: int, column: str, problem: str) -> None:
-        self.problems.append(f"{self.cells.where(row)}, column {column}: {problem}")
-
     def _numbers(
         self, column: str, parse: Callable[..., Any] = parse_values
     ) -> Float64[np.ndarray, "rows"]:
@@ -179,25 +173,24 @@ class _TableReader:
         values, bad = parse(texts)
         hint = "" if self.form.feature_columns or parse is parse_times else _NAME_FEATURES
         if hint and len(bad) == len(texts):
-            self.problems.append(f"column {column} holds no numbers{hint}")
+            self.cells.problems.append(f"column {column} holds no numbers{hint}")
             return np.asarray(values)
         for row, problem in bad:
-            self._note(row, column, f"{tables.shown(texts[row])} {problem}")
+            self.cells.note(row, column, f"{shown(texts[row])} {problem}")
         return np.asarray(values)
 
     # Long
 
     def read_long(self) -> SeriesTable:
-        """One row a time step."""
-        ids = self.cells.column(str(self.form.id_column))
-        self.problems += tables.id_problems(self.cells, str(self.form.id_column), ids)
+        """Read one row per time step."""
+        ids = self.cells.ids(str(self.form.id_column))
         times = self._numbers(self.form.time_column, parse_times)
         others = self._others()
         features = list(self.form.feature_columns or others)
         if not features:
             raise TableError(f"{self.cells.path} has no column of values. Add one per feature.")
         values = np.stack([self._numbers(name) for name in features], axis=1)
-        tables.raise_all(self.cells, self.problems)
+        self.cells.raise_problems()
 
         code, names = pd.factorize(pd.Series(ids, dtype=object))
         first = np.unique(code, return_index=True)[1]
@@ -206,22 +199,13 @@ class _TableReader:
         targets = self._targets(first, code)
         groups = self._constant(self.group, first, code) if self.group else None
         self._check_observed(values, code, list(names), first)
-        tables.raise_all(self.cells, self.problems)
         rows = Rows(code=code, times=times, labels=targets.tolist(), names=features)
-        self._refuse_suspects(rows.suspects(dict(zip(features, values.T, strict=True))), features)
-
+        self._refuse_suspects(rows, values)
         cuts = np.flatnonzero(np.diff(code[order])) + 1
         warn_uneven(self.cells.path, np.split(times[order], cuts))
-        extra = [name for name in others if name not in features]
+        same = self._same_within([n for n in others if n not in features], first, code)
         return SeriesTable(
-            table=Table(
-                path=self.cells.path,
-                ids=[str(name) for name in names],
-                targets=targets,
-                metadata=self._metadata(self._same_within(extra, first, code), first, groups),
-                lines=[self.cells.lines[row] for row in first],
-                word=self.cells.word,
-            ),
+            table=self._table(list(map(str, names)), targets, first, same, groups),
             series=np.split(values[order].astype(np.float32), cuts),
             feature_names=features,
         )
@@ -233,7 +217,7 @@ class _TableReader:
         texts = self.cells.column(self.form.time_column)
         for place in np.flatnonzero(same):
             earlier, later = sorted(order[place : place + 2].tolist())
-            self._note(
+            self.cells.note(
                 later,
                 self.form.time_column,
                 f"{ids[later]!r} has the time {texts[later]} already on "
@@ -246,10 +230,10 @@ class _TableReader:
         for row, text in enumerate(texts):
             start = int(first[code[row]])
             if text != texts[start] and not _same_number(text, texts[start]):
-                self._note(
+                self.cells.note(
                     row,
                     column,
-                    f"{tables.shown(text)} is not the {tables.shown(texts[start])} of the same "
+                    f"{shown(text)} is not the {shown(texts[start])} of the same "
                     f"series on {self.cells.where(start)}",
                 )
         return [texts[row] for row in first]
@@ -285,23 +269,14 @@ class _TableReader:
         targets = self._targets(rows, rows)
         groups = self.cells.column(self.group) if self.group else None
         self._check_observed(values.reshape(n, -1), rows, ids, rows)
-        tables.raise_all(self.cells, self.problems)
         grid = np.repeat(rows, len(times))
-        of_rows = Rows(code=grid, times=np.tile(times, n), labels=targets.tolist(),
-                       names=list(places))  # fmt: skip
-        flat = dict(zip(places, values.reshape(len(grid), -1).T, strict=True))
-        self._refuse_suspects(of_rows.suspects(flat), list(places))
+        labels = targets.tolist()
+        steps = Rows(code=grid, times=np.tile(times, n), labels=labels, names=list(places))
+        self._refuse_suspects(steps, values.reshape(len(grid), -1))
         warn_uneven(self.cells.path, [times])
         extra = [name for name in self._others() if name not in used]
         return SeriesTable(
-            table=Table(
-                path=self.cells.path,
-                ids=ids,
-                targets=targets,
-                metadata=self._metadata(extra, rows, groups),
-                lines=self.cells.lines,
-                word=self.cells.word,
-            ),
+            table=self._table(ids, targets, rows, extra, groups),
             series=[_without_padding(series.astype(np.float32)) for series in values],
             feature_names=list(places),
             named=self.form.id_column is not None or groups is not None,
@@ -310,9 +285,8 @@ class _TableReader:
     def _wide_ids(self) -> list[str]:
         if not self.form.id_column:
             return numbered(len(self.cells.rows))
-        ids = self.cells.column(self.form.id_column)
-        self.problems += tables.id_problems(self.cells, self.form.id_column, ids)
-        self.problems += repeated_ids(ids)
+        ids = self.cells.ids(self.form.id_column)
+        self.cells.problems += repeated_ids(ids)
         return ids
 
     def _wide_columns(self) -> tuple[dict[str, list[str]], Float64[np.ndarray, "frames"]]:
@@ -372,11 +346,12 @@ class _TableReader:
 
     # Both
 
-    def _refuse_suspects(self, reasons: Mapping[str, str], features: Sequence[str]) -> None:
+    def _refuse_suspects(self, rows: Rows, values: Float64[np.ndarray, "rows features"]) -> None:
         """Refuse what may be no measurement, unless the user named the features."""
+        reasons = rows.suspects(dict(zip(rows.names, values.T, strict=True)))
         if self.form.feature_columns is not None or not reasons:
             return
-        others = [name for name in features if name not in reasons]
+        others = [name for name in rows.names if name not in reasons]
         lines = [f"{name!r} {reason}" for name, reason in reasons.items()]
         if others:
             flag, more = shlex.quote(",".join(others)), "; add those of the above"
@@ -393,37 +368,48 @@ class _TableReader:
     def _targets(self, first: np.ndarray, code: np.ndarray) -> np.ndarray:
         if self.target is None:
             return label_array([None] * len(first))
-        is_long = len(code) > len(first)
-        texts = self.cells.column(self.target)
-        if is_long:
-            self._constant(self.target, first, code)
         parse, targets = label_parser(self.form.labels, "sequence"), []
-        for row in first.tolist():
-            blank = not texts[row] and not self.form.require_target
-            value, problem = (None, None) if blank else parse(texts[row])
+        texts = self._constant(self.target, first, code)
+        for row, text in zip(first.tolist(), texts, strict=True):
+            label, problem = parse(text) if text or self.form.require_target else (None, None)
             if problem:
-                self._note(row, self.target, f"{tables.shown(texts[row])} {problem}")
-            targets.append(None if problem else value)
+                self.cells.note(row, self.target, f"{shown(text)} {problem}")
+            targets.append(None if problem else label)
         return label_array(targets)
 
     def _check_observed(
         self, values: np.ndarray, code: np.ndarray, ids: Sequence[str], first: np.ndarray
     ) -> None:
+        """Refuse series without any value, and all else that was noted."""
         seen = np.zeros(len(first), bool)
         np.logical_or.at(seen, code, ~np.isnan(values).all(axis=1))
-        self.problems += [
+        self.cells.problems += [
             f"{self.cells.where(int(first[i]))}: {ids[i]!r} has no observed value"
             for i in np.flatnonzero(~seen).tolist()
         ]
+        self.cells.raise_problems()
 
-    def _metadata(
-        self, extra: Sequence[str], first: np.ndarray, groups: Sequence[str] | None
-    ) -> pd.DataFrame:
+    def _table(
+        self,
+        ids: list[str],
+        targets: np.ndarray,
+        first: Int64[np.ndarray, "series"],
+        extra: Sequence[str],
+        groups: Sequence[str] | None,
+    ) -> Table:
+        """Ids, labels and the columns `extra` of each series, from its first row."""
         texts = {name: self.cells.column(name) for name in extra}
-        columns = {name: typed([cells[i] for i in first]) for name, cells in texts.items()}
+        columns = {name: typed([cells[row] for row in first]) for name, cells in texts.items()}
         if groups is not None:
             columns["group"] = pd.Series(list(groups), dtype=object)
-        return pd.DataFrame(columns, index=range(len(first)))
+        return Table(
+            path=self.cells.path,
+            ids=ids,
+            targets=targets,
+            metadata=pd.DataFrame(columns),
+            lines=[self.cells.lines[row] for row in first],
+            word=self.cells.word,
+        )
 
 
 _NAME_FEATURES = "; name the features (--feature-columns), and it is kept as metadata"
@@ -454,7 +440,7 @@ def template(pattern: str) -> re.Pattern[str]:
 
 
 def _same_number(one: str, other: str) -> bool:
-    left, right = tables.parse_number(one)[0], tables.parse_number(other)[0]
+    left, right = parse_number(one)[0], parse_number(other)[0]
     return left == right
 
 

@@ -1,0 +1,389 @@
+"""Cells of a table as text: CSV, TSV and Parquet files read, their bad cells noted together."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
+from molfun._limits import Limit, read_bytes
+from molfun.data.columns import NUMBER
+from molfun.data.parquet import read_parquet
+from molfun.errors import TableError, UnsafeFileError
+from molfun.text import counted, listing, shown
+
+logger = logging.getLogger(__name__)
+
+DELIMITERS = (",", "\t", ";", "|")
+MAX_BYTES = Limit("TABLE_BYTES", 2**30)
+"""Largest table, unpacked."""
+MAX_CELLS = Limit("TABLE_CELLS", 50_000_000, "cells")
+"""Largest table in cells: every cell of text takes 60 bytes or more, whatever it holds."""
+MAX_CELL = Limit("CELL_CHARACTERS", 2**24, "characters in one cell")
+"""Longest cell: labels of each residue of a long protein are 0.3 million characters."""
+LONGEST_HEADER = 2**22
+"""Characters among which the header is looked for, to find the delimiter."""
+LONGEST_ID = 200
+"""Ids become file names, and file systems end at 255 bytes with the suffixes."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
+
+_HARMLESS = re.compile(r"-[-A-Za-z? ]*")
+"""Labels of residues such as -EEH: letters alone make no formula that does anything."""
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
+"""How Excel writes which delimiter it used, in front of the header."""
+_COMMENTS = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+Parse = Callable[[str], tuple[Any, str | None]]
+"""Reads a label: gives it, or what is wrong with the text."""
+
+
+@dataclass
+class Cells:
+    """A table as text, and what is wrong with it so far.
+
+    Parameters
+    ----------
+    path
+        The file.
+    header, rows
+        Names of the columns, and the text of every cell.
+    lines
+        Line of each row in the file (row number for Parquet).
+    word
+        What to call such a number.
+    problems
+        A line of text for each fault: rows with too few or too many cells, and what `note` adds.
+    """
+
+    path: Path
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    word: str = "line"
+    problems: list[str] = field(default_factory=list)
+
+    def column(self, name: str) -> list[str]:
+        """Cells of a column, blanks around them removed."""
+        index = self.header.index(name)
+        return [row[index].strip() for row in self.rows]
+
+    def column_or_blank(self, name: str | None) -> list[str]:
+        """Cells of a column; an empty text for every row if there is no such column."""
+        return self.column(name) if name in self.header else [""] * len(self.rows)
+
+    def where(self, row: int) -> str:
+        """Place of a row in the file, for messages."""
+        return f"{self.word} {self.lines[row]}"
+
+    def note(self, row: int, column: str, problem: str) -> None:
+        """Add what is wrong with a cell to the problems."""
+        self.problems.append(f"{self.where(row)}, column {column}: {problem}")
+
+    def ids(self, column: str) -> list[str]:
+        """Ids of all rows; those that cannot name a sample are noted."""
+        ids = self.column(column)
+        for row, text in enumerate(ids):
+            if problem := id_problem(text):
+                self.note(row, column, f"{shown(text)} {problem}")
+        return ids
+
+    def labels(
+        self,
+        column: str,
+        parse: Parse,
+        *,
+        required: bool,
+        fit: Callable[[int, Any], tuple[Any, str | None]] | None = None,
+    ) -> list[Any]:
+        """Labels of all rows, None where there is none; bad ones are noted.
+
+        Parameters
+        ----------
+        column
+            Column of the labels, which may be absent if they are not `required`.
+        parse
+            Reads one.
+        required
+            False where a blank is no label, and bad labels are left out with a warning.
+        fit
+            Takes a row and its label; gives the label that fits it, or what is wrong.
+        """
+        labels, problems = [], []
+        for row, text in enumerate(self.column_or_blank(column)):
+            label, problem = parse(text) if text or required else (None, None)
+            if fit is not None and problem is None and label is not None:
+                label, problem = fit(row, label)
+            if problem:
+                problems.append(f"{self.where(row)}, column {column}: {shown(text)} {problem}")
+            labels.append(None if problem else label)
+        self._note_labels(problems, required=required)
+        return labels
+
+    def _note_labels(self, problems: list[str], *, required: bool) -> None:
+        if required:
+            self.problems += problems
+        elif problems:
+            n = counted(len(problems), "label")
+            logger.warning("%s: %s not used:\n%s", self.path, n, listing(problems, 3))
+
+    def require(self, needed: Sequence[str]) -> None:
+        """Refuse a table without the columns `needed`, or with a column twice.
+
+        Raises
+        ------
+        TableError
+            With the columns there are and the nearest name.
+        """
+        for name, count in Counter(filter(None, self.header)).most_common(1):
+            if count > 1:
+                raise TableError(
+                    f"{self.path} has the column {name!r} more than once. Rename or remove one."
+                )
+        # a table written with its row numbers has a first column without a name
+        self.header = [name or f"column_{i}" for i, name in enumerate(self.header, start=1)]
+        missing = [name for name in needed if name not in self.header]
+        if missing:
+            hints = "".join(_nearest_column(name, self.header) for name in missing)
+            raise TableError(
+                f"{self.path} has no column {' and '.join(map(repr, missing))}; found "
+                f"{', '.join(map(repr, self.header[:30]))}.{hints} Rename the column, or say what "
+                f"yours is called: target_column=... (--target-column) and so on."
+            )
+
+    def raise_problems(self) -> None:
+        """Report all that is wrong in one error, if anything is.
+
+        Raises
+        ------
+        TableError
+            Listing the problems.
+        """
+        if self.problems:
+            n = counted(len(self.problems), "bad row")
+            raise TableError(f"{self.path} has {n}:\n{listing(self.problems)}")
+
+
+def _nearest_column(name: str, header: Sequence[str]) -> str:
+    by_folded = {column.casefold(): column for column in header}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f" Did you mean {by_folded[close[0]]!r} for {name!r}?" if close else ""
+
+
+def id_problem(text: str) -> str | None:
+    """Why `text` cannot name a sample and its files; None if it can.
+
+    Examples
+    --------
+    >>> id_problem("1a4w")
+    >>> id_problem("../secret")
+    'is a path, not an id; write the name alone'
+    """
+    if not text:
+        return "is blank; fill it in or remove the row"
+    if "/" in text or "\\" in text or text in (".", ".."):
+        return "is a path, not an id; write the name alone"
+    if _CONTROL.search(text):
+        return "holds control characters; write letters, digits, - and _"
+    if len(text.encode("utf-8", "replace")) > LONGEST_ID:
+        return f"is longer than {LONGEST_ID} bytes, too long for a file name"
+    return None
+
+
+def repeated_ids(ids: Sequence[str]) -> list[str]:
+    """A line of text for each id that comes more than once."""
+    counts = Counter(filter(None, ids))
+    return [f"the id {name!r} comes more than once" for name, n in counts.items() if n > 1]
+
+
+# Spreadsheets
+
+
+def escape(text: str) -> str:
+    """Keep a spreadsheet from reading a text as a formula; `unescape` takes it back.
+
+    Every writer of a table uses this for ids, names of columns, labels and other cells. Numbers,
+    and labels of residues that begin with a gap, stay as they are.
+
+    Examples
+    --------
+    >>> escape("=SUM(A1)"), escape("-1+2"), escape("-1.5"), escape("1a4w"), escape("-EEH")
+    ("'=SUM(A1)", "'-1+2", '-1.5', '1a4w', '-EEH')
+    """
+    if not text.lstrip("'").startswith(FORMULA_STARTS):
+        return text
+    return text if NUMBER.fullmatch(text) or _HARMLESS.fullmatch(text) else f"'{text}"
+
+
+def unescape(text: str) -> str:
+    """The text that `escape` was given.
+
+    Examples
+    --------
+    >>> unescape("'=SUM(A1)"), unescape("5'-UTR")
+    ('=SUM(A1)', "5'-UTR")
+    """
+    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(FORMULA_STARTS) else text
+
+
+# Reading
+
+
+def read_cells(path: Path, key_column: str) -> Cells:
+    """Read a table as text; `key_column` helps to find the delimiter.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, empty or cannot be read.
+    """
+    if not path.is_file():
+        what = "is a folder, not a table" if path.is_dir() else "does not exist"
+        raise TableError(f"{path} {what}. Give a CSV, TSV or Parquet file.")
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    try:
+        cells = _parquet_cells(path) if is_parquet else _from_text(path, key_column)
+    except MemoryError:
+        raise UnsafeFileError(
+            f"Refused {path}: reading it exhausts memory. Split it, or leave out columns."
+        ) from None
+    if not cells.rows and not cells.problems:
+        raise TableError(f"{path} has a header but no rows. Add one row per sample.")
+    return replace(
+        cells,
+        header=[unescape(name) for name in cells.header],
+        rows=[[unescape(cell) for cell in row] for row in cells.rows],
+    )
+
+
+def _parquet_cells(path: Path) -> Cells:
+    header, columns = read_parquet(path, max_bytes=MAX_BYTES, max_cells=MAX_CELLS)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    lines = list(range(1, len(rows) + 1))
+    return Cells(path=path, header=header, rows=rows, lines=lines, word="row")
+
+
+def _from_text(path: Path, id_column: str) -> Cells:
+    text = read_text(path)
+    if not text.strip():
+        raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
+    delimiter, skipped = _layout(path, text, id_column)
+    first_line = line_of(text, skipped)
+    text = text[skipped:]
+    MAX_CELLS.check(text.count(delimiter) + max(text.count("\n"), text.count("\r")), path)
+    # strict: a stray quote must not swallow the lines after it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    rows, lines, problems = [], [], []
+    for line, row in _numbered(reader, path, first_line):
+        if not any(cell.strip() for cell in row):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in row]
+        elif len(row) != len(header):
+            problems.append(
+                f"line {line}: {counted(len(row), 'cell')} where the header has {len(header)}; "
+                f"quote cells that contain the delimiter"
+            )
+        else:
+            rows.append(row)
+            lines.append(line)
+    if header is None:
+        raise TableError(f"{path} has no header. The first line names the columns.")
+    return Cells(path=path, header=header, rows=rows, lines=lines, problems=problems)
+
+
+def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the line each starts on, the csv module's errors made ours."""
+    # the csv module has one limit for the whole process
+    allowed = csv.field_size_limit(MAX_CELL.value)
+    try:
+        while True:
+            start = reader.line_num + first_line
+            row = next(reader, None)
+            if row is None:
+                return
+            yield start, row
+    except csv.Error as error:
+        if "field larger" in str(error):
+            raise MAX_CELL.error(
+                f"{path}, line {start}", advice="Check the quotes from this line on."
+            ) from error
+        raise TableError(
+            f"{path}, line {start}: {error}. Check the quotes from this line on."
+        ) from error
+    finally:
+        csv.field_size_limit(allowed)
+
+
+def read_text(path: Path) -> str:
+    """Text of a table; what is no text is named."""
+    raw = read_bytes(path, MAX_BYTES, error=TableError)
+    refuse_foreign(path, raw, "CSV", TableError)
+    try:
+        text, encoding = decoded(raw)
+    except UnicodeDecodeError:
+        raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
+    found = foreign_text(text, "CSV")
+    if found is not None:
+        raise TableError(f"{path} {found}")
+    if "\0" in text:
+        raise TableError(
+            f"{path}, line {line_of(text, text.index(chr(0)))}: a NUL byte. The file is damaged or "
+            f"binary; export the table again as CSV."
+        )
+    if encoding == "latin-1":
+        logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
+    return text
+
+
+def _layout(path: Path, text: str, id_column: str) -> tuple[str, int]:
+    """The delimiter of a table, and the number of characters before its header."""
+    named = _SEPARATOR_LINE.match(text)
+    if named is not None:
+        if named[1] not in DELIMITERS:
+            allowed = ", ".join(map(repr, DELIMITERS))
+            raise TableError(
+                f"{path}, line 1: the delimiter {named[1]!r} is none of {allowed}. Save the table "
+                f"with one of these."
+            )
+        return named[1], named.end()
+    delimiter, has_column = _sniff_delimiter(text, id_column)
+    comments = _COMMENTS.match(text)
+    if comments is None or has_column:
+        return delimiter, 0
+    delimiter, has_column = _sniff_delimiter(text[comments.end() :], id_column)
+    if not has_column:
+        return _sniff_delimiter(text, id_column)[0], 0
+    lines = line_of(text, comments.end()) - 1
+    logger.info("%s: %s before the header left out.", path, counted(lines, "comment line"))
+    return delimiter, comments.end()
+
+
+def _sniff_delimiter(text: str, id_column: str) -> tuple[str, bool]:
+    """The delimiter that makes a cell of the header equal the id column, else the commonest.
+
+    Also whether it makes one.
+    """
+    # the lines of all of a large table would take more memory than the limits allow
+    header = next((line for line in text[:LONGEST_HEADER].splitlines() if line.strip()), "")
+
+    def fitness(delimiter: str) -> tuple[bool, int]:
+        try:
+            cells = next(csv.reader([header], delimiter=delimiter, strict=True), [])
+        except csv.Error:  # a quoted cell that goes on in the next line, or that ends too early
+            cells = [cell.strip('"') for cell in header.split(delimiter)]
+        cells = [cell.strip() for cell in cells]
+        return id_column in cells, len(cells)
+
+    best = max(DELIMITERS, key=fitness)
+    return best, fitness(best)[0]
