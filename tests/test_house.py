@@ -15,9 +15,9 @@ import measure_house
 
 STILL_ALLOWED = {
     "facade: code lines": 450,
-    "functions above 60 lines": 3,
-    "functions above complexity 10": 36,
-    "files above 500 lines: models, training, cli": 1,
+    "functions above 60 lines": 0,
+    "functions above complexity 10": 13,
+    "files above 500 lines: models, training, cli": 0,
     "import cycles": 0,
 }
 """What may be above a limit today: a number here goes down and never up."""

@@ -161,15 +161,18 @@ def _several(heads: Mapping[str, Any]) -> dict[str, HeadSettings]:
                 f"heads: {name!r} cannot name a head. Use letters, digits and _, and none of "
                 f"torch's words for modules."
             )
-        where = f"heads[{name!r}]"
-        one: HeadSettings = build(HeadSettings, as_settings(where, given), where)
-        weight = one.weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
-            raise ConfigError(f"{where}: weight must be a number above 0, got {weight!r}.")
-        if one.head is None and one.task is None:
-            raise ConfigError(f"{where} names neither head nor task.")
-        result[name] = one
+        result[name] = _one_of_several(f"heads[{name!r}]", given)
     return result
+
+
+def _one_of_several(where: str, given: Any) -> HeadSettings:
+    one: HeadSettings = build(HeadSettings, as_settings(where, given), where)
+    weight = one.weight
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
+        raise ConfigError(f"{where}: weight must be a number above 0, got {weight!r}.")
+    if one.head is None and one.task is None:
+        raise ConfigError(f"{where} names neither head nor task.")
+    return one
 
 
 def build_task_head(name: str, given: HeadSettings, *, backbone: Backbone, seed: int) -> TaskHead:

@@ -25,7 +25,6 @@ from molfun.fingerprint import digest
 from molfun.models import given
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
-from molfun.tasks.base import Task
 from molfun.text import counted, listing
 from molfun.training.forward import run_now
 from molfun.training.inputs import Inputs, as_inputs
@@ -290,11 +289,10 @@ def check_sizes(head: TaskHead, *data: Any) -> None:
     task = head.task
     if task.level == "sequence":
         return
-    samples = [(s, head.label(s.target)) for s in samples_of(data) if _has_parts(s)]
-    labelled = [(sample, label) for sample, label in samples if not is_missing(label)]
-    problems = [text for pair in labelled if (text := _wrong_size(task, *pair)) is not None]
+    samples = [sample for sample in samples_of(data) if _has_parts(sample)]
+    problems = [text for sample in samples if (text := _wrong_size(head, sample)) is not None]
     if problems:
-        of_atoms = any(sample.atoms is not None for sample, _ in labelled)
+        of_atoms = samples[0].atoms is not None
         one, whole = ("atom", "structure") if of_atoms else ("residue", "sequence")
         raise DataError(
             f"{counted(len(problems), 'sample')} whose labels do not fit the {whole}:\n"
@@ -307,8 +305,11 @@ def _has_parts(sample: Sample) -> bool:
     return sample.sequence is not None or sample.atoms is not None
 
 
-def _wrong_size(task: Task, sample: Sample, label: Any) -> str | None:
+def _wrong_size(head: TaskHead, sample: Sample) -> str | None:
     """How many labels a sample has for how many residues or atoms; None where it fits."""
+    task, label = head.task, head.label(sample.target)
+    if is_missing(label):
+        return None
     dims = 2 if task.level == "pair" else 1
     in_atoms = sample.atoms is not None
     n = len(sample.atoms) if in_atoms else n_residues(sample.sequence or "")

@@ -72,19 +72,27 @@ def as_inputs(batch: Any) -> Inputs:
         return Inputs.of([batch])
     if isinstance(batch, SampleBatch):
         return Inputs.of(batch.samples)
-    if isinstance(batch, list | tuple) and batch and all(isinstance(s, Sample) for s in batch):
-        return Inputs.of(batch)
     if isinstance(batch, Mapping):
         return _from_mapping(batch)
-    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Mapping):
-        return _from_mapping({**batch[0], "target": batch[1]})
-    if isinstance(batch, list | tuple) and not batch:
-        raise DataError("There is nothing in this batch: the list is empty.")
+    found = _from_list(batch) if isinstance(batch, list | tuple) else None
+    if found is not None:
+        return found
     raise DataError(
         f"Cannot use a batch of type {type(batch).__name__}. Give samples (a data set such as "
         f"SequenceDataset or AtomsDataset, or a DataLoader with the collate_fn of one), or a dict "
         f"of the backbone's tensors."
     )
+
+
+def _from_list(batch: Sequence[Any]) -> Inputs | None:
+    """A list of samples, or tensors with their labels; None for others."""
+    if not batch:
+        raise DataError("There is nothing in this batch: the list is empty.")
+    if all(isinstance(sample, Sample) for sample in batch):
+        return Inputs.of(batch)
+    if len(batch) == 2 and isinstance(batch[0], Mapping):
+        return _from_mapping({**batch[0], "target": batch[1]})
+    return None
 
 
 def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
@@ -94,9 +102,12 @@ def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
         raise DataError(f"The batch is a dict without input tensors (keys: {sorted(batch)}).")
     # packed features have no batch dimension; their shape table has one
     size = features.get("shape", next(iter(features.values()))).shape[0]
-    targets: list[Any] = [None] * size
-    if target is not None:
-        flat = target.ndim <= 1 or target.numel() == size
-        targets = target.reshape(-1).tolist() if flat else list(target.cpu().numpy())
+    targets = [None] * size if target is None else _rows(target, size)
     ids = list(batch.get("ids", batch.get("pdb_id", [f"sample_{i}" for i in range(size)])))
     return Inputs(ids=[str(i) for i in ids], targets=targets, features=features)
+
+
+def _rows(target: torch.Tensor, size: int) -> list[Any]:
+    """One label per sample: a number, or an array where there are several."""
+    flat = target.ndim <= 1 or target.numel() == size
+    return target.reshape(-1).tolist() if flat else list(target.cpu().numpy())
