@@ -126,6 +126,8 @@ class Flag:
         Other declarations of the flag than ``--name``, such as ``--amp/--no-amp``.
     choices
         Makes the values to choose from, where the type does not list them.
+    argument
+        Whether the value stands by itself, without the name of the flag before it.
     yaml_only
         Whether there is no flag, only the key of the file.
     again
@@ -133,7 +135,7 @@ class Flag:
     path
         Whether the value is a path, which a stored run finds again from another folder.
     needs
-        What the backbone must have for the setting to mean anything, `molfun.cli.flags.concerns`.
+        What the backbone must have for the setting to mean anything, `molfun.cli.checks.concerns`.
     of_model
         Whether it decides the model itself, so that a checkpoint to start from leaves no choice.
     """
@@ -144,6 +146,7 @@ class Flag:
     hidden: bool = False
     names: tuple[str, ...] = ()
     choices: Callable[[], Iterable[str]] | None = None
+    argument: bool = False
     yaml_only: bool = False
     again: bool = False
     path: bool = False

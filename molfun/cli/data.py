@@ -12,12 +12,11 @@ from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
-from molfun.data.kinds.base import CLASSES, DataKind, Labels, is_of, kind_of, kinds_of
+from molfun.data.kinds.base import CLASSES, DataKind, is_of, kind_of
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
-from molfun.registry import BACKBONES, DATASETS, HEADS, TASKS
-from molfun.text import alternatives
+from molfun.registry import DATASETS, TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +29,9 @@ def open_training(
     settings: FineTuneSettings,
 ) -> tuple[SampleDataset, SampleDataset | None, SampleDataset | None]:
     """Train, validation and test set of a run."""
-    _check_names(settings)
-    _check_flags(settings)
     if settings.demo:
         return _demo(settings)
-    kind, labels = settings.kind, labels_of(settings)
+    kind, labels = settings.kind, settings.labels
     dataset = kind.open(settings, labels)
     train, val, test = _split(dataset, settings)
     if settings.val:
@@ -72,100 +69,6 @@ def _origin(settings: FineTuneSettings) -> str:
     return "; ".join([files[0] if settings.val and settings.test else split, *files[1:]])
 
 
-def _check_names(settings: FineTuneSettings) -> None:
-    """Refuse an unknown task or head before the table is read as another one would need it."""
-    if settings.task is not None:
-        TASKS.resolve(settings.task)
-    if settings.head is not None and settings.head not in TASKS:
-        HEADS.resolve(settings.head)
-
-
-def _check_flags(settings: FineTuneSettings) -> None:
-    """Refuse settings that the backbone, the task or the kind of data does not look at."""
-    labels = labels_of(settings)
-    problems = [
-        *_foreign(settings),
-        *_problems_of_labels(settings, labels),
-        *_problems_of_columns(settings),
-        *settings.kind.problems(settings, labels),
-    ]
-    if problems:
-        raise ConfigError(
-            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
-        )
-
-
-def _foreign(settings: FineTuneSettings) -> list[str]:
-    """Settings of kinds of data that the backbone does not take."""
-    fields = type(settings).model_fields
-    own = {name for kind in kinds_of(settings.backbone) for name in kind.settings.model_fields}
-    owners: dict[tuple[str, ...], list[str]] = {}
-    for name in fields:
-        kinds = tuple(k for k in DATASETS if name in DATASETS[k].settings.model_fields)
-        changed = getattr(settings, name) != fields[name].get_default(call_default_factory=True)
-        if kinds and name not in own and changed:
-            owners.setdefault(kinds, []).append(name)
-    return [
-        f"{', '.join(names)}: for {what_takes(kinds)}; the backbone is {settings.backbone!r}."
-        for kinds, names in owners.items()
-    ]
-
-
-def what_takes(kinds: Sequence[str]) -> str:
-    """Kinds of data, and a backbone for each.
-
-    Examples
-    --------
-    >>> what_takes(["atoms"])
-    'structures of atoms (models such as pet)'
-    """
-    titles, backbones = zip(
-        *((DATASETS[k].title, DATASETS[k].backbone) for k in kinds), strict=True
-    )
-    return f"{alternatives(titles)} (models such as {alternatives(backbones)})"
-
-
-def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]:
-    """Settings that go with other tasks or levels."""
-    problems, name = [], labels.task
-    if settings.class_weight is not None and name not in CLASSES:
-        problems.append(f"class_weight is for {', '.join(CLASSES)}; the task is {name!r}.")
-    smoothed = ("multiclass", "binary")
-    if settings.label_smoothing and name not in smoothed:
-        problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
-    if settings.loss != "mse" and name not in ("regression", "energy"):
-        problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
-    mask = getattr(settings, "mask_column", None)
-    if mask is not None and labels.level != "residue":
-        problems.append(
-            f"mask_column={mask!r} is for labels of residues (--level residue); these are of the "
-            f"level {labels.level!r}."
-        )
-    return problems
-
-
-def _problems_of_columns(settings: FineTuneSettings) -> list[str]:
-    """Columns of groups and splits that the split does not look at."""
-    problems = []
-    grouped = settings.split == "group" or settings.kind.groups_by is not None
-    if settings.group_column != "group" and not grouped:
-        problems.append(
-            f"group_column={settings.group_column!r} is for split='group', and the split is "
-            f"{settings.split!r}."
-        )
-    if settings.split_column != "split" and settings.split not in ("column", "group"):
-        problems.append(
-            f"split_column={settings.split_column!r} is for split='column', and the split is "
-            f"{settings.split!r}."
-        )
-    if settings.preset is not None and not BACKBONES.about(settings.backbone, "takes_preset"):
-        problems.append(
-            f"preset={settings.preset!r}: {settings.backbone} has none; give what differs from its "
-            f"defaults as backbone_config.config.d_pet=64."
-        )
-    return problems
-
-
 def loader(dataset: SampleDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
     """Batches of a data set."""
     return _loader(dataset, batch_size=batch_size, **options)
@@ -198,30 +101,9 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
     return train, val, None
 
 
-def labels_of(settings: FineTuneSettings) -> Labels:
-    """Return the task and level of the labels of a run."""
-    return Labels(task_name(settings), level(settings))
-
-
-def task_name(settings: FineTuneSettings) -> str:
-    """The task: named, or the head's own."""
-    if settings.task is not None:
-        return settings.task
-    head = settings.head or str(BACKBONES[settings.backbone].default_head)
-    return head if head in TASKS and head not in HEADS else str(HEADS[head].default_task)
-
-
-def level(settings: FineTuneSettings) -> str:
-    """Level of the labels: named, or the head's own."""
-    if settings.level is not None:
-        return settings.level
-    head = settings.head
-    return str(HEADS[head].default_level) if head is not None and head in HEADS else "sequence"
-
-
 def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
     """Arguments of the task; class names from all parts, so that no label is met too late."""
-    name = task_name(settings)
+    name, level = settings.labels.task, settings.labels.level
     config: dict[str, Any] = {}
     if name == "regression":
         config |= {"loss": settings.loss, "standardize": settings.standardize_labels}
@@ -232,7 +114,7 @@ def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dic
         weights = {key: getattr(settings, key) for key in WEIGHTS}
         return {"loss": settings.loss, **weights}
     if name in CLASSES:
-        config["classes"] = _classes(TASKS[name], level(settings), parts)
+        config["classes"] = _classes(TASKS[name], level, parts)
         if settings.n_classes not in (None, len(config["classes"])):
             raise ConfigError(
                 f"n_classes={settings.n_classes}, but the labels name {len(config['classes'])}: "

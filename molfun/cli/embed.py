@@ -16,7 +16,8 @@ import numpy as np
 from molfun._io import atomic_path, sha256_of, write_json
 from molfun._lazy import require
 from molfun._paths import as_path
-from molfun.cli.console import Progress, say
+from molfun.cli.command_settings import EmbedSettings
+from molfun.cli.console import Progress, say, set_up_logging
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
 from molfun.cli.settings import with_long
@@ -33,39 +34,40 @@ SUMS = "sha256"
 FORMATS = (".npz", ".h5", ".parquet")
 
 
-def open_data(path: str, columns: Mapping[str, Any]) -> SequenceDataset:
-    """Sequences of a FASTA file or a table."""
-    settings = Sequences.settings.build(columns)
-    return Sequences().open_unlabelled(path, settings)
+def embed(given: Mapping[str, Any]) -> None:
+    """Embed sequences as the flags say."""
+    wanted, _ = EmbedSettings.take(given)
+    set_up_logging(None, debug=wanted.debug)
+    data = Sequences().open_unlabelled(wanted.sequences, wanted)
+    inputs = {
+        "--sequences": wanted.sequences,
+        "CHECKPOINT": wanted.checkpoint,
+        "--weights": wanted.weights,
+    }
+    size, overwrite = wanted.shard_size, wanted.overwrite
+    check_output(wanted.output, data.ids, size, inputs, overwrite=overwrite)
+    run(
+        _model(wanted),
+        data,
+        wanted.output,
+        pooling=None if wanted.pooling == "none" else wanted.pooling,
+        layer=wanted.layer,
+        shard_size=size,
+        overwrite=overwrite,
+    )
 
 
-def open_model(
-    checkpoint: str | None,
-    backbone: str,
-    *,
-    preset: str | None,
-    weights: str | None,
-    long: str | None,
-    device: str,
-) -> MolfunStructureModel:
-    """The model of a checkpoint, or a backbone.
-
-    Raises
-    ------
-    ConfigError
-        If `long` is given for a checkpoint.
-    """
-    if checkpoint is None:
+def _model(wanted: EmbedSettings) -> MolfunStructureModel:
+    """The model of a checkpoint, or a backbone."""
+    options: dict[str, Any] = {"weights": wanted.weights, "device": wanted.device}
+    if wanted.checkpoint is None:
+        arguments = with_long({}, wanted.long)
         return MolfunStructureModel(
-            backbone,
-            config=preset,
-            weights=weights,
-            device=device,
-            backbone_config=with_long({}, long),
+            wanted.backbone, config=wanted.preset, backbone_config=arguments, **options
         )
-    if long is not None:
+    if wanted.long is not None:
         raise ConfigError("--long is for --backbone; a checkpoint keeps its own.")
-    return MolfunStructureModel.from_checkpoint(checkpoint, weights=weights, device=device)
+    return MolfunStructureModel.from_checkpoint(wanted.checkpoint, **options)
 
 
 def run(

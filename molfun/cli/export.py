@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from molfun.cli.console import say
+from collections.abc import Mapping
+from typing import Any
+
+from molfun.cli.command_settings import ExportSettings
+from molfun.cli.console import say, set_up_logging
 from molfun.cli.models import is_stock, open_model
 from molfun.cli.outputs import check_output
-from molfun.models.export import check_suffix, export
+from molfun.models.export import check_suffix
+from molfun.models.export import export as write_model
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.lora import is_adapter
 
 
-def run(checkpoint: str, output: str, *, weights: str | None, trust: bool, overwrite: bool) -> None:
+def export(given: Mapping[str, Any]) -> None:
     """Read a checkpoint folder, or a ``.ckpt`` of metatrain, and write the model."""
+    wanted, _ = ExportSettings.take(given)
+    set_up_logging(None, debug=wanted.debug)
+    checkpoint, output = wanted.checkpoint, wanted.output
     check_suffix(output)
-    check_output(output, {"CHECKPOINT": checkpoint, "--weights": weights}, overwrite=overwrite)
+    inputs = {"CHECKPOINT": checkpoint, "--weights": wanted.weights}
+    check_output(output, inputs, overwrite=wanted.overwrite)
     if is_stock(checkpoint):  # whatever its targets are called
-        model = MolfunStructureModel("pet", weights=checkpoint, trust=trust, device="cpu")
+        model = MolfunStructureModel("pet", weights=checkpoint, trust=wanted.trust, device="cpu")
     else:
-        model = open_model(checkpoint, weights=weights, device="cpu")
-    export(model, output)
+        model = open_model(checkpoint, weights=wanted.weights, device="cpu")
+    write_model(model, output)
     n = sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name))
     say(f"{model.backbone.display_name} ({n:,} params) written to {output}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import (
     ConsoleProgress,
     Progress,
@@ -21,6 +22,7 @@ from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
+from molfun.cli.sources import settings_of, settings_of_options
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.atoms import AtomsDataset
@@ -44,13 +46,23 @@ WRITTEN = (*RUN_FILES, *COMMAND_FILES, LOG, CACHE)
 """All that a run writes into its folder."""
 
 
-def run(settings: FineTuneSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
+def fine_tune(given: Mapping[str, Any]) -> None:
+    """Fine-tune as the flags, and the file that they name, say."""
+    run(*settings_of(FineTuneSettings, given))
+
+
+def train(given: Mapping[str, Any]) -> None:
+    """Fine-tune as a file of options says, metatrain's or Molfun's own."""
+    run(*settings_of_options(given))
+
+
+def run(settings: FineTuneSettings, options: RunOptions) -> History:
     """Load, split, train, test; print and write as it goes."""
-    folder = RunFolder(settings.output_dir, resume=resume)
-    overwrite = overwrite or (settings.demo and _is_demo(folder))
+    folder = RunFolder(settings.output_dir, resume=options.resume)
+    overwrite = options.overwrite or (settings.demo and _is_demo(folder))
     names = type(settings).model_fields
     with opened_run(
-        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=debug
+        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
     ):
         train, val, test = open_training(settings)
         old = _old_data(settings)

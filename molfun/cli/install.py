@@ -26,9 +26,12 @@ import tarfile
 import tempfile
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from molfun.cli.command_settings import InstallSettings
+from molfun.cli.console import say
 from molfun.errors import MolfunError
 
 VERSION = "0.0.1"
@@ -314,6 +317,13 @@ def provide(python: str, *, source: str | None = None, force: bool = False) -> s
         install(python, strip_build(tree, folder), folder)
         version = installed_version(python, folder)
     return f"openfold {version} installed from {origin} in {time.monotonic() - start:.0f} s"
+
+
+def openfold(given: Mapping[str, Any]) -> None:
+    """Install openfold for the interpreter of a command."""
+    wanted = InstallSettings.build(given, source="command line")
+    python = wanted.python or sys.executable
+    say(provide(python, source=wanted.source, force=wanted.force))
 
 
 def _absolute(python: str) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import ConsoleProgress, say
 from molfun.cli.data import loader, say_notes
 from molfun.cli.outputs import opened_run
@@ -9,6 +13,7 @@ from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.schema import write_config
 from molfun.cli.settings import with_long
+from molfun.cli.sources import settings_of
 from molfun.config import dump_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.splits import DataSplitter
@@ -23,12 +28,17 @@ WRITTEN = (*RUN_FILES, CONFIG, SCHEMA, LOG)
 """All that a run writes into its folder."""
 
 
-def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: bool) -> History:
+def pretrain(given: Mapping[str, Any]) -> None:
+    """Pre-train as the flags, and the file that they name, say."""
+    run(*settings_of(PretrainSettings, given))
+
+
+def run(settings: PretrainSettings, options: RunOptions) -> History:
     """Load, train, write."""
-    folder = RunFolder(settings.output, resume=resume)
+    folder, overwrite = RunFolder(settings.output, resume=options.resume), options.overwrite
     names = type(settings).model_fields
     with opened_run(
-        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=debug
+        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
     ):
         train, val = _data(settings)
         kind, total = settings.kind, int(train.lengths.sum())
@@ -49,11 +59,11 @@ def run(settings: PretrainSettings, *, resume: bool, overwrite: bool, debug: boo
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")
         shown = ConsoleProgress()
-        options = {"num_workers": settings.workers}
+        loading = {"num_workers": settings.workers}
         try:
             history = model.pretrain(
-                loader(train, settings.batch_size, shuffle=True, **options),
-                None if val is None else loader(val, settings.batch_size, **options),
+                loader(train, settings.batch_size, shuffle=True, **loading),
+                None if val is None else loader(val, settings.batch_size, **loading),
                 objective=settings.objective,
                 objective_config=settings.objective_config,
                 strategy=_strategy(settings),
@@ -114,7 +124,5 @@ def _strategy(settings: PretrainSettings) -> FullFinetune:
         layer_lr_decay=1.0,
         ema_decay=settings.ema,
         accumulation_steps=settings.accum,
-        grad_clip=settings.grad_clip,
-        weight_decay=settings.weight_decay,
         **settings.optimizer_options(warmup_ratio=DEFAULT.warmup_ratio),
     )

@@ -6,13 +6,14 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from molfun.cli.settings import (
+from molfun.cli.settings import paths_in
+from molfun.cli.shared_settings import (
     DATA,
     MODEL,
     RUN,
     TRAINING,
     OptimizerSettings,
-    paths_in,
+    ProcessSettings,
 )
 from molfun.config import option
 from molfun.data.kinds.base import DataKind, kinds_of
@@ -22,7 +23,7 @@ from molfun.data.kinds.series import SeriesSettings
 from molfun.registry import BACKBONES, OBJECTIVES
 
 
-class PretrainSettings(OptimizerSettings, SequenceInputs, SeriesSettings):
+class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, SeriesSettings):
     """Everything that decides a pre-training run. Names are those of the flags."""
 
     sequences: str | None = option(
@@ -62,25 +63,13 @@ class PretrainSettings(OptimizerSettings, SequenceInputs, SeriesSettings):
         0.0, "Decay of the weight average.", panel=TRAINING, shown="0: off", ge=0, lt=1
     )
     warmup: int | None = option(None, "Warm-up in steps.", panel=TRAINING, shown="5 % of all", ge=0)
-    grad_clip: float = option(1.0, "Largest gradient norm.", panel=TRAINING, ge=0)
-    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, ge=0)
     precision: str | None = option(
         None, "fp32, bf16 or fp16.", panel=TRAINING, shown="as for fine-tune"
     )
     save_every_steps: int | None = option(
         None, "Write the state so often, besides every epoch.", panel=RUN, ge=1
     )
-
-    plugin: str | None = option(
-        None, "Module to import first, which registers parts of your own.", panel=RUN
-    )
-    started_in: str | None = option(
-        None, "Folder a run was started in, as seen from its own.", yaml_only=True
-    )
     output: str = option("runs/pretrain", "Folder of the run.", panel=RUN)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
-    seed: int = option(42, "Seed of split, order, weights, masks.", panel=RUN, ge=0, lt=2**63)
-    workers: int = option(0, "Processes that load data.", panel=RUN, ge=0)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from molfun._io import write_text
 from molfun._paths import as_path
+from molfun.cli.command_settings import SchemaSettings
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings
@@ -25,7 +27,7 @@ def write_config(folder: RunFolder, settings: Settings, yaml: str) -> None:
     write_text(folder.config, COMMENT + yaml)
 
 
-def run(command: str, output: str | None) -> None:
+def schema(given: Mapping[str, Any]) -> None:
     """Print the schema of the file of a command, or write it.
 
     Raises
@@ -33,17 +35,18 @@ def run(command: str, output: str | None) -> None:
     ConfigError
         If there is no such file.
     """
+    wanted, _ = SchemaSettings.take(given)
     kinds: dict[str, type[Settings]] = {
         "fine-tune": with_kinds(FineTuneSettings),
         "pretrain": PretrainSettings,
     }
-    if command not in kinds:
-        raise ConfigError(unknown_name("file of settings", command, kinds))
-    text = schema_text(kinds[command])
-    if output is None:
+    if wanted.kind not in kinds:
+        raise ConfigError(unknown_name("file of settings", wanted.kind, kinds))
+    text = schema_text(kinds[wanted.kind])
+    if wanted.output is None:
         print(text, end="")
     else:
-        write_text(as_path(output), text)
+        write_text(as_path(wanted.output), text)
 
 
 def schema_text(settings: type[Settings]) -> str:
@@ -55,10 +58,10 @@ def schema_text(settings: type[Settings]) -> str:
     >>> json.loads(text)["properties"]["loss"]["enum"]
     ['mse', 'mae', 'huber']
     """
-    schema: dict[str, Any] = settings.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["description"] = "Settings of Molfun."
-    for name, entry in schema["properties"].items():
+    made: dict[str, Any] = settings.model_json_schema()
+    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    made["description"] = "Settings of Molfun."
+    for name, entry in made["properties"].items():
         entry["description"] = settings.describe(name)
         entry.pop("title", None)
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from molfun._paths import as_path
+from molfun.cli.shared_settings import (
+    CACHE,
+    DATA,
+    KERNELS,
+    MODEL,
+    RUN,
+    TASK,
+    TRAINING,
+    TRUST,
+    Kernels,
+    OptimizerSettings,
+    ProcessSettings,
+)
 from molfun.config import Settings, dump_yaml, option
-from molfun.data.kinds.base import DataKind, is_of, kind_of, kinds_of, with_kinds
-from molfun.registry import BACKBONES, DATASETS, HEADS, OPTIMIZERS, STRATEGIES, TASKS
-from molfun.strategies.course import SCHEDULERS, Course, Mode
+from molfun.data.kinds.base import DataKind, Labels, is_of, kind_of, kinds_of, with_kinds
+from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
 from molfun.text import alternatives, unknown_name
 
 if TYPE_CHECKING:
@@ -22,88 +34,6 @@ DEMO_VALIDATION = 2
 GRADUAL = "gradual"
 HEADS_ALONE = "heads"
 """What metatrain calls the strategy head_only."""
-DATA, MODEL, TASK, TRAINING, RUN, CACHE = (
-    *("Data", "Model", "Task", "Training", "Run", "Cache of what is frozen"),
-)
-PANELS = (DATA, MODEL, TASK, TRAINING, RUN, CACHE)
-"""Headings of the help, in its order; those of the kinds of data come after the first."""
-
-
-class OptimizerSettings(Settings):
-    """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
-
-    optimizer: str = option(
-        Course.optimizer,
-        "{choices}.",
-        panel=TRAINING,
-        hidden=True,
-        choices=OPTIMIZERS.__iter__,
-    )
-    momentum: float = option(
-        Course.momentum, "Momentum of sgd.", panel=TRAINING, hidden=True, ge=0, lt=1
-    )
-    scheduler: str = option(
-        Course.scheduler,
-        "{choices}.", panel=TRAINING, choices=lambda: SCHEDULERS,
-    )  # fmt: skip
-    warmup: int | None = option(
-        None, "Warm-up in optimizer steps.", panel=TRAINING, hidden=True, shown="10 % of all", ge=0
-    )
-    warmup_ratio: float | None = option(
-        None, "Warm-up as a fraction of all steps.", yaml_only=True, ge=0, le=1
-    )
-    min_lr: float | None = option(
-        None, "Smallest learning rate.", panel=TRAINING, shown="1e-6 of the peak", hidden=True,
-        ge=0,
-    )  # fmt: skip
-    step_size: int = option(
-        Course.step_size, "step: epochs at each rate.", panel=TRAINING, hidden=True, ge=1
-    )
-    gamma: float = option(
-        Course.gamma, "step: factor from one rate to the next.", panel=TRAINING,
-        hidden=True, gt=0, le=1,
-    )  # fmt: skip
-    plateau_factor: float = option(
-        Course.plateau_factor, "plateau: factor on the rate after them.", panel=TRAINING,
-        hidden=True, gt=0, lt=1,
-    )  # fmt: skip
-    plateau_patience: int = option(
-        Course.plateau_patience,
-        "plateau: epochs without a better --monitor at one rate.", panel=TRAINING, hidden=True,
-        ge=0,
-    )  # fmt: skip
-    plateau_mode: Mode | None = option(
-        None, "plateau: min or max, where --monitor does not say it.", yaml_only=True
-    )
-
-    @field_validator("optimizer")
-    @classmethod
-    def _is_an_optimizer(cls, name: str) -> str:
-        if name not in OPTIMIZERS:
-            raise ValueError(unknown_name("optimizer", name, OPTIMIZERS))
-        return name
-
-    @field_validator("scheduler")
-    @classmethod
-    def _is_a_scheduler(cls, name: str) -> str:
-        if name not in SCHEDULERS:
-            raise ValueError(unknown_name("scheduler", name, SCHEDULERS))
-        return name
-
-    @model_validator(mode="after")
-    def _warms_up_or_not(self) -> Self:
-        if self.scheduler == "warmup_cosine" and self.warmup == 0:
-            raise ValueError("warmup_cosine has a warm-up; without one the scheduler is cosine")
-        return self
-
-    def optimizer_options(self, *, warmup_ratio: float) -> dict[str, Any]:
-        """Arguments of a strategy; `warmup_ratio` is for runs that give no warm-up."""
-        options = {name: getattr(self, name) for name in OptimizerSettings.model_fields}
-        steps, ratio = options.pop("warmup"), options.pop("warmup_ratio")
-        warmup = {"warmup_ratio": warmup_ratio if ratio is None else ratio}
-        if steps is not None:
-            warmup = {"warmup_steps": steps}
-        return {**options, **warmup}
 
 
 class DataSettings(Settings):
@@ -115,10 +45,10 @@ class DataSettings(Settings):
         "per file).", panel=DATA, path=True,
     )  # fmt: skip
     val: str | list[str] | None = option(
-        None, "File of its own for validation.", panel=DATA, shown="part of --data", path=True
+        None, "Separate file for validation.", panel=DATA, shown="part of --data", path=True
     )
     test: str | list[str] | None = option(
-        None, "File of its own for testing.", panel=DATA, shown="part of --data", path=True
+        None, "Separate file for testing.", panel=DATA, shown="part of --data", path=True
     )
     split: Literal["random", "temporal", "identity", "group", "column"] = option(
         "random", "{choices}.", panel=DATA
@@ -153,9 +83,7 @@ class ModelSettings(Settings):
         None, "Checkpoint folder whose trained model to train on, in a new run.", panel=MODEL,
         path=True,
     )  # fmt: skip
-    trust: bool = option(
-        False, "You know where a .ckpt comes from, which is a pickle.", panel=MODEL
-    )
+    trust: bool = TRUST
     backbone_config: dict[str, Any] = option(
         dict, "Further arguments of the backbone.", yaml_only=True, of_model=True
     )
@@ -232,9 +160,6 @@ class TrainSettings(OptimizerSettings):
     ema: float = option(
         0.999, "Decay of the weight average; 0: off.", panel=TRAINING, hidden=True, ge=0, lt=1
     )
-    grad_clip: float = option(
-        1.0, "Largest gradient norm; 0: off.", panel=TRAINING, hidden=True, ge=0
-    )
     patience: int = option(
         0, "Stop after so many epochs without a better --monitor.", panel=TRAINING,
         shown="0: off", ge=0,
@@ -242,7 +167,6 @@ class TrainSettings(OptimizerSettings):
     monitor: str = option(
         "val/loss", "What is best: val/loss, val/rmse, val/spearman ...", panel=TRAINING
     )
-    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, hidden=True, ge=0)
     amp: bool = option(
         True, "Mixed precision on GPUs.", panel=TRAINING, names=("--amp/--no-amp",), hidden=True
     )
@@ -252,24 +176,10 @@ class TrainSettings(OptimizerSettings):
     )  # fmt: skip
 
 
-class RunSettings(Settings):
-    """Where a run writes, and what it computes with."""
+class RunSettings(ProcessSettings):
+    """Where a run writes, what it computes with, and what it keeps of it."""
 
-    output: str | None = option(None, "Folder of the run.", panel=RUN, shown="runs/STRATEGY")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
-    kernels: Literal["auto", "stock", "fast"] = option(
-        "auto", "Whose code runs: {choices} (stock is the package's own).", panel=RUN, hidden=True
-    )
-    seed: int = option(
-        42, "Seed of split, order, weights, dropout.", panel=RUN, hidden=True, ge=0, lt=2**63
-    )
-    workers: int = option(0, "Processes that load data.", panel=RUN, hidden=True, ge=0)
-    plugin: str | None = option(
-        None, "Module to import first, which registers parts of your own.", panel=RUN, hidden=True
-    )
-    started_in: str | None = option(
-        None, "Folder a run was started in, as seen from its own.", yaml_only=True
-    )
+    kernels: Kernels = KERNELS
     cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Where what is frozen is kept: {choices}.", panel=CACHE, hidden=True
     )
@@ -370,6 +280,18 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         return kind_of(self.backbone, dict(self))
 
     @property
+    def labels(self) -> Labels:
+        """Task and level of the labels: named, or those of the head."""
+        head, task, level = self.head, self.task, self.level
+        if task is None:
+            named = head or str(BACKBONES[self.backbone].default_head)
+            is_task = named in TASKS and named not in HEADS
+            task = named if is_task else str(HEADS[named].default_task)
+        if level is None:
+            level = HEADS[str(head)].default_level if head in HEADS else "sequence"
+        return Labels(task, level)
+
+    @property
     def output_dir(self) -> Path:
         """Folder of the run; ``runs/STRATEGY`` (``runs/demo``) where none is given."""
         return as_path(self.output or f"runs/{'demo' if self.demo else self.strategy}")
@@ -432,11 +354,9 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
             **self.optimizer_options(warmup_ratio=0.1),
             "ema_decay": self.ema,
             "accumulation_steps": self.accumulation_steps,
-            "grad_clip": self.grad_clip,
             "amp": self.amp,
             "early_stopping_patience": self.patience,
             "monitor": self.monitor,
-            "weight_decay": self.weight_decay,
         }
         lr = BACKBONES[self.backbone].default_lr if self.lr is None else self.lr
         if lr is not None:

@@ -6,17 +6,20 @@ What comes later in this list replaces what came before.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from molfun._paths import as_path
+from molfun.cli.checks import check_flags, check_run
+from molfun.cli.command_settings import FileOptions, RunOptions, TrainOptions
 from molfun.cli.console import say
 from molfun.cli.from_metatrain import NAMES, translate
 from molfun.cli.from_series_config import read_settings
 from molfun.cli.outputs import refuse_inputs_of_run
 from molfun.cli.places import as_started
 from molfun.cli.plugins import allow_plugin, load_plugin
+from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, read_yaml
 from molfun.data.kinds.base import with_kinds
@@ -24,73 +27,64 @@ from molfun.errors import ConfigError, RunError
 from molfun.models.series_config import apply_overrides
 
 
-def gather(
-    given: Mapping[str, Any],
-    overrides: Sequence[str],
-    config: str | None,
-    *,
-    resume: bool,
-    pretrain: bool = False,
-) -> dict[str, Any]:
-    """Collect the settings of a run; plugins are imported on the way.
-
-    Parameters
-    ----------
-    given
-        Flags by the names of their settings.
-    overrides
-        ``name=value`` or ``name.sub=value``.
-    config
-        File of settings.
-    resume
-        Whether the run in ``output`` is continued, so that its settings come first.
-    pretrain
-        Whether the run pre-trains.
+def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, FileOptions]:
+    """Settings of a run, and how it is started, from the flags that were given.
 
     Raises
     ------
     ConfigError
-        If a file cannot be read, or names a plugin that the command line does not.
+        Naming every wrong name and value at once; or a file that cannot be read, that names a
+        plugin that the command line does not, or that the run would write over.
     RunError
         If there is nothing to resume.
     """
+    options, flags = FileOptions.take(given)
+    values = _gathered(cls, flags, options, options.config)
+    settings: Any = cls.build(values, source=options.config or "command line")
+    if isinstance(settings, FineTuneSettings):
+        check_run(settings, flags)
+    else:
+        check_flags(settings, flags)
+    _keep_file(settings, options, options.config)
+    return settings, options
+
+
+def settings_of_options(given: Mapping[str, Any]) -> tuple[FineTuneSettings, TrainOptions]:
+    """Settings of a run from a file of options, metatrain's or Molfun's own; see `settings_of`."""
+    options, flags = TrainOptions.take(given)
+    values = apply_overrides(read_yaml(options.options), options.overrides)
+    names = None
+    if "architecture" in values:
+        found = translate(values, source=options.options)
+        for note in found.notes:
+            say(f"Note: {note}")
+        values, names = {**found.settings, **flags}, NAMES
+    else:
+        values = _gathered(FineTuneSettings, flags, options, options.options)
+    settings = FineTuneSettings.build(values, source=options.options, names=names)
+    check_run(settings, flags)
+    _keep_file(settings, options, options.options)
+    return settings, options
+
+
+def _gathered(
+    cls: type[Settings], given: Mapping[str, Any], options: RunOptions, config: str | None
+) -> dict[str, Any]:
+    """Values from the run that is resumed, a file, ``name=value`` and flags."""
     values: dict[str, Any] = {}
     stored = as_path(given.get("output") or ".") / "config.yaml"
-    if resume and "output" in given:
-        others = bool(config or overrides or {"data", "sequences", "demo"} & given.keys())
+    if options.resume and "output" in given:
+        others = config or options.overrides or {"data", "sequences", "demo"} & given.keys()
         values.update(_of_the_run(stored, given, required=not others))
-    plugin = given.get("plugin")
-    if plugin is not None:
-        load_plugin(plugin)
-    if overrides or config is not None:
+    if options.overrides or config is not None:
         _refuse_preset(config)
-        values.update(read_settings(config, overrides, pretrain=pretrain))
-    if plugin is None and values.get("plugin") is not None:
-        allow_plugin(values["plugin"], config or stored, overrides, trust="trust" in given)
+        pretrain = issubclass(cls, PretrainSettings)
+        values.update(read_settings(config, options.overrides, pretrain=pretrain))
+    if "plugin" not in given and values.get("plugin") is not None:
+        source = config or stored
+        allow_plugin(values["plugin"], source, options.overrides, trust="trust" in given)
         load_plugin(values["plugin"])
-    started = values if pretrain else {**_as_initialised({**values, **given}), **values}
-    return {**started, **given}
-
-
-def gather_options(
-    given: Mapping[str, Any], overrides: Sequence[str], options: str, *, resume: bool
-) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """Collect the settings of a run from a file of options, metatrain's or Molfun's own.
-
-    Returns
-    -------
-    tuple
-        The settings, and what they are called in the file, if otherwise.
-    """
-    values = apply_overrides(read_yaml(options), overrides)
-    if "architecture" not in values:
-        return gather(given, overrides, options, resume=resume), None
-    if given.get("plugin") is not None:
-        load_plugin(given["plugin"])
-    found = translate(values, source=options)
-    for note in found.notes:
-        say(f"Note: {note}")
-    return {**found.settings, **given}, NAMES
+    return {**_as_initialised({**values, **given}), **values, **given}
 
 
 def _of_the_run(stored: Path, given: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
@@ -136,36 +130,8 @@ def _as_initialised(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**columns, **names}
 
 
-def build(
-    kind: type[Settings],
-    values: Mapping[str, Any],
-    config: str | None,
-    *,
-    resume: bool,
-    names: Mapping[str, str] | None = None,
-) -> Any:
-    """Check the settings of a run, which must not be written over the file that they are read from.
-
-    Parameters
-    ----------
-    kind
-        Class of the settings.
-    values
-        What `gather` gave.
-    config
-        File of settings.
-    resume
-        Whether a run is continued.
-    names
-        What settings are called in the file, if otherwise.
-
-    Raises
-    ------
-    ConfigError
-        Naming every wrong name and value at once, or the file.
-    """
-    settings: Any = kind.build(values, source=config or "command line", names=names)
-    if config is not None and not resume:
+def _keep_file(settings: Any, options: RunOptions, config: str | None) -> None:
+    """Refuse a run that would be written over the file that its settings are read from."""
+    if config is not None and not options.resume:
         output = getattr(settings, "output_dir", None) or settings.output
         refuse_inputs_of_run(as_path(output), ["config.yaml"], {"--config": config})
-    return settings

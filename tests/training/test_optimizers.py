@@ -336,7 +336,7 @@ CHOSEN = {
 def settings_of(command: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """Settings that a command line leads to; the command itself does not run."""
     caught: list[Any] = []
-    monkeypatch.setattr(command, "run", lambda settings, **_: caught.append(settings))
+    monkeypatch.setattr(command, "run", lambda settings, _: caught.append(settings))
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return caught[0]

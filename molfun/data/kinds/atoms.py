@@ -41,8 +41,9 @@ class AtomsSettings(Settings):
         shown="none", hidden=True, again=True,
     )  # fmt: skip
     target_key: str | None = option(
-        None, "Name of another label, of a structure or of each atom.", panel=PANEL, again=True
-    )
+        None, "Name of another label, of a structure or of each atom.", panel=PANEL, hidden=True,
+        again=True,
+    )  # fmt: skip
     forces: bool = option(True, "Read forces.", yaml_only=True)
     stress: bool = option(True, "Read the stress.", yaml_only=True)
     energy_unit: str | None = option(None, "Unit of the energies.", yaml_only=True)

@@ -26,11 +26,13 @@ class StructureSettings(TableSettings):
         None, "Folder of structures {pdb_id}.cif or .pdb (.gz).", panel=PANEL, path=True, again=True
     )
     features: str | None = option(
-        None, "Folder of pre-computed features {pdb_id}.pkl.", panel=PANEL, path=True, again=True
-    )
+        None, "Folder of pre-computed features {pdb_id}.pkl.", panel=PANEL, hidden=True, path=True,
+        again=True,
+    )  # fmt: skip
     alignments: str | None = option(
-        None, "Folder of alignments {pdb_id}/*.a3m.", panel=PANEL, path=True, again=True
-    )
+        None, "Folder of alignments {pdb_id}/*.a3m.", panel=PANEL, hidden=True, path=True,
+        again=True,
+    )  # fmt: skip
     skip_missing: bool = option(
         False, "Leave out rows without a structure.", panel=PANEL, hidden=True, again=True
     )

@@ -1,0 +1,164 @@
+"""Settings of a run that do not go together, before any file of data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from molfun.config import Settings
+from molfun.data.kinds.base import CLASSES, Labels, kinds_of
+from molfun.errors import ConfigError
+from molfun.registry import BACKBONES, DATASETS, HEADS, TASKS
+from molfun.text import alternatives
+
+if TYPE_CHECKING:
+    from molfun.cli.pretrain_settings import PretrainSettings
+    from molfun.cli.settings import FineTuneSettings
+
+
+def check_flags(settings: PretrainSettings, given: Collection[str]) -> None:
+    """Refuse flags that the backbone does not look at.
+
+    Raises
+    ------
+    ConfigError
+        Naming all of them at once, and what they are for.
+    """
+    problems = foreign(type(settings), given, settings.backbone)
+    if problems:
+        raise ConfigError(f"{' '.join(problems)} Leave out what does not fit.")
+
+
+def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
+    """Refuse what the backbone, the task or the kind of data does not look at.
+
+    Parameters
+    ----------
+    settings
+        Of the run.
+    given
+        Names of the flags that were given: these count with their default as well.
+
+    Raises
+    ------
+    ConfigError
+        Naming everything that does not fit at once, or an unknown task or head.
+    """
+    if settings.task is not None:
+        TASKS.resolve(settings.task)
+    if settings.head is not None and settings.head not in TASKS:
+        HEADS.resolve(settings.head)
+    labels, fields = settings.labels, type(settings).model_fields
+    changed = [
+        name
+        for name, field in fields.items()
+        if name in given or getattr(settings, name) != field.get_default(call_default_factory=True)
+    ]
+    problems = [
+        *foreign(type(settings), changed, settings.backbone),
+        *_problems_of_labels(settings, labels),
+        *_problems_of_columns(settings),
+        *settings.kind.problems(settings, labels),
+    ]
+    if problems:
+        raise ConfigError(
+            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
+        )
+
+
+def concerns(settings: type[Settings], name: str, backbone: str) -> bool:
+    """Return whether a setting concerns a backbone.
+
+    Examples
+    --------
+    >>> from molfun.cli.settings import FineTuneSettings
+    >>> from molfun.data.kinds.base import with_kinds
+    >>> [concerns(with_kinds(FineTuneSettings), "pdbs", name) for name in ("openfold", "pet")]
+    [True, False]
+    """
+    if settings.flag(name).needs == "preset":
+        return bool(BACKBONES.about(backbone, "takes_preset"))
+    kinds = _kinds_with(settings, name)
+    return not kinds or any(kind.name in kinds for kind in kinds_of(backbone))
+
+
+def _kinds_with(settings: type[Settings], name: str) -> list[str]:
+    """Kinds of data that a setting is for; none where it is for all."""
+    if settings.flag(name).needs == "demo":
+        return [kind for kind in DATASETS if DATASETS[kind].has_demo]
+    return [kind for kind in DATASETS if name in DATASETS[kind].settings.model_fields]
+
+
+def foreign(settings: type[Settings], names: Iterable[str], backbone: str) -> list[str]:
+    """Sentences on settings of kinds of data that a backbone does not take.
+
+    Examples
+    --------
+    >>> from molfun.cli.pretrain_settings import PretrainSettings
+    >>> foreign(PretrainSettings, ["layout", "lr", "window"], "esm2")
+    ["layout, window: for time series (models such as timeseries); the backbone is 'esm2'."]
+    """
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        if not concerns(settings, name, backbone):
+            owners.setdefault(tuple(_kinds_with(settings, name)), []).append(name)
+    return [
+        f"{', '.join(of)}: for {what_takes(kinds)}; the backbone is {backbone!r}."
+        for kinds, of in owners.items()
+        if kinds
+    ]
+
+
+def what_takes(kinds: Sequence[str]) -> str:
+    """Kinds of data, and a backbone for each.
+
+    Examples
+    --------
+    >>> what_takes(["atoms"])
+    'structures of atoms (models such as pet)'
+    """
+    titles, backbones = zip(
+        *((DATASETS[k].title, DATASETS[k].backbone) for k in kinds), strict=True
+    )
+    return f"{alternatives(titles)} (models such as {alternatives(backbones)})"
+
+
+def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]:
+    """Settings that go with other tasks or levels."""
+    problems, name = [], labels.task
+    if settings.class_weight is not None and name not in CLASSES:
+        problems.append(f"class_weight is for {', '.join(CLASSES)}; the task is {name!r}.")
+    smoothed = ("multiclass", "binary")
+    if settings.label_smoothing and name not in smoothed:
+        problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
+    if settings.loss != "mse" and name not in ("regression", "energy"):
+        problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
+    mask = getattr(settings, "mask_column", None)
+    if mask is not None and labels.level != "residue":
+        problems.append(
+            f"mask_column={mask!r} is for labels of residues (--level residue); these are of the "
+            f"level {labels.level!r}."
+        )
+    return problems
+
+
+def _problems_of_columns(settings: FineTuneSettings) -> list[str]:
+    """Columns of groups and splits that the split does not look at."""
+    problems = []
+    grouped = settings.split == "group" or settings.kind.groups_by is not None
+    if settings.group_column != "group" and not grouped:
+        problems.append(
+            f"group_column={settings.group_column!r} is for split='group', and the split is "
+            f"{settings.split!r}."
+        )
+    if settings.split_column != "split" and settings.split not in ("column", "group"):
+        problems.append(
+            f"split_column={settings.split_column!r} is for split='column', and the split is "
+            f"{settings.split!r}."
+        )
+    if settings.preset is not None and not BACKBONES.about(settings.backbone, "takes_preset"):
+        problems.append(
+            f"preset={settings.preset!r}: {settings.backbone} has none; give what differs from its "
+            f"defaults as backbone_config.config.d_pet=64."
+        )
+    return problems

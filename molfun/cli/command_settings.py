@@ -1,0 +1,154 @@
+"""Settings of commands that no file holds; those of a run are in `settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from molfun.cli.shared_settings import (
+    DATA,
+    DEVICE,
+    KERNELS,
+    MODEL,
+    PLUGIN,
+    RUN,
+    TRUST,
+    Kernels,
+    StartSettings,
+)
+from molfun.config import Settings, option
+from molfun.data.kinds.sequences import SequenceInputs
+
+CHECKPOINT = "Checkpoint folder, for example runs/x/checkpoint, or a .ckpt of PET."
+OVERWRITE = option(False, "Replace an older --output.", panel=RUN)
+WEIGHTS = option(None, "Base weights, if they have moved.", panel=MODEL, path=True)
+
+
+class Command(Settings):
+    """What every command has."""
+
+    debug: bool = option(False, "Show tracebacks and details.", panel=RUN)
+
+    @classmethod
+    def take(cls, given: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """Make settings of the flags that are of this class, and give the others."""
+        own = {name: given[name] for name in given if name in cls.model_fields}
+        rest = {name: given[name] for name in given if name not in own}
+        names = {name: f"--{name.replace('_', '-')}" for name in own}
+        return cls.build(own, source="command line", names=names), rest
+
+
+class RunOptions(Command):
+    """How a run is started, beside its own settings."""
+
+    overrides: list[str] = option(
+        list, "Settings as name=value, for example encoder.d_model=64.", argument=True
+    )
+    resume: bool = option(False, "Continue the run in --output.", panel=RUN)
+    overwrite: bool = option(False, "Replace the run in --output.", panel=RUN)
+
+
+class FileOptions(RunOptions):
+    """How a run is started whose settings may be in a file."""
+
+    config: str | None = option(None, "YAML file of settings; flags go first.", panel=RUN)
+
+
+class TrainOptions(RunOptions):
+    """How a run is started whose settings are in a file of options."""
+
+    options: str = option(
+        ..., "Options of metatrain, or settings of molfun fine-tune (YAML).", argument=True
+    )
+
+
+class TrainFlags(StartSettings):
+    """Settings of a run that ``molfun train`` has flags for."""
+
+    trust: bool = TRUST
+
+
+class EmbedSettings(Command, SequenceInputs):
+    """Which sequences are embedded, by which model."""
+
+    sequences: str = option(..., "FASTA (.gz) or table.", panel=DATA, path=True)
+    id_column: str | None = option(None, "Column of ids.", panel=DATA, shown="none")
+    max_length: int | None = option(None, "Crop; by default as trained.", panel=DATA)
+    checkpoint: str | None = option(None, "Use a fine-tuned model.", panel=MODEL, path=True)
+    backbone: str = option("esm2_t6_8M_UR50D", "Or a pretrained one.", panel=MODEL)
+    preset: str | None = option(None, "Its architecture.", panel=MODEL)
+    weights: str | None = WEIGHTS
+    pooling: str = option(
+        "mean", "mean, cls, or none for one vector per residue.", panel=MODEL,
+        choices=lambda: ("mean", "cls", "none"),
+    )  # fmt: skip
+    layer: int = option(-1, "Layer; -1 is the last.", panel=MODEL)
+    output: str = option("embeddings.npz", "File to write: .npz, .h5 or .parquet.", panel=RUN)
+    shard_size: int = option(10000, "Sequences per file; a stopped run goes on.", panel=RUN)
+    device: str = DEVICE
+    overwrite: bool = OVERWRITE
+
+
+class ExportSettings(Command):
+    """Which model is written, and as what."""
+
+    checkpoint: str = option(
+        ..., "Checkpoint folder of PET, or a .ckpt of metatrain.", argument=True
+    )
+    output: str = option(
+        ..., "File: .pt for ASE and other engines, .ckpt for metatrain.", argument=True
+    )
+    weights: str | None = WEIGHTS
+    trust: bool = TRUST
+    overwrite: bool = OVERWRITE
+
+
+class TrainedModel(Command):
+    """A trained model, and samples for it."""
+
+    checkpoint: str = option(..., CHECKPOINT, argument=True)
+    data: str = option(
+        ..., "Table of samples; for sequences also FASTA; for atoms xyz.", panel=DATA
+    )
+    target: str | None = option(
+        None, "Which energy of a model of atoms that has several.", panel=MODEL
+    )
+    weights: str | None = WEIGHTS
+    trust: bool = TRUST
+    batch_size: int = option(1, "Samples per batch.", panel=RUN, ge=1)
+    device: str = DEVICE
+    kernels: Kernels = KERNELS
+    overwrite: bool = OVERWRITE
+    plugin: str | None = PLUGIN
+
+
+class PredictSettings(TrainedModel):
+    """Where predictions go."""
+
+    output: str = option("predictions.csv", "Table to write.", panel=RUN)
+
+
+class EvaluateSettings(TrainedModel):
+    """Where metrics go, and whether they get intervals."""
+
+    output: str | None = option(None, "JSON file to write.", panel=RUN)
+    bootstrap: int = option(0, "Draws for 95 % intervals of the metrics.", panel=RUN)
+
+
+class SchemaSettings(Command):
+    """Which schema is written."""
+
+    kind: str = option(
+        "fine-tune", "Command whose file it is: fine-tune or pretrain.", argument=True
+    )
+    output: str | None = option(None, "File to write; by default it is printed.", panel=RUN)
+
+
+class InstallSettings(Settings):
+    """From where openfold is installed, and for whom."""
+
+    source: str | None = option(
+        None, "Checkout or git URL (URL@tag), not the package index.", names=("--from",)
+    )
+    python: str | None = option(None, "Interpreter to install for.", shown="the one of molfun")
+    force: bool = option(False, "Replace an installed version.")

@@ -1,0 +1,132 @@
+"""Settings that several commands share; each stands here once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from molfun.config import Settings, option
+from molfun.registry import OPTIMIZERS
+from molfun.strategies.course import SCHEDULERS, Course, Mode
+from molfun.text import unknown_name
+
+DATA, MODEL, TASK, TRAINING, RUN, CACHE = (
+    *("Data", "Model", "Task", "Training", "Run", "Cache of what is frozen"),
+)
+PANELS = (DATA, MODEL, TASK, TRAINING, RUN, CACHE)
+"""Headings of the help, in its order; those of the kinds of data come after the first."""
+
+DEVICE = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
+KERNELS = option(
+    "auto", "Whose code runs: {choices} (stock is the package's own).", panel=RUN, hidden=True
+)
+PLUGIN = option(
+    None, "Module to import first, which registers parts of your own.", panel=RUN, hidden=True
+)
+TRUST = option(False, "You know where a .ckpt comes from, which is a pickle.", panel=MODEL)
+
+Kernels = Literal["auto", "stock", "fast"]
+
+
+class StartSettings(Settings):
+    """Where a run writes, and what it computes with."""
+
+    output: str | None = option(None, "Folder of the run.", panel=RUN, shown="runs/STRATEGY")
+    device: str = DEVICE
+    plugin: str | None = PLUGIN
+
+
+class ProcessSettings(StartSettings):
+    """What a run repeats when it is repeated: its seed, and where it was started."""
+
+    seed: int = option(
+        42, "Seed of split, order, weights, masks, dropout.", panel=RUN, hidden=True,
+        ge=0, lt=2**63,
+    )  # fmt: skip
+    workers: int = option(0, "Processes that load data.", panel=RUN, hidden=True, ge=0)
+    started_in: str | None = option(
+        None, "Folder a run was started in, as seen from its own.", yaml_only=True
+    )
+
+
+class OptimizerSettings(Settings):
+    """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
+
+    optimizer: str = option(
+        Course.optimizer,
+        "{choices}.",
+        panel=TRAINING,
+        hidden=True,
+        choices=OPTIMIZERS.__iter__,
+    )
+    momentum: float = option(
+        Course.momentum, "Momentum of sgd.", panel=TRAINING, hidden=True, ge=0, lt=1
+    )
+    scheduler: str = option(
+        Course.scheduler,
+        "{choices}.", panel=TRAINING, hidden=True, choices=lambda: SCHEDULERS,
+    )  # fmt: skip
+    warmup: int | None = option(
+        None, "Warm-up in optimizer steps.", panel=TRAINING, hidden=True, shown="10 % of all", ge=0
+    )
+    warmup_ratio: float | None = option(
+        None, "Warm-up as a fraction of all steps.", yaml_only=True, ge=0, le=1
+    )
+    min_lr: float | None = option(
+        None, "Smallest learning rate.", panel=TRAINING, shown="1e-6 of the peak", hidden=True,
+        ge=0,
+    )  # fmt: skip
+    step_size: int = option(
+        Course.step_size, "step: epochs at each rate.", panel=TRAINING, hidden=True, ge=1
+    )
+    gamma: float = option(
+        Course.gamma, "step: factor from one rate to the next.", panel=TRAINING,
+        hidden=True, gt=0, le=1,
+    )  # fmt: skip
+    plateau_factor: float = option(
+        Course.plateau_factor, "plateau: factor on the rate after them.", panel=TRAINING,
+        hidden=True, gt=0, lt=1,
+    )  # fmt: skip
+    plateau_patience: int = option(
+        Course.plateau_patience,
+        "plateau: epochs without a better --monitor at one rate.", panel=TRAINING, hidden=True,
+        ge=0,
+    )  # fmt: skip
+    plateau_mode: Mode | None = option(
+        None, "plateau: min or max, where --monitor does not say it.", yaml_only=True
+    )
+
+    weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, hidden=True, ge=0)
+    grad_clip: float = option(
+        1.0, "Largest gradient norm; 0: off.", panel=TRAINING, hidden=True, ge=0
+    )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_an_optimizer(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(unknown_name("optimizer", name, OPTIMIZERS))
+        return name
+
+    @field_validator("scheduler")
+    @classmethod
+    def _is_a_scheduler(cls, name: str) -> str:
+        if name not in SCHEDULERS:
+            raise ValueError(unknown_name("scheduler", name, SCHEDULERS))
+        return name
+
+    @model_validator(mode="after")
+    def _warms_up_or_not(self) -> Self:
+        if self.scheduler == "warmup_cosine" and self.warmup == 0:
+            raise ValueError("warmup_cosine has a warm-up; without one the scheduler is cosine")
+        return self
+
+    def optimizer_options(self, *, warmup_ratio: float) -> dict[str, Any]:
+        """Arguments of a strategy; `warmup_ratio` is for runs that give no warm-up."""
+        options = {name: getattr(self, name) for name in OptimizerSettings.model_fields}
+        steps, ratio = options.pop("warmup"), options.pop("warmup_ratio")
+        warmup = {"warmup_ratio": warmup_ratio if ratio is None else ratio}
+        if steps is not None:
+            warmup = {"warmup_steps": steps}
+        return {**options, **warmup}

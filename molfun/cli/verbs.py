@@ -1,0 +1,183 @@
+"""Commands: what each is called, says of itself, takes and runs.
+
+Neither the settings nor the code of a command is imported before it is asked for, so that
+``molfun --help`` needs only the texts.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_ARGUMENTS, _EVERYTHING = "molfun.arguments", "molfun.everything"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command.
+
+    Parameters
+    ----------
+    name
+        What the user types.
+    help
+        What it does, with examples.
+    settings
+        Classes whose fields are its flags, as ``"module:Class"``.
+    run
+        Function that gets the flags that were given by their names, as ``"module:function"``.
+    kinds
+        Which settings of the registered kinds of data are flags as well: ``"all"``, or only those
+        in which samples may differ from the training set (``"again"``).
+    folds
+        Whether the help leaves out what is seldom used; then ``--help-all`` shows it.
+    """
+
+    name: str
+    help: str
+    settings: tuple[str, ...]
+    run: str
+    kinds: Literal["none", "all", "again"] = "none"
+    folds: bool = False
+
+    def classes(self) -> list[Any]:
+        """Classes of its settings, those of the kinds of data last."""
+        from molfun.cli.flags import settings_again
+        from molfun.registry import DATASETS
+
+        classes = [_load(path) for path in self.settings]
+        if self.kinds == "all":
+            classes += [DATASETS[name].settings for name in DATASETS]
+        elif self.kinds == "again":
+            classes.append(settings_again())
+        return classes
+
+
+class VerbCommand(TyperCommand):
+    """The command of a verb, whose flags are made when they are first asked for."""
+
+    def __init__(self, verb: Verb) -> None:
+        self._verb = verb
+        super().__init__(verb.name, help=inspect.cleandoc(verb.help), callback=self._run)
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """Settings that are flags, each with its class."""
+        from molfun.cli.flags import fields_of
+
+        return fields_of(self._verb.classes())
+
+    @functools.cached_property
+    def _made(self) -> list[Any]:
+        from molfun.cli.flags import parameters_of
+
+        return [*parameters_of(self.fields), *([_help_all()] if self._verb.folds else [])]
+
+    @property
+    def params(self) -> list[Any]:
+        """Flags and arguments."""
+        return self._made
+
+    @params.setter
+    def params(self, value: list[Any]) -> None:
+        """Ignore the empty list of the base class."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Import a plugin first, whose kinds of data have flags of their own."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        plugin = _value_of("--plugin", args)
+        if plugin is not None and any("plugin" in c.model_fields for c in self._verb.classes()):
+            from molfun.cli.console import errors_in_one_line
+            from molfun.cli.plugins import load_plugin
+
+            with errors_in_one_line(debug="--debug" in args):
+                load_plugin(plugin)
+        return super().parse_args(ctx, args)
+
+    def _run(self, **values: Any) -> None:
+        from molfun.cli.console import errors_in_one_line
+        from molfun.cli.flags import given_in
+
+        given = given_in(values, self.fields)
+        with errors_in_one_line(debug=bool(given.get("debug"))):
+            _load(self._verb.run)(given)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Leave out what is seldom used or does not concern the backbone."""
+        from molfun.registry import BACKBONES
+
+        shown = copy.copy(self)
+        backbone = _value_of("--backbone", ctx.meta.get(_ARGUMENTS, ()))
+        if backbone not in BACKBONES.names():
+            backbone = None
+        everything = ctx.meta.get(_EVERYTHING) or not self._verb.folds
+        shown.__dict__["_made"] = [
+            p for p in self.params if self._is_shown(p.name, backbone, everything)
+        ]
+        TyperCommand.format_help(shown, ctx, formatter)
+
+    def _is_shown(self, name: str, backbone: str | None, everything: bool) -> bool:
+        from molfun.cli.checks import concerns
+
+        settings = self.fields.get(name)
+        if settings is None:
+            return True
+        if backbone is not None and not concerns(settings, name, backbone):
+            return False
+        return everything or not settings.flag(name).hidden
+
+
+class VerbGroup(TyperGroup):
+    """A group of commands made of verbs; those that typer made of functions come after them."""
+
+    verbs: ClassVar[tuple[Verb, ...]]
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        made = {verb.name: VerbCommand(verb) for verb in self.verbs}
+        self.commands = {**made, **self.commands}
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Value of a flag among arguments that are not parsed yet."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else following
+    return None
+
+
+def _help_all() -> Any:
+    def show(ctx: typer.Context, value: bool) -> None:
+        if value:
+            ctx.meta[_EVERYTHING] = True
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+
+    def command(
+        help_all: bool = typer.Option(
+            False,
+            "--help-all",
+            is_eager=True,
+            callback=show,
+            help="Show all flags; with --backbone NAME those that concern it.",
+        ),
+    ) -> None: ...
+
+    read_by_typer = typer.Typer(add_completion=False)
+    read_by_typer.command()(command)
+    return typer.main.get_command(read_by_typer).params[0]
