@@ -45,6 +45,7 @@ PUBLIC = {
         "AtomsDataset",
         "DataSplitter",
         "LengthBatchSampler",
+        "NamedTargets",
         "Sample",
         "SampleBatch",
         "SampleDataset",

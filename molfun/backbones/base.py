@@ -197,8 +197,8 @@ class Backbone(nn.Module, ABC):
             Gives what the model outputs for some of them now, before it trains.
         """
 
-    def serve(self, task: Any) -> None:
-        """Adapt to the task that the model is going to learn."""
+    def serve(self, tasks: Sequence[Any]) -> None:
+        """Adapt to the tasks that the model is going to learn."""
 
     def set_precision(self, precision: str) -> None:
         """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""

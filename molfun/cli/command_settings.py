@@ -25,7 +25,7 @@ WEIGHTS = option(None, "Base weights, if they have moved.", panel=MODEL, path=Tr
 
 
 class Command(Settings):
-    """What every command has."""
+    """Settings that every command has."""
 
     debug: bool = option(False, "Show tracebacks and details.", panel=RUN)
 

@@ -131,14 +131,14 @@ def _annotation(settings: type[Settings], name: str) -> Any:
         return Annotated[kind, typer.Argument(help=text, show_default=False)]
     names = flag.names or (f"--{name.replace('_', '-')}",)
     choices = settings.choices(name)
-    option = typer.Option(
+    declared = typer.Option(
         *names,
         help=text,
         rich_help_panel=flag.panel or None,
         show_default=False,
         autocompletion=_completion(choices) if choices else None,
     )
-    return Annotated[kind, option]
+    return Annotated[kind, declared]
 
 
 def _plain_type(annotation: Any) -> Any:

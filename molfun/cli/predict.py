@@ -17,8 +17,13 @@ from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import DataKind
+from molfun.data.named_targets import NamedTargets
+from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.text import counted
+
+LABELS = ("target_column", "target_key")
+"""Settings that name one label."""
 
 
 def predict(given: Mapping[str, Any]) -> None:
@@ -75,7 +80,7 @@ def _opened(
         inputs |= {"--weights": wanted.weights, "CHECKPOINT": wanted.checkpoint}
         beside = [] if labels else kind.files_beside(as_path(wanted.output))
         check_output(wanted.output, inputs, overwrite=wanted.overwrite, beside=beside)
-    dataset = kind.reopen(trained, given, labels=labels)
+    dataset = _reopened(kind, trained, given, labels=labels)
     say_notes(kind, dataset, "--debug lists them")
     model = open_model(
         wanted.checkpoint,
@@ -88,3 +93,21 @@ def _opened(
         model.use_target(wanted.target)
     say_units(model)
     return model, kind, dataset
+
+
+def _reopened(
+    kind: DataKind, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
+) -> SampleDataset:
+    """Samples prepared as in training, with the labels of each head where there are several."""
+    of_heads = trained.get("heads")
+    if not (labels and of_heads):
+        return kind.reopen(trained, given, labels=labels)
+    columns = [f"--{name.replace('_', '-')}" for name in LABELS if name in given]
+    if columns:
+        raise ConfigError(
+            f"{', '.join(columns)}: the model has the heads {', '.join(of_heads)}, and each is "
+            f"compared with the column of its training set. Leave it out."
+        )
+    return NamedTargets(
+        {name: kind.reopen(own, given, labels=labels) for name, own in of_heads.items()}
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from molfun.config import Settings, option
 from molfun.registry import OPTIMIZERS
@@ -38,7 +39,7 @@ class StartSettings(Settings):
 
 
 class ProcessSettings(StartSettings):
-    """What a run repeats when it is repeated: its seed, and where it was started."""
+    """Seed and processes of a run, and the folder it was started in."""
 
     seed: int = option(
         42, "Seed of split, order, weights, masks, dropout.", panel=RUN, hidden=True,
@@ -102,18 +103,13 @@ class OptimizerSettings(Settings):
         1.0, "Largest gradient norm; 0: off.", panel=TRAINING, hidden=True, ge=0
     )
 
-    @field_validator("optimizer")
+    @field_validator("optimizer", "scheduler")
     @classmethod
-    def _is_an_optimizer(cls, name: str) -> str:
-        if name not in OPTIMIZERS:
-            raise ValueError(unknown_name("optimizer", name, OPTIMIZERS))
-        return name
-
-    @field_validator("scheduler")
-    @classmethod
-    def _is_a_scheduler(cls, name: str) -> str:
-        if name not in SCHEDULERS:
-            raise ValueError(unknown_name("scheduler", name, SCHEDULERS))
+    def _is_known(cls, name: str, field: ValidationInfo) -> str:
+        kind = str(field.field_name)
+        known: Iterable[str] = OPTIMIZERS if kind == "optimizer" else SCHEDULERS
+        if name not in known:
+            raise ValueError(unknown_name(kind, name, known))
         return name
 
     @model_validator(mode="after")

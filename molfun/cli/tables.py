@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from molfun.sample import is_missing
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
     """Write ids, labels (blank where not known), predictions, probabilities, and other columns.
+
+    Columns of several heads begin with the name of the head.
 
     Parameters
     ----------
@@ -33,12 +35,10 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
         columns[dataset.sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
     target_name = getattr(dataset, "target_name", "target")
     columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
-    columns[_free("prediction", columns)] = [_cell(value) for value in result["prediction"]]
-    probs = result.get("probs")
-    if probs is not None and not isinstance(probs, list):
-        names = result.get("classes") or range(probs.shape[1])
-        for index, name in enumerate(names):
-            columns[_free(f"prob_{name}", columns)] = [_cell(p) for p in probs[:, index]]
+    several = {f"{name}_": part for name, part in result.items() if isinstance(part, Mapping)}
+    for prefix, part in (several or {"": result}).items():
+        for name, values in _predicted(part):
+            columns[_free(f"{prefix}{name}", columns)] = values
     for name in dataset.metadata.columns:
         if name not in columns:  # a file of predictions is predicted anew
             columns[name] = [_plain(value) for value in dataset.metadata[name]]
@@ -47,6 +47,16 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     writer.writerow(map(escape, columns))
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
+
+
+def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Columns of the predictions of one head."""
+    yield "prediction", [_cell(value) for value in result["prediction"]]
+    probs = result.get("probs")
+    if probs is not None and not isinstance(probs, list):
+        names = result.get("classes") or range(probs.shape[1])
+        for index, name in enumerate(names):
+            yield f"prob_{name}", [_cell(p) for p in probs[:, index]]
 
 
 def _number(target: Any) -> Any:

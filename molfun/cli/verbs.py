@@ -65,6 +65,8 @@ class Verb:
 class VerbCommand(TyperCommand):
     """The command of a verb, whose flags are made when they are first asked for."""
 
+    _params: list[Any]
+
     def __init__(self, verb: Verb) -> None:
         self._verb = verb
         super().__init__(verb.name, help=inspect.cleandoc(verb.help), callback=self._run)
@@ -76,20 +78,19 @@ class VerbCommand(TyperCommand):
 
         return fields_of(self._verb.classes())
 
-    @functools.cached_property
-    def _made(self) -> list[Any]:
-        from molfun.cli.flags import parameters_of
-
-        return [*parameters_of(self.fields), *([_help_all()] if self._verb.folds else [])]
-
     @property
     def params(self) -> list[Any]:
-        """Flags and arguments."""
-        return self._made
+        """Flags and arguments, made from the settings at the first look."""
+        if not self._params:
+            from molfun.cli.flags import parameters_of
+
+            folded = [_help_all()] if self._verb.folds else []
+            self._params = [*parameters_of(self.fields), *folded]
+        return self._params
 
     @params.setter
     def params(self, value: list[Any]) -> None:
-        """Ignore the empty list of the base class."""
+        self._params = value
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Import a plugin first, whose kinds of data have flags of their own."""
@@ -120,9 +121,7 @@ class VerbCommand(TyperCommand):
         if backbone not in BACKBONES.names():
             backbone = None
         everything = ctx.meta.get(_EVERYTHING) or not self._verb.folds
-        shown.__dict__["_made"] = [
-            p for p in self.params if self._is_shown(p.name, backbone, everything)
-        ]
+        shown.params = [p for p in self.params if self._is_shown(p.name, backbone, everything)]
         TyperCommand.format_help(shown, ctx, formatter)
 
     def _is_shown(self, name: str, backbone: str | None, everything: bool) -> bool:

@@ -5,6 +5,7 @@ from molfun.data.batching import LengthBatchSampler as LengthBatchSampler
 from molfun.data.fasta import read_fasta as read_fasta
 from molfun.data.feature_files import read_features as read_features
 from molfun.data.feature_files import write_features as write_features
+from molfun.data.named_targets import NamedTargets as NamedTargets
 from molfun.data.sequences import SequenceDataset as SequenceDataset
 from molfun.data.series.dataset import TimeSeriesDataset as TimeSeriesDataset
 from molfun.data.series.dataset import open_timeseries as open_timeseries

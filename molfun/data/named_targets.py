@@ -36,7 +36,7 @@ class NamedTargets(SampleDataset):
 
     Examples
     --------
-    >>> from molfun.data import SequenceDataset
+    >>> from molfun.data import NamedTargets, SequenceDataset
     >>> ddg = SequenceDataset.from_list([("MKV", 0.5), ("ACD", None)])
     >>> tm = SequenceDataset.from_list([("MKV", 60.0), ("ACD", 55.0)])
     >>> NamedTargets({"ddg": ddg, "tm": tm}).targets

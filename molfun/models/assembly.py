@@ -140,7 +140,7 @@ class AssembledModel(nn.Module):
         )
 
     def hold(self, heads: Iterable[TaskHead]) -> None:
-        """Let these be the heads of the model."""
+        """Take these as the heads of the model."""
         self.heads = tuple(heads)
         self.head = as_module(self.heads)
         self.attach()
@@ -151,9 +151,9 @@ class AssembledModel(nn.Module):
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
 
     def attach(self) -> None:
-        """Let heads and backbone know each other, at first and whenever they have learned."""
+        """Connect heads and backbone, when they are built and after they learned or loaded."""
+        self.backbone.serve([part.task for part in self.heads])
         for part in self.heads:
-            self.backbone.serve(part.task)
             part.head.attach(self.backbone, part.task)
 
     def need_heads(self, verb: str) -> tuple[TaskHead, ...]:

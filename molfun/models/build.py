@@ -140,7 +140,7 @@ def named_heads(
     if several is not None:
         if only != HeadSettings():
             raise ConfigError("Give head and task (for one), or heads (for several), not both.")
-        return _several(as_settings("heads", several))
+        return _several(as_settings("heads", several), backbone)
     if only.head is None and only.task is None and isinstance(backbone, OwnHeads):
         only = replace(only, head=backbone.own_head)
     if only.head is None and only.task is None:
@@ -150,7 +150,7 @@ def named_heads(
     return {"": only}
 
 
-def _several(heads: Mapping[str, Any]) -> dict[str, HeadSettings]:
+def _several(heads: Mapping[str, Any], backbone: Backbone) -> dict[str, HeadSettings]:
     if not heads:
         raise ConfigError("heads names no head. Leave it out for a bare backbone.")
     result = {}
@@ -162,6 +162,13 @@ def _several(heads: Mapping[str, Any]) -> dict[str, HeadSettings]:
                 f"torch's words for modules."
             )
         result[name] = _one_of_several(f"heads[{name!r}]", given)
+    own = backbone.own_head if isinstance(backbone, OwnHeads) else None
+    views = [name for name, one in result.items() if own and names_of(one.head, one.task)[0] == own]
+    if len(views) > 1:
+        raise ConfigError(
+            f"heads: {' and '.join(views)} both have the head {own!r}, which is a part of the "
+            f"backbone and there once. Train one of them."
+        )
     return result
 
 

@@ -86,7 +86,7 @@ class Forgetting(Callback):
         self.target = target or next(iter(known), "")
         if self.target not in known:
             raise ConfigError(f"The model has no energy {self.target!r}; it has {list(known)}.")
-        if getattr(model.backbone, "readout", None) is None:
+        if model.head_name != "energy":
             raise ConfigError("Forgetting is for models with head='energy'.")
         self._model, self._data = model, as_loader(data)
         self._task = EnergyTask()

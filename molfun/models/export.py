@@ -47,9 +47,10 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
             f"Only models with the backbone 'pet' can be exported; this one has "
             f"{model.backbone.name!r}. Use its checkpoint folder with molfun predict."
         )
-    if model.head_name not in (None, "energy"):
+    others = [part.head_name for part in model.heads if part.head_name != "energy"]
+    if others:
         raise ConfigError(
-            f"The head {model.head_name!r} is Molfun's own, and an exported file holds the "
+            f"The head {others[0]!r} is Molfun's own, and an exported file holds the "
             f"energies of PET alone. Use the checkpoint folder with molfun predict."
         )
     if model.weights is not None and same_file(path, Path(model.weights)):

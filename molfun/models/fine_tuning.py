@@ -101,7 +101,7 @@ def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> Non
     model.attach()
     for part in heads:
         check_labels(part, job.val)
-    fit_inputs(model.backbone, job.train)
+    fit_inputs(model.backbone, heads, job.train)
 
 
 def _identity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import (
 )
 
 from molfun.backbones.base import Backbone
+from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.tensor_input import split_batch
 from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
@@ -357,9 +359,17 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
             yield from found
 
 
-def fit_inputs(backbone: Backbone, loader: Any) -> None:
-    """Let the backbone learn the scale of its inputs from a training set."""
-    backbone.fit_inputs(_training_samples(backbone, loader), functools.partial(run_now, backbone))
+def fit_inputs(backbone: Backbone, heads: Sequence[TaskHead], loader: Any) -> None:
+    """Let the backbone learn the scale of its inputs from a training set.
+
+    Labels are those of the head that is a part of the backbone, if there is one.
+    """
+    own = backbone.own_head if isinstance(backbone, OwnHeads) else None
+    label = next((part.label for part in heads if part.head_name == own), None)
+    samples = _training_samples(backbone, loader)
+    if label is not None:
+        samples = (replace(sample, target=label(sample.target)) for sample in samples)
+    backbone.fit_inputs(samples, functools.partial(run_now, backbone))
 
 
 def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:

@@ -83,7 +83,7 @@ def run(
     backbone = model.backbone
     cls = OBJECTIVES[objective_name]
     objective: Objective = build(cls, objective_config, "objective_config")
-    fit_inputs(backbone, job.train)
+    fit_inputs(backbone, (), job.train)
     objective.check(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,11 +98,15 @@ class TrainingRows:
 
 def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:
     """Samples whose input another sample has with a different label."""
-    known = [(d, t) for d, t in zip(digests, targets, strict=True) if not is_missing(t)]
-    labels: dict[int, Counter[str]] = defaultdict(Counter)
-    for (digest, _), text in zip(known, label_texts([t for _, t in known]), strict=True):
-        labels[digest][text] += 1
-    return sum(sum(found.values()) for found in labels.values() if len(found) > 1)
+    texts: dict[tuple[int, str], set[str]] = defaultdict(set)
+    places = []
+    for digest, target in zip(digests, targets, strict=True):
+        named = target if isinstance(target, Mapping) else {"": target}
+        known = {(digest, name): label for name, label in named.items() if not is_missing(label)}
+        for place, text in zip(known, label_texts(list(known.values())), strict=True):
+            texts[place].add(text)
+        places.append(list(known))
+    return sum(any(len(texts[place]) > 1 for place in own) for own in places)
 
 
 def warn_of_conflicts(n: int, what: str) -> None:

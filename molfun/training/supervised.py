@@ -160,8 +160,8 @@ class SupervisedRunner(Runner):
             self._loss(part, part.share(outputs), self._encoded(part, inputs, outputs))
             for part in self.heads
         ]
-        if len(losses) == 1:
-            return losses[0]
+        if len(losses) == 1:  # labels are counted themselves, so that batches may hold any number
+            return LossSum(losses[0].total * self.heads[0].weight, losses[0].n_labels)
         terms = [
             total * (part.weight / part.labels_per_sample)
             for part, (total, count) in zip(self.heads, losses, strict=True)

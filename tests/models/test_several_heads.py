@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import build_atoms
 
 from molfun.errors import ConfigError, DataError
+from molfun.models import trained_on
+from molfun.models.energies import Forgetting
+from molfun.models.export import export
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import read_meta
 from molfun.sample import Sample, SampleBatch
@@ -243,6 +247,66 @@ def test_a_checkpoint_of_one_head_is_what_earlier_versions_read(tmp_path: Path) 
     assert "mlp (stability) and mlp (fold)" in (tmp_path / "two" / "README.md").read_text()
     with pytest.raises(Exception, match=r"head: .* in it, .* in this model|does not fit"):
         MolfunStructureModel("esm2_tiny", head="regression").load(tmp_path / "two")
+
+
+def test_the_weight_of_the_only_named_head_counts_in_every_loss() -> None:
+    heavy = {"stability": {**HEADS["stability"], "weight": 3.0}}
+    samples = [
+        Sample(id=s.id, sequence=s.sequence, target={"stability": s.target["stability"]})
+        for s in data(missing=False)
+    ]
+    rows = [
+        model(heads).fit(samples, samples, **{**FIT, "strategy": HeadOnlyFinetune(lr=1e-9)})[0]
+        for heads in (heavy, {"stability": HEADS["stability"]})
+    ]
+    for name in ("train_loss", "val_loss"):
+        assert rows[0][name] == pytest.approx(3 * rows[1][name], rel=1e-4)
+
+
+# --- samples with labels of one name only --------------------------------------------------------
+
+
+def test_labels_of_other_names_are_no_contradiction() -> None:
+    digests = [1, 1, 2, 2, 3]
+    targets = [{"a": 1.0}, {"b": 2.0}, {"a": 1.0}, {"a": 2.0, "b": 3.0}, {"a": 5.0}]
+    assert trained_on.conflicts(digests, targets) == 2
+    assert trained_on.conflicts([1, 1, 1, 2], [1.0, 1.0, None, 3.0]) == 0
+    assert trained_on.conflicts([1, 1, 1, 2], [1.0, 2.0, 1.0, 3.0]) == 3
+
+
+# --- atoms: a head that is a part of the backbone -------------------------------------------------
+
+
+def test_energies_beside_another_label_fit_their_baseline() -> None:
+    pytest.importorskip("metatrain")
+    samples = build_atoms(6)
+    both = [replace(s, target={"e": s.target, "gap": float(i)}) for i, s in enumerate(samples)]
+    heads = {"e": {"head": "energy"}, "gap": {"task": "regression"}}
+    fit: dict[str, Any] = {"epochs": 1, "strategy": FullFinetune(lr=1e-9), "seed": 0}
+    trained = MolfunStructureModel("pet", heads=heads, device="cpu")
+    trained.fit(both, **fit)
+    only = MolfunStructureModel("pet", head="energy", device="cpu")
+    only.fit(samples, **fit)
+    ours, theirs = (m.backbone.baseline_of("energy") for m in (trained, only))
+    assert ours is not None
+    assert ours == theirs
+    with pytest.raises(ConfigError, match=r"The head 'mlp' is Molfun's own"):
+        export(trained, "model.pt")
+    with pytest.raises(ConfigError, match=r"Forgetting is for models with head='energy'"):
+        Forgetting(trained, samples)
+    twice = {"e": {"head": "energy"}, "f": {"task": "energy"}}
+    with pytest.raises(ConfigError, match=r"heads: e and f both have the head 'energy'"):
+        MolfunStructureModel("pet", heads=twice, device="cpu")
+
+
+def test_one_label_with_directions_is_enough_to_note_it() -> None:
+    pytest.importorskip("metatrain")
+    vector = {"task": "regression", "task_config": {"shape": [3]}}
+    heads = {"dipole": vector, "gap": {"task": "regression"}}
+    assert MolfunStructureModel("pet", heads=heads, device="cpu").backbone.directed
+    assert not MolfunStructureModel(
+        "pet", heads={"gap": heads["gap"]}, device="cpu"
+    ).backbone.directed
 
 
 # --- what cannot be ------------------------------------------------------------------------------

@@ -181,9 +181,10 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         finally:
             self.readout = kept
 
-    def serve(self, task: Any) -> None:
+    def serve(self, tasks: Sequence[Any]) -> None:
         """Note whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
-        self.directed = math.prod(getattr(task, "shape", ()) or (0,)) in DIRECTED
+        sizes = {math.prod(getattr(task, "shape", ()) or (0,)) for task in tasks}
+        self.directed = bool(sizes & set(DIRECTED))
 
     # --- input -----------------------------------------------------------------------------------
 
