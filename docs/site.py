@@ -31,6 +31,8 @@ PACKAGES = (
 )
 MODULES = ("molfun.errors", "molfun.registry")
 """Modules that are public as a whole."""
+OPTIONS = {"molfun.data": ("    options:", "      inherited_members: true")}
+"""Data sets have much of what users call from their bases; elsewhere the bases are torch's."""
 _DECLARED = re.compile(r"^from (\S+) import (?:\(\s+)?(\w+) as \2\b", re.MULTILINE)
 
 
@@ -47,7 +49,7 @@ def reference(package: str) -> str:
     for name, module in sorted(declared(package).items()):
         target = f"{module}.{name}"
         if home(module, name) == package:
-            lines += [f"::: {target}", ""]
+            lines += [f"::: {target}", *OPTIONS.get(package, ()), ""]
         else:
             lines += [f"- [`{name}`][{target}]"]
     return "\n".join(lines) + "\n"

@@ -30,23 +30,28 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     dataset
         The data set; its columns get the names they have in its table.
     """
-    columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in result["ids"]]}
-    if getattr(dataset, "sequence_name", None):
-        columns[dataset.sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
-    target_name = getattr(dataset, "target_name", "target")
-    columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
+    columns = _inputs_and_labels(result["ids"], dataset)
     several = {f"{name}_": part for name, part in result.items() if isinstance(part, Mapping)}
     for prefix, part in (several or {"": result}).items():
-        for name, values in _predicted(part):
-            columns[_free(f"{prefix}{name}", columns)] = values
-    for name in dataset.metadata.columns:
-        if name not in columns:  # a file of predictions is predicted anew
-            columns[name] = [_plain(value) for value in dataset.metadata[name]]
+        columns |= {_free(prefix + name, columns): cells for name, cells in _predicted(part)}
+    # a table of predictions that is predicted again has columns of the same names
+    others = [name for name in dataset.metadata.columns if name not in columns]
+    columns |= {name: [_plain(value) for value in dataset.metadata[name]] for name in others}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(escape, columns))
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
+
+
+def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[Any]]:
+    """Columns of ids, sequences where there are any, and labels."""
+    columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in ids]}
+    if getattr(dataset, "sequence_name", None):
+        columns[dataset.sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
+    target_name = getattr(dataset, "target_name", "target")
+    columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
+    return columns
 
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -60,7 +60,7 @@ class Frame:
         return cls(atoms, _columns_of(atoms), place)
 
     def get(self, name: str | None) -> Any:
-        """What the structure carries of that name, None if there is nothing."""
+        """Return the value that the structure carries under that name; None if there is none."""
         return None if name is None else self.columns.get(name)
 
     @property

@@ -1,4 +1,4 @@
-"""What looks like a label of structures of atoms, by name and shape, and is not used."""
+"""Find values of structures that look like labels, by name and shape, and are not used."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class SSLPretrainModule(TimeSeriesModule):
         self._steps = self.trainer.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Let a teacher follow, once per optimizer step."""
+        """Update the teacher, once per optimizer step."""
         done = self.trainer.global_step
         if done > self._steps:
             self._steps = done

@@ -162,14 +162,19 @@ def _several(heads: Mapping[str, Any], backbone: Backbone) -> dict[str, HeadSett
                 f"torch's words for modules."
             )
         result[name] = _one_of_several(f"heads[{name!r}]", given)
+    _refuse_one_part_twice(result, backbone)
+    return result
+
+
+def _refuse_one_part_twice(heads: Mapping[str, HeadSettings], backbone: Backbone) -> None:
+    """Refuse two heads that are one and the same part of the backbone."""
     own = backbone.own_head if isinstance(backbone, OwnHeads) else None
-    views = [name for name, one in result.items() if own and names_of(one.head, one.task)[0] == own]
+    views = [name for name, one in heads.items() if names_of(one.head, one.task)[0] == own]
     if len(views) > 1:
         raise ConfigError(
             f"heads: {' and '.join(views)} both have the head {own!r}, which is a part of the "
             f"backbone and there once. Train one of them."
         )
-    return result
 
 
 def _one_of_several(where: str, given: Any) -> HeadSettings:

@@ -57,7 +57,7 @@ SEEN = "training_inputs.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMeta:
-    """What a checkpoint says of one head; plain values only.
+    """Description of one head in a checkpoint; plain values only.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quick_initialisation(*, draw: bool) -> Iterator[None]:
-    """Let torch draw the truncated normals instead of SciPy, or skip it where weights follow.
+    """Draw the truncated normals with torch instead of SciPy; draw none where weights follow.
 
     The same distribution; SciPy's takes four seconds for the full model.
     """

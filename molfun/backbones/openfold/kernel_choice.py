@@ -1,4 +1,4 @@
-"""Let openfold's own code run, or the fast passes once they gave the same numbers here."""
+"""Install the fast passes if they give openfold's numbers on this machine, when asked to."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False
 
 @contextlib.contextmanager
 def _small_tiles() -> Iterator[None]:
-    """Let a small input be divided as a large one is."""
+    """Shrink the tiles, so that a small input is divided as a large one is."""
     before = fast.ROWS, fast.TOKENS, tiled.TILE, kernels.TILE, attention.SMALL_BYTES
     fast.ROWS = fast.TOKENS = tiled.TILE = kernels.TILE = 50
     attention.SMALL_BYTES = 0

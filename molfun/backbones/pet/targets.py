@@ -149,7 +149,7 @@ def set_baseline(model: Any, target: str, energies: Mapping[int, float], scale: 
 
 @contextlib.contextmanager
 def _fitting(model: Any, target: str) -> Iterator[None]:
-    """Let metatrain's fits see this target alone, without its progress messages."""
+    """Restrict metatrain's fits to this target, and silence their progress messages."""
     composition, scaler = model.additive_models[0], model.scaler
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}
