@@ -20,8 +20,6 @@ from molfun.registry import DATASETS, TASKS
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_COLUMNS = ("group", "split")
-"""Of --group-column and --split-column, where neither is given."""
 WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
 
 
@@ -34,21 +32,23 @@ def open_training(
     kind, labels = settings.kind, settings.labels
     dataset = kind.open(settings, labels)
     train, val, test = _split(dataset, settings)
+    read = [dataset]  # a file each
     if settings.val:
         other = settings.model_copy(update={"data": settings.val})
         val = kind.open(other, labels, like=dataset)
+        read.append(val)
     if settings.test:
         other = settings.model_copy(update={"data": settings.test})
         test = kind.open(other, labels, like=dataset)
+        read.append(test)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
     )
     if settings.test:  # that of validation is for `fit` to say
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
-    for part in (dataset, val if settings.val else None, test if settings.test else None):
-        if part is not None:
-            say_notes(kind, part, "see run.log")
+    for part in read:
+        say_notes(kind, part, "see run.log")
     return train, val, test
 
 
@@ -103,30 +103,38 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
 
 def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
     """Arguments of the task; class names from all parts, so that no label is met too late."""
-    name, level = settings.labels.task, settings.labels.level
     config: dict[str, Any] = {}
-    if name == "regression":
-        config |= {"loss": settings.loss, "standardize": settings.standardize_labels}
+    if settings.labels.task == "regression":
+        config = {"loss": settings.loss, "standardize": settings.standardize_labels}
         shape = getattr(parts[0], "label_shape", None)
         if shape is not None:
             config["shape"] = shape.shape
-    if name == "energy":
+    if settings.labels.task == "energy":
         weights = {key: getattr(settings, key) for key in WEIGHTS}
         return {"loss": settings.loss, **weights}
-    if name in CLASSES:
-        config["classes"] = _classes(TASKS[name], level, parts)
-        if settings.n_classes not in (None, len(config["classes"])):
-            raise ConfigError(
-                f"n_classes={settings.n_classes}, but the labels name {len(config['classes'])}: "
-                f"{', '.join(config['classes'])}."
-            )
-        if name == "binary" and len(config["classes"]) == 2:
-            config["classes"] = _positive_last(config["classes"], settings.positive_class)
-        config["class_weight"] = settings.class_weight
-    if name in ("multiclass", "binary"):
-        config["label_smoothing"] = settings.label_smoothing
+    if settings.labels.task in CLASSES:
+        config = _class_config(settings, parts)
     if settings.level is not None:
         config["level"] = settings.level
+    return config
+
+
+def _class_config(
+    settings: FineTuneSettings, parts: Sequence[SampleDataset | None]
+) -> dict[str, Any]:
+    """Arguments of a task whose labels are names of classes."""
+    name, level = settings.labels.task, settings.labels.level
+    classes = _classes(TASKS[name], level, parts)
+    if settings.n_classes not in (None, len(classes)):
+        raise ConfigError(
+            f"n_classes={settings.n_classes}, but the labels name {len(classes)}: "
+            f"{', '.join(classes)}."
+        )
+    if name == "binary" and len(classes) == 2:
+        classes = _positive_last(classes, settings.positive_class)
+    config: dict[str, Any] = {"classes": classes, "class_weight": settings.class_weight}
+    if name != "multilabel":
+        config["label_smoothing"] = settings.label_smoothing
     return config
 
 
@@ -182,17 +190,18 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
 
 def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
     """Column that ``--split group`` keeps whole, under either of its two flags."""
-    named = {name for name in (settings.group_column, settings.split_column)
-             if name not in DEFAULT_COLUMNS}  # fmt: skip
-    if len(named) > 1:
+    asked = (settings.group_column, settings.split_column)
+    named = [name for name, default in zip(asked, ("group", "split"), strict=True)
+             if name != default]  # fmt: skip
+    if len(set(named)) > 1:
         raise ConfigError(
             f"--split group: --group-column {settings.group_column} and --split-column "
             f"{settings.split_column} name two columns. Leave one out."
         )
-    column = named.pop() if named else "group"
+    column = named[0] if named else "group"
     if settings.kind.groups_by is not None and column == settings.group_column:
         return settings.kind.groups_by
-    if column not in dataset.metadata.columns and not named and column == "group":
+    if not named and column not in dataset.metadata.columns:
         known = ", ".join(map(str, dataset.metadata.columns)) or "none"
         raise DataError(
             f"--split group: the table has no column 'group'. Name the one to keep whole: "
@@ -224,6 +233,12 @@ def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]
     kind = kind_of(backbone, given)
     if trained and not any(name in given for name in kind.chosen_by):
         kind = DATASETS[trained.get("kind", "structures")]()
+    _refuse_other_kinds(kind, given)
+    return kind
+
+
+def _refuse_other_kinds(kind: DataKind, given: Mapping[str, Any]) -> None:
+    """Refuse a file, or settings, of other kinds of data than the model takes."""
     for other in (DATASETS[name] for name in DATASETS):
         if other.name != kind.name and is_of(other, given["data"]):
             raise ConfigError(
@@ -236,4 +251,3 @@ def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]
             f"{', '.join(foreign)}: not for {kind.title}, which this model takes. Leave out what "
             f"does not fit."
         )
-    return kind

@@ -192,11 +192,9 @@ def _read_note(note: Path) -> dict[str, Any]:
 def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
     """Go on from shards of the same model, sequences and settings only; gives their checksums."""
     sums: dict[str, Any] = {}
-    note = _note(path)
-    whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
-    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    present = sorted(file for file in siblings if whole.fullmatch(file.name))
-    if note.exists() and not _read_note(note).keys() & identity.keys():
+    note, present = _note(path), _present_shards(path)
+    stored = _read_note(note)
+    if note.exists() and not stored.keys() & identity.keys():
         raise RunError(
             f"{note} is no note of this command, which would replace it. Choose another name for "
             f"the shards, whose note it has."
@@ -205,7 +203,6 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str
         for name in present:
             name.unlink(missing_ok=True)
     elif present:
-        stored = _read_note(note)
         different = [key for key in identity if stored.get(key) != identity[key]]
         if different:
             raise RunError(
@@ -216,6 +213,14 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str
         sums = kept if isinstance(kept, dict) else {}
     write_json(note, {**identity, SUMS: sums})
     return sums
+
+
+def _present_shards(path: Path) -> list[Path]:
+    """Shards of this name that are there, of however many parts."""
+    if not path.parent.is_dir():
+        return []
+    whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
+    return sorted(file for file in path.parent.iterdir() if whole.fullmatch(file.name))
 
 
 def _about(

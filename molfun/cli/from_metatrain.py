@@ -52,8 +52,6 @@ TARGET_LOSS = ("type", "weight", "reduction", "delta", "forces", "stress", "grad
 DERIVATIVES = {"forces": "forces", "positions": "forces", "stress": "stress", "strain": "stress"}
 LOSSES = ("mse", "mae", "huber")
 DEVICES = {"gpu": "cuda"}
-
-
 NAMES = {
     "lr": "architecture.training.learning_rate",
     "epochs": "architecture.training.num_epochs",
@@ -212,24 +210,30 @@ def _data(options: Mapping[str, Any], source: str, found: Translation) -> str:
     found.settings |= {"data": files[0] if len(files) == 1 else files, **labels}
     if options.get("validation_set") is None:
         found.notes.append("There is no validation_set: a tenth of training_set is taken for it.")
-    for part, short in (("validation_set", "val"), ("test_set", "test")):
-        value = options.get(part, 0.1 if short == "val" else 0.0)
+    for part, short, fraction in (("validation_set", "val", 0.1), ("test_set", "test", 0.0)):
+        value = options.get(part)
         if value is None:
-            value = 0.1 if short == "val" else 0.0
+            value = fraction
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not 0 <= value < 1:
                 found.problems.append(f"{part}: a fraction is from 0 to below 1, got {value}.")
             found.settings[f"{short}_frac"] = float(value)
-            continue
-        theirs, other, other_labels = _dataset(part, value, found)
-        named = not isinstance(value, str)
-        if named and (other, other_labels) != (name, labels):
-            found.problems.append(
-                f"{part}.targets: other labels than those of training_set. Name them alike in all "
-                f"files."
-            )
-        found.settings[short] = theirs[0] if len(theirs) == 1 else theirs
+        else:
+            found.settings[short] = _files_of_part(part, value, (name, labels), found)
     return name
+
+
+def _files_of_part(
+    part: str, value: Any, of_training: tuple[str, dict[str, Any]], found: Translation
+) -> str | list[str]:
+    """File or files of validation or test structures, whose labels are those of training."""
+    files, name, labels = _dataset(part, value, found)
+    if not isinstance(value, str) and (name, labels) != of_training:
+        found.problems.append(
+            f"{part}.targets: other labels than those of training_set. Name them alike in all "
+            f"files."
+        )
+    return files[0] if len(files) == 1 else files
 
 
 def _dataset(where: str, value: Any, found: Translation) -> tuple[list[str], str, dict[str, Any]]:
@@ -287,9 +291,15 @@ def _target(
     found.unused(where, target, PLAIN_TARGET)
     _check_reader(where, target, found)
     _check_file(where, target, systems, found)
-    if target.get("quantity", "energy") != "energy" or (
-        "quantity" not in target and name.partition("/")[0] != "energy"
-    ):
+    return name, _energy_labels(where, name, target, systems, found)
+
+
+def _energy_labels(
+    where: str, name: str, target: Mapping[str, Any], systems: str, found: Translation
+) -> dict[str, Any]:
+    """Settings of an energy, its forces and its stress."""
+    # a target called energy/pbe0 is an energy, as in metatrain
+    if target.get("quantity", name.partition("/")[0]) != "energy":
         found.problems.append(
             f"{where}: Molfun trains the energies of PET. If this is one, say `quantity: energy`; "
             f"for other labels use molfun fine-tune --backbone pet --head mlp --target-key KEY."
@@ -299,16 +309,13 @@ def _target(
         labels["energy_key"] = str(target.get("key") or name)
     if target.get("unit"):
         labels["energy_unit"] = str(target["unit"])
-    if target.get("virial"):
-        if target.get("stress"):
-            found.problems.append(
-                f"{where}: stress and virial are one label in two forms. Set one of them to false."
-            )
-        labels |= _derivative(f"{where}.virial", "virial", target["virial"], systems, found)
-        target = {k: v for k, v in target.items() if k != "stress"}
-    for kind in ("forces", "stress"):
+    if target.get("virial") and target.get("stress"):
+        found.problems.append(
+            f"{where}: stress and virial are one label in two forms. Set one of them to false."
+        )
+    for kind in ("virial", "forces") if target.get("virial") else ("forces", "stress"):
         labels |= _derivative(f"{where}.{kind}", kind, target.get(kind), systems, found)
-    return name, labels
+    return labels
 
 
 def _derivative(
@@ -427,27 +434,39 @@ def _finetune(finetune: Mapping[str, Any], target: str, found: Translation) -> N
     found.settings["weights"] = weights
     _new_target(where, finetune, target, keep=method == "heads", found=found)
     rate = found.settings["lr"]
-    head: dict[str, Any] = {}
-    if method == "full":
-        strategy, own = "full", {"lr_head": rate, "lr_embedder": rate, "layer_lr_decay": 1.0}
-    elif method == "heads":
-        strategy, own = "head_only", {}
-        names = [*config.get("head_modules", ()), *config.get("last_layer_modules", ())]
-        if names:
-            head["modules"] = [str(name).removeprefix("backend.") for name in names]
+    if method == "heads":
+        found.settings |= _heads(config)
+    elif method == "lora":
+        found.settings |= _lora(config, rate, found)
     else:
-        strategy, own = "lora", {"lr_head": rate, "alpha": config.get("alpha", 8.0)}
-        found.settings["lora_rank"] = config.get("rank", 4)
-        if config.get("target_modules") is not None:
-            own["target_modules"] = list(config["target_modules"])
-        if config.get("train_heads", True):
-            found.notes.append(
-                "LoRA trains the heads, too, which metatrain freezes "
-                "(architecture.training.finetune.config.train_heads=false freezes them)."
-            )
-        else:
-            head["modules"] = []
-    found.settings |= {"strategy": strategy, "strategy_config": own, "head_config": head}
+        one_rate = {"lr_head": rate, "lr_embedder": rate, "layer_lr_decay": 1.0}
+        found.settings |= {"strategy": "full", "strategy_config": one_rate}
+
+
+def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the method that trains some modules of the heads, or all of them."""
+    names = [*config.get("head_modules", ()), *config.get("last_layer_modules", ())]
+    modules = [str(name).removeprefix("backend.") for name in names]
+    return {"strategy": "head_only", "head_config": {"modules": modules} if modules else {}}
+
+
+def _lora(config: Mapping[str, Any], rate: float, found: Translation) -> dict[str, Any]:
+    """Settings of the method that trains adapters."""
+    own: dict[str, Any] = {"lr_head": rate, "alpha": config.get("alpha", 8.0)}
+    if config.get("target_modules") is not None:
+        own["target_modules"] = list(config["target_modules"])
+    trains_heads = config.get("train_heads", True)
+    if trains_heads:
+        found.notes.append(
+            "LoRA trains the heads, too, which metatrain freezes "
+            "(architecture.training.finetune.config.train_heads=false freezes them)."
+        )
+    return {
+        "strategy": "lora",
+        "strategy_config": own,
+        "head_config": {} if trains_heads else {"modules": []},
+        "lora_rank": config.get("rank", 4),
+    }
 
 
 def _new_target(
@@ -460,11 +479,8 @@ def _new_target(
             f"{where}.inherit_heads: {wrong[0]} is not the target of training_set, {target}."
         )
     if target != "energy" or inherit:
-        found.settings |= {
-            "new_target": target,
-            "inherit": inherit.get(target),
-            "keep_targets": keep,
-        }
+        inherited = inherit.get(target)
+        found.settings |= {"new_target": target, "inherit": inherited, "keep_targets": keep}
 
 
 def _architecture(architecture: Mapping[str, Any], found: Translation) -> None:

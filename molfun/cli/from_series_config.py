@@ -49,19 +49,26 @@ def read_settings(
         If the file is missing, or anything in it is unknown (with the nearest name) or wrong.
     """
     values = {} if config is None else read_yaml(config)
-    of_sections = [text for text in overrides if _is_of_a_section(text)]
-    if not _has_sections(values, [] if values else of_sections):
+    if not _has_sections(values, overrides):
         return apply_overrides(values, [_flat_name(text) for text in overrides])
+    of_sections = [text for text in overrides if _is_of_a_section(text)]
     sections = load_config(values if config is None else config, of_sections)
     flat = flat_pretrain(sections) if pretrain else flat_fine_tune(sections)
     return apply_overrides(flat, [text for text in overrides if text not in of_sections])
 
 
 def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
-    """Return whether these are the guide's sections; ``task: binary`` is a flat setting, too."""
-    names = {*values, *(text.partition("=")[0].partition(".")[0] for text in overrides)}
-    nested = isinstance(values.get("task"), dict) or any(o.startswith("task.") for o in overrides)
-    return bool(names & {"ssl", "encoder"}) or nested
+    """Return whether a file, or without one the overrides, have the guide's sections.
+
+    Examples
+    --------
+    >>> [_has_sections({}, [text]) for text in ("encoder=cnn", "task.head_type=mlp", "task=binary")]
+    [True, True, False]
+    """
+    if values:  # `task: binary` is a flat setting
+        return bool({"ssl", "encoder"} & values.keys()) or isinstance(values.get("task"), dict)
+    sections = ("ssl=", "ssl.", "encoder=", "encoder.", "task.")
+    return any(text.startswith(sections) for text in overrides)
 
 
 def _is_of_a_section(override: str) -> bool:
@@ -109,34 +116,33 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "training.early_stopping_mode: the direction is that of the metric here. Leave it out."
         )
-    epochs = training.max_epochs or FINETUNE_EPOCHS
     head = {"pooling": task.pooling, **config.head}
     if task.head_type != "linear":
         head |= {"hidden": task.hidden_dims, "dropout": task.dropout}
-    rate = config.optimizer.lr
-    trains_encoder = not training.freeze_encoder or training.unfreeze_epoch is not None
-    # the guide has one rate for all
-    one_rate = {"lr_head": rate, "lr_embedder": rate, "layer_lr_decay": 1.0}
     flat = {
-        **_common(config, epochs),
+        **_common(config, training.max_epochs or FINETUNE_EPOCHS),
+        **_strategy(training, config.optimizer.lr),
         "head": task.head_type,
         "head_config": head,
         "task": task.task_type,
-        "strategy": "full" if trains_encoder else "head_only",
-        "unfreeze_epoch": training.unfreeze_epoch or None,
-        "strategy_config": one_rate if trains_encoder else {},
         "class_weight": training.class_weight,
         "label_smoothing": training.label_smoothing,
         "patience": (training.early_stopping_monitor and training.early_stopping_patience) or 0,
         "monitor": training.early_stopping_monitor or "val/loss",
     }
-    if task.standardize_labels is not None:
-        flat["standardize_labels"] = task.standardize_labels
-    if task.loss is not None:
-        flat["loss"] = task.loss
-    if task.n_classes is not None:
-        flat["n_classes"] = task.n_classes
-    return flat
+    given = {name: getattr(task, name) for name in ("standardize_labels", "loss", "n_classes")}
+    return {**flat, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _strategy(training: Any, rate: float) -> dict[str, Any]:
+    """What trains: the head, the encoder after some epochs, or all; the guide has one rate."""
+    if training.freeze_encoder and training.unfreeze_epoch is None:
+        return {"strategy": "head_only"}
+    return {
+        "strategy": "full",
+        "strategy_config": {"lr_head": rate, "lr_embedder": rate, "layer_lr_decay": 1.0},
+        "unfreeze_epoch": training.unfreeze_epoch or None,
+    }
 
 
 def _common(config: Any, epochs: int) -> dict[str, Any]:

@@ -10,35 +10,6 @@ from pathlib import Path
 from molfun.errors import ConfigError
 
 
-def allow_plugin(
-    name: object, source: str | Path, overrides: Sequence[str], *, trust: bool
-) -> None:
-    """Refuse a plugin that a file names and the command line does not: it is code, and would run.
-
-    Parameters
-    ----------
-    name
-        Name of the module.
-    source
-        File that names it.
-    overrides
-        Settings of the command line; ``plugin=NAME`` among them allows it.
-    trust
-        Whether the command line has ``--trust``. What the file says of itself does not count.
-
-    Raises
-    ------
-    ConfigError
-        Naming the flag that allows it.
-    """
-    if trust or any(text.partition("=")[0] == "plugin" for text in overrides):
-        return
-    raise ConfigError(
-        f"{source} names the plugin {name!r}: a Python module, whose code would run. If you know "
-        f"what it does, name it on the command line, too: --plugin {name}"
-    )
-
-
 def load_plugin(name: str) -> None:
     """Import a module that registers parts, also from the working directory.
 
@@ -60,3 +31,34 @@ def load_plugin(name: str) -> None:
         sys.path.remove(folder)
         if folder not in sys.path:
             sys.path.append(folder)
+
+
+def load_plugin_of(
+    source: str | Path, name: str | None, overrides: Sequence[str], *, trust: bool
+) -> None:
+    """Import the plugin that a file names, if the command line allows it: its code runs.
+
+    Parameters
+    ----------
+    source
+        File that names it.
+    name
+        Name of the module; None if the file names none.
+    overrides
+        Settings of the command line; ``plugin=NAME`` among them allows it.
+    trust
+        Whether the command line has ``--trust``. What the file says of itself does not count.
+
+    Raises
+    ------
+    ConfigError
+        If it is not allowed, naming the flag that allows it; or if it cannot be imported.
+    """
+    if name is None:
+        return
+    if not trust and not any(text.partition("=")[0] == "plugin" for text in overrides):
+        raise ConfigError(
+            f"{source} names the plugin {name!r}: a Python module, whose code would run. If you "
+            f"know what it does, name it on the command line, too: --plugin {name}"
+        )
+    load_plugin(name)

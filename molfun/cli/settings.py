@@ -247,9 +247,8 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
 
     @model_validator(mode="after")
     def _needs_data(self) -> Self:
-        kinds = kinds_of(self.backbone)
         if self.demo:
-            self._check_demo(kinds)
+            self._check_demo(kinds_of(self.backbone))
             return self
         problem = _for_another(self.data, self.backbone) or self.kind.missing(self)
         if problem is not None:
@@ -257,12 +256,21 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         if isinstance(self.data, list) and not self.kind.takes_several_files:
             able = [DATASETS[name].title for name in DATASETS if DATASETS[name].takes_several_files]
             raise ValueError(f"several files are for {alternatives(able)}; give one to --data")
-        if (self.val or self.test) and self.split == "column":
-            raise ValueError("val and test are files of their own: leave out split=column")
-        bare = self.val_frac == 0 and not self.val and self.split != "column"
-        if bare and self.patience:
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_parts_it_needs(self) -> Self:
+        if self.demo:  # has parts of its own
+            return self
+        if self.split == "column":
+            if self.val or self.test:
+                raise ValueError("val and test are files of their own: leave out split=column")
+            return self
+        if self.val or self.val_frac > 0:
+            return self
+        if self.patience:
             raise ValueError("patience needs a validation set: raise val_frac")
-        if bare and self.scheduler == "plateau":
+        if self.scheduler == "plateau":
             raise ValueError("the scheduler plateau needs a validation set: raise val_frac")
         return self
 

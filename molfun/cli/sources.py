@@ -18,7 +18,7 @@ from molfun.cli.from_metatrain import NAMES, translate
 from molfun.cli.from_series_config import read_settings
 from molfun.cli.outputs import refuse_inputs_of_run
 from molfun.cli.places import as_started
-from molfun.cli.plugins import allow_plugin, load_plugin
+from molfun.cli.plugins import load_plugin_of
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, read_yaml
@@ -80,10 +80,9 @@ def _gathered(
         _refuse_preset(config)
         pretrain = issubclass(cls, PretrainSettings)
         values.update(read_settings(config, options.overrides, pretrain=pretrain))
-    if "plugin" not in given and values.get("plugin") is not None:
-        source = config or stored
-        allow_plugin(values["plugin"], source, options.overrides, trust="trust" in given)
-        load_plugin(values["plugin"])
+    if "plugin" not in given:  # that of the command line is imported already
+        source, trust = config or stored, "trust" in given
+        load_plugin_of(source, values.get("plugin"), options.overrides, trust=trust)
     return {**_as_initialised({**values, **given}), **values, **given}
 
 
