@@ -142,14 +142,21 @@ def _installed() -> Any:
 
 
 BACKBONES = Registry("backbones")
+"""Pretrained models, `molfun.backbones.Backbone`."""
 DATASETS = Registry("datasets")
 """Kinds of data, `molfun.data.kinds.base.DataKind`."""
 HEADS = Registry("heads")
+"""Layers that predict from representations, `molfun.heads.Head`."""
 TASKS = Registry("tasks")
+"""Losses and metrics of labels, `molfun.tasks.Task`."""
 STRATEGIES = Registry("strategies", "strategy")
+"""What trains and how fast, `molfun.strategies.FinetuneStrategy`."""
 OBJECTIVES = Registry("objectives")
+"""Self-supervised tasks, `molfun.objectives.Objective`."""
 OPTIMIZERS = Registry("optimizers")
+"""Optimizers for the ``optimizer`` of a strategy."""
 ENCODERS = Registry("encoders")
+"""Encoders of time series, `molfun.backbones.timeseries.encoders.BaseEncoder`."""
 ENCODER_CONFIGS = Registry("encoder_configs")
 """Configurations of encoders that do not name theirs in ``config_class``."""
 
