@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from molfun.errors import ConfigError, MolfunError
@@ -73,6 +73,35 @@ def parameters_of(cls: Any) -> tuple[list[str], bool]:
     parameters = inspect.signature(cls).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD], takes_all
+
+
+class Configured:
+    """Keep the arguments that an object was built with, as its `config_dict`.
+
+    Examples
+    --------
+    >>> class Head(Configured):
+    ...     def __init__(self, *, width: int, hidden: tuple[int, ...] = (8,)) -> None:
+    ...         self.keep_arguments(locals())
+    >>> Head(width=4).config_dict
+    {'width': 4, 'hidden': [8]}
+    """
+
+    _config: dict[str, Any]
+
+    def keep_arguments(self, given: Mapping[str, Any]) -> None:
+        """Keep those of `given` that the constructor takes, sequences as lists, as in JSON."""
+        names, _ = parameters_of(type(self))
+        self._config = {name: _listed(given[name]) for name in names if name in given}
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return dict(self._config)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 @contextlib.contextmanager

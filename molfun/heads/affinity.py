@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool, MeanPool
-from molfun.strict import check_choice
+from molfun.strict import Configured, check_choice
 from molfun.trunk import TrunkOutput
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Pooling = Literal["mean", "attention"]
 
 
-class AffinityHead(Head):
+class AffinityHead(Configured, Head):
     """Pooled residues through one hidden layer: ``w2 relu(W1 pool(norm(single)) + b1) + b2``.
 
     ``norm`` brings each residue's vector to mean 0 and variance 1 over its channels, without
@@ -57,12 +57,7 @@ class AffinityHead(Head):
             raise ConfigError(f"hidden_dim must be at least 1, got {hidden_dim}.")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
-        self._config = {
-            "single_dim": single_dim,
-            "hidden_dim": hidden_dim,
-            "pooling": pooling,
-            "dropout": dropout,
-        }
+        self.keep_arguments(locals())
         self.pool = MeanPool() if pooling == "mean" else AttentionPool(single_dim)
         self.hidden = nn.Linear(single_dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
@@ -77,8 +72,3 @@ class AffinityHead(Head):
             pooled = self.pool(single, trunk.mask.float())
             hidden = torch.relu(self.hidden(pooled))
             return {"prediction": self.output(self.dropout(hidden)).squeeze(-1)}
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import nn
 
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.strict import Configured
 from molfun.trunk import Level, TrunkOutput
 
 
-class ContactHead(Head):
+class ContactHead(Configured, Head):
     r"""Logistic regression on symmetric, average-product-corrected pair representations.
 
     For each channel of the pair representation
@@ -56,7 +54,7 @@ class ContactHead(Head):
                 f"The head 'contact' gives a label for each pair of residues, the task wants one "
                 f"for each {level}. Set task_config={{'level': 'pair'}}."
             )
-        self._config = {"pair_dim": pair_dim, "n_outputs": n_outputs, "level": level}
+        self.keep_arguments(locals())
         self.n_outputs = n_outputs
         self.regression = nn.Linear(pair_dim, n_outputs)
 
@@ -72,8 +70,3 @@ class ContactHead(Head):
             safe = torch.where(total == 0, torch.ones_like(total), total)
             corrected = symmetric - rows * columns / safe
             return self.as_outputs(self.regression(corrected), self.n_outputs)
-
-    @property
-    def config_dict(self) -> Mapping[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

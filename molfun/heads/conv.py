@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import nn
 
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.strict import Configured
 from molfun.trunk import Level, TrunkOutput
 
 
-class ConvHead(Head):
+class ConvHead(Configured, Head):
     """Two convolutions over neighbouring residues with ReLU and dropout between them.
 
     Padding is zero before each convolution, so the rest of a batch changes nothing.
@@ -66,14 +64,7 @@ class ConvHead(Head):
             )
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
-        self._config = {
-            "single_dim": single_dim,
-            "n_outputs": n_outputs,
-            "level": level,
-            "width": width,
-            "kernel_size": kernel_size,
-            "dropout": dropout,
-        }
+        self.keep_arguments(locals())
         self.n_outputs = n_outputs
         padding = kernel_size // 2
         self.first = nn.Conv1d(single_dim, width, kernel_size, padding=padding)
@@ -88,8 +79,3 @@ class ConvHead(Head):
             hidden = torch.relu(self.first(x.transpose(1, 2) * mask))
             raw = self.second(self.dropout(hidden) * mask).transpose(1, 2)
             return self.as_outputs(raw, self.n_outputs)
-
-    @property
-    def config_dict(self) -> Mapping[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

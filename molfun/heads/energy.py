@@ -10,12 +10,13 @@ import torch
 
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.strict import Configured
 from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
 
 
-class EnergyHead(Head):
+class EnergyHead(Configured, Head):
     """A view on the modules inside a backbone that give one of its energies.
 
     It has no weights of its own: what trains as the head are `modules` of the backbone.
@@ -50,12 +51,7 @@ class EnergyHead(Head):
         stress: bool | None = None,
     ) -> None:
         super().__init__()
-        self._config = {
-            "target": target,
-            "modules": None if modules is None else list(modules),
-            "forces": forces,
-            "stress": stress,
-        }
+        self.keep_arguments(locals())
 
     def attach(self, backbone: Any, task: Any) -> None:
         """Choose the modules, and the derivatives that have labels.
@@ -90,11 +86,6 @@ class EnergyHead(Head):
         """Energy (batch,) as ``prediction``, and what else the backbone gives with it."""
         properties = dict(trunk.need("properties"))
         return {"prediction": properties.pop("energy"), **properties}
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
 
 def _usual(targets: list[str]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ from torch import nn
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool
-from molfun.strict import check_choice
+from molfun.strict import Configured, check_choice
 from molfun.trunk import Level, TrunkOutput
 
 Pooling = Literal["mean", "cls", "attention"]
 
 
-class MLPHead(Head):
+class MLPHead(Configured, Head):
     """Hidden layers with ReLU and dropout behind each, then one linear layer.
 
     Parameters
@@ -71,15 +71,7 @@ class MLPHead(Head):
             raise ConfigError(f"Widths must be at least 1, got {[*hidden, n_outputs]}.")
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
-        self._config = {
-            "single_dim": single_dim,
-            "n_outputs": n_outputs,
-            "level": level,
-            "hidden": list(hidden),
-            "dropout": dropout,
-            "pooling": pooling,
-            "standardize": standardize,
-        }
+        self.keep_arguments(locals())
         self.register_buffer("input_mean", torch.zeros(single_dim))
         self.register_buffer("input_std", torch.ones(single_dim))
         self.register_buffer("inputs_fitted", torch.tensor(data=False))
@@ -128,11 +120,6 @@ class MLPHead(Head):
         self.input_std.copy_(std)
         self.inputs_fitted.fill_(value=True)
 
-    @property
-    def config_dict(self) -> Mapping[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
-
 
 class LinearHead(MLPHead):
     """One linear layer on the pooled representation or on each residue's.
@@ -165,5 +152,3 @@ class LinearHead(MLPHead):
             pooling=pooling,
             standardize=standardize,
         )
-        for key in ("hidden", "dropout"):
-            del self._config[key]

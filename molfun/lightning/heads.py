@@ -15,7 +15,7 @@ from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.lightning.adapters import GuideRegistry
 from molfun.registry import HEADS
-from molfun.strict import build
+from molfun.strict import Configured, build
 from molfun.text import unknown_name
 from molfun.trunk import Level, TrunkOutput
 
@@ -119,7 +119,7 @@ class BaseTaskHead(nn.Module, ABC):
         """
 
 
-class GuideHead(Head):
+class GuideHead(Configured, Head):
     """A `BaseTaskHead` as a head of Molfun; `TASK_HEAD_REGISTRY` makes these."""
 
     wrapped: ClassVar[type[BaseTaskHead]]
@@ -165,11 +165,6 @@ class GuideHead(Head):
             )
         flat = raw.reshape(len(raw), self.n_outputs).float()
         return {**found, **self.as_outputs(flat, self.n_outputs)}
-
-    @property
-    def config_dict(self) -> Mapping[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
 
 TASK_HEAD_REGISTRY = GuideRegistry(HEADS, guide=BaseTaskHead, own=Head, adapter=GuideHead)

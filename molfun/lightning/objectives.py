@@ -14,7 +14,7 @@ from torch import nn
 from molfun.errors import DataError
 from molfun.lightning.adapters import GuideRegistry
 from molfun.objectives.base import Objective, ObjectiveOutput
-from molfun.objectives.series import need_series
+from molfun.objectives.series import SeriesObjective
 from molfun.registry import OBJECTIVES, Registry
 from molfun.strict import build
 
@@ -98,7 +98,7 @@ class BaseSSLObjective(nn.Module, ABC):
         """Follow an optimizer step, with the share of all steps done (for EMA teachers)."""
 
 
-class GuideObjective(Objective):
+class GuideObjective(SeriesObjective):
     """A `BaseSSLObjective` as an objective of Molfun; `SSL_REGISTRY` makes these.
 
     Loss and metrics, which come as means of a batch, count as often as it has series.
@@ -110,14 +110,10 @@ class GuideObjective(Objective):
         super().__init__()
         known = self.name in CONFIG_REGISTRY
         config_class = CONFIG_REGISTRY[self.name] if known else self.wrapped.config_class
-        self._settings = settings
+        self._config = settings
         self.config = build(config_class, {"name": self.name, **settings})
         self.inner: Any = nn.Identity()
         self._takes_padding = "padding_mask" in inspect.signature(self.wrapped.forward).parameters
-
-    def check(self, backbone: nn.Module) -> None:
-        """Refuse a backbone that is not of time series."""
-        need_series(self.name, backbone)
 
     def build(self, backbone: Any) -> None:
         """Make the user's objective around the encoder."""
@@ -166,11 +162,6 @@ class GuideObjective(Objective):
     def after_step(self, progress: float) -> None:
         """Call the user's objective after an optimizer step."""
         self.inner.after_step(progress)
-
-    @property
-    def config_dict(self) -> Mapping[str, Any]:
-        """Settings, as they were given."""
-        return dict(self._settings)
 
 
 SSL_REGISTRY = GuideRegistry(

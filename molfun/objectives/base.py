@@ -7,13 +7,15 @@ A new objective is one class, one line in `molfun.registry` (or an entry point i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
+
+from molfun.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class ObjectiveOutput:
     total: torch.Tensor
     n_labels: int
     sums: Mapping[str, float | np.ndarray] = field(default_factory=dict)
+
+
+def need(objective: str, backbone: nn.Module, what: str, names: Sequence[str]) -> None:
+    """Refuse a backbone that lacks attributes that an objective uses.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is missing.
+    """
+    missing = [name for name in names if not hasattr(backbone, name)]
+    if missing:
+        raise ConfigError(
+            f"The objective {objective!r} needs {what}; "
+            f"{getattr(backbone, 'display_name', type(backbone).__name__)} has no "
+            f"{' and no '.join(missing)}."
+        )
 
 
 class Objective(nn.Module, ABC):

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from molfun.errors import ConfigError
-from molfun.objectives.base import Objective, ObjectiveOutput
-from molfun.objectives.series import check_share, need_series, two_layers
+from molfun.objectives.base import ObjectiveOutput
+from molfun.objectives.series import SeriesObjective, check_share, two_layers
 from molfun.strict import check_choice
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 ContrastiveMode = Literal["instance", "temporal"]
 
 
-class ContrastiveObjective(Objective):
+class ContrastiveObjective(SeriesObjective):
     """NT-Xent on two views: random pieces of a series, with some values hidden and some noise.
 
     ``"instance"`` draws the means of both views together and those of different series apart;
@@ -81,21 +81,9 @@ class ContrastiveObjective(Objective):
                 raise ConfigError(f"{key} must be above 0, got {value}.")
         if not jitter >= 0:
             raise ConfigError(f"jitter must be 0 or more, got {jitter}.")
-        self._config: dict[str, Any] = {
-            "mode": mode,
-            "temperature": temperature,
-            "projection_dim": projection_dim,
-            "mask_ratio": mask_ratio,
-            "min_crop": min_crop,
-            "jitter": jitter,
-            "max_steps": max_steps,
-        }
+        self.keep_arguments(locals())
         self._said_single = False
         self.projection: nn.Module = nn.Identity()
-
-    def check(self, backbone: nn.Module) -> None:
-        """Need a backbone of time series."""
-        need_series(self.name, backbone)
 
     def build(self, backbone: Any) -> None:
         """The projection in which views are compared."""
@@ -191,11 +179,6 @@ class ContrastiveObjective(Objective):
         """Share of views whose nearest neighbour is the other view."""
         del loss
         return {"accuracy": sums.get("right", 0.0) / n_labels if n_labels else math.nan}
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
 
 def nt_xent(

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 from molfun.errors import ConfigError
-from molfun.objectives.base import Objective, ObjectiveOutput
-from molfun.objectives.series import check_share, need_series, random_blocks, two_layers
+from molfun.objectives.base import ObjectiveOutput
+from molfun.objectives.series import SeriesObjective, check_share, random_blocks, two_layers
 
 
-class JEPAObjective(Objective):
+class JEPAObjective(SeriesObjective):
     """Joint-embedding prediction: from a series with pieces hidden, predict what a teacher sees.
 
     The teacher is an exponential moving average of the encoder, steps once per optimizer step and
@@ -66,20 +66,11 @@ class JEPAObjective(Objective):
                 f"0 <= momentum <= final_momentum <= 1 must hold, got {momentum} and "
                 f"{final_momentum}."
             )
-        self._config: dict[str, Any] = {
-            "mask_ratio": mask_ratio,
-            "n_blocks": n_blocks,
-            "momentum": momentum,
-            "final_momentum": final_momentum,
-        }
+        self.keep_arguments(locals())
         self.predictor: nn.Module = nn.Identity()
         # in a list, so that they are no submodules: neither trains as a part of the objective
         self._teacher: list[Any] = []
         self._student: list[Any] = []
-
-    def check(self, backbone: nn.Module) -> None:
-        """Need a backbone of time series."""
-        need_series(self.name, backbone)
 
     def build(self, backbone: Any) -> None:
         """The predictor, and a teacher that begins as the encoder is."""
@@ -149,8 +140,3 @@ class JEPAObjective(Objective):
             "cosine": sums.get("cosine", 0.0) / n_labels,
             "target_std": math.sqrt(max(0.0, 1 - float(np.square(mean).mean()))),
         }
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

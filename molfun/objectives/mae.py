@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-from molfun.objectives.base import Objective, ObjectiveOutput
-from molfun.objectives.series import check_share, need_series, random_blocks, two_layers
+from molfun.objectives.base import ObjectiveOutput
+from molfun.objectives.series import SeriesObjective, check_share, random_blocks, two_layers
 from molfun.strict import check_choice
 
 MaskUnit = Literal["value", "step", "block"]
 
 
-class MAEObjective(Objective):
+class MAEObjective(SeriesObjective):
     """Masked autoencoding: predict hidden values from those that are left.
 
     Hidden values are to the encoder what missing ones are. The loss is the mean squared error, in
@@ -57,16 +57,8 @@ class MAEObjective(Objective):
         check_choice("mask unit", mask_unit, get_args(MaskUnit))
         if n_blocks < 1:
             raise ConfigError(f"n_blocks must be at least 1, got {n_blocks}.")
-        self._config: dict[str, Any] = {
-            "mask_ratio": mask_ratio,
-            "mask_unit": mask_unit,
-            "n_blocks": n_blocks,
-        }
+        self.keep_arguments(locals())
         self.decoder: nn.Module = nn.Identity()
-
-    def check(self, backbone: nn.Module) -> None:
-        """Need a backbone of time series."""
-        need_series(self.name, backbone)
 
     def build(self, backbone: Any) -> None:
         """The decoder: from the channels of a time step to its values."""
@@ -114,8 +106,3 @@ class MAEObjective(Objective):
         variance = sums.get("squares", 0.0) / n_labels - (sums.get("target", 0.0) / n_labels) ** 2
         r2 = 1 - loss / variance if variance > 0 else math.nan
         return {"mse": loss, "mae": sums.get("absolute", 0.0) / n_labels, "r2": r2}
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional
 
 from molfun.errors import ConfigError
-from molfun.objectives.base import Objective, ObjectiveOutput
+from molfun.objectives.base import Objective, ObjectiveOutput, need
+from molfun.strict import Configured
 
 
-class MaskedLMObjective(Objective):
+class MaskedLMObjective(Configured, Objective):
     """Hide residues and predict them from the rest.
 
     Of the residues of a sequence a share `mask_ratio` is selected; of these a share `mask_share`
@@ -55,24 +56,14 @@ class MaskedLMObjective(Objective):
                 f"mask_share and random_share must be 0 or more and sum to at most 1, got "
                 f"{mask_share} and {random_share}."
             )
-        self._config = {
-            "mask_ratio": mask_ratio,
-            "mask_share": mask_share,
-            "random_share": random_share,
-        }
+        self.keep_arguments(locals())
         self._mask_token = 0
         self._residues = torch.zeros(0, dtype=torch.int64)
 
     def check(self, backbone: nn.Module) -> None:
         """Need ``token_logits``, ``mask_token`` and ``residue_tokens`` of the backbone."""
         needed = ("token_logits", "mask_token", "residue_tokens")
-        missing = [name for name in needed if not hasattr(backbone, name)]
-        if missing:
-            raise ConfigError(
-                f"The objective 'masked_lm' needs a language model; "
-                f"{getattr(backbone, 'display_name', type(backbone).__name__)} has no "
-                f"{' and no '.join(missing)}."
-            )
+        need(self.name, backbone, "a language model", needed)
         self._mask_token = int(backbone.mask_token)  # type: ignore[arg-type]  # by name
         self._residues = torch.as_tensor(backbone.residue_tokens)
 
@@ -123,8 +114,3 @@ class MaskedLMObjective(Objective):
             "perplexity": math.exp(min(loss, 700.0)),
             "accuracy": sums.get("right", 0.0) / n_labels,
         }
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from molfun.errors import ConfigError
+from molfun.objectives.base import Objective, need
+from molfun.strict import Configured
 
-NEEDED = ("encode", "scaled", "single_dim", "d_input")
 
+class SeriesObjective(Configured, Objective):
+    """Base of the objectives on time series."""
 
-def need_series(objective: str, backbone: Any) -> None:
-    """Refuse a backbone that is none of time series.
-
-    Raises
-    ------
-    ConfigError
-        Naming what is missing.
-    """
-    missing = [name for name in NEEDED if not hasattr(backbone, name)]
-    if missing:
-        raise ConfigError(
-            f"The objective {objective!r} needs a backbone of time series; "
-            f"{getattr(backbone, 'display_name', type(backbone).__name__)} has no "
-            f"{' and no '.join(missing)}."
-        )
+    def check(self, backbone: nn.Module) -> None:
+        """Need a backbone of time series."""
+        names = ("encode", "scaled", "single_dim", "d_input")
+        need(self.name, backbone, "a backbone of time series", names)
 
 
 def two_layers(width: int, out: int) -> nn.Sequential:

@@ -11,13 +11,14 @@ import numpy as np
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
+from molfun.strict import Configured
 from molfun.tasks.base import Level, Task, check_level
 from molfun.text import listing, nearest
 
 ClassWeight = str | Sequence[float]
 
 
-class Classification(Task):
+class Classification(Configured, Task):
     """What tasks with named classes share.
 
     Parameters
@@ -208,11 +209,6 @@ class Classification(Task):
             raise
 
     # --- state ---------------------------------------------------------------------------------
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
         """Class names and weights."""

@@ -11,11 +11,12 @@ import torch
 from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError
+from molfun.strict import Configured
 from molfun.tasks.base import LossSum, Task
 from molfun.trunk import Level
 
 
-class ContactTask(Task):
+class ContactTask(Configured, Task):
     """Predict for each pair of residues whether they touch.
 
     Labels are (length, length) arrays: 1 for a contact (by convention C-beta atoms within 8
@@ -47,7 +48,7 @@ class ContactTask(Task):
         if min_separation < 0:
             raise ConfigError(f"min_separation must be 0 or more, got {min_separation}.")
         self.level = "pair"
-        self._config = {"min_separation": min_separation, "level": level}
+        self.keep_arguments(locals())
         self.fitted = False
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
@@ -121,11 +122,6 @@ class ContactTask(Task):
             "auroc": float(roc_auc_score(truth, scores)),
             "auprc": float(average_precision_score(truth, scores)),
         }
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has been trained."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
-from molfun.strict import check_choice
+from molfun.strict import Configured, check_choice
 from molfun.tasks.base import LossSum, Task
 from molfun.text import unknown_name
 
@@ -28,7 +28,7 @@ DERIVATIVES = ("forces", "stress")
 N_ATOMS, ENERGY, STRESS, FORCES = 0, 1, slice(2, 11), 11
 
 
-class EnergyTask(Task):
+class EnergyTask(Configured, Task):
     """Predict an energy, and its derivatives where there are labels for them.
 
     The loss is in the scale of the network, energies and stress (times volume) for each atom::
@@ -236,11 +236,6 @@ class EnergyTask(Task):
             if name in self.derivatives:
                 found |= _errors(name, errors[:, part])
         return found
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
         """Which derivatives had labels."""

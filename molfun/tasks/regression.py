@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
-from molfun.strict import check_choice
+from molfun.strict import Configured, check_choice
 from molfun.tasks.base import Level, LossSum, Task, check_level
 
 LARGEST_SHAPE = 10_000
@@ -27,7 +27,7 @@ _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-class RegressionTask(Task):
+class RegressionTask(Configured, Task):
     """Predict a real number, trained in standardised units and reported in the label's own.
 
     The head learns ``(y - mean) / std`` with mean and standard deviation of the training labels,
@@ -232,11 +232,6 @@ class RegressionTask(Task):
             "spearman": _correlation("spearmanr", predictions, targets),
             "r2": 1 - float((error**2).sum()) / spread if spread > 0 else math.nan,
         }
-
-    @property
-    def config_dict(self) -> dict[str, Any]:
-        """Constructor arguments."""
-        return dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean and standard deviation of the labels."""
