@@ -195,14 +195,15 @@ class FinetuneStrategy(Course, ABC):
         return False
 
     @property
-    @abstractmethod
     def main_lr(self) -> float:
-        """Learning rate of the part the strategy is named after."""
+        """Learning rate of the part the strategy is named after: the setting `lr_name`."""
+        return float(getattr(self, self.lr_name))
 
     @property
-    @abstractmethod
     def head_lr(self) -> float:
-        """Learning rate of the head."""
+        """Learning rate of the head: ``lr_head``, or ten times `main_lr` where that is None."""
+        own = getattr(self, "lr_head", None)
+        return self.main_lr * HEAD_LR_RATIO if own is None else float(own)
 
     def prepare(self, backbone: Backbone) -> None:
         """Change the backbone before freezing (inject adapters)."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from molfun.backbones.base import Backbone, Layer
 from molfun.nn import lora
-from molfun.strategies.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
+from molfun.strategies.base import Entry, FinetuneStrategy
 
 EMBEDDER_LR_RATIO = 0.01
 
@@ -55,16 +55,6 @@ class FullFinetune(FinetuneStrategy):
         yield from self._positive("lr", "lr_head", "lr_embedder", "lr_structure_module")
         if not 0 < self.layer_lr_decay <= 1:
             yield f"layer_lr_decay must be above 0 and at most 1, got {self.layer_lr_decay}."
-
-    @property
-    def main_lr(self) -> float:
-        """Learning rate of the last block."""
-        return self.lr
-
-    @property
-    def head_lr(self) -> float:
-        """Learning rate of the head."""
-        return self.lr * HEAD_LR_RATIO if self.lr_head is None else self.lr_head
 
     def lr_of_block(self, index: int, n_blocks: int) -> float:
         """Learning rate of block `index` of `n_blocks`; index -1 is what feeds the first."""

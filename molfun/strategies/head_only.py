@@ -35,11 +35,6 @@ class HeadOnlyFinetune(FinetuneStrategy):
         return self._positive("lr")
 
     @property
-    def main_lr(self) -> float:
-        """Learning rate of the head."""
-        return self.lr
-
-    @property
     def head_lr(self) -> float:
         """Learning rate of the head."""
         return self.lr

@@ -9,7 +9,7 @@ from typing import ClassVar
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
 from molfun.nn import lora
-from molfun.strategies.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
+from molfun.strategies.base import Entry, FinetuneStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +90,6 @@ class LoRAFinetune(FinetuneStrategy):
     def adds_adapters(self) -> bool:
         """Always."""
         return True
-
-    @property
-    def main_lr(self) -> float:
-        """Learning rate of the adapters."""
-        return self.lr_lora
-
-    @property
-    def head_lr(self) -> float:
-        """Learning rate of the head."""
-        return self.lr_lora * HEAD_LR_RATIO if self.lr_head is None else self.lr_head
 
     def prepare(self, backbone: Backbone) -> None:
         """Inject the adapters, once."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
 from molfun.nn import lora
-from molfun.strategies.base import HEAD_LR_RATIO, Entry, FinetuneStrategy
+from molfun.strategies.base import Entry, FinetuneStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,6 @@ class PartialFinetune(FinetuneStrategy):
         yield from self._positive("lr_trunk", "lr_head")
         if self.unfreeze_last_n < 1:
             yield f"unfreeze_last_n must be at least 1, got {self.unfreeze_last_n}."
-
-    @property
-    def main_lr(self) -> float:
-        """Learning rate of the unfrozen blocks."""
-        return self.lr_trunk
-
-    @property
-    def head_lr(self) -> float:
-        """Learning rate of the head."""
-        return self.lr_trunk * HEAD_LR_RATIO if self.lr_head is None else self.lr_head
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
         """The last blocks and, if asked for, the structure module.
