@@ -75,6 +75,21 @@ def parameters_of(cls: Any) -> tuple[list[str], bool]:
     return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD], takes_all
 
 
+def wrong_counts(least: int = 1, **counts: Any) -> list[str]:
+    """Return a sentence for each argument that is no whole number of at least `least`.
+
+    Examples
+    --------
+    >>> wrong_counts(length=8, stride=0)
+    ['stride must be a whole number of at least 1, got 0.']
+    """
+    return [
+        f"{name} must be a whole number of at least {least}, got {value!r}."
+        for name, value in counts.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < least
+    ]
+
+
 class Configured:
     """Keep the arguments that an object was built with, as its `config_dict`.
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Sampler, Subset
 
 from molfun.errors import ConfigError
+from molfun.strict import wrong_counts
 from molfun.text import counted
 
 if TYPE_CHECKING:
@@ -195,9 +196,7 @@ def lengths_of(dataset: Any) -> Int64[np.ndarray, "samples"]:
 
 
 def _check(lengths: np.ndarray, batch_size: int, power: float, max_cost: float | None) -> None:
-    problems = [_problem_of(lengths)]
-    if not isinstance(batch_size, int) or batch_size < 1:
-        problems.append(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+    problems = [_problem_of(lengths), *wrong_counts(batch_size=batch_size)]
     if not 0 < power <= LARGEST_POWER:
         problems.append(f"power must be above 0 and at most {LARGEST_POWER:g}, got {power!r}.")
     if max_cost is not None and not max_cost > 0:

@@ -55,6 +55,16 @@ class RunFolder:
 
     Attributes
     ----------
+    checkpoint : Path
+        Folder of the portable checkpoint, of the best weights so far.
+    state : Path
+        Folder of the resume state.
+    history : Path
+        Table with one row per epoch.
+    weights : Path
+        Weights of a pre-trained backbone.
+    config, log : Path
+        Settings and log of a command.
     replaced : list of str
         Files of a former run that this one replaces; `check` finds them.
 
@@ -66,6 +76,9 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, resume: bool = False) -> None:
         self.path = as_path(path)
+        self.checkpoint, self.state = self.path / CHECKPOINT, self.path / RESUME
+        self.history, self.weights = self.path / HISTORY, self.path / WEIGHTS
+        self.config, self.log = self.path / CONFIG, self.path / LOG
         self.resume = resume
         self.replaced: list[str] = []
         self._is_checked = self._is_held = False
@@ -82,36 +95,6 @@ class RunFolder:
         if place is None and resume:
             raise ConfigError("resume=True needs output_dir, the folder of the run to continue.")
         return place if isinstance(place, RunFolder | None) else cls(place, resume=resume)
-
-    @property
-    def checkpoint(self) -> Path:
-        """The portable checkpoint, of the best weights so far."""
-        return self.path / CHECKPOINT
-
-    @property
-    def state(self) -> Path:
-        """Folder of the resume state."""
-        return self.path / RESUME
-
-    @property
-    def weights(self) -> Path:
-        """Weights of a pre-trained backbone."""
-        return self.path / WEIGHTS
-
-    @property
-    def history(self) -> Path:
-        """One row per epoch."""
-        return self.path / HISTORY
-
-    @property
-    def config(self) -> Path:
-        """Settings of a command."""
-        return self.path / CONFIG
-
-    @property
-    def log(self) -> Path:
-        """Log of a command."""
-        return self.path / LOG
 
     def check(self, *, overwrite: bool, settings: Collection[str] = ()) -> Self:
         """Refuse to begin where something would be lost, or to continue what is not there; once.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molfun.errors import ConfigError
+from molfun.strict import wrong_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         counts = {k: getattr(self, k) for k in ("epochs", "max_steps", "save_every_steps")}
-        problems = [
-            f"{name} must be a whole number of at least 1, got {value!r}."
-            for name, value in counts.items()
-            if value is not None and not (isinstance(value, int) and value >= 1)
-        ]
+        problems = wrong_counts(**{k: n for k, n in counts.items() if n is not None})
         if self.epochs is None and self.max_steps is None:
             problems.append("Give epochs or max_steps.")
         if problems:

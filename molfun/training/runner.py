@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -12,6 +14,30 @@ from molfun.backbones.base import Backbone
 from molfun.tasks.base import LossSum
 from molfun.training.ahead import Featurize
 from molfun.training.inputs import Inputs
+
+
+@dataclass(kw_only=True)
+class MeanLoss:
+    """The loss over a data set, as its sum and the number of labels it is over."""
+
+    loss_total: float = 0.0
+    loss_count: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One loss from those on several parts of the data."""
+        total = math.fsum(part.loss_total for part in parts)
+        return cls(loss_total=total, loss_count=sum(part.loss_count for part in parts))
+
+    def add(self, total: torch.Tensor, n_labels: int) -> None:
+        """Add the loss of a batch."""
+        self.loss_total += float(total)
+        self.loss_count += n_labels
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per label; NaN without labels."""
+        return self.loss_total / self.loss_count if self.loss_count else math.nan
 
 
 class Runner(ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,34 +20,24 @@ from molfun.tasks.base import LossSum
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched
-from molfun.training.runner import Runner
+from molfun.training.runner import MeanLoss, Runner
 
 
-@dataclass
-class ObjectiveEvaluation:
+@dataclass(kw_only=True)
+class ObjectiveEvaluation(MeanLoss):
     """Loss over a data set, and the sums the metrics are made of."""
 
     ids: list[str] = field(default_factory=list)
-    loss_total: float = 0.0
-    loss_count: int = 0
     sums: Counter[str] = field(default_factory=Counter)  # of numbers or arrays
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """One evaluation from those of several processes."""
-        result = cls(
-            ids=[i for part in parts for i in part.ids],
-            loss_total=math.fsum(part.loss_total for part in parts),
-            loss_count=sum(part.loss_count for part in parts),
-        )
+        result = super().joined(parts)
         for part in parts:
+            result.ids += part.ids
             result.sums.update(part.sums)
         return result
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per label; NaN without labels."""
-        return self.loss_total / self.loss_count if self.loss_count else math.nan
 
 
 class ObjectiveRunner(Runner):
@@ -126,8 +115,7 @@ class ObjectiveRunner(Runner):
                 inputs = as_inputs(batch)
                 output = self._run(inputs, fixed=True)
                 result.ids += inputs.ids
-                result.loss_total += float(output.total)
-                result.loss_count += output.n_labels
+                result.add(output.total, output.n_labels)
                 result.sums.update(output.sums)
         return result
 

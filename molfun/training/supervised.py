@@ -22,36 +22,27 @@ from molfun.training.feature_cache import FeatureCache
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched, worker_errors
-from molfun.training.runner import Runner
+from molfun.training.runner import MeanLoss, Runner
 from molfun.training.task_head import TaskHead, as_module, joined_needs
 from molfun.trunk import TrunkOutput
 
 
-@dataclass
-class HeadResult:
+@dataclass(kw_only=True)
+class HeadResult(MeanLoss):
     """Predictions and labels of one head over a data set, one array per sample in input order."""
 
     weight: float = 1.0
     predictions: list[np.ndarray] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
-    loss_total: float = 0.0
-    loss_count: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss per label; NaN without labels."""
-        return self.loss_total / self.loss_count if self.loss_count else math.nan
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """One result from those on several parts of the data."""
-        return cls(
-            weight=parts[0].weight,
-            predictions=[p for part in parts for p in part.predictions],
-            targets=[t for part in parts for t in part.targets],
-            loss_total=math.fsum(part.loss_total for part in parts),
-            loss_count=sum(part.loss_count for part in parts),
-        )
+        result = super().joined(parts)
+        result.weight = parts[0].weight
+        result.predictions = [p for part in parts for p in part.predictions]
+        result.targets = [t for part in parts for t in part.targets]
+        return result
 
 
 @dataclass
@@ -64,7 +55,7 @@ class Evaluation:
     @classmethod
     def of(cls, heads: Iterable[TaskHead]) -> Self:
         """An evaluation of no sample yet."""
-        return cls([], {part.name: HeadResult(part.weight) for part in heads})
+        return cls([], {part.name: HeadResult(weight=part.weight) for part in heads})
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -217,9 +208,7 @@ class SupervisedRunner(Runner):
                 continue
             targets = self._encoded(part, inputs, outputs)
             found.targets += part.task.split(targets, sizes)
-            total, count = self._loss(part, own, targets)
-            found.loss_total += float(total)
-            found.loss_count += count
+            found.add(*self._loss(part, own, targets))
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
         """Metrics of an evaluation; those of several heads, and their losses, with their names."""

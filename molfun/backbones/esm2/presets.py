@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from molfun.errors import ConfigError
-from molfun.strict import check_choice, refuse_unknown
+from molfun.strict import check_choice, refuse_unknown, wrong_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,8 @@ class ESM2Config:
     token_dropout: bool = True
 
     def __post_init__(self) -> None:
-        sizes = {k: getattr(self, k) for k in ("num_layers", "embed_dim", "attention_heads")}
-        problems = [
-            f"{name} must be a whole number of at least 1, got {value!r}."
-            for name, value in sizes.items()
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ]
+        sizes = ("num_layers", "embed_dim", "attention_heads")
+        problems = wrong_counts(**{name: getattr(self, name) for name in sizes})
         if not problems and self.embed_dim % (2 * self.attention_heads):
             problems.append(
                 f"embed_dim={self.embed_dim} does not divide into {self.attention_heads} heads of "

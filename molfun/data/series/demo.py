@@ -11,6 +11,7 @@ import numpy as np
 
 from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.errors import ConfigError
+from molfun.strict import wrong_counts
 from molfun.text import unknown_name
 
 if TYPE_CHECKING:
@@ -168,10 +169,7 @@ def _range(
 
 
 def _wrong_counts(n_series: int, shortest: int, longest: int, replicas: int) -> Iterator[str]:
-    counts = {"n_series": n_series, "n_frames": shortest, "replicas": replicas}
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            yield f"{name} must be a whole number of at least 1, got {value!r}."
+    yield from wrong_counts(n_series=n_series, n_frames=shortest, replicas=replicas)
     if longest < shortest:
         yield f"n_frames must not decrease, got {(shortest, longest)}."
 

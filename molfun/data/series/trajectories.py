@@ -27,7 +27,7 @@ from molfun.data.labels import Labels, label_parser
 from molfun.data.series.arrays import MAX_VALUES
 from molfun.data.series.observables import INSTALL, MAKERS, Part, System, selection_distances
 from molfun.errors import ConfigError, DataError, TableError
-from molfun.strict import refuse_unknown
+from molfun.strict import refuse_unknown, wrong_counts
 from molfun.text import counted, first_line, listing, shown, unknown_name
 
 if TYPE_CHECKING:
@@ -385,12 +385,7 @@ def _check_arguments(
 
 
 def _wrong_range(start: Any, stop: Any, stride: Any) -> list[str]:
-    bounds = (("start", start, 0), ("stride", stride, 1))
-    problems = [
-        f"{name} must be a whole number of at least {least}, got {value!r}."
-        for name, value, least in bounds
-        if not isinstance(value, int) or value < least
-    ]
+    problems = [*wrong_counts(0, start=start), *wrong_counts(stride=stride)]
     if stop is not None and (not isinstance(stop, int) or stop < 1):
         problems.append(f"stop must be a whole number of at least 1, or None, got {stop!r}.")
     return problems

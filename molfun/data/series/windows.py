@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from molfun.errors import ConfigError
+from molfun.strict import wrong_counts
 from molfun.text import unknown_name
 
 if TYPE_CHECKING:
@@ -56,11 +57,7 @@ def check_windows(length: Any, stride: Any, label: str) -> None:
     ConfigError
         Naming all arguments that are not allowed.
     """
-    problems = [
-        f"{name} must be a whole number of at least 1, got {value!r}."
-        for name, value in (("length", length), ("stride", stride))
-        if not isinstance(value, int) or value < 1
-    ]
+    problems = wrong_counts(length=length, stride=stride)
     if not problems and stride > length:
         problems.append(
             f"stride must be at most the length {length}, got {stride}: frames between windows "

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
+from molfun.strict import wrong_counts
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -49,11 +50,7 @@ class EncoderConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings."""
-        found = [
-            f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}."
-            for name in ("d_input", "d_model")
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)
-        ]
+        found = wrong_counts(d_input=self.d_input, d_model=self.d_model)
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must be in [0, 1), got {self.dropout!r}.")
         return found
