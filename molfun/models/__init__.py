@@ -1,4 +1,4 @@
-"""The facade and its checkpoints."""
+"""The facade `MolfunStructureModel`, and the functions that it delegates to."""
 
 from molfun._lazy import attach
 

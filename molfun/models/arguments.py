@@ -1,4 +1,4 @@
-"""What `fit` and `pretrain` are given, looked at before anything is computed or written."""
+"""Check the arguments of `fit` and `pretrain` before anything is computed or written."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def open_job(
     callbacks: Sequence[Callback],
     **options: Any,
 ) -> Job:
-    """Look at all that a run is given; the job that follows has written nothing yet.
+    """Check all arguments of a run and return its `Job`, which has written nothing yet.
 
     Parameters
     ----------
     model
-        What is trained.
+        Model to train.
     train, val, strategy, output_dir, resume, overwrite, callbacks
         As in `MolfunStructureModel.fit`.
     by_name
@@ -65,6 +65,8 @@ def open_job(
     callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
     folder = RunFolder.of(output_dir, resume=resume)
     if folder is not None:
+        # a model whose base weights lie in this folder would lose them to its own run, and a
+        # checkpoint that refers to them could never be loaded again
         written = [folder.path / name for name in RUN_FILES]
         base_weights.refuse_own(model.weights, written)
         folder.check(overwrite=overwrite)
@@ -82,7 +84,7 @@ def open_job(
 
 
 def _same_features(model: AssembledModel, train: Any, val: Any) -> tuple[Any, Any]:
-    """Features of series as the backbone was pre-trained on them, in both sets."""
+    """Return both sets with the features of series that the backbone was pre-trained on."""
     train = with_features(train, model.backbone.feature_names, of="the backbone")
     names = feature_names_of(train)
     if names is not None:
@@ -94,9 +96,9 @@ def _same_features(model: AssembledModel, train: Any, val: Any) -> tuple[Any, An
 def check_arguments(
     train: Any, seed: int, callbacks: Any, strategy: Any, *, by_name: bool = True
 ) -> list[Callback]:
-    """The callbacks, if all of it can be used; ConfigError or DataError otherwise.
+    """Return the callbacks as a list; raise ConfigError or DataError for an unusable argument.
 
-    A strategy is an object or its name, or with ``by_name=False`` an object or None.
+    `strategy` may be an object or a registered name; with ``by_name=False`` only an object.
     """
     if not isinstance(train, Sized) or len(train) == 0:
         raise DataError(
@@ -112,6 +114,7 @@ def check_arguments(
         if not others:
             return found
         wrong = others[0]
+    # name what was found: one callback without a list, or a list item that is no callback
     raise ConfigError(
         f"callbacks must be a list of molfun.training.Callback objects, got {shown(wrong)}."
     )
@@ -132,7 +135,7 @@ def _check_strategy(strategy: Any, *, by_name: bool) -> None:
 def as_strategy(
     strategy: FinetuneStrategy | str, n_samples: int, n_blocks: int
 ) -> FinetuneStrategy:
-    """A strategy as it is, by its name, or chosen by the number of samples."""
+    """Return a strategy object: the given one, the one of that name, or for "auto" by data size."""
     if not isinstance(strategy, str):
         return strategy
     if strategy == "auto":

@@ -1,4 +1,4 @@
-"""The arithmetic a model computes with: precision, kernels and order of sums."""
+"""Precision, kernels and summation order that a model computes with."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def use_precision(model: AssembledModel, precision: str) -> None:
-    """Train, validate and predict in one precision, so that metrics are reproduced."""
+    """Set the precision of the model for training, validation and prediction alike.
+
+    A model that trained in bf16 and predicted in float32 would not reproduce its metrics.
+    """
     model.precision = precision
     model.backbone.set_precision(precision)
 
 
 def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
-    """Context in which the model computes in its precision."""
+    """Return a context in which the model computes in its precision."""
     dtype = _HALF.get(model.precision)
     if dtype is None:
         return contextlib.nullcontext()
@@ -27,6 +30,7 @@ def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
 
 
 def described(model: AssembledModel) -> str:
-    """Name whose code computes, on which device and in which order of sums."""
+    """Describe kernels, device and matrix products, on which the last bits of results depend."""
+    # on a CPU, torch's product and oneDNN's add up in different orders
     products = matrix_kernel() if model.device.type == "cpu" else "torch"
     return f"{model.backbone.kernels} on {model.device.type}, products by {products}"

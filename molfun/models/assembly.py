@@ -1,4 +1,4 @@
-"""A backbone with heads and tasks, and what is remembered of their training."""
+"""A backbone with heads and tasks, and the record of how they were trained."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ logger = logging.getLogger(__name__)
 
 
 class AssembledModel(nn.Module):
-    """The parts of a model and their state; `MolfunStructureModel` has the verbs.
+    """The parts of a model and their state; `MolfunStructureModel` adds `fit`, `predict` and so on.
 
     Attributes
     ----------
     backbone
-        What gives representations.
+        Model that computes representations.
     heads
         One `molfun.training.task_head.TaskHead` per thing that is predicted; a bare backbone has
         none.
     head
         The only head, or all by their names; None for a bare backbone.
     strategy
-        What the model was trained by, last; None before.
+        Strategy of the last training; None before.
     weights
         File the base weights came from, which checkpoints refer to; None where there is none.
     base_digests, base_fingerprint
-        Of the base weights, by name and of all with the architecture.
+        Digest of each base tensor by name, and one digest of all of them with the architecture.
     random_base
         Whether the base weights are random where pretrained ones are usual.
     precision
         Fabric's name of the precision the model computes in.
     result
-        Row of the history that the weights belong to.
+        Row of the history from the epoch that the current weights were taken from.
     data_settings
-        How the training set prepared its inputs.
+        Settings with which the training set prepared its inputs.
     training_inputs
-        Digests of the inputs that were trained on.
+        Digests of the inputs that the model was trained on.
     n_fits
-        Number of fits so far.
+        Number of calls of `fit` so far.
     """
 
     base_digests: dict[str, str]
@@ -117,7 +117,7 @@ class AssembledModel(nn.Module):
         choose_kernels(self.backbone, kernels)
 
     def _note_weights(self, weights: str | Path | base_weights.Stored | None, seed: int) -> None:
-        """Note where the base weights came from; random ones are said where that is unusual."""
+        """Note where the base weights came from, and warn of random ones where that is unusual."""
         file = None if isinstance(weights, base_weights.Stored) else weights
         named = file is not None and self.backbone.names_weights
         self.weights = base_weights.as_given(str(file)) if named else None
@@ -133,36 +133,37 @@ class AssembledModel(nn.Module):
             )
 
     def put_heads(self, settings: Mapping[str, HeadSettings], *, seed: int) -> None:
-        """Put untrained heads and their tasks in the place of any."""
+        """Replace the heads and tasks by new, untrained ones."""
         self.hold(
+            # one seed per head: two heads of one class must not start with equal weights
             build_task_head(name, one, backbone=self.backbone, seed=seed + i)
             for i, (name, one) in enumerate(settings.items())
         )
 
     def hold(self, heads: Iterable[TaskHead]) -> None:
-        """Take these as the heads of the model."""
+        """Make these the heads of the model."""
         self.heads = tuple(heads)
         self.head = as_module(self.heads)
         self.attach()
 
     def note_base(self) -> None:
-        """Let the weights of now be the base that checkpoints refer to."""
+        """Make the current weights the base that later checkpoints are compared with."""
         self.base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
 
     def attach(self) -> None:
-        """Connect heads and backbone, when they are built and after they learned or loaded."""
+        """Connect heads and backbone, after building and after each change of their state."""
         self.backbone.serve([part.task for part in self.heads])
         for part in self.heads:
             part.head.attach(self.backbone, part.task)
 
     def need_heads(self, verb: str) -> tuple[TaskHead, ...]:
-        """The heads with their tasks, one at least.
+        """Return the heads with their tasks, at least one.
 
         Raises
         ------
         ConfigError
-            If there is none, which `verb` needs.
+            If there is none; `verb` names the method that needs one.
         """
         if not self.heads:
             usual = self.backbone.default_head
@@ -195,12 +196,14 @@ class AssembledModel(nn.Module):
 
     @settled()
     def check(self, *data: Any) -> Self:
-        """Ask the backbone of every sample of data sets or loaders whether it can take it.
+        """Check that the backbone can use every sample of these data sets or loaders.
+
+        Data that is not made of samples (dicts of tensors) is not checked.
 
         Raises
         ------
         DataError
-            Listing all samples it cannot take. Data that is no list of samples is left alone.
+            Listing all samples that it cannot use.
         """
         n, problems = self.backbone.problems(samples_of(data))
         if problems:
@@ -212,11 +215,11 @@ class AssembledModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that holds the weights."""
         return next(self.parameters()).device
 
     def count_parameters(self, *, trainable: bool = False) -> int:
-        """Number of parameters of backbone and head, or of those that train."""
+        """Return the number of parameters of backbone and heads, or of the trainable ones."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
     def __repr__(self) -> str:

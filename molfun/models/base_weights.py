@@ -1,4 +1,4 @@
-"""Where the base weights of a checkpoint are: as they were given, or after files were moved."""
+"""Find the base weights of a checkpoint, also after files or folders were moved."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from molfun.errors import CheckpointError, RunError
 
 
 class Stored:
-    """In place of a file of weights: a checkpoint that is loaded next holds all of them."""
+    """Marker in place of a weight file: the checkpoint that is loaded next holds all weights."""
 
 
 STORED = Stored()
 
 
 def as_given(weights: str | Path) -> str:
-    """A path that stays right when the working directory changes; links are not followed.
+    """Return an absolute path, without following links.
 
-    What a link of Hugging Face's cache, DVC or git-annex leads to has another name and may change.
+    Links of Hugging Face's cache, DVC or git-annex point to files whose names are hashes and may
+    change; the name of the link is the stable one.
     """
     return str(as_path(weights).absolute())
 
 
 def note(weights: str | None, folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint in `folder` keeps of the file that its model started from."""
+    """Return the entries of a checkpoint in `folder` about the file its model started from."""
     if weights is None:
         return {"weights": None}
+    # os.path, since Path.is_file raises on a name that is too long
     size = os.stat(weights).st_size if os.path.isfile(weights) else None  # noqa: PTH113, PTH116
     return {
         "weights": weights,
@@ -43,16 +45,16 @@ def note(weights: str | None, folder: Path) -> dict[str, Any]:
 def places(
     backbone: Mapping[str, Any], folder: Path, *, given: str | Path | None = None
 ) -> list[Path]:
-    """Files that may be the base weights, the likeliest first; the fingerprint decides.
+    """Return files that may be the base weights, most probable first; the fingerprint decides.
 
-    The path as it was given comes first, wherever a link there leads today. If folders were moved
-    together, the way from the checkpoint is still right; otherwise a file of the same name or size
-    beside the checkpoint or its run is tried. A path that is `given` now is the only one.
+    The path from training comes first, wherever a link there leads today. If folders were moved
+    together, the relative path from the checkpoint is still right. Otherwise files of the same name
+    or size next to the checkpoint or its run are tried. With `given`, no other path is tried.
 
     Raises
     ------
     CheckpointError
-        If there is none.
+        If none of them exists.
     """
     found: dict[str, Path] = {}
     for place in _tried(backbone, folder) if given is None else [as_path(given)]:
@@ -75,6 +77,7 @@ def _tried(backbone: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     if backbone.get("weights_target"):
         yield Path(str(backbone["weights_target"]))
     here = folder.absolute()
+    # next to the checkpoint, and next to the run that holds it
     for near in (here.parent, here.parent.parent):
         yield near / given.name
         try:
@@ -85,12 +88,12 @@ def _tried(backbone: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def refuse_own(weights: str | None, written: Iterable[Path]) -> None:
-    """Refuse to write over what the model's base weights came from.
+    """Refuse to overwrite the file that the model's base weights came from.
 
     Raises
     ------
     RunError
-        If they lie in what is `written`, and could not be found again.
+        If it lies in one of the `written` paths: the checkpoint could not find it again.
     """
     for path in () if weights is None else written:
         if is_within(Path(str(weights)), path):

@@ -1,4 +1,4 @@
-"""How sure a metric is: percentile intervals over resampled samples."""
+"""Percentile bootstrap intervals of metrics, over resampled samples."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def intervals(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Bounds of each metric as ``rmse_low`` and ``rmse_high``.
+    """Return the bounds of each metric, named ``rmse_low``, ``rmse_high`` and so on.
 
-    Samples are drawn with replacement, all residues of one together, since labels of one protein
-    are not independent. Draws in which a metric is undefined are left out; with fewer than half of
-    them left its bounds are NaN.
+    Samples are drawn with replacement, each with all its residues, since labels within one protein
+    are not independent. Draws in which a metric is undefined are left out; if fewer than half
+    remain, its bounds are NaN.
 
     Parameters
     ----------
     task
-        Computes the metrics.
+        Task that computes the metrics.
     predictions, targets
-        One array a sample.
+        One array per sample.
     n
         Number of draws; a thousand gives stable bounds at 95 %.
     confidence
@@ -52,6 +52,7 @@ def intervals(
     edges = ((1 - confidence) / 2, (1 + confidence) / 2)
     bounds = {}
     for name, values in draws.items():
+        # bounds of the few draws that happen to be defined would look surer than they are
         enough = 2 * len(values) >= n
         low, high = np.quantile(values, edges) if enough else (math.nan, math.nan)
         bounds[f"{name}_low"], bounds[f"{name}_high"] = float(low), float(high)
@@ -66,11 +67,12 @@ def _draws(
     n: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """Values of each metric in the draws in which it is defined."""
+    """Return the values of each metric, from the draws in which it is defined."""
     rng = np.random.default_rng(seed)
     draws: dict[str, list[float]] = {name: [] for name in task.metric_names}
     for _ in range(n):
         chosen = rng.integers(len(targets), size=len(targets))
+        # whole samples are drawn, never residues: one protein's labels depend on each other
         joined = [task.join([part[i] for i in chosen]) for part in (predictions, targets)]
         for name, value in task.metrics(*joined).items():
             if math.isfinite(value):

@@ -1,4 +1,4 @@
-"""From names and settings to the parts of a model: backbone, tasks and heads."""
+"""Build the parts of a model (backbone, tasks, heads) from names and settings."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def as_settings(argument: str, given: Any) -> dict[str, Any]:
-    """A copy of the settings of a part; None has none.
+    """Return a copy of the settings of a part; an empty dict for None.
 
     Raises
     ------
     ConfigError
-        If they are no mapping from names.
+        If they are not a mapping with text keys.
     """
     if given is None:
         return {}
@@ -42,7 +42,7 @@ def as_settings(argument: str, given: Any) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, on one line and cut where it is long."""
+    """Return a value as text for a message: on one line, cut after 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}..."
 
@@ -56,12 +56,12 @@ def build_backbone(
     seed: int,
     trust: bool,
 ) -> Backbone:
-    """The backbone of that name, or of a fixed size of one.
+    """Build the backbone of that name, such as ``esm2`` or its preset ``esm2_t6_8M_UR50D``.
 
     Raises
     ------
     ConfigError
-        If the name or a setting is unknown, or one is given twice.
+        If the name or a setting is unknown, or a setting is given twice.
     CheckpointError
         If the weights do not fit the architecture.
     """
@@ -86,7 +86,9 @@ def build_backbone(
 
 
 def names_of(head: str | None, task: str | None) -> tuple[str, str]:
-    """Names of head and task: a head brings its task, and a task (also named as the head) its head.
+    """Return the names of head and task, each completed from the other where one is missing.
+
+    A name given as the head may also be that of a task, which then gets its default head.
 
     Examples
     --------
@@ -115,22 +117,22 @@ class HeadSettings:
 
 
 _TAKEN = frozenset({"ids", "loss", "mask", "trunk"})
-"""Keys beside the names of heads in outputs, predictions and rows of the history."""
+"""Names no head may have: outputs, predictions and history rows use them as keys already."""
 
 
 def named_heads(
     only: HeadSettings, several: Mapping[str, Mapping[str, Any]] | None, backbone: Backbone
 ) -> dict[str, HeadSettings]:
-    """Return what is known of each head by its name, which the only one of a model has not.
+    """Return the settings of each head by its name; a single head has the empty name.
 
     Parameters
     ----------
     only
-        The only head; where it names none, the backbone's own if it has one.
+        Settings of a single head; if these name none, the backbone's own head is used, if any.
     several
         Settings of several heads by their names.
     backbone
-        What they are for.
+        Backbone that the heads are for.
 
     Raises
     ------
@@ -167,7 +169,7 @@ def _several(heads: Mapping[str, Any], backbone: Backbone) -> dict[str, HeadSett
 
 
 def _refuse_one_part_twice(heads: Mapping[str, HeadSettings], backbone: Backbone) -> None:
-    """Refuse two heads that are one and the same part of the backbone."""
+    """Refuse two heads that are the same module of the backbone."""
     own = backbone.own_head if isinstance(backbone, OwnHeads) else None
     views = [name for name, one in heads.items() if names_of(one.head, one.task)[0] == own]
     if len(views) > 1:
@@ -188,12 +190,12 @@ def _one_of_several(where: str, given: Any) -> HeadSettings:
 
 
 def build_task_head(name: str, given: HeadSettings, *, backbone: Backbone, seed: int) -> TaskHead:
-    """An untrained head and its task, by their registered names.
+    """Build an untrained head and its task from their registered names.
 
     Raises
     ------
     ConfigError
-        If a name or setting is unknown, or the parts do not go together.
+        If a name or setting is unknown, or head, task and backbone do not go together.
     """
     head_name, task_name = names_of(given.head, given.task)
     task = build_task(task_name, as_settings("task_config", given.task_config), head=head_name)
@@ -209,7 +211,7 @@ def build_task_head(name: str, given: HeadSettings, *, backbone: Backbone, seed:
 
 
 def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
-    """The task of that name, at the level of the head of that name unless told otherwise."""
+    """Build a task; its level is the head's default unless the settings name one."""
     cls = TASKS[name]
     if "level" in inspect.signature(cls).parameters:
         settings.setdefault("level", HEADS[head].default_level)
@@ -218,19 +220,19 @@ def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
 
 
 def head_sizes(name: str, backbone: Backbone, task: Task) -> dict[str, Any]:
-    """Return what the head of that name takes of the backbone's widths and the task's outputs.
+    """Return the sizes (widths of the backbone, outputs of the task) that this head takes.
 
     Raises
     ------
     ConfigError
-        If it gives one number for each sample, and the task needs others.
+        If the task needs several outputs or another level, and the head has no argument for it.
     """
     known, takes_all = parameters_of(HEADS[name])
     outputs = {"n_outputs": task.n_outputs, "level": task.level}
     for key, value in outputs.items():
         if value not in (1, "sequence") and key not in known and not takes_all:
             raise ConfigError(
-                f"The head {name!r} gives one number a sample; the task "
+                f"The head {name!r} gives one number per sample; the task "
                 f"{task.name!r} needs {key}={value!r}. Use head='mlp' or another one."
             )
     sizes = {"single_dim": backbone.single_dim, "pair_dim": backbone.pair_dim, **outputs}
@@ -244,7 +246,7 @@ def head_sizes(name: str, backbone: Backbone, task: Task) -> dict[str, Any]:
 def build_head(
     name: str, settings: Mapping[str, Any], *, backbone: Backbone, task: Task, seed: int
 ) -> Head:
-    """The head of that name, with widths from the backbone and outputs from the task.
+    """Build the head of that name, with widths from the backbone and outputs from the task.
 
     Raises
     ------
@@ -254,6 +256,7 @@ def build_head(
     sizes = head_sizes(name, backbone, task)
     for key in {"single_dim", "pair_dim"} & sizes.keys():
         sizes[key] = Head.check_dim(key, settings.get(key), sizes[key])
+    # initial weights depend on the seed alone, and the process keeps its own generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
@@ -264,12 +267,12 @@ def build_head(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "auto" or a name into a device that is there.
+    """Return the torch device for "auto" or a name.
 
     Raises
     ------
     ConfigError
-        If torch cannot use the device.
+        If the name is unknown, or torch sees no such device.
     """
     if device == "auto":
         # torchrun gives each process a GPU of its own

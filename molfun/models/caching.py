@@ -1,4 +1,4 @@
-"""What of a run is computed once: the features of its samples, and what a frozen part gives."""
+"""Caches of a run: features of its samples, and outputs of the frozen part of the backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def cache_config(
     cache: CacheMode | CacheConfig, folder: str | Path | None, run: RunFolder | None
 ) -> CacheConfig:
-    """A configuration with its folder: as given, or inside that of the run."""
+    """Return the cache settings with a folder: the given one, or one inside the run's folder."""
     config = cache if isinstance(cache, CacheConfig) else CacheConfig(mode=cache)
     if folder is None:
         folder = config.directory
@@ -35,18 +35,20 @@ def cache_config(
 
 
 class RunCaches:
-    """Makes the caches of a run.
+    """Builder of the caches of a run.
 
     Parameters
     ----------
     backbone
-        What runs; which parts of it are frozen is asked each time.
+        Backbone of the run; which parts of it are frozen is looked up at each call, since gradual
+        unfreezing changes it.
     needs
-        What the head reads of it.
+        Outputs of the backbone that the heads read.
     config
         Where entries are kept.
     arithmetic
-        Precision, device and kernels: entries of another kind are not used.
+        Precision, device and kernels; part of every key, so that entries that were computed
+        otherwise are not used.
     """
 
     def __init__(
@@ -56,17 +58,21 @@ class RunCaches:
         self._arithmetic = arithmetic
 
     def reserved_bytes(self) -> int:
-        """Memory that entries may take up, as far as there will be any."""
+        """Return the memory that entries may take up, 0 if this run caches nothing."""
         return self._config.memory_bytes if self._keeps(self._frozen()) else 0
 
     def features(self) -> FeatureCache:
-        """Featurised samples, on disk where the others are."""
+        """Return the cache of featurised samples; it uses the same folder as the other entries."""
         on_disk = self._config.mode in ("auto", "disk")
         folder = self._config.directory if on_disk else None
         return FeatureCache(self._backbone, None if folder is None else Path(folder) / "features")
 
     def outputs(self) -> PrefixCache | None:
-        """Outputs of a frozen backbone, or activations before its first block that trains."""
+        """Return the cache of the frozen part; None if this run caches nothing.
+
+        Entries are the outputs of a backbone that is frozen as a whole, or the activations before
+        its first block that trains.
+        """
         backbone, frozen = self._backbone, self._frozen()
         if not self._keeps(frozen):
             if self._config.mode in ("memory", "disk"):
@@ -76,12 +82,13 @@ class RunCaches:
             return None
         spec = lora.installed_spec(backbone)
         if not frozen.whole and spec is not None and min(spec.blocks or (0,)) >= frozen.n_blocks:
-            spec = None  # no adapter in front
+            spec = None  # all adapters come after the cached activations and cannot change them
         if frozen.whole:
             weights, kept = backbone.state_fingerprint(), self._needs
         else:
             weights = prefix_fingerprint(backbone, frozen.n_blocks)
             kept = (f"before block {frozen.n_blocks}",)
+        # another version of torch may add up in another order, another Molfun featurise differently
         versions = f"torch {torch.__version__} molfun {__version__}"
         about = f"{self._arithmetic} {versions}"
         return make_cache(

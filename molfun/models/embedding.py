@@ -1,4 +1,4 @@
-"""Representations of many samples, in input order, with no work on padding."""
+"""Embed many samples: in input order, batched by length, without work on padding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from molfun.trunk import TrunkOutput
 
 Pooling = Literal["mean", "cls"]
 BATCH_TOKENS = 4096
-"""Residues that go through the model together."""
+"""Residues or atoms per batch."""
 
 
 def embed(
@@ -34,7 +34,7 @@ def embed(
     layer: int = -1,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Any:
-    """Representations of all samples; see `MolfunStructureModel.embed`.
+    """Return the representations of all samples; see `MolfunStructureModel.embed`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def _arrays(
     layer: int,
     batch_tokens: int,
 ) -> list[np.ndarray]:
-    """One array per sample: (length, channels), or (channels,) where pooled."""
+    """Return one array per sample: (length, channels), or (channels,) with pooling."""
     if pooling is not None:
         check_choice("pooling", pooling, get_args(Pooling))
     if batch_tokens < 1:
@@ -90,12 +90,16 @@ def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
         yield from values
         return
     for row, n in zip(values, output.mask.sum(1).tolist(), strict=True):
-        yield row[: int(n)].copy()
+        yield row[: int(n)].copy()  # a view would keep the padded batch in memory
 
 
 def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:
-    """Indices by length, as many together as the budget of residues holds (one at least)."""
+    """Yield batches of indices, shortest samples first, within a budget of residues.
+
+    A sample longer than the budget makes a batch of its own.
+    """
     lengths = [_length(sample) for sample in samples]
+    # samples of similar length share a batch, so that little of it is padding
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     batch: list[int] = []
     used = 0
@@ -115,4 +119,5 @@ def _length(sample: Sample) -> int:
         return n if sample.max_length is None else min(n, sample.max_length)
     if sample.atoms is not None:
         return len(sample.atoms)
+    # features alone tell no length: such a sample fills a batch by itself
     return len(sample.protein) if sample.protein is not None else BATCH_TOKENS

@@ -1,4 +1,4 @@
-"""Energies of a model: another one, which one is used, what fine-tuning does to the others."""
+"""Several energies in one model: add one, choose one, and measure what training does to others."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ logger = logging.getLogger(__name__)
 def add_target(
     model: Any, name: str, *, inherit: str | None, keep_old: bool, unit: str | None
 ) -> Any:
-    """Give a model another energy; see `MolfunStructureModel.add_target`."""
+    """Add an energy to a model; see `MolfunStructureModel.add_target`."""
     _need_energies(model, "add_target")
     model.backbone.add_target(name, unit=unit, inherit=inherit, keep_old=keep_old)
-    model.weights = None  # a checkpoint has to hold what no file does
+    # the new head is in no weight file, so checkpoints must hold the whole backbone
+    model.weights = None
     model.note_base()
     return use_target(model, name)
 
 
 def use_target(model: Any, name: str) -> Any:
-    """Train and predict another energy; see `MolfunStructureModel.use_target`."""
+    """Choose the energy to train and predict; see `MolfunStructureModel.use_target`."""
     _need_energies(model, "use_target")
     (part,) = model.heads
     settings = {**part.head.config_dict, "target": name}
@@ -48,21 +49,21 @@ def _need_energies(model: Any, verb: str) -> None:
 
 
 class Forgetting(Callback):
-    """Errors on an energy that is not trained: of the model as it is now, and after a fit.
+    """Measure the errors on an energy that is not trained, before and after training.
 
     Parameters
     ----------
     model
-        The model that is fitted.
+        The model that will be trained.
     data
         Structures with labels of that energy.
     target
-        Its name; by default the first of the model's.
+        Name of that energy; by default the first of the model.
 
     Attributes
     ----------
     before, after
-        Metrics of `EnergyTask` for what `data` has labels of.
+        Metrics of `EnergyTask` for all quantities that `data` has labels of.
 
     Raises
     ------
@@ -96,7 +97,7 @@ class Forgetting(Callback):
         self.after: dict[str, float] = {}
 
     def on_fit_end(self, history: History) -> None:  # noqa: ARG002
-        """Measure again, and say so."""
+        """Measure again and log both results."""
         self.after = self._measure()
         logger.info("%s", self)
 
@@ -106,7 +107,7 @@ class Forgetting(Callback):
         (part,) = model.heads
         heads = [replace(part, task=self._task)]
         runner = SupervisedRunner(model.backbone, heads, device=model.device)
-        # a loader draws a seed, and the fit has to go on as it would have
+        # iterating a loader draws a seed from torch's generator; the fit must not notice that
         with model.backbone.reading(self.target, **derivatives), torch.random.fork_rng(devices=[]):
             return runner.metrics(runner.evaluate(self._data))
 

@@ -1,4 +1,4 @@
-"""Run a finished model over data sets: inputs prepared as in training, metrics where labels are."""
+"""Run a trained model over data sets: inputs are prepared as in training, labels are measured."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 def runner_of(
     model: AssembledModel, verb: str = "this", heads: Sequence[TaskHead] = ()
 ) -> SupervisedRunner:
-    """The model as a function of a batch, for `verb`; `heads` are used in place of its own."""
+    """Return the runner of a model, with its own heads or with `heads`; `verb` is for errors."""
     found = heads or model.need_heads(verb)
     autocast = functools.partial(arithmetic.autocast, model)
     return SupervisedRunner(model.backbone, found, device=model.device, autocast=autocast)
 
 
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
-    """Predictions for a loader or data set; labels are not looked at."""
+    """Return the predictions for a loader or data set; labels are ignored."""
     watch = trained_on.Watch(_prepared(model, data), model.training_inputs)
     result = runner_of(model).evaluate(watch, labels=False)
     watch.warn()
@@ -49,9 +49,9 @@ def predicted(model: AssembledModel, data: Any) -> Evaluation:
 
 
 def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evaluation]:
-    """Predictions and loss for a loader or data set, and the runner that knows the metrics.
+    """Return predictions and loss for a loader or data set, and the runner that has the metrics.
 
-    All that the data has labels of is predicted meanwhile.
+    Heads predict everything that the data has labels of, such as forces next to energies.
     """
     heads = model.need_heads("this")
     loader = _prepared(model, data)
@@ -59,6 +59,7 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
     known = column_of(getattr(loader, "dataset", None), "targets") is not None
     if isinstance(loader, list) or known:
         heads = tuple(_measured(part, loader) for part in heads)
+    # heads follow these tasks for the time of the measurement, then their own again
     for part in heads:
         part.head.attach(model.backbone, part.task)
     try:
@@ -71,7 +72,7 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
 
 
 def _measured(part: TaskHead, loader: Any) -> TaskHead:
-    """A head with the task that fits the labels of the data."""
+    """Return a head whose task measures all labels of the data."""
     check_labels(part, loader)
     task = part.head.measured(part.task, lambda: part.labels(targets_of(loader)))
     return replace(part, task=task)
@@ -80,7 +81,7 @@ def _measured(part: TaskHead, loader: Any) -> TaskHead:
 def evaluate(
     model: AssembledModel, data: Any, *, bootstrap: int, confidence: float
 ) -> dict[str, float]:
-    """Measure; see `MolfunStructureModel.evaluate`."""
+    """Measure loss and metrics; see `MolfunStructureModel.evaluate`."""
     model.need_heads("evaluate")
     warn_unready(model)
     runner, result = measured(model, data)
@@ -100,7 +101,7 @@ def evaluate(
 
 
 def warn_unready(model: AssembledModel) -> None:
-    """Say why predictions mean nothing yet, where they do not."""
+    """Warn if predictions mean nothing yet, with the reason."""
     if not all(getattr(part.task, "fitted", True) for part in model.heads):
         logger.warning("The head has not been trained: its predictions mean nothing yet.")
     backbone = model.backbone
@@ -110,7 +111,7 @@ def warn_unready(model: AssembledModel) -> None:
 
 
 def _prepared(model: AssembledModel, data: Any) -> Any:
-    """A loader; says so if it brings other representations than the head was trained on."""
+    """Return a loader with the inputs of training, and warn of representations from elsewhere."""
     loader = as_loader(data)
     refuse_nothing(loader)
     trained = model.data_settings
@@ -118,6 +119,7 @@ def _prepared(model: AssembledModel, data: Any) -> Any:
     if model.backbone.checks_quickly:
         model.check(loader)
     known, given = trained.get("representations"), input_settings_of(loader).get("representations")
+    # trained on an embedding file, and predicting from samples: the backbone of now embeds them
     if given is None and known is not None:
         given = model.backbone.state_fingerprint()
     if given != known:

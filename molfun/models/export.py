@@ -1,4 +1,4 @@
-"""Write a model of atoms for other programs."""
+"""Export PET models to TorchScript (ASE, LAMMPS, i-PI) or to a metatrain checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SUFFIXES = (".pt", ".ckpt")
 
 
 def export(model: MolfunStructureModel, path: str | Path) -> None:
-    """Write PET as metatrain has it: for simulation engines, or to train on with metatrain.
+    """Write a PET model in a format of metatrain: for simulation engines, or for more training.
 
-    Adapters are folded into what is written; the model itself stays as it is.
+    Adapters are merged into the written weights; the model itself stays as it is.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
     Raises
     ------
     ConfigError
-        If the backbone or head is another one, or the name has another ending.
+        If the backbone is not PET, the head is not its own, or the file name has another ending.
 
     Examples
     --------
@@ -73,12 +73,12 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Refuse a name that says of no kind of file.
+    """Check that a file name ends in ``.pt`` or ``.ckpt``.
 
     Raises
     ------
     ConfigError
-        Naming the endings.
+        If it has another ending.
     """
     if Path(path).suffix not in SUFFIXES:
         raise ConfigError(
@@ -89,7 +89,7 @@ def check_suffix(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def _merged(backbone: Any) -> Iterator[None]:
-    """Fold adapters in for the time of the block."""
+    """Merge adapters inside a ``with`` block."""
     if lora.installed_spec(backbone) is None or lora.is_merged(backbone):
         yield
         return

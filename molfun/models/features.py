@@ -1,4 +1,4 @@
-"""Features of series by name: those a model was trained on, in that order, or none."""
+"""Match the named features of time series to those that a model was trained on."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from molfun.models.loaders import input_settings_of
 
 logger = logging.getLogger(__name__)
 
+# columns of an array have no names; `molfun.data.series` calls them feature_0, feature_1, ...
 _MADE_UP = re.compile(r"feature_\d+")
 
 
 def feature_names_of(loader: Any) -> list[str] | None:
-    """Names of the features behind a loader; None where it says nothing of them."""
+    """Return the names of the features behind a loader; None if its data set has no such names."""
     names = input_settings_of(loader).get("feature_columns")
     return None if names is None else [str(name) for name in names]
 
 
 def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any:
-    """The loader with the features of training, by name and in their order.
+    """Return the loader with the features of training, chosen by name and in the same order.
 
     Parameters
     ----------
     loader
-        What `as_loader` gave.
+        Result of `as_loader`.
     trained
-        Names of the features the model knows; None where there are none.
+        Names of the features that the model knows; None if it knows none.
     of
-        Whose they are, for messages: "the model".
+        Owner of these names in messages: "the model".
 
     Raises
     ------
     DataError
-        If a feature is missing, or they are in another order in what cannot be put in order.
+        If a feature is missing, or the data has another order and cannot be reordered.
     """
     given = feature_names_of(loader)
     if trained is None or given is None or list(trained) == given:
         return loader
+    # made-up names only count the columns, so they cannot show that two columns are the same
     made_up = [_are_made_up(trained), _are_made_up(given)]
     if any(made_up) and len(trained) == len(given):
         if not all(made_up):
@@ -61,7 +63,7 @@ def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any
 
 
 def _are_made_up(names: Sequence[str]) -> bool:
-    """Return whether they are those that features without names get."""
+    """Return whether the names are those that Molfun gives to features without names."""
     return bool(names) and all(map(_MADE_UP.fullmatch, names))
 
 

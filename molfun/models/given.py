@@ -1,6 +1,6 @@
-"""Data of a user's own: data sets of PyTorch, sequences, pairs and streams, as samples.
+"""Turn a user's own data (PyTorch data sets, sequences, pairs, streams) into samples.
 
-Nothing is iterated that does not say how long it is, and nothing beyond what it says.
+Data without a length is never iterated, and no data beyond its stated length: it may not end.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ TAKEN = (
     "one, a list of Sample, of sequences, of (sequence, number) pairs or of ase.Atoms, or batches: "
     "dicts of the backbone's tensors."
 )
-"""What all verbs of the facade take."""
+"""Advice for errors: the data that `fit`, `predict`, `evaluate` and `embed` accept."""
 NO_DATA = (bytes, Mapping, Set, torch.Tensor, np.ndarray)
-"""What has a length and items, and is no data set."""
+"""Types with a length and items that are no data set."""
+# an upper-case text may be an aligned sequence with gaps; no name of a file looks like that
 _MAY_HAVE_GAPS = re.compile(r"[A-Z.*-]+")
 LONGEST_PATH = 4096
-"""Longer texts are no paths."""
+"""Longer texts are no paths (``PATH_MAX`` of Linux), and ``os.path.isfile`` need not be asked."""
 
 
 class GivenSamples:
-    """Samples made of the items of a list or of a map-style data set, for a ``DataLoader``.
+    """Samples from the items of a list or map-style data set, for a ``DataLoader``.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class GivenSamples:
     def __init__(self, items: Any) -> None:
         self._items = items
         self._length = length_of(items) or 0
-        # what a user's data set draws at random is drawn under the seed of the run
+        # items of a list are fixed; a user's data set may draw at random and is seeded per item
         self.draws_nothing = isinstance(items, list | tuple)
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ class GivenSamples:
 
     @property
     def default_batch_size(self) -> int:
-        """Samples per batch where no loader says otherwise, for sequences as in their data set."""
+        """Samples per batch without a loader; for sequences that of `SequenceDataset`."""
         return 1 if self[0].sequence is None else Sequences.default_batch_size
 
     def __getitem__(self, index: int) -> Sample:
@@ -77,25 +78,29 @@ class GivenSamples:
 
     @cached_property
     def _known(self) -> list[tuple[str, Any]]:
+        # labels of random data sets must be the same whenever they are read, see `same_draws`
         with same_draws():
             samples = map(self.__getitem__, range(len(self)))
             return [(sample.id, sample.target) for sample in samples]
 
     @property
     def ids(self) -> list[str]:
-        """Ids in order; those that the data set lists, if it does."""
+        """Ids in order: the data set's attribute ``ids`` if it has one, else those of its items."""
         found = listed(self._items, "ids")
         return [name for name, _ in self._known] if found is None else list(map(str, found))
 
     @property
     def targets(self) -> list[Any]:
-        """Labels in order, None where there is none; those that the data set lists, if it does."""
+        """Labels in order, None for a missing one: attribute ``targets``, else from the items."""
         found = listed(self._items, "targets")
         return [target for _, target in self._known] if found is None else found
 
 
 def listed(data: Any, name: str) -> list[Any] | None:
-    """Return an attribute that covers all samples of a data set, such as ``ids``, or None."""
+    """Return an attribute with one value per sample, such as ``ids``; None if there is none.
+
+    An attribute of another length (of the classes, say) means something else and is not used.
+    """
     values = getattr(data, name, None)
     if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
         return None
@@ -106,14 +111,17 @@ def listed(data: Any, name: str) -> list[Any] | None:
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
-    """Draw the same each time: a resumed run has to find the labels of the run it continues."""
+    """Seed all generators for a block, and restore them afterwards.
+
+    A resumed run has to find the labels of the run it continues, even if a data set draws them.
+    """
     with kept_generators():
         seed_everything(0)
         yield
 
 
 class GivenBatches(Sequence[Any]):
-    """Batches that a map-style data set gives as its items.
+    """Sequence of batches over a map-style data set whose items are batches.
 
     Parameters
     ----------
@@ -135,14 +143,17 @@ class GivenBatches(Sequence[Any]):
 
 
 class Bounded:
-    """Batches up to the length that is said, since there may be no end; errors name the batch.
+    """Iterable over the batches of a loader that refuses more or fewer than its ``len``.
+
+    Errors of the loader name the number of the batch.
 
     Parameters
     ----------
     loader
         An iterable of batches with a length.
     spare
-        Batches that may come beyond it: workers of a loader end with a part of a batch each.
+        Number of further batches to accept: over a stream, each worker of a loader may end with an
+        incomplete batch.
     """
 
     def __init__(self, loader: Any, spare: int = 0) -> None:
@@ -152,7 +163,7 @@ class Bounded:
         return length_of(self._loader) or 0
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_loader":  # not there yet where a copy is made
+        if name == "_loader":  # copy and pickle ask before __init__ ran; without this, endlessly
             raise AttributeError(name)
         return getattr(self._loader, name)
 
@@ -179,7 +190,7 @@ def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
         return next(batches, _END)
     except MolfunError:
         raise
-    except Exception as error:  # of a data set or collate_fn of the user
+    except Exception as error:  # a user's code may raise anything; the number leads to the cause
         advice = ""
         if getattr(loader, "collate_fn", None) is default_collate:
             advice = (
@@ -191,12 +202,12 @@ def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
 
 
 def length_of(data: Any) -> int | None:
-    """What ``len`` says; None where there is no length.
+    """Return the length of data; None if it has none.
 
     Raises
     ------
     DataError
-        If it says something that is no length.
+        If ``len`` fails or returns no valid length.
     """
     if not hasattr(type(data), "__len__"):
         return None
@@ -205,7 +216,7 @@ def length_of(data: Any) -> int | None:
     except NotImplementedError:
         return None
     except TypeError as error:
-        # that of a class without one: a DataLoader over a stream, torch's Dataset
+        # DataLoader and torch's Dataset define __len__ and raise this over data without a length
         if "has no len" in str(error):
             return None
         raise DataError(f"{_name(data)} has no usable length: {_with_type(error)}") from error
@@ -216,19 +227,19 @@ def length_of(data: Any) -> int | None:
 
 
 def is_map_style(data: Any) -> bool:
-    """Return whether items are asked for by number, and there is a number of them."""
+    """Return whether data has a length and items by index (a frame of pandas has not)."""
     if isinstance(data, (*NO_DATA, str, IterableDataset)) or hasattr(data, "iloc"):
         return False
     return hasattr(type(data), "__getitem__") and length_of(data) is not None
 
 
 def item_of(data: Any, index: int) -> Any:
-    """One item of a map-style data set.
+    """Return one item of a map-style data set.
 
     Raises
     ------
     DataError
-        Naming the item, whatever went wrong in reading it.
+        Naming the item, for any error of the data set.
     """
     try:
         return data[index]
@@ -247,12 +258,12 @@ def item_of(data: Any, index: int) -> Any:
 
 
 def as_sample(item: Any, index: int, source: Any) -> Sample:
-    """One sample of an item of a user's data set.
+    """Return the item of a user's data set as a `Sample`.
 
     Raises
     ------
     DataError
-        If the item is none, with what is taken.
+        If no sample can be made of it; the text lists what is accepted.
     """
     if isinstance(item, Sample):
         return item
@@ -275,12 +286,12 @@ def as_sample(item: Any, index: int, source: Any) -> Sample:
 
 
 def refuse_path(text: str | os.PathLike[str]) -> None:
-    """Refuse the path of a file in place of a sequence, with what reads it.
+    """Refuse the path of a file in place of a sequence, and name the reader for it.
 
     Raises
     ------
     DataError
-        If it ends like the name of such a file, or is that of any file.
+        If the text ends like a data file, or is the path of an existing file.
     """
     path = os.fspath(text)
     if isinstance(text, str) and (text.isalpha() or len(text) > LONGEST_PATH):
@@ -294,7 +305,7 @@ def refuse_path(text: str | os.PathLike[str]) -> None:
 
 
 def _reader_of(name: str) -> str:
-    """Return what reads a file of that name; empty where no kind of data does."""
+    """Return the name of the function that reads such files; empty if there is none."""
     readers = {end: how for kind in DATASETS for end, how in DATASETS[kind].readers.items()}
     return next((how for end, how in readers.items() if name.endswith(end)), "")
 
@@ -308,14 +319,14 @@ def is_pair(item: Any) -> bool:
 
 
 def is_sample_like(item: Any) -> bool:
-    """Return whether one sample can be made of an item."""
+    """Return whether an item is a sample, or is meant as one and will be refused with a reason."""
     texts = isinstance(item, list | tuple) and len(item) == 2
-    texts = texts and all(isinstance(x, str) for x in item)  # to be refused with a reason
+    texts = texts and all(isinstance(x, str) for x in item)  # `as_sample` refuses these pairs
     return isinstance(item, Sample | str) or is_pair(item) or texts
 
 
 def is_batch(item: Any) -> bool:
-    """Return whether an item is a batch by itself."""
+    """Return whether an item is a whole batch."""
     if isinstance(item, SampleBatch | Mapping):
         return True
     if not (isinstance(item, list | tuple) and item):
@@ -325,12 +336,12 @@ def is_batch(item: Any) -> bool:
 
 
 def read_stream(data: Any) -> list[Any]:
-    """Items of an ``IterableDataset`` that says how many it has.
+    """Return the items of an ``IterableDataset`` that has a length.
 
     Raises
     ------
     DataError
-        If it does not say, or has fewer.
+        If it has no length, or ends before it.
     """
     n = length_of(data)
     if n is None:
@@ -348,7 +359,7 @@ def read_stream(data: Any) -> list[Any]:
 
 
 def no_end(data: Any) -> DataError:
-    """The error for what may have no end."""
+    """Return the error for data that has no length and may not end."""
     return DataError(
         f"{_name(data)} has no length and may have no end. Give a list of its items, if they end, "
         f"or a data set with __len__ and __getitem__."
@@ -356,7 +367,7 @@ def no_end(data: Any) -> DataError:
 
 
 def refused(data: Any) -> DataError:
-    """The error for what cannot be used."""
+    """Return the error for data of a type that is not accepted."""
     if isinstance(data, os.PathLike):
         refuse_path(data)
     if hasattr(data, "iloc"):

@@ -1,4 +1,4 @@
-"""What `fit`, `predict` and `evaluate` take: loaders, data sets, batches, and what is in them."""
+"""Turn the data arguments of `fit`, `predict` and `evaluate` into loaders, and read these."""
 
 from __future__ import annotations
 
@@ -45,12 +45,15 @@ def is_many(data: Any) -> bool:
 
 
 def as_loader(data: Any, *, shuffle: bool = False) -> Any:
-    """A loader as it is; a dataset as a loader of single samples; one sample or batch as a list.
+    """Return data as an iterable of batches with a length.
+
+    A loader stays as it is, a data set becomes a ``DataLoader`` with its default batch size, and a
+    single sample or batch a list.
 
     Raises
     ------
     ConfigError
-        If a ``DataLoader`` puts samples together by PyTorch's own function.
+        If a ``DataLoader`` of samples has PyTorch's default ``collate_fn``.
     DataError
         If the data is of another kind, has no length, or none of its items is a sample or a batch.
     """
@@ -70,19 +73,19 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
 
 
 def refuse_nothing(loader: Any) -> None:
-    """Refuse data without a sample, which is rather a filter or a path that is wrong.
+    """Refuse empty data: most often a filter or a path is wrong.
 
     Raises
     ------
     DataError
-        If there is no sample or batch in it.
+        If it holds no sample or batch.
     """
     if given.length_of(loader) == 0:
         raise DataError("The data is empty: there are no samples in it.")
 
 
 def _checked_loader(loader: Any) -> Any:
-    """A loader that has a length and gives what can be used; one over a stream ends with it."""
+    """Return a loader whose length and ``collate_fn`` are usable; over a stream, a bounded one."""
     if given.length_of(loader) is None:
         raise given.no_end(loader)
     if not isinstance(loader, DataLoader):
@@ -95,7 +98,7 @@ def _checked_loader(loader: Any) -> Any:
 
 
 def _check_collate(dataset: Any) -> None:
-    """Refuse samples in a loader that puts things together by PyTorch's own function."""
+    """Refuse a loader of samples with PyTorch's default ``collate_fn``, which cannot batch them."""
     known = collate_of(dataset) is not None
     if not known and not given.is_map_style(dataset):
         return
@@ -112,7 +115,8 @@ def _check_collate(dataset: Any) -> None:
 
 
 def _as_samples(data: Any) -> Any:
-    """Data that makes no batches itself, as a data set that does, or as batches."""
+    """Return data without a ``collate_fn`` as a data set of samples, or as batches."""
+    # a text is one sequence; as an iterable it would be one sample per letter
     if isinstance(data, str):
         return given.GivenSamples([data])
     if isinstance(data, IterableDataset):
@@ -123,7 +127,7 @@ def _as_samples(data: Any) -> Any:
 
 
 def _of_stream(data: Any) -> Any:
-    """Batches that can only be iterated over."""
+    """Return an iterable of batches that has no items by index."""
     is_stream = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     if not is_stream or isinstance(data, given.NO_DATA) or hasattr(data, "iloc"):
         raise given.refused(data)
@@ -133,7 +137,7 @@ def _of_stream(data: Any) -> Any:
 
 
 def _of_items(data: Any) -> Any:
-    """A list or map-style data set whose items are samples or batches."""
+    """Return a list or map-style data set as a data set of samples, or as batches."""
     if not given.length_of(data):
         return data if isinstance(data, list) else []
     first = given.item_of(data, 0)
@@ -143,12 +147,12 @@ def _of_items(data: Any) -> Any:
     if any(given.is_batch(item) for item in listed):
         return data if isinstance(data, list) else given.GivenBatches(data)
     samples = given.GivenSamples(data)
-    samples[0]  # refused before anything else is looked at
+    samples[0]  # raises for an item that is no sample, before anything else is computed
     return samples
 
 
 def from_items(data: Any) -> Any:
-    """Items of a kind of data, such as ``ase.Atoms``, as its data set; anything else as it is."""
+    """Return items of a registered kind of data (``ase.Atoms``) as a data set; others unchanged."""
     found = _items_of_a_kind(data)
     if found is None:
         return data
@@ -157,7 +161,7 @@ def from_items(data: Any) -> Any:
 
 
 def _items_of_a_kind(data: Any) -> tuple[DataKind, Sequence[Any]] | None:
-    """The kind of data whose items are in a list, or of which this is one; None for others."""
+    """Return a kind of data and its items, for one such item or a list of them; else None."""
     for kind in (DATASETS[name]() for name in DATASETS):
         items = [data] if kind.holds(data) else data
         if isinstance(items, list | tuple) and items and all(map(kind.holds, items)):
@@ -166,13 +170,13 @@ def _items_of_a_kind(data: Any) -> tuple[DataKind, Sequence[Any]] | None:
 
 
 def collate_of(data: Any) -> Any:
-    """How a data set, or those in torch's Subset and ConcatDataset, make batches; else None."""
+    """Return the ``collate_fn`` of a data set, also inside torch's Subset and ConcatDataset."""
     parts = [getattr(part, "collate_fn", None) for part in parts_of(data)]
     return None if None in parts else parts[0]
 
 
 def parts_of(data: Any) -> list[Any]:
-    """The data sets that torch's Subset and ConcatDataset are around, however deep."""
+    """Return the data sets inside torch's Subset and ConcatDataset, at any depth."""
     if isinstance(data, Subset):
         return parts_of(data.dataset)
     if isinstance(data, ConcatDataset):
@@ -181,7 +185,7 @@ def parts_of(data: Any) -> list[Any]:
 
 
 def column_of(data: Any, name: str) -> list[Any] | None:
-    """Return what a data set says of all its samples, as ``ids``; None where it says nothing."""
+    """Return an attribute with one value per sample, also through Subset and ConcatDataset."""
     if isinstance(data, Subset):
         values = column_of(data.dataset, name)
         return None if values is None else [given.item_of(values, int(i)) for i in data.indices]
@@ -192,7 +196,7 @@ def column_of(data: Any, name: str) -> list[Any] | None:
 
 
 def targets_of(loader: Any) -> list[Any]:
-    """Labels of a training set, in the order of the data set (not of the shuffled loader)."""
+    """Return the labels behind a loader in the order of its data set, even if it shuffles."""
     dataset = getattr(loader, "dataset", None)
     targets = column_of(dataset, "targets")
     if targets is not None:
@@ -202,7 +206,7 @@ def targets_of(loader: Any) -> list[Any]:
 
 
 def _in_order(loader: Any) -> Iterable[Any]:
-    """Batches of a loader that may shuffle, in the order of its data set."""
+    """Return the batches of a loader in the order of its data set, without shuffling."""
     if not isinstance(loader, DataLoader):
         return loader
     size, collate = loader.batch_size or 1, loader.collate_fn
@@ -210,7 +214,7 @@ def _in_order(loader: Any) -> Iterable[Any]:
 
 
 def all_samples(data: Any) -> list[Sample]:
-    """Samples of all that `as_loader` takes, in input order.
+    """Return the samples of any data that `as_loader` takes, in input order.
 
     Raises
     ------
@@ -231,16 +235,16 @@ def all_samples(data: Any) -> list[Sample]:
 
 
 def check_labels(head: TaskHead, data: Any, targets: Sequence[Any] | None = None) -> None:
-    """Find labels that the task of a head cannot use before the first epoch.
+    """Check that the task of a head can use all labels, before the first epoch.
 
     Parameters
     ----------
     head
-        Its task has seen the training labels, or needs not to.
+        Head whose task has learned the training labels, or need not learn them.
     data
         A loader, or a list of batches; None has no labels.
     targets
-        Its labels, where they are at hand.
+        Labels of `data`, if they were read already.
 
     Raises
     ------
@@ -269,7 +273,7 @@ def check_labels(head: TaskHead, data: Any, targets: Sequence[Any] | None = None
 
 
 def _names_of(data: Any) -> list[str]:
-    """Ids, places and the name of the label, as far as a data set knows them."""
+    """Return names of the samples for messages: id, file and label column if they are known."""
     dataset = getattr(data, "dataset", None)
     ids, places = column_of(dataset, "ids") or [], column_of(dataset, "origins")
     key = input_settings_of(data).get("target_key")
@@ -281,7 +285,7 @@ def _names_of(data: Any) -> list[str]:
 
 
 def check_sizes(head: TaskHead, *data: Any) -> None:
-    """Refuse labels of residues, atoms or pairs that are more or fewer than the sample has.
+    """Check that labels per residue, atom or pair are as many as the sample has of these.
 
     Raises
     ------
@@ -308,7 +312,7 @@ def _has_parts(sample: Sample) -> bool:
 
 
 def _wrong_size(head: TaskHead, sample: Sample) -> str | None:
-    """How many labels a sample has for how many residues or atoms; None where it fits."""
+    """Return a message with the numbers of labels and residues or atoms; None if they agree."""
     task, label = head.task, head.label(sample.target)
     if is_missing(label):
         return None
@@ -324,13 +328,13 @@ def _wrong_size(head: TaskHead, sample: Sample) -> str | None:
 
 
 def _length(target: Any) -> tuple[int, ...]:
-    """Labels in a list or text of them; () for a single one, or for labels by name."""
+    """Return the number of labels in a list or text as a shape; () for a single label or a dict."""
     many = hasattr(target, "__len__") and not isinstance(target, Mapping)
     return (len(target),) if many and getattr(target, "ndim", None) != 0 else ()
 
 
 def label_texts(targets: Sequence[Any]) -> list[str]:
-    """Labels as text that is the same for equal labels."""
+    """Return each label as text; equal labels give equal texts, whatever their type."""
     return [repr(float("nan") if t is None else _plain(t)) for t in targets]
 
 
@@ -341,7 +345,7 @@ def _plain(target: Any) -> Any:
 
 
 def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
-    """Samples of data sets, of parts of them, of loaders over these, and of lists of batches.
+    """Yield the samples of data sets, subsets, loaders over these, and lists of batches.
 
     A data set whose first item is no sample is not read any further.
     """
@@ -362,7 +366,7 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
 def fit_inputs(backbone: Backbone, heads: Sequence[TaskHead], loader: Any) -> None:
     """Let the backbone learn the scale of its inputs from a training set.
 
-    Labels are those of the head that is a part of the backbone, if there is one.
+    If one of the heads is a part of the backbone (PET's energies), the samples carry its labels.
     """
     own = backbone.own_head if isinstance(backbone, OwnHeads) else None
     label = next((part.label for part in heads if part.head_name == own), None)
@@ -373,7 +377,7 @@ def fit_inputs(backbone: Backbone, heads: Sequence[TaskHead], loader: Any) -> No
 
 
 def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
-    """Samples of a loader, also of one that gives dicts of the backbone's tensors."""
+    """Yield the samples of a loader; dicts of the backbone's tensors are split into samples."""
     found = False
     for sample in samples_of([loader]):
         found = True
@@ -386,7 +390,7 @@ def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
 
 
 def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:
-    """Return what a run was trained and validated on, as plain values."""
+    """Describe training and validation data in plain values, to be compared when a run resumes."""
     validation = None
     if val is not None:
         validation = digest([*ids_of(val), *label_texts(targets_of(val))])
@@ -403,12 +407,12 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
 
 
 def ids_of(loader: Any) -> list[str]:
-    """Ids of the samples behind a loader, as far as it has any."""
+    """Return the ids of the samples behind a loader; empty if its data set has none."""
     return list(map(str, column_of(getattr(loader, "dataset", None), "ids") or []))
 
 
 def input_settings_of(loader: Any) -> dict[str, Any]:
-    """How the data behind a loader prepares its inputs; of several data sets, the first's."""
+    """Return the settings with which the data prepares its inputs; of several sets, the first's."""
     parts = parts_of(getattr(loader, "dataset", None))
     found = [dict(getattr(part, "input_settings", {})) for part in parts]
     names = sorted({name for part in found for name in part})

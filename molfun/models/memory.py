@@ -1,4 +1,4 @@
-"""Whether a step on the longest sample fits into memory, before the first one."""
+"""Plan the memory of a training step on the longest sample, before the first step."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from molfun.text import megabytes
 logger = logging.getLogger(__name__)
 
 SHARE = 0.9
-"""Part of the free memory that a step may be planned to take."""
+"""Part of the free memory that a planned step may take; the model of its peak is not exact."""
 BYTES_A_WEIGHT = 16
-"""Of each weight that trains: its gradient, two moments of AdamW and the average."""
+"""Bytes per trainable weight in float32: gradient, two moments of AdamW, moving average."""
 
 
 def plan(
     backbone: Backbone, loader: Any, device: torch.device, *, trained: int, reserved: int = 0
 ) -> None:
-    """Let the backbone choose how it keeps activations, and say what to lower if nothing fits.
+    """Let the backbone choose which activations it keeps, and warn if no choice fits.
 
     Parameters
     ----------
     backbone
         Set up for training.
     loader
-        The training data; what is no list of samples is left alone.
+        The training data; nothing is planned for data that is not made of samples.
     device
-        Where the step runs.
+        Device of the step.
     trained
         Number of weights that train.
     reserved
@@ -82,9 +82,9 @@ def _advice(found: MemoryPlan, size: int) -> str:
 
 
 def heaviest_batch(loader: Any) -> tuple[Sample | None, int, int]:
-    """A sample of the batch that takes most, its residues, and how many there are of that length.
+    """Return the longest sample of the heaviest batch, its length, and the size of that batch.
 
-    None instead of a sample where the data tells no lengths.
+    The sample is None if lengths are not known.
     """
     dataset = loader.dataset if isinstance(loader, DataLoader) else loader
     samples: Any = dataset
@@ -109,7 +109,7 @@ def _length(sample: Sample) -> int:
 
 
 def largest_batch(loader: Any) -> int:
-    """Samples in the largest batch."""
+    """Return the number of samples in the largest batch."""
     if isinstance(loader, DataLoader):
         if loader.batch_size is not None:
             return int(loader.batch_size)

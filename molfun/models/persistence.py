@@ -1,4 +1,4 @@
-"""Checkpoints of a model: what goes into them, whether one fits, and the way back."""
+"""Save a model as a checkpoint, check whether a checkpoint matches a model, and load it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def rebase(model: AssembledModel, weights: Path | None) -> None:
-    """Let trained weights be the base, as they were written to `weights`."""
+    """Make the trained weights, written to the file `weights`, the base of later checkpoints."""
     model.backbone.mark_trained()
     model.random_base = False
     model.weights = None if weights is None else base_weights.as_given(weights)
@@ -51,6 +51,7 @@ def save(model: AssembledModel, folder: Path) -> None:
     model.need_heads("save")
     base_weights.refuse_own(model.weights, [folder])
     backbone = model.backbone
+    # merged adapters would be part of the backbone's weights, and no longer a separate adapter
     with lora.unmerged(backbone):
         adapted = lora.installed_spec(backbone) is not None
         portable.write_checkpoint(
@@ -75,7 +76,7 @@ def _describe(model: AssembledModel, folder: Path) -> portable.Meta:
         heads=[_describe_head(part) for part in model.heads],
         strategy=None if model.strategy is None else model.strategy.to_dict(),
         whole_trunk=model.weights is None,
-        # an undefined metric is NaN, which JSON has no word for
+        # drop undefined metrics: they are NaN, which JSON cannot express
         result={k: v for k, v in model.result.items() if v == v},
         data={
             **model.data_settings,
@@ -100,7 +101,7 @@ def _describe_head(part: TaskHead) -> portable.HeadMeta:
 
 
 def _trunk_to_save(model: AssembledModel) -> dict[str, torch.Tensor]:
-    """Everything where the base came from no file, else what differs from the base."""
+    """Return all weights if the base came from no file, else those that differ from the base."""
     if model.weights is None:
         return model.backbone.base_state_dict(whole=True)
     tensors = model.backbone.base_state_dict()
@@ -133,6 +134,8 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
         _load_trunk(model, folder / portable.TRUNK, trunk, whole=meta.whole_trunk)
     if (folder / portable.ADAPTER).is_dir():
         lora.load_adapter(model.backbone, folder / portable.ADAPTER)
+    # after the adapters: `setup` injects none where equal ones are installed; it sets what trains
+    # if training goes on
     if meta.strategy is not None:
         FinetuneStrategy.from_dict(meta.strategy).setup(model)
     if model.head is not None:
@@ -173,7 +176,7 @@ def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> Non
 
 
 def _named(heads: Sequence[portable.HeadMeta]) -> dict[str, Any]:
-    """Return what a checkpoint and a model have to agree on of each head."""
+    """Return what must be equal between the heads of a checkpoint and those of a model."""
     return {
         f"{one.name} {key}".strip(): value
         for one in heads
@@ -201,7 +204,11 @@ def _short(value: Any) -> str:
 def _check_untrained(
     model: AssembledModel, folder: Path, trunk: Mapping[str, torch.Tensor]
 ) -> None:
-    """Refuse where training of this model would show through what the checkpoint leaves out."""
+    """Refuse a model that was trained where the checkpoint holds no weights.
+
+    A checkpoint leaves out what equals the base, so such weights of the model would stay as they
+    are and be mixed with those of the checkpoint.
+    """
     present = tensor_digests(model.backbone.base_state_dict())
     kept = [n for n, d in present.items() if d != model.base_digests[n] and n not in trunk]
     adapters = lora.installed_spec(model.backbone) is not None
@@ -249,7 +256,7 @@ def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
 def from_checkpoint(
     cls: type[Model], folder: Path, *, weights: str | Path | None, **options: Any
 ) -> Model:
-    """Build the model a checkpoint describes, on the first base weights that fit, and load it.
+    """Build the model that a checkpoint describes, on the first matching base weights, and load it.
 
     Raises
     ------
@@ -278,7 +285,7 @@ def from_checkpoint(
             )  # fmt: skip
         _warn_of_random_base(model, folder)
         return model
-    raise problems[0]
+    raise problems[0]  # about the path from training, which is the one a user knows
 
 
 def _described(
@@ -288,7 +295,7 @@ def _described(
     base: Path | base_weights.Stored,
     **options: Any,
 ) -> Model:
-    """The model that a checkpoint describes, on these base weights, not yet loaded."""
+    """Build the model that a checkpoint describes on these base weights, without loading it."""
     with portable.building(folder, base if isinstance(base, Path) else None):
         backbone = BACKBONES[meta.backbone["name"]]
         return cls(
@@ -301,7 +308,7 @@ def _described(
 
 
 def _heads_of(meta: portable.Meta) -> dict[str, Any]:
-    """Arguments of the model that build the heads of a checkpoint."""
+    """Return the model's arguments that build the heads of a checkpoint."""
     described = {
         one.name: {
             "head": one.head["name"],

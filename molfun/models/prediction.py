@@ -1,4 +1,4 @@
-"""Predictions of a model: for one batch with its representations, or for any number of samples."""
+"""Predict: one batch together with its representations, or any number of samples."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from molfun.training.task_head import TaskHead, joined_needs
 
 
 class Prediction(dict[str, Any]):
-    """What `MolfunStructureModel.predict` gives; a dict.
+    """Dict that `MolfunStructureModel.predict` returns.
 
     Keys: ``ids`` (list), ``prediction`` ((n,) float64 tensor on the CPU, in the units of the
-    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`). Of several
-    heads each has such a dict of its own under its name.
+    labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`). With several
+    heads, the predictions of each are a dict under its name.
     """
 
     def put(self, part: TaskHead, predictions: Sequence[np.ndarray]) -> None:
-        """Add what a head predicts, one array per sample."""
+        """Add the predictions of a head, one array per sample."""
         found = part.task.present(predictions)
         self.update({part.name: found} if part.name else found)
 

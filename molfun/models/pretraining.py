@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 DEFAULT = FullFinetune(
     lr=4e-4, lr_head=4e-4, lr_embedder=4e-4, layer_lr_decay=1.0, warmup_ratio=0.05
 )
-"""Everything trains at one rate, the one of ESM-2's own pre-training."""
+"""Default strategy: all weights train at 4e-4, the rate of ESM-2's own pre-training."""
 
 
 class Pretraining(nn.Module):
-    """A backbone with an objective in the place of a head, for strategies to work on.
+    """A backbone with an objective in place of a head, so that strategies apply to it unchanged.
 
     Parameters
     ----------
     backbone, objective
-        The parts.
+        Parts of the model; the objective becomes the attribute ``head``.
     """
 
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
@@ -53,12 +53,12 @@ class Pretraining(nn.Module):
 
 
 def refuse_adapters(backbone: Backbone) -> None:
-    """Refuse a backbone with adapters, whose own weights no pre-training would write.
+    """Refuse a backbone with adapters: pre-training saves the backbone's own weights only.
 
     Raises
     ------
     RunError
-        If it carries any.
+        If the backbone carries adapters.
     """
     if lora.installed_spec(backbone) is not None:
         raise RunError(
@@ -78,7 +78,7 @@ def run(
     if strategy.adds_adapters:
         raise ConfigError(
             f"Pre-training writes the backbone's own weights, and {strategy.name!r} trains "
-            f"adapters beside them. Use full or partial."
+            f"adapters next to them. Use full or partial."
         )
     backbone = model.backbone
     cls = OBJECTIVES[objective_name]
@@ -86,7 +86,7 @@ def run(
     fit_inputs(backbone, (), job.train)
     objective.check(backbone)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
+        torch.manual_seed(job.seed)  # the objective's own weights depend on the seed alone
         objective.build(backbone)
     job.set_up(Pretraining(backbone, objective.to(job.device)), strategy)
     runner = ObjectiveRunner(backbone, objective, device=job.device, autocast=job.fabric.autocast)
@@ -114,7 +114,9 @@ def run(
 
 
 def save_weights(backbone: Backbone, path: Path) -> None:
-    """Write the weights of a backbone as a file that ``weights=`` reads."""
+    """Write the weights of a backbone to a file that the argument ``weights`` reads."""
+    # weights that the base file lacked were random until now, and are part of the identity from
+    # here on; see `Backbone.mark_trained`
     backbone.mark_trained()
     metadata: Mapping[str, str] = {
         "backbone": backbone.name,

@@ -1,4 +1,7 @@
-"""The guide's configuration of time-series runs: sections, from YAML or a dict, with overrides."""
+"""Configuration of time-series runs in sections (``encoder``, ``task``, ``training`` ...).
+
+Read from YAML or a dict, with overrides, for the modules in `molfun.lightning`.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ PRETRAIN = ("encoder", "ssl", "optimizer", "scheduler", "data", "training")
 FINETUNE = ("encoder", "task", "training", "optimizer", "scheduler", "data")
 SECTIONS = (*dict.fromkeys((*PRETRAIN, *FINETUNE)),)
 NAMED_SECTIONS = ("encoder", "ssl", "optimizer", "scheduler")
-"""Sections that a single name may stand for."""
+"""Sections that may be given as a single name: ``encoder: gru_d``."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-"""Numbers that YAML 1.1 reads as text, such as 1e-3."""
+"""Numbers that YAML 1.1 reads as text because they lack a point, such as 1e-3."""
 
 
 class OptimizerSettings(Settings):
-    """Section ``optimizer``; `momentum` is of sgd alone."""
+    """Section ``optimizer``; only sgd uses `momentum`."""
 
     name: str = "adamw"
     lr: float = 1e-3
@@ -41,18 +44,18 @@ class OptimizerSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Section ``data``: whether values are brought to mean 0 and deviation 1.
+    """Section ``data``: whether values are standardised to mean 0 and deviation 1.
 
-    None does so in pre-training, and in fine-tuning as it was in pre-training.
+    None standardises in pre-training; fine-tuning then does as the pre-training before it.
     """
 
     standardize: bool | None = None
 
 
 class TrainerSettings(Settings):
-    """What section ``training`` holds for the Trainer and the loaders; the modules ignore it.
+    """Settings in section ``training`` for Lightning's Trainer and the loaders.
 
-    `trainer_options` makes arguments of ``Trainer`` of it.
+    The modules ignore them; `trainer_options` returns those that are arguments of ``Trainer``.
     """
 
     max_epochs: int | None = None
@@ -64,7 +67,7 @@ class TrainerSettings(Settings):
 
     @property
     def trainer_options(self) -> dict[str, Any]:
-        """Arguments of ``lightning.pytorch.Trainer``.
+        """Arguments for ``lightning.pytorch.Trainer``.
 
         Examples
         --------
@@ -81,15 +84,15 @@ class TrainingSettings(TrainerSettings):
     Parameters
     ----------
     freeze_encoder, unfreeze_epoch
-        True and None train the head alone; with a number N, the encoder trains from epoch N on
-        (from 0); False trains both from the start.
+        True with None trains only the head; True with a number N trains the encoder too, from
+        epoch N on (the first is 0); False trains both from the start.
     class_weight
-        ``"balanced"`` or one number a class.
+        ``"balanced"`` or one number per class.
     label_smoothing
-        Of binary and multiclass tasks.
+        For binary and multiclass tasks.
     early_stopping_patience, early_stopping_monitor, early_stopping_mode
-        Stop after so many epochs without a better value; None of the first two never stops. The
-        mode is that of the metric, unless it is given.
+        Stop after this many epochs without a better value of the monitored metric; if patience or
+        monitor is None, never stop early. The mode defaults to that of the metric.
     """
 
     freeze_encoder: bool = True
@@ -102,19 +105,19 @@ class TrainingSettings(TrainerSettings):
 
 
 class TaskSettings(Settings):
-    """Section ``task``, but for what the head takes besides.
+    """Section ``task``, without the further arguments of the head.
 
     Parameters
     ----------
     task_type, task_name
-        Registered name of the task, and what you call it.
+        Registered name of the task, and a name of your choice.
     n_classes
-        Of multiclass and multilabel tasks.
+        For multiclass and multilabel tasks.
     head_type, hidden_dims, dropout, pooling
-        The head; a linear one has no use for hidden layers and dropout.
+        The head; a linear one ignores `hidden_dims` and `dropout`.
     loss, standardize_labels
-        Of regression: ``"mse"``, ``"mae"`` or ``"huber"``, and whether the loss is in deviations of
-        the labels instead of their units.
+        For regression: ``"mse"``, ``"mae"`` or ``"huber"``, and whether the loss is computed on
+        standardised labels instead of in their units.
     """
 
     task_type: str
@@ -130,7 +133,7 @@ class TaskSettings(Settings):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """A checked configuration of pre-training."""
+    """A validated configuration of pre-training."""
 
     encoder: dict[str, Any]
     ssl: dict[str, Any]
@@ -139,12 +142,12 @@ class PretrainConfig:
     data: DataSettings
     training: TrainerSettings
     plain: dict[str, Any]
-    """All of it as it was given, in plain values."""
+    """The whole configuration in plain values, as it was given."""
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A checked configuration of fine-tuning."""
+    """A validated configuration of fine-tuning."""
 
     encoder: dict[str, Any]
     task: TaskSettings
@@ -154,16 +157,16 @@ class FinetuneConfig:
     data: DataSettings
     plain: dict[str, Any]
     head: dict[str, Any] = field(default_factory=dict)
-    """Further keys of the section ``task``, which the head takes."""
+    """Keys of the section ``task`` that are arguments of the head."""
 
 
 def load_config(
     source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read and check the configuration of a module.
+    """Read and validate the configuration of a module.
 
-    A section may be a single name: of a file in a folder of that section beside `source`
-    (``encoder: mine`` is ``encoder/mine.yaml``), or else of a registered part with its defaults.
+    A section may be a single name. ``encoder: mine`` stands for the file ``encoder/mine.yaml`` next
+    to `source` if there is one, else for the registered encoder of that name with its defaults.
 
     Parameters
     ----------
@@ -180,7 +183,7 @@ def load_config(
     Raises
     ------
     ConfigError
-        If the file is missing, or anything in it is unknown (with the nearest name) or wrong.
+        If the file is missing, or a key is unknown (the text gives the nearest name) or wrong.
 
     Examples
     --------
@@ -193,6 +196,8 @@ def load_config(
         folder = as_path(source).parent
         source = read_yaml(source)
     config = plain(source)
+    # whole sections are replaced before names are expanded, single keys set afterwards, so that
+    # "encoder=gru_d" and "encoder.d_model=32" work together in any order
     changes = [_parse(text) for text in overrides]
     for path, value in changes:
         if len(path) == 1:
@@ -211,7 +216,7 @@ def load_config(
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings without sections, with overrides such as ``"head_config.dropout=0.2"``.
+    """Return flat settings with overrides such as ``"head_config.dropout=0.2"`` applied.
 
     Raises
     ------
@@ -250,7 +255,7 @@ def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Mappings as dicts and sequences as lists, all the way down; and 1e-3 as a number.
+    """Convert nested mappings to dicts, sequences to lists, and texts such as 1e-3 to numbers.
 
     Examples
     --------
@@ -267,12 +272,12 @@ def plain(value: Any) -> Any:
 
 
 def expand(config: Any, folder: Path | None = None) -> dict[str, Any]:
-    """Put sections in the place of their names.
+    """Replace sections given as a name by their content.
 
     Raises
     ------
     ConfigError
-        If the configuration or a section is no mapping.
+        If the configuration or a section is not a mapping.
     """
     if not isinstance(config, dict):
         raise ConfigError(f"The configuration must hold sections, got {type(config).__name__}.")
@@ -284,7 +289,7 @@ def expand(config: Any, folder: Path | None = None) -> dict[str, Any]:
 
 
 def _expanded(section: str, value: Any, folder: Path | None) -> Any:
-    """One section: read from its file, or made of a name."""
+    """Return one section, read from its file or made from its name."""
     looked = ""
     if isinstance(value, str):
         file = None if folder is None else folder / section / f"{value}.yaml"
@@ -300,7 +305,7 @@ def _expanded(section: str, value: Any, folder: Path | None) -> Any:
 
 
 def pretrain_config(config: Mapping[str, Any]) -> PretrainConfig:
-    """Check a configuration of pre-training.
+    """Validate a configuration of pre-training.
 
     Raises
     ------
@@ -326,7 +331,7 @@ def pretrain_config(config: Mapping[str, Any]) -> PretrainConfig:
 
 
 def finetune_config(config: Mapping[str, Any]) -> FinetuneConfig:
-    """Check a configuration of fine-tuning.
+    """Validate a configuration of fine-tuning.
 
     Raises
     ------
@@ -338,7 +343,7 @@ def finetune_config(config: Mapping[str, Any]) -> FinetuneConfig:
     with _Problems() as problems:
         problems.extend(_unknown_sections(sections, FINETUNE))
         encoder = sections.get("encoder", {})
-        if "name" in encoder:  # else the file of weights says which one it is
+        if "name" in encoder:  # otherwise the weight file names the encoder
             with problems.of("encoder"):
                 resolve({**encoder, "d_input": encoder.get("d_input") or 1}, None)
         given = sections.get("task", {})
@@ -362,7 +367,11 @@ def finetune_config(config: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def _common(sections: Mapping[str, Any], problems: _Problems) -> dict[str, Any]:
-    """Sections that both kinds share, tried on an optimizer of one parameter."""
+    """Validate the sections that pre-training and fine-tuning share.
+
+    Optimizer and scheduler are built once on a single parameter, so that their own checks of
+    arguments run now and not after the data was read.
+    """
     optimizer = problems.section(OptimizerSettings, "optimizer", sections)
     scheduler = sections.get("scheduler")
     trial: torch.optim.Optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -383,7 +392,7 @@ def _common(sections: Mapping[str, Any], problems: _Problems) -> dict[str, Any]:
 
 
 def build_scheduler(section: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
-    """The scheduler of a section.
+    """Build the scheduler of a section.
 
     Raises
     ------
@@ -397,7 +406,7 @@ def build_scheduler(section: Mapping[str, Any], optimizer: torch.optim.Optimizer
 
 
 def build_objective(section: Mapping[str, Any]) -> Any:
-    """The objective of a section ``ssl``.
+    """Build the objective of section ``ssl``.
 
     Raises
     ------
@@ -412,7 +421,7 @@ def build_objective(section: Mapping[str, Any]) -> Any:
 
 
 def _head_options(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that the head takes and no setting of the task is named after.
+    """Return the keys of section ``task`` that belong to the head and not to `TaskSettings`.
 
     Raises
     ------
@@ -423,6 +432,7 @@ def _head_options(section: Mapping[str, Any]) -> dict[str, Any]:
         TASKS.resolve(section["task_type"])
     own = TaskSettings.model_fields
     known, takes_all = parameters_of(HEADS[section.get("head_type", "mlp")])
+    # widths and outputs follow from backbone and task; `hidden` is spelled `hidden_dims` here
     set_by_us = ("single_dim", "pair_dim", "n_outputs", "level", "hidden")
     return {
         key: value
@@ -438,7 +448,7 @@ def _unknown_sections(sections: Mapping[str, Any], known: Sequence[str]) -> Iter
 
 
 class _Problems(list[str]):
-    """Problems of all sections, raised together."""
+    """Collect the problems of all sections, and raise them together on leaving the block."""
 
     def __enter__(self) -> _Problems:
         return self
@@ -449,7 +459,7 @@ class _Problems(list[str]):
 
     @contextlib.contextmanager
     def of(self, section: str) -> Iterator[None]:
-        """Keep what is wrong with a section."""
+        """Collect a ConfigError of the block under the name of a section."""
         try:
             with mistyped(section):
                 yield
@@ -457,7 +467,7 @@ class _Problems(list[str]):
             self.append(f"{section}: {str(error).removeprefix(f'{section}: ')}")
 
     def section(self, cls: type[Any], name: str, sections: Mapping[str, Any]) -> Any:
-        """Typed settings of a section; None where they are wrong."""
+        """Return the typed settings of a section; None after noting what is wrong with them."""
         try:
             return cls.build(sections.get(name, {}), source=name)
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""`MolfunStructureModel`: one facade for every backbone, head, task and strategy."""
+"""`MolfunStructureModel`, the facade for every backbone, head, task and strategy."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class MolfunStructureModel(AssembledModel):
     backbone_config
         Further arguments of the backbone.
     kernels
-        Whose code runs: ``"stock"`` is the package's own, ``"fast"`` Molfun's with the same
-        results, ``"auto"`` Molfun's where it passes a test on this machine.
+        Implementation of the layers: ``"stock"`` is the code of the original package, ``"fast"``
+        Molfun's with the same results, ``"auto"`` Molfun's if it passes a test on this machine.
     trust
-        Whether you vouch for `weights` of a kind that can run code when it is read (PET's
-        ``.ckpt``). Weights of other kinds never need it.
+        Whether you trust `weights` in a format that can run code while it is read (PET's
+        ``.ckpt``). Other formats never need it.
 
     Raises
     ------
@@ -110,22 +110,22 @@ class MolfunStructureModel(AssembledModel):
         restore_best: bool = True,
         overwrite: bool = False,
     ) -> History:
-        """Fine-tune; the best weights are in the model when it returns.
+        """Fine-tune; afterwards the model holds the best weights.
 
         Parameters
         ----------
         train_loader, val_loader
-            ``DataLoader`` of samples, a dataset (then one sample a batch; one of your own gives
-            `Sample` and has a length), a list of samples, of (sequence, number) pairs or of
-            batches. `pretrain`, `predict`, `evaluate` and `embed` take the same.
+            ``DataLoader`` of samples, a data set (batched by its default size; your own has a
+            length and returns `Sample`), a list of samples, of (sequence, number) pairs or of
+            batches. `pretrain`, `predict`, `evaluate` and `embed` accept the same.
         strategy
             What trains and how fast: a strategy, the registered name of one (with its defaults),
             or "auto" to choose by the number of samples.
         epochs, max_steps
-            When to stop, at the latest. Neither: 20 epochs.
+            Limits of the training; 20 epochs if neither is given.
         output_dir
             Folder of the run: ``checkpoint/`` (the best so far), ``resume/`` (its state) and
-            ``history.csv``. A `molfun.runs.folder.RunFolder` is taken as its opener checked it.
+            ``history.csv``. A `molfun.runs.folder.RunFolder` is used as it was opened.
         resume
             Continue the run in `output_dir` where it stopped, bit by bit.
         seed
@@ -134,16 +134,17 @@ class MolfunStructureModel(AssembledModel):
             Overrides the strategy's ``amp``: "32-true", "bf16-mixed" or "16-mixed", for which
             "fp32", "bf16" and "fp16" are short.
         cache
-            Where what is frozen is kept, its outputs or its activations before the first block
-            that trains: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets and
-            precision.
+            Where to keep the outputs of a frozen backbone, or the activations before its first
+            block that trains: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets
+            and precision.
         cache_dir
             Folder for "auto" and "disk", which several runs may share; by default in
             `output_dir`.
         callbacks
             Hooks, see `molfun.training.Callback`.
         save_every_steps
-            Write the state every so many optimizer steps, besides every epoch and ten minutes.
+            Write the resume state after this many optimizer steps, as well as after every epoch
+            and every ten minutes.
         restore_best
             False leaves the weights of the last epoch in the model; ``checkpoint/`` holds the
             best ones all the same.
@@ -153,7 +154,7 @@ class MolfunStructureModel(AssembledModel):
         Returns
         -------
         History
-            A row an epoch.
+            One row per epoch.
 
         Raises
         ------
@@ -200,29 +201,29 @@ class MolfunStructureModel(AssembledModel):
         save_every_steps: int | None = None,
         overwrite: bool = False,
     ) -> History:
-        """Train the backbone on data without labels; the head stays as it is.
+        """Train the backbone on unlabelled data; the head is not changed.
 
         Parameters
         ----------
         train_loader, val_loader
-            As in `fit`; labels are not looked at.
+            As in `fit`; labels are ignored.
         objective, objective_config
             Registered name (``"masked_lm"``) and arguments of the objective.
         strategy
             What trains and how fast; None trains everything at 4e-4 with 5 % warm-up.
         epochs, max_steps
-            When to stop, at the latest. Neither: 10 epochs.
+            Limits of the training; 10 epochs if neither is given.
         output_dir
-            Folder of the run: ``weights.safetensors`` (the best so far, or with jepa, whose loss
-            ranks no epochs, the last; a file for ``weights=``),
-            ``resume/`` and ``history.csv``.
+            Folder of the run: ``weights.safetensors`` (the best weights so far, to be passed as
+            ``weights``; with jepa the last, since its loss cannot rank epochs), ``resume/`` and
+            ``history.csv``.
         resume, seed, precision, callbacks, save_every_steps, overwrite
             As in `fit`.
 
         Returns
         -------
         History
-            A row an epoch, with the metrics of the objective (``val/perplexity``).
+            One row per epoch, with the metrics of the objective (``val/perplexity``).
 
         Raises
         ------
@@ -263,9 +264,9 @@ class MolfunStructureModel(AssembledModel):
 
     @settled(draws=True)
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        """Head outputs of a batch, in the task's own scale; with a graph where weights train.
+        """Return the head outputs of a batch in the task's scale, with a graph if weights train.
 
-        Of several heads each has a dict of outputs under its name.
+        With several heads, the outputs of each are a dict under its name.
         """
         return evaluation.runner_of(self, "forward").outputs(as_inputs(batch))
 
@@ -277,10 +278,10 @@ class MolfunStructureModel(AssembledModel):
         ----------
         data
             A `Sample`, a batch of samples, a dict of the backbone's tensors, or anything that `fit`
-            takes; labels are not looked at.
+            takes; labels are ignored.
         outputs
-            For one batch: which representations ``trunk`` holds, among "single" (the default),
-            "pair" and "structure".
+            For one batch: the representations to return in ``trunk``, among "single" (the
+            default), "pair" and "structure".
 
         Returns
         -------
@@ -292,13 +293,13 @@ class MolfunStructureModel(AssembledModel):
         Raises
         ------
         ConfigError
-            If `outputs` are asked for more than one batch.
+            If `outputs` is given for more than one batch.
         """
         return prediction.predict(self, data, outputs)
 
     @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
-        """`predict` and the metrics of `evaluate` in one pass over a loader or dataset."""
+        """Return the results of `predict` and `evaluate` from one pass over the data."""
         return prediction.predict_and_score(self, data)
 
     @settled()
@@ -310,25 +311,25 @@ class MolfunStructureModel(AssembledModel):
         layer: int = -1,
         batch_tokens: int = embedding.BATCH_TOKENS,
     ) -> Any:
-        """Representations of sequences, structures of atoms, samples or a dataset, in input order.
+        """Return representations of sequences, atoms, samples or a data set, in input order.
 
         Parameters
         ----------
         data
-            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, a dataset, or anything
-            else of samples that `fit` takes.
+            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, a data set, or any
+            other data made of samples that `fit` takes.
         pooling
-            None for one vector a residue (without the tokens for beginning and end) or atom,
-            ``"mean"`` over them, or ``"cls"`` (the token at the beginning).
+            None for one vector per residue (without start and end tokens) or atom, ``"mean"`` for
+            their mean, or ``"cls"`` for the start token.
         layer
-            Which layer, where the backbone gives several: -1 the last, 0 the input embeddings.
+            Layer to read, if the backbone has several: -1 the last, 0 the input embeddings.
         batch_tokens
-            Residues or atoms that go through the model together; lower it when memory runs out.
+            Residues or atoms per batch; lower it when memory runs out.
 
         Returns
         -------
         numpy.ndarray or list
-            (samples, channels) where pooled, else a list of (length, channels); float32.
+            (samples, channels) with pooling, else a list of (length, channels); float32.
 
         Examples
         --------
@@ -344,26 +345,27 @@ class MolfunStructureModel(AssembledModel):
     def evaluate(
         self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95
     ) -> dict[str, float]:
-        """Loss and metrics over a loader or dataset with labels, metrics in the label's units.
+        """Return loss and metrics over a loader or data set with labels, in the label's units.
 
         Parameters
         ----------
         data
             Anything with labels that `fit` takes.
         bootstrap
-            Draws for intervals of the metrics (``rmse_low``, ``rmse_high``, ...); 0 gives none.
+            Number of bootstrap draws for intervals of the metrics (``rmse_low``, ``rmse_high``,
+            ...); 0 computes none.
         confidence
-            Share of the draws that lies within.
+            Share of the draws inside the interval.
 
         Returns
         -------
         dict
-            ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN
-            where undefined. With several heads ``ddg/rmse`` and so on, by their names.
+            ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN if
+            undefined. With several heads, names begin with that of the head: ``ddg/rmse``.
         """
         return evaluation.evaluate(self, data, bootstrap=bootstrap, confidence=confidence)
 
-    # --- targets of the backbone -----------------------------------------------------------------
+    # --- energies of the backbone ----------------------------------------------------------------
 
     @settled()
     def add_target(
@@ -374,31 +376,31 @@ class MolfunStructureModel(AssembledModel):
         keep_old: bool = True,
         unit: str | None = None,
     ) -> Self:
-        """Give a model of atoms another energy with a head of its own, and use it from now on.
+        """Add another energy, with its own head, to a model of atoms, and use it from now on.
 
-        Its baseline (an energy for each element) is fitted to the training set of the next `fit`.
+        Its baseline (an energy per element) is estimated on the training set of the next `fit`.
 
         Parameters
         ----------
         name
             A new name: ``"energy/pbe0"``.
         inherit
-            Energy whose head it starts from; None starts from random weights.
+            Energy whose head is copied; None starts from random weights.
         keep_old
-            Whether the energies that were there stay; `use_target` goes back to them.
+            Whether to keep the present energies; `use_target` returns to them.
         unit
-            Unit of its labels; that of `inherit` by default, else eV.
+            Unit of the labels; that of `inherit` by default, else eV.
 
         Raises
         ------
         ConfigError
-            If the backbone has no energies, the name is there already, or `inherit` is not.
+            If the backbone has no energies, `name` exists already, or `inherit` does not.
         """
         return energies.add_target(self, name, inherit=inherit, keep_old=keep_old, unit=unit)
 
     @settled()
     def use_target(self, name: str) -> Self:
-        """Let another of the backbone's energies be what is trained and predicted.
+        """Choose which of the backbone's energies is trained and predicted.
 
         Raises
         ------
@@ -411,7 +413,7 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def merge(self) -> Self:
-        """Fold the adapters into the weights: the same predictions without the extra layers."""
+        """Merge the adapters into the weights: the same predictions without the extra layers."""
         if lora.installed_spec(self.backbone) is None:
             logger.warning("merge: the model has no adapters; nothing to do.")
         elif lora.is_merged(self.backbone):
@@ -422,7 +424,7 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def unmerge(self) -> Self:
-        """Take the adapters out again; the base weights come back bit by bit."""
+        """Separate merged adapters again; the base weights are restored bit by bit."""
         if lora.is_merged(self.backbone):
             lora.unmerge(self.backbone)
         else:
@@ -439,12 +441,12 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def load(self, path: str | Path) -> Self:
-        """Put the weights of a checkpoint into this model; the strategy is applied by itself.
+        """Load the weights of a checkpoint into this model, and apply its strategy.
 
         Raises
         ------
         CheckpointError
-            If the checkpoint is damaged, or made for another backbone, base, head or task.
+            If the checkpoint is damaged, or was made for another backbone, base, head or task.
         """
         persistence.load(self, as_path(path))
         return self
@@ -459,19 +461,19 @@ class MolfunStructureModel(AssembledModel):
         device: str | torch.device = "auto",
         kernels: Kernels = "auto",
     ) -> Self:
-        """Build the model a checkpoint describes and load it.
+        """Build the model that a checkpoint describes and load it.
 
         Parameters
         ----------
         path
             Checkpoint folder.
         weights
-            File of the base weights, if it is not where it was in training. Not needed where the
-            checkpoint holds the whole backbone.
+            File of the base weights, if it was moved since training. Not needed if the checkpoint
+            holds the whole backbone.
         device
-            Where to put the model.
+            Device for the model.
         kernels
-            Whose code runs, see the class.
+            Implementation of the layers, as for the class.
 
         Raises
         ------
@@ -482,8 +484,8 @@ class MolfunStructureModel(AssembledModel):
             cls, as_path(path), weights=weights, device=device, kernels=kernels
         )
 
-    # --- look ----------------------------------------------------------------------------------
+    # --- inspect -------------------------------------------------------------------------------
 
     def summary(self) -> str:
-        """Text table: parameters and trainable parameters of each part."""
+        """Return a text table of all and of trainable parameters, per part."""
         return parameter_table(self)

@@ -8,7 +8,7 @@ from molfun.nn import lora
 
 
 def parameter_table(model: AssembledModel) -> str:
-    """Text table: parameters and trainable parameters of each part."""
+    """Return a text table of all and of trainable parameters, per part."""
     rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         entry = rows.setdefault(_part_of(name, model.backbone), [0, 0])

@@ -1,7 +1,7 @@
-"""Remember what a model was trained on, and say what is odd about a training set.
+"""Record the inputs a model was trained on, and warn of flaws in training and test data.
 
-Only digests of inputs are kept, eight bytes per sample, so that a checkpoint can tell rows of its
-training set from new ones without holding them.
+A checkpoint keeps eight bytes per training sample, a digest of its input: enough to notice training
+samples in a test set without holding them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _FLAGS = {"is_train", "is_test", "is_val", "is_validation", "in_train", "in_test
 
 
 def input_digest(sample: Sample) -> int:
-    """Number of 64 bits that is the same for equal inputs, whatever their ids and labels.
+    """Return a 64-bit digest of a sample's input; its id and label do not count.
 
-    Structures are equal if their sequences are, as in the splits.
+    Structures count as equal if their sequences are, as in `DataSplitter`.
 
     Examples
     --------
@@ -50,12 +50,12 @@ def input_digest(sample: Sample) -> int:
 
 
 class TrainingRows:
-    """Inputs, labels and columns of a training set, looked at once.
+    """Input digests, conflicting labels and unused split columns of a training set.
 
     Parameters
     ----------
     loader
-        What `as_loader` gave; batches that are no samples are left out.
+        Result of `as_loader`; batches that are not made of samples are left out.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -73,7 +73,7 @@ class TrainingRows:
         self._n = len(digests)
 
     def warn(self) -> None:
-        """Say what is odd: one input with several labels, a split that is not used."""
+        """Warn of inputs with several labels, and of a column that looks like an unused split."""
         warn_of_conflicts(self.n_conflicts, "training samples")
         for name, values in self._columns.items():
             held = self._held_out(name, values)
@@ -85,7 +85,7 @@ class TrainingRows:
                 )  # fmt: skip
 
     def _held_out(self, name: str, values: Counter[str]) -> int:
-        """Samples that a column of a split gives to another part."""
+        """Return how many samples a column assigns to another part; 0 if it is no split."""
         present = {value: n for value, n in values.items() if value}
         if set(present) <= set(PART_WORDS):
             return sum(n for value, n in present.items() if PART_WORDS[value])
@@ -97,7 +97,7 @@ class TrainingRows:
 
 
 def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:
-    """Samples whose input another sample has with a different label."""
+    """Return the number of samples that share their input, but not their label, with another."""
     texts: dict[tuple[int, str], set[str]] = defaultdict(set)
     places = []
     for digest, target in zip(digests, targets, strict=True):
@@ -110,7 +110,7 @@ def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:
 
 
 def warn_of_conflicts(n: int, what: str) -> None:
-    """Say how many samples contradict each other."""
+    """Warn if samples contradict each other."""
     if n:
         logger.warning(
             "%d %s have the input of another one and a different label: no model can be right on "
@@ -121,7 +121,7 @@ def warn_of_conflicts(n: int, what: str) -> None:
 def warn_of_overlap(
     loader: Any, inputs: Int64[np.ndarray, "inputs"], what: str = "validation sample"
 ) -> None:
-    """Say how many samples that are to judge a model are in its training set."""
+    """Warn if samples that are to judge a model are in its training set."""
     digests = [input_digest(sample) for sample in samples_of([loader])]
     twins = int(np.isin(digests, inputs).sum()) if digests else 0
     if twins:
@@ -132,7 +132,7 @@ def warn_of_overlap(
 
 
 class Watch:
-    """Batches that go by, and how many of their samples a model was trained on.
+    """Iterable over batches that counts samples which the model was trained on.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class Watch:
     inputs
         Digests of the training set, sorted.
     labels
-        Whether labels are looked at.
+        Whether to look for contradicting labels as well.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Watch:
             yield inputs
 
     def warn(self) -> None:
-        """Say how many were in the training set, and how many contradict each other."""
+        """Warn of samples from the training set, and of contradicting labels."""
         known = int(np.isin(self._digests, self._inputs).sum()) if self._digests else 0
         if known:
             logger.warning(

@@ -139,7 +139,7 @@ def test_sequences_of_unknown_residues_change_nothing() -> None:
 
 def test_adapters_are_refused_as_they_would_not_be_saved(tmp_path: Path) -> None:
     start = model()
-    with pytest.raises(ConfigError, match=r"'lora' trains adapters beside them\. Use full or"):
+    with pytest.raises(ConfigError, match=r"'lora' trains adapters next to them\. Use full or"):
         start.pretrain(DATA, strategy=LoRAFinetune(), epochs=1, output_dir=tmp_path)
     assert not any("lora" in name for name, _ in start.named_parameters())
 
