@@ -9,6 +9,7 @@ from molfun.config import Settings
 from molfun.data.kinds.base import CLASSES, Labels, kinds_of
 from molfun.errors import ConfigError
 from molfun.registry import BACKBONES, DATASETS, HEADS, TASKS
+from molfun.strict import parameters_of
 from molfun.text import alternatives
 
 if TYPE_CHECKING:
@@ -133,12 +134,9 @@ def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]
         problems.append(f"label_smoothing is for {', '.join(smoothed)}; the task is {name!r}.")
     if settings.loss != "mse" and name not in ("regression", "energy"):
         problems.append(f"loss={settings.loss!r} is for regression; the task is {name!r}.")
-    mask = getattr(settings, "mask_column", None)
-    if mask is not None and labels.level != "residue":
-        problems.append(
-            f"mask_column={mask!r} is for labels of residues (--level residue); these are of the "
-            f"level {labels.level!r}."
-        )
+    known, takes_all = parameters_of(TASKS[name])
+    if settings.level is not None and "level" not in known and not takes_all:
+        problems.append(f"level={settings.level!r}: the task {name!r} has no level.")
     return problems
 
 

@@ -20,8 +20,6 @@ from molfun.registry import DATASETS, TASKS
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = ("energy_weight", "forces_weight", "stress_weight")
-
 
 def open_training(
     settings: FineTuneSettings,
@@ -103,20 +101,15 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
 
 def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
     """Arguments of the task; class names from all parts, so that no label is met too late."""
+    labels = settings.labels
     config: dict[str, Any] = {}
-    if settings.labels.task == "regression":
+    if labels.task == "regression":
         config = {"loss": settings.loss, "standardize": settings.standardize_labels}
-        shape = getattr(parts[0], "label_shape", None)
-        if shape is not None:
-            config["shape"] = shape.shape
-    if settings.labels.task == "energy":
-        weights = {key: getattr(settings, key) for key in WEIGHTS}
-        return {"loss": settings.loss, **weights}
-    if settings.labels.task in CLASSES:
+    if labels.task in CLASSES:
         config = _class_config(settings, parts)
     if settings.level is not None:
         config["level"] = settings.level
-    return config
+    return {**config, **settings.kind.task_arguments(settings, labels, parts[0])}
 
 
 def _class_config(

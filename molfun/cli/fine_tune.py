@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from molfun.cli import energies
 from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import (
     ConsoleProgress,
@@ -17,7 +18,6 @@ from molfun.cli.console import (
     say,
 )
 from molfun.cli.data import loader, loader_by_length, open_training, task_config
-from molfun.cli.models import say_units
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -25,10 +25,8 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.cli.sources import settings_of, settings_of_options
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
-from molfun.data.atoms import AtomsDataset
 from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
-from molfun.models.energies import Forgetting
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.runs.folder import CACHE, COMMAND_FILES, LOG, RUN_FILES, RunFolder
@@ -65,14 +63,14 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
     ):
         train, val, test = open_training(settings)
-        old = _old_data(settings)
+        old = energies.old_structures(settings)
         model = _model(settings, train, val, test)
         _check_test_set(model, train, val, test)
         strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test))
-        reports = _forgetting(settings, model, old)
+        reports = energies.forgetting(settings, model, old)
         shown = ConsoleProgress()
         try:
             history = model.fit(
@@ -188,7 +186,7 @@ def _model(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunSt
         kernels=settings.kernels,
         trust=settings.trust,
     )
-    _use_target(model, settings)
+    energies.use_target(model, settings)
     return model
 
 
@@ -208,43 +206,6 @@ def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureMo
             )
     say(f"Starts from: {path} (trained weights)")
     return model
-
-
-def _use_target(model: MolfunStructureModel, settings: Any) -> None:
-    """Train the energy that the settings name; one that the backbone lacks is added."""
-    if model.head_name != "energy":
-        return
-    backbone: Any = model.backbone
-    name, units = settings.new_target, backbone.targets
-    if name is not None and name in units and settings.inherit is None:
-        model.use_target(name)
-    elif name is not None:
-        unit, inherit = settings.energy_unit, settings.inherit
-        model.add_target(name, inherit=inherit, keep_old=settings.keep_targets, unit=unit)
-        start = "random weights" if inherit is None else f"those of {inherit}"
-        say(f"Target: {name}, whose heads start from {start}")
-    if model.heads:
-        target = model.heads[0].head.config_dict["target"]
-        ours = backbone.targets[target]
-        if settings.energy_unit not in (None, ours):
-            raise ConfigError(
-                f"The energies are in {settings.energy_unit}, and the target {target!r} of the "
-                f"model in {ours}. Convert the labels (forces, too), or add a new_target."
-            )
-
-
-def _old_data(settings: Any) -> AtomsDataset | None:
-    """Structures with an older energy, to be measured before and after."""
-    if settings.old_data is None:
-        return None
-    key = settings.old_energy_key
-    return AtomsDataset.from_files(settings.old_data, energy_key=key, require_target=True)
-
-
-def _forgetting(
-    settings: Any, model: MolfunStructureModel, old: AtomsDataset | None
-) -> list[Forgetting]:
-    return [] if old is None else [Forgetting(model, old, target=settings.inherit)]
 
 
 def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
@@ -282,14 +243,14 @@ def _report(
     history: History,
     settings: FineTuneSettings,
     *parts: SampleDataset | None,
-    reports: Sequence[Forgetting] = (),
+    reports: Sequence[Callback] = (),
 ) -> None:
     if history.stopped == "early_stopping":
         say(f"Stopped early: no better {settings.monitor} for {settings.patience} epochs.")
     if history.cache_report:
         say(history.cache_report)
     say()
-    say_units(model)
+    energies.say_units(model)
     for name, part in zip(("val", "test"), parts, strict=True):
         if part is not None:
             batches = Progress(_loader(part, settings), f"predicting {name}")

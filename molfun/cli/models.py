@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from molfun._paths import as_path
-from molfun.cli.console import say
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import read_meta
 
@@ -41,16 +40,6 @@ def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
         return "pet", {"kind": "atoms"}
     meta = read_meta(path)
     return str(meta.backbone["name"]), meta.data
-
-
-def say_units(model: MolfunStructureModel) -> None:
-    """Say what numbers are in, where it is not what the documents say."""
-    if model.head_name != "energy":
-        return
-    backbone: Any = model.backbone
-    unit = backbone.targets[backbone.readout.target]
-    if unit != "eV":
-        say(f"Energies are in {unit}, forces in {unit}/angstrom, errors in thousandths of these.")
 
 
 def is_stock(path: str) -> bool:

@@ -11,7 +11,8 @@ from molfun._paths import as_path
 from molfun.cli.command_settings import EvaluateSettings, PredictSettings
 from molfun.cli.console import Progress, metric_line, say, set_up_logging, three_digits
 from molfun.cli.data import kind_for, loader, say_notes
-from molfun.cli.models import open_model, say_units, trained_as
+from molfun.cli.energies import say_units
+from molfun.cli.models import open_model, trained_as
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions

@@ -463,6 +463,7 @@ def test_from_random_weights_it_knows_the_elements_of_the_data(
         (("--head", "mlp"), "name it with --target-key"),
         (("--head", "mlp", "--target-key", "k", "--forces-weight", 2), "of the task 'energy'"),
         (("--split", "identity"), "split='identity' is for sequences"),
+        (("--level", "residue"), "level='residue': the task 'energy' has no level."),
         (
             ("--max-length", 5),
             "max_length: for structures of proteins, sequences or time series (models such as",

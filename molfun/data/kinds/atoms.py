@@ -176,6 +176,16 @@ class Atoms(DataKind):
             arguments["unit"] = settings.energy_unit
         return arguments
 
+    def task_arguments(
+        self, settings: Any, labels: Labels, dataset: AtomsDataset
+    ) -> dict[str, Any]:
+        """Weights of energies, forces and stress, or the shape of another label."""
+        if labels.task == "energy":
+            return {"loss": settings.loss, **{name: getattr(settings, name) for name in WEIGHTS}}
+        if labels.task == "regression" and dataset.label_shape is not None:
+            return {"shape": dataset.label_shape.shape}
+        return {}
+
     def files_beside(self, table: Path) -> list[Path]:
         """The structures with predicted forces or stress."""
         return [structures_path(table)]

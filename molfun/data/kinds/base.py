@@ -202,6 +202,10 @@ class DataKind(ABC):
         """Arguments of the backbone that follow from the training set, validation and test set."""
         return {}
 
+    def task_arguments(self, settings: Any, labels: Labels, dataset: Any) -> dict[str, Any]:
+        """Arguments of the task that follow from settings of this kind and the training set."""
+        return {}
+
     def demo(self, n: int, length: int) -> SampleDataset:
         """Make `n` synthetic samples of that length."""
         raise NotImplementedError  # reached only if `has_demo` promises what is not there

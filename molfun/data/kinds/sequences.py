@@ -61,6 +61,15 @@ class Sequences(DataKind):
     }
     objective = "masked_lm"
 
+    def problems(self, settings: Any, labels: Labels) -> list[str]:
+        """Refuse a mask of residues for labels of whole sequences."""
+        if settings.mask_column is None or labels.level == "residue":
+            return []
+        return [
+            f"mask_column={settings.mask_column!r} is for labels of residues (--level residue); "
+            f"these are of the level {labels.level!r}."
+        ]
+
     def open(
         self,
         settings: Any,
