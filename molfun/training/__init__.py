@@ -1,4 +1,4 @@
-"""Training: the engine (the loop) and what it needs; strategies are in `molfun.strategies`."""
+"""Training: the engine and its parts; strategies are in `molfun.strategies`."""
 
 from molfun._lazy import attach
 

@@ -1,4 +1,4 @@
-"""Features made in the workers of a loader, ahead of the step that needs them."""
+"""Featurise samples in the workers of a loader, ahead of the step that needs them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from molfun.sample import Sample
 from molfun.training.inputs import as_inputs
 
 Featurize = Callable[[Sample], Features | None]
-"""Gives the features of a sample; None where they are not needed."""
+"""Function from a sample to its features, or to None if they are not needed."""
 ALIGNMENT = 64
-"""Bytes that tensors in a buffer begin at multiples of, as those that torch allocates do."""
+"""Tensors in a buffer start at multiples of this many bytes, as torch's own allocations do.
+
+MKL gives equal results for equal inputs only if these are aligned alike (64 bytes; oneMKL's chapter
+on numerical reproducibility), and features from a worker must give the same bits as fresh ones.
+"""
 
 
 class PackedRows(Sequence[Features | None]):
     """Features of several samples in one buffer.
 
-    Torch hands each tensor of a worker over as an open file; thirty for each sample would soon be
-    more than a process may have.
+    Torch passes each tensor from a worker to the main process as an open file. A sample has about
+    thirty tensors, so a few batches would reach the limit of open files (often 1024).
 
     Parameters
     ----------
     rows
-        Features of each sample, or None.
+        Features of each sample; None for a sample without them.
 
     Examples
     --------
@@ -71,28 +75,28 @@ class PackedRows(Sequence[Features | None]):
 
 
 class FeaturizingCollate:
-    """The ``collate_fn`` of a loader, with features beside each sample of the batch.
+    """Wrap the ``collate_fn`` of a loader so that each batch carries the features of its samples.
 
-    Batches that are no samples stay as they are.
+    Batches that are not made of samples are passed on unchanged.
 
     Parameters
     ----------
     collate
-        What the loader had.
+        The original ``collate_fn``.
     featurize
-        Runs in the worker.
+        Function that computes the features, in the worker.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], featurize: Featurize) -> None:
         self._collate, self._featurize = collate, featurize
 
     def __call__(self, items: Sequence[Any]) -> Any:
-        """A batch as `Inputs` with ``rows``."""
+        """Return a batch as `Inputs` with ``rows``."""
         batch = self._collate(list(items))
         try:
             inputs = as_inputs(batch)
         except DataError:
-            return batch  # refused where it is used, as without workers
+            return batch  # the training loop refuses it, with the same text as without workers
         if not inputs.samples:
             return batch
         rows = [self._featurize(sample) for sample in inputs.samples]
@@ -100,9 +104,10 @@ class FeaturizingCollate:
 
 
 def collate_ahead(loader: DataLoader[Any], featurize: Featurize | None) -> Any:
-    """The ``collate_fn`` of a copy of `loader`, which featurises where that is done in workers.
+    """Return a ``collate_fn`` for `loader` that featurises if its workers can; else its own.
 
-    A worker has to be a fork of this process: it then holds the model without a copy of it.
+    Workers must be forks of this process: they then share the memory of the model. A spawned worker
+    would have to unpickle a copy of it.
     """
     context = loader.multiprocessing_context or multiprocessing
     if featurize is None or not loader.num_workers or context.get_start_method() != "fork":
@@ -111,12 +116,13 @@ def collate_ahead(loader: DataLoader[Any], featurize: Featurize | None) -> Any:
 
 
 def loaded_ahead(loader: Any, featurize: Featurize | None) -> Any:
-    """The same batches, featurised in the workers of the loader where it has some."""
+    """Return a loader of the same batches that featurises in its workers, if it has any."""
     if not isinstance(loader, DataLoader):
         return loader
     collate = collate_ahead(loader, featurize)
     if collate is loader.collate_fn:
         return loader
+    # a copy, since the user's loader must keep its own collate_fn for other uses
     ahead = copy.copy(loader)
     ahead.collate_fn = collate
     ahead._iterator = None  # persistent workers of the original have another collate_fn

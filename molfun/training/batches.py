@@ -1,4 +1,4 @@
-"""Batches of an epoch in an order that depends on (seed, epoch) alone, from any position."""
+"""Iterate over the batches of an epoch, in an order that only depends on (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from molfun.training.ranks import Ranks
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Mix the run's seed and the epoch into one 63-bit seed."""
+    """Mix the run's seed and the epoch into one 63-bit seed (torch takes no larger one)."""
     # SplitMix64's finaliser: neighbouring epochs give unrelated streams (Steele et al. 2014)
     mask = (1 << 64) - 1
     x = (seed * 0x9E3779B97F4A7C15 + epoch + 1) & mask
@@ -29,13 +29,13 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 class EpochBatches:
-    """Give the batches of any epoch, from any batch on, always the same ones.
+    """Reproducible batches of any epoch, starting at any batch.
 
     For a map-style ``DataLoader`` the order of sample indices is drawn first, under the epoch's own
-    seed; batches that a resumed run has seen are then skipped without being loaded. What a data
-    set draws at random for a sample depends on (seed, epoch, index), so neither the order nor the
-    number of workers changes it. Other iterables (a list of batches, a streaming loader) are
-    iterated and skipped through, under generators of their own.
+    seed; batches that a resumed run has seen are then skipped without being loaded. Random choices
+    of the data set (augmentation) depend on (seed, epoch, index), so neither the order of samples
+    nor the number of workers changes them. Other iterables (a list of batches, a streaming loader)
+    are iterated from the start and the seen batches dropped, with generators of their own.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ class EpochBatches:
     seed
         Seed of the run.
     ranks
-        The processes among which the batches of an epoch are dealt out, one by one.
+        The processes among which the batches of an epoch are dealt out in turn.
     featurize
-        Gives the features of a sample, in the workers of the loader; None leaves them out.
+        Function that computes the features of a sample in the workers; None computes none there.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class EpochBatches:
             raise DataError("The training set is empty: its loader gives no batch.")
 
     def __len__(self) -> int:
-        """Batches of this process."""
+        """Return the number of batches of this process."""
         return len(range(self._ranks.index, self.n_total, self._ranks.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Batches of this process in `epoch` (from 0), the first `start` left out."""
+        """Yield the batches of this process in `epoch` (from 0), without the first `start`."""
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
@@ -93,10 +93,12 @@ class EpochBatches:
 
 
 def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Batches of a loader with all that is random in it under a seed."""
+    """Yield the batches of a loader; everything random in it is drawn under `seed`."""
     if isinstance(loader, list | tuple):
-        yield from loader  # nothing is drawn
+        yield from loader  # nothing is random here
         return
+    # generators are swapped around each `next` alone, so that dropout in the training step between
+    # two batches goes on with the run's own
     streams, end = _Streams(seed), object()
     with streams:
         iterator = iter(loader)
@@ -109,6 +111,7 @@ def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
 
 
 def _order(loader: DataLoader[Any], seed: int) -> list[list[int]]:
+    # samplers with a generator of their own do not follow the global seed
     for part in (loader, loader.sampler, loader.batch_sampler):
         generator = getattr(part, "generator", None)
         if isinstance(generator, torch.Generator):
@@ -135,7 +138,7 @@ def _with_batches(
     seed: int,
     featurize: Featurize | None,
 ) -> DataLoader[Any]:
-    """The same loader over a fixed list of batches of indices."""
+    """Return a loader with the same settings over fixed batches of indices."""
     return DataLoader(
         _SeededSamples(loader.dataset, seed),
         batch_sampler=batches,
@@ -151,21 +154,24 @@ def _with_batches(
 
 
 class _SeededSamples(Dataset[Any]):
-    """A data set in which all that is random in a sample comes from the seed and its index."""
+    """Data set that seeds all generators before each sample, from the seed and the index."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self._dataset, self._seed = dataset, seed
 
     @property
     def ids(self) -> Any:
-        """Ids of the data set inside, for messages."""
+        """Ids of the wrapped data set, for messages."""
         return getattr(self._dataset, "ids", ())
 
     def __getitem__(self, index: Any) -> Any:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
-        """Samples of a batch; to put generators aside takes longer than to seed them."""
+        """Return the samples of a batch.
+
+        The generators of the run are saved once per batch: saving them takes longer than seeding.
+        """
         if draws_nothing(self._dataset):
             return [loaded(self._dataset, index) for index in indices]
         outside = _generators()
@@ -175,15 +181,16 @@ class _SeededSamples(Dataset[Any]):
             _set_generators(outside)
 
     def _seeded(self, index: Any) -> Any:
+        # crc32 and not hash(), which differs between processes (PYTHONHASHSEED)
         number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())
         _seed_generators(epoch_seed(self._seed, number))
         return loaded(self._dataset, index)
 
 
 class _Streams:
-    """Generators of Python, NumPy and torch (CPU) in place of the run's own while entered.
+    """Context with its own random state of Python, NumPy and torch (CPU).
 
-    Entered again, they go on where they were left.
+    Entered again, the state continues where it was left.
     """
 
     def __init__(self, seed: int) -> None:
@@ -203,7 +210,7 @@ class _Streams:
 
 
 def draws_nothing(dataset: Any) -> bool:
-    """Return whether a data set says that the same index always gives the same sample."""
+    """Return whether a data set declares that an index always gives the same sample."""
     inside = dataset.dataset if isinstance(dataset, Subset) else dataset
     return bool(getattr(inside, "draws_nothing", False))
 

@@ -1,4 +1,4 @@
-"""Representations that samples bring along in place of an input for the backbone."""
+"""Use representations that samples carry in place of running the backbone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from molfun.sample import Sample
 from molfun.trunk import SAMPLE_LEVEL, TrunkOutput
 
 REPRESENTATIONS = {"single", *SAMPLE_LEVEL}
-"""Features of a sample that stand for the backbone's output."""
+"""Names of features that replace the backbone's output."""
 
 
 def refuse_brought(samples: Sequence[Sample]) -> None:
-    """Refuse representations where the backbone trains: they would be out of date.
+    """Refuse representations if the backbone trains: they would be outdated after one step.
 
     Raises
     ------
     DataError
-        Naming the first sample that brings any.
+        Naming the first sample that carries any.
     """
     for sample in samples:
         if REPRESENTATIONS & set(sample.features or {}):
@@ -34,9 +34,10 @@ def refuse_brought(samples: Sequence[Sample]) -> None:
 def brought_vectors(
     samples: Sequence[Sample], needs: Sequence[str], width: int, device: torch.device
 ) -> TrunkOutput | None:
-    """Vectors of a whole batch, where each sample brings one of `width` channels for all `needs`.
+    """Return the pooled vectors of a batch; None if a sample lacks one of `needs` or its `width`.
 
-    None where one does not; `brought_by` then says what is wrong with a sample.
+    `brought_by` then names what is wrong. Batches of vectors are stacked at once, since a step of
+    a small head takes less time than handling its samples one by one.
     """
     if not set(needs) <= set(SAMPLE_LEVEL):
         return None
@@ -53,12 +54,12 @@ def brought_vectors(
 def brought_by(
     sample: Sample, needs: Sequence[str], width: int, device: torch.device
 ) -> TrunkOutput | None:
-    """Return what the head reads, from the sample itself; None where it brings no representation.
+    """Return the representations that the head reads from a sample; None if it carries none.
 
     Raises
     ------
     DataError
-        If it brings another one than the head reads, or one of another width.
+        If it carries another one than the head reads, or one of another width.
     """
     features = sample.features or {}
     names = REPRESENTATIONS & set(features)

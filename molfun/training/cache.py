@@ -1,10 +1,10 @@
-"""What the frozen part of a backbone gives, computed once and used in every later epoch.
+"""Cache for outputs of the frozen part of a backbone: computed once, used in every later epoch.
 
-An entry is what comes next needs of one sample: the trunk's output where all of it is frozen, or
-the activations before the first block that trains. Its key covers all that the entry depends on:
+An entry belongs to one sample. It holds the trunk's output if the whole backbone is frozen, else
+the activations before the first block that trains. Its key covers everything the entry depends on:
 the weights and configuration of the frozen part, the sample's content and crop, the feature
-settings, the representations, the precision, the device and the versions of the software. A
-changed input gives another key; a damaged entry fails its checksum and is computed again.
+settings, the representations, the precision, the device and the versions of the software. A changed
+input gives another key; a damaged entry fails its checksum and is computed again.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ CacheMode = Literal["auto", "memory", "disk", "off"]
 CachePrecision = Literal["float32", "bfloat16"]
 SUFFIX = ".safetensors"
 RESERVE = 2**30
-"""Bytes of the disk that are left free where no budget is given."""
+"""Bytes of the disk that are left free if no budget is given."""
 LAYOUT = "entries 2"
-"""Part of every key; changed when entries begin to be stored in another way."""
+"""Part of every key; change it when entries are stored in another way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Where and how what is frozen is kept.
+    """Settings of the cache for the frozen part of a backbone.
 
     Parameters
     ----------
     mode
-        ``"auto"`` fills memory first and then the folder, if there is one; ``"memory"`` never
-        writes; ``"disk"`` always does; ``"off"`` computes everything each time.
+        ``"auto"`` fills memory first and then the folder, if there is one; ``"memory"`` writes
+        nothing to disk; ``"disk"`` writes every entry; ``"off"`` keeps nothing.
     directory
-        Folder for "auto" and "disk", which several runs may share; by default in the run's.
+        Folder for "auto" and "disk"; several runs may share it. By default inside the run's.
     memory_gb
-        Entries kept in memory, in GB (2**30 bytes).
+        Budget for entries in memory, in GB (2**30 bytes).
     disk_gb
         Largest size of the folder, in GB; None writes until 1 GB of the disk is left.
     precision
-        ``"bfloat16"`` halves every entry, at a relative error of up to 0.4 % in each number. Used
-        from the first epoch on, so that a run stays exact in itself.
+        ``"bfloat16"`` halves every entry, at a relative error of up to 0.4 % (2**-8) per number.
+        The first epoch reads rounded entries like the later ones, so all epochs see equal inputs.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class CacheConfig:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of entries that are kept in memory."""
+        """Budget for entries in memory, in bytes."""
         return 0 if self.mode in ("disk", "off") else int(self.memory_gb * 2**30)
 
     def __post_init__(self) -> None:
@@ -91,28 +91,28 @@ class CacheConfig:
 
 
 class PrefixCache:
-    """Entries in memory up to a budget, then on disk, each under its content key.
+    """Entries under content keys: in memory up to a budget, then on disk.
 
     Parameters
     ----------
     prefix
-        Text that covers everything but the sample (weights, settings, precision).
+        Part of the keys for everything except the sample: weights, settings, precision.
     directory
-        Folder for entries on disk; several processes may share it. None keeps to memory.
+        Folder for entries on disk; several processes may share it. None uses memory only.
     memory_budget
         Bytes kept in memory; 0 writes every entry to disk.
     disk_budget
-        Bytes the folder may grow to, as far as this process knows; None leaves `RESERVE` of the
-        disk.
+        Bytes the folder may grow to; what other processes add meanwhile is not counted. None leaves
+        `RESERVE` bytes of the disk free.
     dtype
-        Type that floating-point numbers are kept in.
+        Type in which floating-point numbers are kept.
 
     Attributes
     ----------
     hits, misses
         Number of entries found and not found.
     seconds
-        How long computing each missing one took.
+        Time to compute each missing entry.
     written
         Bytes written to disk.
     """
@@ -142,7 +142,7 @@ class PrefixCache:
         self.seconds: list[float] = []
 
     def key(self, content: str) -> str:
-        """Key of a sample with that content key."""
+        """Return the key of an entry, from the content key of its sample."""
         return hashlib.sha256(f"{self._prefix}|{content}".encode()).hexdigest()
 
     def holds(self, key: str) -> bool:
@@ -152,7 +152,7 @@ class PrefixCache:
         return self._directory is not None and self._path(key).is_file()
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
-        """The entry under `key`, or None."""
+        """Return the entry under `key`, or None."""
         tensors = self._memory.get(key)
         if tensors is None:
             tensors = self._read(key)
@@ -168,12 +168,12 @@ class PrefixCache:
     def put(
         self, key: str, output: Mapping[str, torch.Tensor], *, since: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Keep `output` (one sample) under `key`; gives what `get` will give.
+        """Store `output` (one sample) under `key`, and return what `get` will return.
 
-        `since` is when its computation began (``time.perf_counter()``).
+        `since` is the ``time.perf_counter()`` at which its computation began.
         """
         tensors = {name: self._as_kept(tensor) for name, tensor in output.items()}
-        if since is not None:  # only now has a GPU finished
+        if since is not None:  # the copy above waited for the GPU, so the time is complete now
             self.seconds.append(time.perf_counter() - since)
         size = _size(tensors)
         if self.held + size <= self.memory_budget:
@@ -194,6 +194,7 @@ class PrefixCache:
     def _as_kept(self, tensor: torch.Tensor) -> torch.Tensor:
         kept = tensor.detach().cpu()
         floats = kept.is_floating_point() and self._dtype == torch.bfloat16
+        # a copy: on a CPU, `.cpu()` returns the same tensor, and a view would keep its whole buffer
         return kept.to(self._dtype, copy=True) if floats else kept.clone()
 
     def _as_read(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -247,7 +248,7 @@ class PrefixCache:
             self._folder_bytes += size
 
     def report(self) -> str:
-        """Return what the cache saved, in one sentence; empty where it was of no use."""
+        """Return how much work the cache saved, in one sentence; empty if no entry was used."""
         if not self.hits:
             return ""
         text = (
@@ -255,7 +256,7 @@ class PrefixCache:
             f"of {self.misses + self.hits}"
         )
         if self.misses and self.seconds:
-            # the first runs are slower, so no mean
+            # median: the first runs are slower (allocation, kernels)
             saved = self.hits * statistics.median(self.seconds)
             text += f", which saved about {_duration(saved)}"
         places = {"memory": self.held, "disk": self.written}
@@ -274,12 +275,12 @@ def _duration(seconds: float) -> str:
 
 
 def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None:
-    """Make the cache of a configuration; None where it is off.
+    """Return the cache for a configuration; None if it is off.
 
     Raises
     ------
     RunError
-        If entries are to go to disk and there is no folder.
+        If entries must go to disk and there is no folder.
     """
     if config.mode == "off":
         return None

@@ -1,4 +1,4 @@
-"""Hooks into a fit, for progress bars, log files and experiment trackers."""
+"""Callbacks of a fit, for progress bars, log files and experiment trackers."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class FitPlan:
         epochs: int | None,
         max_steps: int | None,
     ) -> Self:
-        """Size of a fit that ends after so many epochs or optimizer steps, whichever is first.
+        """Return the plan of a fit that ends at the first of two limits.
 
         Parameters
         ----------
         n_batches, n_own
-            Batches of an epoch, of all processes and of this one.
+            Batches per epoch, over all processes and in this one.
         per_step
-            Batches per optimizer step, of all processes.
+            Batches per optimizer step, over all processes.
         epochs, max_steps
-            Limits; at least one is given.
+            Limits in epochs and in optimizer steps; at least one is given.
 
         Examples
         --------
@@ -75,36 +75,36 @@ class FitPlan:
 
 
 class Callback:
-    """Override what you need; every method does nothing by default."""
+    """Base class of callbacks; every method does nothing unless it is overridden."""
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
-        """Called once before the first batch; `history` holds rows of a resumed run."""
+        """Run once before the first batch; `history` holds the rows of a resumed run."""
 
     def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-        """After each training batch (`batch` counts from 1; mean loss of the batch)."""
+        """Run after each training batch; `batch` counts from 1, `loss` is the mean of the batch."""
 
     def on_validation_start(self, n_batches: int) -> None:
-        """Before the validation set is run."""
+        """Run before the model is validated."""
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:
-        """After validation, with the new row of the history."""
+        """Run after validation, with the new row of the history."""
 
     def on_fit_end(self, history: History) -> None:
-        """After the last epoch, with the best weights loaded; not after an error."""
+        """Run after the last epoch, with the best weights loaded; not run after an error."""
 
 
 class CSVLog(Callback):
-    """Write the history to a CSV file, a row an epoch, on disk as soon as it is known.
+    """Write the history to a CSV file, one row per epoch, as soon as the epoch ends.
 
     Parameters
     ----------
     path
-        File to write; rows of a resumed run are written again from its state.
+        File to write; the rows of a resumed run are written again from its state.
 
     Raises
     ------
     RunError
-        When a fit starts, if the file is there and is no history.
+        At the start of a fit, if the file exists and is not a history.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -112,7 +112,11 @@ class CSVLog(Callback):
         self._columns: list[str] | None = None
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Start the file anew with the rows there are."""
+        """Replace the file by the rows known so far.
+
+        A run killed after it wrote a row and before it wrote its state trains that epoch again;
+        appending would leave the row twice.
+        """
         with disk_errors(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._refuse_other_files()
@@ -122,7 +126,7 @@ class CSVLog(Callback):
             self._append(row)
 
     def _refuse_other_files(self) -> None:
-        """A history takes the place of a history or of nothing."""
+        """Refuse to replace a file that is not a history."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -133,7 +137,7 @@ class CSVLog(Callback):
             )
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
-        """Add a row."""
+        """Append the row to the file."""
         self._append(row)
 
     def _append(self, row: Mapping[str, Any]) -> None:

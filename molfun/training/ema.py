@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights that train, and of no others."""
+"""Exponential moving average of the trainable weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import nn
 
 
 class WeightAverage:
-    """Keep ``average <- d average + (1 - d) weight`` with ``d = min(decay, (1 + t) / (10 + t))``.
+    """Moving average of weights with a decay that grows during the run.
 
-    The decay grows with the number of updates ``t``, so a short run does not stay at its random
-    beginning (as in TensorFlow's ExponentialMovingAverage).
+    Update number ``t`` is ``average <- d average + (1 - d) weight`` with
+    ``d = min(decay, (1 + t) / (10 + t))``, as in TensorFlow's ``ExponentialMovingAverage``. A fixed
+    decay of 0.999 would hold a short run close to its initial weights.
 
     Parameters
     ----------
     parameters
-        Names and parameters that train.
+        Trainable parameters by name; frozen ones are their own average.
     decay
         Largest decay, in (0, 1).
     """
@@ -31,7 +32,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights; once per optimizer step."""
+        """Add the current weights to the average; call it once per optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         torch._foreach_lerp_(
@@ -42,7 +43,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average into the model for the time of the block."""
+        """Let the model hold the average inside a ``with`` block."""
         live = {n: p.detach().clone() for n, p in self._parameters.items()}
         self.copy_to_model()
         try:
@@ -51,16 +52,16 @@ class WeightAverage:
             copy_weights(live, self._parameters)
 
     def copy_to_model(self) -> None:
-        """Put the average into the model for good."""
+        """Copy the average into the model and leave it there."""
         copy_weights(self.average, self._parameters)
 
     def state_dict(self) -> dict[str, object]:
-        """Average and number of updates."""
+        """Return the average and the number of updates."""
         return {"updates": self.updates, "average": self.average}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.updates = int(state["updates"])  # type: ignore[call-overload]  # as written
         for name, tensor in state["average"].items():  # type: ignore[attr-defined]  # as written
             self.average[name].copy_(tensor)

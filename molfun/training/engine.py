@@ -1,14 +1,16 @@
 """The fit loop: one for every backbone, head, task and strategy.
 
-Rules it keeps, each with a test:
+Rules, each with a test:
 
 * Optimizer steps per epoch are ``ceil(batches / accumulation_steps)``; the gradient of a window is
   the sum over its labels divided by their number, also in the last, shorter window.
-* Frozen modules are in eval mode and build no graph; trainable set = optimizer set, less what a
-  strategy lets train only in a later epoch.
-* What is validated is what is kept: the moving average where there is one.
-* A window with a loss or gradient that is not finite is left out and counted.
-* State is written so that a resumed run continues bit by bit.
+* Frozen modules are in eval mode and build no graph. The trainable set is the optimizer set, minus
+  the parameters that a strategy unfreezes in a later epoch.
+* The weights that are validated are the ones that are kept: the moving average if there is one.
+* A window with a non-finite loss or gradient is skipped and counted.
+* A resumed run continues bit by bit.
+
+A *window* is the series of batches whose gradients go into one optimizer step.
 """
 
 from __future__ import annotations
@@ -50,34 +52,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCALE_SEARCH = 20
-"""Windows in a row that a float16 loss scale may need to come down from 2 ** 16, besides
-`EngineConfig.max_nonfinite`."""
+"""Windows in a row that may be skipped in float16 on top of `EngineConfig.max_nonfinite`.
+
+The loss scale starts at 2 ** 16 and is halved at each overflow: 16 skipped windows can be normal.
+"""
 STATE_EVERY_SECONDS = 600.0
-"""State is written at the end of every epoch and at least this often within one."""
+"""Longest time between two writes of the resume state within an epoch."""
 
 
 class Engine:
-    """Fit one model once.
+    """Train one model for one run.
 
     Parameters
     ----------
     runner
-        The model as a function of a batch.
+        Computes outputs, loss and metrics of the model.
     strategy
-        Already set up on the model.
+        Strategy that has been set up on the model.
     config
         Settings of this fit.
     fabric
-        Device and precision.
+        Lightning Fabric, for device and precision.
     callbacks
         Hooks, called in order.
     ranks
-        The processes that train together; None is this one alone.
+        The processes that train together; None for this process alone.
     on_start
-        Called once, when all is checked and the first batch comes next.
+        Called once after all checks, before the first batch.
     on_best
-        Called whenever the monitored value is the best so far (every epoch without a validation
-        set), with the weights to keep in the model.
+        Called after each epoch with the best monitored value so far (without a validation set,
+        after every epoch), while the model holds the weights to keep.
     """
 
     def __init__(
@@ -112,15 +116,15 @@ class Engine:
         self._saved: SavedState | None = None
         self._saved_at = time.monotonic()
         self._watch = SignalWatch()
-        self._windows = 0  # closed in this epoch
-        self._window_loss = 0.0  # of this process, in the open window
+        self._windows = 0  # windows closed in this epoch
+        self._window_loss = 0.0  # loss of this process in the open window
 
     # --- the whole fit -------------------------------------------------------------------------
 
     def fit(
         self, train: Iterable[Any], val: Iterable[Any] | None = None, *, resume: bool = False
     ) -> History:
-        """Train, validate, keep the best; give one row an epoch."""
+        """Train and validate, leave the best weights in the model, and return one row per epoch."""
         if val is None:
             self.monitor.need_validation()
         elif operator.length_hint(val, 1) == 0:
@@ -141,6 +145,7 @@ class Engine:
             self.optimizer, self.strategy, plan, higher_is_better=self.monitor.higher_is_better
         )
         warn_of_late_starts(self.optimizer, plan.epochs)
+        # dropout must differ between processes, or they would share their masks
         seed_everything(self.config.seed + self.ranks.index)
         self._saved = self._saved_state()
         resumed = resume and self._take_up(len(batches))
@@ -167,11 +172,11 @@ class Engine:
         return history
 
     def _start(self, plan: FitPlan, history: History, *, resumed: bool) -> None:
-        """Tell the callbacks and write the first state, from which a killed run is resumed.
+        """Call the callbacks and write the first state, from which a killed run can resume.
 
-        Callbacks write what describes the run, so they come first, and a state is never without
-        that. Where the run replaces another one they come last: what a process killed in between
-        leaves is then one run or the other.
+        Callbacks write files that describe the run (settings, splits), so they come first: no state
+        is on disk without its description. If the run replaces another one they come last, so that
+        a process killed in between leaves the files of one run, never a mix of both.
         """
         replaces = self._saved is not None and self._saved.exists()
         randoms = self.ranks.gather(random_state())
@@ -183,7 +188,7 @@ class Engine:
             self._write_state(randoms)
 
     def _saved_state(self) -> SavedState | None:
-        """The state on disk; None where the run writes none."""
+        """Return the resume state on disk; None if the run writes none."""
         if self.config.state_dir is None:
             return None
         return SavedState(
@@ -199,7 +204,7 @@ class Engine:
         )
 
     def _take_up(self, n_batches: int) -> bool:
-        """Go on from the state on disk; False where a run was stopped before it wrote one."""
+        """Restore the state on disk; False if the run was stopped before it wrote one."""
         assert self._saved is not None
         found = self._saved.take_up()
         if found is None:
@@ -227,21 +232,22 @@ class Engine:
             if self._out_of_steps():
                 break
         while self._windows < plan.steps_per_epoch and not self._out_of_steps():
-            self._optimizer_step()  # other processes have a batch more
+            # other processes have one batch more, and sums over processes need all of them
+            self._optimizer_step()
             self._save_or_stop(window_closed=True)
 
     def _begin_epoch(self) -> None:
-        """Let those parameters train that do in this epoch."""
+        """Unfreeze the parameters that begin to train in this epoch."""
         state = self.state
         if let_train(self.optimizer, state.epoch):
             self.runner.trainable_changed()
         starts = [group["start_epoch"] for group in self.optimizer.param_groups]
         if state.epoch and state.epoch in starts and state.batch == 0:
-            state.since_best = 0  # patience starts anew with more weights
+            state.since_best = 0  # more weights may improve more, so patience starts again
             self._schedule.more_trains()
 
     def _out_of_steps(self) -> bool:
-        """Return whether max_steps is reached (windows, not steps, so that skipped ones count)."""
+        """Return whether max_steps is reached; skipped windows count, so that every run ends."""
         limit = self.config.max_steps
         return limit is not None and self.state.step + self.state.skipped_windows >= limit
 
@@ -250,7 +256,7 @@ class Engine:
         state.window_batches += 1
         state.window_ids += inputs.ids
         if state.window_bad:
-            return
+            return  # the window will be skipped: spare the forward pass
         outputs = self.runner.outputs(inputs)
         total, count = self.runner.loss(inputs, outputs)
         value = float(total.detach())
@@ -258,13 +264,14 @@ class Engine:
             state.window_bad = True
             return
         if count:
-            # gradients are summed over the window and divided by its labels at the end
+            # `total` is a sum over labels; its gradient is divided by the labels of the window
+            # later, since a mean of batch means would weigh small batches more
             self.fabric.backward(total)
         state.window_count += count
         if self.ranks.size == 1:
             state.loss_total += value
             state.loss_count += count
-        else:
+        else:  # added up over the processes when the window closes
             self._window_loss += value
         for callback in self.callbacks:
             callback.on_batch_end(state.epoch + 1, state.batch + 1, value / max(count, 1))
@@ -275,6 +282,7 @@ class Engine:
         precision = self.fabric.strategy.precision
         self._add_up_window()
         if state.window_count and not state.window_bad:
+            # unscale, divide, clip: the norm is that of the mean gradient, in any precision
             precision.unscale_gradients(self.optimizer)
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             torch._foreach_div_(gradients, float(state.window_count))
@@ -286,13 +294,13 @@ class Engine:
             else:
                 state.window_bad = True
                 if self._scales_loss():
-                    # float16: the scaler skips the step and lowers its factor, as it is meant to
+                    # float16: the scaler sees the overflow, skips the step and halves its factor
                     precision.optimizer_step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self._close_window()
 
     def _add_up_window(self) -> None:
-        """Make loss, labels, faults and gradients of the window those of all processes."""
+        """Sum loss, labels, gradients and failures of the window over all processes."""
         if self.ranks.size == 1:
             return
         state, parameters = self.state, list(self.parameters.values())
@@ -303,7 +311,7 @@ class Engine:
         state.loss_count += int(count)
         self._window_loss = 0.0
         if state.window_count and not state.window_bad:
-            # before a scaler looks at them, so that it finds the same in every process
+            # before the scaler unscales them, so that it sees the same overflow everywhere
             self.ranks.add_up_gradients(parameters)
 
     def _scales_loss(self) -> bool:
@@ -375,13 +383,13 @@ class Engine:
         return row
 
     def _validate(self, val: Iterable[Any], row: Row) -> bool:
-        """Validate the weights in the model and, if they are the best so far, keep them."""
+        """Validate the weights in the model and keep them if they are the best so far."""
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
         state = self.state
         if self.ranks.size == 1:
             result = self.runner.evaluate(val)
-        else:  # in one order, also where the loader shuffles
+        else:  # every process must draw the same order, or samples would be missed or run twice
             result = self.runner.evaluate(self.ranks.share(seeded(val, self.config.seed)))
             result = type(result).joined(self.ranks.gather(result))
         row["val_loss"] = result.loss
@@ -391,8 +399,9 @@ class Engine:
         improved = score < state.best_score  # NaN never wins
         if improved:
             state.best_score, state.best_epoch, state.since_best = score, state.epoch, 0
+            # on the CPU: a copy of all trainable weights may not fit on the GPU
             self._best = {n: p.detach().cpu().clone() for n, p in self.parameters.items()}
-            if self._saved is not None:
+            if self._saved is not None:  # before the state that refers to it
                 self._saved.write_best(state, self._best)
             self.on_best(History([*state.history, row]))
         else:
@@ -400,13 +409,13 @@ class Engine:
         return improved
 
     def _end_schedule_epoch(self, row: Row) -> None:
-        """Tell the schedule how the epoch ended; the row holds the rate that follows from it."""
+        """Pass the monitored value to the schedule, and note the resulting rate in the row."""
         self._schedule.end_epoch(self.monitor.value(row))
         row["lr"] = shown_lr(self.optimizer)
 
     def _why_finished(self) -> str:
         patience = self.strategy.early_stopping_patience
-        # what has not begun to train cannot have stopped to improve
+        # never stop before the last group of parameters has begun to train
         waits = any(
             group["start_epoch"] >= self.state.epoch for group in self.optimizer.param_groups
         )
@@ -423,7 +432,7 @@ class Engine:
         set_modes(self.runner.head, training=training)
 
     def _keep_best(self) -> None:
-        """Leave in the model what was best; without validation, the average or the last weights."""
+        """Load the best weights; without validation the moving average, else the last weights."""
         if self._best is not None:
             copy_weights(self._best, self.parameters)
         elif self.average is not None:
@@ -433,21 +442,22 @@ class Engine:
     # --- state ---------------------------------------------------------------------------------
 
     def _save_or_stop(self, *, window_closed: bool) -> None:
-        """Write the state when it is time to; stop if a signal asked for it."""
+        """Write the state if it is due, and stop if a signal asked for it."""
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
         late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
         if self.ranks.size > 1 and not window_closed:
-            return  # an open window is spread over the processes
+            return  # each process holds its own part of an open window's gradients
         asked = self.ranks.gather((late, self._watch.received))
         late, stop = asked[0][0], next((s for _, s in asked if s is not None), None)
         if due or late or stop is not None:
             self._write_state()
-            self.ranks.wait()  # the end of one process ends the others, also one that still writes
+            # torchrun kills the others when one process ends, also one that is still writing
+            self.ranks.wait()
         self._stop_if_asked(stop)
 
     def _signal(self) -> int | None:
-        """The signal that any of the processes got."""
+        """Return the signal that any of the processes received, or None."""
         return next((s for s in self.ranks.gather(self._watch.received) if s is not None), None)
 
     def _stop_if_asked(self, stop: int | None) -> None:
@@ -461,7 +471,7 @@ class Engine:
             )
 
     def _write_state(self, randoms: Sequence[Any] | None = None) -> None:
-        """Write the state, with the generators of now or those given."""
+        """Write the state, with the current random state unless an earlier one is given."""
         if self._saved is not None:
             self._saved_at = time.monotonic()
             self._saved.write(self.state, randoms)

@@ -1,4 +1,4 @@
-"""Settings of a fit that are not the strategy's."""
+"""Settings of a training run apart from its strategy."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from molfun.strict import wrong_counts
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Settings of a fit that are not the strategy's.
+    """Settings of a training run apart from its strategy.
 
     Parameters
     ----------
     epochs, max_steps
-        When to stop: after so many epochs or optimizer steps; at least one is given.
+        Largest number of epochs and of optimizer steps; at least one is given.
     seed
         Decides the order of samples and dropout.
     state_dir
         Folder for the resume state; None writes none.
     save_every_steps
-        Write the state every so many optimizer steps, besides every epoch and ten minutes.
+        Write the resume state after this many optimizer steps, as well as after every epoch and
+        every ten minutes.
     max_nonfinite
-        Windows in a row that may be skipped before the run stops.
+        Number of successive windows with a non-finite loss or gradient at which the run stops.
     restore_best
-        Leave the best weights in the model at the end; False leaves the last ones.
+        Whether to leave the best weights in the model at the end, or the last ones.
     identity
-        What has to be equal for a run to be resumed.
+        Values that must be equal for a run to be resumed.
     """
 
     epochs: int | None

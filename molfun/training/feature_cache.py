@@ -1,4 +1,4 @@
-"""Features computed on the fly, kept on disk for later epochs and other runs."""
+"""Cache features on disk for later epochs and other runs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from molfun.sample import Sample
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Raised when the same settings begin to give other features, or files are written otherwise."""
+"""Part of every key; increase it when the same settings give other features or another file."""
 
 _OF_ONE_SAMPLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a ``featurize`` raises that did not expect its sample; memory and files are not among it."""
+"""Errors of a ``featurize`` that point to the sample; MemoryError and OSError do not."""
 
 
 class FeatureCache:
-    """Features of samples that are slow to featurise: those with alignments or raw features.
+    """Features of samples, on disk for those that are slow to featurise.
 
-    A single sequence takes milliseconds, a deep alignment seconds. Entries lie under a key of the
-    sample's content and the backbone's feature settings, are written atomically, and may be shared
-    by any number of runs; one that cannot be read is computed again.
+    Slow are samples with alignments or raw features: a single sequence takes milliseconds, a deep
+    alignment seconds. The key of an entry covers the sample's content and the backbone's feature
+    settings. Entries are written atomically and may be shared by any number of runs; one that
+    cannot be read is computed again.
 
     Parameters
     ----------
     backbone
-        Computes the features.
+        Backbone that computes the features.
     directory
-        Folder of the entries; None computes every time.
+        Folder of the entries; None keeps none.
     """
 
     def __init__(self, backbone: Backbone, directory: Path | None) -> None:
@@ -40,12 +41,12 @@ class FeatureCache:
         self._directory = directory
 
     def features(self, sample: Sample) -> Features:
-        """Features of `sample`, from disk where they are there.
+        """Return the features of `sample`, from disk if they are there.
 
         Raises
         ------
         DataError
-            Naming the sample, if the backbone cannot take it.
+            Naming the sample, if the backbone cannot featurise it.
         """
         slow = sample.alignment_dir is not None or sample.features is not None
         if self._directory is None or not slow:
@@ -58,9 +59,9 @@ class FeatureCache:
             return stored
         features = self._featurize(sample)
         try:
-            # a copy also unties features that share memory, which safetensors refuses
+            # clone: features may share memory (views of one array), which safetensors refuses
             save_safetensors(path, {n: t.clone() for n, t in features.items()}, key=name)
-        except RunError as error:
+        except RunError as error:  # a full disk costs time, not the run
             logger.warning("The feature cache stops: %s", error)
             self._directory = None
         return features

@@ -1,11 +1,11 @@
-"""The one forward pass: from samples or tensors to what a head reads.
+"""The only forward pass: from samples or tensors to the representations that heads read.
 
-A batch goes one of four ways, the first that applies:
+A batch takes the first of four ways that applies:
 
-* *brought*: nothing of the backbone trains, and samples bring their representations along.
-* *cached*: nothing of it trains; samples run one by one, and outputs are kept.
-* *prefix*: its first blocks are frozen; what they give is kept, and the rest runs on it.
-* *whole*: all runs, on all samples together.
+* *brought*: the whole backbone is frozen, and the samples carry their representations.
+* *cached*: the whole backbone is frozen; samples run one by one, and outputs are cached.
+* *prefix*: the first blocks are frozen; their activations are cached, and the rest runs on these.
+* *whole*: the whole backbone runs on the whole batch.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from molfun.trunk import TrunkOutput
 
 @dataclass(frozen=True)
 class FrozenPart:
-    """How much of a backbone does not train, from its beginning on.
+    """The leading part of a backbone that is frozen.
 
     Parameters
     ----------
     n_blocks
-        Leading blocks that are frozen along with all in front of them.
+        Number of leading blocks that are frozen, with everything before them.
     whole
-        Whether nothing of it trains.
+        Whether the whole backbone is frozen.
     splits
-        Whether the forward pass can be divided behind these blocks, though something trains.
+        Whether the forward pass can be split after these blocks.
     """
 
     n_blocks: int
@@ -56,7 +56,7 @@ class FrozenPart:
 
     @classmethod
     def of(cls, backbone: Backbone, needs: Sequence[str]) -> Self:
-        """Return what is frozen now; `needs` are the outputs that are asked for."""
+        """Return the part that is frozen now; `needs` are the outputs to compute."""
         n_blocks = frozen_blocks(backbone)
         return cls(
             n_blocks=n_blocks,
@@ -68,23 +68,23 @@ class FrozenPart:
 
 
 class ForwardPass:
-    """A backbone as a function from a batch to the representations that are asked for.
+    """Function from a batch to the representations that a reader needs.
 
     Parameters
     ----------
     backbone
-        What runs.
+        Backbone to run.
     needs
-        Representations that are given, see `molfun.trunk.TrunkOutput`.
+        Names of the representations to return, see `molfun.trunk.TrunkOutput`.
     device
-        Where the backbone is.
+        Device of the backbone.
     reader
-        What reads the output, for messages: "the head MLPHead".
+        Name of the reader in messages: "the head MLPHead".
     make_cache
-        Makes the cache of what the frozen part gives: outputs, or activations at the first block
-        that trains. None computes them each time.
+        Returns a new cache for the frozen part, or None to compute it each time. Called again
+        whenever other parameters train.
     features
-        Featurises samples; None asks the backbone every time.
+        Cache of features; None featurises every time.
     """
 
     def __init__(
@@ -106,26 +106,26 @@ class ForwardPass:
         self.trainable_changed()
 
     def trainable_changed(self) -> None:
-        """Find out what is frozen now; the cache so far holds something else and goes."""
+        """Look up what is frozen now, and start another cache: old entries end at another block."""
         self._reports = self.cache_reports()
         self.frozen = FrozenPart.of(self.backbone, self.needs)
-        self.cache = None  # frees the entries before there are others
+        self.cache = None  # free the old entries before new ones need the memory
         self.cache = self._make_cache()
 
     def cache_reports(self) -> list[str]:
-        """Return what each cache saved, where it was of use."""
+        """Return one sentence per cache that saved work."""
         last = "" if self.cache is None else self.cache.report()
         return [*self._reports, *([last] if last else [])]
 
     # --- the ways ------------------------------------------------------------------------------
 
     def __call__(self, inputs: Inputs) -> TrunkOutput:
-        """Representations of a batch the cheapest way, with a graph where something trains.
+        """Return the representations of a batch in the cheapest way, with a graph if weights train.
 
         Raises
         ------
         ConfigError
-            If the backbone does not give what is asked for.
+            If the backbone gives no such representation.
         DataError
             If a sample or a batch cannot be used.
         """
@@ -138,11 +138,12 @@ class ForwardPass:
             vectors = brought_vectors(inputs.samples, *self._expected)
             if vectors is not None:
                 return vectors
-            # one by one: no work on padding, and cached and fresh results are the same bits
+            # one by one: no work on padding, and cached and fresh results agree bit by bit (a
+            # batched matrix product may add up in another order)
             return TrunkOutput.stack([self._frozen_one(one) for one in inputs.single()])
 
     def whole(self, inputs: Inputs, **options: Any) -> TrunkOutput:
-        """Run all of the backbone on all samples together; `options` go to its ``forward``."""
+        """Run the whole backbone on the whole batch; `options` go to its ``forward``."""
         features = self._to_device(self._features(inputs))
         return self._checked(self.backbone(features, outputs=self.needs, **options))
 
@@ -170,12 +171,12 @@ class ForwardPass:
         return self.backbone
 
     def _from_prefix(self, inputs: Inputs) -> TrunkOutput:
-        """Run the part that trains on what the frozen blocks give, computed now or before."""
+        """Run the trainable blocks on the activations of the frozen ones, cached if possible."""
         with torch.no_grad():
             if self.cache is None or not inputs.samples:
                 state = self._prefix(inputs)
             else:
-                # one by one, so that a resumed run computes the same bits in any order of samples
+                # one by one: not even the last bits of an entry may depend on its batch
                 states = [self._prefix_one(one, self.cache) for one in inputs.single()]
                 state = self._to_device(self._parts.join_states(states))
         return self._checked(
@@ -205,11 +206,11 @@ class ForwardPass:
 
     @property
     def ahead(self) -> Featurize | None:
-        """Featurises samples in workers of a loader; None where that is not worth it."""
+        """Function that featurises samples in loader workers; None if that would not save time."""
         return self._needed_features if self.backbone.featurizes_in_workers else None
 
     def _needed_features(self, sample: Sample) -> Features | None:
-        """Features of a sample, unless its representations are there already."""
+        """Return the features of a sample; None if its representations are given or cached."""
         if REPRESENTATIONS & set(sample.features or {}):
             return None
         if self.cache is not None and self.cache.holds(self.cache.key(sample.content_key())):
@@ -220,7 +221,7 @@ class ForwardPass:
         return {k: v.to(self.device, non_blocking=True) for k, v in features.items()}
 
     def _checked(self, output: TrunkOutput) -> TrunkOutput:
-        """Only what is needed, and all of it."""
+        """Return the needed outputs alone, or refuse an output without one of them."""
         found = output.select(self.needs)
         missing = [name for name in self.needs if name not in found.given]
         if missing:
@@ -235,7 +236,7 @@ class ForwardPass:
 
 
 def run_now(backbone: Backbone, samples: Sequence[Sample], outputs: Sequence[str]) -> TrunkOutput:
-    """Representations by the weights of now, in eval mode and without a graph; nothing is kept."""
+    """Return representations by the current weights, in eval mode, without graph and cache."""
     device = next(backbone.parameters()).device
     with torch.no_grad(), evaluating(backbone):
         return ForwardPass(backbone, outputs, device=device).whole(Inputs.of(samples))

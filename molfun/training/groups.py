@@ -1,4 +1,4 @@
-"""The optimizer over a strategy's groups of parameters, and when each begins to train."""
+"""Build the optimizer of a strategy, and unfreeze its groups of parameters epoch by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def make_optimizer(
     strategy: FinetuneStrategy, model: Any
 ) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
-    """The strategy's optimizer over its groups, and the parameters in it by name."""
+    """Return the optimizer over the strategy's groups, and its parameters by name."""
     groups = strategy.groups(model)
     parameters = {name: p for group in groups for name, p in group.parameters}
     optimizer = build_optimizer(
@@ -30,7 +30,11 @@ def make_optimizer(
 
 
 def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
-    """Freeze what begins after `epoch` (from 0), unfreeze the rest; whether any changed."""
+    """Freeze groups that begin after `epoch` (from 0), unfreeze the others; return if any changed.
+
+    A frozen parameter gets no gradient, so that no optimizer, weight decay or average moves it,
+    although it is in the optimizer from the start.
+    """
     changed = False
     for group in optimizer.param_groups:
         active = epoch >= group["start_epoch"]
@@ -41,13 +45,13 @@ def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
 
 
 def shown_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Learning rate of the head, where there is one, for the next step."""
+    """Return the learning rate of the next step: of the head, or of the first group without one."""
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     return rates.get("head", next(iter(rates.values())))
 
 
 def warn_of_late_starts(optimizer: torch.optim.Optimizer, epochs: int) -> None:
-    """Say what never begins to train in a run of so many epochs."""
+    """Warn of parameters that begin to train only after the last epoch."""
     late = [g for g in optimizer.param_groups if g["start_epoch"] >= epochs]
     if late:
         names = ", ".join(dict.fromkeys(str(group["name"]) for group in late))

@@ -1,4 +1,4 @@
-"""What a fit gives back: one row an epoch."""
+"""History of a training run: one row per epoch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Row = dict[str, Any]
 
 
 class History(list[Row]):
-    """Rows of a fit: ``epoch``, ``train_loss``, ``val_loss``, ``lr``, ``val/rmse`` ...
+    """List of rows with keys ``epoch``, ``train_loss``, ``val_loss``, ``lr``, ``val/rmse`` ...
 
-    Losses are in the task's standardised units, metrics in the units of the labels. ``nan`` stands
-    for "undefined".
+    Losses are in the task's standardised units, metrics in the units of the labels. Undefined
+    values are NaN.
 
     Attributes
     ----------
     stopped
-        Why training ended: "epochs", "max_steps" or "early_stopping".
+        Reason why training ended: "epochs", "max_steps" or "early_stopping".
     monitor, higher_is_better
-        What `best` goes by, and in which direction.
+        Name of the value that decides which row is the `best`, and its direction.
     cache_report
-        What the frozen-prefix cache saved, in one sentence; empty where it was of no use.
+        Time saved by the frozen-prefix cache, in one sentence; empty if it was not used.
 
     Examples
     --------
@@ -43,13 +43,13 @@ class History(list[Row]):
 
     @property
     def best(self) -> Row:
-        """Row with the best value of `monitor` (the last row where it is defined nowhere)."""
+        """Row with the best value of `monitor`; the last row if no row defines it."""
         scored = [row for row in self if math.isfinite(monitored(row, self.monitor))]
         pick = max if self.higher_is_better else min
         return pick(scored, key=lambda row: monitored(row, self.monitor)) if scored else self[-1]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Rows as a table."""
+        """Return the rows as a table."""
         import pandas as pd
 
         return pd.DataFrame(list(self))
@@ -62,6 +62,7 @@ class History(list[Row]):
         MissingDependencyError
             Without matplotlib.
         """
+        # Figure and not pyplot, which would choose a backend and keep the figure alive
         pyplot = require("matplotlib.figure", "pip install matplotlib")
         figure = pyplot.Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
@@ -75,7 +76,7 @@ class History(list[Row]):
 
 
 def monitored(row: Row, monitor: str) -> float:
-    """Value of a monitored quantity in a row; NaN where it is not there.
+    """Return the value of a monitored quantity in a row; NaN if the row has none.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Batches in one form, whatever a loader gives: samples, or the backbone's own tensors."""
+"""Bring batches of any loader into one form, `Inputs`: samples, or the backbone's tensors."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Inputs:
     features
         Tensors by name, as the backbone's ``collate`` gives them.
     rows
-        What the backbone's ``featurize`` gave for each sample in a worker of a loader, or None;
-        empty where none was asked.
+        Features of each sample that a loader worker computed, None for a sample without; empty if
+        workers computed none.
     """
 
     ids: list[str]
@@ -40,17 +40,17 @@ class Inputs:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Self:
-        """A batch of these samples."""
+        """Return a batch of these samples."""
         batch = SampleBatch(samples)
         return cls(ids=batch.ids, targets=batch.targets, samples=samples)
 
     def single(self) -> Iterator[Self]:
-        """Each sample as a batch of its own."""
+        """Yield each sample as a batch of size one."""
         for i, sample in enumerate(self.samples):
             yield replace(type(self).of([sample]), rows=self.rows[i : i + 1])
 
     def featurized(self, featurize: Callable[[Sample], Features]) -> list[Features]:
-        """The features of each sample: those that a worker made, else by `featurize`."""
+        """Return the features of each sample: those from a worker, else by `featurize`."""
         rows = self.rows or [None] * len(self.samples)
         return [
             featurize(sample) if row is None else row
@@ -59,7 +59,7 @@ class Inputs:
 
 
 def as_inputs(batch: Any) -> Inputs:
-    """Accept what a loader may give: samples, or a dict of the backbone's tensors.
+    """Return a batch of samples, or a dict of the backbone's tensors, as `Inputs`.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def as_inputs(batch: Any) -> Inputs:
 
 
 def _from_list(batch: Sequence[Any]) -> Inputs | None:
-    """A list of samples, or tensors with their labels; None for others."""
+    """Return a list of samples, or a pair of tensors and labels, as `Inputs`; None for others."""
     if not batch:
         raise DataError("There is nothing in this batch: the list is empty.")
     if all(isinstance(sample, Sample) for sample in batch):
@@ -108,6 +108,6 @@ def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
 
 
 def _rows(target: torch.Tensor, size: int) -> list[Any]:
-    """One label per sample: a number, or an array where there are several."""
+    """Return one label per sample: a number, or an array if a sample has several."""
     flat = target.ndim <= 1 or target.numel() == size
     return target.reshape(-1).tolist() if flat else list(target.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Stop a run between two batches when the system asks for it."""
+"""Stop a run between two batches on SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a fit after its state was written.
+    """Raised when SIGINT or SIGTERM ended a fit, after its state was written.
 
     Attributes
     ----------
@@ -23,9 +23,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SignalWatch:
-    """Note the first SIGINT or SIGTERM instead of dying of it; the second one acts at once.
+    """Record the first SIGINT or SIGTERM instead of ending the process; a second one ends it.
 
-    Does nothing outside of the main thread, where Python takes no signals.
+    Does nothing outside of the main thread, where Python cannot set handlers.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous = signal.getsignal(number)
-                if previous is not None:  # one that was not set from Python cannot be put back
+                if previous is not None:  # a handler set outside of Python cannot be restored
                     self._previous[number] = previous
                     signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        self._restore()  # so that a second Ctrl-C works if a batch takes minutes
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -1,4 +1,4 @@
-"""One run of training, whatever it trains: its folder, processes, precision, optimizer and loop."""
+"""Set-up and end that all training runs share: folder, processes, precision, optimizer, loop."""
 
 from __future__ import annotations
 
@@ -26,34 +26,38 @@ from molfun.training.runner import Runner
 logger = logging.getLogger(__name__)
 
 Keep = Callable[[Row | None, RunFolder | None], None]
-"""Called with the row that the weights in the model belong to (None where no epoch ended) and the
-folder to write them into (None where nothing is to be written)."""
+"""Function that records the weights in the model.
+
+It takes their row of the history (None before the first epoch ends) and the folder to write them
+into (None to write nothing).
+"""
 
 
 @dataclass(kw_only=True)
 class Job:
-    """Set-up and end of a run: made before anything is computed, then `set_up`, then `run`.
+    """One training run. Create it before anything is computed, then call `set_up` and `run`.
 
     Parameters
     ----------
     device
-        Where the model is.
+        Device of the model.
     train, val
-        Batches to train on and to validate with; `val` may be None.
+        Batches for training and for validation; `val` may be None.
     folder
-        Where the run writes, checked; None writes nothing.
+        Folder of the run, already checked; None writes nothing.
     epochs, max_steps
-        When to stop, at the latest.
+        Limits of the training.
     seed
         Decides the order of samples and dropout.
     precision
-        Overrides the strategy's ``amp``; `chosen_precision` is Fabric's name of what follows.
+        Overrides the strategy's ``amp``; `chosen_precision` is the result, by Fabric's name.
     callbacks
         Hooks, called in order after the history is written.
     save_every_steps
-        Write the state every so many optimizer steps, besides every epoch and ten minutes.
+        Write the resume state after this many optimizer steps, as well as after every epoch and
+        every ten minutes.
     restore_best
-        Whether the best weights are in the model at the end, else the last ones.
+        Whether the model holds the best weights at the end, or the last ones.
     """
 
     device: torch.device
@@ -71,7 +75,7 @@ class Job:
     def __post_init__(self) -> None:
         self.history = History([])
         self.ranks = Ranks.join_run(self.device)
-        self.ranks.wait()  # nobody writes before all have looked into the folder
+        self.ranks.wait()  # no process may write before all have checked the folder
 
     @property
     def resume(self) -> bool:
@@ -79,12 +83,12 @@ class Job:
         return self.folder is not None and self.folder.resume
 
     def set_up(self, model: Any, strategy: FinetuneStrategy) -> None:
-        """Freeze and adapt `model` by the strategy, and choose precision and optimizer.
+        """Apply the strategy to `model`, and choose precision and optimizer.
 
         Parameters
         ----------
         model
-            Something with a ``backbone`` and a ``head``, see `molfun.strategies.base.FineTunable`.
+            Object with a ``backbone`` and a ``head``, see `molfun.strategies.base.FineTunable`.
         strategy
             What trains and how fast.
         """
@@ -104,24 +108,24 @@ class Job:
         identity: Mapping[str, Any],
         on_start: Callable[[], None] = lambda: None,
     ) -> History:
-        """Train, and keep what was best.
+        """Train, and keep the best weights.
 
         Parameters
         ----------
         runner
-            The model as a function of a batch.
+            Computes outputs, loss and metrics of the model.
         keep
-            Notes and writes the weights in the model: whenever they are the best so far, and at
-            the end if the best ones are not on disk.
+            Records the weights in the model: after each epoch that is the best so far, and at the
+            end if the weights to keep are not on disk yet.
         identity
-            What has to be equal for the run to be resumed, besides the settings of the job.
+            Values that must be equal for the run to be resumed, in addition to the job's settings.
         on_start
-            Called once, when all is checked and the first batch comes next.
+            Called once after all checks, before the first batch.
 
         Raises
         ------
         NonFiniteError
-            If losses stay NaN or infinite; finite weights are kept.
+            If losses stay NaN or infinite; the model then holds finite weights.
         RunError
             If the run cannot be resumed or written.
         """
@@ -137,12 +141,13 @@ class Job:
         with contextlib.nullcontext() if folder is None else folder.held():
             try:
                 self.history = engine.fit(self.train, self.val, resume=self.resume)
-            except NonFiniteError:
+            except NonFiniteError:  # leave a checkpoint of finite weights, if there is none yet
                 if not kept:
                     keep(None, folder)
                 raise
             restored = engine.config.restore_best
-            # what was best is on disk already, unless an earlier process of this run wrote it
+            # the checkpoint is on disk if this process wrote the best epoch, or if an earlier one
+            # did before the run was resumed and the weights in the model are not the best ones
             is_written = runner.ranks_epochs and (
                 kept or bool(engine.state.best_epoch and not restored)
             )
@@ -182,7 +187,7 @@ class Job:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Settings of the job that a resumed run repeats, as they come back from a file."""
+        """Return the settings that a resumed run must repeat, in the types a file gives back."""
         flat = flattened({"strategy": self.strategy.to_dict()})
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()},

@@ -1,4 +1,4 @@
-"""Errors of loader workers in one line that names the samples."""
+"""Turn errors of loader workers into one line that names the samples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from molfun.errors import DataError, MolfunError, RunError
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process")
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _UNKNOWN = "0"
-"""Stands for the process id of a worker that nothing is known of."""
+"""Process id in the error when a worker died without torch saying which one."""
 _SIGNAL = re.compile(r"killed by signal: ([\w ]+)")
 
 
 def name_of(dataset: Any, index: Any) -> str:
-    """Id of a sample, or its number where a data set has no ids."""
+    """Return the id of a sample, or its number if the data set has no ids."""
     if isinstance(dataset, Subset):
         return name_of(dataset.dataset, dataset.indices[index])
     try:
@@ -31,11 +31,15 @@ def name_of(dataset: Any, index: Any) -> str:
 
 
 _reading: list[tuple[Any, Sequence[Sequence[Any]] | None, int]] = []
-"""Loader, order and batches done of what is being read; for messages alone."""
+"""Loader, batch order and number of finished batches of the reading in progress.
+
+For error messages only. A module variable, since torch reports a dead worker by a signal, from
+which the loop that waits for the batch cannot be reached.
+"""
 
 
 def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None) -> Iterator[Any]:
-    """Batches of a loader; what goes wrong in a worker names the samples that were waited for.
+    """Yield the batches of a loader; an error in a worker names the samples that were awaited.
 
     Parameters
     ----------
@@ -61,7 +65,7 @@ def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None)
                 _reading.clear()
                 return
             except (ConnectionError, EOFError) as error:
-                # what a dead worker leaves behind can be read before torch tells of its death
+                # the pipe of a dead worker may break before torch notices that the worker is dead
                 _wait_for_the_dead(iterator)
                 raise RuntimeError(f"DataLoader worker (pid(s) {_UNKNOWN}) {error}") from error
             except Exception as error:
@@ -73,9 +77,10 @@ def watched(loader: Iterable[Any], order: Sequence[Sequence[Any]] | None = None)
 
 
 def _wait_for_the_dead(iterator: Any) -> None:
-    """Reap workers that have ended; torch's own error may come meanwhile, which says more.
+    """Join workers that have ended, and raise how they ended.
 
-    What is left unreaped would be told by a signal later, wherever the program is by then.
+    Torch's own error may arrive meanwhile, and says more. A worker that is not joined here would
+    raise it from a signal later, at any place of the program.
     """
     for worker in getattr(iterator, "_workers", ()):
         worker.join(timeout=5)
@@ -87,9 +92,9 @@ def _wait_for_the_dead(iterator: Any) -> None:
 
 @contextlib.contextmanager
 def worker_errors() -> Iterator[None]:
-    """Say what went wrong in a loader's worker in one line, wherever the news of it arrives.
+    """Turn an error of a loader's worker inside the block into one line that names its samples.
 
-    That a worker died is told by a signal, so it may interrupt the work on an earlier batch.
+    Torch reports a dead worker by a signal, so the error may interrupt the step on another batch.
     """
     try:
         yield
@@ -101,7 +106,7 @@ def worker_errors() -> Iterator[None]:
 
 
 def _clear(error: Exception) -> MolfunError | None:
-    """The error of a worker in our words; None for any other."""
+    """Return the clear form of a worker's error; None for any other error."""
     text = str(error)
     if (caught := _CAUGHT.search(text)) is not None:
         return _of_a_failed_worker(error, text, caught[1])
@@ -118,7 +123,7 @@ def _clear(error: Exception) -> MolfunError | None:
 
 
 def _of_a_failed_worker(error: Exception, text: str, kind: str) -> MolfunError:
-    # torch repeats the traceback as text; the last line of it says what happened
+    # torch puts the worker's whole traceback into the text; its last line is the error itself
     said = re.split(rf"^(?:[\w.]+\.)?{kind}: ", text, flags=re.MULTILINE)[-1].strip()
     if isinstance(error, MolfunError):
         return type(error)(said)
@@ -128,7 +133,7 @@ def _of_a_failed_worker(error: Exception, text: str, kind: str) -> MolfunError:
 
 
 def _awaited(batches: int | None = None) -> str:
-    """Names of the samples in the next batches: so many, or all that workers prepare at once."""
+    """Return the names of the samples in the next batches; by default in all being prefetched."""
     if not _reading:
         return "its samples"
     loader, _, done = _reading[0]
@@ -140,7 +145,7 @@ def _awaited(batches: int | None = None) -> str:
 
 
 def _indices(batches: int | None = None) -> list[Any]:
-    """Indices of the samples in the next batches, as in `_awaited`; none where unknown."""
+    """Return the sample indices of the next batches, as in `_awaited`; empty if unknown."""
     loader, order, done = _reading[0]
     if isinstance(loader, DataLoader):
         batches = batches or loader.num_workers * (loader.prefetch_factor or 1)
@@ -151,9 +156,9 @@ def _indices(batches: int | None = None) -> list[Any]:
 
 
 def _of_one_sample(error: Exception) -> DataError | None:
-    """The error of the one sample of a batch that cannot be loaded, found by loading them again.
+    """Load the samples of the failed batch one by one, and return the error of the bad one.
 
-    Not where a worker died or timed out, as this process would share its fate.
+    Returns None if a worker died or timed out: loading again could end this process, too.
     """
     loader = _reading[0][0] if _reading else None
     if isinstance(error, MolfunError) or not isinstance(loader, DataLoader):
@@ -171,12 +176,12 @@ def _of_one_sample(error: Exception) -> DataError | None:
 
 
 def loaded(dataset: Any, index: Any) -> Any:
-    """A sample of a data set; an error that is not ours names it.
+    """Return a sample of a data set.
 
     Raises
     ------
     DataError
-        If the data set raises anything but an error of ours.
+        Naming the sample, if the data set raises any error that is not Molfun's.
     """
     try:
         return dataset[index]

@@ -1,4 +1,4 @@
-"""The monitored value: it decides which epoch is the best, and when to stop."""
+"""Monitor the value that decides which epoch is the best and when to stop early."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """The value that a strategy watches, of one model.
+    """Reader of the value that a strategy monitors.
 
     Parameters
     ----------
     strategy
-        Names the value, and what depends on it.
+        Strategy whose ``monitor`` names the value.
     runner
-        The model, which knows its metrics.
+        Runner of the model, which lists its metrics.
 
     Raises
     ------
@@ -38,12 +38,12 @@ class Monitor:
         self.higher_is_better = self.name.removeprefix("val/") in runner.higher_is_better
 
     def need_validation(self) -> None:
-        """Refuse settings that need a validation set; called where there is none.
+        """Refuse settings that need a validation set; call it if there is none.
 
         Raises
         ------
         ConfigError
-            Naming them.
+            Naming these settings.
         """
         problems = []
         if self._strategy.early_stopping_patience:
@@ -54,15 +54,15 @@ class Monitor:
             raise ConfigError(" ".join(f"{text} {self.name}." for text in problems))
 
     def value(self, row: Row) -> float:
-        """The value in a row of the history; NaN where it is undefined."""
+        """Return the value in a row of the history; NaN if it is undefined."""
         return monitored(row, self.name)
 
     def score(self, row: Row) -> float:
-        """The value, negated where the largest is the best; NaN wins no comparison."""
+        """Return the value with the sign that makes smaller better; NaN wins no comparison."""
         return self.value(row) * (-1 if self.higher_is_better else 1)
 
     def warn_undefined(self, row: Row) -> None:
-        """Say that what should decide the best epoch has no value."""
+        """Warn if the monitored value is undefined, so that no epoch can be the best."""
         if math.isnan(self.value(row)):
             logger.warning(
                 "%s is undefined on this validation set (too few samples, or all alike), so no "

@@ -1,4 +1,4 @@
-"""The precision to train in, by the names of Fabric."""
+"""Choose the precision to train in, by Fabric's names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PRECISIONS = {
     **dict.fromkeys(("bf16-mixed", "bf16", "bfloat16"), "bf16-mixed"),
     **dict.fromkeys(("16-mixed", "16", "fp16", "float16"), "16-mixed"),
 }
-"""Fabric's names of the precisions to train in, and what else they are called."""
+"""Accepted names of a precision, with Fabric's name for each."""
 
 
 def choose_precision(device: torch.device, *, amp: bool, precision: str | None) -> str:
-    """Fabric's name of the precision to train in.
+    """Return Fabric's name of the precision to train in.
 
-    ``amp`` picks bfloat16 on GPUs that have it, float16 with a scaler on older ones, and float32
-    on a CPU; `precision` overrides it.
+    ``amp`` picks bfloat16 on GPUs that have it, float16 with a loss scaler on older ones, and
+    float32 on a CPU; `precision` overrides it.
 
     Examples
     --------
@@ -44,8 +44,8 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
 
 
 def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Fabric on one device."""
-    from lightning_fabric import Fabric  # takes seconds, and only training needs it
+    """Return a Fabric for one device; several processes are joined by `Ranks` instead."""
+    from lightning_fabric import Fabric  # here, as the import takes seconds
 
     devices: Any = [device.index or 0] if device.type == "cuda" else 1
     return Fabric(accelerator=device.type, devices=devices, precision=precision)

@@ -1,9 +1,9 @@
-"""The processes of one run: data-parallel training under ``torchrun``.
+"""Data-parallel training under ``torchrun``: the processes of one run.
 
-Gradients are sums over samples, and are added up over the processes once per optimizer step, just
-before they are divided by the number of labels in all of them. So nothing has to be wrapped, and
-parameters that begin to train later (`GradualFinetune`) need no care: whatever has a gradient in
-one process gets it in all.
+Gradients are sums over samples. They are summed over the processes once per optimizer step, just
+before the division by the number of labels in all of them. So the model needs no wrapper such as
+DDP, and parameters that begin to train later (`GradualFinetune`) need no special case: a parameter
+with a gradient in one process gets the sum in all.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from torch import distributed, nn
 
 T = TypeVar("T")
 BUCKET_BYTES = 2**25
-"""Gradients that travel together: large enough to fill the wire, small beside the weights."""
+"""Bytes of gradients per ``all_reduce``, 32 MB as DDP's buckets of 25 MB.
+
+Large enough that latency does not matter, small next to the weights: the flat copy takes memory.
+"""
 
 
 class Ranks:
-    """Which process this is among those that train together.
+    """Index of this process among those that train together, and their communication.
 
     Parameters
     ----------
     index, size
-        Number of this process (from 0) and of all.
+        Index of this process (from 0), and number of processes.
 
     Examples
     --------
@@ -41,7 +44,7 @@ class Ranks:
 
     @classmethod
     def join_run(cls, device: torch.device) -> Ranks:
-        """Join the processes that ``torchrun`` started; alone where it started none."""
+        """Join the processes that ``torchrun`` started; without torchrun, this one is alone."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1 or not distributed.is_available():
             return cls()
@@ -51,22 +54,22 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and logs for all."""
         return self.index == 0
 
     def share(self, items: Iterable[T]) -> Iterator[T]:
-        """Every `size`-th item, from number `index` on."""
+        """Return an iterator over every `size`-th item, starting at `index`."""
         return iter(items) if self.size == 1 else islice(items, self.index, None, self.size)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this method."""
         if self.size > 1:
             distributed.barrier()
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in order, in every process.
+        """Return the values of all processes, in order, in every process.
 
-        Values are pickled, as torch does it: they come from processes of this run alone.
+        Torch pickles the values. That is safe, as they come only from processes of this run.
         """
         if self.size == 1:
             return [value]
@@ -75,10 +78,10 @@ class Ranks:
         return values
 
     def add_up(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Sum of each number over all processes."""
+        """Return the sum of each number over all processes."""
         if self.size == 1:
             return list(values)
-        # float64 holds counts exactly; NCCL takes it, too
+        # float64 holds counts up to 2**53 exactly, and NCCL can sum it
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(tensor)
         return [float(v) for v in tensor.tolist()]
@@ -86,7 +89,8 @@ class Ranks:
     def add_up_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes.
 
-        A parameter without one counts as zero if any process has one, else it stays without.
+        If only some processes have a gradient for a parameter, the others count as zero. If none
+        has, it stays None, so that the optimizer leaves the parameter alone.
         """
         if self.size == 1 or not parameters:
             return
@@ -99,20 +103,20 @@ class Ranks:
 
     @torch.no_grad()
     def align(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give every process the tensors of the first."""
+        """Overwrite the tensors of every process with those of the first."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, src=0)
 
 
 def _add_up_bucket(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum gradients that travel together."""
+    """Sum the gradients of one bucket over all processes."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     distributed.all_reduce(flat)
     parts = flat.split([g.numel() for g in gradients])
     for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).clone()
+        parameter.grad = part.view_as(parameter).clone()  # a view would keep the bucket alive
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

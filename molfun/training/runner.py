@@ -1,4 +1,4 @@
-"""What the engine needs of a model."""
+"""`Runner`, the interface between the engine and what it trains."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from molfun.training.inputs import Inputs
 
 @dataclass(kw_only=True)
 class MeanLoss:
-    """The loss over a data set, as its sum and the number of labels it is over."""
+    """Mean loss over a data set, kept as a sum and a number of labels."""
 
     loss_total: float = 0.0
     loss_count: int = 0
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One loss from those on several parts of the data."""
+        """Join the losses on several parts of the data into one."""
+        # fsum rounds once, so the order of the parts does not matter
         total = math.fsum(part.loss_total for part in parts)
         return cls(loss_total=total, loss_count=sum(part.loss_count for part in parts))
 
@@ -41,45 +42,45 @@ class MeanLoss:
 
 
 class Runner(ABC):
-    """A model as the engine sees it: a head and a task on a backbone, or an objective."""
+    """Interface of a model for the engine: heads and tasks on a backbone, or an objective."""
 
     backbone: Backbone
     head: Any
     metric_names: list[str]
     higher_is_better: frozenset[str]
     ranks_epochs: bool = True
-    """Whether the loss says which epoch is the best; if not, the last one is kept."""
+    """Whether the loss can rank epochs; if not, the weights of the last epoch are kept."""
 
     @property
     def ahead(self) -> Featurize | None:
-        """Featurises samples in workers of a loader; None where that is not worth it."""
+        """Function that featurises samples in loader workers; None if that would not save time."""
         return None
 
     @abstractmethod
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
-        """Outputs of a batch."""
+        """Return the outputs of a batch."""
 
     @abstractmethod
     def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
-        """Loss of a batch over its labels."""
+        """Return the summed loss of a batch and its number of labels."""
 
     @abstractmethod
     def evaluate(self, batches: Iterable[Any]) -> Any:
-        """Run over batches in eval mode; gives something with ``loss``."""
+        """Run over batches in eval mode, and return a result with the attribute ``loss``."""
 
     @abstractmethod
     def metrics(self, result: Any) -> dict[str, float]:
-        """Metrics of an evaluation."""
+        """Return the metrics of an evaluation."""
 
     def after_step(self, progress: float) -> None:  # noqa: B027  (most have nothing to do)
-        """Follow an optimizer step; `progress` is the share of all that are done."""
+        """Run after each optimizer step; `progress` is the share of steps done, in (0, 1]."""
 
     def trainable_changed(self) -> None:  # noqa: B027  (as above)
-        """Adapt to other parameters that train from now on."""
+        """Adapt to a changed set of trainable parameters."""
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Return what a resumed run needs besides the parameters."""
+        """Return the state that a resumed run needs in addition to the parameters."""
         return {}
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """Put back what `resume_state` gave."""
+        """Restore the result of `resume_state`."""

@@ -1,4 +1,4 @@
-"""The state of a fit on disk: what is written as it goes, and how a resumed one takes it up."""
+"""Write the resume state of a run to disk, and restore it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from molfun.training.schedule import RunSchedule
 logger = logging.getLogger(__name__)
 
 _MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What values of the wrong type raise where they are used."""
+"""Errors that a state with values of wrong types raises while it is restored."""
 
 
 class SavedState:
-    """All that a killed fit needs, in the folder of its run.
+    """Resume state of a run: everything that a killed run needs to go on bit by bit.
 
     Parameters
     ----------
     folder
         Folder of the state.
     identity
-        What has to be equal for a run to be resumed.
+        Values that must be equal for a run to be resumed.
     runner
-        The model; it may have a state besides the parameters.
+        Runner of the model, which may have a state besides the parameters.
     parameters
-        Those that train, by name.
+        Trainable parameters by name.
     optimizer, schedule, average, precision
-        What else changes with each step; `precision` is Fabric's, with the scale of the loss.
+        Parts whose state changes with each step; `precision` is Fabric's plug-in with the loss
+        scaler.
     ranks
         The processes that train together; the first writes for all.
     """
@@ -62,11 +63,11 @@ class SavedState:
         self.average, self.precision, self.ranks = average, precision, ranks
 
     def exists(self) -> bool:
-        """Return whether there is a state, damaged or not."""
+        """Return whether a state exists, damaged or not."""
         return resume.has_state(self.folder)
 
     def write(self, state: FitState, randoms: Sequence[Any] | None = None) -> None:
-        """Write the state, with the generators of now or those given for each process."""
+        """Write the state, with the current random state of each process or with `randoms`."""
         if randoms is None:
             randoms = self.ranks.gather(random_state())
         if not self.ranks.is_first:
@@ -79,7 +80,8 @@ class SavedState:
             "random": randoms[0] if self.ranks.size == 1 else randoms,
             "runner": self.runner.resume_state(),
         }
-        if not state.finished:  # a finished run is only looked at; moments are most of it
+        # a finished run takes no further step; the moments of the optimizer are most of the bytes
+        if not state.finished:
             gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
             content["progress"] = {
                 "gradients": gradients,
@@ -90,17 +92,17 @@ class SavedState:
         resume.write_state(self.folder, content)
 
     def write_best(self, state: FitState, best: Mapping[str, torch.Tensor]) -> None:
-        """Write the best weights, and note in `state` which file belongs to it."""
+        """Write the best weights, and note their checksum in `state`."""
         if self.ranks.is_first:
             state.best_sha256 = resume.write_best(self.folder, state.epoch, best)
 
     def take_up(self) -> tuple[FitState, dict[str, torch.Tensor] | None] | None:
-        """Put model, optimizer and generators back; None where no state was written yet.
+        """Restore model, optimizer and random state.
 
         Returns
         -------
         tuple or None
-            Where the fit stands, and its best weights so far.
+            State of the fit and its best weights so far; None if no state was written yet.
 
         Raises
         ------
@@ -109,7 +111,7 @@ class SavedState:
         RunError
             If the run was started with other settings.
         """
-        # one answer for all: the first process may write a state while others still look
+        # the first process decides for all: it may write a state while others still look
         if not self.ranks.gather(self.exists())[0]:
             logger.warning("%s holds no state yet: the run starts from its beginning.", self.folder)
             return None
@@ -155,7 +157,7 @@ class SavedState:
         return state
 
     def _check_shapes(self, stored: Mapping[str, torch.Tensor], what: str) -> None:
-        """Refuse weights of other names or shapes, which a copy would stretch or pass over."""
+        """Refuse weights with other names or shapes: ``copy_`` would broadcast or skip them."""
         found = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         ours = {name: tuple(p.shape) for name, p in self.parameters.items()}
         other = sorted(n for n in {*found, *ours} if found.get(n) != ours.get(n))

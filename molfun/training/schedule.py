@@ -1,7 +1,7 @@
-"""Learning rates during a run: by optimizer step, by epoch, and for loops of other packages.
+"""Learning-rate schedules, for the engine and for training loops of other packages.
 
-The engine counts optimizer steps (`RunSchedule`); loops that step a schedule once an epoch get
-torch's own classes (`epoch_scheduler`).
+The engine's `RunSchedule` counts optimizer steps; `epoch_scheduler` returns torch's own classes for
+loops that step a schedule once per epoch.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from molfun.training.callbacks import FitPlan
 logger = logging.getLogger(__name__)
 
 WARMUP_RATIO = 0.1
-"""Warm-up of warmup_cosine, as a fraction of all steps, where none is given."""
+"""Default warm-up of warmup_cosine, as a fraction of all steps."""
 
 # --- by optimizer step ---------------------------------------------------------------------------
 
 
 def warmup_of(strategy: FinetuneStrategy, total_steps: int) -> int:
-    """Number of warm-up steps; says so if the run is too short for them."""
+    """Return the number of warm-up steps, and warn if the run is too short for them."""
     ratio = strategy.warmup_ratio
     if strategy.scheduler == "warmup_cosine" and not ratio:
         ratio = WARMUP_RATIO
@@ -59,7 +59,7 @@ def warmup_of(strategy: FinetuneStrategy, total_steps: int) -> int:
 def delayed(
     factor: Callable[[int], float], first_step: int, warmup_steps: int
 ) -> Callable[[int], float]:
-    """`factor` for parameters that begin at `first_step`, with a warm-up of their own.
+    """Return `factor` with an extra warm-up, for parameters that begin to train at `first_step`.
 
     Examples
     --------
@@ -86,7 +86,7 @@ _COURSES: dict[str, Callable[[float], float]] = {
     "warmup_cosine": _half_wave,
     "linear": lambda progress: 1.0 - progress,
 }
-"""From 1 to 0 over the steps after warm-up; the other schedules have levels."""
+"""Factors that fall from 1 to 0 over the steps after warm-up; the others change by epoch."""
 
 
 def multiplier(
@@ -98,10 +98,10 @@ def multiplier(
     end: float = 0.0,
     level: Callable[[], float] = lambda: 1.0,
 ) -> Callable[[int], float]:
-    """Make the function from optimizer step (from 0) to the factor on every learning rate.
+    """Return the function from optimizer step (from 0) to the factor on every learning rate.
 
-    Warm-up rises linearly from 0, which itself is left out because a step at rate 0 is wasted:
-    step ``s`` of ``w`` has the factor ``(s + 1) / (w + 1)``. After it, with
+    Warm-up rises linearly: step ``s`` of ``w`` has the factor ``(s + 1) / (w + 1)``. It does not
+    start at 0, since a step at rate 0 would be wasted. After it, with
     ``p = (s - w) / (total - w)`` and ``e`` for `end`, cosine (and warmup_cosine) is
     ``e + (1 - e) (1 + cos(pi p)) / 2`` and linear ``e + (1 - e) (1 - p)``, never below `floor`.
     These are torch's ``CosineAnnealingLR`` and ``LinearLR``, stepped with the optimizer.
@@ -117,8 +117,8 @@ def multiplier(
     end
         Factor at which cosine and linear end: torch's ``eta_min`` divided by the peak.
     level
-        Factor of the schedules that change with the epochs (step, plateau) as it is now; it is on
-        top of the warm-up.
+        Returns the current factor of the schedules that change by epoch (step, plateau); the
+        warm-up multiplies it.
 
     References
     ----------
@@ -150,23 +150,22 @@ def multiplier(
 class RunSchedule:
     """Learning rates of all groups of an optimizer over one run of the engine.
 
-    ``step`` follows every optimizer step and ``end_epoch`` every epoch. Whatever the schedule, the
-    rate of a group is its peak times the factor of `multiplier`, times the warm-up of a group that
-    begins later (`delayed`). Of the schedules that change with the epochs, step has the factor
-    ``gamma ** (epochs // step_size)`` (torch's ``StepLR``), and plateau has the bookkeeping of
-    torch's ``ReduceLROnPlateau`` with its threshold of 1e-4 (relative), but without its ``eps``:
-    also rates below 1e-8 go down.
+    Call ``step`` after every optimizer step and ``end_epoch`` after every epoch. The rate of a
+    group is its peak times the factor of `multiplier`, times an own warm-up if the group begins
+    later (`delayed`). The schedule "step" has the factor ``gamma ** (epochs // step_size)``
+    (torch's ``StepLR``). "plateau" follows torch's ``ReduceLROnPlateau`` with its relative
+    threshold of 1e-4, but without its ``eps``, so that rates below 1e-8 still decrease.
 
     Parameters
     ----------
     optimizer
-        Its groups hold their peaks (``lr``), ``start_epoch`` and ``start_warmup``.
+        Optimizer whose groups hold their peak (``lr``), ``start_epoch`` and ``start_warmup``.
     strategy
         Settings of the schedule.
     plan
         Size of the run.
     higher_is_better
-        Whether the largest monitored value is the best, unless the strategy says it.
+        Whether the largest monitored value is the best, unless the strategy names the mode.
 
     Examples
     --------
@@ -222,7 +221,7 @@ class RunSchedule:
             logger.warning("%s", text)
 
     def _level_of(self, index: int) -> Callable[[], float]:
-        """Factor of a group that its epochs have led to."""
+        """Return the function that gives the current per-epoch factor of a group."""
         strategy, plateau = self._strategy, self._plateau
         if plateau is not None:
             return lambda: float(plateau.optimizer.param_groups[index]["lr"])
@@ -235,7 +234,7 @@ class RunSchedule:
         self._by_step.step()
 
     def end_epoch(self, monitored: float) -> None:
-        """Count an epoch, with the monitored value at its end (NaN where there is none)."""
+        """Count an epoch; `monitored` is its monitored value, NaN if there is none."""
         self._epochs += 1
         if self._plateau is not None:
             self._plateau.step(monitored)
@@ -243,7 +242,7 @@ class RunSchedule:
             self._set_rates()
 
     def more_trains(self) -> None:
-        """Let the patience of plateau start anew, as more weights may improve more."""
+        """Restart the patience of plateau when further parameters begin to train."""
         if self._plateau is not None:
             self._plateau.num_bad_epochs = 0
 
@@ -258,7 +257,7 @@ class RunSchedule:
             group["lr"] = peak * factor(self._by_step.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values that change during a run; the rates themselves are in the optimizer's."""
+        """Return the values that change during a run; the optimizer's state holds the rates."""
         state: dict[str, Any] = {"steps": self._by_step.last_epoch, "epochs": self._epochs}
         if self._plateau is not None:
             state["plateau"] = {name: getattr(self._plateau, name) for name in _PLATEAU_STATE}
@@ -266,7 +265,7 @@ class RunSchedule:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`; the optimizer's own is loaded besides."""
+        """Restore the result of `state_dict`; the optimizer's own state is loaded separately."""
         self._by_step.last_epoch, self._epochs = state["steps"], state["epochs"]
         if self._plateau is not None:
             self._plateau.load_state_dict(dict(state["plateau"]))
@@ -276,13 +275,16 @@ class RunSchedule:
 
 
 _PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")
-"""Attributes of torch's scheduler that change, as the engine uses it."""
+"""Attributes of torch's scheduler that change during a run."""
 
 
 def _plateau(
     strategy: FinetuneStrategy, floors: list[float], *, higher_is_better: bool
 ) -> ReduceLROnPlateau:
-    """Torch's bookkeeping, over factors instead of rates: one group for each of the run's."""
+    """Return torch's scheduler over factors instead of rates, one per group of the run.
+
+    The dummy optimizer starts at rate 1, so its rates are the factors that `multiplier` needs.
+    """
     groups = [{"params": [torch.zeros(0)]} for _ in floors]
     return ReduceLROnPlateau(
         torch.optim.SGD(groups, lr=1.0),
@@ -295,14 +297,14 @@ def _plateau(
 
 
 def _end_of(strategy: FinetuneStrategy, peak: float) -> float:
-    """Absolute floor relative to the peak of a group, at most 1."""
+    """Return the absolute floor relative to the peak of a group, at most 1."""
     if strategy.min_lr is None:
         return 0.0
     return 1.0 if strategy.min_lr >= peak else strategy.min_lr / peak
 
 
 def _of_no_effect(strategy: FinetuneStrategy, plan: FitPlan, peaks: list[float]) -> Iterator[str]:
-    """Return what was asked of the schedule and will not happen in this run."""
+    """Yield a warning for each setting of the schedule that has no effect in this run."""
     first = 0
     if strategy.scheduler == "step":
         first, why = strategy.step_size, "step_size"
@@ -335,7 +337,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "plateau": {"mode": "min", "factor": 0.1, "patience": 10},
     "warmup_cosine": {"warmup_epochs": 10, "max_epochs": 100, "eta_min": 0.0},
 }
-"""Options of `epoch_scheduler`; None is for what has to be given."""
+"""Options of `epoch_scheduler` with their defaults; None for a required one."""
 
 _WHOLE = {
     "T_max": 1,
@@ -345,16 +347,16 @@ _WHOLE = {
     "warmup_epochs": 0,
     "patience": 0,
 }
-"""Options that are whole numbers, and the smallest allowed."""
+"""Options that are whole numbers, with their smallest allowed value."""
 
 
 def epoch_scheduler(name: str, optimizer: Optimizer, **options: Any) -> LRScheduler:
-    """Make a scheduler of torch that is stepped once at the end of every epoch.
+    """Return a scheduler of torch that is stepped once at the end of every epoch.
 
-    For loops other than the engine's. After epoch ``e`` (from 1) its ``step()`` sets the rates of
-    epoch ``e + 1``; plateau's ``step(value)`` takes the monitored value of the epoch, so it follows
-    validation. In Lightning: ``{"scheduler": scheduler, "interval": "epoch"}``, for plateau with
-    ``"monitor": "val/loss"``.
+    For training loops of other packages. After epoch ``e`` (from 1) its ``step()`` sets the rates
+    of epoch ``e + 1``; plateau's ``step(value)`` takes the monitored value of the epoch, so call
+    it after validation. In Lightning: ``{"scheduler": scheduler, "interval": "epoch"}``, for
+    plateau with ``"monitor": "val/loss"``.
 
     ================= ========================================================= ====================
     name              options (defaults)                                        torch's class
@@ -368,8 +370,8 @@ def epoch_scheduler(name: str, optimizer: Optimizer, **options: Any) -> LRSchedu
                       (0)                                                       CosineAnnealingLR
     ================= ========================================================= ====================
 
-    Warm-up is the engine's, with epochs for steps: epoch ``e`` of ``w`` (from 0) has the factor
-    ``(e + 1) / (w + 1)``, and epoch ``w`` is the first at the peak; cosine then takes
+    Warm-up is the engine's with epochs in place of steps: epoch ``e`` of ``w`` (from 0) has the
+    factor ``(e + 1) / (w + 1)``, and epoch ``w`` is the first at the peak; cosine then takes
     ``max_epochs - warmup_epochs`` epochs down to `eta_min`.
 
     Parameters
@@ -377,8 +379,8 @@ def epoch_scheduler(name: str, optimizer: Optimizer, **options: Any) -> LRSchedu
     name
         One of `SCHEDULERS`.
     optimizer
-        Its groups hold their peak learning rates. Torch lets a group whose peak is below `eta_min`
-        rise to it; a `FinetuneStrategy` leaves it where it is.
+        Optimizer whose groups hold their peak rates. Torch raises a group whose peak is below
+        `eta_min` to it; a `FinetuneStrategy` leaves it where it is.
     **options
         See the table. ``eta_min`` is absolute, in units of the learning rate.
 
@@ -390,8 +392,8 @@ def epoch_scheduler(name: str, optimizer: Optimizer, **options: Any) -> LRSchedu
     Raises
     ------
     ConfigError
-        If the name or an option is unknown (with the nearest one), an option is missing, or a
-        value is not allowed; all problems at once.
+        If the name or an option is unknown (the text gives the nearest one), an option is missing,
+        or a value is not allowed; all problems at once.
 
     References
     ----------
@@ -448,7 +450,7 @@ def _wrong_option(key: str, value: Any) -> str | None:
 
 
 def _is_factor(key: str, value: Any) -> tuple[bool, str]:
-    """Return whether a factor on the rate is in its range, and the range in words."""
+    """Return whether a factor on the rate is in its range, and the range as text."""
     below_one = key == "factor"
     right = is_number(value) and 0 < value <= 1 and not (below_one and value == 1)
     return right, f"above 0 and {'below 1' if below_one else 'at most 1'}"

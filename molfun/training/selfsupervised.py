@@ -1,4 +1,4 @@
-"""Run an objective on batches, in the place of a head and a task."""
+"""Run a self-supervised objective on batches, in place of heads and tasks."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from molfun.training.runner import MeanLoss, Runner
 
 @dataclass(kw_only=True)
 class ObjectiveEvaluation(MeanLoss):
-    """Loss over a data set, and the sums the metrics are made of."""
+    """Loss over a data set, and the sums from which metrics are computed."""
 
     ids: list[str] = field(default_factory=list)
-    sums: Counter[str] = field(default_factory=Counter)  # of numbers or arrays
+    sums: Counter[str] = field(default_factory=Counter)  # numbers or arrays by name
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One evaluation from those of several processes."""
+        """Join the evaluations of several processes into one."""
         result = super().joined(parts)
         for part in parts:
             result.ids += part.ids
@@ -41,16 +41,16 @@ class ObjectiveEvaluation(MeanLoss):
 
 
 class ObjectiveRunner(Runner):
-    """Backbone and objective as one function from a batch to a loss.
+    """Runner of a backbone with an objective.
 
     Parameters
     ----------
     backbone, objective
-        The parts.
+        Parts of the model.
     device
-        Where they are.
+        Device of the model.
     autocast
-        Makes the context for mixed precision.
+        Returns the context for mixed precision.
     """
 
     def __init__(
@@ -69,24 +69,24 @@ class ObjectiveRunner(Runner):
         self.ranks_epochs = objective.ranks_epochs
 
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
-        """Loss and sums of a batch."""
+        """Return loss and sums of a batch."""
         return {"objective": self._run(inputs, fixed=False)}
 
     def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:  # noqa: ARG002
-        """Loss of a batch over its labels."""
+        """Return the summed loss of a batch and its number of labels."""
         result: ObjectiveOutput = outputs["objective"]
         return LossSum(result.total, result.n_labels)
 
     def after_step(self, progress: float) -> None:
-        """Tell the objective of an optimizer step."""
+        """Pass the end of an optimizer step on to the objective (for an EMA teacher)."""
         self.head.after_step(progress)
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Return what the objective holds beside its parameters."""
+        """Return the state of the objective apart from its parameters."""
         return self.head.resume_state()
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put it back."""
+        """Restore the result of `resume_state`."""
         self.head.load_resume_state(state)
 
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
@@ -103,12 +103,14 @@ class ObjectiveRunner(Runner):
         return output
 
     def _prepare(self, key: str, features: Features, *, fixed: bool) -> Features:
+        # in validation the masks of a sample come from its content key, so that losses of different
+        # epochs are about the same masks and can be compared
         generator = torch.Generator().manual_seed(int(key[:15], 16)) if fixed else None
         return self.head.prepare(features, generator)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any]) -> ObjectiveEvaluation:
-        """Run over batches in eval mode, with chance that depends on the samples alone."""
+        """Run over batches in eval mode; random masks depend on the samples alone."""
         result = ObjectiveEvaluation()
         with evaluating(self.backbone, self.head):
             for batch in watched(batches):
@@ -120,5 +122,5 @@ class ObjectiveRunner(Runner):
         return result
 
     def metrics(self, result: ObjectiveEvaluation) -> dict[str, float]:
-        """Metrics of an evaluation."""
+        """Return the metrics of an evaluation."""
         return self.head.metrics(result.loss, result.sums, result.loss_count)

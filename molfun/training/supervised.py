@@ -1,4 +1,4 @@
-"""A backbone and its heads on batches: outputs, loss, predictions and metrics."""
+"""Run a backbone with its heads on batches: outputs, loss, predictions and metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HeadResult(MeanLoss):
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One result from those on several parts of the data."""
+        """Join the results on several parts of the data into one."""
         result = super().joined(parts)
         result.weight = parts[0].weight
         result.predictions = [p for part in parts for p in part.predictions]
@@ -54,12 +54,12 @@ class Evaluation:
 
     @classmethod
     def of(cls, heads: Iterable[TaskHead]) -> Self:
-        """An evaluation of no sample yet."""
+        """Return an empty evaluation for these heads."""
         return cls([], {part.name: HeadResult(weight=part.weight) for part in heads})
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One evaluation from those of several processes or batches."""
+        """Join the evaluations of several processes or batches into one."""
         return cls(
             [i for part in parts for i in part.ids],
             {
@@ -70,7 +70,7 @@ class Evaluation:
 
     @property
     def n_labels(self) -> int:
-        """Labels of all heads."""
+        """Number of labels over all heads."""
         return sum(head.loss_count for head in self.heads.values())
 
     @property
@@ -81,18 +81,18 @@ class Evaluation:
 
 
 class SupervisedRunner(Runner):
-    """A backbone and its heads as one function from a batch to outputs and loss.
+    """Runner of a backbone with one head or several.
 
     With several heads the loss is the sum of their mean losses, each times its weight.
 
     Parameters
     ----------
     backbone, heads
-        The parts.
+        Parts of the model.
     device
-        Where they are.
+        Device of the model.
     autocast
-        Makes the context for mixed precision.
+        Returns the context for mixed precision.
     make_cache, features
         As in `molfun.training.forward.ForwardPass`.
     """
@@ -131,27 +131,27 @@ class SupervisedRunner(Runner):
         return self.forward.ahead
 
     def trainable_changed(self) -> None:
-        """Find out what is frozen now."""
+        """Look up what is frozen now."""
         self.forward.trainable_changed()
 
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
-        """Outputs of the only head of a batch, or of each by its name; and the ``mask``."""
+        """Return the outputs of the only head, or a dict per head by its name; and the ``mask``."""
         with self.autocast():
             trunk = self.forward(inputs)
             found = {part.name: part.head(trunk) for part in self.heads}
         return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
 
     def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
-        """Loss of a batch over its labels.
+        """Return the summed loss of a batch and its number of labels.
 
-        The loss of each of several heads is scaled by its labels per training sample and counted
-        by samples, so that sums over batches of any size and any mix of labels stay exact.
+        With several heads, each loss is divided by the head's labels per training sample, and the
+        count is that of samples. Sums over batches of any size and mix of labels then stay exact.
         """
         losses = [
             self._loss(part, part.share(outputs), self._encoded(part, inputs, outputs))
             for part in self.heads
         ]
-        if len(losses) == 1:  # labels are counted themselves, so that batches may hold any number
+        if len(losses) == 1:  # count its labels directly: no mean number per sample is needed
             return LossSum(losses[0].total * self.heads[0].weight, losses[0].n_labels)
         terms = [
             total * (part.weight / part.labels_per_sample)
@@ -170,7 +170,7 @@ class SupervisedRunner(Runner):
         return part.task.encode(part.labels(inputs.targets), _lengths(part, outputs))
 
     def representations(self, samples: Iterable[Sample]) -> Iterator[TrunkOutput]:
-        """Return what the heads read of each sample, one by one and without a graph."""
+        """Yield the representations that the heads read, sample by sample and without a graph."""
         for sample in samples:
             with self.autocast(), torch.no_grad():
                 trunk = self.forward(Inputs.of([sample]))
@@ -178,9 +178,9 @@ class SupervisedRunner(Runner):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], *, labels: bool = True) -> Evaluation:
-        """Run over batches in eval mode; the modes are put back as they were.
+        """Run over batches in eval mode, and restore the modes afterwards.
 
-        Without `labels` none is looked at, and there is no loss.
+        With ``labels=False`` labels are ignored and no loss is computed.
         """
         result = Evaluation.of(self.heads)
         with evaluating(self.backbone, *(part.head for part in self.heads)), worker_errors():
@@ -198,7 +198,7 @@ class SupervisedRunner(Runner):
         *,
         labels: bool = True,
     ) -> None:
-        """Add what a batch gave to an evaluation."""
+        """Add the outputs of a batch to an evaluation."""
         result.ids += inputs.ids
         for part in self.heads:
             found, own = result.heads[part.name], part.share(outputs)
@@ -211,7 +211,7 @@ class SupervisedRunner(Runner):
             found.add(*self._loss(part, own, targets))
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
-        """Metrics of an evaluation; those of several heads, and their losses, with their names."""
+        """Return the metrics of an evaluation; with several heads, names begin with the head's."""
         values: dict[str, float] = {}
         for part in self.heads:
             found, task = result.heads[part.name], part.task
@@ -223,7 +223,7 @@ class SupervisedRunner(Runner):
 
 
 def _lengths(part: TaskHead, outputs: Mapping[str, Any]) -> list[int] | None:
-    """Residues of each sample, where the task asks."""
+    """Return the number of residues of each sample; None for tasks at sequence level."""
     if part.task.level == "sequence":
         return None
     return [int(n) for n in outputs["mask"].sum(1).tolist()]

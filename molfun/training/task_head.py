@@ -1,4 +1,4 @@
-"""One thing that a model predicts: a head, the task that it learns, and the weight of its loss."""
+"""`TaskHead`: one prediction of a model, with its head, its task and the weight of its loss."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from molfun.text import counted, listing
 
 @dataclass(frozen=True, kw_only=True)
 class TaskHead:
-    """A head and its task in a model that has one of them or several.
+    """A head with its task, in a model of one or several heads.
 
     Parameters
     ----------
     head, task
-        The parts.
+        The head, and the task whose labels it learns.
     name
-        Name among several: the label of a sample is then a mapping from names to labels, and
-        metrics begin with it (``val/ddg/rmse``). The only head of a model has none, and takes the
-        label of a sample as it is.
+        Name among several heads: the label of a sample is then a mapping from names to labels, and
+        names of metrics begin with it (``val/ddg/rmse``). A single head has the empty name, and
+        takes the label of a sample unchanged.
     weight
         Factor of its loss in the sum over the heads.
     head_name, task_name
-        Names in the registries, by which a checkpoint builds the parts again.
+        Names in the registries, from which a checkpoint rebuilds head and task.
     labels_per_sample
-        Mean number of labels of a training sample. The loss of a head is divided by it, so that
-        each is the mean over its labels, whether it has one label per sequence or one per residue.
+        Mean number of labels per training sample. The loss of each of several heads is divided by
+        it, so that one label per sequence weighs as much as the labels of all residues together.
 
     Examples
     --------
@@ -54,16 +54,16 @@ class TaskHead:
     labels_per_sample: float = 1.0
 
     def key(self, name: str) -> str:
-        """Name of one of its values among those of all heads."""
+        """Return the name of one of its values among those of all heads: ``ddg/rmse``."""
         return f"{self.name}/{name}" if self.name else name
 
     def label(self, target: Any) -> Any:
-        """Its label in that of a sample; None where there is none.
+        """Return the label of this head from the label of a sample; None if there is none.
 
         Raises
         ------
         DataError
-            If it is one of several heads, and the label names none of them.
+            If it is one of several heads, and the label of the sample is not a mapping.
         """
         if not self.name or is_missing(target):
             return target
@@ -75,21 +75,22 @@ class TaskHead:
         return target.get(self.name)
 
     def labels(self, targets: Iterable[Any]) -> list[Any]:
-        """Its labels in those of several samples."""
+        """Return the labels of this head from the labels of several samples."""
         return [self.label(target) for target in targets]
 
     def share(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Its outputs and the mask, in what `SupervisedRunner.outputs` gives."""
+        """Return the outputs of this head, with the mask, from `SupervisedRunner.outputs`."""
         return {**outputs[self.name], "mask": outputs["mask"]} if self.name else outputs
 
     def weighed(self, targets: Sequence[Any]) -> Self:
-        """The same with `labels_per_sample` of a training set, once the task knows its labels."""
+        """Return a copy with `labels_per_sample` of a training set; call it after `fit_targets`."""
+        # not 0, which would divide by it: a head without any label then has no loss either
         sizes = [np.isfinite(self.task.numbers(t)).sum() for t in targets if not is_missing(t)]
         return replace(self, labels_per_sample=max(float(sum(sizes)) / max(len(targets), 1), 1e-12))
 
 
 def has_label(heads: Sequence[TaskHead], target: Any) -> bool:
-    """Return whether any head has a label in that of a sample."""
+    """Return whether the label of a sample has a value for any head."""
     return any(not is_missing(part.label(target)) for part in heads)
 
 
@@ -99,7 +100,7 @@ def check_names(heads: Sequence[TaskHead], targets: Sequence[Any]) -> None:
     Raises
     ------
     DataError
-        With the names.
+        Listing these names.
     """
     known = {part.name for part in heads}
     if known == {""}:
@@ -114,12 +115,12 @@ def check_names(heads: Sequence[TaskHead], targets: Sequence[Any]) -> None:
 
 
 def joined_needs(heads: Sequence[TaskHead]) -> tuple[str, ...]:
-    """Representations that any of the heads reads, each once."""
+    """Return the representations that any of the heads reads, each once."""
     return tuple(dict.fromkeys(name for part in heads for name in part.head.needs))
 
 
 def as_module(heads: Sequence[TaskHead]) -> nn.Module | None:
-    """The only head, or all by their names; None where there is none."""
+    """Return the only head, or a ModuleDict of several by name; None without heads."""
     if len(heads) == 1 and not heads[0].name:
         return heads[0].head
     return nn.ModuleDict({part.name: part.head for part in heads}) if heads else None
