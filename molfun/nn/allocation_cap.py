@@ -1,4 +1,8 @@
-"""Stop a description of a model that asks for far more memory than its files explain."""
+"""Stop a checkpoint whose description of the model asks for far more memory than its files hold.
+
+A few bytes of configuration can ask for a billion channels. The cap stops such a model while it is
+built, before the machine runs out of memory.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,13 @@ from torch.overrides import TorchFunctionMode
 from molfun._limits import Limit
 
 MODEL_RATIO = Limit("MODEL_RATIO", 64, "bytes of memory per byte of its weights")
-"""An honest model takes about four times its files: half precision on disk, drawn, then read."""
+"""Limit on memory divided by file size. An ordinary model takes about four times its files: half
+precision becomes float32, and random weights are drawn before those of the file are read."""
 _FREE = 2**30
-"""Bytes that any model may take."""
+"""Bytes that any model may take, however small its files are."""
 _SMALLEST = 4096
-"""Bytes that every tensor counts for, so that a billion small ones are noticed."""
+"""Bytes that every tensor counts for at least, so that a billion small ones are noticed."""
+# functions that allocate by a size, which a checkpoint's configuration can choose
 _MAKERS = {
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange,
     torch.eye, torch.Tensor.new_empty, torch.Tensor.new_zeros, torch.Tensor.new_ones,
@@ -26,19 +32,19 @@ _MAKERS = {
 
 
 class AllocationCap(TorchFunctionMode):
-    """While entered, tensors may be made until they take too much memory together.
+    """Context manager under which the tensors that are made may not exceed a limit together.
 
     Parameters
     ----------
     where
-        What is read, for the error.
+        Checkpoint that is being read, named in the error.
     files
         Files that hold the weights.
 
     Raises
     ------
     UnsafeFileError
-        When a tensor is asked for that goes beyond; it is not made.
+        When the next tensor would exceed the limit; it is not allocated.
     """
 
     def __init__(self, where: Path, files: Iterable[Path]) -> None:
@@ -54,10 +60,11 @@ class AllocationCap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Count what makes a tensor."""
+        """Add up the sizes of new tensors, before torch allocates them."""
         options = dict(kwargs or {})
         if func in _MAKERS:
             numbers = _numbers(func, args, options)
+            # counted as float32, in which models are built whatever precision their files have
             self._taken += max(_SMALLEST, 4 * numbers)
             if self._taken > _FREE + MODEL_RATIO.value * self._stored:
                 ratio = -(-self._taken // self._stored)
@@ -68,7 +75,7 @@ class AllocationCap(TorchFunctionMode):
 
 
 def _numbers(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]) -> int:
-    """Count the numbers that the tensor will have."""
+    """Count the elements that the tensor will have."""
     sizes = _sizes(func, args, options)
     if func is torch.arange:
         return max(map(abs, sizes), default=0)
@@ -80,7 +87,8 @@ def _numbers(func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[s
 def _sizes(
     func: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
 ) -> list[int]:
-    """Sizes asked for: one by one, as a list, or by keyword."""
+    """Return the sizes of a call, given one by one, as a list, or by keyword."""
+    # the first argument of a method such as `new_zeros` is the tensor itself
     rest = args[1:] if func.__name__.startswith("new_") else args
     size = options.get("size", rest[0] if rest and isinstance(rest[0], list | tuple) else rest)
     return [int(n) for n in size if isinstance(n, int | float) and math.isfinite(n)]
@@ -92,4 +100,4 @@ def _size(path: Path) -> int:
             return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
         return path.stat().st_size
     except OSError:
-        return 0
+        return 0  # a missing file has an error of its own, raised by whoever reads it

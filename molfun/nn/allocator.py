@@ -1,14 +1,16 @@
-"""Keep large buffers that are freed for the next step, or give them back each time.
+"""Choose whether glibc keeps large freed buffers for later use or returns them to the system.
 
-glibc asks the kernel for every large buffer and returns it at once when it is freed, so that each
-activation is paid for with page faults again. Kept in the heap, the memory is used again:
-bit-identical results, a fifth to two thirds less time on CPU trunks, and a resident size that stays
-at its peak.
+By default glibc asks the kernel for every large buffer and returns it as soon as it is freed, so
+that each activation costs page faults again. If freed buffers stay in the heap, the next activation
+reuses them: results are bit-identical, CPU trunks take a fifth to two thirds less time, and the
+resident size stays at its peak.
 
-The heap has a price where little is kept from one block to the next, as with activation
-checkpointing: what is small and stays (a block's input, the notes of autograd) cuts holes that the
-next large buffer does not fit into, and a step takes two to four times the memory that is in use at
-any time. Given back, large buffers leave no holes.
+Keeping them has a price where little is kept from one block to the next, as with activation
+checkpointing: small, long-lived allocations (a block's input, autograd's records) leave holes that
+the next large buffer does not fit into, and a step takes two to four times the memory that is in
+use at any time. Large buffers that are returned to the system leave no holes.
+
+docs/performance.md has the measurements; ``benchmarks/memory_model.py`` repeats those of memory.
 """
 
 from __future__ import annotations
@@ -27,28 +29,29 @@ SWITCH = "MOLFUN_ALLOCATOR"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # names of mallopt(3), from malloc.h
 _NEVER = -1
 _MAPPINGS = 2**16
-"""As many as glibc allows by default."""
+"""Number of separate mappings that glibc allows by default."""
 LARGE = 2**20
-"""Bytes from which a buffer can be mapped on its own and given back."""
+"""Size in bytes from which a buffer gets a mapping of its own and is returned when it is freed."""
 
 
 def keep_large_buffers() -> bool:
-    """Let the C library keep freed buffers, from now on.
+    """Let the C library keep freed buffers from now on.
 
-    All come from the heap then, whatever their size, and the heap is not trimmed. (A higher
-    threshold for mappings of their own would not do: glibc accepts 32 MB at most, and the pair
-    representation of 256 residues has more.)
+    All buffers then come from the heap, whatever their size, and the heap is not trimmed.
 
     Returns
     -------
     bool
-        Whether it does: only with glibc, and not with ``MOLFUN_ALLOCATOR=system``.
+        True if glibc took the setting; False with another C library or under
+        ``MOLFUN_ALLOCATOR=system``.
     """
+    # Raising the threshold for separate mappings would not do: glibc accepts 32 MB at most, and the
+    # pair representation of 256 residues is larger.
     return _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER})
 
 
 def return_large_buffers() -> bool:
-    """Let the C library give freed buffers of `LARGE` bytes and more back, from now on.
+    """Let the C library return freed buffers of `LARGE` bytes and more to the system from now on.
 
     Returns
     -------
@@ -59,8 +62,9 @@ def return_large_buffers() -> bool:
 
 
 def trim() -> None:
-    """Give freed memory back to the system now, so that it counts as free."""
+    """Return freed memory to the system now, so that the system counts it as free."""
     if platform.libc_ver()[0] == "glibc":
+        # memory is only measured more roughly without it, which is no reason to stop
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -69,6 +73,8 @@ def _set(options: dict[int, int]) -> bool:
     if os.environ.get(SWITCH) == "system" or platform.libc_ver()[0] != "glibc":
         return False
     try:
+        # in the running process: environment variables such as MALLOC_MMAP_MAX_ are read only once,
+        # when the process starts
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False

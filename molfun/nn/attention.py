@@ -1,12 +1,14 @@
-"""Attention with an additive bias that needs a gradient, without its weights in memory.
+"""Attention with an additive bias that needs a gradient, without keeping the attention weights.
 
 ``scaled_dot_product_attention`` takes an additive mask on every device, but on CPUs it leaves its
-fused kernel as soon as the mask needs a gradient, and forms the weights of all rows at once. Here
-the fused kernel runs forward, and the backward pass forms the weights again, a few rows at a time.
+fused kernel as soon as the mask needs a gradient, and holds the attention weights of all rows at
+once. Here the fused kernel runs in the forward pass, and the backward pass computes the weights
+again, a few rows at a time.
 
-That is also right where a mask of -1e9 hides all keys of a row: float32 then rounds the logits to
-one number, and each key counts the same. The fused backward pass, which takes the exponential of
-logits less their rounded sum, gives each key the weight 1 there.
+This backward pass is also correct where a mask of -1e9 hides all keys of a row: float32 rounds all
+logits of such a row to the same number, so each of n keys has the weight 1/n. Torch's fused
+backward pass takes the exponential of the logits less their rounded log-sum, and gives each key the
+weight 1.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 CHUNK_BYTES = 2**20
-"""Attention weights formed at a time, small enough for the processor's cache."""
+"""Bytes of attention weights computed at a time, few enough for the processor's cache."""
 SMALL_BYTES = 2**19
-"""Attention weights that are formed as they are and kept: a fused kernel does not pay for them."""
+"""Bytes of attention weights up to which they are computed in full and kept for the backward pass:
+a fused kernel does not pay for so few."""
 
 
 def attention(
@@ -45,7 +48,7 @@ def attention(
         Added to the logits of every row.
     mask
         Added to the logits of every head and query: 0, or a large negative number where a key is
-        not to be looked at. Gets no gradient.
+        hidden. It gets no gradient.
 
     Examples
     --------
@@ -53,7 +56,7 @@ def attention(
     >>> attention(x, x, x + 1, bias=torch.zeros(4, 5, 5)).mean()
     tensor(1.)
     """
-    if k.shape[2] == 1:  # it has all the weight, whatever is added
+    if k.shape[2] == 1:  # the softmax of one logit is 1, whatever is added to it
         return v.expand(-1, -1, q.shape[2], -1)
     if _is_small(q, k):
         return _plain(q, k, v, bias, mask)
@@ -66,11 +69,12 @@ def attention(
 def _takes_own_backward(
     inputs: Sequence[torch.Tensor], bias: torch.Tensor | None, mask: torch.Tensor | None
 ) -> bool:
-    """Return True on a CPU, where torch's backward pass forms the whole matrix of weights."""
+    """Return True on a CPU, where torch's backward pass holds the whole matrix of weights."""
     if not torch.is_grad_enabled() or inputs[0].is_cuda:
         return False
     added = [t for t in (bias, mask) if t is not None]
     needs_grad = any(t.requires_grad for t in (*inputs, *added))
+    # a bias of another precision, as under autocast, has to be cast where autograd records it
     return needs_grad and all(t.dtype == inputs[0].dtype for t in added)
 
 
@@ -108,6 +112,7 @@ def gated_attention(
 
 def _is_small(q: torch.Tensor, k: torch.Tensor) -> bool:
     n_rows, heads, queries, _ = q.shape
+    # not on a GPU, where every further operation costs the launch of a kernel
     return 4 * n_rows * heads * queries * k.shape[2] <= SMALL_BYTES and not q.is_cuda
 
 
@@ -118,7 +123,8 @@ def _plain(
     bias: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The definition, step by step."""
+    """Compute attention from its definition, one operation at a time."""
+    # the query is scaled and not the logits, which are more numbers
     logits = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
@@ -134,9 +140,10 @@ def _fused(
     bias: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Torch's own kernel, over as many rows at a time as their masks take little memory."""
+    """Run torch's own kernel, on so few rows at a time that their masks take little memory."""
     rows = q.shape[0]
     if mask is None or bias is None:
+        # one of the two is a view by `expand`; only the sum of both has to exist for every row
         added = None
         if bias is not None:
             added = bias.to(q.dtype).expand(rows, -1, -1, -1)
@@ -157,8 +164,8 @@ def _fused(
 
 
 def _rows_at_a_time(q: torch.Tensor, k: torch.Tensor) -> int:
-    a_row = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
-    return max(1, CHUNK_BYTES // a_row)
+    bytes_per_row = q.shape[1] * q.shape[2] * k.shape[2] * q.element_size()
+    return max(1, CHUNK_BYTES // bytes_per_row)
 
 
 class _Attention(torch.autograd.Function):
@@ -170,7 +177,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         q, k, v, bias, mask = ctx.saved_tensors
-        # laid out like the outputs of the projections that they are gradients of
+        # (rows, tokens, heads, channels) in memory, as the projections wrote q, k and v: their own
+        # backward pass then needs no copy
         grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v)]
         grad_bias = _backward(
             (q, k, v), grad, bias, mask, into=grads, needs_bias=ctx.needs_input_grad[3]
@@ -186,6 +194,8 @@ class _GatedAttention(torch.autograd.Function):
         gate = plain.chunk(4, dim=-1)[3]
         output = _fused(*_heads(plain, heads)[:3], *added).transpose(1, 2).reshape(gate.shape)
         output = output.mul_(torch.sigmoid(gate))
+        # Neither the gate nor the attended values are kept: the backward pass computes the gate
+        # again, and the gate's gradient needs the gated output alone.
         ctx.save_for_backward(joint, bias, mask, output)
         return output
 
@@ -194,7 +204,8 @@ class _GatedAttention(torch.autograd.Function):
         joint, bias, mask, output = ctx.saved_tensors
         grads = torch.empty_like(joint)
         gate = torch.sigmoid(joint.chunk(4, dim=-1)[3])
-        # output = attended * gate, so the gate's logits get grad * output * (1 - gate)
+        # output = attended * gate and gate = sigmoid(logits), so the derivative by the logits is
+        # grad * attended * gate * (1 - gate) = grad * output * (1 - gate)
         of_gate = torch.mul(grad, output, out=grads.chunk(4, dim=-1)[3])
         of_gate.addcmul_(of_gate, gate, value=-1)
         of_output = gate.mul_(grad).unflatten(-1, (ctx.heads, -1)).transpose(1, 2)
@@ -210,16 +221,16 @@ class _GatedAttention(torch.autograd.Function):
 
 
 def _without_graph(*tensors: Any) -> list[Any]:
-    """The same tensors, not marked as needing gradients.
+    """Return the same tensors, not marked as needing gradients.
 
-    Inside of a function's forward pass they still are, and a bias that needs a gradient makes
-    torch leave its fused kernel.
+    They still are marked in the forward pass of an autograd function, and a bias that needs a
+    gradient makes torch leave its fused kernel.
     """
     return [None if t is None else t.detach() for t in tensors]
 
 
 def _heads(joint: torch.Tensor, heads: int) -> list[torch.Tensor]:
-    """Views (rows, heads, tokens, channels) of four projections side by side."""
+    """Return views (rows, heads, tokens, channels) of four projections side by side."""
     return [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in joint.chunk(4, dim=-1)]
 
 
@@ -232,14 +243,14 @@ def _backward(
     into: Sequence[torch.Tensor],
     needs_bias: bool,
 ) -> torch.Tensor | None:
-    """Write the gradients of queries, keys and values; give that of the bias."""
+    """Write the gradients of queries, keys and values to `into`; return that of the bias."""
     q, k, v = inputs
     n_rows, n_heads, n_queries, channels = q.shape
     grad_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
     scale = 1 / math.sqrt(channels)
     step = max(1, CHUNK_BYTES // (n_queries * k.shape[2] * q.element_size()))
-    # one head at a time: its rows are matrices with a stride, which a batched product takes as
-    # they are
+    # One head at a time: its rows are strided matrices, which a batched product takes without a
+    # copy.
     for head, start in itertools.product(range(n_heads), range(0, n_rows, step)):
         some = slice(start, start + step)
         queries, keys, values, given = (t[some, head] for t in (q, k, v, grad))
@@ -253,6 +264,7 @@ def _backward(
         weights = torch.softmax(logits, dim=-1)
         into[2][some, head] = torch.bmm(weights.transpose(1, 2), given)
         grad_weights = torch.bmm(given, values.transpose(1, 2))
+        # torch's own kernel: one pass in place of several temporaries as large as the weights
         grad_logits = torch.ops.aten._softmax_backward_data(
             grad_weights, weights, -1, weights.dtype
         )

@@ -1,9 +1,9 @@
-"""NVIDIA's triangle kernels (``cuequivariance_torch``), where they are installed and wanted.
+"""NVIDIA's triangle kernels (``cuequivariance_torch``), where they are installed and asked for.
 
-Both functions have the arguments of our own ones and give the same results to the precision of
-TF32. They pay from a few hundred residues on; below that the launches cost more than they save
-(openfold-3 PR #379 measured the break-even of the multiplicative update between 128 and 256 on an
-A100).
+Both functions take the arguments of Molfun's own ones and give the same results to the precision
+of TF32. They are faster from a few hundred residues on; below that launching them costs more than
+they save (openfold-3 PR #379 measured the break-even of the multiplicative update between 128 and
+256 residues on an A100).
 
 References
 ----------
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 SHORTEST = 256
-"""Length from which the kernels are used."""
+"""Residues from which the kernels are used."""
 HIDDEN = -1e4
-"""Additive masks below this hide a key."""
+"""Additive mask values from here down hide a key. The kernel takes a boolean mask; openfold's masks
+are ``inf * (mask - 1)`` with an ``inf`` of 1e9, 1e5 or, in low precision, 1e4."""
 
 
 @functools.cache
 def problem() -> str:
-    """Say why the kernels cannot be used here; empty if they can."""
+    """Return the reason why the kernels cannot be used here; empty if they can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     try:
@@ -44,6 +45,7 @@ def problem() -> str:
         inspect.signature(module.triangle_attention)
     except (AttributeError, ValueError):
         return "this cuequivariance_torch has no triangle kernels"
+    # AlphaFold 2's projections have biases, those of AlphaFold 3 have none
     return "" if "p_in_bias" in known else "this cuequivariance_torch knows no biases"
 
 
@@ -54,7 +56,7 @@ def gated_attention(
     *,
     heads: int,
 ) -> Float[torch.Tensor, "rows tokens width"]:
-    """As `molfun.nn.attention.gated_attention`; the bias has to be there."""
+    """Compute `molfun.nn.attention.gated_attention`; the bias is required."""
     *qkv, gate = joint.chunk(4, dim=-1)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2).unsqueeze(0) for t in qkv)
     seen = None if mask is None else (mask > HIDDEN)[None, :, None, None, :]
@@ -71,7 +73,7 @@ def triangle_update(
     outgoing: bool,
     eps: float,
 ) -> Float[torch.Tensor, "batch length length channels"]:
-    """The whole triangle multiplication, normalisations and output gate included.
+    """Compute the whole triangle multiplication, normalisations and output gate included.
 
     Parameters
     ----------
@@ -83,9 +85,10 @@ def triangle_update(
         ``norm_in_weight``, ``norm_in_bias``, ``p_in_weight`` and ``p_in_bias`` (projections a and b
         in a row), ``g_in_*`` (their gates), ``norm_out_*``, ``p_out_*``, ``g_out_*``.
     outgoing
-        Which edges.
+        Whether to use outgoing edges (algorithm 11 of the AlphaFold 2 supplement) or incoming ones
+        (algorithm 12).
     eps
-        Of the normalisations.
+        Epsilon of the layer norms.
     """
     kernel = importlib.import_module("cuequivariance_torch").triangle_multiplicative_update
     direction = "outgoing" if outgoing else "incoming"

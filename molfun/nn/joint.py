@@ -1,4 +1,8 @@
-"""Several linear layers of one input as one matrix product."""
+"""Compute several linear layers of one input as one matrix product.
+
+One wide product runs closer to the processor's peak than several narrow ones, and reads the input
+once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int64
 
 _Part = tuple[LowRankParts, "torch.Tensor | None"]
-"""A layer, and the order of its outputs."""
+"""A layer and the order of its outputs; None leaves the order as it is."""
 
 
 def joint_linear(
@@ -24,21 +28,21 @@ def joint_linear(
     x: Float[torch.Tensor, "tokens inner"],
     rows: Sequence[Int64[torch.Tensor, "outer"] | None] | None = None,
 ) -> Float[torch.Tensor, "tokens all_outer"] | None:
-    """Outputs of linear layers side by side, their low-rank adapters added in place.
+    """Return the outputs of linear layers side by side, low-rank adapters included.
 
     Parameters
     ----------
     modules
-        Linear layers with as many inputs each, with or without adapters.
+        Linear layers with the same number of inputs, with or without adapters.
     x
-        Their input.
+        Their common input.
     rows
-        Order of the outputs of each layer; None leaves it.
+        Order of the outputs of each layer; None leaves the order as it is.
 
     Returns
     -------
     Tensor or None
-        None where a layer does more than a product and an adapter, so that it has to run itself.
+        None if a layer does more than a product and an adapter: it then has to run by itself.
 
     Examples
     --------
@@ -50,6 +54,8 @@ def joint_linear(
         return None
     orders = [None] * len(parts) if rows is None else list(rows)
     found = [(part, order) for part, order in zip(parts, orders, strict=True) if part is not None]
+    # put together in every call: the weights may train, and copying them costs little beside the
+    # product over all tokens
     weight = torch.cat([_take(part.weight, order) for part, order in found])
     bias = _joint_bias(found, x)
     down, up = _joint_adapters(found, len(weight))
@@ -59,7 +65,7 @@ def joint_linear(
 
 
 def _joint_bias(found: Sequence[_Part], x: torch.Tensor) -> torch.Tensor | None:
-    """Biases side by side, zeros for a layer without one; None if no layer has one."""
+    """Return the biases side by side, zeros for a layer without one; None if no layer has one."""
     if all(part.bias is None for part, _ in found):
         return None
     return torch.cat(
@@ -73,7 +79,10 @@ def _joint_bias(found: Sequence[_Part], x: torch.Tensor) -> torch.Tensor | None:
 def _joint_adapters(
     found: Sequence[_Part], outer: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(rank, inner) and (`outer`, rank) of each adapter, zero in the outputs of other layers."""
+    """Return (rank, inner) and (`outer`, rank) of each adapter, zero in outputs of other layers.
+
+    Side by side they are one adapter of all layers, whose rank is the sum of the ranks.
+    """
     down, up = [], []
     before = 0
     for part, order in found:
@@ -87,7 +96,7 @@ def _joint_adapters(
 
 
 def plain_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> Any:
-    """A linear layer with its adapter, if it has one, by the chosen matrix kernel."""
+    """Run a linear layer and its adapter, if it has one, with the chosen matrix kernel."""
     part = low_rank_parts(module)
     if part is None:
         return module(x)

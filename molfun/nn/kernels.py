@@ -1,10 +1,12 @@
-"""Matrix products by the fastest float32 kernel of the machine.
+"""Matrix products by the faster of torch's two float32 kernels on CPUs.
 
 PyTorch sends float32 products on x86 to MKL, which is slow on AMD processors (pytorch/builder#504);
 oneDNN, which PyTorch ships for other types, is up to twice as fast there at the same precision. It
-is reached through a private operator of torch, so it is looked for and compared once, and left
-alone where it is missing or wrong. Which one is taken follows from the processor's maker and not
-from a race between the two: a run has to give the same bits again in the next process.
+is reached through a private operator of torch, so its results are compared with torch's once, and
+it is not used where the operator is missing or wrong.
+
+The choice depends on the maker of the processor and not on a timing of the two, which could turn
+out differently in the next process: a resumed run has to give the same bits.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TILE = 1024
-"""Rows that several products in a row are done with before the next ones."""
+"""Rows per tile: a tile passes through several products while it is in the processor's cache."""
 
 MatrixKernel = Literal["auto", "torch", "onednn"]
 _choice: MatrixKernel = "auto"
 _probed: bool | None = None
+"""Whether "auto" means oneDNN here; None before the first product asks."""
 
 
 def set_matrix_kernel(kernel: MatrixKernel) -> None:
@@ -40,8 +43,8 @@ def set_matrix_kernel(kernel: MatrixKernel) -> None:
     Parameters
     ----------
     kernel
-        ``"auto"`` is oneDNN's on AMD processors, if it gives the same numbers, and torch's own
-        elsewhere; ``"torch"`` and ``"onednn"`` insist on one.
+        ``"auto"`` takes oneDNN's on AMD processors, if it gives the same numbers, and torch's
+        usual one elsewhere; ``"torch"`` and ``"onednn"`` take that one.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def set_matrix_kernel(kernel: MatrixKernel) -> None:
 
 
 def matrix_kernel() -> Literal["torch", "onednn"]:
-    """Name of the kernel that multiplies float32 matrices on the CPU."""
+    """Return the name of the kernel that multiplies float32 matrices on the CPU."""
     global _probed
     if _choice != "auto":
         return _choice
@@ -74,7 +77,7 @@ def linear(
     weight: Float[torch.Tensor, "outer inner"],
     bias: Float[torch.Tensor, "outer"] | None = None,
 ) -> Float[torch.Tensor, "tokens outer"]:
-    """``x @ weight.T + bias`` like ``torch.nn.functional.linear``, by the chosen kernel.
+    """Compute ``x @ weight.T + bias``, as ``torch.nn.functional.linear``, by the chosen kernel.
 
     Examples
     --------
@@ -95,10 +98,10 @@ def adapted_linear(
     down: Float[torch.Tensor, "rank inner"],
     up: Float[torch.Tensor, "outer rank"],
 ) -> Float[torch.Tensor, "tokens outer"]:
-    """``x @ weight.T + bias + (x @ down.T) @ up.T``: a linear layer with a low-rank addition.
+    """Compute ``x @ weight.T + bias + (x @ down.T) @ up.T``, a linear layer with a LoRA adapter.
 
-    Forward and backward add the low-rank part in place, without the temporaries of four separate
-    products. `up` holds the scaling.
+    Forward and backward pass add the low-rank part in place, without the temporaries of four
+    separate products. The adapter's ``alpha / rank`` is already multiplied into `up`.
     """
     if not _fits(x, weight):
         low_rank = functional.linear(functional.linear(x, down), up)
@@ -111,7 +114,7 @@ def channel_first_linear(
     weight: Float[torch.Tensor, "outer inner"],
     bias: Float[torch.Tensor, "outer"],
 ) -> Float[torch.Tensor, "outer tokens"]:
-    """`linear`, transposed: channels come first without a copy that turns them.
+    """Compute the transpose of `linear`: channels come first, without a transposing copy.
 
     Examples
     --------
@@ -120,11 +123,12 @@ def channel_first_linear(
     """
     if not _fits(x, weight):
         return torch.addmm(bias.unsqueeze(1), weight, x.t())
-    # the same product with both factors in each other's place
+    # (x W^T)^T = W x^T: the same product with its factors exchanged
     return linear(weight, x).add_(bias.unsqueeze(1))
 
 
 def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return True for what the private operator takes: float32 matrices that autocast leaves be."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
@@ -142,7 +146,7 @@ def _any_grad(*tensors: torch.Tensor | None) -> bool:
 def _product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``x @ weight.T + bias``; both may be transposed views."""
+    """Compute ``x @ weight.T + bias`` by oneDNN; both factors may be transposed views."""
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
@@ -150,7 +154,8 @@ def _product(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> Any:
-        # a frozen weight needs no input in the backward pass
+        # the input is needed for the weight's gradient alone: under LoRA most weights are frozen,
+        # and their inputs are not kept
         needs_x, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         return _product(x, weight, bias)
@@ -187,8 +192,8 @@ class _AdaptedLinear(torch.autograd.Function):
         grad_x = grad.new_empty(len(grad), weight.shape[1]) if needs_x else None
         up_t = up.t().contiguous()
         grad_down, grad_up_t = _zeros_like(down, needs_down), _zeros_like(up_t, needs_up)
-        # a tile is in the cache for all that is done with it; products with one thin side are
-        # written so that the long side comes last, which is up to ten times faster
+        # A tile stays in the cache for everything that is done with it. Products with one thin side
+        # (the rank) are written so that the long side comes last, which is up to ten times faster.
         for rows in _tiles(grad):
             grad_inner = _product(grad[rows], up_t)
             if grad_x is not None:
@@ -219,6 +224,8 @@ def _tiles(x: torch.Tensor) -> Iterator[slice]:
 
 def _agrees() -> bool:
     """Return whether oneDNN's product is there and gives the same numbers, forward and backward."""
+    # a generator of its own, so that the test draws nothing from the program's; sizes that are no
+    # multiples of a vector register also test the remainders of the loops
     generator = torch.Generator().manual_seed(0)
     x, weight, grad = (torch.randn(n, generator=generator) for n in ((33, 48), (24, 48), (33, 24)))
     try:

@@ -34,29 +34,30 @@ ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
 SPEC_FILE = "molfun_spec.json"
-"""`LoRASpec` next to peft's own file, which peft does not let others add to without a warning."""
+"""File with the `LoRASpec`, next to peft's own: peft warns of keys it does not know in its file."""
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_RANK = 4096
+"""Largest rank that is read from a file, so that a damaged one cannot fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASpec:
-    """Adapters to inject, and where.
+    """Kind of the adapters to inject, and the layers that get them.
 
     Parameters
     ----------
     rank
-        Inner dimension.
+        Inner dimension of the adapters.
     alpha
         Numerator of ``scaling = alpha / rank``.
     dropout
         Dropout on the adapter's input while training.
     target_modules
-        Last parts of module names, matched whole: ``linear_q`` never hits ``linear_q_points``.
+        Last parts of module names, matched whole: ``linear_q`` does not match ``linear_q_points``.
     scope
-        Module path of the list of blocks to search.
+        Module path of the list of blocks in which to look for them.
     blocks
-        Numbers of the blocks to search; None takes all.
+        Numbers of the blocks in which to look; None takes all.
     use_dora
         Weight-decomposed adapters (Liu et al. 2024).
     use_rslora
@@ -75,21 +76,23 @@ class LoRASpec:
 
     @property
     def pattern(self) -> str:
-        """Regular expression that full module names have to match."""
+        """Regular expression for the full names of the modules that get an adapter."""
+        # peft matches a string as a regular expression against the full name, and a list only
+        # against its end, which would also find layers outside of the blocks
         targets = "|".join(re.escape(t) for t in self.target_modules)
         blocks = r"\d+" if self.blocks is None else f"(?:{'|'.join(map(str, self.blocks))})"
         return rf"{re.escape(self.scope)}\.{blocks}\.(?:.*\.)?(?:{targets})"
 
 
 def inject(backbone: nn.Module, spec: LoRASpec) -> None:
-    """Put adapters into `backbone`, in place; the output stays the same.
+    """Put adapters into `backbone`, in place; its outputs stay the same.
 
     Raises
     ------
     ConfigError
-        If a target matches no linear layer; the text lists names that do.
+        If a name in `target_modules` matches no linear layer; the text lists names that do.
     RunError
-        If other adapters are there already.
+        If the backbone already has adapters of another kind.
     """
     present = installed_spec(backbone)
     if present is not None:
@@ -102,8 +105,9 @@ def inject(backbone: nn.Module, spec: LoRASpec) -> None:
         return
     _check_targets(backbone, spec)
     with warnings.catch_warnings():
-        # peft warns that it cannot tell the base model's name: it is not on a hub
+        # peft warns that it cannot tell the base model's name, which is on no hub
         warnings.simplefilter("ignore")
+        # imported only when it is needed: it is slow to load, and most models have no adapters
         from peft import inject_adapter_in_model
 
         inject_adapter_in_model(_peft_config(spec), backbone, adapter_name=ADAPTER)
@@ -145,7 +149,7 @@ def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
 
 
 def _linear_layers(backbone: nn.Module, scope: str) -> list[str]:
-    """Names of the linear layers in the blocks of `scope`."""
+    """Return the names of the linear layers in the blocks of `scope`."""
     inside = re.compile(rf"{re.escape(scope)}\.\d+\..+")
     return [
         name
@@ -155,12 +159,12 @@ def _linear_layers(backbone: nn.Module, scope: str) -> list[str]:
 
 
 def installed_spec(backbone: nn.Module) -> LoRASpec | None:
-    """The adapters that `backbone` carries, None without any."""
+    """Return the kind of adapters that `backbone` carries, None without any."""
     return getattr(backbone, "molfun_lora", None)
 
 
 def parameters(backbone: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and values of the adapter weights."""
+    """Return the names and tensors of the adapter weights."""
     return ((n, p) for n, p in backbone.named_parameters() if is_adapter(n))
 
 
@@ -203,10 +207,10 @@ class LowRankParts:
 
 
 def low_rank_parts(module: nn.Module) -> LowRankParts | None:
-    """Take a linear layer apart, so that a backbone can compute it with others in one product.
+    """Return the weights of a linear layer, so that a backbone can run several in one product.
 
-    None where the layer does more than that: another kind of module, an adapter that normalises
-    (DoRA) or has a bias, or dropout at work in front of the adapter.
+    None where the layer does more than multiply and add: another kind of module, an adapter that
+    normalises (DoRA) or has a bias, or an active dropout in front of the adapter.
     """
     if _is_plain(module):
         return LowRankParts(module.weight, module.bias)  # type: ignore[arg-type]  # its weight
@@ -228,7 +232,7 @@ def low_rank_parts(module: nn.Module) -> LowRankParts | None:
 
 
 def _is_product(adapter: Any) -> bool:
-    """Return True for an adapter that adds ``scaling * up down x``, and no more than that."""
+    """Return True for an adapter that adds ``scaling * up down x`` and does nothing else."""
     dropout = adapter.lora_dropout[ADAPTER]
     drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
     special = adapter.use_dora.get(ADAPTER) or adapter.lora_B[ADAPTER].bias is not None
@@ -236,7 +240,10 @@ def _is_product(adapter: Any) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return True for a module that is its weight and bias and no more, whatever its class."""
+    """Return True for a module whose output is ``weight x + bias``, whatever its class.
+
+    A subclass of `nn.Linear` that overrides ``forward`` says so by an attribute ``is_plain``.
+    """
     return isinstance(module, nn.Linear) and (
         type(module).forward is nn.Linear.forward or getattr(type(module), "is_plain", False)
     )
@@ -250,6 +257,7 @@ def is_merged(backbone: nn.Module) -> bool:
 @torch.no_grad()
 def merge(backbone: nn.Module) -> None:
     """Fold the adapters into the base weights; a copy of these makes `unmerge` exact."""
+    # peft's own unmerge subtracts what merge added, which leaves rounding errors in the weights
     kept = []
     for layer in _layers(backbone):
         weight = layer.get_base_layer().weight
@@ -260,7 +268,7 @@ def merge(backbone: nn.Module) -> None:
 
 @torch.no_grad()
 def unmerge(backbone: nn.Module) -> None:
-    """Take the adapters out again; the base weights come back bit by bit."""
+    """Take the adapters out of the base weights again, which get back their exact bits."""
     for layer, weight in backbone._molfun_unmerged:  # type: ignore[union-attr]  # as above
         layer.unmerge()
         layer.get_base_layer().weight.copy_(weight)
@@ -269,7 +277,7 @@ def unmerge(backbone: nn.Module) -> None:
 
 @contextlib.contextmanager
 def unmerged(backbone: nn.Module) -> Iterator[None]:
-    """Take merged adapters out for the time of the block."""
+    """Unmerge merged adapters within the block, and merge them again at its end."""
     if not is_merged(backbone):
         yield
         return
@@ -287,6 +295,7 @@ def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
         raise RunError("There are no adapters to save.")
     folder = as_path(folder)
     config = _peft_config(spec).to_dict()
+    # what JSON has no type for: sets, and peft's enumeration of methods
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config["peft_type"] = str(getattr(config["peft_type"], "value", config["peft_type"]))
     config["inference_mode"] = True
@@ -297,7 +306,7 @@ def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
 
 
 def read_spec(folder: str | Path) -> LoRASpec:
-    """Read which adapters a PEFT folder of Molfun's holds.
+    """Read the kind of adapters in a PEFT folder that `save_adapter` wrote.
 
     Raises
     ------
@@ -320,12 +329,12 @@ def read_spec(folder: str | Path) -> LoRASpec:
 
 @torch.no_grad()
 def load_adapter(backbone: nn.Module, folder: str | Path) -> None:
-    """Inject the adapters of a PEFT folder, or fill those that are there, with its weights.
+    """Load the adapters of a PEFT folder, injecting them first if the backbone has none.
 
     Raises
     ------
     CheckpointError
-        If names or shapes do not fit.
+        If names or shapes do not match those of the backbone.
     """
     folder = as_path(folder)
     inject(backbone, read_spec(folder))

@@ -12,12 +12,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on `device`; None where the system does not say.
+    """Return the bytes that can still be allocated on `device`; None if the system does not say.
 
-    On a CPU this is the kernel's estimate without swapping, or what a container's control group
-    leaves if that is less. Buffers that the process has freed and kept are given back first.
+    On a CPU this is the kernel's estimate without swapping, or what the container's control group
+    leaves if that is less. Buffers that the process has freed but kept are returned first.
     """
     if device.type == "cuda":
+        # torch's caching allocator holds on to freed blocks, which the driver reports as used
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + unused)
@@ -34,10 +35,14 @@ def _of_machine() -> int | None:
 
 
 def _of_group() -> int | None:
-    """Limit of the control group (version 2) less what is in use and cannot be dropped."""
+    """Return the limit of the control group (version 2) less the memory that cannot be reclaimed.
+
+    A limit on a parent group is not looked at.
+    """
     limit, used = _read(CGROUP / "memory.max").strip(), _read(CGROUP / "memory.current").strip()
-    if not limit.isdigit() or not used.isdigit():
+    if not limit.isdigit() or not used.isdigit():  # "max" is no limit
         return None
+    # the kernel drops cached files when a process asks for memory
     files = [
         int(line.split()[1])
         for line in _read(CGROUP / "memory.stat").splitlines()

@@ -17,9 +17,10 @@ from molfun.registry import OPTIMIZERS
 from molfun.text import unknown_name
 
 _OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
-"""Further arguments of a class, in addition to learning rate and weight decay."""
+"""Arguments of each optimizer in addition to learning rate and weight decay."""
 _FUSED = ("adam", "adamw")
-"""Those whose step over all parameters at once takes less than half the time on a CPU."""
+"""Optimizers whose fused step, over all parameters at once, takes less than half the time on CPUs.
+"""
 
 
 def build_optimizer(
@@ -36,27 +37,27 @@ def build_optimizer(
     With gradient ``g``, parameter ``p``, rate ``lr`` and weight decay ``d``, one step takes
 
     * sgd: ``v <- momentum v + g + d p`` and ``p <- p - lr v`` (``v`` starts as the first gradient);
-    * adam: the two moments of ``g + d p``, so the decay (L2) is divided by the size of the
-      gradients like all else;
-    * adamw: the two moments of ``g`` alone, and in addition ``p <- p - lr d p``.
+    * adam: uses the two moments of ``g + d p``, so that the decay (L2) is divided by the size of
+      the gradients as well;
+    * adamw: uses the two moments of ``g`` alone, and in addition ``p <- p - lr d p``.
 
-    Whether the loops over parameters are fused is left to torch, which does it on GPUs.
+    Adam and AdamW run fused on CPUs; on GPUs that is left to torch.
 
     Parameters
     ----------
     name
         ``"adam"``, ``"adamw"``, ``"sgd"`` or another name in `OPTIMIZERS`.
     groups
-        Parameters, or torch's groups of them (`molfun.nn.param_groups.for_optimizer`); what a group
-        says itself (``lr``, ``weight_decay``) goes before the arguments here.
+        Parameters, or torch's groups of them (`molfun.nn.param_groups.for_optimizer`). Values that
+        a group has itself (``lr``, ``weight_decay``) override the arguments here.
     lr
-        Learning rate of groups that name none, and of plain parameters.
+        Learning rate of plain parameters and of groups without one.
     weight_decay
-        Weight decay of these: decoupled for adamw, L2 for adam and sgd.
+        Weight decay of the same: decoupled for adamw, L2 for adam and sgd.
     momentum
-        Of sgd alone; without Nesterov's correction. The others ignore it.
+        Momentum of sgd, without Nesterov's correction. The others ignore it.
     betas
-        Decay of the two moments, of adam and adamw alone.
+        Decay rates of the two moments of adam and adamw. Sgd ignores them.
 
     Returns
     -------
@@ -66,8 +67,8 @@ def build_optimizer(
     Raises
     ------
     ConfigError
-        If the name is unknown, a value is out of its range, there is no parameter, or one without
-        a learning rate; all problems at once.
+        If the name is unknown, a value is out of range, there is no parameter, or one has no
+        learning rate. All problems are in one text.
 
     References
     ----------
@@ -110,13 +111,13 @@ def build_optimizer(
 def _all_on_cpu(entries: Sequence[Any]) -> bool:
     groups = [e["params"] if isinstance(e, Mapping) else [e] for e in entries]
     if not all(isinstance(group, list | tuple) for group in groups):
-        return False  # an iterator can be read once
-    # elsewhere a fused step takes the scaling of float16 gradients into its own hands
+        return False  # an iterator can be read only once, and that is the optimizer's turn
+    # not on a GPU: a fused step unscales float16 gradients itself, which the engine does before
     return all(p.device.type == "cpu" and p.is_floating_point() for g in groups for p in g)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a setting is a number: not a text (1e-4 in YAML), and not true or false.
+    """Return whether a setting is a number, and not a string (1e-4 in YAML 1.1), true or false.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Parameter groups: one learning rate each, no weight decay on biases, norms and vectors."""
+"""Parameter groups: one learning rate each; no weight decay on biases, norms and other vectors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class ParameterGroup:
     Parameters
     ----------
     name
-        What to call the group in logs ("head", "block.47", ...).
+        Name of the group in logs ("head", "block.47", ...).
     lr
         Peak learning rate.
     parameters
-        Names and tensors.
+        Names and tensors of the parameters.
     start_epoch
-        Epoch (from 0) before which they are frozen.
+        Epoch (from 0) in which they begin to train; they are frozen before.
     start_warmup
-        Optimizer steps from there on over which the learning rate rises linearly.
+        Number of optimizer steps from that epoch on over which the learning rate rises linearly.
     """
 
     name: str
@@ -35,6 +35,7 @@ class ParameterGroup:
 
 def collect(entries: Iterable[tuple[str, float, str, nn.Parameter]]) -> list[ParameterGroup]:
     """Sort (group name, lr, parameter name, parameter) into groups, in order of appearance."""
+    # the order is part of a run's state: torch stores an optimizer's moments by position
     groups: dict[str, ParameterGroup] = {}
     for group, lr, name, parameter in entries:
         groups.setdefault(group, ParameterGroup(group, lr)).parameters.append((name, parameter))
@@ -42,10 +43,10 @@ def collect(entries: Iterable[tuple[str, float, str, nn.Parameter]]) -> list[Par
 
 
 def for_optimizer(groups: Iterable[ParameterGroup], weight_decay: float) -> list[dict[str, object]]:
-    """Options of a torch optimizer; each group is split by whether it takes weight decay.
+    """Return the groups as a torch optimizer takes them, each split by whether weights decay.
 
-    Weight decay pulls weights towards zero, which has no meaning for offsets and scales: biases,
-    normalisation weights and all other parameters of one dimension get none.
+    Weight decay pulls weights towards zero, which makes no sense for offsets and scales: biases,
+    weights of norms and all other parameters of one dimension get none.
     """
     options = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""From one vector per residue to one vector per sample."""
+"""Pooling: from one vector per residue to one vector per sample."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Learned weighted mean: softmax over residues of one learned score each.
+    """Weighted mean over residues; the weights are the softmax of one learned score per residue.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ class AttentionPool(nn.Module):
         mask: Float[torch.Tensor, "batch length"],
     ) -> Float[torch.Tensor, "batch channels"]:
         """Pool (batch, length, channels) to (batch, channels)."""
+        # the smallest finite number, as a row that is masked throughout would be NaN with -inf
         score = self.score(x).squeeze(-1).masked_fill(mask == 0, torch.finfo(x.dtype).min)
         weight = torch.softmax(score, dim=1) * mask.to(x.dtype)
         return (x * weight.unsqueeze(-1)).sum(1)

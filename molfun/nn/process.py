@@ -1,9 +1,9 @@
-"""Put the settings of the process aside while Molfun works, and put them back afterwards.
+"""Replace the settings of the process while Molfun works, and restore them afterwards.
 
-A program around Molfun has settings of its own: seeds, a default dtype that another package left
-behind, a block of ``no_grad``, filters for warnings. Two rules keep both sides right. Molfun does
-not depend on them: a model computes the same under any of them. And it does not change them: a
-random search around `fit` draws what it would have drawn without.
+A program that calls Molfun has settings of its own: seeds, a default dtype that another package
+left behind, a ``no_grad`` block, filters for warnings. Two rules keep both sides right. Molfun does
+not depend on them: a model computes the same under any of them. And Molfun does not change them: a
+random search around `fit` draws the same numbers as it would without `fit`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _noise: list[tuple[str, type[Warning], str]] = []
 
 
 def ignore_upstream(message: str, category: type[Warning] = Warning, module: str = "") -> None:
-    """Leave a warning of a wrapped package out, from now on and wherever `settled` is entered.
+    """Suppress a warning of a wrapped package, now and in every later `settled` block.
 
     Parameters
     ----------
@@ -42,21 +42,21 @@ def ignore_upstream(message: str, category: type[Warning] = Warning, module: str
 
 @contextlib.contextmanager
 def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
-    """Work under Molfun's own settings of the process, and leave those of the program unchanged.
+    """Run a block under Molfun's own process settings, and restore those of the program at its end.
 
-    Generators of Python, NumPy and torch, default dtype and device, inference mode, NumPy's error
-    handling, filters of warnings, number of threads and deterministic algorithms are at the end
-    what they were. The default dtype is float32, the default device the CPU and inference mode off
-    meanwhile. Numbers of threads and deterministic algorithms are the program's own throughout.
+    Restored are the generators of Python, NumPy and torch, default dtype and device, inference
+    mode, NumPy's error handling, warning filters, number of threads and deterministic algorithms.
+    In the block the default dtype is float32, the default device the CPU, and inference mode off.
+    The number of threads and deterministic algorithms stay as the program set them.
 
     Parameters
     ----------
     training
-        Whether this is a whole run: grad mode is on, an autocast around the block is off, since the
-        precision of a run is its own setting, and levels of loggers are put back.
+        Whether the block is a whole run: grad mode is then on, an autocast around the block is off
+        (the precision of a run is a setting of the run), and levels of loggers are restored.
     draws
-        Whether the program's generators go on with what is drawn in the block, as dropout in a
-        training loop of your own needs it.
+        Whether draws in the block advance the program's generators, as they must for dropout in a
+        training loop of the user's own.
 
     Examples
     --------
@@ -72,12 +72,14 @@ def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
         if not draws:
             stack.enter_context(kept_generators())
         stack.enter_context(_shared)
+        # NumPy's defaults, whatever the program has set with ``np.seterr``
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         if training:
+            # not for other verbs: going through all loggers takes longer than a small prediction
             stack.enter_context(kept_levels())
             stack.enter_context(torch.enable_grad())
             for device in ("cpu", "cuda"):
@@ -88,19 +90,23 @@ def settled(*, training: bool = False, draws: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_generators() -> Iterator[None]:
-    """Put the states of all generators back at the end: Python's, NumPy's and torch's."""
+    """Restore the states of all generators at the end: Python's, NumPy's and torch's."""
     state, seed = random_state(), torch.initial_seed()
     try:
         yield
     finally:
         set_random_state(state)
         if "cuda" not in state and torch.cuda.is_initialized():
-            # for the first time, in the block: as it would have been
+            # CUDA was first used in the block, so it had no state before: seed it as torch would
+            # have done
             torch.cuda.manual_seed_all(seed)
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy and torch, as tensors and plain values."""
+    """Return the states of the generators of Python, NumPy and torch, as tensors and plain values.
+
+    They go into resume files, which are read with ``weights_only=True``.
+    """
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     version, internal, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -108,13 +114,14 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
+    # reading its state would start CUDA in a process that does not use it
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` gave."""
+    """Restore the states that `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -127,13 +134,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 def seed_everything(seed: int) -> None:
     """Seed the generators of Python, NumPy and torch."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # all that NumPy takes; the others take any integer
     torch.manual_seed(seed)
 
 
 @contextlib.contextmanager
 def kept_levels() -> Iterator[None]:
-    """Put the levels of all loggers back at the end."""
+    """Restore the levels of all loggers at the end."""
     known: list[Any] = [logging.root, *logging.root.manager.loggerDict.values()]
     levels = [(logger, logger.level) for logger in known if isinstance(logger, logging.Logger)]
     try:
@@ -150,7 +157,7 @@ def refuse_inference_tensors(module: torch.nn.Module) -> None:
     Raises
     ------
     ConfigError
-        If there are any.
+        If the module has such weights.
     """
     if any(parameter.is_inference() for parameter in module.parameters()):
         raise ConfigError(
@@ -160,7 +167,11 @@ def refuse_inference_tensors(module: torch.nn.Module) -> None:
 
 
 class _Shared:
-    """Settings of all threads, put aside by the first that enters and put back by the last."""
+    """Settings that all threads share, replaced by the first to enter and restored by the last.
+
+    With a copy per thread, one that leaves early would restore the program's settings while another
+    still computes, and one that enters late would take Molfun's settings for the program's.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -185,7 +196,7 @@ _shared = _Shared()
 
 
 def _put_aside() -> contextlib.ExitStack:
-    """Note what the process has, set what Molfun needs; closing the stack undoes it."""
+    """Set what Molfun needs; closing the returned stack restores what the process had."""
     stack = contextlib.ExitStack()
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     exact = _exactness()
@@ -201,7 +212,7 @@ def _put_aside() -> contextlib.ExitStack:
     stack.callback(put_back)
     if dtype != torch.float32:
         torch.set_default_dtype(torch.float32)
-    # what is imported meanwhile adds filters of its own
+    # packages that are imported in the block add filters of their own, which go with it
     stack.enter_context(warnings.catch_warnings())
     for message, category, module in _noise:
         warnings.filterwarnings("ignore", message, category, module)
@@ -209,7 +220,7 @@ def _put_aside() -> contextlib.ExitStack:
 
 
 def _exactness() -> tuple[bool, bool]:
-    """Return whether torch is asked for deterministic algorithms, and whether it only warns."""
+    """Return whether deterministic algorithms are on, and whether torch only warns of others."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

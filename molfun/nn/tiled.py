@@ -1,9 +1,9 @@
-"""Layers of the pair stack as one step of autograd each, a tile of rows at a time.
+"""Layers of AlphaFold's pair stack, each as one autograd function that works on tiles of rows.
 
-What lies between two matrix products is several times the size of the pair representation. Written
-layer by layer it goes to memory and back, forward and backward; a tile of it stays in the
-processor's cache. In the backward pass what is cheap (a gate) is computed again, what is not (the
-input of a product) is kept.
+The activations between two matrix products are several times as large as the pair representation.
+Computed for all rows at once they go to memory and back, in the forward and in the backward pass;
+those of one tile stay in the processor's cache. The backward pass computes again what is cheap (a
+gate), and keeps what is not (the input of a product).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 TILE = 2048
-"""Rows of a tile."""
+"""Rows per tile: with 128 channels in float32, one megabyte."""
 
 
 def relu_mlp(
@@ -29,7 +29,9 @@ def relu_mlp(
     weight_2: Float[torch.Tensor, "outer hidden"],
     bias_2: Float[torch.Tensor, "outer"],
 ) -> Float[torch.Tensor, "rows outer"]:
-    """``relu(x @ weight_1.T + bias_1) @ weight_2.T + bias_2``.
+    """Compute ``relu(x @ weight_1.T + bias_1) @ weight_2.T + bias_2``.
+
+    The pair transition after its layer norm (Jumper et al. 2021, supplement, algorithm 15).
 
     Examples
     --------
@@ -49,18 +51,18 @@ def triangle_product(
     *,
     outgoing: bool,
 ) -> Float[torch.Tensor, "pairs hidden"]:
-    """Gated projections a and b of a square of pairs, multiplied over the third residue.
+    """Multiply the gated projections a and b of all pairs, summed over the third residue k.
 
     Parameters
     ----------
     x
-        Normalised pair representation, its length * length pairs in a row.
+        Normalised pair representation, the length * length pairs in one dimension.
     weight, bias
-        Of four projections: values of a, values of b, gates of a, gates of b.
+        Weights and biases of four projections: values of a, values of b, gates of a, gates of b.
     mask
         1 for pairs that count; None counts all.
     outgoing
-        Sum over k of ``a[i, k] b[j, k]``, else of ``a[k, i] b[k, j]``.
+        Whether to sum ``a[i, k] b[j, k]`` (outgoing edges) or ``a[k, i] b[k, j]`` (incoming).
 
     References
     ----------
@@ -83,6 +85,7 @@ def _tiles(n: int) -> Iterator[slice]:
 class _ReluMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight_1: Any, bias_1: Any, weight_2: Any, bias_2: Any) -> Any:
+        # frozen weights, as under LoRA on other layers, need no input in the backward pass
         ctx.needs_weights = any(ctx.needs_input_grad[1:])
         result = x.new_empty(len(x), len(weight_2))
         hidden = []
@@ -100,6 +103,7 @@ class _ReluMLP(torch.autograd.Function):
         grad_x = grad.new_empty(len(grad), weight_1.shape[1]) if ctx.needs_input_grad[0] else None
         sums: list[Any] = [None] * 4
         for tile, kept in zip(_tiles(len(grad)), hidden, strict=True):
+            # derivative of the ReLU: the gradient where the kept output is above 0
             inner = torch.ops.aten.threshold_backward(linear(grad[tile], weight_2.t()), kept, 0)
             if grad_x is not None:
                 grad_x[tile] = linear(inner, weight_1.t())
@@ -119,6 +123,7 @@ class _TriangleProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, mask: Any, outgoing: bool) -> Any:
         n = round(len(x) ** 0.5)
+        # channels first: one (length, length) matrix per channel for the batched product below
         ab = x.new_empty(len(weight) // 2, len(x))
         for tile in _tiles(len(x)):
             ab[:, tile] = _gated(x[tile], weight, bias)
@@ -136,7 +141,7 @@ class _TriangleProduct(torch.autograd.Function):
         n = round(len(x) ** 0.5)
         half = len(weight) // 2
         a, b = ab.view(2, -1, n, n)
-        # contiguous, or the batched product would go one matrix at a time
+        # contiguous: on strided input the batched product would go one matrix at a time
         grad = grad.t().contiguous().view(-1, n, n)
         grad_ab = torch.empty_like(ab)
         grad_a, grad_b = grad_ab.view(2, -1, n, n)
@@ -151,7 +156,8 @@ class _TriangleProduct(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
         for tile in _tiles(len(x)):
-            # values v and gates s gave ab = v s: v gets grad s, the logits of s grad ab (1 - s)
+            # ab = v s with values v and gates s = sigmoid(logits): the derivative by v is grad s,
+            # by the logits grad v s (1 - s) = grad ab (1 - s)
             gate = channel_first_linear(x[tile], weight[half:], bias[half:]).sigmoid_()
             inner = x.new_empty(2 * half, gate.shape[1])
             of_values, of_gates = inner[:half], inner[half:]
@@ -170,5 +176,5 @@ class _TriangleProduct(torch.autograd.Function):
 
 
 def _gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Values times the sigmoid of their gates, channels first: (channels, pairs)."""
+    """Return values times the sigmoid of their gates, channels first: (channels, pairs)."""
     return torch.nn.functional.glu(channel_first_linear(x, weight, bias), dim=0)
