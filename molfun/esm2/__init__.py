@@ -1,9 +1,9 @@
 """Sequence regression with ESM-2 in five names: dataset, data module, config, train, infer.
 
-A front-end for those who come from the fine-tuning guide of ESM-2, in its words. It adds no
-training code: a config becomes a `MolfunStructureModel` and a strategy, `train_model` calls its
-``fit``, and what it writes is an ordinary checkpoint. For classification, labels on residues,
-LoRA or splits use `MolfunStructureModel` itself.
+A front end with the class names, arguments and defaults of NVIDIA BioNeMo's guide "ESM-2
+Fine-Tuning". It adds no training code: a config becomes a `MolfunStructureModel` and a strategy,
+`train_model` calls ``fit`` and writes an ordinary checkpoint. For classification, labels per
+residue, LoRA or splits use `MolfunStructureModel` itself.
 
 =============================================  ==================================================
 here                                           in Molfun
@@ -13,7 +13,7 @@ here                                           in Molfun
 ``global_batch_size``                          ``accumulation_steps`` times the micro batch
 ``encoder_frozen``                             `HeadOnlyFinetune`, or `FullFinetune` if False
 ``ft_dropout``                                 dropout of the head ``"mlp"``, 256 hidden channels
-``RegressorLossReduction``                     `RegressionTask` on the labels as they are
+``RegressorLossReduction``                     `RegressionTask` on labels that are not rescaled
 ``n_steps_train``                              ``fit(max_steps=...)``
 ``initial_ckpt_path``                          ``weights=...`` or ``from_checkpoint``
 =============================================  ==================================================

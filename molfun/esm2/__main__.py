@@ -25,7 +25,7 @@ DEMO_SEQUENCES = (
     "ISAIHGQSAVEELVDAFVGGARISSAFPYSGDTYYLPKP",
     "SGSKASSDSQDANQCCTSCEDNAPATSYCVECSEPLCETCVEAHQRVKYTKDHTVRSTGPAKT",
 )
-"""The ten sequences of the guide; the label of each is its length / 100."""
+"""The ten sequences of BioNeMo's example; the label of each is its length / 100."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Parameters
     ----------
     arguments
-        As on the command line; None takes those of the process.
+        Arguments as on the command line; None takes those of the process.
     """
     parser = argparse.ArgumentParser(
         prog="python -m molfun.esm2",

@@ -1,4 +1,4 @@
-"""Config of the guide: it becomes a model and a strategy."""
+"""Configuration of a fine-tuning in BioNeMo's words, from which model and strategy are built."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from molfun.strict import refuse_unknown
 DEFAULT_BACKBONE = "esm2_t6_8M_UR50D"
 HEAD_PREFIX = "regression_head"
 HIDDEN = (256,)
-"""Channels of the hidden layer of the head."""
+"""Channels of the head's hidden layer, as in BioNeMo's example."""
 
 
 class ESM2FineTuneSeqModel(MolfunStructureModel):
-    """`MolfunStructureModel` that can change its head for a new one."""
+    """`MolfunStructureModel` whose head can be replaced by a new one."""
 
     def new_head(
         self, *, head_config: Mapping[str, Any], task_config: Mapping[str, Any], seed: int
     ) -> Self:
-        """Put an untrained regression head in the place of the head there is."""
+        """Replace the head by an untrained regression head."""
+        # what trained the old head says nothing of the new one
         self.strategy, self.result = None, {}
         self.put_heads({"": HeadSettings("mlp", head_config, "regression", task_config)}, seed=seed)
         return self.to(self.device).eval()
@@ -50,24 +51,25 @@ class ESM2FineTuneSeqConfig:
         Class of the model.
     initial_ckpt_path
         Where the weights come from: a checkpoint folder of Molfun, or a weight file or folder of
-        fair-esm or Hugging Face. None starts from random ones, for demonstrations.
+        fair-esm or Hugging Face. None starts from random weights, for demonstrations.
     initial_ckpt_skip_keys_with_these_prefixes
         ``["regression_head"]`` takes the encoder of a checkpoint and puts a new head on it; ``[]``
-        takes the head as well, to go on training or for `infer_model`. A kept head keeps its
-        dropout and loss, whatever stands here.
+        takes the head as well, to continue training or for `infer_model`. Such a head keeps the
+        dropout and loss of its checkpoint, whatever this config says.
     encoder_frozen
         Whether only the head trains.
     ft_dropout
-        Dropout in the head while training.
+        Dropout probability in the head while training.
     backbone
         Size of the encoder (``"esm2_t33_650M_UR50D"``, or a mapping as `ESM2Backbone` takes it).
-        None takes that of the checkpoint, or of the file's name, and else
+        None takes that of the checkpoint, or the one named by the file, and otherwise
         ``"esm2_t6_8M_UR50D"``.
 
     Raises
     ------
     ConfigError
-        Naming every unknown field with the nearest known one, or every value that is not allowed.
+        If a field is unknown (with the nearest known one) or a value is not allowed; all problems
+        are in one text.
 
     Examples
     --------
@@ -88,7 +90,7 @@ class ESM2FineTuneSeqConfig:
     backbone: str | Mapping[str, Any] | None = None
 
     def __new__(cls, **settings: Any) -> Self:
-        """Refuse unknown fields before ``__init__`` does, in better words."""
+        """Refuse unknown fields before the dataclass does, with the nearest known name."""
         known = [f.name for f in dataclasses.fields(cls)]
         refuse_unknown(f"field of {cls.__name__}", settings, known)
         return super().__new__(cls)
@@ -96,7 +98,8 @@ class ESM2FineTuneSeqConfig:
     def __post_init__(self) -> None:
         skip: Any = self.initial_ckpt_skip_keys_with_these_prefixes
         if isinstance(skip, dataclasses.Field) and callable(skip.default_factory):
-            # the guide writes field(default_factory=list) also where the config is made
+            # BioNeMo's example passes field(default_factory=list) when it makes the config, which a
+            # dataclass takes as a value
             self.initial_ckpt_skip_keys_with_these_prefixes = skip.default_factory()
         problems = list(self._problems())
         if problems:
@@ -117,11 +120,12 @@ class ESM2FineTuneSeqConfig:
             yield f"model_cls must be ESM2FineTuneSeqModel or a subclass, got {self.model_cls!r}."
 
     def get_loss_reduction_class(self) -> type[RegressorLossReduction]:
-        """The loss; override it to choose a subclass."""
+        """Return the class of the loss; override this method to choose a subclass."""
         return RegressorLossReduction
 
     def strategy(self, *, lr: float, accumulation_steps: int = 1) -> FinetuneStrategy:
-        """Return what trains: the head on a frozen encoder, or all at one learning rate."""
+        """Return the strategy: train the head on a frozen encoder, or all at one learning rate."""
+        # all layers at one rate, without the layer-wise decay that is Molfun's default
         if self.encoder_frozen:
             return HeadOnlyFinetune(
                 lr=lr, scheduler="constant", accumulation_steps=accumulation_steps
@@ -143,14 +147,14 @@ class ESM2FineTuneSeqConfig:
         Parameters
         ----------
         seed
-            Seed of what starts from random weights.
+            Seed of the random weights.
         device
             ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
 
         Raises
         ------
         CheckpointError
-            If the weights are missing, damaged, or of another architecture or task.
+            If the weights are missing, damaged, or belong to another architecture or task.
         """
         path = self.initial_ckpt_path
         if path is not None and _is_checkpoint(as_path(path)):
@@ -174,7 +178,7 @@ class ESM2FineTuneSeqConfig:
 
     @property
     def _head_config(self) -> dict[str, Any]:
-        # the guide's head takes the pooled vector as it is
+        # BioNeMo's head takes the pooled vector as it is; Molfun's would standardise it first
         return {"hidden": HIDDEN, "dropout": float(self.ft_dropout), "standardize": False}
 
     def _size(self) -> str | Mapping[str, Any]:

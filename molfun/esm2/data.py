@@ -1,4 +1,4 @@
-"""Sequences with one number each, and the batches that a step takes."""
+"""Sequences with one label each, and the batches of an optimizer step."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from molfun.text import listing
 
 @dataclass(frozen=True, kw_only=True)
 class SingleValueSample(Sample, Mapping[str, torch.Tensor]):
-    """A `Sample` that also gives the guide's tensors by name.
+    """A `Sample` that also gives BioNeMo's tensors by name.
 
-    ``text`` (tokens with those for beginning and end), ``types``, ``attention_mask``, ``labels``
-    (1,), ``loss_mask`` (True on residues) and ``is_random``; made when asked for, and not what
-    the model reads: it makes its own, packed over the batch.
+    ``text`` (tokens, with those for beginning and end), ``types``, ``attention_mask``, ``labels``
+    (1,), ``loss_mask`` (True on residues) and ``is_random``. They are computed on access, for code
+    that reads them; the model tokenises the sequence itself, packed over the batch.
     """
 
     NAMES: ClassVar[tuple[str, ...]] = (
@@ -57,7 +57,7 @@ class SingleValueSample(Sample, Mapping[str, torch.Tensor]):
 
 
 class InMemorySingleValueDataset(Dataset[SingleValueSample]):
-    """Sequences with one number each, in memory.
+    """Sequences with one label each, in memory.
 
     To read another format, turn it into (sequence, number) pairs and pass them, or do so in the
     ``__init__`` of a subclass.
@@ -65,17 +65,17 @@ class InMemorySingleValueDataset(Dataset[SingleValueSample]):
     Parameters
     ----------
     data
-        Pairs of a sequence and its number; a sequence alone, or None for the number, where there
-        is no label (for `infer_model`).
+        Pairs (sequence, number); without a label (for `infer_model`) a sequence alone, or None as
+        its number.
     tokenizer
-        None: ESM-2 has one alphabet, and the model brings it.
+        Has to be None: ESM-2 has one alphabet, which the model brings along.
     seed
-        Taken for compatibility; nothing in these items is random.
+        Accepted for compatibility and ignored: nothing in these items is random.
 
     Raises
     ------
     DataError
-        Listing every item that is no such pair.
+        If items are not such pairs; the text lists them.
 
     Examples
     --------
@@ -122,12 +122,12 @@ class InMemorySingleValueDataset(Dataset[SingleValueSample]):
 
     @property
     def targets(self) -> Any:
-        """Numbers in order, NaN where there is none."""
+        """Labels in order, NaN where there is none."""
         return self.dataset.targets
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """Preparation of the inputs, for the checkpoint."""
+        """Settings of the input preparation, saved with a checkpoint."""
         return self.dataset.input_settings
 
     collate_fn = staticmethod(SequenceDataset.collate_fn)
@@ -144,10 +144,10 @@ def _is_pair(item: object) -> bool:
 class ESM2FineTuneDataModule:
     """Datasets of a run, and the number of sequences per step.
 
-    An optimizer step goes over `global_batch_size` sequences, `micro_batch_size` at a time. Where
-    that does not divide the dataset, the last step of a pass is filled up with sequences drawn
-    again, so that every step has as many. Nothing is padded: the model packs a batch into one line
-    of tokens.
+    An optimizer step covers `global_batch_size` sequences, `micro_batch_size` at a time. If that
+    does not divide the number of sequences, the last step of a pass is filled up with sequences
+    drawn a second time, so that every step has the same number. Nothing is padded: the model packs
+    a batch into one token dimension.
 
     Parameters
     ----------
@@ -155,16 +155,16 @@ class ESM2FineTuneDataModule:
         `InMemorySingleValueDataset`, `SequenceDataset` or another dataset of `Sample`; None where
         there is none.
     micro_batch_size
-        Sequences in memory at a time.
+        Sequences in one forward pass.
     global_batch_size
         Sequences per optimizer step; a multiple of `micro_batch_size`.
     num_workers
-        Processes that load data.
+        Number of processes that load data.
 
     Raises
     ------
     ConfigError
-        If a size is not possible.
+        If a size is below 1, or the micro batch does not divide the global one.
 
     Examples
     --------
@@ -207,6 +207,7 @@ class ESM2FineTuneDataModule:
         """Micro batches of `train_dataset` in whole steps, in a new order each pass."""
         dataset = self._need("train_dataset")
         steps = math.ceil(len(dataset) / self.global_batch_size)
+        # draws every sequence once before any a second time, as it goes through whole permutations
         sampler = RandomSampler(dataset, num_samples=steps * self.global_batch_size)
         return self._loader(dataset, sampler)
 

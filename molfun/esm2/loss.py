@@ -1,4 +1,4 @@
-"""The loss of the guide, as a setting of the regression task."""
+"""BioNeMo's loss class, as a setting of the regression task."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from molfun.tasks.regression import RegressionLoss, RegressionTask
 
 
 class RegressorLossReduction:
-    """Mean squared error of the labels as they are.
+    """Mean squared error on labels that are not rescaled.
 
-    Training itself sums over a global batch and divides by its labels once, so that a micro batch
-    that is smaller counts less; `reduce` is for the log alone. A subclass chooses another `loss`
-    and may change `reduce`; `forward` follows from `loss`.
+    Training sums the losses of a global batch and divides once by the number of its labels, so that
+    a smaller micro batch counts less; `reduce` is used for the log alone. A subclass may set
+    another `loss` and override `reduce`; `forward` follows from `loss`.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class RegressorLossReduction:
     def forward(
         self, batch: Mapping[str, torch.Tensor], forward_out: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss of a micro batch, and the same as ``{"avg": loss}``.
+        """Return the loss of a micro batch, alone and as ``{"avg": loss}``.
 
         Parameters
         ----------
@@ -64,18 +64,19 @@ class RegressorLossReduction:
     def reduce(
         self, losses_reduced_per_micro_batch: Sequence[Mapping[str, torch.Tensor]]
     ) -> torch.Tensor:
-        """Mean over the micro batches of what `forward` gave, for the log."""
+        """Return the mean of the losses of the micro batches, for the log."""
         return torch.stack([loss["avg"] for loss in losses_reduced_per_micro_batch]).mean()
 
 
 def task_settings(reduction: type[RegressorLossReduction]) -> dict[str, Any]:
-    """Return settings of `RegressionTask` that stand for a loss.
+    """Return the settings of `RegressionTask` that correspond to a loss class.
 
     Raises
     ------
     ConfigError
-        If the class computes another loss than the one it names.
+        If the class overrides ``forward``, so that it computes another loss than it names.
     """
+    # training calls the task, so an overridden `forward` would be ignored without a word
     if getattr(reduction, "forward", None) is not RegressorLossReduction.forward:
         raise ConfigError(
             f"{reduction.__name__}.forward is not what trains the model. Set its class attribute "

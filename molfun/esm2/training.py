@@ -1,4 +1,4 @@
-"""Train for a number of optimizer steps, and predict."""
+"""Train for a number of optimizer steps, and predict, with BioNeMo's function names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 class StepLog(Callback):
     """Log every optimizer step with the loss of its global batch.
 
-    ``Training epoch 0, iteration 2/50 | global_step: 2 | reduced_train_loss: 0.2051 | val_loss:
-    0.1766``: `global_step` counts what the optimizer did, so that windows left out for a loss that
-    is not finite are missing from it; `val_loss` is the latest there is.
+    A line reads ``Training epoch 0, iteration 2/50 | global_step: 2 | reduced_train_loss: 0.2051 |
+    val_loss: 0.1766``. `global_step` counts the steps that the optimizer took, without those that
+    were skipped because the loss was not finite; `val_loss` is the latest one.
 
     Parameters
     ----------
     reduction
-        Its ``reduce`` makes one number of the losses of the micro batches.
+        Object whose ``reduce`` turns the losses of the micro batches into one number.
     accumulation_steps
         Micro batches per optimizer step.
     """
@@ -44,11 +44,12 @@ class StepLog(Callback):
         self._row: Row = {}
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
-        """Take the number of steps, and the last row of a resumed run."""
+        """Note the number of steps, and the last row of a resumed run."""
         self._plan, self._row = plan, dict(history[-1]) if history else {}
 
     def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-        """Collect the loss of a micro batch; log the step before when a new one begins."""
+        """Collect the loss of a micro batch; log the previous step when a new one begins."""
+        # there is no hook for a whole step: its number follows from that of the batch, from 1
         before = (epoch - 1) * self._plan.steps_per_epoch
         at = (epoch, before + math.ceil(batch / self._accumulation_steps))
         if at != self._at:
@@ -85,11 +86,11 @@ class FineTuneTrainer:
     Parameters
     ----------
     model
-        With the best weights.
+        The model, with its best weights.
     history
         One row per pass over the training set (see `ESM2FineTuneDataModule`).
     global_step
-        Optimizer steps taken.
+        Number of optimizer steps taken.
     """
 
     model: ESM2FineTuneSeqModel
@@ -113,35 +114,35 @@ def train_model(
 ) -> tuple[Path, dict[str, Any] | None, FineTuneTrainer]:
     """Fine-tune for a number of optimizer steps (AdamW at a constant learning rate).
 
-    For a number of epochs, choose the steps so that
+    To train for a number of epochs, choose the steps so that
     ``n_steps_train * global_batch_size == len(dataset) * epochs``: every step takes a whole global
-    batch. Every ``ceil(len(dataset) / global_batch_size)`` steps, and at the end, the model is
-    validated; the best one so far is kept. Without a validation set the last one is.
+    batch. The model is validated every ``ceil(len(dataset) / global_batch_size)`` steps and at the
+    end, and the best one so far is kept; without a validation set, the last one.
 
     Parameters
     ----------
     experiment_name, experiment_dir
         The run is written to ``experiment_dir/experiment_name``.
     config, data_module
-        What to train on what.
+        Model to train, and data to train it on.
     n_steps_train
-        Optimizer steps.
+        Number of optimizer steps.
     lr
         Learning rate.
     seed
-        Decides random weights, the order of samples and dropout.
+        Seed of random weights, order of samples and dropout.
     device
         ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
     resume, overwrite
-        Continue the run that is in the folder, or replace it.
+        Whether to continue the run that is in the folder, or to replace it.
     callbacks
         Further hooks, see `molfun.training.Callback`.
 
     Returns
     -------
     checkpoint : Path
-        Checkpoint folder, which also `MolfunStructureModel.from_checkpoint` and ``molfun predict``
-        read.
+        Checkpoint folder, which `MolfunStructureModel.from_checkpoint` and ``molfun predict`` read
+        as well.
     metrics : dict or None
         Row of the best epoch: ``val_loss`` (the mean squared error), ``val/pearson`` ...; None
         without a validation set.
@@ -192,10 +193,10 @@ def infer_model(
     Parameters
     ----------
     config
-        With ``initial_ckpt_path`` of a fine-tuned checkpoint and no prefixes to skip; without
-        them the head is random, and a warning says so.
+        Config with the ``initial_ckpt_path`` of a fine-tuned checkpoint and no prefixes to skip;
+        otherwise the head is random, and a warning says so.
     data_module
-        With a ``predict_dataset``.
+        Data module with a ``predict_dataset``.
     seed, device
         As in `train_model`.
 

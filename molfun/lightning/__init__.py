@@ -1,17 +1,19 @@
 """Pre-training and fine-tuning of time-series encoders under a Lightning Trainer.
 
-For those who have a ``Trainer``, its callbacks and its loggers; needs ``molfun[lightning]``. The
-modules are thin: encoders, objectives, heads, tasks and their metrics are Molfun's own, chosen by
-name from the same registries. Without a Trainer, `MolfunStructureModel("timeseries")` does the same
-and more (exact resume, caches, reports).
+For users who already work with a ``Trainer``, its callbacks and its loggers; needs
+``molfun[lightning]``. Class names, registries, batches and configuration sections are those of the
+guide "Training Module" for `SSLPretrainModule` and `FineTuneModule`, so that code written for it
+runs unchanged. The modules are thin: encoders, objectives, heads, tasks and metrics are Molfun's
+own, chosen by name from the same registries. Without a Trainer,
+`MolfunStructureModel("timeseries")` does the same and more (exact resume, caches, reports).
 
 ==============================  ==============================================================
 `SSLPretrainModule`             pre-trains an encoder with any objective
 `FineTuneModule`                fine-tunes a pre-trained encoder with a task head
 `load_config`                   reads the configuration of either from YAML, with overrides
-`BaseEncoder`, `EncoderConfig`  what a new encoder derives from
-`BaseSSLObjective`, ...         what a new objective derives from
-`BaseTaskHead`, ...             what a new head derives from
+`BaseEncoder`, `EncoderConfig`  base classes of a new encoder
+`BaseSSLObjective`, ...         base classes of a new objective
+`BaseTaskHead`, ...             base classes of a new head
 ==============================  ==============================================================
 
 A new part is one class and one line, in any package::
@@ -24,9 +26,9 @@ Batches are dicts with ``timeseries`` (batch, time, features) and optionally ``m
 shape (True where a value was observed), ``padding_mask`` (batch, time; False for padding, which
 comes last) and ``label`` (batch,) or (batch, classes).
 
-Both modules standardise the input: mean and deviation of each feature over the training data are
-taken once, before training, and saved with the encoder. ``data: {standardize: false}`` in the
-configuration leaves values as they are.
+Both modules standardise the input: mean and standard deviation of each feature over the training
+data are computed once, before training, and saved with the encoder. ``data: {standardize: false}``
+in the configuration leaves values as they are.
 """
 
 from molfun._lazy import attach, require

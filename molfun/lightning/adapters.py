@@ -1,4 +1,4 @@
-"""A registry that takes parts in the form of the Lightning guide."""
+"""A registry for parts that derive from the base classes in this package."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from molfun.registry import Registry
 
 
 class GuideRegistry:
-    """One of Molfun's registries, which also takes classes of the guide's form.
+    """View of one of Molfun's registries that also takes classes with another base class.
 
-    Such a class is wrapped on the way in, so that everything else in Molfun finds what it expects
-    under that name; on the way out it is the class again. There is one list of names.
+    Such a class is wrapped when it is registered, so that the rest of Molfun finds a part of its
+    own under that name; ``registry[name]`` returns the class itself. Both share one list of names.
 
     Parameters
     ----------
     registry
-        Where the parts are.
+        Molfun's registry, which holds the parts.
     guide
-        Base class of the guide's form.
+        The other base class, for example `BaseTaskHead`.
     own
         Molfun's own base class.
     adapter
-        Subclass of `own` that wraps the class it names in ``wrapped``.
+        Subclass of `own` that wraps the class in its attribute ``wrapped``.
     """
 
     def __init__(self, registry: Registry, *, guide: type, own: type, adapter: type) -> None:

@@ -1,4 +1,4 @@
-"""From settings to parts: the encoder's settings, the task and the head of fine-tuning."""
+"""Build the parts of fine-tuning from the configuration: encoder settings, task and head."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from molfun.text import listing
 
 
 def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> dict[str, Any]:
-    """Settings of the encoder: those of the file, which `given` must not contradict.
+    """Return the settings of the encoder: those in its weight file, completed by `given`.
 
     Raises
     ------
     ConfigError
-        Naming the settings that differ, or are unknown.
+        If settings differ from those of the file or are unknown; the text names them.
     """
     if stored is None:
         return dict(given)
@@ -53,7 +53,7 @@ def encoder_settings(given: Mapping[str, Any], stored: StoredWeights | None) -> 
 
 
 def standardizes(given: bool | None, stored: StoredWeights | None) -> bool:
-    """Return whether values are standardised: as in pre-training, if there was any.
+    """Return whether values are standardised: as in pre-training, if the encoder had one.
 
     Raises
     ------
@@ -73,12 +73,12 @@ def standardizes(given: bool | None, stored: StoredWeights | None) -> bool:
 
 
 def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
-    """The task of a section.
+    """Build the task that the section ``task`` describes.
 
     Raises
     ------
     ConfigError
-        If the number of classes is missing, or a setting does not go with the task.
+        If the number of classes is missing, or the task does not take a setting.
     """
     cls = TASKS[section.task_type]
     known = inspect.signature(cls).parameters
@@ -90,6 +90,7 @@ def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
     arguments |= _options(section, training, known)
     task: Task = cls(**arguments)
     if isinstance(training.class_weight, list):
+        # given weights are put where "balanced" would have put its own
         state = {"classes": arguments["classes"], "weight": training.class_weight, "fitted": True}
         task.load_state_dict(state)
     return task
@@ -98,7 +99,7 @@ def build_task(section: TaskSettings, training: TrainingSettings) -> Task:
 def _options(
     section: TaskSettings, training: TrainingSettings, known: Collection[str]
 ) -> dict[str, Any]:
-    """Options of the task that were given; one that it does not take is refused."""
+    """Return the options that were given; refuse one that the task does not take."""
     asked = {
         "class_weight": ("training.class_weight", training.class_weight),
         "label_smoothing": ("training.label_smoothing", training.label_smoothing or None),
@@ -114,7 +115,7 @@ def _options(
 
 
 def _classes(section: TaskSettings, usual: int | None) -> list[str]:
-    """Names of the classes, which are numbered."""
+    """Return the names of the classes: their numbers, as labels in a batch are numbers."""
     n = section.n_classes or usual
     if n is None:
         raise ConfigError(
@@ -124,17 +125,17 @@ def _classes(section: TaskSettings, usual: int | None) -> list[str]:
 
 
 def learns_from_labels(settings: FinetuneConfig) -> bool:
-    """Return whether the task needs to see the training labels first."""
+    """Return whether the task has to see the training labels before the first step."""
     return bool(settings.training.class_weight == "balanced" or settings.task.standardize_labels)
 
 
 def build_head(settings: FinetuneConfig, backbone: TimeSeriesBackbone, task: Task) -> Head:
-    """The head of a section, with widths from the encoder and outputs from the task.
+    """Build the head that the section ``task`` describes; encoder and task give its sizes.
 
     Raises
     ------
     ConfigError
-        If it does not go with the task.
+        If the head does not match the task.
     """
     section = settings.task
     cls = HEADS[section.head_type]
@@ -148,6 +149,8 @@ def build_head(settings: FinetuneConfig, backbone: TimeSeriesBackbone, task: Tas
         "task_type": section.task_type,
         "n_classes": section.n_classes,
     }
+    # Molfun's heads call it `hidden`, a `BaseTaskHead` (whose adapter takes every key)
+    # `hidden_dims`
     if takes_all:
         del from_task["hidden"]
     arguments = {k: v for k, v in from_task.items() if takes_all or k in known}

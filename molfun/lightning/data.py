@@ -1,4 +1,4 @@
-"""Batches of loaders as samples, and the training data a Trainer was given."""
+"""Turn batches of loaders into samples, and read the training data of a Trainer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from molfun.sample import Sample
 
 
 def rows(batch: Any) -> list[Sample]:
-    """One sample for each series of a batch, without its padding.
+    """Return one sample per series of a batch, without its padding.
 
     Raises
     ------
     DataError
-        If the batch is no dict with ``timeseries``, or padding does not come last.
+        If the batch is not a dict with ``timeseries``, or padding does not come last.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def _given(batch: Mapping[str, Any], name: str) -> torch.Tensor | None:
 
 
 def series_of(batch: Any) -> torch.Tensor:
-    """The series of a batch: (batch, time, features).
+    """Return the series of a batch: (batch, time, features).
 
     Raises
     ------
@@ -72,7 +72,7 @@ def series_of(batch: Any) -> torch.Tensor:
 
 
 def label_of(batch: Any) -> torch.Tensor:
-    """The labels of a batch.
+    """Return the labels of a batch.
 
     Raises
     ------
@@ -87,21 +87,22 @@ def label_of(batch: Any) -> torch.Tensor:
 
 
 def label_list(labels: torch.Tensor, n_samples: int, n_classes: int | None) -> list[Any]:
-    """Labels as a task takes them, None where there is none.
+    """Return labels as a task takes them, None for a missing one.
 
     Parameters
     ----------
     labels
         (samples,); or (samples, classes) zeros and ones.
     n_samples
-        What to expect.
+        Expected number of samples.
     n_classes
-        Classes that a sample may have several of; None where it has one label.
+        Number of classes if a sample may belong to several; None if it has one label.
 
     Raises
     ------
     DataError
-        If there are more or fewer than expected, or a class has another number than 0 or 1.
+        If there are more or fewer labels than expected, or one of several classes is neither 0
+        nor 1.
 
     Examples
     --------
@@ -128,7 +129,7 @@ def _classes_in(row: list[float]) -> list[int] | None:
 
 
 def n_features(trainer: Any) -> int:
-    """Features of the training data: ``n_features`` of the data module, or of the first batch."""
+    """Count the features: ``n_features`` of the data module, or those of the first batch."""
     stated = getattr(trainer.datamodule, "n_features", None)
     if stated is not None:
         return int(stated)
@@ -138,20 +139,21 @@ def n_features(trainer: Any) -> int:
 
 @contextlib.contextmanager
 def training_batches(trainer: Any) -> Iterator[Iterable[Any]]:
-    """All training data, in order, in every process; random numbers of torch stay as they are."""
+    """Open all training data, in order, in every process; torch's generator is not advanced."""
     with torch.random.fork_rng(devices=[]):
         if trainer.datamodule is not None:
             loader = trainer.datamodule.train_dataloader()
         else:
+            # In the hook `setup` Lightning has not yet attached the loader that `fit` was given.
             trainer.fit_loop.setup_data()
             loader = trainer.train_dataloader
         yield _in_order(loader)
 
 
 def _in_order(loader: Any) -> Iterable[Any]:
-    """The same data without sampling: loaders of several processes give each a part."""
+    """Return a loader of the same data without its sampler, which gives each process a part."""
     if not isinstance(loader, DataLoader):
-        return loader  # whatever the user made
+        return loader  # an iterable of the user's own has no sampler to leave out
     batched = loader.batch_sampler is not None
     return DataLoader(
         loader.dataset,

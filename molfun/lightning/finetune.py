@@ -43,25 +43,26 @@ class FineTuneModule(TimeSeriesModule):
     The head alone trains by default (``training.freeze_encoder: true``); with ``unfreeze_epoch: N``
     the encoder joins it in epoch N, on one device or with ``strategy="ddp"``.
 
-    Labels are class numbers from 0, (batch, classes) zeros and ones for multilabel tasks, numbers
-    for regression; NaN where there is none.
+    Labels are class numbers from 0, (batch, classes) zeros and ones for multilabel tasks, or
+    numbers for regression; NaN is a missing label.
 
-    Logged are ``train/loss_step``; and once per epoch ``loss`` and all metrics of the task, for
-    ``train``, ``val`` and ``test``, over everything the epoch saw, in all processes: accuracy, f1,
-    auroc, auprc and others of classes, rmse, mae, r2 and others of numbers. Where a metric is not
-    defined (one class only) it is NaN. With a scheduler ``lr`` is logged as well.
+    The module logs ``train/loss_step`` and, once per epoch, ``loss`` and all metrics of the task
+    for ``train``, ``val`` and ``test``: accuracy, f1, auroc, auprc and others for classes; rmse,
+    mae, r2 and others for regression. They are computed over all samples of the epoch, in all
+    processes. A metric that is not defined (one class only) is NaN. With a scheduler, ``lr`` is
+    logged as well.
 
     Parameters
     ----------
     config
         Sections ``encoder``, ``task``, ``training``, ``optimizer``, ``scheduler`` (optional) and
-        ``data``, as a dict or an OmegaConf ``DictConfig``; see `load_config`. Settings of the
-        encoder that are left out are those of the file.
+        ``data``, as a dict or an OmegaConf ``DictConfig``; see `load_config`. Encoder settings
+        that are left out are taken from the file.
     checkpoint_path
-        Encoder, as `SSLPretrainModule.save_encoder` writes it.
+        File of the encoder, written by `SSLPretrainModule.save_encoder`.
     pretrain_checkpoint_path
-        Checkpoint of a Trainer that ran `SSLPretrainModule`. Neither of the two: an encoder with
-        random weights.
+        Checkpoint of a Trainer that ran `SSLPretrainModule`. With neither path the encoder starts
+        from random weights.
 
     Raises
     ------
@@ -74,8 +75,8 @@ class FineTuneModule(TimeSeriesModule):
 
     Notes
     -----
-    For metrics that count every sample once, let each process have as many: Lightning's own
-    sampler repeats some.
+    With several processes Lightning's sampler repeats samples until each process has the same
+    number. For metrics that count every sample once, choose a number of samples that divides.
 
     Examples
     --------
@@ -120,7 +121,7 @@ class FineTuneModule(TimeSeriesModule):
             seed=int(torch.randint(2**31, ())),
             standardize=standardizes(self.settings.data.standardize, stored),
         )
-        # an encoder may have weights that never train
+        # an encoder may have weights that never train: noted now, before anything is frozen
         named = self.backbone.named_parameters()
         self._trains = frozenset(name for name, p in named if p.requires_grad)
         self.head = build_head(self.settings, self.backbone, self.task)
@@ -132,12 +133,16 @@ class FineTuneModule(TimeSeriesModule):
         return self.head
 
     def get_task_head(self) -> nn.Module:
-        """The head; of those in the form of the guide, the user's own."""
+        """Return the head: the user's own module if it is a `BaseTaskHead`."""
         head = self._need_head()
         return getattr(head, "inner", head)
 
     def _trained(self) -> Iterable[tuple[str, str, nn.Parameter]]:
-        """Everything, also what is frozen at first: without a gradient nothing moves it."""
+        """Yield everything that ever trains, even if it is frozen at first.
+
+        A parameter without a gradient does not move, so the optimizer needs no new group when the
+        encoder is unfrozen.
+        """
         head = self._need_head()
         for name, parameter in self._encoder_parameters():
             yield "encoder", f"backbone.{name}", parameter
@@ -154,10 +159,11 @@ class FineTuneModule(TimeSeriesModule):
         for _, parameter in self._encoder_parameters():
             parameter.requires_grad_(trains)
             if not trains:
+                # an old gradient would keep moving the parameter through momentum and decay
                 parameter.grad = None
 
     def _set_up_epoch(self) -> None:
-        """Freeze or unfreeze the encoder, as the epoch asks; frozen, it has no dropout."""
+        """Freeze or unfreeze the encoder for the current epoch; while frozen it has no dropout."""
         training = self.settings.training
         start = training.unfreeze_epoch
         trains = not training.freeze_encoder or (start is not None and self.current_epoch >= start)
@@ -165,23 +171,24 @@ class FineTuneModule(TimeSeriesModule):
         self._need_backbone().train(trains)
 
     def on_train_start(self) -> None:
-        """Freeze as the epoch asks, also where a run goes on in the middle of one."""
+        """Freeze or unfreeze for the epoch in which the run starts or resumes."""
         self._set_up_epoch()
 
     def on_train_epoch_start(self) -> None:
-        """Begin an epoch, and unfreeze the encoder where it is time."""
+        """Begin an epoch, and unfreeze the encoder if this is its epoch."""
         super().on_train_epoch_start()
         self._set_up_epoch()
 
     def on_fit_start(self) -> None:
-        """Learn the scale of the head's input, and note what DDP left out.
+        """Learn the scale of the head's input, and check that the encoder can join later.
 
         Raises
         ------
         RunError
-            If the encoder is to join later, and the strategy shards or does not wrap the model.
+            If the encoder joins later, and the strategy shards or does not wrap the model.
         """
         training = self.settings.training
+        # an encoder that trains later changes the scale, so the head then learns it by itself
         if training.freeze_encoder and training.unfreeze_epoch is None:
             with training_batches(self.trainer) as batches:
                 self._need_head().fit_inputs(self._trunks(batches))
@@ -194,9 +201,10 @@ class FineTuneModule(TimeSeriesModule):
             )
 
     def on_after_backward(self) -> None:
-        """Average the gradients of an encoder that was frozen when DDP looked what trains.
+        """Average the gradients of an encoder that was frozen when DDP wrapped the model.
 
-        DDP leaves such parameters out for good; without this, processes would drift apart.
+        DDP lists the parameters that train when it wraps the model, and never synchronises others;
+        without this hook the processes would drift apart.
         """
         late = [p for _, p in self._encoder_parameters() if p.requires_grad]
         if self._averages and late:
@@ -237,14 +245,14 @@ class FineTuneModule(TimeSeriesModule):
         return SupervisedRunner(self._need_backbone(), heads, device=self.device)
 
     def _for_runner(self, batch: Mapping[str, Any]) -> Inputs:
-        """A batch with its labels.
+        """Return a batch with its labels.
 
         Raises
         ------
         DataError
-            If it has none, or of another shape.
+            If the batch has no labels, or labels of another shape.
         ConfigError
-            If class weights are to come from data that was not seen.
+            If class weights or the scale of labels come from training data that was not seen yet.
         """
         if learns_from_labels(self.settings) and not getattr(self.task, "fitted", True):
             raise ConfigError(
@@ -259,13 +267,13 @@ class FineTuneModule(TimeSeriesModule):
 
     @property
     def _n_classes(self) -> int | None:
-        """Classes, where a label is a row of zeros and ones."""
+        """Number of classes if a label is a row of zeros and ones, else None."""
         return self.task.n_outputs if self.task.numbers(None).ndim else None
 
     def fit_labels(self, labels: torch.Tensor) -> None:
-        """Learn class weights and the scale of labels, the first time only.
+        """Learn class weights and the scale of labels; later calls change nothing.
 
-        `trainer.fit` calls it.
+        `trainer.fit` calls this method.
 
         Parameters
         ----------
@@ -275,7 +283,7 @@ class FineTuneModule(TimeSeriesModule):
         self.task.fit_targets(label_list(labels, len(labels), self._n_classes))
 
     def setup(self, stage: str) -> None:
-        """Make the modules, take scales and class weights, the first time only; freeze."""
+        """Build the modules, learn scales and class weights (the first time only), and freeze."""
         super().setup(stage)
         if stage != "fit":
             return
@@ -307,7 +315,7 @@ class FineTuneModule(TimeSeriesModule):
     # --- epochs --------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Forget the test before."""
+        """Forget the results of the previous test."""
         self._seen["test"] = []
 
     def on_test_epoch_end(self) -> None:
@@ -315,33 +323,34 @@ class FineTuneModule(TimeSeriesModule):
         self._log_evaluation("test")
 
     def configure_callbacks(self) -> list[Any]:
-        """Return early stopping, where ``early_stopping_patience`` asks for it."""
+        """Return early stopping if ``early_stopping_patience`` asks for it."""
         training = self.settings.training
         monitor, patience = training.early_stopping_monitor, training.early_stopping_patience
         if monitor is None or patience is None:
             return []
         best = self.task.higher_is_better
         mode = training.early_stopping_mode or ("max" if monitor.split("/")[-1] in best else "min")
-        # a metric that is not defined is NaN, which is no better than anything
+        # With `check_finite` an undefined metric (NaN) would stop the run; without it NaN merely
+        # counts as no improvement.
         return [EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
 
     # --- checkpoints ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings, and what the task learned of the labels."""
+        """Save the settings, and the class weights and scale that the task learned."""
         super().on_save_checkpoint(checkpoint)
         config = checkpoint["hyper_parameters"]["config"]
-        # the file of the encoder is not needed any more, so what it decided is said here
+        # the checkpoint has to load without the encoder's file, so it says what that file decided
         config["data"] = {"standardize": self._need_backbone().standardize}
         checkpoint[STATE] = {"task": self.task.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the modules where needed, and restore their state.
+        """Build the modules if there are none yet, and restore their state.
 
         Raises
         ------
         ConfigError
-            If the checkpoint is none of this module.
+            If another module wrote the checkpoint.
         """
         if "task" not in checkpoint.get(STATE, {}):
             raise ConfigError(

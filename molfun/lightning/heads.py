@@ -1,4 +1,4 @@
-"""Heads in the form of the Lightning guide: ``forward(encoder_output)`` gives logits."""
+"""Base class for heads whose ``forward(encoder_output)`` returns logits."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ Pooling = Literal["mean", "cls", "none"]
 
 @dataclass
 class TaskHeadConfig:
-    """Settings of a head: section ``task`` of the configuration, and the sizes.
+    """Settings of a head: the section ``task`` of the configuration, and the sizes.
 
     Parameters
     ----------
     input_dim
         Channels of the encoder's output.
     output_dim
-        Numbers for each label: logits, or one number.
+        Outputs per label: one logit per class, or one number.
     task_name, task_type, n_classes, hidden_dims, dropout
         As in the configuration.
     pooling
-        What the head gets: ``"mean"`` over time, (batch, input_dim); ``"cls"``, the encoder's
+        Input of the head: ``"mean"`` over time, (batch, input_dim); ``"cls"``, the encoder's
         summary token; ``"none"``, (batch, time, input_dim).
     extra
-        Further keys of the section, which are attributes as well. One that the head does not read
-        when it is made is refused as unknown. A head with many of them names a dataclass derived
-        from this one in its ``config_class``.
+        Further keys of the section, which are attributes as well. A key that the head's constructor
+        does not read is refused as unknown. A head with many such keys sets ``config_class`` to a
+        dataclass derived from this one.
 
     Examples
     --------
@@ -62,6 +62,8 @@ class TaskHeadConfig:
         self._read: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
+        # not `self.extra`: copy and pickle ask for attributes before there is one, which would call
+        # this method for ever
         extra = self.__dict__.get("extra", {})
         if name not in extra:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
@@ -69,12 +71,12 @@ class TaskHeadConfig:
         return extra[name]
 
     def refuse_unread(self) -> None:
-        """Refuse further keys that nobody asked for.
+        """Refuse further keys that the head has not read.
 
         Raises
         ------
         ConfigError
-            With the nearest name.
+            If there is one; the text has the nearest known name.
         """
         known = [f.name for f in dataclasses.fields(self) if f.name != "extra"]
         for name in self.extra:
@@ -83,7 +85,7 @@ class TaskHeadConfig:
 
 
 class BaseTaskHead(nn.Module, ABC):
-    """A head on what an encoder gives.
+    """A head on the output of an encoder.
 
     Parameters
     ----------
@@ -113,14 +115,15 @@ class BaseTaskHead(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoder_output: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Give ``logits``, (batch, output_dim), and ``probs``.
+        """Return ``logits``, (batch, output_dim), and ``probs``.
 
-        Loss and metrics are the task's, from the logits; of regression these are the predictions.
+        The task computes loss and metrics from the logits; for regression these are the
+        predictions.
         """
 
 
 class GuideHead(Configured, Head):
-    """A `BaseTaskHead` as a head of Molfun; `TASK_HEAD_REGISTRY` makes these."""
+    """Wrap a `BaseTaskHead` as a head of Molfun; `TASK_HEAD_REGISTRY` makes subclasses of this."""
 
     wrapped: ClassVar[type[BaseTaskHead]]
     name: ClassVar[str]
@@ -147,12 +150,12 @@ class GuideHead(Configured, Head):
         self.needs = (self._source,)
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
-        """Return what the user's head gives, and ``prediction`` with it.
+        """Return the output of the user's head, with ``prediction`` added.
 
         Raises
         ------
         ConfigError
-            If it gives no logits, or as many as the task does not need.
+            If there are no logits, or another number of them than the task needs.
         """
         found = dict(self.inner(trunk.need(self._source)))
         raw = found.get("logits")
@@ -163,6 +166,7 @@ class GuideHead(Configured, Head):
                 f"The head {self.name!r} must give 'logits' (batch, {self.n_outputs}); it gave "
                 f"{given}."
             )
+        # float32 under autocast as well, as every head: losses and metrics need it
         flat = raw.reshape(len(raw), self.n_outputs).float()
         return {**found, **self.as_outputs(flat, self.n_outputs)}
 

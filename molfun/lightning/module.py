@@ -1,4 +1,4 @@
-"""The base of both modules: an encoder, one optimizer, and metrics of whole epochs."""
+"""Base class of both modules: an encoder, one optimizer, and metrics over whole epochs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 
 STATE = "molfun"
-"""Key of a checkpoint for state that is not in the weights."""
+"""Key in a checkpoint for state that is not in the weights."""
 
 
 class TimeSeriesModule(LightningModule):
@@ -36,7 +36,7 @@ class TimeSeriesModule(LightningModule):
     """
 
     evaluation: ClassVar[type[Any]]
-    """Class of what a step gives for the metrics of its epoch."""
+    """Class of the results that steps collect for the metrics of their epoch."""
 
     def __init__(self, settings: PretrainConfig | FinetuneConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class TimeSeriesModule(LightningModule):
     # --- parts ---------------------------------------------------------------------------------
 
     def _build(self, d_input: int) -> None:
-        """Make all modules for so many features."""
+        """Build all modules for inputs with `d_input` features."""
         raise NotImplementedError
 
     def _need_backbone(self) -> TimeSeriesBackbone:
@@ -65,26 +65,26 @@ class TimeSeriesModule(LightningModule):
         return self.backbone
 
     def get_encoder(self) -> BaseEncoder:
-        """The encoder.
+        """Return the encoder.
 
         Raises
         ------
         ConfigError
-            If it is not made yet, because the number of features is not known.
+            If there is none yet, because the number of features is not known.
         """
         return self._need_backbone().encoder
 
     def save_encoder(self, path: str | Path) -> None:
         """Write the encoder for `FineTuneModule` and ``TimeSeriesBackbone(weights=...)``.
 
-        A dict that loads with ``weights_only=True``: ``encoder_state_dict``, ``encoder_config``
-        (name and settings), ``version``, ``ssl_name``, and mean and deviation of the features
-        (``input_mean``, ``input_std``, ``inputs_fitted``).
+        The file holds a dict that loads with ``weights_only=True``: ``encoder_state_dict``,
+        ``encoder_config`` (name and settings), ``version``, ``ssl_name``, and mean and standard
+        deviation of the features (``input_mean``, ``input_std``, ``inputs_fitted``).
 
         Parameters
         ----------
         path
-            Where to write, by custom with the suffix ``.pt``.
+            File to write, by convention with the suffix ``.pt``.
         """
         backbone = self._need_backbone()
         weights = {n: t.detach().cpu() for n, t in backbone.encoder.state_dict().items()}
@@ -102,19 +102,20 @@ class TimeSeriesModule(LightningModule):
         return None
 
     def setup(self, stage: str) -> None:
-        """Make the modules and take the scale of the input, the first time only."""
+        """Build the modules and learn the scale of the input, the first time only."""
         if self.backbone is None and stage == "fit":
             self._build(n_features(self.trainer))
         backbone = self.backbone
-        if backbone is None:  # a checkpoint may come yet
+        if backbone is None:  # `trainer.test(ckpt_path=...)` loads a checkpoint after this hook
             return
         if stage == "fit" and backbone.standardize and not backbone.inputs_fitted:
             self._take_scale(backbone)
 
     def _take_scale(self, backbone: TimeSeriesBackbone) -> None:
-        """Let the encoder learn the scale of the input; all processes have that of the first."""
+        """Let the encoder learn the scale of the input; all processes take that of the first."""
         with training_batches(self.trainer) as batches:
             backbone.fit_inputs(sample for batch in batches for sample in rows(batch))
+        # a data module may draw its own samples in each process
         own = {name: getattr(backbone, name) for name in SCALE}
         for name, tensor in self._ranks().gather(own)[0].items():
             own[name].copy_(tensor)
@@ -127,19 +128,21 @@ class TimeSeriesModule(LightningModule):
     # --- optimizer -----------------------------------------------------------------------------
 
     def _trained(self) -> Iterable[tuple[str, str, nn.Parameter]]:
-        """Group, name and tensor of all that ever trains."""
+        """Yield group, name and tensor of each parameter that ever trains."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and, where there is one, the scheduler, stepped once per epoch.
+        """Return the optimizer and, if one is configured, the scheduler, stepped once per epoch.
 
-        Biases, norms and other vectors get no weight decay. Plateau watches ``val/loss``.
+        Biases, norms and other vectors get no weight decay. The scheduler ``plateau`` watches
+        ``val/loss``.
         """
         settings = self.settings.optimizer
         entries = ((group, settings.lr, name, p) for group, name, p in self._trained())
         groups = for_optimizer(collect(entries), settings.weight_decay)
         for number, group in enumerate(groups):
-            # Lightning's LearningRateMonitor wants each name once
+            # Lightning's LearningRateMonitor refuses two groups of one name, and each has two: with
+            # and without weight decay
             group["name"] = f"{group['name']}_{number}"
         optimizer = build_optimizer(
             settings.name,
@@ -171,15 +174,16 @@ class TimeSeriesModule(LightningModule):
         timeseries
             (batch, time, features).
         mask
-            The same shape, True where a value was observed; None means where it is not NaN.
+            The same shape, True where a value was observed; None takes every value that is not
+            NaN.
         padding_mask
             (batch, time), False for padding; None means no padding.
 
         Returns
         -------
         dict or tuple
-            Of `FineTuneModule` a dict with ``logits`` and ``probs`` of the classes, or with
-            ``prediction`` in the units of the labels; of `SSLPretrainModule` loss and metrics.
+            `FineTuneModule` returns a dict with ``logits`` and ``probs`` of the classes, or with
+            ``prediction`` in the units of the labels; `SSLPretrainModule` loss and metrics.
         """
         return self._output({"timeseries": timeseries, "mask": mask, "padding_mask": padding_mask})
 
@@ -187,19 +191,19 @@ class TimeSeriesModule(LightningModule):
         raise NotImplementedError
 
     def _runner(self) -> Runner:
-        """Backbone and head or objective as one function of a batch."""
+        """Return the runner that computes outputs, loss and metrics of a batch."""
         raise NotImplementedError
 
     def _for_runner(self, batch: Mapping[str, Any]) -> Any:
-        """A batch of a loader as the runner takes it."""
+        """Return a batch of a loader in the form that the runner takes."""
         raise NotImplementedError
 
     def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
-        """Mean loss of a batch with its graph, and its part of the metrics of the epoch."""
+        """Return the mean loss of a batch with its graph, and its part of the epoch's metrics."""
         raise NotImplementedError
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss of a batch."""
         del batch_idx
         loss, result = self._evaluated(batch)
         self._seen["train"].append(result)
@@ -207,7 +211,7 @@ class TimeSeriesModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss of a batch."""
         del batch_idx
         return self._measure("val", batch)
 
@@ -219,18 +223,18 @@ class TimeSeriesModule(LightningModule):
     # --- epochs --------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        """Forget the epoch before, and log the learning rate where it changes."""
+        """Forget the results of the previous epoch, and log a scheduled learning rate."""
         self._seen["train"] = []
         if self.trainer.lr_scheduler_configs:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log("lr", rate, on_step=False, on_epoch=True, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
-        """Log metrics over all that the epoch saw."""
+        """Log metrics over all samples of the epoch."""
         self._log_evaluation("train")
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the validation before."""
+        """Forget the results of the previous validation."""
         self._seen["val"] = []
 
     def on_validation_epoch_end(self) -> None:
@@ -238,6 +242,8 @@ class TimeSeriesModule(LightningModule):
         self._log_evaluation("val")
 
     def _log_evaluation(self, stage: str) -> None:
+        # sums and predictions are joined before metrics are computed: the mean of metrics over
+        # batches or processes would be another number for AUROC, F1 or R2
         own = self.evaluation.joined(self._seen[stage])
         whole = self.evaluation.joined(self._ranks().gather(own))
         self._log_epoch(stage, {"loss": whole.loss, **self._runner().metrics(whole)})
@@ -245,7 +251,7 @@ class TimeSeriesModule(LightningModule):
     # --- logs ----------------------------------------------------------------------------------
 
     def _log_step(self, loss: torch.Tensor, size: int) -> None:
-        """The loss of a training step, as ``train/loss_step``."""
+        """Log the loss of a training step as ``train/loss_step``."""
         if self._trainer is not None:
             self.log(
                 "train/loss_step",
@@ -257,36 +263,37 @@ class TimeSeriesModule(LightningModule):
             )
 
     def _log_epoch(self, stage: str, values: Mapping[str, float]) -> None:
-        """Values of a whole epoch, which are the same in every process."""
+        """Log values of a whole epoch, which are the same in every process."""
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, sync_dist=True, prog_bar=name == "loss")
         if stage == "train":
-            # the name that Lightning gives a loss logged by step and by epoch
+            # the name that Lightning gives a loss logged by step and by epoch, for callbacks that
+            # monitor it; not for loggers, which already have train/loss
             self.log("train/loss_epoch", values["loss"], sync_dist=True, logger=False)
 
     # --- checkpoints ---------------------------------------------------------------------------
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **options: Any) -> Any:
-        """Make the module that a Trainer's checkpoint holds; nothing in the file is executed.
+        """Load the module from a Trainer's checkpoint; nothing in the file is executed.
 
         Parameters
         ----------
         checkpoint_path
-            The ``.ckpt``.
+            The ``.ckpt`` file.
         **options
-            Lightning's own, such as ``map_location``.
+            Lightning's own arguments, such as ``map_location``.
         """
         options.setdefault("weights_only", True)
         return super().load_from_checkpoint(checkpoint_path, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep all settings of the encoder, so that a checkpoint suffices by itself."""
+        """Save all settings of the encoder, so that the checkpoint loads by itself."""
         encoder = self._need_backbone().config_dict["encoder"]
         config = {**self.settings.plain, "encoder": encoder}
         checkpoint["hyper_parameters"] = {"config": config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the modules, where the number of features was not known."""
+        """Build the modules if the number of features was not known before."""
         if self.backbone is None:
             self._build(int(checkpoint["hyper_parameters"]["config"]["encoder"]["d_input"]))

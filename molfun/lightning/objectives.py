@@ -1,4 +1,4 @@
-"""Objectives in the form of the Lightning guide: ``forward(x, mask)`` gives loss and metrics."""
+"""Base class for objectives whose ``forward(x, mask)`` returns loss and metrics."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class SSLConfig:
 class BaseSSLObjective(nn.Module, ABC):
     """An objective that makes its own masks or views and computes its own loss.
 
-    Values come standardised, with 0 where nothing was observed, and `forward` runs the encoder on
-    them as it likes. In validation torch's generator is seeded again for every batch, so that
-    masks drawn with them repeat.
+    `forward` gets standardised values, with 0 where nothing was observed, and runs the encoder
+    itself. In validation torch's generator is seeded for every batch, so that every validation
+    draws the same masks.
 
     Parameters
     ----------
     encoder
-        The encoder that is trained, a `BaseEncoder`; as ``self.encoder`` it is no part of the
-        objective's own parameters.
+        The encoder that trains, a `BaseEncoder`. It is available as ``self.encoder`` and not among
+        the objective's own parameters.
     config
-        Settings, of the class in `CONFIG_REGISTRY` or else in ``config_class``.
+        Settings: an instance of the class in `CONFIG_REGISTRY`, or else of ``config_class``.
 
     Examples
     --------
@@ -72,14 +72,14 @@ class BaseSSLObjective(nn.Module, ABC):
 
     @property
     def encoder(self) -> nn.Module:
-        """The encoder that is trained."""
+        """The encoder that trains."""
         return self._encoder[0]
 
     @abstractmethod
     def forward(
         self, x: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, Mapping[str, Any]]:
-        """Mean loss of a batch, and metrics.
+        """Return the mean loss of a batch, and metrics.
 
         Parameters
         ----------
@@ -95,13 +95,19 @@ class BaseSSLObjective(nn.Module, ABC):
         """
 
     def after_step(self, progress: float) -> None:
-        """Follow an optimizer step, with the share of all steps done (for EMA teachers)."""
+        """Update state after an optimizer step, such as an EMA teacher.
+
+        Parameters
+        ----------
+        progress
+            Share of all optimizer steps that are done, from 0 to 1.
+        """
 
 
 class GuideObjective(SeriesObjective):
-    """A `BaseSSLObjective` as an objective of Molfun; `SSL_REGISTRY` makes these.
+    """Wrap a `BaseSSLObjective` as an objective of Molfun; `SSL_REGISTRY` makes subclasses of this.
 
-    Loss and metrics, which come as means of a batch, count as often as it has series.
+    Loss and metrics of a batch are means, so each is weighted by the number of its series.
     """
 
     wrapped: ClassVar[type[BaseSSLObjective]]
@@ -116,7 +122,7 @@ class GuideObjective(SeriesObjective):
         self._takes_padding = "padding_mask" in inspect.signature(self.wrapped.forward).parameters
 
     def build(self, backbone: Any) -> None:
-        """Make the user's objective around the encoder."""
+        """Build the user's objective around the encoder."""
         self.inner = self.wrapped(backbone.encoder, self.config)
 
     def prepare(
@@ -124,16 +130,16 @@ class GuideObjective(SeriesObjective):
         features: dict[str, torch.Tensor],
         generator: torch.Generator | None,  # noqa: ARG002
     ) -> dict[str, torch.Tensor]:
-        """Return the features as they are: masks are drawn in `forward`."""
+        """Return the features as they are; `forward` draws the masks."""
         return dict(features)
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Raises
         ------
         DataError
-            If there is padding, of which the objective would not know.
+            If the batch has padding, and the objective takes no ``padding_mask``.
         """
         padding = batch["padding_mask"]
         mask = batch["mask"] & padding.unsqueeze(-1)
@@ -147,6 +153,8 @@ class GuideObjective(SeriesObjective):
         devices = [x.device] if x.is_cuda else []
         with torch.random.fork_rng(devices=devices, enabled=not self.training):
             if not self.training:
+                # user code draws from the global generator, as it is not given one; in validation
+                # the state is restored afterwards, so that training draws stay as they were
                 torch.manual_seed(0)
             loss, metrics = self.inner(x, mask, **told)
         n = len(x)
@@ -155,7 +163,7 @@ class GuideObjective(SeriesObjective):
         return ObjectiveOutput(loss * n, n, sums)
 
     def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
-        """Means of what `forward` gave, over all series."""
+        """Return the means of the metrics over all series."""
         del loss
         return {name: value / n_labels for name, value in sums.items()}
 
@@ -169,4 +177,4 @@ SSL_REGISTRY = GuideRegistry(
 )
 """Objectives by name."""
 CONFIG_REGISTRY = Registry("ssl_configs")
-"""Settings of those objectives that do not name theirs in ``config_class``."""
+"""Settings classes of objectives that set no ``config_class``."""

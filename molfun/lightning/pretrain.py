@@ -22,14 +22,14 @@ from molfun.training.selfsupervised import ObjectiveEvaluation, ObjectiveRunner
 class SSLPretrainModule(TimeSeriesModule):
     """Pre-train an encoder with an objective.
 
-    Where ``encoder.d_input`` is left out, it is the data's: ``n_features`` of the data module, or
-    of the first batch. Before training, mean and deviation of each feature are taken from all
-    training data.
+    If ``encoder.d_input`` is left out, it is taken from the data: ``n_features`` of the data
+    module, or of the first batch. Before training, mean and standard deviation of each feature are
+    computed over all training data.
 
-    Logged are ``train/loss_step``; and once per epoch ``train/loss``, ``val/loss``, the metrics of
-    the objective as ``train/...`` and ``val/...``, and with a scheduler ``lr``. Values of an epoch
-    are over everything it saw, in all processes, not means over its batches. Validation draws
-    the same masks every time.
+    The module logs ``train/loss_step`` and, once per epoch, ``train/loss``, ``val/loss``, the
+    metrics of the objective as ``train/...`` and ``val/...``, and with a scheduler ``lr``. Values
+    of an epoch are computed over all its samples in all processes; they are not means over batches.
+    Every validation draws the same masks.
 
     Parameters
     ----------
@@ -45,8 +45,9 @@ class SSLPretrainModule(TimeSeriesModule):
 
     Notes
     -----
-    Lightning takes the mean of the losses of ``accumulate_grad_batches``, however many values each
-    of them hides, and so do its processes; `MolfunStructureModel.pretrain` weighs them.
+    With ``accumulate_grad_batches``, and over several processes, Lightning averages the losses of
+    batches with equal weights, however many masked values each has. `MolfunStructureModel.pretrain`
+    weights them by that number.
 
     Examples
     --------
@@ -77,10 +78,11 @@ class SSLPretrainModule(TimeSeriesModule):
             seed=int(torch.randint(2**31, ())),
             standardize=self.settings.data.standardize is not False,
         )
+        # only a check: the objective itself is built once the scale is known
         build_objective(self.settings.ssl).check(self.backbone)
 
     def _need_objective(self) -> Objective:
-        """The objective, made when the scale of the input is known: a teacher copies it."""
+        """Return the objective, built once the scale is known: a teacher copies the encoder."""
         if self.objective is None:
             backbone = self._need_backbone()
             objective: Objective = build_objective(self.settings.ssl)
@@ -93,7 +95,7 @@ class SSLPretrainModule(TimeSeriesModule):
         return str(self.settings.ssl["name"])
 
     def setup(self, stage: str) -> None:
-        """Make the modules and take the scale of the input, the first time only."""
+        """Build the modules and learn the scale of the input, the first time only."""
         super().setup(stage)
         if self.backbone is not None:
             self._need_objective()
@@ -128,14 +130,16 @@ class SSLPretrainModule(TimeSeriesModule):
     # --- epochs --------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Give every process the same teacher, and count steps from here."""
+        """Give every process the same teacher, and count optimizer steps from here."""
+        # DDP synchronises parameters at the start, and a teacher is no parameter
         objective, ranks = self._need_objective(), self._ranks()
         if ranks.size > 1:
             objective.load_resume_state(ranks.gather(objective.resume_state())[0])
         self._steps = self.trainer.global_step
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Update the teacher, once per optimizer step."""
+        """Update the teacher once per optimizer step."""
+        # Lightning calls this hook after every batch, also within an accumulation window
         done = self.trainer.global_step
         if done > self._steps:
             self._steps = done
@@ -145,17 +149,17 @@ class SSLPretrainModule(TimeSeriesModule):
     # --- checkpoints ---------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings, and what the objective holds apart from its parameters."""
+        """Save the settings, and the state of the objective that is not in its parameters."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {"objective": self._need_objective().resume_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the modules where needed, and restore their state.
+        """Build the modules if there are none yet, and restore their state.
 
         Raises
         ------
         ConfigError
-            If the checkpoint is none of this module.
+            If another module wrote the checkpoint.
         """
         if STATE not in checkpoint:
             raise ConfigError("The checkpoint was not written by SSLPretrainModule.")
