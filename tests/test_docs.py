@@ -1,12 +1,13 @@
-"""The code in README, docs and the guide's Python API runs as it stands.
+"""The code and the commands in README, docs and the guide's Python API run as they stand.
 
 Only what no test machine has is put in place: small weights where the text says the pretrained
-file is, a table and structures under ``data/``, and a small architecture under the name of the
-large one. The GPU becomes the CPU.
+file is, tables, structures, sequences, series and atoms, and a small architecture under the name of
+the large one. The GPU becomes the CPU, and a command without ``--epochs`` trains for one.
 """
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 from pdb_text import pdb_chain
-from tiny import build_tiny_model
+from tiny import PET_TINY, build_atoms, build_tiny_model
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -165,13 +167,150 @@ def test_the_guide_s_python_api_and_loading_sections(user: Path) -> None:
     )
 
 
+# of lightning: the old way to ask torch's pytrees, and advice about loaders, steps and old folders
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize(
     ("page", "index", "code"), SNIPPETS, ids=[f"{p}-{i}" for p, i, _ in SNIPPETS]
 )
 def test_code_in_the_documentation_runs(user: Path, page: str, index: int, code: str) -> None:
     if page == "sequences.md":
         _sequences(user)
-    _run(code.replace("epochs=30", "epochs=2").replace("epochs=10", "epochs=2"))
+    _yaml_files(user, ROOT / ("docs" if page != "README.md" else "") / page)
+    _run(re.sub(r"epochs=\d{2,}", "epochs=2", code))
+
+
+# metatrain's file, which a page names and does not show
+OPTIONS = """
+architecture:
+  name: pet
+  training:
+    num_epochs: 1
+    finetune: {method: lora, read_from: pet.ckpt, config: {rank: 4}}
+"""
+RUN_ELSEWHERE = {
+    "make demo": "builds the environment that runs this test",
+    "make test": "is the suite itself",
+    "make bench": "hours; tests/test_benchmarks.py",
+    "python benchmarks": "hours; tests/test_benchmarks.py",
+    "pip install": "needs a package index",
+    "molfun install": "tests/test_install_openfold.py",
+    "torchrun": "tests/training/test_parallel.py",
+}
+EDITED = {
+    "molfun fine-tune --demo": "molfun fine-tune --demo --preset tiny",  # not 93 million weights
+    "esm2_t4_d128_h8": "esm2_t2_d16_h2",
+}
+BEFORE = {"guide.md": ["molfun fine-tune --data data/pdbbind.csv --pdbs pdbs --output runs/lora"]}
+"""The run that a page goes on with."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Give the commands of a page in their order, without comments."""
+    lines = [
+        line.split("  #")[0].strip().removeprefix(".venv/bin/")
+        for language, block in BLOCK.findall(page.read_text())
+        if not language
+        for line in re.sub(r"\\\n\s*", "", block).splitlines()
+    ]
+    return [
+        line
+        for line in lines
+        if re.match(r"(molfun [a-z]+[- ]|torchrun |make |pip |python )", line)
+    ]
+
+
+def _yaml_files(folder: Path, page: Path) -> None:
+    """Write what a page shows under the name of a YAML file."""
+    for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page.read_text(), re.DOTALL):
+        (folder / name).write_text(text)
+
+
+def _files(folder: Path, page: Path) -> None:
+    """Make the files that the commands of a page read."""
+    _yaml_files(folder, page)
+    table = (folder / "data/pdbbind.csv").read_text()
+    for name in ("new.csv", "test.csv", "more.csv"):
+        (folder / name).write_text(table)
+    (folder / "pdbs").symlink_to("data/pdbs")
+    _sequences(folder)
+    weights = folder / ".molfun/weights"
+    (folder / "finetuning_ptm_2.pt").symlink_to(weights / "finetuning_ptm_2.pt")
+    for name in ("esm2_t6_8M_UR50D.pt", "esm2.pt"):
+        (folder / name).symlink_to(weights / "esm2_t6_8M_UR50D.pt")
+    sequences = [row.split(",")[0] for row in (folder / "gb1.csv").read_text().splitlines()[1:]]
+    records = "".join(f">p{i}\n{text}\n" for i, text in enumerate(sequences))
+    (folder / "new.fasta").write_text(records)
+    for name in ("proteome", "family", "proteins", "valid_1000"):
+        (folder / f"{name}.fasta.gz").write_bytes(gzip.compress(records.encode()))
+    if page.name in ("README.md", "timeseries.md"):
+        _series(folder, *(["new.csv"] if page.name == "timeseries.md" else []))
+    if page.name in ("README.md", "atoms.md"):
+        _atoms(folder)
+    if page.name == "atoms.md":
+        (folder / "new.csv").unlink()
+
+
+def _series(folder: Path, *more: str) -> None:
+    from molfun.data import double_well
+
+    data = double_well(n_series=24, n_frames=(12, 20), seed=0)
+    lines = [["id", "time", *data.feature_names, "target"]]
+    for sample in data:
+        for step, frame in enumerate(sample.features["timeseries"].tolist()):
+            lines.append([sample.id, step, *frame, sample.target])
+    table = "\n".join([*(",".join(map(str, line)) for line in lines), ""])
+    for name in ("series.csv", *more):
+        (folder / name).write_text(table)
+
+
+def _atoms(folder: Path) -> None:
+    """Extended xyz of random molecules, a small PET as metatrain saves it, and its options."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    from molfun import HeadOnlyFinetune, MolfunStructureModel
+    from molfun.models.export import export
+
+    frames = []
+    for sample in build_atoms(10):
+        sample.atoms.calc = SinglePointCalculator(sample.atoms, **sample.target)
+        frames.append(sample.atoms)
+    for name in ("a", "b", "test", "new", "pbe0", "old", "train", "structures"):
+        write(folder / f"{name}.xyz", frames, format="extxyz")
+    model = MolfunStructureModel("pet", config=PET_TINY, head="energy", device="cpu")
+    model.fit(frames, strategy=HeadOnlyFinetune(), epochs=1)
+    export(model, folder / "pet.ckpt")
+    (folder / "options.yaml").write_text(OPTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "extending.md" and commands(page)],
+    ids=lambda page: page.name,
+)
+def test_commands_in_the_documentation_run(user: Path, page: Path) -> None:
+    """All lines of a page, one after the other (those of extending.md: test_extending.py)."""
+    from molfun.cli.main import app
+
+    _files(user, page)
+    runner = CliRunner()
+    for command in BEFORE.get(page.name, []) + commands(page):
+        if command.startswith(tuple(RUN_ELSEWHERE)):
+            continue
+        line = command
+        for old, new in EDITED.items():
+            line = line.replace(old, new)
+        verb = line.split()[1]
+        if verb in ("fine-tune", "pretrain"):
+            line = re.sub(r"--epochs \d+", "", line)
+            line += "" if "--resume" in line else " --epochs 1 --device cpu"
+        arguments = [part.replace("~", str(user)) for part in line.split()[1:]]
+        done = runner.invoke(app, arguments)
+        assert done.exit_code == 0, (line, done.output, done.exception)
 
 
 def test_numbers_in_the_readme_are_filled_in() -> None:
