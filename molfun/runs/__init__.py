@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder, its portable checkpoint and its resume state."""
+"""Files of a run: its folder, its portable checkpoint and its resume state."""

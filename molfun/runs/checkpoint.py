@@ -1,14 +1,14 @@
-"""The portable checkpoint: a folder that suffices to predict, and nothing that can run.
+"""Portable checkpoint: a folder with all that prediction needs, and no pickled code.
 
 ::
 
     checkpoint/
-      meta.pt, meta.json   what was trained on what (the same content twice)
+      meta.pt, meta.json   description: backbone, heads, strategy, result (the same content twice)
       head.pt              weights of the head
       peft_adapter/        adapters in the PEFT format (LoRA only)
-      training_inputs.safetensors  digests of the inputs it was trained on, 8 bytes per sample
-      trunk.safetensors    backbone weights that differ from the base file; all of them where the
-                           base came from no file
+      training_inputs.safetensors  digests of the training inputs, 8 bytes per sample
+      trunk.safetensors    backbone weights that differ from the base file; all weights if there
+                           is no base file
       manifest.json        size and sha256 of every file
       README.md            model card
 """
@@ -49,7 +49,7 @@ from molfun.text import listing
 logger = logging.getLogger(__name__)
 
 FORMAT, FORMAT_OF_SEVERAL = 1, 2
-"""With ``head`` and ``task`` of the only head; with ``heads``, a list of them."""
+"""Formats 1 (entries ``head`` and ``task`` of a single head) and 2 (``heads``, a list)."""
 META, META_JSON, HEAD, TRUNK = "meta.pt", "meta.json", "head.pt", "trunk.safetensors"
 ADAPTER, MANIFEST, CARD = "peft_adapter", "manifest.json", "README.md"
 SEEN = "training_inputs.safetensors"
@@ -64,7 +64,7 @@ class HeadMeta:
     head, task
         ``name``, ``config``, and for the task ``state`` (label statistics).
     name, weight
-        Name among several heads, and weight of its loss; the only head of a model has neither.
+        Name among several heads, and weight of its loss; a single head has defaults for both.
     """
 
     head: dict[str, Any]
@@ -75,23 +75,23 @@ class HeadMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class Meta:
-    """What a checkpoint says of itself; plain values only.
+    """Description of a checkpoint; plain values only.
 
     Parameters
     ----------
     backbone
-        ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file as it
-        was given, or None), what else helps to find it, and ``fingerprint`` of the base.
+        ``name``, ``config`` (rebuilds the architecture), ``weights`` (path of the base file as the
+        user gave it, or None), further paths that help to find it, and ``fingerprint`` of the base.
     heads
         Each head with its task.
     strategy
-        `FinetuneStrategy.to_dict`, or None.
+        Result of `FinetuneStrategy.to_dict`, or None.
     whole_trunk
         Whether ``trunk.safetensors`` holds the whole backbone.
     result
-        Row of the history the weights belong to.
+        Row of the history from the epoch of the weights.
     data
-        How the training set prepared its inputs (``max_length``, ``crop``).
+        Settings with which the training set prepared its inputs (``max_length``, ``crop``).
     """
 
     backbone: dict[str, Any]
@@ -103,7 +103,10 @@ class Meta:
     molfun_version: str = __version__
 
     def to_content(self) -> dict[str, Any]:
-        """Entries of the file; one head is written as versions before several heads read it."""
+        """Return the entries of the file.
+
+        A single head is written in format 1, so that older versions of Molfun can read it.
+        """
         entries = dict(vars(self))
         heads = [dict(vars(one)) for one in entries.pop("heads")]
         if [one.name for one in self.heads] == [""]:
@@ -114,12 +117,12 @@ class Meta:
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Meta:
-        """Read entries of either format.
+        """Build the description from entries of either format.
 
         Raises
         ------
         TypeError
-            If one is missing or unknown.
+            If an entry is missing or unknown.
         """
         entries = {name: value for name, value in content.items() if name != "format"}
         several = entries.pop("heads", None)
@@ -147,11 +150,11 @@ def write_checkpoint(
     meta
         Description.
     head, trunk
-        Weights (of several heads by their names); an empty `trunk` writes no file.
+        Weights; with several heads, keys begin with their names. An empty `trunk` writes no file.
     save_adapter
-        Function that writes adapters into a folder; None where there are none.
+        Function that writes the adapters into a folder; None without adapters.
     training_inputs
-        Digests of what was trained on, int64; None or empty writes no file.
+        Digests of the training inputs, int64; None or empty writes no file.
     """
     content = meta.to_content()
     _refuse_other_folders(Path(path))
@@ -166,20 +169,22 @@ def write_checkpoint(
         if save_adapter is not None:
             save_adapter(folder / ADAPTER)
         write_json(folder / MANIFEST, _measure(folder))
-        write_text(folder / CARD, _card(meta))  # for people to edit, so no part of what is checked
+        # after the manifest, which leaves it out: users edit the card
+        write_text(folder / CARD, _card(meta))
 
 
 def foreign_files(path: Path) -> list[str]:
-    """List files that are no part of a checkpoint and that a new one would remove."""
+    """Return names of files that do not belong to a checkpoint, and that a new one would remove."""
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     own = {META, META_JSON, HEAD, TRUNK, SEEN, ADAPTER, MANIFEST, CARD}
+    # a folder without any of these is not a checkpoint, whatever else it holds: README.md, say
     if names and not {MANIFEST, META, META_JSON} & set(names):
         return names
     return [name for name in names if name not in own]
 
 
 def _refuse_other_folders(path: Path) -> None:
-    """A checkpoint takes the place of a checkpoint or of nothing, never of other files."""
+    """Refuse to replace a folder that holds anything but a checkpoint."""
     foreign = foreign_files(path)
     if foreign:
         raise CheckpointError(
@@ -190,9 +195,10 @@ def _refuse_other_folders(path: Path) -> None:
 
 
 def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) -> None:
-    """Write the backbone's weights, or link to the same ones in the checkpoint being replaced.
+    """Write the backbone's weights, or hard-link the equal file of the replaced checkpoint.
 
-    A run writes a checkpoint at every improvement; a frozen trunk does not change in between.
+    A run writes a checkpoint at every improvement, and a frozen trunk of several hundred MB does
+    not change in between.
     """
     content = hashlib.sha256(repr(sorted(tensor_digests(trunk).items())).encode()).hexdigest()
     if _stored_content(previous) == content and _is_intact(previous):
@@ -205,7 +211,7 @@ def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) 
 
 
 def _stored_content(path: Path) -> str | None:
-    """Digest of the tensors as the writer noted it in the file's header."""
+    """Return the digest of the tensors from the file's header; None if there is none."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -218,7 +224,7 @@ def _stored_content(path: Path) -> str | None:
 
 
 def _is_intact(path: Path) -> bool:
-    """Return whether a file is what the manifest beside it says."""
+    """Return whether a file agrees with the manifest in its folder."""
     try:
         entries = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
         return sha256_of(path) == entries[path.name]["sha256"]
@@ -257,7 +263,7 @@ def _card(meta: Meta) -> str:
 
 
 def read_meta(path: str | Path) -> Meta:
-    """Check a checkpoint folder against its manifest and read its description.
+    """Verify a checkpoint folder against its manifest, and read its description.
 
     Raises
     ------
@@ -296,11 +302,11 @@ _HEAD_KINDS: dict[str, Any] = {
     "head.name": str, "head.config": dict, "task.name": str, "task.config": dict,
     "task.state": dict, "name": str, "weight": float,
 }  # fmt: skip
-"""Entries of the description, and of each head, and what they are."""
+"""Types of the entries of a description and of each head."""
 
 
 def _mistyped(part: Meta | HeadMeta, kinds: Mapping[str, Any], of: str = "") -> Iterator[str]:
-    """Name entries that are of another kind."""
+    """Yield a text for each entry of the wrong type."""
     for name, kind in kinds.items():
         value = _entry(part, name)
         if not isinstance(value, kind):
@@ -308,7 +314,7 @@ def _mistyped(part: Meta | HeadMeta, kinds: Mapping[str, Any], of: str = "") -> 
 
 
 def _entry(part: Meta | HeadMeta, name: str) -> Any:
-    """An entry by its dotted name; something that is of none of the kinds where it is missing."""
+    """Return an entry by its dotted name; Ellipsis, which has no allowed type, if it is missing."""
     group, _, key = name.partition(".")
     content = getattr(part, group)
     if not key:
@@ -318,14 +324,17 @@ def _entry(part: Meta | HeadMeta, name: str) -> Any:
 
 @contextlib.contextmanager
 def building(folder: Path, base: Path | None = None) -> Iterator[None]:
-    """Hold what a checkpoint describes against its files and turn what it cannot be into one error.
+    """Guard the building of a model from a checkpoint: limit its size, and raise one clear error.
+
+    A few bytes of a description could ask for a model of any size, so building stops at far more
+    memory than the files explain (see `molfun.nn.allocation_cap`).
 
     Parameters
     ----------
     folder
         The checkpoint.
     base
-        Its base weights.
+        File of its base weights.
     """
     try:
         with AllocationCap(folder, [folder, *([] if base is None else [base])]):
@@ -334,7 +343,7 @@ def building(folder: Path, base: Path | None = None) -> Iterator[None]:
         raise
     except _MISTYPED as error:
         if "memory" in str(error):
-            raise  # for the caller, who knows what to lower
+            raise  # out of memory is no damage, and the caller knows what to lower
         raise CheckpointError(
             f"{folder} describes no model that can be built: {type(error).__name__} "
             f"{' '.join(str(error).split())[:200]}. {_seals.ADVICE}"
@@ -345,7 +354,7 @@ _MISTYPED = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
     ValueError,
 )  # fmt: skip
-"""What values of the wrong kind raise where they are used."""
+"""Errors that values of wrong types raise while a model is built from them."""
 
 
 def verify(folder: Path) -> None:
@@ -359,11 +368,12 @@ def verify(folder: Path) -> None:
     manifest = _manifest_of(folder)
     try:
         entries = dict(json.loads(manifest.read_text(encoding="utf-8")))
-        entries.pop(CARD, None)  # checkpoints of older versions list it
+        entries.pop(CARD, None)  # older versions listed the card, which users may edit
         problems = [p for name, entry in entries.items() if (p := _problem(folder, name, entry))]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{manifest} is damaged: {error!r}.") from error
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    # a file that was added later is no less suspect than one that was changed
     unlisted = sorted({META, HEAD, *files} - {MANIFEST, CARD, *entries})
     problems += [f"{name}: not in the manifest" for name in unlisted]
     if problems:
@@ -374,7 +384,7 @@ def verify(folder: Path) -> None:
 
 
 def _manifest_of(folder: Path) -> Path:
-    """The manifest of a checkpoint; a folder without one is refused by what it is."""
+    """Return the path of the manifest; refuse a folder without one, and say what it is instead."""
     if not folder.is_dir():
         raise CheckpointError(
             f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."
@@ -405,7 +415,7 @@ def _problem(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
 
 
 def read_head(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights of the head."""
+    """Read the weights of the head."""
     content = load_torch(folder / HEAD)
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder / HEAD} holds no state dict.")
@@ -413,13 +423,13 @@ def read_head(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_trunk(folder: Path) -> dict[str, torch.Tensor]:
-    """Backbone weights of the checkpoint; empty where it stores none."""
+    """Read the backbone weights of the checkpoint; empty if it stores none."""
     path = folder / TRUNK
     return load_safetensors(path) if path.is_file() else {}
 
 
 def read_training_inputs(folder: Path) -> np.ndarray:
-    """Digests of the inputs a checkpoint was trained on; empty where it stores none."""
+    """Read the digests of the training inputs; empty if the checkpoint stores none."""
     path = folder / SEEN
     found = load_safetensors(path).get("inputs") if path.is_file() else None
     return np.zeros(0, np.int64) if found is None else found.numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""The folder of a run: names of its files, its lock, and whether a run may begin in it."""
+"""Folder of a run: names of its files, its lock, and the check whether a run may start in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKPOINT, RESUME, HISTORY, WEIGHTS = (
     "checkpoint", "resume", "history.csv", "weights.safetensors",
 )  # fmt: skip
 RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
-"""What `fit` and `pretrain` write into the folder of a run."""
+"""Files and folders that `fit` and `pretrain` write into the folder of a run."""
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 _BESIDE = (
@@ -38,8 +38,9 @@ _BESIDE = (
 )
 SCHEMA = "config.schema.json"
 COMMAND_FILES = (CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *_BESIDE)
-"""What a command writes beside them, without log and cache."""
+"""Files that a command writes in addition, apart from log and cache."""
 _FOLDERS = (CHECKPOINT, RESUME)
+# a log is recognised by the time stamp of its first line, so that no other run.log is replaced
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 
 
@@ -85,7 +86,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, place: str | Path | RunFolder | None, *, resume: bool) -> RunFolder | None:
-        """The folder at a path; None where there is none.
+        """Return the folder at a path; None for None.
 
         Raises
         ------
@@ -97,29 +98,30 @@ class RunFolder:
         return place if isinstance(place, RunFolder | None) else cls(place, resume=resume)
 
     def check(self, *, overwrite: bool, settings: Collection[str] = ()) -> Self:
-        """Refuse to begin where something would be lost, or to continue what is not there; once.
+        """Refuse a folder in which the run would overwrite results, or has nothing to resume.
 
-        A folder in which a run was killed before it wrote its first state holds nothing of worth,
-        so a new run begins there as in an empty one.
+        Only the first call checks. A folder whose run was killed before its first state holds
+        nothing worth keeping, so a new run starts there as in an empty folder.
 
         Parameters
         ----------
         overwrite
             Whether a run in the folder may be replaced.
         settings
-            Names of the settings in the ``config.yaml`` of a run that writes one; files that no
-            run wrote are then kept under the names of `COMMAND_FILES` as well.
+            Names of the settings in ``config.yaml``, if the run writes one. Then a user's own files
+            under the names of `COMMAND_FILES` are protected as well.
 
         Raises
         ------
         RunError
-            If there is a run and neither is it continued nor may it be replaced, if the run to be
-            continued has lost its state, or if other files are in the place of those of a run.
+            If the folder holds a run that is neither resumed nor replaced, if the run to resume has
+            lost its state, or if other files have the names of a run's files.
         """
         if self._is_checked:
             return self
         self._is_checked = True
         self._refuse_other_files()
+        # lexists: a dangling link counts, since its target may be on a disk that is not mounted
         resumable = os.path.lexists(self.state / STATE_FILE)
         results = self._results()
         if self.resume:
@@ -142,7 +144,7 @@ class RunFolder:
         )
 
     def _replace(self, *, overwrite: bool) -> None:
-        """Note what a new run replaces, if it may."""
+        """Note the files that a new run replaces; refuse without `overwrite`."""
         names = (*RUN_FILES, *COMMAND_FILES)
         present = [name for name in names if os.path.lexists(self.path / name)]
         if not overwrite:
@@ -154,7 +156,7 @@ class RunFolder:
         self.replaced = present
 
     def _refuse_other_files(self) -> None:
-        """Files of other kinds under the names that a run writes are never replaced."""
+        """Refuse to replace things under a run's names that no run wrote, even with overwrite."""
         folder = self.path
         if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no errors on loops
             raise RunError(f"{folder} is no folder. Choose another output folder.")
@@ -171,7 +173,7 @@ class RunFolder:
             )
 
     def _keep_what_no_run_wrote(self, settings: Collection[str]) -> None:
-        """Keep files of the user's; a run killed at its start leaves only settings and a log."""
+        """Refuse to replace a user's own files, as told from those of a run killed at its start."""
         present = [name for name in COMMAND_FILES if (self.path / name).exists()]
         if CONFIG in present and _is_of_a_run(self.config, settings):
             return
@@ -186,14 +188,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder and remove what killed writers left there.
+        """Lock the folder for a ``with`` block, and remove temporary files of killed writers.
 
-        The lock is taken once: a folder that its opener holds already stays with the opener.
+        Nested calls do nothing: a command locks the folder, and `Job.run` enters it again.
         """
         if self._is_held:
             yield
             return
         with DirectoryLock(self.path):
+            # under the lock no other writer is alive, so every temporary file is a leftover
             for place in (self.path, self.state):
                 _temporary.sweep(place, alone=True)
             self._is_held = True
@@ -203,7 +206,10 @@ class RunFolder:
                 self._is_held = False
 
     def remove_replaced(self) -> None:
-        """Remove the files of the former run, except the state, which the new run replaces."""
+        """Remove the files of the former run, except its state, which the new run replaces itself.
+
+        As long as the old state is there, a killed process leaves a folder that is one run.
+        """
         for path in (self.path / name for name in self.replaced if name != RESUME):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -211,7 +217,7 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def write_splits(self, id_name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """Write which sample is in which part to ``splits.csv``.
+        """Write ``splits.csv``: the part (train, validation, test) of each sample.
 
         Parameters
         ----------
@@ -229,17 +235,17 @@ class RunFolder:
 
 
 def _has_content(path: Path) -> bool:
-    """Return whether a file or folder of a run holds more than its beginning."""
+    """Return whether a file or folder of a run holds results."""
     if path.is_dir():
         return any(path.iterdir())
     if path.name != HISTORY or not path.is_file():
         return os.path.lexists(path)
-    with path.open("rb") as file:  # a header alone says nothing
+    with path.open("rb") as file:  # the header alone is written before the first epoch ends
         return len([line for _, line in zip(range(2), file, strict=False) if line.strip()]) > 1
 
 
 def _is_of_a_run(path: Path, settings: Collection[str]) -> bool:
-    """Return whether a file holds settings of a run and no others; older runs had fewer."""
+    """Return whether a file holds settings of a run and nothing else (older runs had fewer)."""
     try:
         found = read_yaml(path).keys()
     except ConfigError:
@@ -248,7 +254,7 @@ def _is_of_a_run(path: Path, settings: Collection[str]) -> bool:
 
 
 def _is_a_log(path: Path) -> bool:
-    """Return whether a file begins as the log of a run does; an empty one may."""
+    """Return whether a file begins like the log of a run, or is empty."""
     with path.open("rb") as file:
         start = file.readline(200)
     return not start or _LOG_LINE.match(start) is not None

@@ -1,4 +1,4 @@
-"""A lock that keeps two processes out of one folder of a run."""
+"""Lock that keeps two processes out of one run folder."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from molfun.errors import RunError
 
 
 class DirectoryLock:
-    """Keep two processes out of one run directory.
+    """Context that holds the lock of a run folder.
 
-    The lock is the kernel's (``lockf``), so it goes with the process however that ends, also where
-    loader workers outlive it for a moment; a lock file left by a dead process is taken over.
+    The lock is the kernel's (``lockf``, POSIX record locks). It ends with the process in whatever
+    way that ends, and forked loader workers do not inherit it, unlike ``flock``. A lock file left
+    by a dead process is taken over.
     """
 
     _taken: ClassVar[set[str]] = set()
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory) / ".lock"
-        self._place = os.path.realpath(self.path)  # no error on links that lead nowhere
+        self._place = os.path.realpath(self.path)  # unlike Path.resolve, no error on link loops
         self._file: IO[str] | None = None
 
     def __enter__(self) -> DirectoryLock:
@@ -30,7 +31,7 @@ class DirectoryLock:
         if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
             raise RunError(f"{folder} is no folder. Choose another output folder.")
         if self._place in self._taken:
-            # the kernel's lock keeps no process from itself, and ends when any handle is closed
+            # a POSIX lock does not exclude its own process, and closing any handle would release it
             raise self._in_use(os.getpid())
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,7 @@ class DirectoryLock:
             holder = file.read().strip() or "unknown"
             file.close()
             raise self._in_use(holder) from None
+        # the file stays when the lock ends: removing it could remove that of the next holder
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""State of a run: all that a killed fit needs to go on as if it had never stopped."""
+"""Resume state of a run: files from which a killed run goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 BEST_FILE = "best-{epoch}.safetensors"
 OLD_BEST_FILE = "best.safetensors"
-"""Name in format 1."""
+"""Name of the best weights in format 1."""
 FORMAT = 2
-"""2: the file carries a checksum, and names the best weights that belong to it with theirs."""
+"""Since format 2, the state carries a checksum, and names its best weights with their checksum."""
 ADVICE = (
     "Put back a copy of it, or start the run again in its place with overwrite=True (--overwrite)."
 )
@@ -40,7 +40,7 @@ PARTS = {"identity", "fit", "weights", "average", "random"}
 
 @dataclass
 class FitState:
-    """Where a fit stands. Everything that changes during a fit and is no tensor is here."""
+    """Progress of a fit: everything that changes during a fit and is not a tensor."""
 
     epoch: int = 0
     """Epochs completed."""
@@ -53,37 +53,37 @@ class FitState:
     window_batches: int = 0
     """Batches in the open window."""
     window_bad: bool = False
-    """Whether the open window has met a loss that is not finite."""
+    """Whether the open window has met a non-finite loss."""
     window_ids: list[str] = field(default_factory=list)
-    """Samples of the open window."""
+    """Ids of the samples in the open window."""
     loss_total: float = 0.0
-    """Sum of the training loss in this epoch."""
+    """Sum of the training loss in the current epoch."""
     loss_count: int = 0
-    """Labels in it."""
+    """Labels in that sum."""
     bad_in_row: int = 0
-    """Windows in a row whose loss or gradient was not finite."""
+    """Successive windows with a non-finite loss or gradient."""
     skipped_windows: int = 0
-    """All such windows so far."""
+    """All windows with a non-finite loss or gradient so far."""
     best_score: float = float("inf")
-    """Best monitored value; negated where the largest is the best."""
+    """Best monitored value, negated if the largest is the best."""
     best_epoch: int = 0
-    """Epoch it belongs to (from 1)."""
+    """Epoch of the best value (from 1)."""
     best_sha256: str = ""
     """Checksum of the file with the weights of that epoch."""
     since_best: int = 0
-    """Epochs since then."""
+    """Epochs since the best one."""
     finished: str = ""
-    """Why the fit ended; empty while it runs."""
+    """Reason why the fit ended; empty while it runs."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Rows so far."""
+    """Rows of the history so far."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FitState:
-        """Put back what `to_dict` gave; TypeError or ValueError for anything else."""
+        """Build the state from what `to_dict` gave; TypeError or ValueError for anything else."""
         state, kinds = cls(**content), cls().to_dict()
         numbers = (int, float)
         for name, default in kinds.items():
@@ -101,17 +101,17 @@ class FitState:
 
 
 def write_state(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write the resume state, atomically; best weights that it does not name are removed."""
+    """Write the resume state atomically, then remove best weights that it does not name."""
     save_torch(directory / STATE_FILE, {"format": FORMAT, **content})
     named = best_file(content["fit"]["best_epoch"])
     for path in directory.glob("best*.safetensors"):
         if path.name != named:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a leftover costs space only
                 path.unlink()
 
 
 def has_state(directory: Path) -> bool:
-    """Return whether there is a state to resume from, damaged or not."""
+    """Return whether a state exists, damaged or not."""
     return (directory / STATE_FILE).exists()
 
 
@@ -146,15 +146,15 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def best_file(epoch: int) -> str:
-    """Name of the file with the best weights, those of `epoch`."""
+    """Return the name of the file with the best weights, which are those of `epoch`."""
     return BEST_FILE.format(epoch=epoch)
 
 
 def write_best(directory: Path, epoch: int, weights: Mapping[str, torch.Tensor]) -> str:
-    """Write the best weights beside those that the state on disk names; gives their checksum.
+    """Write the best weights to a new file, and return its checksum.
 
-    A process killed between this and the next `write_state` leaves a state and the weights that
-    belong to it.
+    The weights that the state on disk names are kept until the next `write_state`, so that a
+    process killed in between leaves a state together with its own best weights.
     """
     return save_safetensors(directory / best_file(epoch), weights)
 
@@ -173,7 +173,7 @@ def read_best(directory: Path, state: FitState) -> dict[str, torch.Tensor]:
     weights = load_safetensors(path, sealed=True, advice=ADVICE)
     if checksum_of(path) != state.best_sha256:
         raise CheckpointError(
-            f"{path} is not the file that {STATE_FILE} beside it was written with (checksum): one "
+            f"{path} is not the file that {STATE_FILE} next to it was written with (checksum): one "
             f"of them is of another run or moment. {ADVICE}"
         )
     return weights

@@ -1,6 +1,6 @@
-"""Contracts: the tests that every part from outside should pass.
+"""Contracts: base classes of tests that every part of another package should pass.
 
-A test module of yours inherits a contract and names the part; pytest runs the rest::
+Inherit a contract in a test module of yours and name the part; pytest runs the inherited tests::
 
     from molfun.testing import HeadContract
 
@@ -14,7 +14,7 @@ import pytest
 
 from molfun._lazy import attach
 
-# so that a failing assert inside a contract shows its values
+# pytest rewrites asserts in test modules only; without this, a failing contract shows no values
 pytest.register_assert_rewrite(
     "molfun.testing.backbone",
     "molfun.testing.data",

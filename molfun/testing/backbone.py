@@ -28,21 +28,21 @@ KINDS = ("embedder", "early", "block", "structure_module", "output", "head")
 class BackboneContract:
     """Tests of a registered backbone.
 
-    A backbone gives the same tensors for the same sample, ignores padding, knows where each of its
-    parameters sits, and is recognised by a fingerprint of its weights.
+    A backbone returns the same tensors for the same sample, ignores padding, names the layer of
+    each of its parameters, and has a fingerprint that identifies its weights.
     """
 
     backbone_class: ClassVar[type[Backbone]]
     settings: ClassVar[dict[str, Any]] = {}
-    """Arguments of a small model in which every part does something."""
+    """Arguments of a small model in which every part changes the output (no zero weights)."""
     tolerance: ClassVar[float] = 1e-5
-    """Largest difference by padding, relative to the largest value."""
+    """Largest difference that padding may make, relative to the largest value."""
     adapter_tolerance: ClassVar[float] = 0.0
-    """Largest difference by adapters that add zero, relative to the largest value."""
+    """Largest difference that adapters with B = 0 may make, relative to the largest value."""
 
     @pytest.fixture
     def samples(self) -> SampleFactory:
-        """Give ``samples(n, lengths=...)``, which draws `n` samples; override it for other data."""
+        """Return the function ``samples(n, lengths=...)``; override it for other kinds of data."""
         return sequences
 
     @classmethod
@@ -53,7 +53,7 @@ class BackboneContract:
     @pytest.fixture(scope="class")
     @classmethod
     def backbone(cls) -> Backbone:
-        """One model for the tests that change nothing."""
+        """Return a model that all tests share which do not change it."""
         return cls.make()
 
     @staticmethod
@@ -83,6 +83,7 @@ class BackboneContract:
     def test_features_are_tensors_and_always_the_same(
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
+        # features are cached under the content of a sample, see molfun.training.feature_cache
         for sample in samples(3):
             first, second = backbone.featurize(sample), backbone.featurize(sample)
             assert first.keys() == second.keys()
@@ -91,6 +92,7 @@ class BackboneContract:
     def test_features_do_not_depend_on_the_label(
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
+        # the label is no part of the cache key, so features must not contain it
         sample = samples(1)[0]
         other = replace(sample, target=99.0)
         first, second = backbone.featurize(sample), backbone.featurize(other)
@@ -99,6 +101,7 @@ class BackboneContract:
     def test_featurize_draws_nothing_from_global_random_state(
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
+        # a draw here would shift dropout, and a resumed run with cached features would differ
         state = torch.get_rng_state()
         backbone.featurize(samples(1)[0])
         assert torch.equal(torch.get_rng_state(), state)
@@ -120,7 +123,7 @@ class BackboneContract:
     def test_a_batch_carries_what_an_objective_adds(
         self, backbone: Backbone, samples: SampleFactory
     ) -> None:
-        """Labels that ``Objective.prepare`` puts beside the features reach the objective."""
+        """Tensors that ``Objective.prepare`` adds to the features reach the objective."""
         rows = [backbone.featurize(sample) for sample in samples(2)]
         name = max(rows[0], key=lambda key: rows[0][key].numel())
         plain = backbone.collate(rows)
@@ -168,6 +171,7 @@ class BackboneContract:
 
     def test_padding_changes_nothing(self, backbone: Backbone, samples: SampleFactory) -> None:
         given = samples(4, lengths=(3, 14, 8, 5))
+        # bits may differ: a matrix product may add up a longer batch in another order
         together = self.run(backbone, given).need("single")
         for row, sample in zip(together, given, strict=True):
             alone = self.run(backbone, [sample]).need("single")[0]
@@ -212,6 +216,7 @@ class BackboneContract:
         assert len(names) >= 1
 
     def test_blocks_run_in_order(self, backbone: Backbone, samples: SampleFactory) -> None:
+        # frozen leading blocks are cached, which is only right if later ones run after them
         order: list[int] = []
 
         def note(index: int) -> Any:
@@ -246,6 +251,7 @@ class BackboneContract:
                 assert any(f".{target}.lora_A." in name for name in inside)
 
     def test_adapters_change_nothing_at_first(self, samples: SampleFactory) -> None:
+        # B starts at zero (Hu et al. 2021, section 4.1), so training starts from the base model
         backbone = self.make()
         before = self.run(backbone, samples(2)).need("single")
         lora.inject(backbone, self.spec(backbone))
@@ -256,6 +262,7 @@ class BackboneContract:
     # --- identity ------------------------------------------------------------------------------
 
     def test_the_fingerprint_is_that_of_the_weights(self) -> None:
+        # one changed number anywhere must show: a checkpoint on other base weights is refused by it
         backbone, again = self.make(seed=1), self.make(seed=1)
         assert backbone.fingerprint() == again.fingerprint()
         assert backbone.fingerprint() != self.make(seed=2).fingerprint()
@@ -357,6 +364,7 @@ class BackboneContract:
                     assert float(difference.abs().max()) <= limit
 
     def test_the_prefix_fingerprint_is_that_of_the_prefix(self) -> None:
+        # cache keys: a change behind the prefix must keep its entries, any other must not
         backbone = self.make()
         n = len(backbone.blocks())
         prints = [prefix_fingerprint(backbone, k) for k in range(n + 1)]

@@ -27,25 +27,25 @@ from molfun.sample import Sample, SampleBatch
 class DatasetContract:
     """Tests of a data set.
 
-    A data set gives the same sample for the same index, keeps ids, labels and columns in one order,
-    and can be cut, filtered, split and sent to loader workers.
+    A data set returns the same sample for the same index, keeps ids, labels and columns in one
+    order, and can be subset, filtered, split and sent to loader workers.
     """
 
     column: ClassVar[str]
-    """Column of its metadata with numbers, not the same in the first and second sample."""
+    """Numeric column of its metadata, with different values for the first and second sample."""
 
     def make(self) -> SampleDataset:
-        """Make six samples with labels, no two alike."""
+        """Make six different samples with labels."""
         raise NotImplementedError
 
     @pytest.fixture
     def dataset(self) -> SampleDataset:
-        """Give the data set of `make`."""
+        """Return the data set of `make`."""
         return self.make()
 
     @staticmethod
     def keys(dataset: SampleDataset) -> list[str]:
-        """Digest the content of every sample."""
+        """Return the content key of every sample."""
         return [dataset[i].content_key() for i in range(len(dataset))]
 
     def test_all_that_is_known_of_a_sample_is_in_one_order(self, dataset: Any) -> None:
@@ -145,8 +145,9 @@ class DatasetContract:
 class DataKindContract:
     """Tests of a registered kind of data.
 
-    A kind opens data from the settings of a run, and opens other data the same way from what the
-    checkpoint remembers of the first. Its settings are known before torch is loaded.
+    A kind opens data from the settings of a run. From a checkpoint it opens other data with the
+    settings that were used in training. Its own settings must be readable without torch, since the
+    command line builds its help from them.
     """
 
     name: ClassVar[str]
@@ -154,7 +155,7 @@ class DataKindContract:
     labels: ClassVar[Labels] = Labels("regression")
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write two or more samples with labels into `folder`; give the settings to open them."""
+        """Write two or more samples with labels into `folder`; return the settings to open them."""
         raise NotImplementedError
 
     def make(self) -> DataKind:
@@ -175,6 +176,7 @@ class DataKindContract:
 
     def test_settings_are_known_before_torch_is_loaded(self) -> None:
         module = type(self.make()).__module__
+        # a fresh process: this one has imported torch already
         code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], check=False)
         assert done.returncode == 0, f"{module} imports torch: import it in open and reopen"
@@ -206,5 +208,5 @@ class DataKindContract:
             assert again.input_settings == dataset.input_settings or not labels
 
     def given(self, settings: Any) -> dict[str, Any]:
-        """Say what else than ``data`` a user gives again for a trained model."""
+        """Return the settings besides ``data`` that a user gives again for a trained model."""
         return {}

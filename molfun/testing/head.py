@@ -19,7 +19,7 @@ SINGLE, PAIR = 12, 6
 def representations(
     lengths: tuple[int, ...], *, seed: int = 0, requires_grad: bool = False
 ) -> TrunkOutput:
-    """Draw representations, with noise in the padding."""
+    """Draw representations with noise in the padding, so that a head which reads it fails."""
     generator = torch.Generator().manual_seed(seed)
     n, longest = len(lengths), max(lengths)
     single = torch.randn(n, longest, SINGLE, generator=generator)
@@ -41,8 +41,8 @@ def rows(batch: TrunkOutput, which: list[int]) -> TrunkOutput:
 class HeadContract:
     """Tests of a registered head.
 
-    A head reads representations of single samples in a padded batch. It ignores padding, computes
-    in float32 under autocast, and can be rebuilt from its `config_dict`.
+    A head reads the representations of a padded batch. Its output for a sample depends on that
+    sample alone. It computes in float32 under autocast, and can be rebuilt from its `config_dict`.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,7 @@ class HeadContract:
         return cls(**{**dims, **self.settings, **changes}).eval()
 
     def labels(self, output: torch.Tensor, row: int, n: int) -> torch.Tensor:
-        """Cut the padding off the output of one sample, whatever the level of the head."""
+        """Return the output of one sample without padding, for a head of any level."""
         level = self.make().config_dict.get("level", "sequence")
         inside = {"sequence": 0, "residue": 1, "pair": 2}[level]
         return output[row][(slice(n),) * inside]
@@ -76,6 +76,7 @@ class HeadContract:
         assert torch.isfinite(output["prediction"]).all()
 
     def test_reads_no_more_than_it_says(self) -> None:
+        # the engine computes and caches what `needs` lists, and nothing else
         head, batch = self.make(), representations((3, 8))
         expected = head(batch)["prediction"]
         assert torch.equal(head(batch.select(head.needs))["prediction"], expected)
@@ -125,13 +126,14 @@ class HeadContract:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_stays_in_float32_under_autocast(self, dtype: torch.dtype) -> None:
+        # a prediction near 1200 would come in steps of 1 in float16, and of 8 in bfloat16
         head, batch = self.make(), representations((3, 8))
         half = TrunkOutput.from_tensors({n: t.to(dtype) for n, t in batch.tensors().items()})
         with torch.autocast("cpu", dtype=dtype):
             assert head(half)["prediction"].dtype == torch.float32
 
     def test_the_scale_of_the_inputs_is_learned_once(self) -> None:
-        """Shifted and scaled inputs give what plain ones gave, after looking at a training set."""
+        """Shifting and scaling all inputs changes no prediction, once their scale was learned."""
         head, batch = self.make(), representations((9, 9, 9, 9, 9, 9))
         if not dict(head.config_dict).get("standardize"):
             pytest.skip("this head takes its inputs as they are")

@@ -21,8 +21,9 @@ from molfun.testing.samples import SERIES_CONFIG, in_batches, series
 class ObjectiveContract:
     """Tests of a registered objective.
 
-    An objective makes its labels from the features of one sample, with chance from the generator
-    it is given. Its loss is a sum, reaches every block, goes down, and resumes exactly.
+    An objective makes its labels from the features of one sample, and draws from the generator it
+    is given. Its loss is a sum over labels, has a gradient in every block, goes down in training,
+    and a resumed run continues it exactly.
     """
 
     name: ClassVar[str]
@@ -32,11 +33,11 @@ class ObjectiveContract:
     backbone: ClassVar[tuple[str, Any]] = ("timeseries", SERIES_CONFIG)
     """Name and config of a small backbone that meets the objective's needs."""
     lacking: ClassVar[tuple[str, Any] | None] = None
-    """Name and config of a small backbone that does not; None where any backbone will do."""
+    """Name and config of a small backbone that does not meet them; None if every backbone does."""
     epochs: ClassVar[int] = 30
-    """Number of epochs in which the loss has to go down."""
+    """Number of epochs within which the loss must go down."""
     additive: ClassVar[bool] = True
-    """True if the loss of a batch is the sum of the losses of its samples."""
+    """Whether the loss of a batch is the sum over its samples (contrastive losses compare them)."""
 
     def make(self) -> Objective:
         """Build the objective."""
@@ -53,7 +54,7 @@ class ObjectiveContract:
         return series(4, lengths=(9, 12, 7, 15))
 
     def batches(self) -> list[SampleBatch]:
-        """Two batches of two samples."""
+        """Return two batches of two samples."""
         return in_batches(self.samples(), 2)
 
     def prepared(self, objective: Objective, backbone: Any, seed: int = 0) -> list[Any]:
@@ -81,7 +82,7 @@ class ObjectiveContract:
         assert all(torch.equal(first[k], second[k]) for k in first)
 
     def test_loss_is_a_sum_over_labels(self) -> None:
-        """The loss of a batch is that of its samples together."""
+        """The loss of a batch is the sum of the losses of its samples."""
         if not self.additive:
             pytest.skip("compares the samples of a batch with each other")
         objective, backbone = self.make(), self.model().backbone.eval()
@@ -122,7 +123,7 @@ class ObjectiveContract:
         assert all(f"val/{m}" in history[-1] for m in self.make().metric_names)
 
     def test_validation_repeats(self) -> None:
-        """Chance in validation depends on the samples alone: rate 0 gives the same loss twice."""
+        """Random masks in validation depend on the samples alone: equal weights, equal losses."""
         from molfun import FullFinetune
 
         strategy = FullFinetune(lr=1e-30, lr_head=1e-30, lr_embedder=1e-30)

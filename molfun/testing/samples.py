@@ -1,4 +1,4 @@
-"""Small samples and a small model that need no optional package."""
+"""Small samples and a small model for the contracts; they need no optional package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sequences(
 def series(
     n: int = 6, *, lengths: Sequence[int] = LENGTHS, seed: int = 0, prefix: str = "s"
 ) -> list[Sample]:
-    """Make `n` series of three noisy waves with a tenth missing; the label is the frequency."""
+    """Make `n` series of three noisy waves, a tenth of the values missing; label: frequency."""
     rng = np.random.default_rng(seed)
     samples = []
     for i in range(n):

@@ -20,7 +20,7 @@ from molfun.training.groups import make_optimizer
 
 
 def weights_of(model: MolfunStructureModel, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Copy a model's parameters (all, or those named)."""
+    """Return copies of a model's parameters: of all, or of the named ones."""
     wanted = None if names is None else set(names)
     return {
         name: p.detach().clone()
@@ -30,7 +30,7 @@ def weights_of(model: MolfunStructureModel, names: Iterable[str] | None = None) 
 
 
 def trainable_names(model: MolfunStructureModel) -> set[str]:
-    """Name the parameters that train."""
+    """Return the names of the trainable parameters."""
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -42,13 +42,13 @@ def same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
 class StrategyContract:
     """Tests of a registered strategy.
 
-    A strategy is a frozen value that survives JSON. What it trains is what the optimizer holds and
-    what is not frozen; setting it up changes no prediction.
+    A strategy is a frozen value that survives JSON. The parameters it trains are those in the
+    optimizer and those that are not frozen. Setting it up changes no prediction.
     """
 
     strategy_class: ClassVar[type[FinetuneStrategy]]
     settings: ClassVar[dict[str, Any]] = {}
-    """Settings for a backbone of two blocks, with rates that move every weight in two epochs."""
+    """Settings for a backbone of two blocks, with rates that change every weight in two epochs."""
     not_read: ClassVar[set[str]] = set()
     """Groups of parameters on which the loss of `model` does not depend."""
 
@@ -127,6 +127,7 @@ class StrategyContract:
         assert all(p.requires_grad for p in model.head.parameters())
 
     def test_only_what_trains_changes(self) -> None:
+        # no weight decay, which would change a weight that got no gradient
         model, strategy = self.model(), self.make(weight_decay=0.0)
         strategy.setup(model)
         before = weights_of(model)
@@ -167,6 +168,7 @@ class StrategyContract:
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_one_object_serves_every_fold(self) -> None:
+        # state kept on the strategy would leak from one fold of a cross-validation to the next
         strategy, results = self.make(), []
         settings = strategy.to_dict()
         for _ in range(5):

@@ -18,8 +18,8 @@ from molfun.tasks.base import Task
 class TaskContract:
     """Tests of a registered task.
 
-    A task turns labels into numbers, NaN where there is none, and sums its loss over the labels
-    that are there. What it learned from a training set survives `state_dict`.
+    A task turns labels into numbers, missing ones into NaN, and sums its loss over the labels that
+    are there. The statistics it learned from a training set survive `state_dict`.
     """
 
     name: ClassVar[str]
@@ -27,9 +27,9 @@ class TaskContract:
     settings: ClassVar[dict[str, Any]] = {}
     """Arguments of the task."""
     targets: ClassVar[Sequence[Any]]
-    """At least four labels of different samples, not all alike; none of them None."""
+    """At least four labels of different samples, not all equal and none of them None."""
     lengths: ClassVar[Sequence[int] | None] = None
-    """Residues of each sample, for labels of residues or pairs."""
+    """Number of residues of each sample, for labels of residues or pairs."""
 
     def make(self, *, fitted: bool = True) -> Task:
         """Build the task, with the scale or classes of `targets`."""
@@ -39,7 +39,7 @@ class TaskContract:
         return task
 
     def outputs(self, labels: torch.Tensor, *, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Draw what a head would give for a batch of encoded labels."""
+        """Draw the output of a head for a batch of encoded labels."""
         task = self.make()
         dims = {"sequence": 1, "residue": 2, "pair": 3}[task.level]
         shape = labels.shape[:dims] + ((task.n_outputs,) if task.n_outputs > 1 else ())
@@ -47,7 +47,7 @@ class TaskContract:
         return {"prediction": raw.requires_grad_()}
 
     def encoded(self, task: Task, targets: Sequence[Any] | None = None) -> torch.Tensor:
-        """Encode labels as a batch."""
+        """Return labels encoded as a batch."""
         return task.encode(list(self.targets if targets is None else targets), self.lengths)
 
     def test_is_registered_under_its_name(self) -> None:
@@ -67,6 +67,7 @@ class TaskContract:
         assert not torch.isnan(labels[1]).all()
 
     def test_training_labels_are_looked_at_once(self) -> None:
+        # a second fit or a validation set must not move the scale of the trained head
         task = self.make()
         before = json.dumps(task.state_dict())
         task.fit_targets(list(self.targets)[:-1])
@@ -102,6 +103,7 @@ class TaskContract:
         assert gradient[1:].any()
 
     def test_a_batch_without_labels_has_loss_0_with_a_graph(self) -> None:
+        # Lightning calls backward on every batch, also on one without labels
         task = self.make()
         labels = torch.full_like(self.encoded(task), math.nan)
         loss = task.loss(self.outputs(labels), labels)
@@ -165,5 +167,5 @@ class TaskContract:
         assert torch.equal(task.predictions(outputs), again.predictions(outputs))
 
     def rows(self, task: Task, values: torch.Tensor) -> list[np.ndarray]:
-        """Cut a batch into one array per sample, without padding."""
+        """Return one array per sample of a batch, without padding."""
         return task.split(values, self.lengths or [1] * len(values))

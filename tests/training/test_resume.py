@@ -564,7 +564,7 @@ def test_best_weights_of_another_run_are_found_out(tmp_path: Path, in_second_epo
     with pytest.raises(CheckpointError) as caught:
         run_fit(tmp_path / "one", resume=True)
     assert str(caught.value).startswith(
-        f"{path} is not the file that state.pt beside it was written with (checksum)"
+        f"{path} is not the file that state.pt next to it was written with (checksum)"
     )
 
 
