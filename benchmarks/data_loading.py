@@ -1,22 +1,22 @@
-"""Reading and featurising: structures and alignments for OpenFold, tokens for ESM-2, large tables.
+"""Time reading and featurising: structures and alignments (OpenFold), tokens (ESM-2), tables.
 
     python benchmarks/data_loading.py
     python benchmarks/data_loading.py --quick --tables tokens
 
 The files are synthetic: single chains with main chain and CB, one PDB and one mmCIF file each, and
-alignments with every fifth residue changed. "openfold" is its own ``DataPipeline`` and
-``FeaturePipeline`` (with the shims that let it be imported); it pads every sample to the MSA sizes
-of its config (512 and 5,120 rows) where Molfun lowers them to what the sample has, so it is also
-shown with sizes lowered. Molfun runs the same pipeline behind its own reader. "Again" is a second
-pass over a data set, which keeps parsed structures in memory; the feature cache is for samples with
-alignments.
+alignments in which every fifth residue is changed. "openfold" is openfold's own ``DataPipeline``
+and ``FeaturePipeline`` (with the shims that let it be imported). It pads every sample to the MSA
+sizes of its config (512 and 5,120 rows), while Molfun lowers them to the rows of the sample; so openfold
+is also shown with lowered sizes. Molfun runs the same pipeline after its own reader. "Again" is a
+second pass over a data set, which keeps parsed structures in memory; the feature cache is for
+samples with alignments.
 
-"An epoch" trains the head of a tiny OpenFold without caches, on structures that are in
-memory already, so that what differs is where they are featurised: in the process that trains, or in
-workers of the loader.
+"An epoch" trains the head of a tiny OpenFold without caches, on structures that are in memory
+already. Its rows only differ in where these are featurised: in the training process, or in workers
+of the loader.
 
-Values: residues and types of amino acids in the features, sum of the tokens of residues, mean of
-the labels, loss of the epoch. Milliseconds a sample are printed beneath.
+Values: residues and amino-acid types in the features, sum of the residue tokens, mean of the
+labels, loss of the epoch. Milliseconds per sample are printed below each table.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Case:
-    """What one row runs."""
+    """Settings of one row."""
 
     kind: Kind
     how: str
@@ -61,7 +61,7 @@ class Case:
 
 
 def sequences(n: int, seed: int, *, length: int | None = None) -> list[str]:
-    """Random proteins, of one length or of log-normal ones."""
+    """Draw random proteins of one length, or of log-normal lengths."""
     rng = np.random.default_rng(seed)
     lengths = np.full(n, length or 0)
     if length is None:
@@ -73,7 +73,7 @@ def sequences(n: int, seed: int, *, length: int | None = None) -> list[str]:
 
 
 def write_structures(folder: Path, texts: Sequence[str]) -> None:
-    """A PDB and an mmCIF file for each, and a table of labels."""
+    """Write a PDB and an mmCIF file for each sequence, and a table of labels."""
     for kind in ("pdb", "cif"):
         (folder / kind).mkdir(parents=True)
     for i, text in enumerate(texts):
@@ -85,7 +85,7 @@ def write_structures(folder: Path, texts: Sequence[str]) -> None:
 
 
 def chain_of(text: str) -> Any:
-    """One chain on a line, with sequence and entity."""
+    """Return a chain with all residues on a straight line, with sequence and entity."""
     import gemmi
 
     names = gemmi.expand_one_letter_sequence(text, gemmi.ResidueKind.AA)
@@ -111,7 +111,7 @@ def chain_of(text: str) -> Any:
 
 
 def mmcif_of(structure: Any) -> str:
-    """Text of an mmCIF file with the few items besides atoms that openfold asks for."""
+    """Return the text of an mmCIF file with the few items besides atoms that openfold requires."""
     document = structure.make_mmcif_document()
     block = document.sole_block()
     for row in block.find("_chem_comp.", ["type"]):
@@ -123,7 +123,7 @@ def mmcif_of(structure: Any) -> str:
 
 
 def write_alignments(folder: Path, texts: Sequence[str], rows: int) -> None:
-    """An alignment of as many rows for each structure."""
+    """Write an alignment with `rows` rows for each structure."""
     rng = np.random.default_rng(1)
     for i, text in enumerate(texts):
         query = np.array(list(text))
@@ -138,7 +138,7 @@ def write_alignments(folder: Path, texts: Sequence[str], rows: int) -> None:
 
 
 def write_table(path: Path, n: int) -> None:
-    """A CSV table of sequences with a label each."""
+    """Write a CSV table of sequences and labels."""
     rng = np.random.default_rng(2)
     block = "".join(rng.choice(list(LETTERS), 100_000))
     starts, lengths = rng.integers(0, 99_000, n), rng.integers(50, 500, n)
@@ -153,22 +153,22 @@ def write_table(path: Path, n: int) -> None:
 
 
 def signature(features: Sequence[Any]) -> float:
-    """Residues and their types, the same for any padding of the alignment."""
+    """Return a number made of residues and their types, which padding does not change."""
     types = [f["aatype"][..., 0].double() for f in features]
     return sum(float((t + 1).mean()) + len(t) for t in types)
 
 
 def openfold_features(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """Openfold by itself, or Molfun on openfold."""
+    """Return the measured functions for openfold alone, or for Molfun on openfold."""
     from molfun.backbones.openfold import OpenFoldBackbone
 
-    backbone = OpenFoldBackbone("tiny")  # prepares openfold; the width decides no feature
+    backbone = OpenFoldBackbone("tiny")  # applies the shims; features do not depend on the width
     run = upstream(case) if case.how.startswith("openfold") else ours(case, backbone)
     return lambda: run(1), lambda: run(case.n)
 
 
 def upstream(case: Case) -> Callable[[int], float]:
-    """DataPipeline and FeaturePipeline as they are."""
+    """Return a function that runs openfold's DataPipeline and FeaturePipeline unchanged."""
     from openfold.config import model_config
     from openfold.data import mmcif_parsing
     from openfold.data.data_pipeline import DataPipeline
@@ -202,7 +202,7 @@ def upstream(case: Case) -> Callable[[int], float]:
 
 
 def ours(case: Case, backbone: Any) -> Callable[[int], float]:
-    """A data set of files, and the backbone's features of its samples."""
+    """Return a function that featurises a data set of files with Molfun."""
     from molfun import AffinityDataset
     from molfun.training.feature_cache import FeatureCache
 
@@ -234,7 +234,7 @@ def ours(case: Case, backbone: Any) -> Callable[[int], float]:
 
 
 def epoch(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """An epoch of training, with features made here or in workers."""
+    """Return the measured functions for an epoch, with features made here or in workers."""
     from torch.utils.data import DataLoader
 
     from molfun import AffinityDataset, HeadOnlyFinetune, MolfunStructureModel
@@ -251,7 +251,7 @@ def epoch(case: Case) -> tuple[harness.Measure, harness.Measure]:
             collate_fn=data.collate_fn,
             num_workers=0 if case.how == "no workers" else 2,
         )
-        # a rate of nearly nothing, so that every round has the same loss
+        # a rate near zero, so that every round has the same loss
         strategy = HeadOnlyFinetune(lr=1e-12)
         return float(model.fit(loader, strategy=strategy, epochs=1, cache="off")[-1]["train_loss"])
 
@@ -262,7 +262,7 @@ def epoch(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 
 def esm_tokens(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """Batches of tokens: padded by fair-esm, joined by Molfun."""
+    """Return the measured functions for token batches: padded by fair-esm, packed by Molfun."""
     texts = sequences(case.n, 0)
     if case.how == "fair-esm":
         import esm
@@ -292,7 +292,7 @@ def esm_tokens(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 
 def read_table(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """The same table without checks, with checks in a plain loop, and by Molfun."""
+    """Return the measured functions for one table: without checks, in a plain loop, by Molfun."""
     path = case.folder / "sequences.csv"
 
     def pandas() -> float:
@@ -351,7 +351,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """What is measured, in a process of its own."""
+    """Return the measured functions of a case; runs in the process of its row."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -361,7 +361,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 
 def table(kind: Kind, folder: Path, args: argparse.Namespace, about: str) -> None:
-    """Measure the variants in turns, and print what a sample costs."""
+    """Measure the variants in turns, and print the time per sample."""
     n = {"tokens": args.sequences, "csv": args.table_rows}.get(kind, args.structures)
     size = {
         "tokens": f"{n:,} sequences, batches of {BATCH}",
@@ -375,7 +375,7 @@ def table(kind: Kind, folder: Path, args: argparse.Namespace, about: str) -> Non
     harness.show(title, results)
     harness.record(args.history, "data_loading", title, results, about)
     each = (f"{r.label} {r.wall / n * 1e3:.3g}" for r in results)
-    print(f"  ms a sample: {'; '.join(each)}", flush=True)
+    print(f"  ms per sample: {'; '.join(each)}", flush=True)
 
 
 def main() -> None:

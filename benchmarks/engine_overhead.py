@@ -1,23 +1,23 @@
-"""What an engine adds to an optimizer step: a bare loop, Molfun, Lightning, accelerate, Trainer.
+"""Overhead of training engines per optimizer step: Molfun, Lightning, accelerate, Trainer.
 
     python benchmarks/engine_overhead.py --batch 32 --steps 500 3000
     python benchmarks/engine_overhead.py --quick
 
-A small head (linear, ReLU, linear) trains on pooled representations that are there already, so that
-nearly all of a step is the engine's. Every variant starts from the same weights, sees the same
-batches in the same order, and takes the same AdamW (weight decay on matrices alone) down the same
-cosine; their mean losses over the last pass agree. Molfun runs through ``fit`` with samples that
-bring their representation along.
+A small head (linear, ReLU, linear) trains on pooled representations that were computed before, so
+nearly all time of a step is the engine's. Every variant starts from the same weights, sees the same
+batches in the same order, and uses the same AdamW (weight decay on matrices only) and cosine
+schedule; their mean losses over the last pass agree. The baseline is a bare loop. Molfun runs
+through ``fit`` with samples that carry their representation.
 
-Two kinds of table: "steps" is nothing but steps, "usual" clips the gradient, keeps a moving average
-of the weights and writes a CSV log with a bar (Trainer has no average; it logs every 50 steps to
-the terminal, which is thrown away here as all bars are; accelerate is a loop of one's own with an
-average and without a log). Two ways in: "ready" batches, or a
+There are two kinds of table. "steps" does nothing but steps. "usual" clips the gradient, keeps a
+moving average of the weights and writes a CSV log with a progress bar. (Trainer has no average; it
+logs every 50 steps to the terminal, which is discarded here like all bars. accelerate is a loop of
+the user's, with an average and without a log.) Batches come in two ways: "ready", or from a
 ``DataLoader`` that collates samples one by one.
 
-Each case is run over two numbers of steps. Their difference gives CPU microseconds per step (with
-one thread, the default: time) without what is done once; that is printed beneath. Lightning and
-Trainer are left out where they are not installed
+Each case runs with two numbers of steps. Their difference gives CPU microseconds per step without
+the set-up (with one thread, the default, this is time); it is printed below. Lightning, accelerate
+and Trainer are left out if they are not installed
 (``pip install lightning transformers accelerate``).
 """
 
@@ -59,7 +59,7 @@ NAMES = {"steps": "Nothing but steps", "usual": "Clipping, average, log"}
 
 @dataclass(frozen=True)
 class Case:
-    """What one row runs."""
+    """Settings of one row."""
 
     engine: Literal["bare", "molfun", "lightning", "accelerate", "transformers"]
     kind: Kind
@@ -77,7 +77,7 @@ class Case:
 
 
 class Ready:
-    """Batches that are there already."""
+    """Loader of batches that were collated before."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -90,7 +90,7 @@ class Ready:
 
 
 class Peer(nn.Module):
-    """Molfun's head as a module of its own, with the loss of every batch."""
+    """Copy of Molfun's head as a module that computes and keeps the loss of every batch."""
 
     def __init__(self, head: Any) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class Peer(nn.Module):
         return {"loss": loss}
 
     def last_pass(self) -> float:
-        """The mean loss over the last pass."""
+        """Return the mean loss over the last pass."""
         return float(torch.stack(self.losses[-N_BATCHES:]).mean())
 
 
 def optimizer_of(peer: nn.Module, steps: int) -> tuple[Any, Any]:
-    """AdamW and a schedule as `HeadOnlyFinetune` has them."""
+    """Return AdamW and the schedule with the settings of `HeadOnlyFinetune`."""
     from molfun.training.schedule import multiplier
 
     parameters = list(peer.parameters())
@@ -125,7 +125,7 @@ def optimizer_of(peer: nn.Module, steps: int) -> tuple[Any, Any]:
 
 
 def bare(peer: Peer, feed: Iterable[Any], case: Case) -> None:
-    """The loop anyone would write."""
+    """Train in a plain PyTorch loop, the baseline."""
     optimizer, schedule = optimizer_of(peer, case.steps)
     parameters = list(peer.parameters())
     average = [p.detach().clone() for p in parameters]
@@ -142,7 +142,7 @@ def bare(peer: Peer, feed: Iterable[Any], case: Case) -> None:
 
 
 def lightning(peer: Peer, feed: Iterable[Any], case: Case) -> None:
-    """Lightning's Trainer with everything off, or as it is used."""
+    """Train with Lightning's Trainer, with everything off or with the usual options."""
     import lightning as pl
     from lightning.pytorch.callbacks import EMAWeightAveraging
     from lightning.pytorch.loggers import CSVLogger
@@ -184,7 +184,7 @@ def lightning(peer: Peer, feed: Iterable[Any], case: Case) -> None:
 
 
 def accelerate(peer: Peer, feed: Iterable[Any], case: Case) -> None:
-    """The loop of accelerate's guide."""
+    """Train in the loop that accelerate's documentation shows."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -208,7 +208,7 @@ def accelerate(peer: Peer, feed: Iterable[Any], case: Case) -> None:
 
 
 def transformers(peer: Peer, feed: Iterable[Any], case: Case) -> None:
-    """Trainer of transformers; it has no average of the weights."""
+    """Train with the Trainer of transformers, which has no average of the weights."""
     from transformers import Trainer, TrainingArguments
 
     class Fed(Trainer):
@@ -219,7 +219,7 @@ def transformers(peer: Peer, feed: Iterable[Any], case: Case) -> None:
             return model(*inputs)["loss"]
 
         def _prepare_inputs(self, inputs: Any) -> Any:
-            return inputs  # a pair of tensors, in place already
+            return inputs  # tensors on the right device already; the default wants a dict
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -241,12 +241,12 @@ def transformers(peer: Peer, feed: Iterable[Any], case: Case) -> None:
 
 
 def molfun_run(inputs: np.ndarray, labels: np.ndarray, feed: Feed, batch: int) -> Any:
-    """``fit`` with the head alone."""
+    """Return a function that trains the head through ``fit``."""
     from molfun import HeadOnlyFinetune, MolfunStructureModel, SequenceDataset
     from molfun.cli.console import ConsoleProgress
     from molfun.training.callbacks import CSVLog
 
-    # one block that never runs: representations of this width have to come from somewhere
+    # a backbone of one block that never runs: `fit` checks the width of given representations
     source = MolfunStructureModel(
         "esm2",
         config=f"esm2_t1_d{DIM}_h4",
@@ -281,7 +281,7 @@ def molfun_run(inputs: np.ndarray, labels: np.ndarray, feed: Feed, batch: int) -
 
 
 def peer_run(inputs: np.ndarray, labels: np.ndarray, feed: Feed, batch: int) -> Any:
-    """The same head under another engine."""
+    """Return a function that trains the same head with another engine."""
     from molfun.heads.pooled import MLPHead
 
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def peer_run(inputs: np.ndarray, labels: np.ndarray, feed: Feed, batch: int) -> 
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """Data, head and what is measured, in a process of its own."""
+    """Return the measured functions of a case; runs in the process of its row."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
@@ -314,7 +314,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     labels = rng.normal(size=len(inputs)).astype(np.float32)
     make = molfun_run if case.engine == "molfun" else peer_run
     if case.engine in PEERS:
-        importlib.import_module(case.engine)  # so that memory is a run's alone
+        importlib.import_module(case.engine)  # before memory is measured
     run = make(inputs, labels, case.feed, case.batch)
 
     def quietly(part: Case) -> float:
@@ -325,7 +325,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 
 def table(kind: Kind, feed: Feed, args: argparse.Namespace, about: str) -> None:
-    """Measure both numbers of steps in turns, and print what a step costs."""
+    """Measure both numbers of steps in turns, and print the cost per step."""
     engines = ["bare", "molfun", *args.peers]
     labels = {
         "bare": "bare loop",
@@ -344,7 +344,7 @@ def table(kind: Kind, feed: Feed, args: argparse.Namespace, about: str) -> None:
         harness.record(args.history, "engine_overhead", title, rows, about)
     few, many = args.steps
     first = None
-    print(f"\n  {'without what is done once':<34}{'CPU us/step':>12}{'x bare':>8}{'over bare':>11}")
+    print(f"\n  {'without set-up':<34}{'CPU us/step':>12}{'x bare':>8}{'over bare':>11}")
     for a, b in zip(*by_steps, strict=True):
         each = (b.cpu - a.cpu) / (many - few) * 1e6
         first = each if first is None else first
@@ -352,7 +352,7 @@ def table(kind: Kind, feed: Feed, args: argparse.Namespace, about: str) -> None:
 
 
 def installed() -> list[str]:
-    """Peers that can be imported; one line for each that cannot."""
+    """Return the engines that can be imported, and print a line for each that cannot."""
     found = []
     for name, packages in PEERS.items():
         missing = [p for p in packages if importlib.util.find_spec(p) is None]

@@ -1,17 +1,17 @@
-"""ESM-2 in Molfun against fair-esm and transformers + peft, on the same weights and sequences.
+"""Compare ESM-2 in Molfun with fair-esm and transformers + peft, on equal weights and sequences.
 
     python benchmarks/esm2_vs_peers.py --size 8M --sequences 64 --rounds 3
 
-needs ``pip install transformers``. Each variant has a process of its own, on one thread by default
-and with the allocator its users would have (`molfun.nn.allocator` for Molfun, the system's for the
-peers); they take turns within every round, one at a time, and the table shows medians over rounds
-of CPU seconds (with one thread: time). Sequences are random with log-normal lengths (median 250, 50
-to 1,000); residues are counted without padding. Every variant starts from the same weights and sees
-the same labels; its loss over the first pass, before any step, is compared. Memory is the peak of a
-process over what it held with the model loaded, in MB.
+This needs ``pip install transformers``. Each variant has a process of its own, on one thread by
+default and with the allocator its users would have (`molfun.nn.allocator` for Molfun, the system's
+for the peers). They take turns within every round, one at a time, and the table shows medians over
+rounds of CPU seconds (with one thread, this is time). Sequences are random with log-normal lengths
+(median 250, 50 to 1,000); residues are counted without padding. Every variant starts from the same
+weights and sees the same labels; the losses over the first pass, before any step, are compared.
+Memory is the peak of a process over that with the model loaded, in MB.
 
-Variants of transformers: "default" is batches of 8 in random order, "sorted" the same sorted by
-length, so that little is padded. Molfun takes the random batches.
+Variants of transformers: "default" has batches of 8 in random order, "sorted" batches of similar
+length, so that little is padded. Molfun gets the random batches.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ TITLES = {
     "partial": f"Partial (last 2 blocks), {EPOCHS} epochs",
 }
 LONG_RUNS = ("head", "partial")
-"""Modes of several epochs."""
+"""Modes that train for several epochs."""
 Batches = list[list[int]]
 
 
 def sequences(n: int, seed: int) -> list[str]:
-    """Random proteins with log-normal lengths."""
+    """Draw random proteins with log-normal lengths."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(np.exp(rng.normal(math.log(250), 0.6, n)), 50, 1000).astype(int)
     return ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), k)) for k in lengths]
 
 
 class Peer(nn.Module):
-    """What every variant computes: mean over the residues, one linear layer, mean squared error."""
+    """Base of all variants: mean over the residues, one linear layer, mean squared error."""
 
     def __init__(self, source: MolfunStructureModel) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Peer(nn.Module):
 
 
 class FairESM(Peer):
-    """fair-esm as it is."""
+    """fair-esm's own model, unchanged."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
         super().__init__(source)
@@ -99,7 +99,7 @@ class FairESM(Peer):
 
 
 class HuggingFace(Peer):
-    """transformers.EsmModel with scaled_dot_product_attention, adapters by peft."""
+    """EsmModel of transformers with scaled_dot_product_attention and adapters of peft."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
         super().__init__(source)
@@ -145,7 +145,7 @@ class HuggingFace(Peer):
 
 
 class Molfun(Peer):
-    """The packed path of Molfun under the same bare loop as the others."""
+    """Molfun's packed forward pass in the same bare loop as the others."""
 
     def __init__(self, source: MolfunStructureModel, kind: str) -> None:
         super().__init__(source)
@@ -169,7 +169,7 @@ class Molfun(Peer):
 
 @dataclass(frozen=True)
 class Case:
-    """What one row runs."""
+    """Settings of one row."""
 
     mode: str
     size: str
@@ -182,7 +182,7 @@ class Case:
 
 
 def variants_of(mode: str, texts: tuple[str, ...], args: argparse.Namespace) -> list[Variant]:
-    """Rows of a table, the baseline first."""
+    """Return the rows of a table, the baseline first."""
 
     def row(label: str, package: Any, **options: Any) -> Variant:
         allocator = "keep" if package == "molfun" else "system"
@@ -221,7 +221,7 @@ def batches_of(order: Sequence[int]) -> Batches:
 
 
 def one_pass(peer: Peer, case: Case, batches: Batches) -> float:
-    """The mean loss over all sequences, before any step."""
+    """Return the mean loss over all sequences, before any step."""
     parameters = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # rate 0: every round sees the same weights
     context: Any = torch.autocast("cpu", torch.bfloat16) if case.bf16 else nullcontext()
@@ -241,7 +241,7 @@ def one_pass(peer: Peer, case: Case, batches: Batches) -> float:
 
 
 def passes(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
-    """A pass over one batch, to warm up, and one over all."""
+    """Return the measured functions: a pass over one batch to warm up, and one over all."""
     classes = {"transformers": HuggingFace, "fair-esm": FairESM, "molfun": Molfun}
     kind = {"head": "head", "inference": "head"}.get(case.mode, case.mode)
     peer = classes[case.package](source, kind)
@@ -250,7 +250,7 @@ def passes(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
 
 
 def fits(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
-    """``fit`` on one batch, to warm up, and on all."""
+    """Return the measured functions: ``fit`` on one batch to warm up, and on all."""
     data = SequenceDataset.from_list([(t, len(t) / 100) for t in case.texts])
     loader = [SampleBatch([data[i] for i in b]) for b in batches_in(case.order, case.texts)]
     strategy = (
@@ -269,14 +269,14 @@ def fits(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
 
 
 def batches_in(order: str, texts: Sequence[str]) -> Batches:
-    """Batches in random order, or of neighbours in length."""
+    """Return batches in random order, or of similar length."""
     if order == "sorted":
         return batches_of(np.argsort([len(t) for t in texts]).tolist())
     return batches_of(np.random.default_rng(1).permutation(len(texts)).tolist())
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """What is measured, in a process of its own; every variant starts from the same weights."""
+    """Return the measured functions of a case; runs in the process of its row."""
     logging.disable(logging.WARNING)
     kernels.set_matrix_kernel(case.kernel)
     source = MolfunStructureModel(
@@ -296,7 +296,7 @@ def table(mode: str, texts: tuple[str, ...], args: argparse.Namespace) -> None:
     variants = variants_of(mode, texts, args)
     results = harness.compare(variants, prepare, rounds=args.rounds, threads=args.threads)
     epochs = EPOCHS if mode in LONG_RUNS else 1
-    # what has no cache runs the trunk in every epoch: one is measured, and multiplied
+    # without a cache all epochs cost the same, so one is measured and multiplied
     seconds = [
         r.cpu * (1 if v.settings.cache == "memory" else epochs)
         for r, v in zip(results, variants, strict=True)

@@ -1,10 +1,10 @@
-"""What the benchmarks share: a process for each variant, turns, medians, memory, a history.
+"""Shared parts of the benchmarks: a process per variant, rounds, medians, memory, a history.
 
-A variant is prepared in a process of its own (so that neither allocator nor caches are shared),
-warmed up, and measured once in each round, one variant at a time. A table shows the median over
-the rounds of wall and CPU seconds, the spread between the fastest and the slowest round, the peak
-of resident memory over what the process held when it was prepared, and a number to compare
-results by.
+A variant is prepared in a process of its own, so that neither allocator nor caches are shared. It
+is warmed up and then measured once per round, one variant at a time, so that a slow spell of the
+machine meets all of them. A table shows the median over the rounds of wall and CPU seconds, the
+spread between the fastest and the slowest round, the peak of resident memory over that after
+preparation, and a number by which results are compared.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 Measure = Callable[[], float]
-"""Do the work once; gives a number that all variants should agree on."""
+"""Do the work once, and return a number on which all variants should agree."""
 Prepare = Callable[[Any], tuple[Measure, Measure]]
-"""From a variant to a short run that warms up and the one to measure."""
+"""Function from the settings of a variant to a short warm-up run and the run to measure."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Variant:
     label
         Name in the table.
     settings
-        What `Prepare` gets.
+        Argument of `Prepare`.
     environment
         Environment variables of the process.
     forks
@@ -65,7 +65,7 @@ class Result:
 
 
 def held(name: str) -> float:
-    """Memory of this process in MB, from Linux: VmRSS now, VmHWM at its peak."""
+    """Return the memory of this process in MB (Linux): VmRSS now, VmHWM at its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) / 1024
@@ -93,10 +93,11 @@ def compare(
     threads: int,
     apart: bool = False,
 ) -> list[Result]:
-    """Measure all variants in turns.
+    """Measure all variants in turns, and return their medians.
 
-    Their processes live side by side, each with what it keeps in memory; with `apart`, each is made
-    anew in every round and ends before the next one starts.
+    Their processes live at the same time, and so do their models. With `apart`, each process is
+    started again in every round and ends before the next one starts, for models that do not fit
+    into memory together.
     """
     found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
     workers = [] if apart else [_Worker(v, prepare, threads) for v in variants]
@@ -112,9 +113,10 @@ def compare(
 
 
 class _Worker:
-    """The process of a variant, warmed up."""
+    """Process of a variant, warmed up."""
 
     def __init__(self, variant: Variant, prepare: Prepare, threads: int) -> None:
+        # spawn: a forked child would share this process's allocator and imported modules
         spawn = multiprocessing.get_context("spawn")
         before = dict(os.environ)
         os.environ.update(variant.environment)
@@ -127,14 +129,14 @@ class _Worker:
         os.environ.update(before)
         there.close()
         try:
-            self._pipe.recv()  # one after the other, so that none slows another's warm-up
+            self._pipe.recv()  # wait, so that preparations do not slow each other down
         except EOFError:
             raise SystemExit(
                 f"{variant.label}: could not be prepared; its error is above."
             ) from None
 
     def measure(self) -> tuple[float, float, float, float]:
-        """Wall and CPU seconds, peak memory, and the number."""
+        """Return wall and CPU seconds, peak memory in MB, and the number to compare."""
         self._pipe.send("measure")
         row: tuple[float, float, float, float] = self._pipe.recv()
         return row
@@ -159,7 +161,7 @@ def _median(label: str, rows: Sequence[tuple[float, float, float, float]]) -> Re
 
 
 def gemm_peaks(threads: int) -> dict[str, float]:
-    """Best float32 rates at the trunks' shapes, in GFLOP/s, by matrix kernel."""
+    """Return the best float32 rate of each matrix kernel at the trunks' shapes, in GFLOP/s."""
     from molfun.nn import kernels
 
     before = torch.get_num_threads()
@@ -184,7 +186,7 @@ def gemm_peaks(threads: int) -> dict[str, float]:
 
 
 def machine(threads: int) -> str:
-    """The machine in one line."""
+    """Describe the machine in one line."""
     model = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -198,7 +200,7 @@ def machine(threads: int) -> str:
 
 
 def show(title: str, results: Sequence[Result], *, value: str = "value") -> None:
-    """Print a table; ratios are to the first row."""
+    """Print a table; ratios are relative to the first row."""
     width = max(len(r.label) for r in results) + 2
     print(f"\n{title}")
     print(f"  {'':<{width}}{'s':>9}{'CPU s':>9}{'x':>7}{'spread':>8}{'MB':>8}  {value}")

@@ -1,11 +1,12 @@
-"""Peaks of a training step on OpenFold's blocks, and the model of memory fitted to them.
+"""Measure peak memory of training steps on OpenFold's blocks, and estimate the memory model.
 
     python benchmarks/memory_model.py            # two numbers of blocks, lengths and rows each
     python benchmarks/memory_model.py --quick
 
-Every case is a process of its own: forward and backward through Evoformer blocks with adapters,
-the peak of resident memory less what was held before. The coefficients printed at the end are those
-of `molfun.backbones.openfold.memory`, in units of the pair and the MSA representation.
+Every case runs forward and backward through Evoformer blocks with adapters, in a process of its
+own. Measured is the peak of resident memory minus that before the step. The coefficients printed at
+the end are those of `molfun.backbones.openfold.memory`, in units of the pair and the MSA
+representation, by least squares on relative errors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from molfun.backbones.openfold.memory import Level
 
 @dataclass(frozen=True)
 class Case:
-    """What is run."""
+    """Settings of one step."""
 
     kernels: str
     level: Level
@@ -36,7 +37,7 @@ class Case:
 
 
 def peak(case: Case, pipe: Any) -> None:
-    """Send the peak of one case in bytes."""
+    """Run one case and send its peak in bytes."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -71,8 +72,9 @@ def peak(case: Case, pipe: Any) -> None:
 
 
 def measure(case: Case) -> float:
-    """Run a case in a process of its own."""
+    """Run a case in a process of its own, and return its peak in bytes."""
     spawn = multiprocessing.get_context("spawn")
+    # VmHWM, the peak, cannot be reset within a process
     here, there = spawn.Pipe(duplex=False)
     process = spawn.Process(target=peak, args=(case, there), daemon=True)
     process.start()
@@ -83,7 +85,7 @@ def measure(case: Case) -> float:
 
 
 def units(case: Case) -> tuple[float, float, float]:
-    """Bytes of the pair and the MSA representation and of the weights of one pair attention."""
+    """Return the bytes of pair and MSA representation, and of the weights of one pair attention."""
     n = case.length
     return 4.0 * n * n * 128, 4.0 * case.rows * n * 256, 4.0 * 4 * n**3
 
@@ -126,6 +128,7 @@ def main() -> None:
                 rows.append([case.blocks * pair, case.blocks * msa, pair, msa])
                 peaks.append(found - (0 if kernels == "fast" else kept))
             matrix, wanted = np.array(rows), np.array(peaks)
+            # relative errors: a 1 % error at 60 GB must not outweigh all small cases
             weight = 1 / np.maximum(wanted, 1)
             found_costs = np.linalg.lstsq(matrix * weight[:, None], wanted * weight, rcond=None)[0]
             names = ("block_pair", "block_msa", "once_pair", "once_msa")

@@ -1,12 +1,12 @@
-"""OpenFold's own code against Molfun's fast kernels, on the same weights and proteins.
+"""Compare OpenFold's own code with Molfun's fast kernels, on equal weights and proteins.
 
     python benchmarks/openfold_kernels.py --lengths 64 128 --rows 1 32 --modes forward lora
     python benchmarks/openfold_kernels.py --quick
 
-The full model_1_ptm trunk with random weights; "stock" is openfold with the shims that let it run
-on a CPU, with the system's allocator and with the one that keeps freed buffers. Steps are forward,
-backward and nothing else, without a head: the loss is the sum of squares of ``single``. Steps of
-``partial`` with fast kernels start behind the frozen blocks, as from the second epoch on.
+The model is the full model_1_ptm trunk with random weights. "stock" is openfold with the shims that
+let it run on a CPU, with the system's allocator and with the one that keeps freed buffers. A step
+is forward and backward only, without a head: the loss is the sum of squares of ``single``. Steps of
+``partial`` with fast kernels start after the frozen blocks, as they do from the second epoch on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODES: tuple[Mode, ...] = ("forward", "block", "lora", "partial", "full")
 
 @dataclass(frozen=True)
 class Case:
-    """What is run."""
+    """Settings of one row."""
 
     mode: Mode
     length: int
@@ -39,7 +39,7 @@ class Case:
 
 
 def model_of(case: Case) -> Any:
-    """The trunk, ready for the mode."""
+    """Return the trunk, set up for the mode."""
     from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel, PartialFinetune
 
     logging.disable(logging.WARNING)
@@ -49,6 +49,7 @@ def model_of(case: Case) -> Any:
         device="cpu",
         kernels=case.kernels,
         backbone_config={
+            # openfold initialises output layers to zero, and gradients behind them would be zero
             "fill_zero_init": 0.005,
             "checkpointing": case.checkpointing,
             "max_msa_clusters": case.rows,
@@ -68,7 +69,7 @@ def model_of(case: Case) -> Any:
 
 
 def batch_of(model: Any, case: Case) -> Any:
-    """One protein with as many rows in its alignment."""
+    """Return a batch of one protein with `case.rows` rows in its alignment."""
     from molfun.protein import Protein
     from molfun.sample import Sample
 
@@ -87,7 +88,7 @@ def batch_of(model: Any, case: Case) -> Any:
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """Build the model and give what is measured."""
+    """Build the model, and return the measured functions; runs in the process of its row."""
     model = model_of(case)
     backbone = model.backbone
     if case.mode == "block":
@@ -137,7 +138,7 @@ def _block(backbone: Any, case: Case) -> tuple[harness.Measure, harness.Measure]
 
 
 def variants(mode: Mode, length: int, rows: int, *, checkpointing: bool) -> list[Variant]:
-    """Stock first."""
+    """Return the rows of a table, stock first."""
 
     def case(kernels: Any) -> Case:
         cached = mode == "partial" and kernels == "fast"

@@ -1,4 +1,4 @@
-"""Fine-tuning PET: Molfun against ``mtt train``, from the same checkpoint on the same data.
+"""Compare fine-tuning of PET by Molfun and by ``mtt train``, from one checkpoint on equal data.
 
     python benchmarks/pet_vs_metatrain.py --data ../shared/data/atomistic
     python benchmarks/pet_vs_metatrain.py --data ../shared/data/atomistic --quick
@@ -6,15 +6,15 @@
 
 A small PET is pre-trained on QM9 molecules and fine-tuned on ethanol (70 train, 10 validation, 20
 test), both labelled with energies and forces by ASE's EMT. That potential is crude, but it labels
-both sets alike and at once; the rows say nothing about real chemistry. Both programs get the same
-optimizer (Adam), course of the learning rate (warm-up, cosine to 0), clipping, loss, batches of the
-same size and number of epochs; both turn structures at random, and both give the weights of the
-best validation epoch. metatrain's LoRA trains adapters alone; Molfun's is given with and without
-the heads. Errors are those on the test set, the median of the seeds with the range; seconds are
-CPU time of an epoch with one thread, from the difference of a long and a short run.
+both sets consistently and at no cost; the numbers say nothing about real chemistry. Both programs
+get the same optimizer (Adam), learning-rate schedule (warm-up, cosine to 0), clipping, loss, batch
+size and number of epochs. Both rotate structures at random, and both return the weights of the
+best validation epoch. metatrain's LoRA trains adapters only; Molfun's is shown with and without the
+heads. Errors are on the test set, the median of the seeds with the range. Seconds are CPU time per
+epoch with one thread; for metatrain, from the difference of a long and a short run.
 
-``--transfer`` gives ethanol another energy instead: 1.1 times the first, and an energy more for
-each element. Both programs add a target that inherits the head of the first.
+With ``--transfer`` ethanol has another energy: 1.1 times the first, plus a constant per element.
+Both programs add an energy that inherits the head of the first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LAST = ["node_last_layers", "edge_last_layers"]
 
 
 def labelled(path: Path, n: int, *, rattle: float, seed: int) -> list[Any]:
-    """The first structures of H, C, N and O in a file, shaken, with energies and forces of EMT."""
+    """Return `n` structures of H, C, N and O from a file, displaced at random, with EMT labels."""
     from ase.calculators.emt import EMT
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import read
@@ -72,7 +72,7 @@ def labelled(path: Path, n: int, *, rattle: float, seed: int) -> list[Any]:
 
 
 def other_energy(atoms: Any) -> None:
-    """Labels of another level of theory, as it were: a tenth more, and other elements."""
+    """Replace the labels by those of a made-up second method: 10 % more, plus element constants."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     energy, forces = atoms.get_potential_energy(), atoms.get_forces()
@@ -84,7 +84,7 @@ def other_energy(atoms: Any) -> None:
 
 
 def strategy(name: str) -> Any:
-    """The strategies, with one learning rate for all that trains."""
+    """Return a strategy with one learning rate for all weights."""
     from molfun import FullFinetune, HeadOnlyFinetune, LoRAFinetune, PartialFinetune
 
     shared: dict[str, Any] = {
@@ -110,7 +110,7 @@ def molfun(
     target: str = "energy",
     inherit: bool = False,
 ) -> tuple[dict[str, float], float]:
-    """Test errors, and CPU seconds of an epoch."""
+    """Train with Molfun; return test errors and CPU seconds per epoch."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -150,7 +150,7 @@ def molfun(
 def options(
     name: str, weights: Path | None, folder: Path, *, epochs: int, seed: int, target: str = "energy"
 ) -> dict[str, Any]:
-    """What ``mtt train`` reads."""
+    """Return the options file of ``mtt train``."""
     training: dict[str, Any] = {
         "num_epochs": epochs, "batch_size": BATCH, "learning_rate": LR,
         "warmup_fraction": WARMUP, "grad_clip_norm": 1.0, "num_workers": 0, "log_interval": 1,
@@ -187,9 +187,9 @@ def options(
 def metatrain(
     name: str, weights: Path | None, folder: Path, *, epochs: int, seed: int, target: str = "energy"
 ) -> tuple[Path, float]:
-    """The checkpoint of ``mtt train``, and the CPU seconds of the whole process."""
+    """Run ``mtt train``; return its checkpoint and the CPU seconds of the whole process."""
     run = Path(tempfile.mkdtemp(dir=folder))
-    # JSON is YAML
+    # every JSON document is YAML
     (run / "options.yaml").write_text(
         json.dumps(options(name, weights, folder, epochs=epochs, seed=seed, target=target))
     )
@@ -210,14 +210,14 @@ def metatrain(
 
 
 def spread(values: list[float]) -> str:
-    """Median and range."""
+    """Return median and range as text."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{statistics.median(values):.2f} [{min(values):.2f}-{max(values):.2f}]"
 
 
 def pretrained(frames: list[Any], folder: Path, epochs: int) -> Path:
-    """A PET trained from nothing, as a checkpoint of metatrain's."""
+    """Train a PET from random weights, and write it as a checkpoint of metatrain."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -264,7 +264,7 @@ def main() -> None:
 
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
-    """All rows."""
+    """Measure and print all rows."""
     from ase.io import write
 
     qm9 = labelled(args.data / "qm9_reduced_100.xyz", 200, rattle=0.05, seed=0)
@@ -279,7 +279,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         write(folder / f"{file}.xyz", frames, format="extxyz")
     weights = pretrained(qm9, folder, args.pretraining)
     print(f"\nEthanol, {args.epochs} epochs, {args.seeds} seed(s)")
-    print(f"{'':<28}{'energy MAE meV/atom':>24}{'forces MAE meV/A':>24}{'CPU s an epoch':>18}")
+    print(f"{'':<28}{'energy MAE meV/atom':>24}{'forces MAE meV/A':>24}{'CPU s per epoch':>18}")
     rows = ("zero-shot", "heads", "lora", "lora, no heads", "partial", "full", SCRATCH)
     if args.transfer:
         rows = ("heads", "lora", "partial", "full")
@@ -315,7 +315,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def show(name: str, errors: list[dict[str, float]], seconds: list[float]) -> None:
-    """One row."""
+    """Print one row."""
     energies, forces = ([e[f"{k}_mae"] for e in errors] for k in ("energy", "forces"))
     print(
         f"{name:<28}{spread(energies):>24}{spread(forces):>24}{statistics.median(seconds):>18.2f}",

@@ -1,17 +1,17 @@
-"""What keeping the outputs of frozen blocks saves, by strategy and by where they are kept.
+"""Time saved by caching the outputs of frozen blocks, by strategy and place of the cache.
 
     python benchmarks/prefix_cache.py --backbones esm2
     python benchmarks/prefix_cache.py --quick
 
-Several epochs of ``fit`` without a cache, with entries in memory and with entries on disk (a new
-folder each time, and every entry is written and read), on the same weights and data. ESM-2 8M
-trains on proteins of log-normal lengths in batches of 8, the full OpenFold on single sequences of
-one length, one at a time. LoRA changes the first block, so there is nothing to keep; it is shown
-as the case that a cache cannot help. The wall and CPU seconds are those of the whole fit. Beneath
-are the seconds of an epoch after the first, how often the first block ran (on single samples where
-outputs are kept or the backbone is frozen, on batches elsewhere), and the files on disk. The value
-is the training loss of the last epoch. In full the rows of OpenFold take most of the time; lower it
-with --proteins and --rounds.
+``fit`` runs several epochs without a cache, with entries in memory and with entries on disk (a new
+folder each time, so every entry is written and read), on the same weights and data. ESM-2 8M trains
+on proteins of log-normal lengths in batches of 8, the full OpenFold on single sequences of one
+length, one per batch. LoRA changes the first block, so nothing can be cached; it is shown for
+comparison. Wall and CPU seconds are those of the whole fit. Printed below are the seconds per epoch
+after the first, the number of calls of the first block (on single samples if outputs are cached or
+the whole backbone is frozen, else on batches), and the files on disk. The value is the training
+loss of the last epoch. The rows of OpenFold take most of the time; shorten them with --proteins and
+--rounds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BATCH = {"esm2": 8, "openfold": 1}
 
 @dataclass(frozen=True)
 class Case:
-    """What one row runs."""
+    """Settings of one row."""
 
     backbone: Literal["esm2", "openfold"]
     config: str
@@ -59,7 +59,7 @@ class Case:
 
 
 def sequences(n: int, length: int | None) -> tuple[str, ...]:
-    """Random proteins, of one length or of log-normal ones."""
+    """Draw random proteins of one length, or of log-normal lengths."""
     rng = np.random.default_rng(0)
     lengths = [length] * n
     if length is None:
@@ -68,7 +68,7 @@ def sequences(n: int, length: int | None) -> tuple[str, ...]:
 
 
 def batches_of(case: Case) -> list[Any]:
-    """Samples with a label each."""
+    """Return batches of labelled samples."""
     from molfun.protein import Protein
     from molfun.sample import Sample, SampleBatch
 
@@ -85,7 +85,7 @@ def batches_of(case: Case) -> list[Any]:
 
 
 def strategy_of(case: Case) -> Any:
-    """The strategy; rates small enough that OpenFold with random weights stays finite."""
+    """Return the strategy, with rates so small that OpenFold with random weights stays finite."""
     from molfun import HeadOnlyFinetune, LoRAFinetune, PartialFinetune
 
     if case.strategy == "head_only":
@@ -97,7 +97,7 @@ def strategy_of(case: Case) -> Any:
 
 
 def model_of(case: Case) -> Any:
-    """The same random weights in every process."""
+    """Return a model with the same random weights in every process."""
     from molfun import MolfunStructureModel
 
     head = "affinity" if case.backbone == "openfold" else "linear"
@@ -108,7 +108,7 @@ def model_of(case: Case) -> Any:
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
-    """A model, and fits of copies of it, in a process of its own."""
+    """Return the measured functions of a case; runs in the process of its row."""
     from molfun.training import Callback
 
     logging.disable(logging.WARNING)
@@ -129,7 +129,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     def run(part: Sequence[Any], epochs: int) -> float:
         nonlocal passes
         model, clock, passes = copy.deepcopy(source), Clock(), 0
-        # how often the first block ran tells what a cache saved
+        # the number of calls of the first block shows the work that a cache saved
         model.backbone.blocks()[0].register_forward_pre_hook(count)
         with tempfile.TemporaryDirectory() as folder:
             history = model.fit(
@@ -155,7 +155,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 
 def table(backbone: Any, strategy: str, args: argparse.Namespace, about: str) -> None:
-    """Measure the three ways in turns, and print what each saves."""
+    """Measure the three caches in turns, and print the savings of each."""
     n, length = args.sequences, None
     config = "esm2_tiny" if args.quick else "esm2_t6_8M_UR50D"
     if backbone == "openfold":
@@ -174,7 +174,7 @@ def table(backbone: Any, strategy: str, args: argparse.Namespace, about: str) ->
         notes = [json.loads(case.notes.read_text()) for case in cases]
     harness.show(title, results, value="training loss")
     harness.record(args.history, "prefix_cache", title, results, about)
-    header = f"{'s a later epoch':>17}{'x':>8}{'passes':>9}{'entries on disk':>21}"
+    header = f"{'s/later epoch':>17}{'x':>8}{'passes':>9}{'entries on disk':>21}"
     print(f"\n  {'in the last round':<17}{header}")
     for result, note in zip(results, notes, strict=True):
         kept = f"{note['entries']}, {note['bytes'] / 1e6:.2f} MB" if note["entries"] else "-"

@@ -1,10 +1,10 @@
-"""All benchmarks one after the other.
+"""Run all benchmarks one after the other.
 
     python benchmarks/run.py --quick
     python benchmarks/run.py --only data_loading start_up
 
-A suite that fails gives one line, and the others go on; the exit code is 1 then. Suites that can
-leave a package out say so; esm2_vs_peers needs ``pip install transformers``.
+A suite that fails prints one line and the others go on; the exit code is then 1. Suites print
+which optional packages are missing; esm2_vs_peers needs ``pip install transformers``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Suite:
-    """Arguments of a script here, in full and for a quick look."""
+    """Arguments of a benchmark script, for the full and for the quick run."""
 
     full: tuple[str, ...] = ()
     quick: tuple[str, ...] = ("--quick",)
@@ -46,11 +46,11 @@ SUITES = {
                "--modes", "inference", "lora"),
     ),
 }  # fmt: skip
-"""By name, the short ones first."""
+"""Suites by name, the short ones first."""
 
 
 def run(name: str, *, quick: bool) -> bool:
-    """Run a suite with its tables on the terminal; say in one line if it fails."""
+    """Run a suite with its tables on the terminal, and return whether it succeeded."""
     suite = SUITES[name]
     command = [str(HERE / f"{name}.py"), *(suite.quick if quick else suite.full)]
     print(f"\n=== {name}", flush=True)
@@ -66,14 +66,14 @@ def run(name: str, *, quick: bool) -> bool:
 
 
 def reason(text: str, code: int) -> str:
-    """The last line of an error that says something."""
+    """Return the line of a traceback that names the error."""
     lines = [line for line in text.splitlines() if line.strip() and line.strip() != "EOFError"]
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
     return (named or lines or [f"exit code {code}"])[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for."""
+    """Run the chosen suites."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds")
     parser.add_argument("--only", nargs="+", metavar="SUITE", default=list(SUITES),

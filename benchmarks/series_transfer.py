@@ -1,13 +1,13 @@
-"""Does pre-training on time series pay? Objectives, few labels, and a plain baseline.
+"""Compare pre-training objectives on time series, with few labels and a plain baseline.
 
     python benchmarks/series_transfer.py --train Vowels_TRAIN.ts --test Vowels_TEST.ts
 
-Each objective pre-trains an encoder on all training series without their labels; then the whole
-model is fine-tuned on as many labels of each class and evaluated once on the test file, with the
-weights of the last step, so that nothing is selected on it. Random weights get the same encoder,
-labels and steps. The baseline is a ridge classifier (its penalty by leave-one-out) on mean,
-deviation, smallest, largest, first and last value and mean change of each feature. Prints the
-median accuracy over the seeds with its range, and appends each run to a CSV file.
+Each objective pre-trains an encoder on all training series without their labels. Then the whole
+model is fine-tuned on equally many labels per class and evaluated once on the test file, with the
+weights of the last step, so that nothing is selected on test data. Random weights get the same
+encoder, labels and steps. The baseline is a ridge classifier (its penalty chosen by leave-one-out)
+on mean, deviation, smallest, largest, first and last value and mean change of each feature. The
+script prints the median accuracy over the seeds with its range, and appends each run to a CSV file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BATCH = 16
 
 
 def pretrained(objective: str, train: Any, args: argparse.Namespace, seed: int) -> Path:
-    """Weights of an encoder that was trained on all series."""
+    """Return the weights of an encoder pre-trained on all series; train it if they are missing."""
     folder = args.output.parent / f"series_{objective}_{seed}"
     path: Path = folder / "weights.safetensors"
     if not path.exists():
@@ -61,14 +61,14 @@ def pretrained(objective: str, train: Any, args: argparse.Namespace, seed: int) 
 
 
 def encoder(train: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the encoder."""
+    """Return the settings of the encoder."""
     return {"name": args.encoder, "d_input": train.n_features, "d_model": args.width}
 
 
 def fine_tuned(
     weights: Path | None, rows: list[int], train: Any, args: argparse.Namespace, seed: int
 ) -> MolfunStructureModel:
-    """A model fine-tuned on some rows, whatever it starts from."""
+    """Return a model fine-tuned on some rows, from pre-trained or random weights."""
     model = MolfunStructureModel(
         "timeseries",
         config=encoder(train, args),
@@ -78,7 +78,7 @@ def fine_tuned(
         device="cpu",
         seed=seed,
     )
-    if weights is None:  # the scale of the values is no label: all series may tell it
+    if weights is None:  # fair to random weights: pre-training saw the scale of all series, too
         model.backbone.fit_inputs(train)
     loader = DataLoader(
         Subset(train, rows), batch_size=BATCH, shuffle=True, collate_fn=train.collate_fn
@@ -95,7 +95,7 @@ def fine_tuned(
 
 
 def summary(data: Any) -> np.ndarray:
-    """Statistics of each series: (series, 7 features)."""
+    """Return statistics of each series: (series, 7 * features)."""
     rows = []
     for sample in data:
         x = np.where(sample.features["mask"], sample.features["timeseries"], np.nan)
@@ -105,7 +105,7 @@ def summary(data: Any) -> np.ndarray:
 
 
 def ridge(rows: list[int], train: Any, test: Any) -> float:
-    """Accuracy of the baseline."""
+    """Return the accuracy of the baseline."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -117,7 +117,7 @@ def ridge(rows: list[int], train: Any, test: Any) -> float:
 
 
 def draw(train: Any, n: int, seed: int) -> list[int]:
-    """`n` rows, as many of each class as can be."""
+    """Draw `n` rows, with equally many of each class as far as possible."""
     rng = np.random.default_rng(seed)
     labels = np.array(train.targets)
     classes = sorted(set(train.targets))

@@ -1,14 +1,14 @@
-"""Seconds until something can be used, in fresh processes: imports, help texts, models.
+"""Time imports, help texts and the building of models, in fresh processes.
 
     python benchmarks/start_up.py
     python benchmarks/start_up.py --quick
 
-Here the process is the thing measured: each round starts one for every row, in turns, after a
-round that is not counted (it brings the files into the page cache and compiles modules). Wall and
-CPU seconds are the whole process's, the interpreter's own start too; memory is its peak. The value
-is what the process prints last: the parameters of the blocks that were built, which agree between
-the packages, or 0. Weights are random: reading a checkpoint is no part of this. openfold neither
-imports nor runs on a CPU without Molfun's shims, so its rows have them.
+A whole process is measured, including the start of the interpreter. Each round starts one process
+per row, after a first round that is not counted (it brings the files into the page cache and
+compiles modules). Memory is the peak of the process. The value is the last number it prints: the
+parameters of the blocks it built, which agree between the packages, or 0. Weights are random, so no
+checkpoint is read. openfold neither imports nor runs on a CPU without Molfun's shims, so its rows
+include them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Row:
     label
         Name in the table.
     code
-        What the process runs.
+        Code that the process runs.
     command
-        Arguments of ``molfun``, where it is a command.
+        Arguments of ``molfun``, if the row is a command.
     needs
         Package without which the row is left out.
     """
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def arguments(self) -> list[str]:
-        """What the interpreter gets."""
+        """Arguments of the interpreter."""
         return ["-m", "molfun.cli", *self.command] if self.command else ["-c", self.code]
 
 
@@ -79,7 +79,7 @@ model = EsmModel(config, add_pooling_layer=False)
 
 
 def molfun(arguments: str, part: str) -> str:
-    """Code that builds a model on the CPU."""
+    """Return code that builds a model on the CPU."""
     return (
         "import logging; logging.disable(logging.WARNING)\n"
         "from molfun import MolfunStructureModel\n"
@@ -113,7 +113,7 @@ TABLES = {
             molfun("'openfold', kernels='stock'", "evoformer.blocks."), (), "openfold"),
     ),
 }  # fmt: skip
-"""Rows by title; ratios are to the first."""
+"""Rows of each table; ratios are relative to the first."""
 
 
 LAUNCHER = """
@@ -128,11 +128,14 @@ cpu = used.ru_utime + used.ru_stime
 print(json.dumps({"wall": wall, "cpu": cpu, "mb": used.ru_maxrss / 1024, "code": code,
                   "text": text}))
 """
-"""A small process between: Linux counts what the parent holds in the peak of its child."""
+"""Small process between this one and the measured one.
+
+Linux starts the peak memory of a child at the size of its parent, and this one has torch loaded.
+"""
 
 
 def measure(row: Row, threads: int) -> tuple[float, float, float, float]:
-    """Wall and CPU seconds, MB and value of one process."""
+    """Run one process; return wall and CPU seconds, peak memory in MB and the value."""
     launched = subprocess.run(
         [sys.executable, "-S", "-c", LAUNCHER, sys.executable, *row.arguments],
         stdout=subprocess.PIPE,

@@ -1,8 +1,8 @@
-"""Cost of one training step of every strategy on the full AlphaFold trunk.
+"""Measure a training step of every strategy on the full AlphaFold trunk.
 
-Each strategy runs in a process of its own on synthetic proteins of one length. Prints CPU seconds
-and wall seconds per step (median, the first step left out), the peak of resident memory over the
-base of the process with the model built, and the arithmetic rate against the machine's own.
+Each strategy runs in a process of its own on synthetic proteins of one length. The table shows CPU
+and wall seconds per step (median, without the first step) and the peak of resident memory over that
+with the model built; the best matrix-product rate of the machine is printed above.
 
     python benchmarks/strategy_cost.py --length 64 --steps 4
 
@@ -54,7 +54,7 @@ def measure(name: str, length: int, steps: int) -> dict[str, float]:
 
 
 def gemm_rate() -> float:
-    """Best float32 rate of torch's matrix product on this machine, in GFLOP/s."""
+    """Return the best float32 rate of torch's matrix product on this machine, in GFLOP/s."""
     import torch
 
     a = torch.randn(2048, 2048)

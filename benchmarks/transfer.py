@@ -1,13 +1,13 @@
-"""Does pre-training pay? Strategies on few labels, from a checkpoint and from random weights.
+"""Compare strategies on few labels, from pre-trained and from random weights.
 
     molfun pretrain --preset esm2_t4_d128_h8 --sequences proteins.fasta.gz --output runs/pretrain
     python benchmarks/transfer.py --preset esm2_t4_d128_h8 --data three_vs_rest_train_valid.csv \
         --target-column fitness --weights runs/pretrain/weights.safetensors
 
-Every run draws `n` labelled training rows by its seed, trains with the same budget whatever it
-starts from, and predicts the whole validation split once, with the weights of the last step, so
-that nothing is selected on it. Prints the median Spearman correlation over the seeds with its
-range, and writes each run as a row of a CSV file; rows that are there are not run again.
+Every run draws `n` labelled training rows by its seed, trains with the same budget from either
+start, and predicts the whole validation split once, with the weights of the last step, so that
+nothing is selected on it. The script prints the median Spearman correlation over the seeds with its
+range, and writes each run as a row of a CSV file; runs that are in the file are not repeated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from molfun import (
 
 BATCH = 16
 EPOCHS = {84: 40, 336: 20, 2691: 6}
-"""Passes over the training rows by their number; others get the steps of the next smaller."""
+"""Epochs by the number of training rows; other numbers get the steps of the next smaller one."""
 SHARED: dict[str, Any] = {"warmup_ratio": 0.1, "lr_head": 2e-3}
 STRATEGIES = {
     "frozen": HeadOnlyFinetune(lr=2e-3, warmup_ratio=0.1),
@@ -50,7 +50,7 @@ Run = tuple[str, str, int, int]
 
 
 def runs(args: argparse.Namespace) -> Iterator[Run]:
-    """Start, strategy, number of rows and seed of every run, the cheap ones first."""
+    """Yield start, strategy, number of rows and seed of every run, the cheap ones first."""
     for n in args.sizes:
         for seed in range(args.seeds):
             for strategy in args.strategies:
@@ -59,7 +59,7 @@ def runs(args: argparse.Namespace) -> Iterator[Run]:
 
 
 def measure(run: Run, train: Any, val: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Fine-tune and evaluate once."""
+    """Fine-tune and evaluate once; return the row for the CSV file."""
     start, strategy, n, seed = run
     rows = np.random.default_rng(seed).permutation(len(train))[:n].tolist()
     known = max((size for size in EPOCHS if size <= n), default=min(EPOCHS))
@@ -97,7 +97,7 @@ def measure(run: Run, train: Any, val: Any, args: argparse.Namespace) -> dict[st
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Rows that are there already."""
+    """Return the rows that the file holds already."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -123,7 +123,7 @@ def show(rows: list[dict[str, str]], args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run what is not in the file yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", required=True)
     parser.add_argument("--weights", required=True)

@@ -1,7 +1,8 @@
-"""What a file is, by its first bytes: so that a reader says so, instead of reading nonsense.
+"""Recognise files of the wrong format by their first bytes.
 
-Programs write workbooks, archives and web pages under any name, and downloads fail into HTML.
-`foreign` names such a file and what to do with it; readers of text call it before they parse.
+Programs write workbooks, archives and web pages under any name, and a failed download is often an
+HTML page. `foreign` names such a file and says what to do with it; readers of text files call it
+before they parse.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ _SIGNATURES = (
     (b"version https://git-lfs.github.com/", "a Git LFS pointer, not the file itself",
      "Fetch the file: git lfs pull."),
 )  # fmt: skip
-"""First bytes, what such a file is, and what to do with it."""
+"""First bytes of a format, its name, and advice.
+
+Gzip comes here only if the reader has unpacked one layer already or does not read gzip.
+"""
 
 _ZIPPED = (
     ("opendocument.spreadsheet", "an OpenDocument spreadsheet (.ods)", _SPREADSHEET),
@@ -66,21 +70,21 @@ _ZIPPED = (
     (".npy", "a numpy archive (.npz)", _ANOTHER),
     ("/data.pkl", "a file of torch.save", _ANOTHER),
 )
-"""Names inside a zip archive, what it then is, and what to do with it."""
+"""Names inside a zip archive, the format they show, and advice; the first match counts."""
 
 _HTML = re.compile(r"<(!doctype html|html|head|body|table|div|meta)\b", re.IGNORECASE)
 _JSON = re.compile(r"[\[{]\s*(?:[\"{\[\]}]|\d[\d.]*\s*[,\]]|$)")
 
 
 def foreign(raw: bytes, wanted: str) -> str | None:
-    r"""Return what a file is and what to do, where it is no plain text; None where it may be.
+    r"""Return the format of a file that is not plain text, with advice; None if it may be text.
 
     Parameters
     ----------
     raw
-        Its content; the beginning suffices but for the names inside a zip archive.
+        Content of the file. The beginning suffices, except for names inside a zip archive.
     wanted
-        What the reader takes, for the advice.
+        Format that the reader accepts, for the advice.
 
     Examples
     --------
@@ -94,7 +98,7 @@ def foreign(raw: bytes, wanted: str) -> str | None:
 
 
 def foreign_text(text: str, wanted: str) -> str | None:
-    """Name a text that is a page, JSON or XML, and say what to do; None for any other text.
+    """Return the format of a text that is HTML, JSON or XML, with advice; None for other texts.
 
     Examples
     --------
@@ -118,31 +122,32 @@ def foreign_text(text: str, wanted: str) -> str | None:
 
 
 def refuse_foreign(path: Path, raw: bytes, wanted: str, error: type[DataError]) -> None:
-    """Raise `error` for content that `foreign` knows."""
+    """Raise `error` for content that `foreign` recognises."""
     found = foreign(raw, wanted)
     if found is not None:
         raise error(f"{path} {found}")
 
 
 def decoded(raw: bytes) -> tuple[str, str]:
-    """Text of a file, and its encoding: UTF-8, UTF-16 or UTF-32 by their marks, else Latin-1.
+    """Return the text of a file, and its encoding: UTF-8, UTF-16 or UTF-32, else Latin-1.
 
     Raises
     ------
     UnicodeDecodeError
-        If a file with the mark of UTF-16 or UTF-32 is damaged.
+        If a file with the byte order mark of UTF-16 or UTF-32 is damaged.
 
     Examples
     --------
     >>> decoded("é".encode("utf-16"))
     ('é', 'utf-16')
     """
+    # UTF-32 first: its little-endian mark begins with that of UTF-16
     if raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
         encoding = "utf-32"
     elif raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif raw[:4].count(0) == 2 and raw[0] != raw[1]:
-        # UTF-16 without its mark: every other byte of an ASCII header is zero
+        # UTF-16 without a mark: every second byte of an ASCII header is zero
         encoding = "utf-16-be" if raw[0] == 0 else "utf-16-le"
     else:
         encoding = "utf-8-sig"
@@ -151,11 +156,11 @@ def decoded(raw: bytes) -> tuple[str, str]:
     except UnicodeDecodeError:
         if encoding != "utf-8-sig":
             raise
-    return raw.decode("latin-1"), "latin-1"
+    return raw.decode("latin-1"), "latin-1"  # never fails: every byte is a character
 
 
 def line_of(text: str, position: int) -> int:
-    r"""Line of a position in a text, counted from 1, whatever ends the lines.
+    r"""Return the line number (from 1) of a position in a text with any kind of line ends.
 
     Examples
     --------
@@ -177,7 +182,7 @@ def _signed(raw: bytes) -> tuple[str, str]:
 
 def _zipped(raw: bytes) -> tuple[str, str]:
     names = _names_in_zip(raw)
-    # the type of an OpenDocument file stands unpacked behind the first name, "mimetype"
+    # an OpenDocument file stores its type uncompressed after the first name, "mimetype"
     signs = [*names, raw[30:100].decode("latin-1")]
     for part, what, advice in _ZIPPED:
         if any(part in sign for sign in signs):

@@ -1,4 +1,4 @@
-"""Files that survive a crash and cannot bite: atomic writes and checked reads.
+"""Atomic writes that survive a crash, and reads that cannot execute code.
 
 No function here executes what it reads: torch files go through ``weights_only=True`` and are
 measured before they are inflated.
@@ -35,7 +35,7 @@ MAX_INFLATION = 20
 without compression, so an honest file has a ratio of 1."""
 
 _FOREIGN = re.compile(r"GLOBAL|call reduce|unsupported class|Can only (?:build|create|set)")
-"""Words of torch's restricted unpickler about anything that is not on its list."""
+"""Parts of the error texts of torch's restricted unpickler for objects not on its list."""
 
 
 _ADVICE = {
@@ -48,12 +48,12 @@ _ADVICE = {
     "system's log, or choose another folder.",
     errno.ESTALE: "The network drive has lost the file. Mount it again, or choose another folder.",
 }
-"""Advice for each error of the system on writing; for all others, another folder."""
+"""Advice for system errors on writing; for all others, another folder."""
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors on writing `path` into one clear line."""
+    """Turn system errors while writing `path` into a `RunError` of one line."""
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def _no_room(path: Path, code: int | None) -> str | None:
-    """Say what ran out, and how to get more of it; None where the error is another one."""
+    """Return which kind of space ran out and how to get more; None for other errors."""
     if code == errno.ENOSPC:
         free = shutil.disk_usage(_existing(path)).free // 2**20
         return f"Disk full while writing {path} ({free} MB free). Free some space"
@@ -94,7 +94,7 @@ def _no_room(path: Path, code: int | None) -> str | None:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above `path` that is there."""
+    """Return the nearest existing folder above `path`."""
     path = path.absolute()
     while not os.path.exists(path):  # noqa: PTH110  # no errors on names that cannot be
         path = path.parent
@@ -103,24 +103,25 @@ def _existing(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path next to `path`; on success it is synced and renamed over `path`.
+    """Yield a temporary path next to `path`; on success it is synced and renamed over `path`.
 
-    A process killed at any moment leaves the old file or the new one, never a part; what it left
-    of its temporary file is removed by the next one that writes `path`.
+    A process killed at any moment leaves the old file or the new one, never a part. The next writer
+    of `path` removes its temporary file.
     """
     path = Path(path)
     with disk_errors(path):
         with contextlib.suppress(FileNotFoundError):
-            path.lstat()  # a name that cannot be fails now, not after the work
+            path.lstat()  # an impossible name fails now, not after hours of work
         path.parent.mkdir(parents=True, exist_ok=True)
         _temporary.sweep(path.parent, path.name)
         temporary = _temporary.new_file(path)
         try:
             yield temporary
+            # content before the rename, else a power cut can leave an empty file under the name
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner can read
             temporary.replace(path)
-            _sync(path.parent)
+            _sync(path.parent)  # the rename itself is durable only with the folder
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -138,10 +139,10 @@ def write_json(path: str | Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Give an empty temporary folder next to `path`; on success it takes the place of `path`.
+    """Yield an empty temporary folder next to `path`; on success it replaces `path`.
 
-    On Linux the two are exchanged in one system call, so there is a complete folder at `path`
-    at every moment. Folders that earlier, killed processes left behind are swept.
+    On Linux the two folders are exchanged in one system call, so there is a complete folder at
+    `path` at every moment. Leftovers of killed processes are removed.
     """
     path = Path(path)
     with disk_errors(path):
@@ -165,7 +166,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
 
@@ -179,7 +180,9 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders atomically (Linux), else by two renames."""
+    """Swap two folders: atomically where Linux can, else by renames."""
+    # RENAME_EXCHANGE of renameat2(2), for which Python has no function; AT_FDCWD makes relative
+    # paths relative to the working directory
     rename_exchange, at_fdcwd = 2, -100
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
@@ -199,23 +202,23 @@ def _aside(path: Path) -> Path:
 
 
 def _recover(path: Path) -> None:
-    """Put a folder back that a process killed between two renames had moved aside."""
+    """Restore a folder that a process moved aside before it was killed between two renames."""
     if _aside(path).exists() and not path.exists():
         _aside(path).rename(path)
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Return True for two paths of one file, whatever the links; it need not be there yet."""
+    """Return whether two paths, after links, lead to one file, which need not exist yet."""
     try:
         if one.exists() and other.exists():
             return one.samefile(other)
         return _real(one) == _real(other)
-    except OSError:  # such as a name that is too long; reading or writing it says so
+    except OSError:  # such as a name that is too long; whoever opens it reports that
         return False
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Return True for a path in a folder, or of the folder itself, links followed."""
+    """Return whether a path, after links, is inside a folder or the folder itself."""
     return _real(path).is_relative_to(_real(folder))
 
 
@@ -224,7 +227,7 @@ def _real(path: Path) -> Path:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -237,14 +240,14 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
     path
         The file.
     allow
-        Further classes it may hold; only those that cannot run anything when they are made.
+        Further classes it may hold; they must not run code when they are created.
     advice
-        What to do if it is damaged.
+        Advice in the error for a damaged file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or its checksum, where it carries one, does not fit.
+        If the file is missing or damaged, or does not match the checksum it carries.
     UnsafeFileError
         If it holds anything but tensors and plain values, or inflates beyond `MAX_INFLATION`.
     """
@@ -255,7 +258,7 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
         _seals.check_torch(path, advice)
         _refuse_bombs(path)
         with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's words on pickles; ours follow
+            warnings.simplefilter("ignore")  # torch warns of pickles; our errors are clearer
             return torch.load(path, map_location="cpu", weights_only=True)
     except MolfunError:
         raise
@@ -272,9 +275,9 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
 
 
 def format_of(content: Any) -> int | str:
-    """Number of the format that a file of `save_torch` names, or the type of what is there instead.
+    """Return the format number in a file of `save_torch`, or the type name of another value there.
 
-    A tensor in its place could neither be compared nor shown.
+    A damaged file may hold a tensor in its place, which can be neither compared nor printed.
     """
     if not isinstance(content, dict):
         return type(content).__name__
@@ -287,6 +290,7 @@ def _refuse_bombs(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
+    # 20 MB are harmless, whatever the ratio
     if unpacked > MAX_INFLATION * max(path.stat().st_size, 2**20):
         raise UnsafeFileError(
             f"Refused {path}: {path.stat().st_size:,} bytes on disk unpack to {unpacked:,}. "
@@ -302,12 +306,13 @@ def _file(path: str | Path) -> Path:
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Tell safetensors by the content of the file, or by its name where that says nothing.
+    """Return whether a file is safetensors: by its content, or by its suffix if that is unclear.
 
-    Files behind links (the blobs of Hugging Face, DVC and git-annex) have names without a suffix.
+    Files behind links (the blobs of Hugging Face, DVC and git-annex) have no suffix.
     """
     path = Path(path)
     with contextlib.suppress(OSError), path.open("rb") as file:
+        # eight bytes hold the length of the header, which is a JSON object
         start = file.read(9)
         if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
             return True
@@ -326,16 +331,16 @@ def load_safetensors(
     path
         The file.
     key
-        What it was written for, see `save_safetensors`.
+        Key it was written with, see `save_safetensors`.
     sealed
-        Whether a file without a checksum is refused.
+        Whether to refuse a file without a checksum.
     advice
-        What to do if it is damaged.
+        Advice in the error for a damaged file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing or damaged, or its checksum, where it carries one, does not fit.
+        If the file is missing or damaged, or does not match the checksum it carries.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -356,7 +361,7 @@ def load_safetensors(
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Texts that a safetensors file carries apart from its tensors.
+    """Return the metadata of a safetensors file.
 
     Raises
     ------
@@ -374,12 +379,12 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def checksum_of(path: str | Path) -> str | None:
-    """Checksum that a safetensors file carries; None without one. `load_safetensors` verifies."""
+    """Return the checksum in a safetensors file, which is not verified here; None without one."""
     return read_metadata(path).get(_seals.KEY)
 
 
 def is_sealed(path: str | Path) -> bool:
-    """Return True for a torch file with a checksum, which `load_torch` verifies."""
+    """Return whether a torch file carries a checksum, which `load_torch` verifies."""
     return _seals.has_mark(_file(path))
 
 
@@ -390,10 +395,10 @@ def save_safetensors(
     *,
     key: str = "",
 ) -> str:
-    """Write tensors as safetensors, atomically and with a checksum, which is given back.
+    """Write tensors as safetensors, atomically and with a checksum, and return the checksum.
 
-    Equal content gives equal bytes. A file written with a `key` is damaged to whoever reads it with
-    another: an entry of a cache under the name of another entry.
+    Equal content gives equal bytes. The checksum covers `key`, so a file read with another key
+    counts as damaged: a cache entry that was renamed to another entry is noticed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -412,7 +417,7 @@ def save_safetensors(
 
 
 def _system_error(error: Exception, path: Path) -> OSError | None:
-    """The system's error behind one of safetensors, whose text has its number in brackets."""
+    """Return the system error behind one of safetensors, whose text holds only its number."""
     match = re.search(r"os error (\d+)", str(error))
     if match is None:
         return None
@@ -422,22 +427,22 @@ def _system_error(error: Exception, path: Path) -> OSError | None:
 def save_torch(path: str | Path, content: Any) -> None:
     """Write `content` with ``torch.save``, atomically and with a checksum.
 
-    Equal content gives equal bytes, wherever its parts came from.
+    Equal content gives equal bytes, whichever objects it is made of.
     """
     import torch
 
     with atomic_path(path) as temporary:
-        # to a file object: given a path, torch puts its name into the archive
+        # a file object: given a path, torch writes the temporary name into the archive
         with temporary.open("wb") as file:
             torch.save(_plain(content), file)
         _seals.seal_torch(temporary)
 
 
 def _plain(content: Any) -> Any:
-    """A copy in which nothing but equal texts is shared.
+    """Return a copy in which no objects are shared except equal texts.
 
-    Pickle writes an object that occurs twice as one, so bytes depend on which objects are the same;
-    and a part of a tensor would take the whole along.
+    Pickle writes an object that occurs twice only once, so bytes would depend on which objects are
+    identical. A view of a tensor would be written with its whole storage.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Import on first use, so that ``import molfun`` and ``molfun --help`` stay instant."""
+"""Import names on first use, so that ``import molfun`` and ``molfun --help`` stay instant."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DECLARATION = re.compile(r"^from (\S+) import (?:\(\s+)?(\w+) as \2\b", re.MULT
 def attach(
     package: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Make ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its stub file.
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package, made from its stub file.
 
-    The stub next to ``__init__.py`` holds one line per public name, so that editors and type
-    checkers read the same list that Python follows when a name is first used::
+    The stub next to ``__init__.py`` has one line per public name. Editors, type checkers and this
+    function all read it, so that they cannot disagree::
 
         from molfun.data.affinity import AffinityDataset as AffinityDataset
 
@@ -51,7 +51,7 @@ def attach(
 
 
 def require(module: str, install: str) -> ModuleType:
-    """Import an optional dependency or say how to get it.
+    """Import an optional dependency, or raise an error that says how to install it.
 
     Raises
     ------

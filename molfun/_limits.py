@@ -1,6 +1,6 @@
-"""Caps that readers check before they take memory, each with a name by which a user raises it.
+"""Limits that readers check before they allocate memory, and that a user can raise by name.
 
-A reader declares its cap beside its code and checks it as soon as the size is known::
+A reader declares its limit next to its code and checks it as soon as the size is known::
 
     MAX_BYTES = Limit("STRUCTURE_BYTES", 2**29)
     MAX_BYTES.check(path.stat().st_size, path)
@@ -22,21 +22,21 @@ from molfun.errors import ConfigError, DataError, UnsafeFileError
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = re.compile(r"(\d[\d_]{0,18})\s*([KMGT]?)I?B?", re.ASCII)
 _RATIO_FROM = 2**24
-"""Unpacked sizes below this are harmless at any ratio."""
+"""Bytes that a file may always unpack to, whatever its ratio."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One cap of one reader.
+    """A limit of a reader.
 
     Parameters
     ----------
     name
-        What is capped, in capitals; the environment variable is ``MOLFUN_MAX_<name>``.
+        Name in capitals; the environment variable is ``MOLFUN_MAX_<name>``.
     default
-        The cap where the variable is not set. Large enough for every honest file.
+        Limit if the variable is not set, large enough for every honest file.
     unit
-        What is counted, in the plural, as the error says it.
+        Unit in the plural, for the error.
 
     Examples
     --------
@@ -56,17 +56,17 @@ class Limit:
 
     @property
     def variable(self) -> str:
-        """Environment variable that raises the cap."""
+        """Environment variable that sets the limit."""
         return f"MOLFUN_MAX_{self.name}"
 
     @property
     def value(self) -> int:
-        """The cap in force, read again at each use.
+        """The current limit; the variable is read at each use, so that notebooks can set it.
 
         Raises
         ------
         ConfigError
-            If the variable holds no whole number; ``500M`` and ``2G`` (times 1024) are numbers.
+            If the variable holds no whole number; K, M, G and T multiply by powers of 1024.
         """
         text = os.environ.get(self.variable, "").strip()
         if not text:
@@ -80,14 +80,14 @@ class Limit:
         return int(match[1].replace("_", "")) * _UNITS[match[2]]
 
     def check(self, found: int, where: str | Path, *, advice: str = "") -> None:
-        """Raise UnsafeFileError if `found` is above the cap; `advice` is one more way out."""
+        """Raise UnsafeFileError if `found` is above the limit; `advice` names another way out."""
         if found > self.value:
             raise self.error(where, found, advice=advice)
 
     def error(
         self, where: str | Path, found: int | None = None, *, advice: str = ""
     ) -> UnsafeFileError:
-        """Error for a file above the cap; leave `found` out where reading stopped at the cap."""
+        """Return the error for a file above the limit; `found` is None if reading stopped there."""
         cap = self.value
         what = (
             f"it holds more than the {cap:,} {self.unit} allowed"
@@ -109,25 +109,25 @@ def read_bytes(
     error: type[DataError] = DataError,
     advice: str = "",
 ) -> bytes:
-    """Content of a file, unpacked if it is gzip (by its first bytes or its name), up to `limit`.
+    """Return the content of a file, unpacked if it is gzip by its first bytes or its name.
 
     Parameters
     ----------
     path
         A file that exists.
     limit
-        Cap on the bytes, unpacked.
+        Limit on the unpacked bytes.
     ratio
-        Cap on unpacked by packed bytes, for kinds of file that never pack well.
+        Limit on unpacked per packed bytes, for formats that never compress well.
     error
-        Kind of error for a damaged file.
+        Class of the error for a damaged file.
     advice
-        Another way out of the cap than to raise it, for the error.
+        Another way out than to raise the limit, for the error.
 
     Raises
     ------
     UnsafeFileError
-        If the file is larger than a cap; no more than the cap was read.
+        If the file exceeds a limit; no more than the limit was read.
     DataError
         If the file cannot be read or is damaged gzip, as `error`.
     """
@@ -138,7 +138,7 @@ def read_bytes(
         if not packed:
             limit.check(size, path, advice=advice)
             with path.open("rb") as plain:
-                # the size on disk may be that of a link or of a file that still grows
+                # stat said less: the file may grow meanwhile, or be a device or pipe of size 0
                 raw = plain.read(limit.value + 1)
         else:
             raw = _inflate(path, size, limit, ratio)
@@ -156,7 +156,7 @@ def read_bytes(
 
 
 def _inflate(path: Path, packed: int, limit: Limit, ratio: Limit | None) -> bytes:
-    """Bytes of a gzip file, one more than `limit` at most."""
+    """Return the content of a gzip file, at most one byte more than `limit`."""
     most = limit.value if ratio is None else max(_RATIO_FROM, ratio.value * packed)
     with gzip.open(path) as file:
         raw = file.read(min(limit.value, most) + 1)

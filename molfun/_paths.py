@@ -1,4 +1,4 @@
-"""Paths as users give them."""
+"""Check paths that users give."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _ADVICE = {
     errno.ELOOP: "A symbolic link leads back to itself: remove it, or choose another path.",
     errno.EACCES: "Choose a path in a folder that you may enter.",
 }
-"""What to do about a path that the system refuses; any other error is left to who opens it."""
+"""Advice for paths that the system refuses; other errors are left to whoever opens the path."""
 
 _SHOWN = 120
-"""Characters of a path that a message repeats."""
+"""Number of characters of a path shown in a message."""
 
 
 def as_path(given: object) -> Path:
-    """A path as it was given, with ``~`` expanded, if there can be a file or folder of that name.
+    """Return a user's path with ``~`` expanded, if a file or folder of that name is possible.
 
-    Whether there is one, and of which kind, is for the caller to find out: after this neither
-    ``is_file`` nor ``exists`` fails.
+    It need not exist. The caller can then use ``is_file`` and ``exists``, which would raise for an
+    impossible name.
 
     Raises
     ------
     ConfigError
-        If it is empty, no text or path, or one that the system cannot have: of an unknown user,
-        with a NUL, too long, through a loop of links or a folder that may not be entered.
+        If it is empty, not a text or path, or impossible: with an unknown user or a NUL character,
+        too long, or through a loop of links or a folder without permission to enter.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def as_path(given: object) -> Path:
     try:
         path = Path(text).expanduser()
         path.stat()
-    except RuntimeError as error:  # of expanduser
+    except RuntimeError as error:  # raised by expanduser
         raise ConfigError(
             f"Cannot use the path {shown}: there is no user or home folder of that name. Write "
             f"the whole path, or ./ before a name that begins with ~."

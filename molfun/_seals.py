@@ -1,9 +1,9 @@
-"""Checksums inside of the files that Molfun writes.
+"""Checksums inside the files that Molfun writes.
 
-A file of ``torch.save`` is a zip archive and carries the sha256 of all its bytes as the archive's
-comment; a safetensors file carries one over tensors and texts in its header. Both stay readable for
-everybody else, there is no second file that could be lost or written halfway, and a file without a
-checksum, such as published weights, is read as ever.
+A file of ``torch.save`` is a zip archive; the archive's comment holds the sha256 of all its bytes.
+A safetensors file has a checksum over tensors and metadata in its header. Other programs read both
+kinds of file as before, and no second file can get lost or be half written. A file without a
+checksum, such as published weights, is read without one.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ KEY = "molfun_sha256"
 """Name of the checksum in the header of a safetensors file."""
 _MARK = b"molfun sha256 "
 _SIZE = len(_MARK) + 64
+# signature and size of a zip archive's last record, which ends with the comment and its length
 _END_OF_ARCHIVE, _END_SIZE = b"PK\x05\x06", 22
 
 
 ADVICE = "Copy it again from its source."
-"""What to do about a damaged file where the caller knows nothing better."""
+"""Default advice for a damaged file."""
 
 
 def damaged(path: str | Path, advice: str = ADVICE) -> CheckpointError:
-    """Error for a file whose content is not what its checksum says."""
+    """Return the error for a file that does not match its checksum."""
     return CheckpointError(
         f"{path} is damaged (checksum): its content is not what was written. {advice}"
     )
 
 
 def seal_torch(path: Path) -> None:
-    """Put a checksum into a file that ``torch.save`` has just written."""
+    """Append a checksum, as the archive's comment, to a new file of ``torch.save``."""
     with path.open("r+b") as file:
         file.seek(-_END_SIZE, os.SEEK_END)
         assert file.read(4) == _END_OF_ARCHIVE, "torch.save writes archives without a comment"
+        # the length of the comment first, since the digest covers it
         file.seek(-2, os.SEEK_END)
         file.write(struct.pack("<H", _SIZE))
         file.seek(0)
@@ -58,13 +60,14 @@ def has_mark(path: Path) -> bool:
 
 
 def check_torch(path: Path, advice: str = ADVICE) -> None:
-    """Compare a torch file with its checksum, where it carries one.
+    """Compare a torch file with the checksum it carries, if any.
 
     Raises
     ------
     CheckpointError
         If they differ.
     """
+    # `in` and not startswith: a file with bytes after its seal is damaged, not unsealed
     seal = _read_seal(path)
     if _MARK not in seal:
         return
@@ -86,7 +89,7 @@ def _read_seal(path: Path) -> bytes:
 def digest_of(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], key: str = ""
 ) -> str:
-    """Sha256 over names, types, shapes and bytes of tensors, over texts, and over `key`."""
+    """Return the sha256 over names, types, shapes and bytes of tensors, the metadata and `key`."""
     import torch
 
     texts = {name: text for name, text in metadata.items() if name != KEY}
@@ -99,9 +102,9 @@ def digest_of(
 
 
 def order_header(path: Path) -> None:
-    """Put the texts in the header of a safetensors file in order, so that equal files are equal.
+    """Sort the metadata in the header of a safetensors file, so that equal content is equal bytes.
 
-    The library writes them in an order that differs from process to process.
+    The library writes them in the order of a hash map, which differs from process to process.
     """
     with path.open("r+b") as file:
         (size,) = struct.unpack("<Q", file.read(8))
@@ -109,6 +112,6 @@ def order_header(path: Path) -> None:
         texts = header.pop("__metadata__", {})
         ordered = {"__metadata__": dict(sorted(texts.items())), **header}
         text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the same content; if its spelling were longer, it stays as it is
+        if len(text) <= size:  # tensors start right after the header, so it must not grow
             file.seek(8)
             file.write(text.ljust(size))

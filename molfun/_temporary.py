@@ -1,7 +1,7 @@
-"""Names of files that are being written, and what remains of them when a writer is killed.
+"""Temporary names of files that are being written, and removal of what killed writers left.
 
-A name tells who writes: ``.state.pt.<machine>-<pid>-<start>.<random>.tmp``. So another process can
-see that the writer is gone and remove its leftover, and never takes the file of a live one.
+A name identifies its writer: ``.state.pt.<machine>-<pid>-<start>.<random>.tmp``. So another process
+can tell that the writer is gone and remove the file, and never removes that of a live writer.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STALE_SECONDS = 86400.0
-"""Age at which a file of a process on another machine, which nobody here can look for, counts as
-left over."""
+"""Age at which a file from another machine counts as a leftover.
+
+Whether its writer lives cannot be checked from here.
+"""
 _LONGEST_NAME = 150
-"""Bytes of the final name that are part of the temporary one; file systems allow 255 in all."""
+"""Bytes of the final name that are kept in the temporary one; file systems allow 255 in all."""
 _NAME = re.compile(
     r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)\.[a-z0-9_]{8}\.tmp"
 )
 
 
 def new_file(path: Path) -> Path:
-    """Make an empty temporary file beside `path`."""
+    """Make an empty temporary file next to `path`."""
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
     os.close(handle)
     return Path(name)
 
 
 def new_folder(path: Path) -> Path:
-    """Make an empty temporary folder beside `path`."""
+    """Make an empty temporary folder next to `path`."""
     return Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
 
 
 def sweep(folder: Path, name: str | None = None, *, alone: bool = False) -> None:
-    """Remove what killed writers left in `folder`.
+    """Remove temporary files of killed writers from `folder`.
 
     Parameters
     ----------
     folder
-        Where to look; its sub-folders are left alone.
+        Folder to search; its sub-folders are not searched.
     name
-        Final name of the files to look for; None takes all.
+        Final name of the files to remove; None for all.
     alone
-        Whether the caller holds the lock of the folder, so that nobody else can be writing there.
+        Whether the caller holds the lock of the folder, so that no other process writes there.
     """
     for path, match in _temporary(folder):
         if name is not None and match["name"] != _short(name):
@@ -60,7 +62,7 @@ def sweep(folder: Path, name: str | None = None, *, alone: bool = False) -> None
 
 
 def final(path: Path) -> Path:
-    """The path without temporary names, as a user knows it."""
+    """Return the path with final names in place of temporary ones, for messages."""
     names = [match["name"] if (match := _NAME.fullmatch(part)) else part for part in path.parts]
     return Path(*names)
 
@@ -69,7 +71,7 @@ def _temporary(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
     try:
         entries = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".tmp")]
     except OSError:
-        return  # not there, or not to be read
+        return  # missing, or not readable
     for entry in sorted(entries):
         match = _NAME.fullmatch(entry)
         if match is not None:
@@ -77,7 +79,7 @@ def _temporary(folder: Path) -> Iterator[tuple[Path, re.Match[str]]]:
 
 
 def _short(name: str) -> str:
-    """The part of a final name that fits into a temporary one."""
+    """Return the part of a final name that fits into a temporary one."""
     return os.fsencode(name)[:_LONGEST_NAME].decode("utf-8", "ignore")
 
 
@@ -90,7 +92,10 @@ def _is_own(match: re.Match[str]) -> bool:
 
 
 def _is_left(path: Path, match: re.Match[str]) -> bool:
-    """Return whether the writer of a temporary file is gone."""
+    """Return whether the writer of a temporary file is gone.
+
+    A process number alone is not enough: numbers are reused, so the start time must match, too.
+    """
     if match["machine"] != _machine():
         return time.time() - path.stat().st_mtime > STALE_SECONDS
     started = _start_of(int(match["pid"]))
@@ -99,7 +104,10 @@ def _is_left(path: Path, match: re.Match[str]) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Short digest of what process numbers are counted in: this boot, this container."""
+    """Return a short digest of the space of process numbers: host, boot and PID namespace.
+
+    Two containers on one host both have a process 1, and numbers start again after a reboot.
+    """
     parts = [os.uname().nodename]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -109,7 +117,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> int | None:
-    """When a process started, in clock ticks; None if there is none; 0 where nobody tells."""
+    """Return the start time of a process in clock ticks; None if there is none, 0 if unknown."""
     if not Path("/proc/self").is_dir():
         try:
             os.kill(pid, 0)
@@ -119,7 +127,7 @@ def _start_of(pid: int) -> int | None:
             pass
         return 0
     try:
-        # the name in brackets may hold anything; the start is the 20th field after it
+        # proc(5): the name in brackets may hold spaces and brackets; field 22 is the 20th after it
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return None

@@ -1,4 +1,4 @@
-"""Settings from YAML, command line and Python: typed, and strict about names."""
+"""Typed settings from YAML, command line and Python; unknown names are errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from molfun.text import alternatives, listing, nearest
 T = TypeVar("T", bound="Settings")
 
 MAX_BYTES = Limit("YAML_BYTES", 2**18)
-"""Largest file of settings; a long one has ten kilobytes."""
+"""Largest settings file in bytes; a long one has about 10 kB."""
 MAX_DEPTH = Limit("YAML_DEPTH", 50, "levels")
-"""Sections inside sections; the deepest file of settings has seven."""
+"""Deepest nesting of a settings file; the deepest real one has seven levels."""
 MAX_VALUES = Limit("YAML_VALUES", 100_000, "values")
-"""Values of a file of settings, aliases expanded: nine lines can stand for a billion."""
+"""Largest number of values with aliases expanded: nine lines can stand for a billion values."""
 _LONGEST_NUMBER = 1000
-"""Characters of the longest whole number."""
+"""Longest whole number in characters; converting one takes quadratic time."""
 
 
 class Settings(BaseModel):
@@ -38,13 +38,13 @@ class Settings(BaseModel):
 
     @classmethod
     def flag(cls, name: str) -> Flag:
-        """How a setting stands on the command line."""
+        """Return how a setting appears on the command line."""
         found = (m for m in cls.model_fields[name].metadata if isinstance(m, Flag))
         return next(found, _PLAIN)
 
     @classmethod
     def choices(cls, name: str) -> list[str]:
-        """Values to choose from; none where any value of the type will do.
+        """Return the allowed values of a setting; empty if any value of its type is allowed.
 
         Examples
         --------
@@ -62,7 +62,7 @@ class Settings(BaseModel):
 
     @classmethod
     def describe(cls, name: str) -> str:
-        """Description of a setting, with the values to choose from."""
+        """Return the description of a setting, with its allowed values."""
         text = cls.model_fields[name].description or ""
         return text.replace("{choices}", alternatives(cls.choices(name)))
 
@@ -74,16 +74,16 @@ class Settings(BaseModel):
         source: str = "settings",
         names: Mapping[str, str] | None = None,
     ) -> T:
-        """Check values and make settings of them.
+        """Validate values and return them as settings.
 
         Parameters
         ----------
         values
-            Value of each setting.
+            Values by the names of the settings.
         source
-            Where they are from, for messages.
+            Origin of the values, for messages.
         names
-            What settings are called there, if otherwise.
+            Names of settings in the source, where they differ from those of the class.
 
         Raises
         ------
@@ -110,34 +110,35 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Flag:
-    """How a setting stands on the command line, beside its description.
+    """Appearance of a setting on the command line.
 
     Parameters
     ----------
     panel
-        Heading in the help under which the flag stands.
+        Heading of the help under which the flag is listed.
     shown
-        Text for the default where the value does not say it: "all columns without another role".
+        Text for a default that the value does not explain: "all columns without another role".
     by_kind
         Attribute of `molfun.data.kinds.base.DataKind` that is the default for each kind of data.
     hidden
         Whether only ``--help-all`` shows the flag.
     names
-        Other declarations of the flag than ``--name``, such as ``--amp/--no-amp``.
+        Declarations of the flag in place of ``--name``, such as ``--amp/--no-amp``.
     choices
-        Makes the values to choose from, where the type does not list them.
+        Function that returns the allowed values, if the type does not list them.
     argument
-        Whether the value stands by itself, without the name of the flag before it.
+        Whether the setting is a positional argument.
     yaml_only
-        Whether there is no flag, only the key of the file.
+        Whether the setting has no flag, only a key in the file.
     again
-        Whether ``predict`` and ``evaluate`` have it, for data that differs from the training set.
+        Whether ``predict`` and ``evaluate`` have the flag, for data that differs from training.
     path
-        Whether the value is a path, which a stored run finds again from another folder.
+        Whether the value is a path; those are written so that a run finds them from any folder.
     needs
-        What the backbone must have for the setting to mean anything, `molfun.cli.checks.concerns`.
+        Ability of the backbone without which the setting has no meaning; see
+        `molfun.cli.checks.concerns`.
     of_model
-        Whether it decides the model itself, so that a checkpoint to start from leaves no choice.
+        Whether the setting defines the model, and so cannot be changed for a given checkpoint.
     """
 
     panel: str = ""
@@ -159,17 +160,17 @@ _FLAG_FIELDS = tuple(field.name for field in dataclasses.fields(Flag))
 
 
 def option(default: Any, description: str, **details: Any) -> Any:
-    """Make a field of settings that is a flag, a key of YAML and an entry of the JSON schema.
+    """Return a field of settings that is a flag, a YAML key and an entry of the JSON schema.
 
     Parameters
     ----------
     default
-        Default, or a function without arguments that makes it.
+        Default value, or a function without arguments that returns it.
     description
-        Help of the flag: what it does, with a full stop; ``{choices}`` stands for the values to
-        choose from.
+        Help text of the flag, ending with a full stop; ``{choices}`` is replaced by the allowed
+        values.
     **details
-        Those of `Flag`, and limits as pydantic's ``Field`` takes them (``ge=1``).
+        Arguments of `Flag`, and limits of pydantic's ``Field`` (``ge=1``).
 
     Examples
     --------
@@ -191,18 +192,18 @@ def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown setting.{nearest(name, cls.model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:  # of several settings together
+    if not name:  # a check of several settings together
         return message
     return f"{name}: {message} (got {detail.get('input')!r})"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file; tags that make objects are refused.
+    """Read a mapping from a YAML file; tags that construct Python objects are refused.
 
     Raises
     ------
     ConfigError
-        If the file is missing, is no valid YAML, is no mapping, or sets a name twice.
+        If the file is missing, is not valid YAML or not a mapping, or sets a name twice.
     UnsafeFileError
         If it is larger or deeper than the limits, or its aliases expand beyond them.
     """
@@ -225,7 +226,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _with_underscores(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """Write names as Python does: ``lr-head`` is ``lr_head``."""
+    """Return the mapping with underscores in names: ``lr-head`` becomes ``lr_head``."""
     names = Counter(str(key).replace("-", "_") for key in content)
     if twice := next((name for name, n in names.items() if n > 1), None):
         raise ConfigError(f"{path} sets {twice!r} twice, with - and with _. Keep one.")
@@ -233,19 +234,19 @@ def _with_underscores(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Value of a YAML text, within the limits of a file of settings.
+    """Parse a YAML text, within the limits of a settings file.
 
     Parameters
     ----------
     text
         The YAML.
     source
-        What to call it in messages.
+        Name of the text in messages.
 
     Raises
     ------
     ConfigError
-        If it is no valid YAML, or sets a name twice.
+        If it is not valid YAML, or sets a name twice.
     UnsafeFileError
         If it is deeper than `MAX_DEPTH`, or its aliases expand to more than `MAX_VALUES`.
 
@@ -269,16 +270,19 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source} is no valid YAML: {reason}") from error
 
 
-# libyaml's scanner gives the same values, ten times as fast
+# libyaml's scanner gives the same values ten times as fast, but is not in every build of PyYAML
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_SafeLoader):
-    """YAML without tags that make objects, and without a name that is set twice."""
+    """Loader of YAML that refuses tags for Python objects, and names that are set twice."""
+
+    # PyYAML lets the last of two equal keys win silently, and a run would use a hidden value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            # a merge key (<<) may occur several times
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             line = key.start_mark.line + 1
@@ -289,7 +293,7 @@ class _StrictLoader(_SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: Any) -> int:
-        # 1:1:1 is a number of base 60, for which Python's limit of digits does not hold
+        # 1:1:1 is a number in base 60 (YAML 1.1), which escapes Python's own limit of digits
         if len(node.value) > _LONGEST_NUMBER:
             raise yaml.YAMLError(f"a number has more than {_LONGEST_NUMBER:,} characters")
         return int(super().construct_yaml_int(node))
@@ -299,7 +303,10 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_y
 
 
 def _load(text: str, source: str) -> Any:
-    """Value of a text whose size is known before the constructor copies what aliases merge."""
+    """Return the value of a text, after counting its values.
+
+    The count comes before the constructor, which copies what aliases and merge keys refer to.
+    """
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -312,7 +319,7 @@ def _load(text: str, source: str) -> Any:
 
 
 def _check_depth(text: str, source: str) -> None:
-    """Walk the events, which needs no stack, before anything is built of them."""
+    """Check the nesting on the stream of events, which unlike the node tree needs no recursion."""
     depth = 0
     for event in yaml.parse(text, Loader=_StrictLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -323,11 +330,11 @@ def _check_depth(text: str, source: str) -> None:
 
 
 def _count(node: Any, known: dict[int, int]) -> int:
-    """Values that a node stands for, each alias counted as what it refers to."""
+    """Return the number of values of a node, with each alias counted as its content."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = 0  # stands for "not finished"
+        known[id(node)] = 0  # 0 marks a node that is being counted, to find cycles
         is_mapping = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if is_mapping else node.value
         known[id(node)] = 1 + sum(_count(part, known) for part in parts)
@@ -337,12 +344,12 @@ def _count(node: Any, known: dict[int, int]) -> int:
 
 
 def check_seed(seed: object) -> int:
-    """A seed as it is, if every generator takes it.
+    """Return a seed, if the generators of Python, NumPy and torch can all take it.
 
     Raises
     ------
     ConfigError
-        If it is no whole number from 0 to 2**63 - 1.
+        If it is not a whole number from 0 to 2**63 - 1.
 
     Examples
     --------
@@ -359,12 +366,12 @@ def check_seed(seed: object) -> int:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Write a mapping as YAML, in the order it has."""
+    """Return a mapping as YAML text, in its own order."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names, so that a difference can be named.
+    """Return nested settings under dotted names, so that each difference has a name.
 
     Examples
     --------

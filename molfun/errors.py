@@ -1,4 +1,4 @@
-"""Every exception Molfun raises on purpose.
+"""All exceptions that Molfun raises on purpose.
 
 ::
 
@@ -7,7 +7,7 @@
     ├── DataError (ValueError)              something in the user's data is wrong
     │   ├── TableError                      a CSV, TSV or Parquet table
     │   ├── StructureError                  a PDB or mmCIF file
-    │   └── UnsafeFileError                 a file that would run code, or is not what it says
+    │   └── UnsafeFileError                 a file that could run code or exhaust memory
     ├── ContractError (TypeError)           a class for Molfun lacks what its base asks for
     ├── CheckpointError                     a checkpoint or weight file does not fit or is damaged
     ├── RunError (RuntimeError)             a run cannot start, continue or be written
@@ -27,7 +27,7 @@ class MolfunError(Exception):
     """Base of all errors that Molfun raises on purpose."""
 
     def __str__(self) -> str:
-        """The text, fit for a terminal whatever was found in a file."""
+        """Return the text, made safe for a terminal: it may quote anything found in a file."""
         return printable(super().__str__())
 
 
@@ -72,10 +72,10 @@ class MissingDependencyError(MolfunError, ImportError):
 
 
 def printable(text: str) -> str:
-    r"""Text for a terminal or log: control characters and marks of direction by their numbers.
+    r"""Return a text in which control characters and direction marks are escaped.
 
-    A name in a file could otherwise move the cursor, change colours or titles, or reverse what is
-    read. Line ends and tabs stay.
+    A name in a file could otherwise move the cursor, change colours or titles of a terminal, or
+    reverse the reading order (CVE-2021-42574, "Trojan Source"). Line ends and tabs stay.
 
     Examples
     --------
@@ -91,8 +91,8 @@ def printable(text: str) -> str:
 
 
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-"""Categories of Unicode: control, format (marks of direction, no width), surrogate, private use,
-separators of lines and of paragraphs."""
+"""Unicode categories: control, format (direction marks, zero width), surrogate, private use, line
+and paragraph separator."""
 
 
 def _by_number(character: str) -> str:

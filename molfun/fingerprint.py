@@ -1,4 +1,4 @@
-"""Digests that tell whether weights, architectures and labels are those of before."""
+"""Digests that identify weights, architectures and labels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def digest(parts: Iterable[str]) -> str:
-    """Short sha256 over texts."""
+    """Return a short sha256 over texts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Sha256 of each tensor's type, shape and bytes."""
+    """Return the sha256 of each tensor's type, shape and bytes."""
     import torch
 
     digests = {}
@@ -30,6 +30,6 @@ def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def combine_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
-    """One sha256 over a configuration and the digests of its weights."""
+    """Return one sha256 over a configuration and the digests of its weights."""
     text = json.dumps([dict(config), sorted(digests.items())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A protein as arrays: what every structure reader gives and every structure backbone takes.
+"""`Protein`: a protein as arrays, which structure readers return and structure backbones take.
 
 Residue types and atom names are in AlphaFold's order (AlphaFold 2, supplement 1.2.1: 20 residue
 types then ``X``; 37 heavy-atom names), so a backbone can use the arrays as they are.
@@ -27,22 +27,24 @@ ATOM_NAMES = (
 )  # fmt: skip
 CA = ATOM_NAMES.index("CA")
 CHAIN_GAP = 200
-"""Residue-index jump between chains. AlphaFold clips relative positions at 32, so any larger
-jump tells the trunk "not the same chain"; 200 is the value the field settled on for
-multi-chain input to the monomer model."""
+"""Jump of the residue index between chains.
+
+AlphaFold clips relative positions at 32 (AlphaFold 2, supplement, algorithm 4), so any larger jump
+tells the trunk "not the same chain"; 200 is the usual value for complexes in the monomer model.
+"""
 
 CropPolicy = Literal["auto", "contiguous", "spatial"]
 
 
 class Note(str):
-    """A sentence on what a reader changed or chose, with the kind of change for a summary.
+    """A change or choice of a reader as a sentence, with a kind by which a summary counts it.
 
     Parameters
     ----------
     sentence
-        What was done to one structure.
+        Description of the change to one structure.
     kind
-        The same without numbers and names.
+        The same without numbers and names, equal for many structures.
 
     Examples
     --------
@@ -56,11 +58,12 @@ class Note(str):
     kind: str
 
     def __new__(cls, sentence: str, kind: str) -> Note:
-        """Make a text that knows its kind."""
+        """Return a text with the attribute ``kind``."""
         note = super().__new__(cls, sentence)
         note.kind = kind
         return note
 
+    # loader workers send notes by pickle, which would call __new__ without the kind
     def __reduce__(self) -> tuple[type[Note], tuple[str, str]]:
         return Note, (str(self), self.kind)
 
@@ -72,7 +75,7 @@ class Protein:
     Parameters
     ----------
     name
-        What to call it in messages.
+        Name in messages.
     aatype
         (length,) residue types, 0-19 in the order of `RESIDUE_LETTERS`, 20 for unknown.
     atom_positions
@@ -89,11 +92,11 @@ class Protein:
     chain_ids
         Names of the chains.
     full_sequence
-        Sequence before any crop (one letter a residue).
+        Sequence before any crop (one letter per residue).
     positions
         (length,) index of each residue in `full_sequence`.
     notes
-        What the reader changed or chose, one sentence each, for the user.
+        Changes and choices of the reader, one sentence each, for the user.
     """
 
     name: str
@@ -125,7 +128,7 @@ class Protein:
     def from_sequence(cls, sequence: str, *, name: str = "sequence") -> Protein:
         """Make a protein without coordinates from a one-letter sequence.
 
-        Letters other than the 20 standard ones become ``X``; lower case is raised.
+        Lower case counts as upper case; letters other than the 20 standard ones become ``X``.
 
         Examples
         --------
@@ -228,13 +231,13 @@ class Protein:
         for chain in chains:
             own = known & (self.chain_index == chain)
             other = known & (self.chain_index != chain)
-            # one row block a chain keeps memory at (own, other) floats
+            # chain by chain, so that memory is (own, other) floats and never (length, length)
             gaps = np.linalg.norm(place[own][:, None] - place[other][None], axis=-1)
             distance[own] = gaps.min(axis=1)
         return distance
 
     def content_key(self) -> str:
-        """Sha256 over everything a backbone can see; equal content gives an equal key."""
+        """Return the sha256 over everything a backbone can see: equal content, equal key."""
         digest = hashlib.sha256(self.full_sequence.encode())
         for array in (
             self.aatype,
@@ -250,7 +253,7 @@ class Protein:
 
 
 def _chain_spans(chain_index: np.ndarray) -> tuple[list[int], list[int]]:
-    """Starts and sizes of the runs of equal chain number."""
+    """Return the starts and sizes of the runs of equal chain number."""
     edges = np.flatnonzero(np.diff(chain_index)) + 1
     starts = [0, *edges.tolist()]
     stops = [*edges.tolist(), len(chain_index)]
@@ -258,7 +261,7 @@ def _chain_spans(chain_index: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _share(sizes: list[int], total: int) -> list[int]:
-    """Split `total` in proportion to `sizes` by largest remainders."""
+    """Split `total` in proportion to `sizes`, by the method of largest remainders."""
     exact = [size * total / sum(sizes) for size in sizes]
     quota = [int(x) for x in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: quota[i] - exact[i])
@@ -270,7 +273,7 @@ def _share(sizes: list[int], total: int) -> list[int]:
 def _residue_centres(
     positions: np.ndarray, mask: np.ndarray
 ) -> tuple[Float32[np.ndarray, "length 3"], np.ndarray]:
-    """CA where present, else the mean of the atoms present; and where any atom is."""
+    """Return CA positions (else the mean of all atoms), and which residues have any atom."""
     known = np.asarray(mask.any(axis=-1))
     weight = np.where(mask[:, CA, None] > 0, np.eye(37, dtype=np.float32)[CA], mask)
     total = np.maximum(weight.sum(axis=-1, keepdims=True), 1)

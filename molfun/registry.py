@@ -1,8 +1,8 @@
-"""Names for parts (backbones, kinds of data, heads, ...), from Molfun and from other packages.
+"""Registries of parts (backbones, kinds of data, heads, ...) of Molfun and of other packages.
 
-A part is registered under a name, as a class or as ``"package.module:Class"`` (imported when it is
-first asked for). Other packages add theirs with an entry point in the group
-``molfun.<kind>``, for example::
+A part is registered under a name, as a class or as ``"package.module:Class"``, which is imported on
+first use. Other packages add theirs with an entry point in the group ``molfun.<kind>``, for
+example::
 
     [project.entry-points."molfun.heads"]
     my_head = "my_package.heads:MyHead"
@@ -26,9 +26,9 @@ class Registry:
     Parameters
     ----------
     kind
-        What the entries are, in the plural ("heads"); names the entry-point group.
+        Kind of the entries in the plural ("heads"); the entry-point group is ``molfun.<kind>``.
     singular
-        One of them, for messages; by default `kind` without its last letter.
+        Kind in the singular, for messages; by default `kind` without its last letter.
 
     Examples
     --------
@@ -55,11 +55,11 @@ class Registry:
         Parameters
         ----------
         name
-            The name.
+            Name of the entry.
         target
-            ``"package.module:Class"``; None where the class is decorated.
+            ``"package.module:Class"``; None for use as a decorator.
         **about
-            Class attributes that `about` gives without an import of the class.
+            Class attributes that `about` can return without importing the class.
         """
         if target is not None:
             self._entries[name] = target
@@ -72,18 +72,18 @@ class Registry:
         return decorate
 
     def alias(self, name: str, target: str, **arguments: Any) -> None:
-        """Let `name` mean the entry `target` with these arguments."""
+        """Make `name` stand for the entry `target` with these arguments."""
         self._aliases[name] = (target, arguments)
 
     def resolve(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Registered name and preset arguments behind a name or an alias.
+        """Return the registered name and the preset arguments of a name or an alias.
 
         Examples
         --------
         >>> BACKBONES.resolve("esm2_tiny")
         ('esm2', {'config': 'esm2_tiny'})
         """
-        if not isinstance(name, str):  # of a file of settings, which may hold anything
+        if not isinstance(name, str):  # from a settings file, which may hold anything
             raise ConfigError(f"The name of a {self.singular} must be text, got {name!r}.")
         target, arguments = self._aliases.get(name, (name, {}))
         if target not in self:
@@ -91,11 +91,11 @@ class Registry:
         return target, dict(arguments)
 
     def names(self) -> list[str]:
-        """Names of all entries and aliases."""
+        """Return the names of all entries and aliases."""
         return [*self, *self._aliases]
 
     def about(self, name: str, attribute: str) -> Any:
-        """A class attribute of an entry, without an import where it was registered with it.
+        """Return a class attribute of an entry, without importing the class if it is known already.
 
         Examples
         --------
@@ -131,13 +131,14 @@ class Registry:
         if self._scanned:
             return
         self._scanned = True
+        # setdefault: another package adds names, and never replaces one of Molfun's
         for entry in _installed().select(group=f"molfun.{self.kind}"):
             self._entries.setdefault(entry.name, entry.value)
 
 
 @functools.cache
 def _installed() -> Any:
-    """Entry points of all installed packages; finding them takes a tenth of the start."""
+    """Return the entry points of all installed packages; finding them takes 10 % of the start."""
     return entry_points()
 
 
@@ -150,7 +151,7 @@ HEADS = Registry("heads")
 TASKS = Registry("tasks")
 """Losses and metrics of labels, `molfun.tasks.Task`."""
 STRATEGIES = Registry("strategies", "strategy")
-"""What trains and how fast, `molfun.strategies.FinetuneStrategy`."""
+"""Fine-tuning strategies, `molfun.strategies.FinetuneStrategy`."""
 OBJECTIVES = Registry("objectives")
 """Self-supervised tasks, `molfun.objectives.Objective`."""
 OPTIMIZERS = Registry("optimizers")
@@ -158,9 +159,9 @@ OPTIMIZERS = Registry("optimizers")
 ENCODERS = Registry("encoders")
 """Encoders of time series, `molfun.backbones.timeseries.encoders.BaseEncoder`."""
 ENCODER_CONFIGS = Registry("encoder_configs")
-"""Configurations of encoders that do not name theirs in ``config_class``."""
+"""Configuration classes of encoders without the attribute ``config_class``."""
 
-# what the command line says of a backbone before it imports one
+# import paths and not classes: the command line reads `inputs` for its help without torch
 for _name, _target, _inputs in (
     ("openfold", "molfun.backbones.openfold:OpenFoldBackbone", ("structures",)),
     ("esm2", "molfun.backbones.esm2:ESM2Backbone", ("sequences", "structures")),

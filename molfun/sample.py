@@ -1,4 +1,4 @@
-"""One sample and one batch of samples, as data sets give them and models take them."""
+"""`Sample` and `SampleBatch`, which data sets return and models take."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import numpy as np
 from molfun.protein import Protein
 
 ALIGNMENT_SUFFIXES = (".a3m", ".sto", ".a3m.gz", ".sto.gz")
-"""Names of the alignments that are read in the folder of a sample."""
+"""Suffixes of the alignments that are read from the folder of a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample with its label and columns, before any backbone has seen it.
+    """One sample with its input, label and further columns, independent of any backbone.
 
     Parameters
     ----------
     id
-        The name in the user's table (a PDB id for example).
+        Name in the user's table (a PDB id for example).
     protein
-        The structure; None where `sequence` or `features` hold everything.
+        The structure; None if the input is `sequence`, `atoms` or `features`.
     sequence
-        One-letter sequence, for samples that are no structure.
+        One-letter sequence, for samples without a structure.
     atoms
         An ``ase.Atoms``, for models of atoms in space.
     features
@@ -35,15 +35,15 @@ class Sample:
     alignment_dir
         Folder of a3m or sto alignments for this protein.
     target
-        The label: a number in the user's units, a class name, several, one a residue, or energies
-        and forces by name, as the task takes it; None where there is none.
+        The label, as the task takes it: a number in the user's units, a class name, several of
+        these, one per residue, or energies and forces by name; None if it is missing.
     metadata
         Other columns of the row.
     max_length
         Longest input the model should see. A `protein` has been cropped already; a `sequence` and
         pre-computed `features` are cropped by the backbone.
     origin
-        Where it was read, for messages: "gb1.csv, line 3".
+        Place it was read from, for messages: "gb1.csv, line 3".
     """
 
     id: str
@@ -59,11 +59,11 @@ class Sample:
 
     @property
     def shown(self) -> str:
-        """The id, and where the sample was read, if that is known."""
+        """The id with the origin in brackets, if that is known."""
         return f"{self.id} ({self.origin})" if self.origin else self.id
 
     def content_key(self) -> str:
-        """Sha256 over the input (not the label): equal input gives an equal key."""
+        """Return the sha256 over the input (not the label): equal input gives an equal key."""
         cropped_later = self.features or self.sequence is not None
         digest = hashlib.sha256(str(self.max_length if cropped_later else None).encode())
         for part in self._input_bytes():
@@ -71,7 +71,7 @@ class Sample:
         return digest.hexdigest()
 
     def _input_bytes(self) -> Iterator[bytes]:
-        """Give every part of the input as bytes, in a fixed order."""
+        """Yield every part of the input as bytes, in a fixed order."""
         if self.sequence is not None:
             yield f"sequence {self.sequence}".encode()
         if self.protein is not None:
@@ -87,7 +87,7 @@ class Sample:
 
 def _array_bytes(name: str, array: np.ndarray) -> Iterator[bytes]:
     yield f"{name}{array.dtype}{array.shape}".encode()
-    # the bytes of an array of objects are addresses
+    # tobytes of an array of objects gives their addresses, which differ from run to run
     yield repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
 
 
@@ -99,7 +99,7 @@ def _folder_bytes(folder: Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class SampleBatch(Sequence[Sample]):
-    """Samples that go through the model together; a list with a few views.
+    """A batch of samples: a sequence with the properties `ids` and `targets`.
 
     Examples
     --------
@@ -126,16 +126,16 @@ class SampleBatch(Sequence[Sample]):
 
     @property
     def targets(self) -> list[Any]:
-        """Labels in batch order, None where there is none."""
+        """Labels in batch order, None for a missing one."""
         return [sample.target for sample in self.samples]
 
 
 MASK = "<mask>"
-"""How a masked residue is written in a sequence."""
+"""Text of a masked residue in a sequence."""
 
 
 def n_residues(sequence: str) -> int:
-    """Residues of a one-letter sequence, in which ``<mask>`` is one.
+    """Return the number of residues of a one-letter sequence; ``<mask>`` counts as one.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def n_residues(sequence: str) -> int:
 
 
 def is_missing(target: Any) -> bool:
-    """Return True for a label that is not there: None or NaN.
+    """Return whether a label is missing: None or NaN.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Strict about names and values: what nobody knows is an error that holds the nearest name."""
+"""Strict construction: an unknown name or value is an error that suggests the nearest one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from molfun.text import listing, unknown_name
 
 
 def check_choice(kind: str, value: object, allowed: Iterable[str]) -> None:
-    """Refuse a value that is none of a few names, such as those of a ``Literal``.
+    """Check that a value is one of the allowed names, such as those of a ``Literal``.
 
     Parameters
     ----------
     kind
-        What the value chooses, for the message.
+        Name of the choice in the message: "loss".
     value
-        The value.
+        Value to check.
     allowed
-        The names.
+        Allowed names.
 
     Raises
     ------
     ConfigError
-        With all names and the nearest one.
+        If it is not; the text lists all names and suggests the nearest one.
 
     Examples
     --------
@@ -40,12 +40,12 @@ def check_choice(kind: str, value: object, allowed: Iterable[str]) -> None:
 
 
 def refuse_unknown(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse names that nobody reads, all of them at once.
+    """Check that all names are known.
 
     Raises
     ------
     ConfigError
-        With one line per name.
+        With one line per unknown name.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def refuse_unknown(kind: str, names: Iterable[str], known: Iterable[str]) -> Non
 
 
 def parameters_of(cls: Any) -> tuple[list[str], bool]:
-    """Return the names a class is called with, and whether it takes any other name as well.
+    """Return the argument names of a class, and whether it takes any others (``**kwargs``).
 
     Examples
     --------
@@ -121,10 +121,10 @@ def _listed(value: Any) -> Any:
 
 @contextlib.contextmanager
 def mistyped(source: str) -> Iterator[None]:
-    """Turn what a part raises on settings of a wrong type or range into a `ConfigError`.
+    """Turn errors about settings of a wrong type or range into a `ConfigError`.
 
-    Parts (heads, encoders, objectives ...) are called with what a file of settings holds, where a
-    number may be a list or a text.
+    Parts (heads, encoders, objectives ...) get their arguments from settings files, where a list or
+    a text may stand in place of a number.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def mistyped(source: str) -> Iterator[None]:
 
 
 def build(cls: Any, settings: Mapping[str, Any], source: str | None = None) -> Any:
-    """Call a class with settings from a file, a command line or a checkpoint.
+    """Build an instance of a class from settings of a file, a command line or a checkpoint.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def build(cls: Any, settings: Mapping[str, Any], source: str | None = None) -> A
     settings
         Its arguments by name.
     source
-        Where they stand, for messages: ``"head_config"``; by default they are settings of `cls`.
+        Name of the settings in messages: ``"head_config"``; by default the name of `cls`.
 
     Returns
     -------
@@ -171,7 +171,8 @@ def build(cls: Any, settings: Mapping[str, Any], source: str | None = None) -> A
     Raises
     ------
     ConfigError
-        If a name is unknown, with the nearest one, or a value has the wrong type or range.
+        If a name is unknown (the text suggests the nearest one), or a value has the wrong type or
+        range.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Numbers, names and lists in sentences for people."""
+"""Format numbers, names and lists for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def counted(n: int, noun: str) -> str:
-    """A number with its noun, in the plural unless it is one.
+    """Return a number with its noun, in the plural unless the number is 1.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def few(names: Sequence[str], limit: int = 5) -> str:
-    """The first names of a list, and how many there are if some are left out.
+    """Return the first names of a list, and their number if some are left out.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def few(names: Sequence[str], limit: int = 5) -> str:
 
 
 def alternatives(names: Sequence[str]) -> str:
-    """Names as a choice.
+    """Return names as a choice: "a, b or c".
 
     Examples
     --------
@@ -42,7 +42,7 @@ def alternatives(names: Sequence[str]) -> str:
 
 
 def names_in(value: Any) -> Any:
-    """Names with commas between them as a list, none in a blank text; anything else as it is.
+    """Split a comma-separated text into a list of names; return other values unchanged.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def names_in(value: Any) -> Any:
 
 
 def megabytes(n: float) -> str:
-    """A number of bytes for people.
+    """Return a number of bytes as text with a unit.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def megabytes(n: float) -> str:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Give `` Did you mean 'x'?`` for a misspelt name, else an empty string.
+    """Return `` Did you mean 'x'?`` for a misspelt name, else an empty string.
 
     Examples
     --------
@@ -82,13 +82,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Text for a name that is not in a list: what was given, what is allowed, the nearest."""
+    """Return the message for an unknown name: the name, the allowed ones and the nearest."""
     names = sorted(allowed)
     return f"Unknown {kind} {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
 
 
 def listing(problems: Sequence[str], limit: int = 10) -> str:
-    """Join problems one to a line, the first `limit` of them and the total.
+    """Return the first `limit` problems, one per line, and the total if some are left out.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def listing(problems: Sequence[str], limit: int = 10) -> str:
 
 
 def shown(text: object, width: int = 40) -> str:
-    """Text of a file in quotes, cut to `width`.
+    """Return a text from a file in quotes, cut to `width` characters.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def shown(text: object, width: int = 40) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""First line of the text of an error without its full stop, or its type where it has no text.
+    r"""Return the first line of an error's text without full stop; its type if there is no text.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Output of a backbone, as heads see it."""
+"""`TrunkOutput`, the output of a backbone that heads read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Level = Literal["sequence", "residue", "pair"]
-"""Unit that one prediction is for: a sample, each of its residues, or each pair of them."""
+"""Unit of one prediction: a whole sample, a residue, or a pair of residues."""
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector per sample."""
 REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
-"""All that an output may hold besides the mask."""
+"""Names of everything an output may hold besides the mask."""
 PROPERTY = "properties."
-"""How the names of properties begin among other tensors."""
+"""Prefix of the names of properties among other tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkOutput:
-    """Representations of a batch; those that were not asked for are None.
+    """Representations of a batch; those that were not requested are None.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class TrunkOutput:
     single
         (batch, length, c_s) one vector per residue.
     pair
-        (batch, length, length, c_z) one vector per residue pair, where the backbone has them.
+        (batch, length, length, c_z) one vector per residue pair, if the backbone has them.
     mean
         (batch, c_s) mean of `single` over the residues.
     cls
-        (batch, c_s) vector of the token at the beginning, where the backbone has one.
+        (batch, c_s) vector of the start token, if the backbone has one.
     structure
-        Predicted structure, where it was asked for: ``positions`` (batch, length, 37, 3) in
+        Predicted structure, if requested: ``positions`` (batch, length, 37, 3) in
         angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``ptm`` (batch,).
     properties
-        What a backbone predicts by itself, by name, where it was asked for: see
+        Predictions of the backbone itself by name (energies, forces), if requested: see
         `molfun.backbones.pet.atoms.AtomisticBackbone`.
 
     Examples
@@ -62,12 +62,12 @@ class TrunkOutput:
     properties: Mapping[str, torch.Tensor] | None = None
 
     def need(self, name: str) -> torch.Tensor:
-        """The representation of that name; ``mean`` is pooled from `single` where it is not there.
+        """Return a representation; ``mean`` is pooled from `single` if the backbone gave none.
 
         Raises
         ------
         ConfigError
-            If it was not computed: a head has to list it in ``needs``, and a backbone to give it.
+            If it was not computed: the head must list it in ``needs``, and the backbone return it.
         """
         value = getattr(self.with_mean() if name == "mean" else self, name)
         if value is None:
@@ -78,31 +78,31 @@ class TrunkOutput:
         return value
 
     def with_mean(self) -> TrunkOutput:
-        """The same output with ``mean``, if it has that or `single`."""
+        """Return the same output with ``mean``, computed from `single` if needed and possible."""
         if self.mean is not None or self.single is None:
             return self
         return replace(self, mean=masked_mean(self.single, self.mask))
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of the representations that are there."""
+        """Names of the representations that are not None."""
         return tuple(name for name in REPRESENTATIONS if getattr(self, name) is not None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Mask and representations that are there, by name (without the structure)."""
+        """Return the mask and the given representations by name, without the structure."""
         names = ("mask", "single", "pair", *SAMPLE_LEVEL)
         own = {f"{PROPERTY}{n}": t for n, t in (self.properties or {}).items()}
         return {**{n: t for n in names if (t := getattr(self, n)) is not None}, **own}
 
     def select(self, names: Sequence[str]) -> TrunkOutput:
-        """Keep the mask and the representations named; ``mean`` is pooled where it is not there."""
+        """Return an output with the mask and the named representations; pool ``mean`` if needed."""
         pooled = self.with_mean() if "mean" in names else self
         absent: dict[str, Any] = {n: None for n in REPRESENTATIONS if n not in names}
         return replace(pooled, **absent)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
-        """Turn what `tensors` gave back into an output."""
+        """Return an output from the result of `tensors`."""
         fields: dict[str, Any] = {n: t for n, t in tensors.items() if not n.startswith(PROPERTY)}
         own = {n.removeprefix(PROPERTY): t for n, t in tensors.items() if n.startswith(PROPERTY)}
         return cls(**fields, properties=own or None)
@@ -137,19 +137,20 @@ class TrunkOutput:
 def masked_mean(
     x: Float[torch.Tensor, "batch length channels"], mask: Float[torch.Tensor, "batch length"]
 ) -> Float[torch.Tensor, "batch channels"]:
-    """Mean over the residues where the mask is 1; zero where there are none."""
+    """Return the mean over the residues where the mask is 1; zero if there are none."""
+    # the clamp: a sample without residues would otherwise give NaN, and NaN in every gradient
     weight = mask.to(x.dtype).unsqueeze(-1)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def padded_batches(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join batches by `padded_cat`: what all of them have, by name."""
+    """Join batches by `padded_cat`, for the names that all of them have."""
     shared = [name for name in parts[0] if all(name in part for part in parts)]
     return {name: padded_cat([part[name] for part in parts]) for name in shared}
 
 
 def padded_cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate along the first dimension; the others are padded with zeros to the longest.
+    """Concatenate along the first dimension, with the others padded with zeros to the longest.
 
     Examples
     --------

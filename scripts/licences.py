@@ -1,7 +1,7 @@
-"""Write docs/licences.md: what an installation with all extras brings along, and its licences.
+"""Write docs/licences.md: all packages that come with Molfun and its extras, and their licences.
 
-Run it in an environment that has them: ``.venv/bin/python scripts/licences.py``. Licences are what
-the packages say of themselves.
+Run it in an environment with all extras: ``.venv/bin/python scripts/licences.py``. Licences are
+those that the packages state in their metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 OWN = "molfun"
 STRICT = ("GPL", "GNU")
-"""Words of licences that ask something of whoever passes the package on."""
+"""Words that mark copyleft licences, with conditions for whoever distributes the package."""
 KNOWN = {
     "openfold": "Apache-2.0",
     "fair-esm": "MIT",
@@ -25,18 +25,18 @@ KNOWN = {
     "cuequivariance-torch": "of NVIDIA, see the package",
     "cuequivariance-ops-torch-cu12": "of NVIDIA, see the package",
 }
-"""Licences that packages state in their files alone, or in words without a version."""
+"""Licences that packages state only in their files, or without a version."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EXTRA = re.compile(r"extra\s*==\s*[\"']([^\"']+)")
 
 
 def canonical(name: str) -> str:
-    """A package's name as the index compares it."""
+    """Return a package's name in the form that the index compares (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def requirements(package: str) -> list[tuple[str, str]]:
-    """Names of what a package needs, each with the extra that asks for it or an empty text."""
+    """Return the names of a package's requirements, each with its extra or an empty text."""
     found = []
     for line in metadata.requires(package) or []:
         name, extra = NAME.match(line), EXTRA.search(line)
@@ -46,15 +46,16 @@ def requirements(package: str) -> list[tuple[str, str]]:
 
 
 def direct() -> dict[str, list[str]]:
-    """What Molfun itself asks for: package -> extras; none for those always needed."""
-    found: dict[str, list[str]] = {"openfold": ["openfold"]}  # by molfun install openfold
+    """Return the direct requirements of Molfun with their extras (none for those always needed)."""
+    # no requirement of pyproject.toml: `molfun install openfold` installs it
+    found: dict[str, list[str]] = {"openfold": ["openfold"]}
     for name, extra in requirements(OWN):
         found.setdefault(name, []).extend([extra] if extra else [])
     return found
 
 
 def installed() -> dict[str, str]:
-    """Every package that the installation brought along: name -> the direct one it came through."""
+    """Return every installed package with the direct requirement that it came through."""
     found: dict[str, str] = {}
     queue = deque((name, name) for name in direct())
     while queue:
@@ -71,7 +72,7 @@ def installed() -> dict[str, str]:
 
 
 def licence(name: str) -> str:
-    """Licence of an installed package, as it states it."""
+    """Return the licence that an installed package states."""
     if name in KNOWN:
         return KNOWN[name]
     try:
@@ -87,7 +88,7 @@ def licence(name: str) -> str:
 
 
 def page() -> str:
-    """The document."""
+    """Return the text of the document."""
     own, found = direct(), installed()
     lines = [
         "# Licences",

@@ -1,14 +1,14 @@
-"""Measure the package: sizes, complexity, import cycles, and the ways through its modules.
+"""Measure the package: sizes, complexity, import cycles, and the modules that a run enters.
 
-Prints a table, and with ``--list`` everything that is above a limit::
+Prints a table, and with ``--list`` everything above a limit::
 
     python scripts/measure_house.py
     python scripts/measure_house.py --list --no-ways
 
 Code lines are lines without docstrings, comments and blanks. Complexity is cyclomatic, as radon
-counts it. The ways are those of one small ``molfun fine-tune`` run of ESM-2, up to its first loss:
-all modules that are entered before ``fit`` and within it, those whose functions are handed the
-settings of the command line, and those whose functions are handed data on its way to the loss.
+counts it. A "way" is the set of modules entered during one small ``molfun fine-tune`` run of ESM-2,
+up to its first loss. There are four: all modules before ``fit``, all within it, those whose
+functions get the settings of the command line as an argument, and those that get a batch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ROOT = Path(__file__).parents[1]
 FACADE = ("molfun/models/structure.py", "MolfunStructureModel")
 MAX_FUNCTION, MAX_COMPLEXITY, MAX_FILE, MAX_FACADE = 60, 10, 500, 450
 FLOORS = ("molfun/models", "molfun/training", "molfun/cli")
-"""Folders in which no file may be long."""
+"""Folders in which no file may be longer than `MAX_FILE`."""
 
 CONTRACTS = "molfun/testing/"
 _DATA = ("SampleDataset", "Subset", "DataLoader", "Sample", "SampleBatch", "Inputs", "TrunkOutput")
-"""Classes that a batch is on its way to the loss."""
+"""Classes of a batch on its way from the data set to the loss."""
 
 _NO_CODE = {
     tokenize.COMMENT,
@@ -64,16 +64,16 @@ class Function:
 
 @dataclass(frozen=True)
 class House:
-    """Sizes of the package; files and functions by their paths below the top folder."""
+    """Sizes of the package; files and functions are named by their path in the repository."""
 
     files: dict[str, int]
-    """Code lines of every file."""
+    """Number of code lines of every file."""
     functions: list[Function]
     facade_lines: int
     facade_methods: list[str]
 
     def long_files(self, *folders: str) -> list[str]:
-        """Files above the limit, below `folders` or anywhere."""
+        """Return the files with more lines than the limit, in `folders` or anywhere."""
         inside = tuple(f"{folder}/" for folder in folders) or ("",)
         return [
             name for name in self.files if name.startswith(inside) and all_lines(name) > MAX_FILE
@@ -92,7 +92,7 @@ class House:
 
 @dataclass
 class Way:
-    """Modules and functions that something passes through."""
+    """Modules and functions that were entered during a part of the run."""
 
     functions: set[str] = field(default_factory=set)
     modules: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ class Way:
     """Calls from one module of the package into another."""
 
     def enter(self, frame: FrameType) -> None:
-        """Note a call; calls within one module count as one stay."""
+        """Count a call from another module; calls within one module count as one stay."""
         module = frame.f_globals["__name__"]
         self.modules.add(module)
         caller = frame.f_back
@@ -110,12 +110,12 @@ class Way:
 
 
 def all_lines(name: str) -> int:
-    """Lines of a file, whatever is on them."""
+    """Return the number of all lines of a file."""
     return len((ROOT / name).read_text().splitlines())
 
 
 def code_lines(text: str) -> set[int]:
-    r"""Numbers of the lines that hold code.
+    r"""Return the numbers of the lines that hold code.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def code_lines(text: str) -> set[int]:
 
 
 def functions_of(name: str, text: str, lines: set[int]) -> Iterator[Function]:
-    """All functions of a file, methods and nested ones too."""
+    """Yield all functions of a file, including methods and nested functions."""
     complexity = {
         (block.lineno, block.name): block.complexity
         for top in cc_visit(text)
@@ -176,7 +176,7 @@ def measure(root: Path = ROOT) -> House:
 
 
 def cycles() -> list[list[str]]:
-    """Groups of modules that import each other, at any time or for their types alone."""
+    """Return groups of modules that import each other, including imports for types only."""
     graph = grimp.build_graph("molfun", cache_dir=None)
     imports = networkx.DiGraph()
     for module in graph.modules:
@@ -187,7 +187,7 @@ def cycles() -> list[list[str]]:
 
 
 def ways() -> dict[str, Way]:
-    """Follow one run, from the command line to the first loss."""
+    """Record the calls of one run, from the command line to the first loss."""
     from molfun.cli.main import main
 
     found = {name: Way() for name in ("command line to fit", "settings", "fit to loss", "batch")}
@@ -247,7 +247,7 @@ def _is(value: Any, *names: str) -> bool:
 
 
 def report(house: House, *, with_ways: bool = True) -> Iterator[tuple[str, object, object]]:
-    """Rows of the table: name, value, limit."""
+    """Yield the rows of the table: name, value, limit."""
     yield "facade: code lines", house.facade_lines, MAX_FACADE
     yield "facade: public methods", len(house.facade_methods), "-"
     yield f"functions above {MAX_FUNCTION} lines", len(house.long_functions), 0
@@ -267,7 +267,7 @@ def report(house: House, *, with_ways: bool = True) -> Iterator[tuple[str, objec
 
 
 def main() -> None:
-    """Print the table, and what is above a limit."""
+    """Print the table, and with ``--list`` everything above a limit."""
     parser = argparse.ArgumentParser(description="Measure the package.")
     parser.add_argument("--list", action="store_true", help="name what is above a limit")
     parser.add_argument("--no-ways", action="store_true", help="leave out the run that is followed")
