@@ -6,10 +6,10 @@
 The files are synthetic: single chains with main chain and CB, one PDB and one mmCIF file each, and
 alignments in which every fifth residue is changed. "openfold" is openfold's own ``DataPipeline``
 and ``FeaturePipeline`` (with the shims that let it be imported). It pads every sample to the MSA
-sizes of its config (512 and 5,120 rows), while Molfun lowers them to the rows of the sample; so openfold
-is also shown with lowered sizes. Molfun runs the same pipeline after its own reader. "Again" is a
-second pass over a data set, which keeps parsed structures in memory; the feature cache is for
-samples with alignments.
+sizes of its config (512 and 5,120 rows), while Molfun lowers them to the rows of the sample; so
+openfold is also shown with lowered sizes. Molfun runs the same pipeline after its own reader.
+"Again" is a second pass over a data set, which keeps parsed structures in memory; the feature cache
+is for samples with alignments.
 
 "An epoch" trains the head of a tiny OpenFold without caches, on structures that are in memory
 already. Its rows only differ in where these are featurised: in the training process, or in workers
