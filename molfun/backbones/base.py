@@ -1,10 +1,10 @@
-"""Define what every backbone must do, and nothing else.
+"""The interface that every backbone implements, and nothing else.
 
 A new backbone is one class, one registration (`molfun.registry` or an entry point) and one class of
-tests that inherits the contract. What only some can do are mix-ins in files of their own:
+tests that inherits the contract. Abilities that only some backbones have are mix-ins:
 
 * `molfun.backbones.splitting.PrefixSplitting`: run the frozen blocks apart from the rest;
-* `molfun.backbones.planning.MemoryPlanning`: keep activations as memory allows;
+* `molfun.backbones.planning.MemoryPlanning`: keep as many activations as memory allows;
 * `molfun.backbones.kernels.KernelChoice`: run faster code with the same results;
 * `molfun.backbones.own_heads.OwnHeads`: bring heads along;
 * `molfun.backbones.tensor_input.TensorInput`: learn from tensors given in place of samples.
@@ -30,18 +30,18 @@ Features = dict[str, torch.Tensor]
 """Input tensors of one sample (no batch dimension) or of one batch, by name."""
 
 Run = Callable[[Sequence[Sample], Sequence[str]], TrunkOutput]
-"""Gives the named outputs of a model for samples, in eval mode and without a graph."""
+"""Function that returns the named outputs of a model for samples, in eval mode, without a graph."""
 
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output", "head"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Place of a parameter, from the input to the output of the backbone.
+    """Position of a parameter between input and output of the backbone.
 
     ``embedder`` (the input embedding), ``early`` (whatever else feeds the first block), ``block``
     (with its `index`), ``structure_module``, ``output`` (the backbone's own output heads), ``head``
-    (those of them that the head in use is a view on).
+    (those output heads that the head in use reads).
     """
 
     kind: LayerKind
@@ -49,7 +49,7 @@ class Layer:
 
 
 class _SetByConstructor:
-    """An attribute of a part that its constructor has to set; reading it before is an error."""
+    """Attribute that a constructor has to set; reading it earlier is a `ContractError`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -79,7 +79,7 @@ class Backbone(nn.Module, ABC):
     display_name: ClassVar[str]
     """Name shown to people."""
     inputs: ClassVar[tuple[str, ...]]
-    """Kinds of data it takes, the usual one first: names in `molfun.registry.DATASETS`."""
+    """Data kinds it takes, the usual one first: names in `molfun.registry.DATASETS`."""
     block_prefix: ClassVar[str]
     """Module path of the list of blocks, relative to the backbone."""
     lora_targets: ClassVar[tuple[str, ...]]
@@ -90,34 +90,38 @@ class Backbone(nn.Module, ABC):
     pair_dim: int | None = None
     """Channels of `TrunkOutput.pair`; None where the backbone has no pairs."""
     takes_preset: ClassVar[bool] = True
-    """True if the argument ``config`` takes names of architectures."""
+    """True if the argument ``config`` may be the name of a preset."""
 
     default_head: ClassVar[str] = "mlp"
-    """Head where none is asked for on the command line."""
+    """Head that the command line takes if none is given."""
     default_lr: ClassVar[float | None] = None
-    """Learning rate on the command line where none is given; None for the strategy's own."""
+    """Learning rate that the command line takes if none is given; None takes the strategy's."""
     length_power: ClassVar[float] = 2.0
     """Power of the length with which the cost of a sample grows: 2 for padded attention."""
     starts_random: ClassVar[bool] = False
-    """True if random weights are the usual beginning, and nothing to warn of."""
+    """True if starting from random weights is usual, so that no warning is needed."""
     names_weights: ClassVar[bool] = True
     """True if a checkpoint may refer to the weight file for weights that did not train. False if
     reading that file needs ``trust``."""
     checks_quickly: ClassVar[bool] = False
-    """True if `check` opens no file, so that all samples are checked before one is predicted."""
+    """True if `check` opens no file, so that all samples can be checked before a prediction."""
     featurizes_in_workers: ClassVar[bool] = False
     """True if loader workers should run `featurize` because it is slow. It must then use no weights
-    and keep nothing, since each worker is a copy of the process for one epoch."""
+    and store nothing on the backbone, since each worker is a copy of the process for one epoch."""
     kernels: str = "stock"
-    """Whose code runs now, "stock" (the package's own) or "fast"; part of a run's identity."""
+    """Implementation that runs now: "stock" (the package's own) or "fast" (Molfun's). It is part of
+    a run's identity, since the two differ by rounding."""
     feature_names: list[str] | None = None
-    """Names of the features of series it was trained on, in order, where they are known."""
+    """Names of the time-series features it was trained on, in order, if they are known."""
     unread: frozenset[str] = frozenset()
-    """Weights that stayed random since the file had none and no representation needs them. They
-    depend on the seed, so they are no part of what identifies the model."""
+    """Weights that the weight file lacks and that no representation needs. They stayed random, so
+    they depend on the seed and are left out of fingerprints."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # Checked when the class is made and not when it is used, so that the error points at its
+        # author. A class with abstract methods is a base of others; theirs are checked.
+        # `cls.__abstractmethods__` is only set after this hook.
         if not any(getattr(getattr(cls, n, None), "__isabstractmethod__", False) for n in MUST_DO):
             _check_class(cls)
 
@@ -130,23 +134,23 @@ class Backbone(nn.Module, ABC):
         Raises
         ------
         DataError
-            Naming the sample, if it lacks what the model needs.
+            If the sample lacks what the model needs; the text names the sample.
         """
 
     @abstractmethod
     def collate(self, features: Sequence[Features]) -> Features:
         """Put the input tensors of several samples into one batch, padded or packed.
 
-        Keys that `featurize` does not give (an objective adds its labels) go along as tensors of
-        their kind do.
+        Keys that `featurize` does not produce, such as labels that an objective adds, are padded or
+        packed in the same way.
         """
 
     @abstractmethod
     def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
-        """Run the model; compute no more than the representations named in `outputs`.
+        """Run the model and compute the representations named in `outputs`, no others.
 
-        ``mean`` is pooled from `single` where it is asked for and not given, so `single` has to be
-        there then. Padding has no influence on residues and a mask of 0.
+        If ``mean`` is asked for, return ``mean`` or ``single``, from which it is then pooled.
+        Padding must not influence residues, and has a mask of 0.
         """
 
     @abstractmethod
@@ -155,12 +159,12 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def layer_of(self, parameter: str) -> Layer:
-        """Find the layer that the parameter of that name belongs to."""
+        """Return the layer of the parameter with this name."""
 
     @property
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
-        """Everything needed to build the same architecture again, as plain values."""
+        """Settings that build the same architecture again, as plain values."""
 
     @classmethod
     @abstractmethod
@@ -170,7 +174,10 @@ class Backbone(nn.Module, ABC):
     # --- what a backbone may adapt ---------------------------------------------------------------
 
     def check(self, sample: Sample) -> None:
-        """Raise a `DataError` if `featurize` or `forward` could not take `sample`; be quick."""
+        """Raise a `DataError` if `featurize` or `forward` cannot take `sample`.
+
+        It runs on all samples before training, so it should be quick.
+        """
 
     def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
         """Count the samples that the model cannot take, and list the reasons."""
@@ -183,43 +190,44 @@ class Backbone(nn.Module, ABC):
         return len(found), found
 
     def featurize_key(self) -> str:
-        """Settings that change what `featurize` gives; part of every cache key."""
+        """Return the settings that decide the result of `featurize`; part of every cache key."""
         return self.name
 
     def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
-        """Learn the scale of the inputs from the training samples, where that is not known yet.
+        """Learn the scale of the inputs from the training samples, if it is not known yet.
 
         Parameters
         ----------
         samples
-            The training set; samples that are not asked for cost nothing.
+            The training set, read lazily: samples that are not iterated over are not opened.
         run
-            Gives what the model outputs for some of them now, before it trains.
+            Function that returns outputs of the model for samples, as it is before training.
         """
 
     def serve(self, tasks: Sequence[Any]) -> None:
-        """Adapt to the tasks that the model is going to learn."""
+        """Adapt to the tasks that the model is about to learn."""
 
     def set_precision(self, precision: str) -> None:
-        """Prepare for a Fabric precision name ("32-true", "bf16-mixed", "16-mixed")."""
+        """Prepare for a precision by its name in Fabric ("32-true", "bf16-mixed", "16-mixed")."""
 
     def weights_changed(self) -> None:
-        """Update what depends on weights after they were set from outside."""
+        """Update values derived from the weights, after these were set from outside."""
 
     def mark_trained(self) -> None:
-        """Treat the current weights as the model's own, however they came about."""
+        """Treat all current weights as part of the model, even those that were never read."""
 
     # --- what identifies it ----------------------------------------------------------------------
 
     def base_state_dict(self, *, whole: bool = False) -> dict[str, torch.Tensor]:
-        """Weights of the backbone itself, without adapters, under the names it was built with.
+        """Return the weights without adapters, under the names the backbone was built with.
 
-        A weight that is used in two places stands under the first of its names alone. `unread`
-        weights are there only if `whole` asks for them.
+        A weight that is used in two places is listed under the first of its names only. `unread`
+        weights are included only with `whole`.
         """
         tensors: dict[str, torch.Tensor] = {}
         seen = set()
         for name, tensor in self.state_dict().items():
+            # tied weights share their memory; an empty tensor has no memory, and so no such sign
             place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
             known = place in seen and tensor.numel()
             if ".lora_" in name or known or (name in self.unread and not whole):
@@ -229,17 +237,17 @@ class Backbone(nn.Module, ABC):
         return tensors
 
     def fingerprint(self) -> str:
-        """Sha256 over architecture and base weights, without adapters."""
+        """Return the sha256 over architecture and base weights, without adapters."""
         return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))
 
     def state_fingerprint(self) -> str:
-        """Sha256 over architecture and all weights, adapters included: what decides outputs."""
+        """Return the sha256 over everything that decides outputs: architecture, weights, adapters."""
         tensors = {n: t for n, t in self.state_dict().items() if n not in self.unread}
         return combine_digests(self.config_dict, tensor_digests(tensors))
 
 
 MUST_DO = tuple(sorted(Backbone.__abstractmethods__))
-"""Methods that every backbone writes."""
+"""Methods that every backbone has to define."""
 _MUST_SET = {
     "name": "Registered name.",
     "display_name": "Name shown to people.",
@@ -250,7 +258,7 @@ _MUST_SET = {
 
 
 def _check_class(cls: type[Backbone]) -> None:
-    """Refuse a class that lacks what is used of every backbone."""
+    """Refuse a class without a required attribute or constructor argument."""
     for name, meaning in _MUST_SET.items():
         if not hasattr(cls, name):
             raise ContractError(

@@ -1,4 +1,4 @@
-"""Ability of a backbone to run faster code with the same results."""
+"""Ability of a backbone to run faster code with the same results up to rounding."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from molfun.errors import ConfigError
 from molfun.strict import check_choice
 
 Kernels = Literal["auto", "stock", "fast"]
-"""Whose code runs: that of the backbone's package, or Molfun's faster one with the same results."""
+"""Implementation: that of the backbone's package, or Molfun's faster one with the same results."""
 KERNELS_SWITCH = "MOLFUN_KERNELS"
-"""Environment variable: what ``"auto"`` stands for, ``stock`` or ``fast``."""
+"""Environment variable that decides what ``"auto"`` means: ``stock`` or ``fast``."""
 
 
 class KernelChoice(ABC):
-    """Mix-in for a `Backbone` that has both kinds of code; ``kernels`` says which runs now."""
+    """Mix-in for a `Backbone` with both implementations; its ``kernels`` is the one that runs."""
 
     @abstractmethod
     def set_kernels(self, kernels: Kernels) -> None:
-        """Switch to this code; weights and their names do not change.
+        """Switch to an implementation; weights and their names do not change.
 
         Parameters
         ----------
         kernels
-            ``"stock"`` is the package's own, ``"fast"`` insists on Molfun's, ``"auto"`` takes
-            Molfun's where it gives the same numbers.
+            ``"stock"`` is the package's own, ``"fast"`` is Molfun's, ``"auto"`` takes Molfun's if
+            it gives the same numbers on this machine.
 
         Raises
         ------
         ConfigError
-            If the name is unknown, or that code fails its test here.
+            If the name is unknown, or ``"fast"`` gives other numbers on this machine.
         """
 
 
@@ -41,7 +41,7 @@ def check_kernels(kernels: str) -> None:
     Raises
     ------
     ConfigError
-        With the nearest name.
+        If the name is unknown; the text has the nearest known one.
     """
     check_choice("kernels", kernels, get_args(Kernels))
 
@@ -52,7 +52,8 @@ def choose_kernels(backbone: Backbone, kernels: Kernels) -> None:
     Raises
     ------
     ConfigError
-        If the name is unknown, the backbone has no such code, or that fails its test here.
+        If the name is unknown, the backbone has no such implementation, or it gives other numbers
+        on this machine.
     """
     check_kernels(kernels)
     if isinstance(backbone, KernelChoice):

@@ -10,13 +10,13 @@ class OwnHeads:
 
     @property
     def own_head(self) -> str | None:
-        """Registered head that a model has where none is named; None without any."""
+        """Name of the registered head that a model gets if none is chosen; None without one."""
         return None
 
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
-        """Weights of the registered head `name`, as its ``state_dict``; None without any."""
+        """Return published weights for the registered head `name`; None if there are none."""
         return None
 
     def unready(self) -> str | None:
-        """Say why predictions of the own head mean nothing yet; None if they do."""
+        """Return the reason why predictions of the own head are meaningless so far, or None."""
         return None

@@ -1,4 +1,4 @@
-"""Ability of a backbone to choose how it keeps activations, by the memory that is free."""
+"""Ability of a backbone to choose which activations it keeps, by the memory that is free."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from molfun.sample import Sample
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Choice of the activations that a backbone keeps, and the memory of a step with it.
+    """Choice of the activations that a backbone keeps, and the memory that a step takes with it.
 
     Parameters
     ----------
     peak
-        Bytes of a step over what the process holds before it, as predicted.
+        Predicted peak of a step in bytes, in addition to what the process holds before it.
     how
-        What was chosen, for people.
+        Description of the choice for the log.
     fits_up_to
-        Length of which a step fits; 0 where none does, or it fits as it is.
+        Largest length that fits, if the given one does not; 0 if none does, or the given one fits.
     """
 
     peak: int
@@ -37,13 +37,13 @@ class MemoryPlanning(ABC):
         Parameters
         ----------
         longest
-            A sample of the batch that takes most.
+            The longest sample of the training set.
         batch_size
-            Samples of that length in the batch.
+            Number of samples of that length in the batch.
         available
             Bytes that the step may take.
         """
 
     @abstractmethod
     def forget_plan(self) -> None:
-        """Undo what `plan_memory` chose."""
+        """Undo the choice of `plan_memory`."""

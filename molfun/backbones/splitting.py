@@ -11,9 +11,9 @@ from molfun.trunk import TrunkOutput, padded_batches
 
 
 class PrefixSplitting(ABC):
-    """Mix-in for a `Backbone` whose forward pass can stop before a block and go on from there.
+    """Mix-in for a `Backbone` whose forward pass can stop before a block and resume from there.
 
-    What the frozen blocks give is then computed once for each sample and kept.
+    The output of the frozen blocks is then computed once per sample and kept for later epochs.
     """
 
     @abstractmethod
@@ -22,22 +22,23 @@ class PrefixSplitting(ABC):
 
     @abstractmethod
     def run_prefix(self, batch: Features, block: int) -> Features:
-        """Run all before `block`, without a graph.
+        """Run everything before `block`, without a graph.
 
-        The result of a batch of one sample is what a cache keeps.
+        A cache stores the result of a batch with one sample.
         """
 
     def join_states(self, states: Sequence[Features]) -> Features:
-        """Make one batch of what `run_prefix` gave for samples one by one, padded with zeros."""
+        """Join results of `run_prefix` for single samples into one batch, padded with zeros."""
         return padded_batches(states)
 
     @abstractmethod
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """Go on from `run_prefix`: the same output as ``forward``."""
+        """Run the blocks from `block` on; returns the same as ``forward`` on the whole."""
 
 
 def frozen_blocks(backbone: Backbone) -> int:
-    """Count the leading blocks that are frozen along with all that comes before them."""
+    """Count the leading blocks that are frozen along with everything before them."""
+    # Adapters are parameters of their block, so a block with LoRA counts as one that trains.
     trains = [backbone.layer_of(n) for n, p in backbone.named_parameters() if p.requires_grad]
     if any(layer.kind in ("embedder", "early") for layer in trains):
         return 0
@@ -46,7 +47,8 @@ def frozen_blocks(backbone: Backbone) -> int:
 
 
 def prefix_fingerprint(backbone: Backbone, block: int) -> str:
-    """Sha256 over architecture and all weights that run before `block`."""
+    """Return the sha256 over architecture and all weights that run before `block`."""
+    # later weights are left out: they train, and a cache of the prefix has to survive that
     tensors = {
         name: tensor
         for name, tensor in backbone.state_dict().items()

@@ -1,4 +1,4 @@
-"""Put the tensors of a file into a module, and say exactly what does not fit."""
+"""Match the tensors of a file with those of a module, and report every difference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from molfun.text import listing
 
 @dataclass(frozen=True)
 class KeyReport:
-    """Weights that a file lacks, and those that it has and the model does not."""
+    """Weights that the file lacks, and weights that only the file has."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -31,7 +31,7 @@ class KeyReport:
 
 
 def tensors_in(content: Any) -> dict[str, torch.Tensor]:
-    """Tensors of a mapping by name; none of anything else."""
+    """Return the tensors in a mapping; an empty dict for anything that is not a mapping."""
     items = content.items() if isinstance(content, Mapping) else ()
     return {name: value for name, value in items if isinstance(value, torch.Tensor)}
 
@@ -41,7 +41,21 @@ def fit_keys(
     target: Mapping[str, torch.Tensor],
     canonical: Callable[[str], str],
 ) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Rename `tensors` to the names of `target`: weights of one `canonical` name belong together.
+    """Rename `tensors` to the names in `target`, matching those with the same `canonical` name.
+
+    Parameters
+    ----------
+    tensors
+        Weights of a file.
+    target
+        Weights of the model.
+    canonical
+        Function that maps the names of all published layouts to one.
+
+    Returns
+    -------
+    dict, KeyReport
+        The tensors that the model has a place for, under its names; and the differences.
 
     Examples
     --------
@@ -63,7 +77,7 @@ def fit_keys(
 def shape_conflicts(
     tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
 ) -> list[str]:
-    """A line for each weight whose shape in the file is not that of the model."""
+    """Return one line per weight whose shape in the file is not that of the model."""
     return [
         f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}"
         for name, tensor in tensors.items()

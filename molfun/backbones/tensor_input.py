@@ -1,4 +1,4 @@
-"""Ability of a backbone to take its own tensors apart, where they are given in place of samples."""
+"""Ability of a backbone to learn from batches of tensors given in place of samples."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class TensorInput(ABC):
 
     @abstractmethod
     def split(self, batch: Features) -> list[Features]:
-        """The features of each sample of a batch: what ``collate`` was given."""
+        """Return the features of each sample of a batch: the inverse of ``collate``."""
 
 
 def split_batch(backbone: Backbone, batch: Features) -> list[Features]:
-    """The features of each sample of a batch.
+    """Return the features of each sample of a batch.
 
     Raises
     ------
     DataError
-        If the backbone cannot take its batches apart.
+        If the backbone is no `TensorInput`.
     """
     if not isinstance(backbone, TensorInput):
         raise DataError(

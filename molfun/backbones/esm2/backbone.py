@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TRAINED_LENGTH = 1022
 """Residues of the longest sequences ESM-2 was trained on (1,024 tokens)."""
 _INDICES = ("residues", "begins", "selected")
-"""Features that point at tokens."""
+"""Features that hold indices into the token dimension, which move when batches are joined."""
 LongPolicy = Literal["full", "crop", "window"]
 
 
@@ -47,15 +47,15 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
     seed
         Seed of the random initialisation.
     long
-        What happens to sequences above `context` residues: ``"full"`` runs them as they are
-        (rotary positions take any length; attention grows with its square) and says so,
-        ``"crop"`` keeps the first ones, ``"window"`` runs overlapping windows and takes each
-        residue from the one in which it lies deepest.
+        Treatment of sequences with more than `context` residues. ``"full"`` runs them whole and
+        warns (rotary positions take any length; attention grows with its square); ``"crop"`` keeps
+        the first `context` residues; ``"window"`` runs overlapping windows and takes each residue
+        from the window whose ends are farthest from it.
     context
-        Longest sequence, in residues, that the model sees at once.
+        Largest number of residues that the model sees at once.
     checkpointing
-        Recompute the activations of each block in the backward pass instead of keeping them: a
-        fraction of the memory for a third more time.
+        Whether to recompute the activations of each block in the backward pass instead of keeping
+        them: a fraction of the memory for a third more time.
 
     References
     ----------
@@ -103,8 +103,10 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         if weights is not None:
             random = load_weights(self.model, weights, self.config)
             self._has_contacts = not any(name.startswith("contact_head") for name in random)
+            # what the file lacks keeps its values from the seed
             self.unread = frozenset(f"model.{name}" for name in random)
         self.single_dim = self.config.embed_dim
+        # one channel per attention map: fair-esm's contact regression reads those of all layers
         self.pair_dim = self.config.num_layers * self.config.attention_heads
         self._said_long = False
 
@@ -125,7 +127,8 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         windows = [np.concatenate([[begin], residues[a:b], [end]]) for a, b in spans]
         starts = np.cumsum([0, *(len(w) for w in windows)])
         place = np.arange(n)
-        # distance of each residue to the nearer end of each window, below 0 outside of it
+        # distance of each residue to the nearer end of each window, negative outside of it: the
+        # deepest window shows the most context on both sides
         depth = [np.minimum(place - a, b - 1 - place) for a, b in spans]
         deepest = np.argmax(depth, axis=0)
         offsets = np.array([starts[i] + 1 - a for i, (a, _) in enumerate(spans)])
@@ -182,11 +185,11 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         tokens.encode(_sequence_of(sample), name=sample.shown)
 
     def collate(self, features: Sequence[Features]) -> Features:
-        """Put the tokens of all samples into one dimension; nothing is padded."""
+        """Concatenate the tokens of all samples; nothing is padded."""
         return _join(features)
 
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:
-        """The logistic regression on attention maps that is published with the weights."""
+        """Return the weights of the contact regression that is published with the model."""
         if name != "contact" or not self._has_contacts:
             return None
         return dict(self.model.contact_head.state_dict())
@@ -197,7 +200,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         self.unread = frozenset(n for n in names if n.startswith("model.contact_head."))
 
     def featurize_key(self) -> str:
-        """Settings that decide tokens."""
+        """Return the settings that decide tokens and windows."""
         return json.dumps([self.name, self.long, self.context])
 
     # --- forward -------------------------------------------------------------------------------
@@ -210,14 +213,14 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         Parameters
         ----------
         batch
-            As `collate` gives it, or ``{"tokens": (batch, length)}`` padded, with or without the
-            tokens for beginning and end, as fair-esm's batch converter gives them.
+            Result of `collate`, or ``{"tokens": (batch, length)}``: padded, with or without the
+            tokens for beginning and end, as from fair-esm's batch converter.
         outputs
             Names among ``single``, ``mean``, ``cls`` and ``pair`` (attention of all layers and
             heads, for contacts).
         layer
-            Which layer's representation: -1 for the last (normalised, as in fair-esm), 0 for the
-            embeddings, k for the output of block k.
+            Layer whose representation is returned: -1 for the last (normalised, as in fair-esm), 0
+            for the embeddings, k for the output of block k.
 
         Returns
         -------
@@ -244,19 +247,20 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return torch.from_numpy(tokens.encode("ACDEFGHIKLMNPQRSTVWY"))
 
     def token_logits(self, batch: Features, selected: torch.Tensor) -> torch.Tensor:
-        """Return what the language model expects at `selected` tokens: (selected, 33)."""
+        """Return the language model's logits at the `selected` tokens: (selected, 33)."""
         packing = Packing(tuple(batch["windows"].tolist()))
         x = packed.embed(self.model, batch["tokens"], packing)
         x = self._blocks(x, packing, range(self.config.num_layers))
+        # the head runs at the selected tokens alone, a few of all
         logits: torch.Tensor = self.model.lm_head(self.model.emb_layer_norm_after(x[selected]))
         return logits
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Return True before every block, unless the attention maps of all are asked for."""
+        """Return True for every block, unless the attention maps of all blocks are asked for."""
         return block > 0 and "pair" not in outputs
 
     def run_prefix(self, batch: Features, block: int) -> Features:
-        """Embeddings and the blocks before `block`: ``hidden`` (tokens, channels)."""
+        """Run embeddings and the blocks before `block`; returns ``hidden`` (tokens, channels)."""
         packing = Packing(tuple(batch["windows"].tolist()))
         x = packed.embed(self.model, batch["tokens"], packing)
         hidden = self._blocks(x, packing, range(block))
@@ -267,7 +271,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         return _join(states)
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """The blocks from `block` on."""
+        """Run the blocks from `block` on."""
         packing = Packing(tuple(state["windows"].tolist()))
         x = self._blocks(state["hidden"], packing, range(block, self.config.num_layers))
         return self._output(x, state, outputs, None, last=True)
@@ -348,7 +352,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
 
     @property
     def config_dict(self) -> dict[str, Any]:
-        """Architecture and what happens to long sequences."""
+        """Architecture, and the treatment of long sequences."""
         return {"architecture": self.config.to_dict(), "long": self.long, "context": self.context}
 
     @classmethod
@@ -367,7 +371,7 @@ def _sequence_of(sample: Sample) -> str:
 
 
 def _join(features: Sequence[Features]) -> Features:
-    """Concatenate along the token dimension and move the indices into it along."""
+    """Concatenate along the token dimension, and shift the indices into it."""
     first = features[0]
     if len(features) == 1:
         return dict(first)
@@ -383,9 +387,9 @@ def _join(features: Sequence[Features]) -> Features:
 
 
 def unpad(padded: torch.Tensor, padding: int) -> Features:
-    """Packed features of tokens (batch, length), padded at either end.
+    """Turn tokens (batch, length), padded at either end, into packed features.
 
-    Tokens for beginning and end may be there or not; ``cls`` needs them.
+    The tokens for beginning and end are optional; the output ``cls`` needs them.
 
     Raises
     ------
@@ -415,14 +419,14 @@ def unpad(padded: torch.Tensor, padding: int) -> Features:
 
 
 def _means(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean of each part: (parts, channels)."""
+    """Return the mean of each part: (parts, channels)."""
     return torch.stack([part.mean(0) for part in parts])
 
 
 def _pair(
     maps: list[list[torch.Tensor]], windows: Sequence[int], lengths: Sequence[int]
 ) -> torch.Tensor:
-    """Attention between residues: (batch, length, length, layers * heads)."""
+    """Return the attention between residues: (batch, length, length, layers * heads)."""
     # one window per sequence, each with its two special tokens
     if windows != [n + 2 for n in lengths]:
         raise DataError(

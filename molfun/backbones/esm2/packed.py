@@ -1,14 +1,17 @@
 """ESM-2's transformer without padding: all sequences of a batch in one token dimension.
 
-The modules are fair-esm's, with their weights and adapters; only the order of the work is another:
+The modules are fair-esm's, with their weights and adapters; only the computation is arranged
+differently:
 
-* linear layers see (tokens, channels) of the whole batch and nothing of padding;
-* query, key and value come from one product, adapters added in place;
+* linear layers run on (tokens, channels) of the whole batch, without padding;
+* query, key and value come from one product, adapters included;
 * attention runs over each sequence by ``scaled_dot_product_attention``;
-* rotary embeddings (Su et al. 2021) are one product of complex numbers. fair-esm turns channel i
-  with channel i + D/2 of a head of size D; the rows of the query and key weights are brought into
-  the order 0, D/2, 1, D/2 + 1 ..., which turns each pair into one complex number and leaves every
-  product of a query with a key as it is.
+* rotary embeddings (Su et al. 2021) are one product of complex numbers. fair-esm rotates channel i
+  with channel i + D/2 of a head of size D. The rows of the query and key weights are permuted to
+  the order 0, D/2, 1, D/2 + 1 ..., so that each rotated pair is one complex number. Queries and
+  keys get the same permutation, so their products do not change.
+
+docs/performance.md compares the speed with that of transformers and fair-esm.
 """
 
 from __future__ import annotations
@@ -31,13 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packing:
-    """Place of each sequence in the token dimension.
+    """Positions of the sequences in the token dimension.
 
     Parameters
     ----------
     lengths
-        Tokens of each sequence, those for its beginning and end included; their sum is the
-        number of tokens.
+        Number of tokens of each sequence, those for beginning and end included.
     """
 
     lengths: tuple[int, ...]
@@ -54,9 +56,10 @@ class Packing:
 
 
 class Rotation:
-    """Unit complex numbers that turn queries and keys by their positions.
+    """Unit complex numbers that rotate queries and keys by their positions.
 
-    Layers share the frequencies, which come with the weights, so they are computed once per batch.
+    The layers share the frequencies, which come with the weights, so one set of numbers per batch
+    serves all layers.
 
     Parameters
     ----------
@@ -72,7 +75,8 @@ class Rotation:
         self._turn = torch.zeros(0)
 
     def of(self, frequency: torch.Tensor) -> torch.Tensor:
-        """(tokens, 1, channels / 2) complex64 for the frequencies of a layer."""
+        """Return (tokens, 1, channels / 2) complex64 for the frequencies of a layer."""
+        # compared by value, since every layer holds a buffer of its own
         if self._frequency is None or not torch.equal(frequency, self._frequency):
             self._frequency = frequency
             longest = torch.arange(max(self._packing.lengths), device=frequency.device)
@@ -83,10 +87,11 @@ class Rotation:
 
 
 class PackedLayer(TransformerLayer):
-    """fair-esm's transformer layer over packed tokens; with its own arguments, as it was.
+    """fair-esm's transformer layer, which also runs on packed tokens.
 
-    Layers get this class after the model is built, so weights, adapters and hooks stay where they
-    are.
+    Called with fair-esm's own arguments, it does what fair-esm's layer does. Layers get this class
+    after the model is built, so that weights, adapters, hooks and names in state dicts stay those
+    of the stock model.
     """
 
     def forward(
@@ -96,7 +101,7 @@ class PackedLayer(TransformerLayer):
         rotation: Rotation | None = None,
         **stock: Any,
     ) -> Any:
-        """Compute (tokens, channels) from (tokens, channels) and where the sequences lie."""
+        """Map (tokens, channels) to (tokens, channels), with attention within each sequence."""
         if packing is None or rotation is None:
             return super().forward(x, **stock)
         attention = self.self_attn
@@ -115,21 +120,26 @@ def use_packed_layers(model: nn.Module) -> None:
 def attention_maps(
     layer: Any, x: Float[torch.Tensor, "tokens channels"], packing: Packing, rotation: Rotation
 ) -> list[Float[torch.Tensor, "heads length length"]]:
-    """Attention weights of a layer for each sequence, which the fast path never forms."""
+    """Return the attention weights of a layer for each sequence.
+
+    The forward pass never holds them, so queries and keys are computed a second time here.
+    """
     q, k, _ = _project(layer.self_attn, layer.self_attn_layer_norm(x), rotation)
     scale = 1 / math.sqrt(q.shape[-1])
     lengths = list(packing.lengths)
     return [
+        # in float32 under autocast as well, as fair-esm does it
         torch.softmax((a.transpose(0, 1) @ b.permute(1, 2, 0)).float() * scale, dim=-1)
         for a, b in zip(q.split(lengths), k.split(lengths), strict=True)
     ]
 
 
 def embed(model: Any, tokens: Int64[torch.Tensor, "tokens"], packing: Packing) -> torch.Tensor:
-    """Input embeddings (tokens, channels), rescaled for masked tokens as in training.
+    """Return input embeddings (tokens, channels), rescaled for masked tokens as in training.
 
-    ESM-2 was trained with 12 % of the tokens masked; embeddings are always scaled by 0.88 over the
-    share of tokens that are not masked, also where none is.
+    In training 15 % of the tokens were chosen and 80 % of these masked, 12 % in all. Embeddings of
+    masked tokens are zero, and all are scaled by 0.88 over the share of unmasked tokens, even if
+    none is masked.
     """
     x = model.embed_scale * model.embed_tokens(tokens)
     if not model.token_dropout:
@@ -137,6 +147,7 @@ def embed(model: Any, tokens: Int64[torch.Tensor, "tokens"], packing: Packing) -
     masked = tokens == model.mask_idx
     lengths = torch.tensor(packing.lengths, device=tokens.device)
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+    # counted per sequence, tokens for beginning and end included, as fair-esm counts them
     n_masked = torch.zeros(len(lengths), device=tokens.device).index_add_(
         0, sequence, masked.to(torch.float32)
     )
@@ -151,7 +162,7 @@ def embed(model: Any, tokens: Int64[torch.Tensor, "tokens"], packing: Packing) -
 def _project(
     attention: Any, x: torch.Tensor, rotation: Rotation
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query and key, rotated, and value: (tokens, heads, channels of a head) each."""
+    """Return rotated query and key, and value: (tokens, heads, channels per head) each."""
     heads, width = attention.num_heads, attention.embed_dim
     order = _pair_order(width, heads, x.device)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -159,7 +170,8 @@ def _project(
     if fused is None:
         q, k, v = (plain_linear(module, x) for module in projections)
         fused = torch.cat([q[:, order], k[:, order], v], dim=1)
-    # rotation in float32 whatever the precision, as positions reach into the thousands
+    # rotated in float32 whatever the precision: positions reach into the thousands, and bfloat16
+    # represents integers exactly only up to 256
     qk = fused[:, : 2 * width].float().view(-1, 2, width // 2, 2)
     turned = torch.view_as_real(torch.view_as_complex(qk) * rotation.of(attention.rot_emb.inv_freq))
     q, k = turned.to(fused.dtype).view(-1, 2, heads, width // heads).unbind(1)
@@ -168,8 +180,9 @@ def _project(
 
 @functools.lru_cache(maxsize=8)
 def _pair_order(width: int, heads: int, device: torch.device) -> torch.Tensor:
-    """Channels of all heads with those that are turned together side by side."""
-    with torch.inference_mode(mode=False):  # kept for calls with a graph
+    """Return the order of the channels of all heads that puts rotated pairs side by side."""
+    # an inference tensor in this cache would make a later training step fail
+    with torch.inference_mode(mode=False):
         rows = torch.arange(width, device=device).view(heads, 2, -1)
         return rows.transpose(1, 2).reshape(-1)
 
@@ -177,9 +190,11 @@ def _pair_order(width: int, heads: int, device: torch.device) -> torch.Tensor:
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing
 ) -> Float[torch.Tensor, "tokens heads channels"]:
-    """Attention within each sequence."""
+    """Attend within each sequence."""
     if q.is_cuda:
         return _attend_jagged(q, k, v, packing)
+    # One call per sequence, so that no sequence is padded. On a CPU a call costs little; on a GPU
+    # each would be a launch.
     lengths = list(packing.lengths)
     outputs = [
         functional.scaled_dot_product_attention(*(t.transpose(0, 1).unsqueeze(0) for t in parts))
@@ -193,7 +208,7 @@ def _attend(
 def _attend_jagged(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing
 ) -> torch.Tensor:
-    """One call for all sequences: torch's variable-length kernels behind nested tensors."""
+    """Attend in one call for all sequences, by torch's variable-length kernels (nested tensors)."""
     offsets = packing.offsets.to(q.device)
     shortest, longest = min(packing.lengths), max(packing.lengths)
 

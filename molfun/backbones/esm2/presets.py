@@ -22,9 +22,9 @@ class ESM2Config:
     embed_dim
         Channels per residue.
     attention_heads
-        Heads of each block; they divide `embed_dim` into even parts.
+        Heads of each block; `embed_dim` must be a multiple of twice their number.
     token_dropout
-        Whether embeddings are rescaled for masked tokens, as all released models do.
+        Whether embeddings are rescaled for masked tokens, as in all released models.
 
     References
     ----------
@@ -49,7 +49,7 @@ class ESM2Config:
             raise ConfigError("ESM-2 config: " + " ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
@@ -66,14 +66,14 @@ PRESETS = {
     "esm2_t48_15B_UR50D": _size(48, 5120, 40),
     "esm2_tiny": _size(2, 32, 4),
 }
-"""Released sizes, and one for tests."""
+"""Released sizes (Lin et al. 2023, table S1), and one for tests."""
 _CUSTOM = re.compile(r"esm2_t(\d+)_d(\d+)_h(\d+)")
 
 
 def resolve(config: str | Mapping[str, Any] | ESM2Config) -> ESM2Config:
-    """Architecture from a preset name, a mapping of its fields, or itself.
+    """Return the architecture for a preset name, a mapping of fields, or an `ESM2Config`.
 
-    ``"esm2_t2_d64_h4"`` is a size of one's own: 2 blocks, 64 channels, 4 heads.
+    A name such as ``"esm2_t2_d64_h4"`` describes any other size: 2 blocks, 64 channels, 4 heads.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Protein sequences as token ids of ESM-2."""
+"""Turn protein sequences into token ids of ESM-2."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
 """The 20 amino acids, and the other letters of ESM-2: X, B, U, Z, O."""
+# fair-esm also has tokens for gaps ("-", ".") and would read them without a word; they are refused,
+# as a gap in a sequence means that it was cut from an alignment
 _REMEDIES = {
     "J": "it stands for leucine or isoleucine; write X",
     "*": "a stop codon; end the sequence before it",
@@ -33,31 +35,31 @@ def _ids() -> dict[str, int]:
 
 
 def special(name: str) -> int:
-    """Id of a special token: ``"<cls>"``, ``"<pad>"``, ``"<eos>"`` or ``"<mask>"``."""
+    """Return the id of a special token: ``"<cls>"``, ``"<pad>"``, ``"<eos>"`` or ``"<mask>"``."""
     return _ids()[name]
 
 
 @functools.cache
 def _table() -> np.ndarray:
-    """Token id of each ASCII character, -1 where there is none."""
+    """Return the token id of each ASCII character, -1 for a character without one."""
     table = np.full(128, -1, np.int64)
     for letter in LETTERS:
         table[ord(letter)] = table[ord(letter.lower())] = _ids()[letter]
-    table[0] = special(MASK)  # how `encode` writes a masked residue for the moment
+    table[0] = special(MASK)  # `encode` replaces the text <mask> by this character
     return table
 
 
 def encode(sequence: str, *, name: str = "sequence") -> Int64[np.ndarray, "residues"]:
-    """Token ids of a sequence, without the tokens for its beginning and end.
+    """Return the token ids of a sequence, without the tokens for beginning and end.
 
-    Lower case is raised; ``<mask>`` is one masked residue.
+    Lower-case letters count as capitals; ``<mask>`` is one masked residue.
 
     Parameters
     ----------
     sequence
         One-letter codes: the 20 amino acids and X, B, U, Z, O.
     name
-        How to call the sequence in errors.
+        Name of the sequence in errors.
 
     Raises
     ------
@@ -72,8 +74,10 @@ def encode(sequence: str, *, name: str = "sequence") -> Int64[np.ndarray, "resid
     if not sequence:
         raise DataError(f"{name}: the sequence is empty.")
     plain = sequence.replace("\0", "?").replace(MASK, "\0")
+    # one table lookup for the whole sequence instead of a loop over its letters
     codes = np.frombuffer(plain.encode("utf-32-le"), np.uint32)
     known = codes < 128
+    # code 1 has no token; it stands in for characters beyond the table
     ids = np.where(known, _table()[np.where(known, codes, 1)], -1)
     bad = np.flatnonzero(ids < 0)
     if bad.size:

@@ -23,7 +23,7 @@ from molfun.text import listing
 logger = logging.getLogger(__name__)
 
 CONTACT_SUFFIX = "-contact-regression.pt"
-"""Meta publishes the two weights of the contact head in a file next to the model."""
+"""Ending of the file next to the model in which Meta publishes the contact head's two weights."""
 
 _PREFIXES = re.compile(r"^(model\.|esm\.|encoder\.sentence_encoder\.|encoder\.)+")
 _LAYER = re.compile(r"^layer\.(\d+)\.")
@@ -42,7 +42,7 @@ _HUGGING_FACE = {
 }
 """Module of ``transformers.EsmModel`` -> module of ``esm.model.esm2.ESM2``."""
 _OLD_NORMS = {"gamma": "weight", "beta": "bias"}
-"""Names that transformers gives the weights of a LayerNorm in the files it saves."""
+"""Other names of LayerNorm weights, which files saved by transformers may have."""
 _SHARED_FREQUENCIES = (
     "rotary_embeddings.inv_freq",
     "layer.*.attention.self.rotary_embeddings.inv_freq",
@@ -50,7 +50,10 @@ _SHARED_FREQUENCIES = (
 _FUSED = ("attention.self.qkv", "attention.qkv", "self_attn.in_proj", "self_attn.qkv_proj")
 _POINTLESS = ("embeddings.position_ids", "embeddings.position_embeddings.weight", "pooler.")
 """Weights of Hugging Face's class that ESM-2 does not use (positions are rotary)."""
+# The rotary frequencies are a constant that fair-esm computes when it builds the model, and not all
+# files store it.
 _OPTIONAL = ("lm_head.", "contact_head.", "rot_emb.inv_freq")
+"""Parts of the names of weights that a file may lack: no representation needs them."""
 
 
 def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list[str]:
@@ -70,14 +73,14 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     Returns
     -------
     list
-        Names of weights that the file lacks and the model can do without; they stay random.
+        Names of weights that the file lacks and no representation needs; they stay random.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged or made for another size; the text lists what does not
-        fit. Weights that only the language-model or contact head need may be missing, and
-        weights ESM-2 has no place for may be there: both are logged as a warning.
+        If the file is missing, damaged or made for another size; the text lists the weights that
+        do not match. Weights of the language-model or contact head may be missing, and weights
+        that ESM-2 has no place for may be present: both are logged as a warning.
     UnsafeFileError
         If the file holds anything but tensors and plain values.
     """
@@ -110,7 +113,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
 
 
 def canonical_name(name: str) -> str:
-    """One name for the same weight in every published layout.
+    """Return the same name for a weight in every published layout: fair-esm's.
 
     Examples
     --------
@@ -128,7 +131,7 @@ def canonical_name(name: str) -> str:
 
 
 def _untied(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of the model without the output embedding, which is the input embedding."""
+    """Return the weights without the output embedding, which is tied to the input embedding."""
     return {n: t for n, t in model.state_dict().items() if n != "lm_head.weight"}
 
 
@@ -154,10 +157,10 @@ def _share_frequencies(
 
 
 def _split_fused(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Three projections from one fused weight, in the order query, key, value."""
+    """Split fused weights into three projections, in the order query, key, value."""
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        # torch's own fused layer spells in_proj_weight, others qkv.weight
+        # torch.nn.MultiheadAttention names it in_proj_weight, others qkv.weight
         module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
         fused = next((f for f in _FUSED if module.endswith(f)), None)
         if fused is None:
@@ -181,7 +184,7 @@ def _warn_random_heads(path: Path, missing: list[str]) -> None:
 
 
 def _warn_untied(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """ESM-2 projects onto tokens with its input embedding; a file may hold another matrix."""
+    """Warn of a file whose output embedding is not the input embedding, as it is in ESM-2."""
     names = {canonical_name(n): t for n, t in tensors.items()}
     own, shared = names.get("lm_head.weight"), names.get("embed_tokens.weight")
     if own is not None and shared is not None and not torch.equal(own, shared):
@@ -193,7 +196,7 @@ def _warn_untied(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _advice(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Name the size a file was made for, as far as its shapes tell."""
+    """Return advice on the size that the file was made for, by the shapes of its weights."""
     names = {canonical_name(n): t for n, t in tensors.items()}
     embedding = names.get("embed_tokens.weight")
     layers = {int(m.group(1)) for n in names if (m := re.match(r"layers\.(\d+)\.", n))}
@@ -229,7 +232,7 @@ def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
 
 
 def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
-    """Weights of a Hugging Face folder, in one file or in shards."""
+    """Read the weights of a Hugging Face folder, from one file or from shards."""
     _compare_settings(folder / "config.json", config)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
@@ -249,6 +252,7 @@ def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
 def _read_shards(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
+        # a name with a path could read any file of the machine
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{folder}: the index names {name!r}, which is no file in it.")
         file = folder / name
