@@ -241,7 +241,7 @@ class Backbone(nn.Module, ABC):
         return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))
 
     def state_fingerprint(self) -> str:
-        """Return the sha256 over everything that decides outputs: architecture, weights, adapters."""
+        """Return the sha256 over all that decides outputs: architecture, weights and adapters."""
         tensors = {n: t for n, t in self.state_dict().items() if n not in self.unread}
         return combine_digests(self.config_dict, tensor_digests(tensors))
 

@@ -1,14 +1,16 @@
-"""Repairs that the openfold package needs today to import and to run without CUDA.
+"""Repairs that the openfold package (0.0.1 and 2.2.0) needs to import and to run without CUDA.
 
-`prepare` is called once, just before openfold is first imported, and changes nothing unless it has
-to. Each entry names the fault it removes:
+`prepare` is called once, just before openfold is first imported, and repairs only what is broken
+there. Each entry names the fault it removes:
 
 * ``attn_core_inplace_cuda``, a compiled CUDA extension that is imported at module level. It is
   never built here; a stub module takes its name.
-* ``Bio.Data.SCOPData``, removed from Biopython; ``Bio.Data.PDBData`` holds the same table.
-* ``numpy.object``, removed from NumPy; needed while ``openfold.data.templates`` is imported.
-* In-place attention kernels: the pure-PyTorch form gives the same values on every device.
-* Reentrant activation checkpointing, which raises where the checkpointed weights are frozen.
+* ``Bio.Data.SCOPData``, which Biopython 1.88 no longer has; ``Bio.Data.PDBData`` holds the same
+  table.
+* ``numpy.object``, removed in NumPy 1.24; needed while ``openfold.data.templates`` is imported.
+* In-place attention kernels, which raise "not implemented on CPU" (aqlaboratory/openfold issues
+  213, 257, 293 and 340); the pure-PyTorch form gives the same values on every device.
+* Reentrant activation checkpointing, which raises if the checkpointed weights are frozen.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ INSTALL = "molfun install openfold (or pip install it from git)."
 
 @functools.cache
 def prepare() -> None:
-    """Make ``import openfold`` work, import what the backbone uses, and fit the kernels.
+    """Make ``import openfold`` work, import what the backbone uses, and replace its kernels.
 
     Raises
     ------
@@ -59,11 +61,10 @@ def prepare() -> None:
         import openfold.data.data_pipeline
         import openfold.data.feature_pipeline
         import openfold.model.model  # noqa: F401
-    # openfold indexes with lists of slices; the result is as before (tested), the warning is not
-    # the user's to act on
-    # not the user's to act on; it is raised in our module where allocations are counted
+    # openfold indexes with lists of slices, which torch deprecates; results are right (tested).
+    # The warning is attributed to our module while allocations are counted there.
     ignore_upstream("Using a non-tuple sequence", module=r"openfold|molfun\.nn\.allocation_cap")
-    # its bfloat16 paths name autocast by torch's former names
+    # its bfloat16 paths use the former names of torch's autocast functions
     ignore_upstream("`torch.cuda.amp.autocast", module="openfold")
     ignore_upstream("torch.get_autocast_gpu_dtype", DeprecationWarning)
     _replace_kernels()
@@ -76,7 +77,7 @@ def _add_scop_data() -> None:
     from Bio.Data import PDBData
 
     module = types.ModuleType("Bio.Data.SCOPData")
-    # a module made here has no attributes that mypy knows
+    # mypy knows no attributes of a module made here
     module.protein_letters_3to1 = PDBData.protein_letters_3to1_extended  # type: ignore[attr-defined]
     sys.modules["Bio.Data.SCOPData"] = module
     import Bio.Data
@@ -89,7 +90,8 @@ def _numpy_object() -> Iterator[None]:
     if "object" in np.__dict__:
         yield
         return
-    np.object = object  # type: ignore[attr-defined]  # gone from NumPy, for a moment
+    # only while openfold is imported: the program around must see NumPy as it is
+    np.object = object  # type: ignore[attr-defined]  # gone from NumPy
     try:
         yield
     finally:
@@ -106,7 +108,7 @@ def _replace_kernels() -> None:
 def attention_core(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *biases: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention with additive biases, as openfold's CUDA kernel computes it.
+    """Compute attention with additive biases, as openfold's CUDA kernel does.
 
     Parameters
     ----------
@@ -123,7 +125,7 @@ def attention_core(
 
 
 def softmax_(logits: torch.Tensor, rows: int, columns: int) -> None:  # noqa: ARG001
-    """Softmax over the last dimension in place, with the signature of openfold's extension."""
+    """Compute the softmax over the last dimension in place, in place of openfold's extension."""
     torch.softmax(logits, dim=-1, out=logits)
 
 
@@ -134,6 +136,7 @@ def _use_nonreentrant_checkpoints() -> None:
     if upstream() is not torch.utils.checkpoint.checkpoint:
         return  # DeepSpeed's own checkpointing is configured
     fixed = functools.partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    # openfold's modules have imported the function by name, so each has its own reference
     for module in list(sys.modules.values()):
         ours = getattr(module, "__name__", "").startswith("openfold.")
         if ours and getattr(module, "get_checkpoint_fn", None) is upstream:

@@ -19,7 +19,10 @@ _PREFIX = re.compile(r"^(?:module\.|model\.|_forward_module\.)+")
 
 
 def canonical_key(key: str) -> str:
-    """Name of a weight in the 2.x layout, whichever layout it came in; idempotent.
+    """Return the name of a weight in the 2.x layout, from either layout.
+
+    Unlike ``convert_deprecated_v1_keys`` it is idempotent, so the layout of a file need not be
+    known.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Alignments in a3m and Stockholm files, as HHblits, MMseqs2, ColabFold and HMMER write them.
+"""Read alignments in a3m and Stockholm files of HHblits, MMseqs2, ColabFold and HMMER.
 
-Of clean files this gives what openfold's own parsers give. Those silently read others wrongly
-(rows longer than the query, two alignments in one file) or fail; here a file is read as its program
-means it, or refused with its line.
+For clean files the result equals that of openfold's own parsers. Other files (rows longer than the
+query, two alignments in one file) these parsers read wrongly without a word, or fail on; here such
+a file is read as the program that wrote it means it, or refused with the number of the line.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _INSERTION = re.compile(r"[a-z]+")
 _ODD = re.compile(r"[^A-Za-z-]")
 _ANNOTATION = re.compile(r"ss_pred|ss_conf|ss_dssp|sa_dssp|aa_dssp|aa_pred|aa_conf")
-"""Names of the rows that HHblits and its scripts put before the query and that are no sequences."""
+"""Names of annotation rows, which HHblits and its scripts put before the query."""
 _CONSENSUS = "_consensus"
 """Ending that HHblits adds to the name of the query for the row of its consensus."""
+# ColabFold's first line: "#lengths<TAB>copies" of the chains, such as "#100,80\t1,1"
 _COLABFOLD = re.compile(r"#\s*(\d+(?:,\d+)*)\t(\d+(?:,\d+)*)\s*", re.ASCII)
 _ANOTHER = "another query begins here; keep the alignments of one sequence in a file"
 _GAP, _TO_LOWER_CASE = ord("-"), 0x20
@@ -57,13 +58,13 @@ class _Row:
 
 
 def read_alignments(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows and deletions of every alignment in a folder, in the order of the names.
+    """Read every alignment in a folder, in the order of the file names.
 
     Returns
     -------
     dict
-        For each file ``msa`` (aligned rows, the query first) and ``deletion_matrix``, as openfold's
-        parsers give them.
+        For each file ``msa`` (aligned rows, the query first) and ``deletion_matrix``, in the form
+        of openfold's parsers.
 
     Raises
     ------
@@ -83,12 +84,12 @@ def read_alignments(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_alignment(path: str | Path) -> dict[str, Any]:
-    """Rows and deletions of one alignment, see `read_alignments`.
+    """Read one alignment; see `read_alignments`.
 
     Raises
     ------
     DataError
-        If the file is damaged or is no alignment, with its line.
+        If the file is damaged or no alignment; the text has the number of the line.
     UnsafeFileError
         If it is larger than `MAX_BYTES`.
     """
@@ -107,18 +108,19 @@ def read_alignment(path: str | Path) -> dict[str, Any]:
 
 
 def _columns(row: str) -> str:
-    """An a3m row without its insertions."""
+    """Return an a3m row without its insertions."""
+    # `bytes.translate` deletes in C; alignments have up to 2**29 characters
     return row.encode("utf-8").translate(None, _LOWER_CASE).decode("utf-8")
 
 
 def _deletions(row: str, columns: int) -> list[int]:
-    """Residues that an a3m row inserts before each of its columns."""
+    """Return the number of residues that an a3m row inserts before each column."""
     counts = [0] * columns
     inserted = 0
     for match in _INSERTION.finditer(row) if len(row) > columns else ():
         column = match.start() - inserted
         inserted += len(match.group())
-        if column < columns:  # what follows the last column belongs to none
+        if column < columns:  # an insertion after the last column precedes none
             counts[column] = len(match.group())
     return counts
 
@@ -149,7 +151,7 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
 
 
 def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
-    """Rows in the letters that openfold's parser knows, the query first."""
+    """Return the rows in letters that openfold's parser knows, the query first."""
     kept = _sequences(path, _records(path, lines))
     query = kept[0]
     columns = query.text.replace(".", "").removesuffix("*")
@@ -161,7 +163,7 @@ def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     for row in kept:
         text, problem = _clean_a3m(row, len(columns))
         if row.is_query and text != cleaned[0]:
-            # all rows of that query would be wrong
+            # refused at once: every further row belongs to the other query
             _refuse(path, [row.problem(_ANOTHER)])
         if problem is not None:
             problems.append(row.problem(problem))
@@ -171,7 +173,7 @@ def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def _sequences(path: Path, rows: Sequence[_Row]) -> list[_Row]:
-    """Rows without annotation; what is left out is logged."""
+    """Return the rows that are sequences, and log the annotation that is left out."""
     names = {row.name for row in rows}
     kept: list[_Row] = []
     left_out: list[_Row] = []
@@ -188,9 +190,10 @@ def _sequences(path: Path, rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _is_annotation(row: _Row, names: set[str], *, first: bool) -> bool:
-    """Return whether a row is no sequence; a query may be named ``consensus`` or ``my_consensus``.
+    """Return whether a row is annotation and no sequence.
 
-    HHblits writes ``X_consensus`` before the query ``X``, and a consensus with small letters.
+    HHblits writes ``X_consensus`` before the query ``X``, and a consensus with lower-case letters.
+    A query may itself be named ``consensus`` or ``my_consensus``.
     """
     name = row.name.lower()
     if name.endswith(_CONSENSUS):
@@ -201,7 +204,11 @@ def _is_annotation(row: _Row, names: set[str], *, first: bool) -> bool:
 
 
 def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
-    """Records of a3m text; MMseqs2 and ColabFold put a NUL between the results of databases."""
+    """Return the records of a3m text.
+
+    MMseqs2 and ColabFold write a NUL between the results of two databases; the record after it
+    repeats the query.
+    """
     rows: list[_Row] = []
     begins = False
     for number, line in lines:
@@ -222,7 +229,7 @@ def _records(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
 
 
 def _without_nul(path: Path, line: str, number: int) -> str:
-    """A line without the NULs around it, which separate the results of two databases."""
+    """Return a line without the NULs around it, which separate the results of two databases."""
     text = line.strip("\0")
     if "\0" in text or (text and text[0] not in ">#"):
         _refuse(path, [f"line {number}: a NUL byte inside a sequence; the file is damaged"])
@@ -251,10 +258,10 @@ def _check_chains(path: Path, lines: Sequence[tuple[int, str]], columns: int) ->
 
 
 def _clean_a3m(row: _Row, columns: int) -> tuple[str, str | None]:
-    """A row with letters and gaps alone, or what is wrong with it.
+    """Return a row with letters and gaps only, and what is wrong with it or None.
 
-    In a3m a dot is a gap in an insertion, which may be left out; ``*`` ends a sequence, or stands
-    for a residue that is not known (a stop codon that was read through).
+    In a3m a dot is a gap in an insertion, which may be left out. ``*`` ends a sequence, or stands
+    for an unknown residue (a stop codon that was read through).
     """
     written = text = row.text
     if _ODD.search(text):
@@ -282,9 +289,9 @@ def _uneven(n: int, columns: int) -> str:
 
 
 def _stockholm_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
-    """Rows as a3m has them: insertions, where the query has a gap, in lower case.
+    """Return the rows as in a3m: insertions, where the query has a gap, in lower case.
 
-    Case means nothing in a Stockholm file, and every one of ``-._~`` is a gap.
+    In a Stockholm file case has no meaning, and each of ``-._~`` is a gap.
     """
     rows: dict[str, _Row] = {}
     for row, part in _stockholm_parts(path, lines):
@@ -309,9 +316,10 @@ def _stockholm_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def _as_a3m(rows: Sequence[str]) -> list[str]:
-    """Rows whose residues in gaps of the first row are in lower case, without gaps there."""
+    """Return rows with residues in gaps of the first row in lower case, and no gaps there."""
     if "-" not in rows[0]:
         return list(rows)
+    # as a matrix of bytes: an alignment of a long protein has millions of letters
     letters = np.array([row.encode("ascii") for row in rows]).view(np.uint8).reshape(len(rows), -1)
     aligned = letters[0] != _GAP
     made = []
@@ -321,7 +329,10 @@ def _as_a3m(rows: Sequence[str]) -> list[str]:
 
 
 def _stockholm_parts(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[_Row, str]]:
-    """Each line of a sequence: a row of its name, and the part of its columns there."""
+    """Yield for each line of a sequence a row with its name, and the columns on that line.
+
+    Long alignments are written in blocks, each of which holds some columns of all rows.
+    """
     ended = False
     for number, line in lines:
         text = line.strip()

@@ -1,7 +1,7 @@
 """The AlphaFold trunk of the openfold package behind the `Backbone` interface.
 
-The stock ``openfold.model.model.AlphaFold`` does all the work. This module chooses what runs
-(trunk only, or trunk and structure module), with which memory settings, and names its parts.
+The stock ``openfold.model.model.AlphaFold`` does all the work. This module chooses what runs (the
+trunk only, or also the structure module) and the memory settings, and maps parameters to layers.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
 
 CHECKPOINT_ABOVE = 64
-"""Length (of one sample) from which blocks are computed again where nobody planned the memory."""
+"""Length of one sample above which blocks are recomputed, unless `plan_memory` has decided."""
 CHUNK_ABOVE = 384
-"""Length from which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
+"""Length above which inference runs the pair stack in chunks of 4 rows, which bounds memory."""
 EXTRA_BLOCKS = 4
-"""Blocks of the extra-MSA stack, which keep a graph where all of the trunk trains."""
+"""Blocks of the extra-MSA stack; they keep a graph if parameters before the trunk train."""
 
 
 class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
@@ -64,15 +64,15 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
     mask_msa
-        Mask 15 % of the MSA at random as in AlphaFold's training; off, inputs never change.
+        Whether to mask 15 % of the MSA at random, as in AlphaFold's training. Off by default, so
+        that a sample always gives the same input.
     checkpointing
-        Recompute activations of each block in the backward pass instead of keeping them: a
-        tenth of the memory for a third more time, and the same numbers. None decides by the memory
-        that is free before training (`plan_memory`).
+        Whether to recompute activations of each block in the backward pass instead of keeping them:
+        a tenth of the memory for a third more time, and the same numbers. None decides by the
+        memory that is free before training (`plan_memory`).
     fill_zero_init
-        Standard deviation for the weights that AlphaFold initialises with zero (the last layer of
-        every residual branch). None: `initialisation.RANDOM_FILL` without `weights`, so that every
-        block does something and adapters get gradients, and 0 with them.
+        Standard deviation of the weights that AlphaFold starts at zero (the last layer of every
+        residual branch). None is 0 with `weights`, and `initialisation.RANDOM_FILL` without.
 
     References
     ----------
@@ -113,7 +113,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         self.preset, self.config = presets.resolve_config(config)
         _check_counts(recycling, max_msa_clusters, max_extra_msa)
         self.config.globals.chunk_size = None
-        # taken now: the model writes its chunk size into the same config
+        # saved now: the model writes its chunk size into the same config
         self._custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
         if recycling is None:
             recycling = int(self.config.data.common.max_recycling_iters)
@@ -131,7 +131,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         self.model: Any = build_model(
             self.config, seed=seed, draw=weights is None, fill=fill_zero_init
         )
-        # torch runs normalisations in float32 whatever the precision, so theirs stay
+        # not of norms: torch runs them in float32 whatever the precision
         self._limits = [
             (module, getattr(module, "inf", None), getattr(module, "eps", None))
             for module in self.model.modules()
@@ -164,17 +164,17 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         if sample.features is not None and features.is_processed(sample.features):
             ready = precomputed.check_processed(sample.features, sample.shown, self._inputs)
             return self._schema.crop(ready, sample.max_length)
-        # caches go by content, so what is random depends on it, never on order, name or workers
+        # caches are keyed by content, so the seed depends on nothing else: no order, name or worker
         seed = int(sample.content_key()[:8], 16)
         return features.process(self._raw_features(sample), self.data_config, seed=seed)
 
     def check(self, sample: Sample) -> None:
-        """Refuse what `featurize` could not take: length, alignments, keys of features.
+        """Refuse what `featurize` cannot take: length, alignments, keys of features.
 
         Raises
         ------
         DataError
-            Naming the sample.
+            If there is such a problem; the text names the sample.
         """
         if sample.features is not None and features.is_processed(sample.features):
             precomputed.check_processed(sample.features, sample.shown, self._inputs)
@@ -196,11 +196,11 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return features.crop_raw(whole, sample.max_length)
 
     def collate(self, features: Sequence[Features]) -> Features:
-        """Pad and stack what the model reads, and what is no feature of openfold (labels)."""
+        """Pad and stack the features that the model reads, and labels, which openfold ignores."""
         return self._schema.collate(features, self._inputs)
 
     def featurize_key(self) -> str:
-        """Settings of the feature pipeline as text."""
+        """Return the version of openfold and the settings of its feature pipeline as text."""
         version = importlib.metadata.version("openfold")
         return json.dumps([self.name, version, self.settings, self.config.data.to_json()])
 
@@ -212,7 +212,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         Parameters
         ----------
         batch
-            As `collate` gives it.
+            Result of `collate`.
         outputs
             Names among ``single``, ``pair``, ``structure``.
 
@@ -233,14 +233,14 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         )
 
     def _run(self, batch: Features) -> dict[str, torch.Tensor]:
-        """Run the stock forward, which takes each tensor for a feature, on features alone."""
+        """Run the stock forward on features alone: it slices every tensor it is given."""
         outputs: dict[str, torch.Tensor] = self.model(
             {key: batch[key] for key in self._inputs if key in batch}
         )
         return outputs
 
     def _trunk(self, batch: Features, cycles: int) -> dict[str, torch.Tensor]:
-        """Run the stock forward up to the point where the last structure module would start."""
+        """Run the stock forward until the structure module of the last pass would start."""
         calls = 0
 
         def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -252,7 +252,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return self._stopped(batch, self.model.structure_module.register_forward_pre_hook(stop))
 
     def _stopped(self, batch: Features, handle: RemovableHandle) -> dict[str, torch.Tensor]:
-        """Run the stock forward until the hook of `handle` ends it, and return what that raised."""
+        """Run the stock forward until the hook behind `handle` ends it; return its outputs."""
         try:
             self._run(batch)
         except _TrunkDone as done:
@@ -262,13 +262,13 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         raise AssertionError("the forward pass was to stop, and did not")
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Return True before every block, if the input passes through the blocks once."""
+        """Return True for every block, if the input passes through the blocks only once."""
         return self.settings["recycling"] == 0 and block > 0 and "structure" not in outputs
 
     def run_prefix(self, batch: Features, block: int) -> Features:
-        """Embedders, templates, extra MSA and the blocks before `block`.
+        """Run embedders, templates, extra MSA and the blocks before `block`.
 
-        Gives ``m`` (batch, rows, length, 256) and ``z`` (batch, length, length, 128) with masks.
+        Returns ``m`` (batch, rows, length, 256), ``z`` (batch, length, length, 128) and masks.
         """
         passes = batch["aatype"].shape[-1]
         if passes != 1:
@@ -288,7 +288,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         last = self.model.evoformer.blocks[block - 1]
         handle = last.register_forward_hook(stop, with_kwargs=True)
         try:
-            # the same arithmetic, whether a suffix trains or is evaluated
+            # in training mode openfold takes another path, with other bits: never in place
             for module in holders:
                 module.training = False
             return {**self._stopped(batch, handle), "seq_mask": mask}
@@ -297,10 +297,11 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
                 module.training = mode
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """The blocks from `block` on."""
+        """Run the blocks from `block` on."""
         mask = state["seq_mask"]
         self._set_memory(*mask.shape)
-        stack = copy.copy(self.model.evoformer)  # another list of blocks, the same blocks
+        # openfold's own stack over a shorter list: the same blocks and no code of theirs copied
+        stack = copy.copy(self.model.evoformer)
         stack._modules = {**stack._modules, "blocks": stack.blocks[block:]}
         inplace = not (torch.is_grad_enabled() or self.model.training)
         m, z = state["m"], state["z"]
@@ -326,7 +327,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return result
 
     def _ptm(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """PTM of each sample; openfold's own gives one number for the whole batch."""
+        """Return the pTM of each sample; openfold's function gives one number for a whole batch."""
         from openfold.utils.loss import compute_tm
 
         settings = dict(self.config.model.heads.tm)
@@ -336,8 +337,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan:
         """Keep all activations if they fit, else those between blocks, else as few as possible.
 
-        What is kept decides memory and time, not the numbers. `checkpointing` given to the
-        constructor stands.
+        The choice affects memory and time, not the numbers. An argument `checkpointing` of the
+        constructor overrides it.
         """
         shape = self._shape_of_step(longest, batch_size)
         fast_runs = self.kernels == "fast" and self._precision == "32-true"
@@ -355,7 +356,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         return MemoryPlan(peak, memory.WORDS[level], fits)
 
     def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
-        """Count what decides the memory of a step: sizes, and blocks that keep a graph."""
+        """Return the sizes that decide the memory of a step, and the blocks that keep a graph."""
         rows = self.featurize(longest)["msa_feat"].shape[0]
         if self.config.model.template.enabled and self.config.model.template.embed_angles:
             rows += int(self.config.data.predict.max_templates or 0)
@@ -371,7 +372,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         )
 
     def _level_for(self, batch: int, length: int) -> memory.Level:
-        """The level the constructor asks for, else the planned one, else one by the size."""
+        """Return the level the constructor asks for, else the planned one, else one by size."""
         if self.checkpointing is None and self._planned is not None:
             return self._planned
         wanted = self.checkpointing
@@ -386,7 +387,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             keep_large_buffers()
 
     def _set_memory(self, batch: int, length: int) -> None:
-        """Checkpoint blocks where a large graph is kept, chunk long inputs where none is."""
+        """Checkpoint blocks if a large graph is kept, and chunk long inputs if none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         level = self._level_for(batch, length)
         self._checkpoint_blocks(keeps_graph and level != "keep")
@@ -405,7 +406,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
                 module.ckpt = on
 
     def set_kernels(self, kernels: Kernels) -> None:
-        """Let openfold's own code run, or `molfun.backbones.openfold.fast` after a test of it.
+        """Switch to openfold's own code, or to `molfun.backbones.openfold.fast` after testing it.
 
         ``"auto"`` is ``"fast"`` unless the environment variable ``MOLFUN_KERNELS`` is ``stock`` or
         the test fails, which is logged.
@@ -420,11 +421,11 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         self.kernels = kernel_choice.install_tested(self.model, kernels)
 
     def set_precision(self, precision: str) -> None:
-        """Keep mask biases and divisors inside float16, where 1e9 is infinite and 1e-8 is zero.
+        """Limit mask biases and epsilons to float16, where 1e9 is infinite and 1e-8 is zero.
 
-        These are the values of openfold's ``low_prec`` presets. A row whose keys are all masked
-        (an empty MSA or template) would give NaN otherwise. Any other precision puts openfold's
-        own values back.
+        The limits are those of openfold's ``low_prec`` presets. Without them a row whose keys are
+        all masked (an empty MSA or template) would become NaN. Any other precision restores
+        openfold's own values.
         """
         self._precision = precision
         half = precision == "16-mixed"
@@ -480,7 +481,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
 
 
 class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
-    """Carries the trunk's outputs out of the stock forward pass."""
+    """Carry the trunk's outputs out of the stock forward pass."""
 
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         super().__init__("trunk done")

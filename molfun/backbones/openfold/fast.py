@@ -1,16 +1,16 @@
 """Faster forward passes for openfold's modules, with their weights, adapters and results.
 
 `install` gives the modules of a model classes of the same name that compute the same in another
-order; `remove` takes them away again. Parameters, names, hooks and adapters stay where they are,
-and what a fast class does not cover (float16, DeepSpeed's kernels, other options) goes to
-openfold's own code. What differs, by openfold's class:
+order; `remove` restores the stock classes. Parameters, names, hooks and adapters are not touched.
+Cases that a fast class does not cover (float16, DeepSpeed's kernels, other options) are left to
+openfold's own code. docs/performance.md has the gain per module. The differences, by class:
 
 ``Attention``
     One product for query, key, value and gate; ``scaled_dot_product_attention`` with the bias of
     the pair representation, so that attention weights are never held.
 ``TriangleMultiplicativeUpdate``
     The four projections come from one product that puts channels first, as the product over
-    residues needs them, and no tensor is permuted on the way.
+    residues needs them, so that no tensor is permuted.
 ``OuterProductMean``
     For few MSA rows the output projection is applied before the outer product, which then has 128
     channels instead of 1,024.
@@ -19,7 +19,7 @@ openfold's own code. What differs, by openfold's class:
 ``Linear``
     The matrix kernel of `molfun.nn.kernels`.
 ``AlphaFold``, ``TemplateEmbedder``
-    Templates are not embedded where all are masked: openfold multiplies the result by 0.
+    Templates are not embedded if all are masked: openfold multiplies the result by 0.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from molfun.nn.lora import LowRankParts, low_rank_parts
 from molfun.nn.tiled import relu_mlp, triangle_product
 
 SHALLOW = 16
-"""MSA rows up to which the reassociated outer product is faster, as measured."""
+"""MSA rows up to which the outer product is reassociated: 4 to 23 times as fast at 2, slow at 33."""
 ROWS = 4096
-"""Rows of a transition computed at a time where no graph is kept."""
+"""Rows per tile of a transition if no graph is kept."""
 TOKENS = 2**16
-"""Tokens of all rows that attend at a time where no graph is kept."""
+"""Tokens in the rows that attend at a time if no graph is kept."""
 CHANNELS = 32
-"""Channels of a triangle product computed at a time for long proteins without a graph."""
+"""Channels of a triangle product computed at a time for long proteins, if no graph is kept."""
 LONG = 384
-"""Length from which memory counts for more than speed."""
+"""Length above which a triangle product runs in parts: memory then matters more than speed."""
 
 
 def install(model: nn.Module) -> dict[str, int]:
-    """Replace the classes of `model`'s modules; how many of each, by openfold's name."""
+    """Replace the classes of `model`'s modules; return the number of each, by openfold's name."""
     replaced: dict[str, int] = {}
     for module in model.modules():
         mixin = _mixin_for(type(module))
@@ -65,23 +65,23 @@ def install(model: nn.Module) -> dict[str, int]:
 
 
 def remove(model: nn.Module) -> None:
-    """Give the modules their own classes back."""
+    """Restore the stock classes of the modules."""
     for module in model.modules():
         if isinstance(module, _Fast):
             module.__class__ = type(module).stock
 
 
 def set_cuequivariance(model: nn.Module, on: bool) -> None:
-    """Let NVIDIA's kernels compute the triangles of long proteins on a GPU, or our own code."""
+    """Choose NVIDIA's kernels, or Molfun's code, for the triangles of long proteins on a GPU."""
     for module in model.modules():
         if isinstance(module, _Fast):
             module.uses_cuequivariance = on
 
 
 def set_lean(model: nn.Module, lean: bool) -> None:
-    """Let the parts of a block keep only their inputs for the backward pass, or all they need.
+    """Let the parts of a block keep only their inputs for the backward pass, or all activations.
 
-    Twice the work of their forward pass, a third of the memory of a block.
+    Lean parts run their forward pass twice, and a block takes a third of the memory.
     """
     for module in model.modules():
         if isinstance(module, _Fast):
@@ -89,21 +89,21 @@ def set_lean(model: nn.Module, lean: bool) -> None:
 
 
 class _Fast:
-    """A forward pass put in front of that of an openfold class."""
+    """Mix-in whose forward pass takes the place of that of an openfold class."""
 
     stock: ClassVar[Any]
     lean = False
     uses_cuequivariance = False
 
     def _kept(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call, and keep only the arguments for the backward pass where memory is short."""
+        """Call `function`; if lean, keep only its arguments for the backward pass."""
         if not self.lean or not torch.is_grad_enabled():
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False)
 
     @staticmethod
     def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
-        """Return whether the module is of the kind that the fast pass was written for."""
+        """Return whether the fast pass was written for this kind of module."""
         return True
 
 
@@ -111,7 +111,7 @@ _COMBINED: dict[tuple[type[_Fast], type], type] = {}
 
 
 def _combined(mixin: type[_Fast], stock: type) -> type:
-    """The class of a module with `mixin` in front of its own; the same at every call."""
+    """Return the class with `mixin` in front of `stock`, the same one in every call."""
     if (mixin, stock) not in _COMBINED:
         _COMBINED[mixin, stock] = type(stock.__name__, (mixin, stock), {"stock": stock})
     return _COMBINED[mixin, stock]
@@ -135,35 +135,35 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
 
 
 def _by_openfold(module: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Run the pass of openfold's own class."""
+    """Run the forward pass of openfold's own class."""
     result: torch.Tensor = module.stock.forward(module, *args, **kwargs)
     return result
 
 
 def _reduced(x: torch.Tensor) -> bool:
-    """Return whether another precision than the tensor's own is at work."""
+    """Return whether float32 is not the precision in use, by its type or by autocast."""
     return x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
 
 
 def _all_ones(mask: torch.Tensor | None) -> bool:
-    """Return whether a mask changes nothing; a GPU is not asked, since that would stall it."""
+    """Return whether a mask hides nothing; False on a GPU, where asking would stall it."""
     return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
 
 
 def _plain_layers(layers: Sequence[nn.Module]) -> list[LowRankParts] | None:
-    """Weights and biases of linear layers; None if one has no bias, or an adapter, or does more."""
+    """Return weights and biases; None if a layer has no bias, or an adapter, or does more."""
     parts = [low_rank_parts(layer) for layer in layers]
     plain = [p for p in parts if p is not None and p.down is None and p.bias is not None]
     return plain if len(plain) == len(parts) else None
 
 
 def _unbind(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Tensors along the first dimension; of one alone without a copy in the backward pass."""
+    """Return the tensors along the first dimension; one alone needs no copy when differentiated."""
     return [tensor.squeeze(0)] if tensor.shape[0] == 1 else tensor.unbind(0)
 
 
 def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Undo `_unbind`."""
+    """Join tensors along a new first dimension: the inverse of `_unbind`."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
@@ -203,7 +203,7 @@ class _Transition(_Fast):
         return result if _all_ones(mask) else result * mask
 
     def _tiled(self: Any, x: torch.Tensor) -> torch.Tensor | None:
-        """Both layers in one step, where a graph is kept and neither has an adapter."""
+        """Run both layers as one autograd function; None without a graph or with an adapter."""
         if not torch.is_grad_enabled() or x.is_cuda or _reduced(x):
             return None
         parts: Any = _plain_layers([self.linear_1, self.linear_2])
@@ -249,7 +249,7 @@ class _Attention(_Fast):
         mask: torch.Tensor | None,
         pair: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Attention of `q_x` to `kv_x`, or to itself where that is None."""
+        """Attend from `q_x` to `kv_x`, or to itself if that is None."""
         count = math.prod(q_x.shape[:-3])
         biases = added_to_logits(mask, pair, q_x.shape[:-2])
         added = [[None] * count if t is None else _unbind(t) for t in biases]
@@ -265,7 +265,7 @@ class _Attention(_Fast):
     def _separately(
         self: Any, q_x: torch.Tensor, kv_x: torch.Tensor, added: Sequence[Sequence[Any]]
     ) -> torch.Tensor:
-        """Attention with a product for each projection, where they cannot be one."""
+        """Attend with one product per projection, if they cannot be one product."""
         rows, heads = q_x.shape[-3], self.no_heads
         q, k, v = (
             layer(x).view(len(added[0]), rows, x.shape[-2], heads, -1).transpose(2, 3)
@@ -281,7 +281,7 @@ class _Attention(_Fast):
         return projected
 
     def _joint(self: Any, x: torch.Tensor) -> torch.Tensor | None:
-        """Queries, keys, values and gates (before their sigmoid) side by side, in one product."""
+        """Return queries, keys, values and gates (before the sigmoid) from one product, or None."""
         if self.linear_g is None or _reduced(x):
             return None
         layers = [self.linear_q, self.linear_k, self.linear_v, self.linear_g]
@@ -315,7 +315,7 @@ class _TriangleMultiplication(_Fast):
         return z
 
     def _updated(self: Any, z: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The update by NVIDIA's kernel or our own; None where neither covers the layers."""
+        """Return the update by NVIDIA's kernel or Molfun's; None if neither covers the layers."""
         if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
             return self._by_cuequivariance(z, mask)
         projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
@@ -325,7 +325,7 @@ class _TriangleMultiplication(_Fast):
     def _updates(
         self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
     ) -> torch.Tensor:
-        """The update of a batch of pair representations, one at a time."""
+        """Return the updates of a batch of pair representations, computed one at a time."""
         n = z.shape[-2]
         flat = z.reshape(-1, n, n, z.shape[-1])
         masks = [None] * len(flat) if mask is None or _all_ones(mask) else mask.reshape(-1, n, n)
@@ -368,7 +368,7 @@ class _TriangleMultiplication(_Fast):
     def _update(
         self: Any, z: torch.Tensor, mask: torch.Tensor | None, parts: Sequence[Any]
     ) -> torch.Tensor:
-        """The update of one pair representation (length, length, channels)."""
+        """Return the update of one pair representation (length, length, channels)."""
         n, keeps_graph = z.shape[0], torch.is_grad_enabled()
         z = self.layer_norm_in(z).view(n * n, -1)
         hidden = parts[0].weight.shape[0]
@@ -389,7 +389,7 @@ class _TriangleMultiplication(_Fast):
         parts: Sequence[Any],
         channels: slice,
     ) -> torch.Tensor:
-        """The product over residues of some channels: (pairs, channels)."""
+        """Return the product over residues of some channels: (pairs, channels)."""
         return triangle_product(
             z,
             torch.cat([p.weight[channels] for p in parts]),
@@ -425,7 +425,7 @@ class _OuterProductMean(_Fast):
         return outer / count if torch.is_grad_enabled() else outer.div_(count)
 
     def _shallow(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Project before the outer product: (length, length, channels)."""
+        """Project before the outer product (both are linear): (length, length, channels)."""
         rows, length, hidden = a.shape
         weight = self.linear_out.weight.view(-1, hidden, hidden).permute(1, 2, 0)
         projected = a.reshape(-1, hidden) @ weight.reshape(hidden, -1)
@@ -435,7 +435,7 @@ class _OuterProductMean(_Fast):
         return outer + self.linear_out.bias
 
     def _deep(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """A few residues at a time, so that their outer products stay in the cache."""
+        """Compute a few residues at a time, so that their outer products stay in the cache."""
         rows, length, hidden = a.shape
         right = b.reshape(rows, length * hidden)
         step = max(1, ROWS // length)
@@ -453,7 +453,7 @@ class _OuterProductMean(_Fast):
 
 
 class _Templates1(_Fast):
-    """For ``AlphaFold.embed_templates`` of openfold 1.x."""
+    """Skip masked templates in ``AlphaFold.embed_templates`` of openfold 1.x."""
 
     @staticmethod
     def fits(module: Any) -> bool:
@@ -471,7 +471,7 @@ class _Templates1(_Fast):
 
 
 class _Templates2(_Fast):
-    """For ``TemplateEmbedder`` of openfold 2.x."""
+    """Skip masked templates in ``TemplateEmbedder`` of openfold 2.x."""
 
     def forward(
         self: Any, batch: dict[str, Any], z: torch.Tensor, *args: Any, **kwargs: Any
@@ -485,7 +485,7 @@ class _Templates2(_Fast):
 def _no_pairs(
     batch: dict[str, Any], z: torch.Tensor, name: str, embedder: Any
 ) -> dict[str, torch.Tensor]:
-    """Embed templates that are all masked: no pair update, and empty rows for the MSA."""
+    """Embed templates that are all masked: no update of pairs, and their rows of the MSA."""
     embedded = {"template_pair_embedding": z.new_zeros(())}
     if embedder is not None:
         from openfold.utils.feats import build_template_angle_feat
@@ -495,6 +495,6 @@ def _no_pairs(
 
 
 def _any_template(batch: dict[str, Any]) -> bool:
-    """Return whether a template counts; always True on a GPU, which would have to wait."""
+    """Return whether a template is not masked; True on a GPU, where asking would stall it."""
     mask: torch.Tensor = batch["template_mask"]
     return mask.is_cuda or bool(mask.any())

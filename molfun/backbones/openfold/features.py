@@ -1,7 +1,7 @@
-"""Features of one protein through openfold's own data and feature pipeline.
+"""Compute the features of a protein with openfold's own data and feature pipeline.
 
-Nothing here computes a feature: this module brings a `Protein` (or a raw feature dict) into the
-form openfold's pipeline takes, chooses its sizes, and pads its result into batches.
+No feature is computed here: this module brings a `Protein` (or a raw feature dict) into the form
+that openfold's pipeline takes, chooses its sizes, and pads its results into batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL_INPUTS = (
 )  # fmt: skip
 """Keys that ``AlphaFold.forward`` reads (found by leaving them out one at a time)."""
 MAX_LENGTH = 4096
-"""The pair representation of this many residues alone takes 9 GB."""
+"""Most residues of a sample: their pair representation alone takes 9 GB."""
 EMPTY_FEATURES = {
     "template_torsion_angles_sin_cos": ("NUM_TEMPLATES", "NUM_RES", None, None),
     "extra_has_deletion": ("NUM_EXTRA_SEQ", "NUM_RES"),
@@ -42,7 +42,7 @@ EMPTY_FEATURES = {
 
 
 def raw_from_protein(protein: Protein, alignment_dir: Path | None) -> dict[str, Any]:
-    """Openfold's raw feature dict of a protein: sequence, structure, MSA, no templates."""
+    """Return openfold's raw feature dict of a protein: sequence, structure, MSA, no templates."""
     from openfold.data import data_pipeline
     from openfold.np import protein as openfold_protein
 
@@ -55,7 +55,8 @@ def raw_from_protein(protein: Protein, alignment_dir: Path | None) -> dict[str, 
         chain_index=protein.chain_index,
     )
     raw = data_pipeline.make_pdb_features(structure, protein.name, is_distillation=False)
-    # openfold counts residues 0..n-1; ours keeps chain breaks and chain ends visible
+    # openfold counts residues 0..n-1; a protein's own numbers keep chain breaks and chain ends
+    # visible to the relative positions of AlphaFold (supplement, algorithm 4)
     raw["residue_index"] = protein.residue_index.astype(np.int32)
     raw.update(data_pipeline.empty_template_feats(len(protein)))
     raw.update(_msa_features(protein, alignment_dir))
@@ -63,8 +64,9 @@ def raw_from_protein(protein: Protein, alignment_dir: Path | None) -> dict[str, 
 
 
 def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any]:
-    """MSA of the full sequence, cut to the residues of the crop."""
+    """Return the MSA of the full sequence, cut to the residues of the crop."""
     pipeline = _pipeline()
+    # for an empty folder openfold makes the MSA of one row: the sequence itself
     with tempfile.TemporaryDirectory() as empty:
         folder = str(alignment_dir) if alignment_dir is not None else empty
         try:
@@ -88,7 +90,7 @@ def _msa_features(protein: Protein, alignment_dir: Path | None) -> dict[str, Any
 
 
 def _pipeline() -> Any:
-    """Openfold's data pipeline, with our reader of alignments before its parsers."""
+    """Return openfold's data pipeline with Molfun's reader of alignments instead of its parsers."""
     from openfold.data.data_pipeline import DataPipeline
 
     class Checked(DataPipeline):
@@ -99,7 +101,7 @@ def _pipeline() -> Any:
 
 
 def _query_columns(protein: Protein, query: np.ndarray, folder: str) -> np.ndarray:
-    """Column of the alignment for each residue of the full sequence."""
+    """Return the column of the alignment for each residue of the full sequence."""
     from openfold.np import residue_constants
 
     letters = "".join(residue_constants.ID_TO_HHBLITS_AA[int(i)] for i in query)
@@ -113,9 +115,11 @@ def _agree(left: str, right: str) -> bool:
 
 
 def _align(protein: Protein, query: str, folder: str) -> np.ndarray:
-    """Place the observed residues in a longer query (the deposited sequence)."""
+    """Return the columns of the observed residues in a longer query (the deposited sequence)."""
     from Bio.Align import PairwiseAligner
 
+    # A mismatch costs more than two gaps: residues missing from a structure become gaps, and a
+    # substitution is refused below.
     aligner = PairwiseAligner(match_score=2, mismatch_score=-3, gap_score=-0.5)
     best = aligner.align(query, protein.full_sequence)[0]
     columns = np.full(len(protein.full_sequence), -1)
@@ -132,12 +136,12 @@ def _align(protein: Protein, query: str, folder: str) -> np.ndarray:
 
 
 def raw_length(raw: Mapping[str, Any]) -> int:
-    """Number of residues of a raw feature dict."""
+    """Return the number of residues of a raw feature dict."""
     return int(np.asarray(raw["seq_length"]).reshape(-1)[0])
 
 
 def check_length(length: int, name: str) -> None:
-    """Refuse what openfold's pipeline cannot take: it squeezes dimensions of size 1 away."""
+    """Refuse lengths that openfold cannot take: it squeezes dimensions of size 1 away."""
     if length < 2:
         raise DataError(f"{name} has {length} residues; openfold takes 2 or more.")
     if length > MAX_LENGTH:
@@ -148,7 +152,7 @@ def check_length(length: int, name: str) -> None:
 
 
 def crop_raw(raw: Mapping[str, Any], max_length: int | None) -> dict[str, Any]:
-    """Middle window of at most `max_length` residues of a raw feature dict."""
+    """Return the middle window of at most `max_length` residues of a raw feature dict."""
     length = raw_length(raw)
     if max_length is None or length <= max_length:
         return dict(raw)
@@ -190,8 +194,8 @@ def data_config(
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's.
     mask_msa
-        Whether 15 % of the MSA is masked at random, as in AlphaFold's training. Off, so that a
-        sample always gives the same input.
+        Whether 15 % of the MSA is masked at random, as in AlphaFold's training. Off by default, so
+        that a sample always gives the same input.
     """
     data = copy.deepcopy(config)
     with data.unlocked():
@@ -208,8 +212,8 @@ def data_config(
 def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
     """Run openfold's FeaturePipeline in "predict" mode; the last dimension is the recycling one.
 
-    The pipeline pads every sample to the largest MSA of its config (512 + 5120 rows). Sizes are
-    lowered here to what the sample has; the trunk masks padding, so this changes cost, not results.
+    The pipeline pads every sample to the largest MSA of its config (512 + 5120 rows). The sizes are
+    lowered here to those of the sample; the trunk masks padding, so this changes cost, not results.
     """
     from openfold.data.feature_pipeline import FeaturePipeline
 
@@ -220,7 +224,7 @@ def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
         predict = sized.predict
         predict.max_msa_clusters = min(predict.max_msa_clusters, depth)
         predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
-        # openfold reshapes tensors of no elements, so one masked row stands for "none"
+        # openfold fails on tensors without elements (a reshape), so one masked row stands for none
         predict.max_templates = min(predict.max_templates, max(templates, 1))
     with torch.random.fork_rng(devices=[]), _python_random(seed):
         torch.manual_seed(seed)
@@ -239,7 +243,8 @@ def _python_random(seed: int) -> Iterator[None]:
 
 
 def is_processed(features: Mapping[str, Any]) -> bool:
-    """Tell processed tensors (ready for the model) from openfold's raw feature dict."""
+    """Return True for processed tensors, False for openfold's raw feature dict."""
+    # made by the pipeline only; `aatype` and most other keys occur in both
     return "target_feat" in features
 
 
@@ -267,7 +272,7 @@ class Schema:
             self._dims.setdefault(key, dims)
 
     def crop(self, features: Features, max_length: int | None) -> Features:
-        """Middle window of at most `max_length` residues of processed features."""
+        """Return the middle window of at most `max_length` residues of processed features."""
         length = features["aatype"].shape[0]
         if max_length is None or length <= max_length:
             return features
@@ -281,7 +286,10 @@ class Schema:
         return cropped
 
     def collate(self, samples: Sequence[Features], keys: Sequence[str]) -> Features:
-        """Pad the samples to common sizes and stack them: `keys`, and what the schema lacks."""
+        """Pad the samples to common sizes and stack them: `keys`, and keys unknown to the schema.
+
+        The latter are labels that an objective added.
+        """
         recycles = {sample["aatype"].shape[-1] for sample in samples}
         if len(recycles) > 1:
             raise DataError(

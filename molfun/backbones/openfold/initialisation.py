@@ -1,4 +1,4 @@
-"""Random weights of openfold's ``AlphaFold``, fast and from a seed."""
+"""Build openfold's ``AlphaFold`` with random weights from a seed, faster than openfold does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import nn
 STD_OF_TRUNCATED_NORMAL = 0.8796256610342398
 """Standard deviation of a standard normal distribution cut off at -2 and 2."""
 RANDOM_FILL = 0.005
-"""AlphaFold starts its residual branches at zero, so that adapters on a random trunk would get no
-gradient at all. Without pretrained weights they start from this standard deviation instead."""
+"""Standard deviation of the weights that AlphaFold starts at zero, if there are no pretrained ones.
+With zeros in the last layer of every residual branch, adapters on a random trunk get no gradient.
+"""
 
 
 def build_model(config: Any, *, seed: int, draw: bool, fill: float | None) -> nn.Module:
@@ -28,10 +29,10 @@ def build_model(config: Any, *, seed: int, draw: bool, fill: float | None) -> nn
     seed
         Seed of the weights.
     draw
-        Whether weights are drawn; False where a file of weights follows.
+        Whether weights are drawn; False if a weight file is read afterwards.
     fill
-        Standard deviation for what AlphaFold starts at zero; None takes `RANDOM_FILL` where
-        weights are drawn, and 0 else.
+        Standard deviation of the weights that AlphaFold starts at zero; None takes `RANDOM_FILL` if
+        weights are drawn, and 0 otherwise.
     """
     from openfold.model.model import AlphaFold
 
@@ -59,9 +60,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quick_initialisation(*, draw: bool) -> Iterator[None]:
-    """Draw the truncated normals with torch instead of SciPy; draw none where weights follow.
+    """Draw the truncated normals with torch instead of SciPy, or draw none.
 
-    The same distribution; SciPy's takes four seconds for the full model.
+    The distribution is the same; SciPy takes four seconds for the full model.
     """
     from openfold.model import primitives
 
@@ -70,6 +71,7 @@ def _quick_initialisation(*, draw: bool) -> Iterator[None]:
     def initialise(weights: torch.Tensor, scale: float = 1.0, fan: str = "fan_in") -> None:
         if draw:
             size = primitives._calculate_fan(weights.shape, fan)
+            # divided, so that the deviation after the cut is sqrt(scale / fan)
             std = math.sqrt(scale / max(1, size)) / STD_OF_TRUNCATED_NORMAL
             nn.init.trunc_normal_(weights, std=std, a=-2 * std, b=2 * std)
 
@@ -82,5 +84,6 @@ def _quick_initialisation(*, draw: bool) -> Iterator[None]:
 
 def _fill_zeros(model: nn.Module, std: float) -> None:
     for parameter in model.parameters():
+        # matrices only: a bias of zero stops no gradient
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=std)

@@ -1,8 +1,8 @@
-"""Predict the memory of a training step of OpenFold, and choose how to take less.
+"""Predict the memory of a training step of OpenFold, and choose what to keep for the backward pass.
 
-The model of `peak_bytes` counts in units of the pair and the MSA representation of a batch. Its
-coefficients are fitted to peaks of resident memory by ``benchmarks/memory_model.py``; some 50 MB of
-every step, which do not grow with it, are left out.
+`peak_bytes` is a linear model in the sizes of the pair and the MSA representation of a batch. Its
+coefficients were estimated from peaks of resident memory that ``benchmarks/memory_model.py``
+measures (tables in docs/performance.md). About 50 MB per step, whatever its size, are left out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Level = Literal["keep", "checkpoint", "compact", "lean"]
-"""Parts of the forward pass that are kept for the backward pass.
+"""What a step keeps for the backward pass, from most memory to least.
 
-``keep``: everything. ``checkpoint``: the inputs of each block. ``compact``: the same, and large
-buffers go back to the system as soon as they are free (`molfun.nn.allocator`), which takes time.
-``lean``: also while a block is computed again, only the inputs of its parts.
+``keep``: all activations. ``checkpoint``: the inputs of each block. ``compact``: the same, and
+large buffers are returned to the system when they are freed (`molfun.nn.allocator`), which takes
+time. ``lean``: in addition, while a block is recomputed, only the inputs of its parts are kept.
 """
 LEVELS: tuple[Level, ...] = get_args(Level)
 WORDS: Mapping[Level, str] = {
@@ -30,9 +30,9 @@ WORDS: Mapping[Level, str] = {
 
 @dataclass(frozen=True)
 class Costs:
-    """Peak of a level: bytes per unit of the pair and of the MSA representation.
+    """Coefficients of a level: copies of the pair and of the MSA representation that it holds.
 
-    ``block`` counts for every block from the first that trains on, ``once`` for the step.
+    ``block_*`` counts for every block from the first that trains on, ``once_*`` once per step.
     """
 
     block_pair: float
@@ -52,9 +52,11 @@ STOCK: Mapping[Level, Costs] = {
     "checkpoint": Costs(24.0, 2.0, 89.0, 35.0),
     "compact": Costs(1.6, 0.4, 48.0, 25.0),
 }
-"""Without attention logits, which `peak_bytes` adds: they grow with the cube of the length."""
+"""Coefficients of openfold's own code. `peak_bytes` adds its attention logits, which grow with the
+cube of the length and which the fast kernels never hold. Openfold cannot checkpoint parts of
+blocks, so there is no ``lean``."""
 HEADS = 4
-"""Heads of the pair stack, in every published preset."""
+"""Attention heads of the pair stack in every published preset."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class Shape:
     Parameters
     ----------
     batch, length, rows
-        Samples, residues of the longest, rows of its alignment (templates included).
+        Number of samples, residues of the longest one, rows of its alignment and templates.
     c_m, c_z
         Channels of the MSA and of the pair representation.
     blocks
-        Blocks from the first that trains on.
+        Number of blocks from the first that trains on.
     """
 
     batch: int
@@ -90,25 +92,26 @@ class Shape:
 
 
 def levels(*, fast: bool) -> tuple[Level, ...]:
-    """Levels that a kind of kernels has, most memory first."""
+    """Return the levels that the kernels offer, most memory first."""
     return tuple(FAST if fast else STOCK)
 
 
 def peak_bytes(shape: Shape, level: Level, *, fast: bool) -> int:
-    """Memory of a training step over what the process holds before it, in bytes."""
+    """Return the peak of a training step in bytes, in addition to what the process holds before."""
     costs = (FAST if fast else STOCK)[level]
     pair = shape.blocks * costs.block_pair + costs.once_pair
     msa = shape.blocks * costs.block_msa + costs.once_msa
     total = pair * shape.pair_bytes + msa * shape.msa_bytes
     if not fast:
-        # logits and weights of two triangle attentions, kept in each block or in one at a time
+        # logits and weights of two triangle attentions: four tensors per block. With checkpointing
+        # only those of the block that is recomputed exist.
         logits = 4 * shape.batch * HEADS * shape.length**3
         total += 4 * logits * (shape.blocks if level == "keep" else 1)
     return int(total)
 
 
 def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
-    """The level with the least work that fits `available` bytes, else the smallest, and its peak.
+    """Return the fastest level that fits `available` bytes, else the smallest one, and its peak.
 
     Examples
     --------
@@ -124,7 +127,7 @@ def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
 
 
 def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
-    """Largest length of which a step fits, in steps of 8; 0 if none does."""
+    """Return the largest length for which a step fits, in steps of 8; 0 if there is none."""
     level = levels(fast=fast)[-1]
     for length in range(shape.length - shape.length % 8, 0, -8):
         smaller = Shape(**{**shape.__dict__, "length": length})

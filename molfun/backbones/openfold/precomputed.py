@@ -1,8 +1,8 @@
-"""Checks of pre-computed features: every key there, under its name, of its shape and kind.
+"""Check pre-computed features: missing keys, names, shapes, types and values.
 
-Openfold's pipeline and model find a wrong feature dict as a ``KeyError`` or a shape error in the
-middle of a run, or do not find it. Here a dict is checked before anything runs, and all that is
-wrong with it comes in one error.
+A wrong feature dict makes openfold's pipeline and model fail with a ``KeyError`` or a shape error
+in the middle of a run, or compute nonsense. Here it is checked before anything runs, and one error
+lists everything that is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALPHAFOLD_NAMES = {
     "all_atom_masks": "all_atom_mask",
     "deletion_matrix": "deletion_matrix_int",
 }
-"""Other names of what openfold's pipeline reads; most are AlphaFold's."""
+"""Other names of features that openfold's pipeline reads; most are AlphaFold's."""
 RAW_SHAPES: dict[str, tuple[str | int, ...]] = {
     "aatype": ("length", 21),
     "residue_index": ("length",),
@@ -58,14 +58,15 @@ PROCESSED_SHAPES: dict[str, tuple[str | int, ...]] = {
     "template_alt_torsion_angles_sin_cos": ("templates", "length", 7, 2),
     "template_torsion_angles_mask": ("templates", "length", 7),
 }
-"""Dimensions of the tensors of openfold's pipeline; one for recycling passes comes last."""
+"""Dimensions of the tensors that openfold's pipeline makes; the one of recycling passes, which
+comes last, is not listed."""
 RAW_INTEGERS = {
     "msa": (0, 21),
     "deletion_matrix_int": (0, 2**31 - 1),
     "residue_index": (-(2**31), 2**31 - 1),
     "between_segment_residues": (0, 2**31 - 1),
 }
-"""Smallest and largest number under each key of raw features that holds integers."""
+"""Smallest and largest value of each raw feature that holds integers."""
 PROCESSED_INTEGERS = {
     "aatype": (0, 20),
     "residx_atom37_to_atom14": (0, 13),
@@ -78,11 +79,12 @@ PROCESSED_INTEGERS = {
 _TEMPLATES = tuple(key for key in RAW_SHAPES if key.startswith("template_"))
 _MULTIMER = ("asym_id", "entity_id", "sym_id")
 _SAME_PROTEIN = 0.5
-"""Share of the query of an MSA that agrees with the sequence, below which it is of another one."""
+"""Smallest share of agreeing residues between the query of an MSA and the sequence. A designed
+mutant still agrees in most; an unrelated protein, or another numbering of letters, does not."""
 
 
 def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Openfold's raw feature dict, its names and shapes put right where that is no guess.
+    """Return openfold's raw feature dict, with unambiguous differences in names and shapes removed.
 
     AlphaFold's names become openfold's. A dict without any ``template_`` key, or with empty ones,
     has no templates. Integers stored as other types become int32.
@@ -90,16 +92,17 @@ def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
     Parameters
     ----------
     features
-        As AlphaFold, ColabFold or openfold write it.
+        Feature dict as AlphaFold, ColabFold or openfold write it.
     name
-        What to call the sample: its id and file.
+        Name of the sample in errors: its id and file.
 
     Raises
     ------
     DataError
-        With every key that is missing, or has a wrong shape, type or value.
+        If keys are missing, or have a wrong shape, type or value; the text lists them all.
     """
     raw = {key: _array(value) for key, value in _renamed(features, name).items()}
+    # in this order: each check relies on what the ones before have established
     _refuse_multimer(raw, name)
     _complete_templates(raw)
     _refuse_missing(raw, name)
@@ -112,7 +115,7 @@ def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
     _raise([p for key, dims in shapes.items() if (p := _fit(raw, key, dims, sizes))], name)
     _raise(_values(raw), name)
     _raise(_of_another_protein(raw["aatype"].argmax(-1), raw["msa"][0]), name)
-    if "num_alignments" in raw:  # openfold wants the number, which was compared, at each residue
+    if "num_alignments" in raw:  # checked above; openfold wants the number once per residue
         raw["num_alignments"] = np.full(length, len(raw["msa"]), np.int32)
     return _in_types_of_openfold(raw)
 
@@ -133,9 +136,10 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def _array(value: Any) -> np.ndarray:
-    """An array in the byte order of this machine, the only one torch takes."""
+    """Return an array in the byte order of this machine, the only one that torch takes."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
+        # NumPy has no bfloat16
         value = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     array = np.asarray(value)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -151,7 +155,7 @@ def _refuse_multimer(raw: Mapping[str, np.ndarray], name: str) -> None:
 
 
 def _complete_templates(raw: dict[str, Any]) -> None:
-    """No ``template_`` key, or empty ones as AlphaFold writes them, mean no templates."""
+    """Add openfold's empty templates if there are none: no ``template_`` keys, or empty ones."""
     from openfold.data.data_pipeline import empty_template_feats
 
     there = [key for key in raw if key.startswith("template_")]
@@ -175,7 +179,7 @@ def _refuse_missing(raw: Mapping[str, Any], name: str) -> None:
 
 
 def _length(raw: Mapping[str, np.ndarray], name: str) -> int:
-    """Residues by ``seq_length``, which ``aatype`` and ``sequence`` have to agree with."""
+    """Return the number of residues, on which seq_length, aatype and sequence have to agree."""
     found = {
         "seq_length": _one_number(raw["seq_length"]),
         "aatype": len(raw["aatype"]) if raw["aatype"].ndim else None,
@@ -190,7 +194,7 @@ def _length(raw: Mapping[str, np.ndarray], name: str) -> int:
 
 
 def _one_number(array: np.ndarray) -> int | None:
-    """The whole number that an array holds once or several times; None for anything else."""
+    """Return the whole number that is the value of every element; None for anything else."""
     if array.dtype.kind not in "iuf" or not array.size:
         return None
     first = array.reshape(-1)[0]
@@ -201,10 +205,10 @@ def _one_number(array: np.ndarray) -> int | None:
 def _fit(
     raw: dict[str, Any], key: str, expected: tuple[str | int, ...], sizes: dict[str, int]
 ) -> str | None:
-    """Bind the named dimensions of a key, or tell what its shape is instead."""
+    """Check a shape and note the sizes of its named dimensions; return what is wrong, or None."""
     array = raw[key]
     if array.ndim == len(expected) + 1 and array.shape[-1] == 1:
-        raw[key] = array = array[..., 0]  # openfold's pipeline squeezes these
+        raw[key] = array = array[..., 0]  # openfold's pipeline squeezes such dimensions as well
     bound = {**sizes}
     if len(array.shape) == len(expected) and all(
         bound.setdefault(dim, size) == size if isinstance(dim, str) else dim == size
@@ -216,7 +220,7 @@ def _fit(
 
 
 def _shown(dims: Sequence[str | int], sizes: Mapping[str, int]) -> str:
-    """Dimensions with the sizes that are known: ``(rows, length 73)``."""
+    """Return dimensions as text, with known sizes: ``(rows, length 73)``."""
     words = [f"{d} {sizes[d]}" if d in sizes else str(d) for d in map(str, dims)]
     return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
@@ -234,7 +238,7 @@ def _raise(problems: Sequence[str], name: str) -> None:
 def _wrong_values(
     arrays: Mapping[str, np.ndarray], integers: Mapping[str, tuple[int, int]]
 ) -> list[str]:
-    """Return what has to be integers in a range, or finite, and is not."""
+    """Return a text per array that should hold integers in a range, or finite numbers."""
     found = [
         _not_integers(array, key, *integers[key]) if key in integers else _not_finite(array, key)
         for key, array in arrays.items()
@@ -243,8 +247,9 @@ def _wrong_values(
 
 
 def _in_types_of_openfold(raw: dict[str, Any]) -> dict[str, Any]:
-    """The same numbers in types that openfold's pipeline takes; those it takes stay as they are."""
+    """Convert arrays to types that openfold's pipeline takes, in place; return the dict."""
     for key in RAW_SHAPES:
+        # arrays of such a type are not copied: an MSA can take gigabytes
         integer = key in RAW_INTEGERS or raw[key].dtype.kind in "bu"
         taken = ("int32", "int64") if key in RAW_INTEGERS else ("int32", "int64", "float32")
         if raw[key].dtype.name not in taken:
@@ -256,7 +261,7 @@ def _not_integers(array: np.ndarray, key: str, smallest: int, largest: int) -> s
     if array.dtype.kind not in "iufb":
         return f"{key} holds {_kind(array)}; expected integers"
     if array.dtype.kind == "f" and not np.array_equal(array, np.trunc(array)):
-        # NaN is not equal to itself
+        # also reached by NaN, which is not equal to itself
         return f"{key} holds {'NaN' if np.isnan(array).any() else 'fractions'}; expected integers"
     if array.size and not (smallest <= array.min() and array.max() <= largest):
         return f"{key} holds {array.min()} to {array.max()}; expected {smallest} to {largest}"
@@ -291,7 +296,10 @@ def _kind(array: np.ndarray) -> str:
 
 
 def _of_another_protein(aatype: np.ndarray, query: np.ndarray) -> list[str]:
-    """The query in HHblits' numbers against the sequence; a mutant of it still agrees."""
+    """Return a problem if the query of the MSA and the sequence are different proteins.
+
+    The query is numbered in HHblits' order of letters, the sequence in AlphaFold's.
+    """
     from openfold.np.residue_constants import MAP_HHBLITS_AATYPE_TO_OUR_AATYPE
 
     mapped = np.asarray(MAP_HHBLITS_AATYPE_TO_OUR_AATYPE)[query.astype(np.int64)]
@@ -309,12 +317,12 @@ def _of_another_protein(aatype: np.ndarray, query: np.ndarray) -> list[str]:
 
 
 def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str]) -> Features:
-    """Tensors of openfold's pipeline, checked; a recycling dimension that comes first goes last.
+    """Check tensors of openfold's pipeline, and move a leading recycling dimension to the end.
 
     Raises
     ------
     DataError
-        With every key that is missing, or has a wrong shape, type or value.
+        If keys are missing, or have a wrong shape, type or value; the text lists them all.
     """
     named = _renamed(features, name)
     missing = [key for key in needed if key not in named]
@@ -330,10 +338,11 @@ def check_processed(features: Mapping[str, Any], name: str, needed: Sequence[str
 
 
 def _recycling_last(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The same arrays where their shapes are right, perhaps after moving the first dimension."""
+    """Return the arrays with the recycling dimension last, if their shapes are then right."""
     problems = _misfits(arrays)
     if not problems:
         return arrays
+    # a dict whose passes were stacked has their dimension first
     moved = {key: np.moveaxis(array, 0, -1) for key, array in arrays.items() if array.ndim}
     if len(moved) < len(arrays) or _misfits(moved):
         raise DataError(_wrong_layout(arrays, problems, name))
@@ -376,7 +385,7 @@ def _wrong_layout(arrays: Mapping[str, np.ndarray], problems: list[str], name: s
 
 
 def _tensor(key: str, array: np.ndarray) -> torch.Tensor:
-    """One tensor; one masked row stands for no templates and no extra sequences, as openfold's."""
+    """Return a tensor; no templates or extra sequences become one masked row, as in openfold."""
     kind = np.int64 if key in PROCESSED_INTEGERS else np.float32
     if PROCESSED_SHAPES[key][0] in ("templates", "extra") and len(array) == 0:
         array = np.zeros((1, *array.shape[1:]), kind)

@@ -1,4 +1,4 @@
-"""Configurations: openfold's own presets, and "tiny", the same classes made narrow."""
+"""Configurations: openfold's own presets, and "tiny", the same classes with fewer channels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TINY = "tiny"
 
 
 def resolve_config(config: Any) -> tuple[str, Any]:
-    """Give the name and an own copy of an ml_collections config.
+    """Return the name and a copy of an openfold config.
 
-    A config that is equal to a preset goes by its name, however it was given.
+    A config object that equals a preset gets the preset's name.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def resolve_config(config: Any) -> tuple[str, Any]:
     Raises
     ------
     ConfigError
-        If the name is not known to openfold or the object is no such config.
+        If openfold does not know the name, or the object is no openfold config.
     """
     if config is None:
         config = "model_1_ptm"
@@ -60,7 +60,7 @@ def _named(name: str) -> Any:
 
 
 def _tiny(config: Any) -> Any:
-    """Two Evoformer blocks, two structure-module blocks, a tenth of the width."""
+    """Shrink a config to two Evoformer and two structure-module blocks of a tenth of the width."""
     shared = config.globals
     shared.c_z, shared.c_m, shared.c_t, shared.c_e, shared.c_s = 16, 32, 16, 16, 32
     model = config.model
@@ -91,7 +91,9 @@ def _tiny(config: Any) -> Any:
 
 
 def jax_version(name: str, config: Any) -> str:
-    """Name under which openfold's npz importer knows this architecture."""
+    """Return the name under which openfold's npz importer knows this architecture."""
+    # The importer reads two facts from the name: models 3 to 5 have no templates, and a name that
+    # ends in _ptm has the pTM head.
     if re.fullmatch(r"model_[1-5](_ptm)?", name):
         return name
     stem = "model_1" if config.model.template.enabled else "model_3"

@@ -1,4 +1,4 @@
-"""Read OpenFold and AlphaFold weights, in every layout they are published in."""
+"""Read OpenFold and AlphaFold weights in every published layout."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> Non
     ------
     CheckpointError
         If the file is missing, damaged or made for another architecture; the text lists the
-        names that do not fit.
+        names that do not match.
     UnsafeFileError
         If the file holds anything but tensors and plain values.
     """
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _deepspeed_file(folder: Path) -> Path:
-    """The file with all model weights inside a DeepSpeed checkpoint folder."""
+    """Return the file with all model weights in a DeepSpeed checkpoint folder."""
     latest = folder / "latest"
     inner = folder / latest.read_text().strip() if latest.is_file() else folder
     if inner.resolve().parent not in (folder.resolve(), folder.resolve().parent):
@@ -93,9 +93,10 @@ def _deepspeed_file(folder: Path) -> Path:
 
 
 def _unwrap(content: Any) -> dict[str, torch.Tensor]:
-    """Find the state dict inside the usual wrappings; EMA weights come first."""
+    """Return the state dict inside the usual wrappings, EMA weights before others."""
     if not isinstance(content, Mapping):
         return {}
+    # openfold's training writes the EMA beside the last weights, and evaluates the EMA
     ema = content.get("ema")
     candidates = [ema.get("params") if isinstance(ema, Mapping) else None, ema]
     candidates += [content.get(key) for key in ("module", "model", "state_dict")]
