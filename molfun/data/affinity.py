@@ -53,7 +53,7 @@ class _Parsed:
 
 @dataclass
 class _Source:
-    """Where samples come from; shared by a data set and all its subsets."""
+    """Files that samples come from; shared by a data set and all its subsets."""
 
     structures: dict[str, Path] = field(default_factory=dict)
     features: dict[str, Path] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class _Source:
     )
 
     def protein(self, name: str) -> Protein | None:
-        """The cropped protein; None where features stand for it."""
+        """Return the cropped protein; None where features stand for it."""
         return None if name in self.features else self._parse(name).protein
 
     def read_features(self, name: str) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ class _Source:
         return None if path is None else read_features(path)
 
     def sequences(self, name: str) -> tuple[str, ...]:
-        """Sequence of each chain, before any crop."""
+        """Return the sequence of each chain, before any crop."""
         if name not in self.features:
             return self._parse(name).chains
         if name not in self.chains:
@@ -147,7 +147,7 @@ class AffinityDataset(TableDataset):
             with a file here does not need a structure.
         alignments_dir
             Folder with a folder of ``.a3m`` or ``.sto`` files (or with ``.gz``) for each id.
-            Without it, a folder ``alignments`` beside `pdb_dir` is used if there is one.
+            Without it, a folder ``alignments`` next to `pdb_dir` is used if there is one.
         max_length
             Residues kept of each structure (`molfun.protein.Protein.crop`). Lower it when memory
             runs out. Pre-computed features are cropped by the backbone.
@@ -187,7 +187,7 @@ class AffinityDataset(TableDataset):
 
     @classmethod
     def synthetic(cls, n: int = 8, length: int = 32, seed: int = 0) -> AffinityDataset:
-        """Random sequences whose target follows from their composition, for demos and tests.
+        """Make random sequences whose target follows from their composition, for demos and tests.
 
         The target is ``7 + 2/3 * (mean hydropathy)`` (Kyte-Doolittle) plus noise below 0.05, so
         it lies in the range of a pK and can be learned from the sequence. The same arguments
@@ -254,7 +254,7 @@ class AffinityDataset(TableDataset):
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
         aligned = any(name in self._source.alignments for name in self.ids)
         return {
             "max_length": self.max_length,
@@ -264,7 +264,7 @@ class AffinityDataset(TableDataset):
         }
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequences of the chains of each sample, before any crop.
+        """Return the sequence of each chain, before any crop.
 
         Raises
         ------
@@ -299,12 +299,12 @@ class AffinityDataset(TableDataset):
         return self
 
     def notes(self) -> dict[str, tuple[str, ...]]:
-        """Notes on what reading changed or chose, of each structure that has any."""
+        """Return what reading changed or chose, for each structure where it did."""
         proteins = dict(zip(self.ids, self._collect(self._source.protein), strict=True))
         return {name: p.notes for name, p in proteins.items() if p is not None and p.notes}
 
     def notes_in_brief(self) -> str:
-        """One line on what reading changed: each kind of note and in how many structures.
+        """Say in one line what reading changed: each kind of note, and in how many structures.
 
         Examples
         --------
@@ -345,7 +345,7 @@ def _locate(
     features_dir: str | Path | None,
     alignments_dir: str | Path | None,
 ) -> _Source:
-    """Paths of all ids, each folder scanned once."""
+    """Return the paths of all ids, each folder scanned once."""
     refused: list[str] = []
     source = _Source()
     if pdb_dir is None:
@@ -386,7 +386,7 @@ def _find_all(
 def _others(
     index: FolderIndex, ids: Sequence[str], found: Mapping[str, Path]
 ) -> Iterator[tuple[str, str]]:
-    """Ids that were not found, with the files of other kinds that are named after them."""
+    """Return ids that were not found, with the files of other kinds that are named after them."""
     absent = [name for name in ids if name not in found]
     for name in absent if len(absent) < MOST_LOOKED_FOR else []:
         others = index.beside(name)
@@ -452,7 +452,7 @@ def _split_chains(protein: Protein) -> tuple[str, ...]:
 
 
 def _feature_sequence(path: Path) -> tuple[str, ...]:
-    """Sequence in a feature file: openfold's ``sequence`` text, or its ``aatype``."""
+    """Return the sequence in a feature file: openfold's ``sequence`` text, or its ``aatype``."""
     features = read_features(path)
     try:
         if "sequence" in features:
@@ -473,7 +473,7 @@ def _feature_sequence(path: Path) -> tuple[str, ...]:
 
 
 def _residue_types(features: Mapping[str, Any]) -> np.ndarray:
-    """Number of each residue's type, of raw features (one-hot) or processed ones.
+    """Return the index of each residue's type, of raw features (one-hot) or processed ones.
 
     Processed features have a recycling dimension, last in openfold's files and first in others:
     along it the types are the same.
@@ -489,7 +489,7 @@ def _residue_types(features: Mapping[str, Any]) -> np.ndarray:
 
 
 def _synthetic_sample(stream: np.random.PCG64, length: int) -> tuple[str, float]:
-    """A sequence between polar and hydrophobic, and its target."""
+    """Make a sequence between polar and hydrophobic, and its target."""
     ranked = sorted(_HYDROPATHY, key=lambda letter: (_HYDROPATHY[letter], letter))
     window = 10
     start = int(stream.random_raw()) % (len(ranked) - window + 1)

@@ -1,4 +1,4 @@
-"""Which samples have alignments, and what lies in their folders that is not read."""
+"""Find the alignments of samples, and name what lies in their folders and is not read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_alignments(folder: Path, found: Mapping[str, Path], ids: Sequence[str]) -> dict[str, Path]:
-    """Folders that hold an alignment, by id; what looks like one and is not read is told.
+    """Return folders that hold an alignment, by id; warn of what looks like one and is not read.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def with_alignments(folder: Path, found: Mapping[str, Path], ids: Sequence[str])
 
 
 def _warn_flat(folder: Path, aligned: Mapping[str, Path], ids: Sequence[str]) -> None:
-    """ColabFold writes one file for each id into one folder, where no sample finds it."""
+    """Warn of files of ColabFold, which writes one per id into one folder: no sample finds them."""
     wanted = {name.casefold() for name in ids if name not in aligned}
     files = [p.name for p in folder.iterdir() if _is_alignment(p.name) and p.is_file()]
     unread = sorted(name for name in files if name.split(".")[0].casefold() in wanted)

@@ -132,7 +132,7 @@ class AtomsDataset(TableDataset):
         virial_key: str | None = None,
         target_key: str | None = None,
     ) -> AtomsDataset:
-        """Structures that carry their labels, as ASE's calculators and readers leave them.
+        """Take structures that carry their labels, as ASE's calculators and readers leave them.
 
         Parameters
         ----------
@@ -276,7 +276,7 @@ class AtomsDataset(TableDataset):
 
     @property
     def origins(self) -> list[str]:
-        """Where each was read; empty texts where that is not known."""
+        """File and place each was read from; empty texts where that is not known."""
         return list(self._origins)
 
     @property
@@ -285,12 +285,12 @@ class AtomsDataset(TableDataset):
         return np.array([len(a) for a in self._atoms])
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Positions of each structure: the same ones stay together in splits."""
+        """Return a text of the positions of each structure: equal ones stay together in splits."""
         return [(_content(a),) for a in self._atoms]
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """How labels are read, for a checkpoint."""
+        """Settings that read labels; a checkpoint keeps them."""
         return {"kind": "atoms", **self._columns}
 
     def _take(self, places: np.ndarray) -> None:
@@ -305,12 +305,12 @@ def _check_lengths(n: int, given: Mapping[str, Sequence[Any]]) -> None:
 
 
 def _given(**names: str | None) -> dict[str, str]:
-    """Names of labels that the caller gives."""
+    """Return the names of labels that the caller gives."""
     return {kind: name for kind, name in names.items() if name is not None}
 
 
 def _names_of(named: Mapping[str, str], leave_out: Sequence[str]) -> dict[str, str]:
-    """Name of each kind of label that is read; virials take the place of a stress."""
+    """Return the name of each kind of label that is read; virials take the place of a stress."""
     names = {**KEYS, **named}
     if "virial" in named:
         del names["stress"]
@@ -320,7 +320,7 @@ def _names_of(named: Mapping[str, str], leave_out: Sequence[str]) -> dict[str, s
 
 
 def _with_others(kinds: Iterable[str]) -> set[str]:
-    """Kinds of labels, and those that say the same with another sign or unit."""
+    """Return kinds of labels, and those that say the same with another sign or unit."""
     others = {"stress": "virial", "forces": "gradient"}
     return {name for kind in kinds for name in (kind, others.get(kind, kind))}
 
@@ -341,7 +341,7 @@ def _without_volume(frames: Sequence[Frame], labels: Sequence[Any], where: str) 
 
 
 def _conflicts(frames: Sequence[Frame], labels: Sequence[Any], where: str) -> Iterator[str]:
-    """Equal structures with different energies: often two levels of theory in one file."""
+    """Find equal structures with different energies: often two levels of theory in one file."""
     known: dict[str, tuple[Frame, float]] = {}
     pairs = []
     for frame, label in zip(frames, labels, strict=True):
@@ -361,12 +361,12 @@ def _conflicts(frames: Sequence[Frame], labels: Sequence[Any], where: str) -> It
 
 
 def _content(atoms: Any) -> str:
-    """A text that is the same for equal structures."""
+    """Return a text that is the same for equal structures."""
     return Sample(id="", atoms=atoms).content_key()
 
 
 def _ids_of(frames: Sequence[Any], where: str) -> list[str]:
-    """The ``id`` or ``name`` of each structure; numbers where these are not unique."""
+    """Return the ``id`` or ``name`` of each structure; numbers where these are not unique."""
     numbers = [str(i + 1) for i in range(len(frames))]
     ids = [
         str(a.info.get("id", a.info.get("name", n))) for a, n in zip(frames, numbers, strict=True)
@@ -411,7 +411,7 @@ def _labelled(target: Any) -> bool:
 
 
 def _plain_columns(frames: Sequence[Frame]) -> dict[str, list[Any]]:
-    """Texts and numbers that every structure has."""
+    """Return the texts and numbers that every structure has."""
     kinds = str | int | float | bool | np.number
     columns = {name: [f.atoms.info.get(name) for f in frames] for name in names_in(frames)}
     return {

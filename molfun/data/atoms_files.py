@@ -56,7 +56,7 @@ _TENSOR = re.compile(r"(?<![^\s])(stress|virial)(?=\s*=)")
 
 
 def read_frames(path: str | Path) -> list[Any]:
-    """All structures of a file, as ``ase.Atoms``.
+    """Read all structures of a file, as ``ase.Atoms``.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def _frames_of(path: Path) -> Iterator[Any]:
 
 
 def _content(path: Path) -> bytes:
-    """Bytes of a file, unpacked."""
+    """Return the bytes of a file, unpacked."""
     module = PACKED.get(path.suffix.lower())
     if module in (None, "gzip"):
         return read_bytes(path, MAX_BYTES, ratio=MAX_RATIO)
@@ -124,7 +124,7 @@ def _content(path: Path) -> bytes:
             content: bytes = file.read(MAX_BYTES.value + 1)
     except MolfunError:
         raise
-    except Exception as error:  # lzma and bz2 have errors of their own, beside EOFError and OSError
+    except Exception as error:  # lzma and bz2 have more than EOFError and OSError
         raise DataError(f"{path} is damaged ({error}). Download or copy it again.") from error
     MAX_BYTES.check(len(content), path)
     return content
@@ -175,7 +175,7 @@ class _XYZ:
             logger.warning("%s", text)
 
     def _next(self) -> bytes | None:
-        """The next line without its end; None behind the last."""
+        """Return the next line without its end; None after the last."""
         cap = MAX_LINE.value
         line = self._lines.readline(cap + 1)
         if not line:
@@ -223,7 +223,7 @@ class _XYZ:
         return rows
 
     def _cell_vectors(self) -> list[bytes]:
-        """Lines ``VEC1 x y z`` behind the atoms, as AMS writes them."""
+        """Read lines ``VEC1 x y z`` after the atoms, as AMS writes them."""
         found: list[bytes] = []
         while len(found) < 3:
             place, line = self._lines.tell(), self._line
@@ -284,7 +284,7 @@ class _XYZ:
             raise self._fail("stress is not symmetric. Correct its nine numbers.", line)
 
     def _check_columns(self, info: dict[str, Any], rows: list[bytes], line: int) -> None:
-        """As many columns as the properties name, before ASE takes memory for them."""
+        """Refuse rows with other columns than the properties name, before ASE takes memory."""
         named = str(info.get("Properties", PLAIN))
         counts = named.split(":")[2::3]
         if len(named.split(":")) % 3 or not all(c.isdecimal() and int(c) for c in counts):
@@ -339,7 +339,7 @@ class _XYZ:
 
 
 def _without_quoted(text: str) -> str:
-    """A line of keys without what stands in quotes or brackets, in one walk over it."""
+    """Return a line of keys without what stands in quotes or brackets, in one walk over it."""
     kept: list[str] = []
     unclosed: set[str] = set()
     end = place = 0

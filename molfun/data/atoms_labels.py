@@ -82,7 +82,7 @@ def _columns_of(atoms: Any) -> dict[str, Any]:
 
 
 def names_in(frames: Sequence[Frame]) -> list[str]:
-    """Names that occur in any structure, except elements and positions."""
+    """Return the names that occur in any structure, except elements and positions."""
     names = dict.fromkeys(name for frame in frames for name in frame.columns)
     return [name for name in names if name not in ("numbers", "positions")]
 
@@ -142,11 +142,11 @@ _SIGNS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("forces", lambda word: word in _FORCES or word.endswith(("force", "forces"))),
     ("energy", lambda word: word in _ENERGIES or word.endswith("energy")),
 )
-"""Kinds of labels, and what a word of their names looks like; the first that fits is taken."""
+"""Kinds of labels, with a test of the words of a name; the first that is true decides."""
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of label that a name stands for, by its words; None if it stands for none.
+    """Return the kind of label that a name stands for, by its words; None if it is none.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def per_atom(name: str) -> bool:
 
 
 def labels_of_all(frames: Sequence[Frame], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Energy, forces and stress of each structure, as far as it has them.
+    """Return energy, forces and stress of each structure, as far as it has them.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def raise_for(problems: Sequence[str], what: str) -> None:
 def as_label(
     given: Mapping[str, Any], atoms: Any, names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Labels of one structure in their proper form.
+    """Return the labels of one structure in the form that tasks take.
 
     Parameters
     ----------
@@ -266,12 +266,12 @@ def _as_energy(value: np.ndarray, name: str) -> float:
 
 
 def volume_of(atoms: Any) -> float:
-    """Volume of a structure that is periodic in all directions, in angstrom^3; else 0."""
+    """Return the volume (angstrom^3) of a structure periodic in all directions; else 0."""
     return float(atoms.cell.volume) if atoms.pbc.all() else 0.0
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array of the value; one of objects where it is no array."""
+    """Return the value as an array; one of objects where it is no array."""
     try:
         return np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -289,7 +289,7 @@ def _numbers(value: Any, name: str) -> np.ndarray:
 
 
 def _as_matrix(tensor: np.ndarray, name: str) -> np.ndarray:
-    """Voigt's six numbers, nine, or a matrix, as a matrix."""
+    """Return Voigt's six numbers, nine, or a matrix, as a matrix."""
     if tensor.size == 6:
         xx, yy, zz, yz, xz, xy = tensor.reshape(6)
         return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
@@ -320,7 +320,7 @@ _PER_ATOM = ("charges", "magmoms", "forces", "energies", "stresses", "born_effec
 
 @dataclass(frozen=True)
 class LabelShape:
-    """How labels of one name are shaped.
+    """Shape of the labels of one name.
 
     Parameters
     ----------
@@ -350,7 +350,7 @@ class LabelShape:
 
 
 def label_shape(frames: Sequence[Frame], key: str) -> LabelShape | None:
-    """The shape that all labels of one name have; None where they are no numbers.
+    """Return the shape that all labels of one name have; None where they are no numbers.
 
     Raises
     ------
@@ -377,13 +377,13 @@ def label_shape(frames: Sequence[Frame], key: str) -> LabelShape | None:
 
 
 def _one(array: np.ndarray, *, of_atoms: bool) -> tuple[int, ...]:
-    """Shape of the label of one structure or atom."""
+    """Return the shape of the label of one structure or atom."""
     shape = array.shape[1:] if of_atoms else array.shape
     return () if shape == (1,) else shape
 
 
 def _is_per_atom(rows: Sequence[tuple[Frame, np.ndarray]], key: str) -> bool:
-    """Columns of atoms are; other values are if their length follows the number of atoms."""
+    """Return True for columns of atoms, and for values as long as the structure has atoms."""
     if key in _PER_ATOM or all(key in frame.atoms.arrays for frame, _ in rows):
         return True
     follows = all(array.shape[:1] == (len(frame.atoms),) for frame, array in rows)

@@ -14,7 +14,7 @@ from molfun.errors import DataError
 MANY = 5
 """Names that a message lists."""
 IN_MEMORY = "Structures"
-"""Where structures come from that were read from no file."""
+"""Origin of structures that were read from no file."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _is_copy(kind: str, name: str, frame: Frame, names: Mapping[str, str]) -> bo
 
 
 def _shape_of(kind: str, array: np.ndarray, n_atoms: int) -> str | None:
-    """How a value is shaped, in words; None if no label of that kind is."""
+    """Describe the shape of a value in words; None if no label of that kind has it."""
     if array.dtype.kind not in "fiu":
         return None
     if kind in ("forces", "gradient"):

@@ -59,7 +59,7 @@ class SampleDataset(ABC):
     @property
     @abstractmethod
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, for a checkpoint to prepare new ones in the same way."""
+        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
 
     @property
     def id_name(self) -> str:
@@ -68,21 +68,21 @@ class SampleDataset(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
-        """One sample; an index below 0 counts from the end."""
+        """Return one sample; an index below 0 counts from the end."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @abstractmethod
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequences of each sample, or words in their place: equal ones stay together in splits."""
+        """Return each sample's sequences, or texts; splits keep equal ones together."""
 
     @abstractmethod
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Samples at `indices`, in that order; what was read is shared, not copied."""
+        """Return the samples at `indices`, in that order; what was read is shared, not copied."""
 
     def filter(self, **conditions: Any) -> Self:
-        """Samples that meet every condition on the columns of `metadata`, or on the ids.
+        """Return the samples that meet every condition on the columns of `metadata`, or on the ids.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class SampleDataset(ABC):
         return SampleBatch(list(samples))
 
     def place(self, index: int) -> int:
-        """Position from 0 for an index that may count from the end.
+        """Return the position from 0 for an index that may count from the end.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class SampleDataset(ABC):
         return int(index) % n
 
     def places(self, indices: Sequence[int] | np.ndarray) -> list[int]:
-        """Positions from 0 for indices as scikit-learn's splitters give them, or for a mask.
+        """Return positions from 0 for indices as scikit-learn's splitters give them, or for a mask.
 
         Parameters
         ----------
@@ -168,7 +168,7 @@ class SampleDataset(ABC):
 
 
 def _marked(mask: np.ndarray, n: int) -> list[int]:
-    """Positions at which a mask of `n` samples is True."""
+    """Return the positions at which a mask of `n` samples is True."""
     if mask.shape != (n,):
         raise ConfigError(f"The mask has {mask.size} values for {counted(n, 'sample')}.")
     return [int(i) for i in np.flatnonzero(mask)]
@@ -228,11 +228,11 @@ class TableDataset(SampleDataset):
         return self._columns.get("target_column") or "target"
 
     def row(self, index: int) -> dict[str, Any]:
-        """Metadata of a sample as plain values, None for a blank number."""
+        """Return the metadata of a sample as plain values, None for a blank number."""
         return row_of(self.metadata, index)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Samples at `indices`, in that order; what was read is shared, not copied."""
+        """Return the samples at `indices`, in that order; what was read is shared, not copied."""
         places = np.asarray(self.places(indices), np.int64)
         part = copy(self)
         part._table = self._table.take(places)
@@ -240,16 +240,16 @@ class TableDataset(SampleDataset):
         return part
 
     def _take(self, places: Int64[np.ndarray, "kept"]) -> None:
-        """Keep what is held for the samples at `places` beside their rows."""
+        """Keep what is held for the samples at `places` in addition to their rows."""
 
     def _label(self, index: int) -> Any:
-        """Label of a sample as a plain value, None where there is none."""
+        """Return the label of a sample as a plain value, None where there is none."""
         target = self._table.targets[index]
         if is_missing(target):
             return None
         return float(target) if isinstance(target, np.floating) else target
 
     def _cropped(self, lengths: Iterable[int]) -> Int64[np.ndarray, "samples"]:
-        """Lengths that the model sees at most."""
+        """Return the lengths that the model sees at most."""
         whole = np.array(list(lengths), dtype=np.int64)
         return whole if self.max_length is None else np.minimum(whole, self.max_length)

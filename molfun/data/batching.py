@@ -32,7 +32,7 @@ class LengthBatchSampler(Sampler[list[int]]):
     A model that pads a batch to its longest sample pays
     :math:`n \cdot \max_i(\mathrm{length}_i)^p` for :math:`n` samples. In each epoch the samples are
     sorted by their cost :math:`\mathrm{length}_i^p` times a random factor near 1, cut into batches,
-    and the batches are shuffled: every sample comes once, beside others in every epoch.
+    and the batches are shuffled: every sample comes once, together with other ones in every epoch.
 
     The sizes of the batches are fixed by the lengths alone, so all epochs have ``len(sampler)``
     batches. The order is a function of the generator's seed; `MolfunStructureModel.fit` seeds it
@@ -128,7 +128,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         return iter(batches)
 
     def heaviest(self) -> tuple[int, int]:
-        """Index of a sample and a number of samples: the batch with the most pairs of residues.
+        """Return the index of a sample and a batch size: the batch with the most residue pairs.
 
         Examples
         --------
@@ -140,12 +140,12 @@ class LengthBatchSampler(Sampler[list[int]]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the batches besides the lengths and the seed, as plain values."""
+        """Settings that decide the batches together with lengths and seed, as plain values."""
         names = ("batch_size", "power", "max_cost", "shuffle")
         return {name: getattr(self, name) for name in names}
 
     def _cut(self, members: Int64[np.ndarray, "members"], size: int) -> list[list[int]]:
-        """Batches of `size`, and one with what is left over."""
+        """Return batches of `size`, and one with what is left over."""
         whole, rest = divmod(len(members), size)
         sizes, place = [size] * whole, whole
         if self.shuffle:
@@ -157,13 +157,13 @@ class LengthBatchSampler(Sampler[list[int]]):
         return [batch.tolist() for batch in np.split(members, np.cumsum(sizes)[:-1])]
 
     def _near(self, costs: Float64[np.ndarray, "members"]) -> Float64[np.ndarray, "members"]:
-        """Costs times a random factor near 1."""
+        """Return the costs times a random factor near 1."""
         draws = torch.rand(len(costs), generator=self.generator, dtype=torch.float64)
         return costs * (1 + COST_SLACK * (2 * draws.numpy() - 1))
 
 
 def lengths_of(dataset: Any) -> Int64[np.ndarray, "samples"]:
-    """Residues of each sample that the model sees at most.
+    """Return the number of residues of each sample that the model sees at most.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def _problem_of(lengths: np.ndarray) -> str:
     if lengths.size == 0:
         return "There are no lengths, so there is nothing to make batches of."
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-        return f"lengths must be whole numbers, one a sample, got {lengths.dtype}{lengths.shape}."
+        return f"lengths must be whole numbers, one per sample, got {lengths.dtype}{lengths.shape}."
     wrong = np.flatnonzero(lengths < 1)
     if len(wrong):
         first = int(wrong[0])
@@ -223,7 +223,7 @@ def _problem_of(lengths: np.ndarray) -> str:
 def _batch_sizes(
     costs: Float64[np.ndarray, "samples"], batch_size: int, max_cost: float | None
 ) -> Int64[np.ndarray, "samples"]:
-    """Largest batch in which each sample may be the most costly one."""
+    """Return the largest batch in which each sample may be the most costly one."""
     if max_cost is None:
         return np.full(len(costs), batch_size)
     distinct, place = np.unique(costs, return_inverse=True)
@@ -234,7 +234,7 @@ def _batch_sizes(
 def _sections(
     costs: Float64[np.ndarray, "samples"], sizes: Int64[np.ndarray, "samples"]
 ) -> list[tuple[Int64[np.ndarray, "members"], int]]:
-    """Samples from the most to the least costly, in sections of one batch size each.
+    """Return samples from the most to the least costly, in sections of one batch size each.
 
     Any `size` members of a section together are within the bound of the cost, as each of them is
     allowed in a batch of that size. A section is filled up with the next, less costly samples to

@@ -39,7 +39,7 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 _HARMLESS = re.compile(r"-[-A-Za-z? ]*")
 """Labels of residues such as -EEH: letters alone make no formula that does anything."""
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
-"""How Excel writes which delimiter it used, in front of the header."""
+"""Line in front of the header in which Excel names its delimiter."""
 _COMMENTS = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -73,12 +73,12 @@ class Cells:
     problems: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> list[str]:
-        """Cells of a column, blanks around them removed."""
+        """Return the cells of a column, blanks around them removed."""
         index = self.header.index(name)
         return [row[index].strip() for row in self.rows]
 
     def column_or_blank(self, name: str | None) -> list[str]:
-        """Cells of a column; an empty text for every row if there is no such column."""
+        """Return the cells of a column; an empty text for every row if there is no such column."""
         return self.column(name) if name in self.header else [""] * len(self.rows)
 
     def where(self, row: int) -> str:
@@ -90,7 +90,7 @@ class Cells:
         self.problems.append(f"{self.where(row)}, column {column}: {problem}")
 
     def ids(self, column: str) -> list[str]:
-        """Ids of all rows; those that cannot name a sample are noted."""
+        """Return the ids of all rows; note those that cannot name a sample."""
         ids = self.column(column)
         for row, text in enumerate(ids):
             if problem := id_problem(text):
@@ -105,7 +105,7 @@ class Cells:
         required: bool,
         fit: Callable[[int, Any], tuple[Any, str | None]] | None = None,
     ) -> list[Any]:
-        """Labels of all rows, None where there is none; bad ones are noted.
+        """Return the labels of all rows, None where there is none; note bad ones.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ def _nearest_column(name: str, header: Sequence[str]) -> str:
 
 
 def id_problem(text: str) -> str | None:
-    """Why `text` cannot name a sample and its files; None if it can.
+    """Say why `text` cannot name a sample and its files; None if it can.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def id_problem(text: str) -> str | None:
 
 
 def repeated_ids(ids: Sequence[str]) -> list[str]:
-    """A line of text for each id that comes more than once."""
+    """Return a line of text for each id that occurs more than once."""
     counts = Counter(filter(None, ids))
     return [f"the id {name!r} comes more than once" for name, n in counts.items() if n > 1]
 
@@ -225,7 +225,7 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The text that `escape` was given.
+    """Return the text that `escape` was given.
 
     Examples
     --------
@@ -303,7 +303,7 @@ def _from_text(path: Path, id_column: str) -> Cells:
 
 
 def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the line each starts on, the csv module's errors made ours."""
+    """Return rows with the line each starts on; errors of the csv module become ours."""
     # the csv module has one limit for the whole process
     allowed = csv.field_size_limit(MAX_CELL.value)
     try:
@@ -326,7 +326,7 @@ def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, l
 
 
 def read_text(path: Path) -> str:
-    """Text of a table; what is no text is named."""
+    """Return the text of a table; refuse what is no text, and name it."""
     raw = read_bytes(path, MAX_BYTES, error=TableError)
     refuse_foreign(path, raw, "CSV", TableError)
     try:
@@ -347,7 +347,7 @@ def read_text(path: Path) -> str:
 
 
 def _layout(path: Path, text: str, id_column: str) -> tuple[str, int]:
-    """The delimiter of a table, and the number of characters before its header."""
+    """Return the delimiter of a table, and the number of characters before its header."""
     named = _SEPARATOR_LINE.match(text)
     if named is not None:
         if named[1] not in DELIMITERS:
@@ -370,7 +370,7 @@ def _layout(path: Path, text: str, id_column: str) -> tuple[str, int]:
 
 
 def _sniff_delimiter(text: str, id_column: str) -> tuple[str, bool]:
-    """The delimiter that makes a cell of the header equal the id column, else the commonest.
+    """Return the delimiter that makes a cell of the header the id column, else the commonest.
 
     Also whether it makes one.
     """

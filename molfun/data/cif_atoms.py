@@ -128,7 +128,7 @@ class _Table:
         self._complete()
 
     def column(self, tag: str) -> list[str]:
-        """Values of a column as they are written; ``.`` in every row if it is not there."""
+        """Return the values of a column as written; ``.`` in every row if it is missing."""
         if tag not in self._tags:
             return ["."] * self._loop.length()
         if tag not in self._columns:
@@ -172,7 +172,7 @@ class _Table:
             raise StructureError(f"{self.path} lacks the columns {tags}. Export them with it.")
 
     def model_rows(self, model: int) -> tuple[list[int], list[Note]]:
-        """Rows of a model, counted from 1, and what there is to say about the others."""
+        """Return the rows of a model, counted from 1, and what there is to say about the others."""
         rows: dict[str, list[int]] = {}
         for row, number in enumerate(self.column("pdbx_pdb_model_num")):
             rows.setdefault(number, []).append(row)
@@ -190,7 +190,7 @@ class _Table:
         return {tuple(column[row] for column in columns) for row in rows}
 
     def residues(self, rows: Sequence[int]) -> Iterator[Residue]:
-        """Rows that follow each other and are of one residue."""
+        """Return runs of rows that follow each other and are of one residue."""
         identity = [self.column(tag) for tag in _IDENTITY]
         places = [self._block.find_values(self._tags[tag.lower()]) for tag in _PLACES]
         groups, names = self.column("group_pdb"), self.column("auth_atom_id")
@@ -239,7 +239,7 @@ def _rows(part: Part) -> list[int]:
 
 
 def _point(columns: Sequence[Any], row: int) -> tuple[float, float, float]:
-    """Coordinates, NaN where there is no number; digits in brackets are errors."""
+    """Return coordinates, NaN where there is no number; digits in brackets are errors."""
     x, y, z = (gemmi.cif.as_number(column[row]) for column in columns)
     return x, y, z
 
@@ -247,7 +247,7 @@ def _point(columns: Sequence[Any], row: int) -> tuple[float, float, float]:
 def _lengths(
     block: Any, table: _Table, parts: Sequence[Part]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Amino acids in the sequence of each chain, and of the entities without atoms."""
+    """Count amino acids in the sequence of each chain, and of the entities without atoms."""
     counts = _entity_lengths(block)
     if not counts:
         return {}, {}
@@ -270,7 +270,7 @@ def _absent_entities(block: Any, present: set[str], counts: dict[str, int]) -> d
 
 
 def _entity_lengths(block: Any) -> dict[str, int]:
-    """Residues in the sequence of each polymer."""
+    """Count residues in the sequence of each polymer."""
     numbers: dict[str, set[str]] = {}
     for row in block.find("_entity_poly_seq.", ["entity_id", "num"]):
         numbers.setdefault(row[0], set()).add(row[1])

@@ -50,7 +50,7 @@ class Clusters:
 
 
 def comparable(sequence: str) -> str:
-    """A sequence as it is compared: upper case, and X for what is no letter of BLOSUM62.
+    """Return a sequence as it is compared: upper case, X for what is no letter of BLOSUM62.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def cluster_sequences(sequences: Iterable[str], threshold: float) -> Clusters:
 
 
 def union(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """Connected components of `n` items: the smallest member of each item's component.
+    """Find connected components of `n` items: the smallest member of each item's component.
 
     Examples
     --------
@@ -128,7 +128,7 @@ class _Forest:
 
 
 def cluster_by_alignment(sequences: Sequence[str], threshold: float) -> dict[str, int]:
-    """Single-linkage clusters from local alignments of pairs that share words.
+    """Cluster by single linkage, from local alignments of pairs that share words.
 
     A pair is aligned (Smith-Waterman, BLOSUM62, gap costs 11 and 1) if it shares enough words of
     3 or 4 letters, or if one sequence is at most `SHORT` long, and if the two are not joined
@@ -176,7 +176,7 @@ def cluster_by_alignment(sequences: Sequence[str], threshold: float) -> dict[str
 
 
 def _candidates(sequences: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
-    """Pairs worth aligning, those with the most shared words first."""
+    """Return pairs worth aligning, those with the most shared words first."""
     word = 4 if threshold >= 0.4 else 3
     lengths = np.array([len(sequence) for sequence in sequences])
     counts = _words(sequences, word)
@@ -192,13 +192,13 @@ def _candidates(sequences: Sequence[str], threshold: float) -> Iterator[tuple[in
 
 
 def _least_words(length: np.ndarray, threshold: float, word: int) -> np.ndarray:
-    """Shared words that 95 % of the pairs at the threshold have (Poisson, at least one)."""
+    """Return how many words 95 % of the pairs at the threshold share (Poisson, at least one)."""
     expected = length * threshold**word
     return np.maximum(1, np.floor(expected - 1.65 * np.sqrt(expected)))
 
 
 def _words(sequences: Sequence[str], word: int) -> csr_array:
-    """(sequences, words) one where the sequence has the word."""
+    """Return a (sequences, words) matrix: one where the sequence has the word."""
     from scipy.sparse import csr_array
 
     order = np.full(256, -1)
@@ -247,7 +247,7 @@ def _are_similar(left: str, right: str, threshold: float) -> bool:
 
 
 def _least_score(n: int, m: int) -> float:
-    """Score at which `MAX_EVALUE` alignments are expected by chance (Karlin and Altschul 1990)."""
+    """Return the score that `MAX_EVALUE` alignments reach by chance (Karlin and Altschul 1990)."""
     return math.log(_K * n * m / MAX_EVALUE) / _LAMBDA
 
 

@@ -19,7 +19,7 @@ _PADDED = re.compile(r"[+-]?0\d", re.ASCII)
 
 
 def typed(texts: list[str]) -> pd.Series:
-    """Integers, else floats, where every value that is present parses; else text.
+    """Return integers, else floats, where every value that is present parses; else text.
 
     Numbers with leading zeros are codes: they stay text.
     """
@@ -35,7 +35,7 @@ def typed(texts: list[str]) -> pd.Series:
 
 
 def rows_meeting(conditions: Mapping[str, Any], metadata: pd.DataFrame, source: str) -> np.ndarray:
-    """`filter_rows`, and a `DataError` that names the source if no row is left."""
+    """Apply `filter_rows`; raise a `DataError` that names the source if no row is left."""
     kept = filter_rows(metadata, conditions)
     if len(kept) == 0:
         shown = ", ".join(f"{key}={value}" for key, value in conditions.items())
@@ -44,7 +44,7 @@ def rows_meeting(conditions: Mapping[str, Any], metadata: pd.DataFrame, source: 
 
 
 def row_of(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
-    """One row as plain Python values, None for a blank number."""
+    """Return one row as plain Python values, None for a blank number."""
     values = {}
     for name in metadata.columns:
         value: Any = metadata[name].iat[index]
@@ -55,7 +55,7 @@ def row_of(metadata: pd.DataFrame, index: int) -> dict[str, Any]:
 
 
 def filter_rows(metadata: pd.DataFrame, conditions: Mapping[str, Any]) -> np.ndarray:
-    """Rows that meet every condition.
+    """Return rows that meet every condition.
 
     Parameters
     ----------
@@ -125,5 +125,5 @@ def _bounded(column: pd.Series, key: str, value: Any, *, is_minimum: bool) -> np
 
 
 def numeric(metadata: pd.DataFrame) -> list[str]:
-    """Names of the columns that hold numbers."""
+    """Return the names of the columns that hold numbers."""
     return [str(name) for name in metadata.columns if metadata[name].dtype != object]

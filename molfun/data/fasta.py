@@ -27,7 +27,7 @@ RATIO_FROM = 2**24
 
 
 def read_fasta(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Records of a FASTA file (also ``.gz``): first word of the header, and the sequence.
+    """Read a FASTA file (also ``.gz``): first word of each header, and the sequence.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def _sequence(path: Path, name: str, parts: list[str]) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, each once its size is known to be within the limits."""
+    """Yield lines with their numbers, each once its size is known to be within the limits."""
     longest = MAX_LINE.value
     read = number = 0
     try:
@@ -113,7 +113,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
-    """The bytes of the file, unpacked if it is gzip by its name or its content."""
+    """Return the bytes of the file, unpacked if it is gzip by its name or its content."""
     file = path.open("rb")
     if path.suffix.lower() != ".gz" and not file.peek(2).startswith(b"\x1f\x8b"):
         return file
@@ -131,7 +131,7 @@ def _encoding(path: Path, head: bytes) -> str:
 
 
 def _most(path: Path, size: int, *, packed: bool) -> int:
-    """Characters that may be read of a file of `size` bytes."""
+    """Return the number of characters that may be read of a file of `size` bytes."""
     MAX_BYTES.check(size, path)
     return min(MAX_BYTES.value, max(RATIO_FROM, MAX_RATIO.value * size)) if packed else size
 

@@ -137,7 +137,7 @@ def write_features(path: str | Path, features: Mapping[str, np.ndarray | torch.T
 
 
 def _native(value: Any) -> Any:
-    """An array in the byte order of this machine, the only one torch takes."""
+    """Return an array in the byte order of this machine, the only one torch takes."""
     is_array = isinstance(value, np.ndarray)
     return value.astype(value.dtype.newbyteorder("="), copy=False) if is_array else value
 
@@ -339,7 +339,7 @@ def _array(data: Any, dtype: _PickledType, shape: Any, order: str = "C") -> np.n
 
 
 def _object_array(shape: Any, data: Any) -> np.ndarray:
-    """An object array of texts (openfold keeps sequences so)."""
+    """Make an object array of texts (openfold keeps sequences so)."""
     sizes = _shape(shape)
     if not isinstance(data, list) or len(data) != _count(sizes):
         raise UnsafeFileError(f"an array declares {sizes} objects and does not hold them.")
@@ -381,7 +381,7 @@ def _empty_bytes() -> bytes:
 
 
 def _load_storage(raw: Any) -> Any:
-    """Storage of a tensor, by torch's reader that runs nothing.
+    """Read the storage of a tensor, by torch's reader that runs nothing.
 
     The original calls ``torch.load`` with ``weights_only=False``.
     """
@@ -402,7 +402,7 @@ def _load_storage(raw: Any) -> Any:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored: Any) -> Any:
-    """A tensor as a view on its storage, never reaching beyond it."""
+    """Make a tensor as a view on its storage, never reaching beyond it."""
     import torch
 
     _expect(storage, torch.storage.TypedStorage)
@@ -420,7 +420,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored
 
 @contextlib.contextmanager
 def _quiet_storages() -> Iterator[None]:
-    """Pickled tensors come with typed storages, and torch warns at every touch of one."""
+    """Ignore torch's warning at every touch of the typed storages of pickled tensors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         yield
@@ -475,7 +475,7 @@ def _key(name: Any) -> str:
 
 
 def _value(name: str, value: Any) -> Any:
-    """An array from whatever stands for one in a feature dict."""
+    """Make an array of whatever stands for one in a feature dict."""
     if isinstance(value, _PickledArray):
         return value.build()
     if isinstance(value, (list, tuple)):

@@ -46,7 +46,7 @@ class FolderIndex:
         self._folded = {name.casefold(): name for name in reversed(self._names)}
 
     def find(self, stem: str, suffixes: Sequence[str] = ("",)) -> Path | None:
-        """Path of `stem` with the first of `suffixes` that exists, None if there is none.
+        """Return the path of `stem` with the first of `suffixes` that exists; None if none does.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class FolderIndex:
         return None if name is None else self._inside(name)
 
     def beside(self, stem: str) -> list[str]:
-        """Names that begin with `stem` and a dot, regardless of case: what may have been meant.
+        """Return names that begin with `stem` and a dot in any case: what may have been meant.
 
         Examples
         --------

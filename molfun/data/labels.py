@@ -26,7 +26,7 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
 def label_parser(labels: Labels, level: Level) -> Parse:
-    """How a cell of labels is read: gives the label, and what is wrong with it."""
+    """Return a function that reads a cell: it gives the label, and what is wrong with it."""
     if level == "residue":
         return {"number": _numbers, "class": _letters, "classes": _refused}[labels]
     return {"number": parse_number, "class": _name, "classes": _listed}[labels]
@@ -65,7 +65,7 @@ def _numbers(text: str) -> tuple[Any, str | None]:
 
 
 def parse_number(text: str) -> tuple[float, str | None]:
-    """Value of a label, or NaN and why it is none.
+    """Return the value of a label, or NaN and why it is none.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def parse_number(text: str) -> tuple[float, str | None]:
 
 
 def label_problem(text: str) -> str:
-    """Why a text is no number, and what to write instead."""
+    """Say why a text is no number, and what to write instead."""
     if not text:
         return "is blank; fill it in or remove the row"
     if text[0] in "<>~≤≥":
@@ -96,7 +96,7 @@ def label_problem(text: str) -> str:
 
 
 def label_array(targets: Sequence[Any]) -> np.ndarray:
-    """float64 where every label is a number or missing, else objects."""
+    """Return float64 where every label is a number or missing, else objects."""
     if all(t is None or isinstance(t, int | float | np.number) for t in targets) and any(
         t is not None for t in targets
     ):
@@ -105,7 +105,7 @@ def label_array(targets: Sequence[Any]) -> np.ndarray:
 
 
 def objects(values: Sequence[Any]) -> np.ndarray:
-    """An array that holds the values as they are, lists and arrays among them."""
+    """Return an array that holds the values as they are, lists and arrays among them."""
     array = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         array[i] = value

@@ -87,7 +87,7 @@ class NamedTargets(SampleDataset):
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, and under ``heads`` how the labels of each name are read."""
+        """Settings that prepare inputs, and under ``heads`` those that read each name's labels."""
         each = {name: part.input_settings for name, part in self.parts.items()}
         return {**self._first.input_settings, "heads": each}
 
@@ -100,16 +100,16 @@ class NamedTargets(SampleDataset):
         return f"{type(self).__name__}({counted(len(self), 'sample')}; {', '.join(self.parts)})"
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample with its labels by name."""
+        """Return one sample with its labels by name."""
         place = self.place(index)
         return replace(self._first[place], target=self._targets[place])
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequences of each sample, or words for what it is."""
+        """Return the sequences of each sample, or a text in their place."""
         return self._first.sequences()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Samples at `indices`, in that order."""
+        """Return the samples at `indices`, in that order."""
         return type(self)({name: part.subset(indices) for name, part in self.parts.items()})
 
 

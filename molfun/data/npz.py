@@ -22,7 +22,7 @@ RATIO_FROM = 2**24
 def read_npz(
     source: Path | bytes, path: Path, limit: Limit, *, advice: str, ratio: Limit | None = None
 ) -> dict[str, np.ndarray]:
-    """Arrays of an npz file by name; nothing in it is run.
+    """Read the arrays of an npz file by name; nothing in it is run.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def read_npz(
 
 
 def read_npy(path: Path, limit: Limit, *, advice: str) -> np.ndarray:
-    """The array of a ``.npy`` file; nothing in it is run.
+    """Read the array of a ``.npy`` file; nothing in it is run.
 
     Raises
     ------

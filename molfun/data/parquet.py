@@ -17,7 +17,7 @@ BATCH_ROWS = 16_384
 def read_parquet(
     path: Path, *, max_bytes: Limit, max_cells: Limit
 ) -> tuple[list[str], list[list[str]]]:
-    """Names of the columns, and the cells of each column as they are written in a CSV file.
+    """Read the names of the columns, and each cell as it is written in a CSV file.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def _cells(column: Any) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A cell as it is written in a CSV file: lists with semicolons, ``?`` where they have none."""
+    """Write a cell as a CSV file has it: lists with semicolons, ``?`` where they have none."""
     if isinstance(value, list):
         return ";".join("?" if item is None else _text(item) for item in value)
     if isinstance(value, bytes):

@@ -92,7 +92,7 @@ def _parse(path: Path, lines: Iterable[str]) -> Any:
 
 
 def _blocks(path: Path, lines: Sequence[str]) -> Iterator[list[_Section]]:
-    """Atoms of each model, those divided by END records apart."""
+    """Return the atoms of each model, those divided by END records apart."""
     block = [_Section()]
     for number, line in enumerate(lines, start=1):
         record = line[:6].rstrip().upper()
@@ -117,7 +117,7 @@ def _is_atom(line: str) -> bool:
 
 
 def _checked(path: Path, line: str, number: int) -> str:
-    """Line of an atom with its record's name in capitals."""
+    """Return the line of an atom with its record's name in capitals."""
     where = f"line {number}"
     if line[:1].isspace():
         raise StructureError(
@@ -131,7 +131,7 @@ def _checked(path: Path, line: str, number: int) -> str:
 
 
 def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[Note]]:
-    """Models of a file; what stands between END records is a model, or more of the same one."""
+    """Return the models of a file; what stands between END records is one, or more of the same."""
     models: list[_Section] = []
     notes: list[Note] = []
     for block in blocks:
@@ -194,7 +194,7 @@ def _joined(sections: Sequence[_Section]) -> _Section:
 
 
 def _model_note(models: Sequence[_Section], model: int) -> Note:
-    """Which model was read, and which others hold something else."""
+    """Note which model was read, and which others hold something else."""
     own = {line[17:27] for line in models[model - 1].lines}
     others = [
         str(i)
@@ -205,7 +205,7 @@ def _model_note(models: Sequence[_Section], model: int) -> Note:
 
 
 def model_note(model: int, count: int, others: Sequence[str]) -> Note:
-    """Which of several models was read, and the `others` that hold other residues."""
+    """Note which of several models was read, and the `others` that hold other residues."""
     sentence = f"read model {model} of {count}"
     if not others:
         return Note(sentence, "one model of several")
@@ -274,7 +274,7 @@ def _is_cut(lines: Sequence[str], *, ends_with_atom: bool, last: str) -> bool:
 
 
 def _residues(section: _Section) -> Iterator[Residue]:
-    """Atoms that follow each other and are of one residue."""
+    """Return runs of atoms that follow each other and are of one residue."""
     residue: Residue | None = None
     key = ""
     four = _four_letter_names(section.lines)
@@ -322,7 +322,7 @@ def _four_letter_names(lines: Sequence[str]) -> bool:
 
 
 def _number(text: str) -> int | None:
-    """Residue number; above 9999 it is written in hybrid-36 (``A000``)."""
+    """Return the residue number; above 9999 it is written in hybrid-36 (``A000``)."""
     try:
         return int(text)
     except ValueError:
@@ -339,7 +339,7 @@ _FRACTION = re.compile(r"[-+]?\d*\.\d*")
 
 
 def _with_segments(residues: list[Residue], notes: list[Note]) -> list[Residue]:
-    """Residues with segment ids in place of blank chain ids, or without if they are none."""
+    """Put segment ids in place of blank chain ids, if there are any."""
     segments = {residue.segment for residue in residues}
     if any(s == _MIXED or _FRACTION.fullmatch(s) for s in segments):
         for residue in residues:
@@ -364,7 +364,7 @@ def _name_blank_chains(residues: Sequence[Residue]) -> Iterator[Note]:
 
 
 def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
-    """Lines of atoms, part by part, with its code and a residue name that fits the columns."""
+    """Return lines of atoms, part by part, with its code and a residue name of three letters."""
     for part in parts:
         ended = False
         for residue in part.residues:
@@ -385,7 +385,7 @@ def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
 
 
 def _sequences(lines: Iterable[str]) -> dict[str, int]:
-    """Amino acids in the SEQRES records of each chain id."""
+    """Return the amino acids in the SEQRES records of each chain id."""
     counts: Counter[str] = Counter()
     for line in lines:
         if line.startswith("SEQRES"):
@@ -394,7 +394,7 @@ def _sequences(lines: Iterable[str]) -> dict[str, int]:
 
 
 def _lengths(sequences: dict[str, int], parts: Sequence[Part]) -> dict[str, int]:
-    """Length of the sequence of each chain that has its id for itself."""
+    """Return the length of the sequence of each chain that has its id for itself."""
     chains = Counter(part.chain for part in parts if part.number == 0)
     return {
         part.code: sequences[part.chain]

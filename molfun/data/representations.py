@@ -18,7 +18,7 @@ MAX_BYTES = Limit("REPRESENTATION_BYTES", 2**35)
 MAX_RATIO = Limit("REPRESENTATION_RATIO", 50, "unpacked bytes per packed byte")
 """Outputs of a backbone hardly pack."""
 
-_ADVICE = "Write it with molfun embed, which makes damaged shards anew."
+_ADVICE = "Write it with molfun embed, which makes damaged shards again."
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class Representations:
     model: str
 
     def take(self, indices: Iterable[int]) -> Representations:
-        """Those at `indices`."""
+        """Return those at `indices`."""
         return replace(self, arrays=[self.arrays[i] for i in indices])
 
 
 def as_representations(source: Iterable[np.ndarray]) -> Representations:
-    """Arrays in the order of the samples: means, or one vector a residue."""
+    """Return arrays in the order of the samples: means, or one vector per residue."""
     arrays = [np.asarray(a, dtype=np.float32) for a in source]
     pooled = bool(arrays) and arrays[0].ndim == 1
     return Representations(arrays, "mean" if pooled else "single", "unknown")
 
 
 def read_representations(path: Path, ids: Sequence[str], digests: Sequence[str]) -> Representations:
-    """Arrays of the files of ``molfun embed``, by id.
+    """Read the arrays of the files of ``molfun embed``, by id.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def read_representations(path: Path, ids: Sequence[str], digests: Sequence[str])
 def _read_shards(
     path: Path,
 ) -> tuple[dict[str, tuple[np.ndarray, str | None]], tuple[str, str]]:
-    """Array and digest of each id in all shards of a file, and pooling and model of them all."""
+    """Read array and digest of each id in all shards, and pooling and model of them all."""
     files = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}-*-of-*.npz"))
     if not files:
         raise DataError(f"No such file: {path}.")
@@ -114,7 +114,7 @@ def _read_shards(
 def _read_npz(
     path: Path,
 ) -> tuple[list[np.ndarray], list[str], list[str | None], tuple[str, str]]:
-    """Arrays, ids, digests of the sequences (None in files of others), and what they are of."""
+    """Read arrays, ids, digests of sequences (None in files of others), pooling and model."""
     arrays = _checked_arrays(path)
     names = [str(name) for name in arrays["ids"].reshape(-1)]
     values, offsets = arrays["embeddings"].astype(np.float32, copy=False), arrays.get("offsets")
@@ -145,7 +145,7 @@ def _checked_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _misfit(values: np.ndarray, offsets: np.ndarray | None, n: int) -> str | None:
-    """Why arrays are no representations of `n` samples."""
+    """Say why arrays are no representations of `n` samples."""
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         return f"embeddings of shape {values.shape} and type {values.dtype}"
     if not np.isfinite(values).all():
@@ -156,7 +156,7 @@ def _misfit(values: np.ndarray, offsets: np.ndarray | None, n: int) -> str | Non
 
 
 def _wrong_offsets(offsets: np.ndarray, n_rows: int, n: int) -> str | None:
-    """Why offsets do not divide rows among `n` samples."""
+    """Say why offsets do not divide rows among `n` samples."""
     if offsets.shape != (n + 1,) or offsets.dtype.kind not in "iu":
         return f"{n} ids and offsets of shape {offsets.shape}"
     ends = offsets[0] == 0 and offsets[-1] == n_rows

@@ -247,7 +247,7 @@ class SequenceDataset(TableDataset):
         Parameters
         ----------
         items
-            The sequences; labels are numbers, class names, or one a residue, as the task takes
+            The sequences; labels are numbers, class names, or one per residue, as the task takes
             them.
         ids
             Names; by default seq_1, seq_2 ...
@@ -315,19 +315,19 @@ class SequenceDataset(TableDataset):
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
         settings = {"kind": "sequences", "max_length": self.max_length, **self._columns}
         if self._representations is not None:
             settings["representations"] = self._representations.model
         return settings
 
     def digests(self) -> list[str]:
-        """Short sha256 of each sequence as the model sees it."""
+        """Return a short sha256 of each sequence as the model sees it."""
         seen = (s.replace(MASK, "?")[: self.max_length].upper() for s in self._sequences)
         return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in seen]
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequence of each sample, as the splits take them."""
+        """Return the sequence of each sample, as the splits take them."""
         return [(sequence,) for sequence in self._sequences]
 
     def _take(self, places: np.ndarray) -> None:
@@ -336,7 +336,7 @@ class SequenceDataset(TableDataset):
             self._representations = self._representations.take(places)
 
     def with_representations(self, source: str | Path | np.ndarray | Sequence[np.ndarray]) -> Self:
-        """The same samples with what a backbone gave for them, so that it need not run again.
+        """Attach what a backbone gave for the samples, so that it need not run again.
 
         Heads then train in seconds wherever the representations came from; what trains has to be
         the head alone.
@@ -395,7 +395,7 @@ class _Residues:
         self._padded: list[str] = []
 
     def fit(self, row: int, labels: Sequence[Any]) -> tuple[Sequence[Any], str | None]:
-        """Labels of a row without those that its mask leaves out, and what is wrong with them."""
+        """Drop the labels of a row that its mask leaves out, and say what is wrong with both."""
         problem = _length_problem(labels, self._sequences[row])
         if problem is None and self._masks is not None:
             labels = self._masked(row, labels, self._masks[row])
@@ -434,7 +434,7 @@ def _length_problem(labels: Sequence[Any], sequence: str) -> str | None:
 
 
 def _ids(cells: Cells, column: str | None) -> list[str]:
-    """Ids of all rows; without a column they are numbered."""
+    """Return the ids of all rows; number them without a column."""
     if column is None:
         return _numbered(len(cells.rows))
     ids = cells.column(column)

@@ -39,7 +39,7 @@ PART_WORDS = {
 
 
 class Splittable(Protocol):
-    """What the splits need of a data set: `AffinityDataset`, `SequenceDataset` or a user's own."""
+    """Protocol of what splits use of a data set: `AffinityDataset`, or a user's own."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -53,10 +53,10 @@ class Splittable(Protocol):
         """Columns to split by."""
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Sequences of the chains of each sample."""
+        """Return the sequences of the chains of each sample."""
 
     def subset(self, indices: Any) -> Any:
-        """Samples at `indices`."""
+        """Return the samples at `indices`."""
 
 
 AnyDataset = TypeVar("AnyDataset", bound=Splittable)
@@ -323,7 +323,7 @@ def _too_few(n: int, what: str, needed: int, n_val: int, n_test: int) -> str:
 def _fill(
     groups: Sequence[Sequence[int]], sizes: tuple[int, int, int], seed: int, what: str
 ) -> np.ndarray:
-    """Part of each sample: groups in random order into test, then validation, then train."""
+    """Return the part of each sample: groups in random order into test, validation, then train."""
     n_train, n_val, n_test = sizes
     needed = 1 + (n_val > 0) + (n_test > 0)
     if len(groups) < needed:
@@ -341,7 +341,7 @@ def _fill(
 
 
 def _choose(groups: Sequence[Sequence[int]], size: int, *, at_most: int) -> list[Sequence[int]]:
-    """Groups in order as long as they fit; the smallest one if none fits."""
+    """Return groups in order as long as they fit; the smallest one if none fits."""
     chosen: list[Sequence[int]] = []
     room = size
     for group in groups:
@@ -360,12 +360,12 @@ def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDatase
 
 
 def _identical(dataset: Splittable) -> list[list[Hashable]]:
-    """One key a sample: its chains, in any order and either case."""
+    """Return one key per sample: its chains, in any order and either case."""
     return [[tuple(sorted(map(comparable, chains)))] for chains in dataset.sequences()]
 
 
 def _together(links: Sequence[Sequence[Hashable]]) -> list[list[int]]:
-    """Groups of samples that share a key, directly or through others, by their first sample."""
+    """Group samples that share a key, directly or through others, by their first sample."""
     first: dict[Hashable, int] = {}
     pairs = [(first.setdefault(key, i), i) for i, keys in enumerate(links) for key in keys]
     groups: dict[int, list[int]] = {}
@@ -388,7 +388,7 @@ def _move_to_earliest(part: np.ndarray, groups: Sequence[Sequence[int]]) -> None
 
 
 def _warn_shared(dataset: Splittable, part: np.ndarray) -> None:
-    """A split that was given may leak; say so, and leave it as it is."""
+    """Warn that a split that was given may leak, and leave it as it is."""
     groups = _together(_identical(dataset))
     shared = sum(len(group) for group in groups if len(set(part[group])) > 1)
     if shared:
@@ -426,7 +426,7 @@ def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
 
 
 def _column(dataset: Splittable, column: str, candidates: Sequence[str]) -> list[Any]:
-    """Values of a column without blanks."""
+    """Return the values of a column without blanks."""
     if column not in dataset.metadata.columns:
         known = ", ".join(candidates) or "none"
         raise DataError(

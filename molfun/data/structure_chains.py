@@ -1,4 +1,4 @@
-"""Where one chain ends and the next begins, also where the ids do not say.
+"""Find where one chain ends and the next begins, also where the ids do not say.
 
 A file is a list of residues in its order. Two residues of one id are of two chains if something
 between them ends a chain (``TER``, ``END``, another segment id or ``label_asym_id``, numbers that
@@ -159,7 +159,7 @@ def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2
 
 
 def _parts(path: Path, chains: Sequence[Chain], longest_id: int) -> list[Part]:
-    """Parts of all chains; a code is the chain's own id where possible, two letters elsewhere."""
+    """Return the parts of all chains; a code is the chain's own id, else two letters."""
     ids = {chain.name for chain in chains}
     free = (a + b for a, b in product(_LETTERS, repeat=2) if a + b not in ids)
     parts: list[Part] = []
@@ -401,7 +401,7 @@ def _insert(residue: Residue, chain: Chain, neighbour: Residue, step: int) -> No
 
 
 def _behind(residues: Sequence[Residue]) -> Iterator[Residue]:
-    """Modified residues behind the end of a chain, or with a number below one before them."""
+    """Find modified residues after the end of a chain, or with a number below one before them."""
     highest: int | None = None
     ended = False
     for residue in residues:
@@ -415,7 +415,7 @@ def _behind(residues: Sequence[Residue]) -> Iterator[Residue]:
 
 
 def _anchor(residue: Residue, known: dict[int | None, Residue]) -> tuple[Residue, int] | None:
-    """Neighbour to which `residue` is bonded, and 1 if it comes behind it, 0 if before."""
+    """Return the neighbour bonded to `residue`; 1 if `residue` comes after it, 0 if before."""
     if residue.order is None or residue.order in known:
         return None
     left, right = known.get(residue.order - 1), known.get(residue.order + 1)

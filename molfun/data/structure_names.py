@@ -50,7 +50,7 @@ _KNOWN = frozenset(ATOM_NAMES)
 
 @cache
 def standard_name(name: str) -> str:
-    """The name that the PDB has for a residue, for any name that a program writes.
+    """Return the name that the PDB has for a residue, for any name that a program writes.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def is_amino_acid_name(name: str) -> bool:
 
 
 def residue_name(name: str, atoms: Collection[str]) -> str:
-    """Standard name of a residue with these atoms; other molecules of the same name keep theirs.
+    """Return the standard name of a residue, unless its atoms are those of another molecule.
 
     ``HSE`` is also L-homoserine (it has ``OD`` or ``OG``) and ``SOL`` may be a ligand with carbon.
     """
@@ -83,7 +83,7 @@ def residue_name(name: str, atoms: Collection[str]) -> str:
 
 
 def atom_names(residue: str, atoms: Collection[str]) -> dict[str, str]:
-    """Standard names of the atoms of an amino acid that have another one; ``{written: standard}``.
+    """Return ``{written: standard}`` for the atoms of an amino acid with other names.
 
     A name is translated only where the standard one is absent, so nothing is overwritten.
 
@@ -106,7 +106,7 @@ def atom_names(residue: str, atoms: Collection[str]) -> dict[str, str]:
 
 
 def _candidates(residue: str, atom: str) -> Iterator[str]:
-    """Standard names that `atom` may stand for, the likeliest first."""
+    """Return the standard names that `atom` may stand for, the most probable first."""
     yield atom
     if atom in _FIRST_OXYGENS:
         yield "O"

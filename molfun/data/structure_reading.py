@@ -28,7 +28,7 @@ _N, _CA, _C = (_ATOM_INDEX[name] for name in ("N", "CA", "C"))
 
 
 def describe_chain(chain: Any, name: str) -> str:
-    """A chain as messages show it: its name and what it holds."""
+    """Describe a chain as messages show it: its name and what it holds."""
     kinds = Counter(_kind(residue) for residue in chain)
     holds = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return f"{name or NO_NAME} ({holds})"
@@ -116,7 +116,7 @@ class Reading:
         self.ligands.update(r.segment or r.name for r in chain if _kind(r) == "ligand")
 
     def _conformers(self, chain: Any) -> Iterator[Any]:
-        """Amino acids in order; of two at one place (a point mutation) the likelier one."""
+        """Return amino acids in order; of several at one place, the most occupied one."""
         protein = [residue for residue in chain if _is_amino_acid(residue)]
         for _, group in groupby(protein, key=lambda r: str(r.seqid)):
             same_place = list(group)
@@ -158,7 +158,7 @@ class Reading:
         return aatype
 
     def _best_atoms(self, residue: Any) -> dict[int, Any]:
-        """The likeliest location of each of the 37 atoms; the first of equals."""
+        """Return the most occupied location of each of the 37 atoms; the first of equals."""
         best: dict[int, Any] = {}
         several = set()
         names = self._atom_names(residue)
@@ -176,7 +176,7 @@ class Reading:
         return best
 
     def _atom_names(self, residue: Any) -> dict[str, str]:
-        """Standard names of atoms that are written in another way."""
+        """Return the standard names of atoms that are written in another way."""
         if residue.name == "MSE":
             return {"SE": "SD"}
         if residue.name not in STANDARD:
@@ -186,7 +186,7 @@ class Reading:
         return names
 
     def unusable(self) -> str:
-        """Why what was read is no structure, an empty text if it is one.
+        """Say why what was read is no structure; an empty text if it is one.
 
         OpenFold takes the sequence, the numbering and the crop from it: these need the place of
         each residue, for which CA stands.
@@ -298,10 +298,10 @@ def _listed(counts: Counter[str]) -> str:
 
 _COUNTED = {
     "altlocs": (
-        "chose the likeliest of several locations for {}", "atom", "alternate locations",
+        "chose the most occupied of several locations for {}", "atom", "alternate locations",
     ),
     "places": (
-        "chose the likeliest of several residue types at {}", "place", "alternate residues",
+        "chose the most occupied of several residue types at {}", "place", "alternate residues",
     ),
     "duplicates": ("ignored {} with the name of an earlier one", "atom", "repeated atoms"),
     "skipped": (

@@ -28,7 +28,7 @@ _MARKS = (
 
 
 def read_text(path: Path) -> str:
-    """Text of a structure file, with line feeds and one character per byte.
+    """Read the text of a structure file, with line feeds and one character per byte.
 
     A byte-order mark is left out and UTF-16 is understood. Bytes above 127 become the characters
     of Latin-1, so the columns of a PDB file stay where they are.
@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
 
 
 def _without_mark(path: Path, raw: bytes) -> bytes:
-    """Bytes without a byte-order mark, as UTF-8."""
+    """Return the bytes without a byte-order mark, as UTF-8."""
     for mark, encoding in _MARKS:
         if raw.startswith(mark):
             try:

@@ -102,7 +102,7 @@ def read_structure(
 
 
 def find_structure(folder: str | Path, pdb_id: str) -> Path | None:
-    """Path of the structure of `pdb_id` in `folder`, None if there is none.
+    """Return the path of the structure of `pdb_id` in `folder`, None if there is none.
 
     Tried are ``.cif``, ``.pdb``, ``.ent``, ``.mmcif``, then the same with ``.gz``; the exact
     name first, then regardless of case.
@@ -135,7 +135,7 @@ def _stem(path: Path) -> str:
 
 
 def _read_records(path: Path, model: int) -> Records:
-    """One model of a file, its chains told apart and its residues named as in the PDB."""
+    """Read one model of a file, its chains told apart and its residues named as in the PDB."""
     text = read_text(path)
     name = path.name.lower().removesuffix(".gz")
     is_cif = name.endswith(CIF_SUFFIXES)

@@ -81,7 +81,7 @@ class Table:
         return len(self.ids)
 
     def origin(self, index: int) -> str:
-        """Where a row was read, empty where there is no file."""
+        """Say where a row was read; an empty text where there is no file."""
         return f"{self.path.name}, {self.word} {self.lines[index]}" if self.word else ""
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
@@ -151,7 +151,7 @@ def read_table(
 
 
 def _without_duplicates(cells: Cells, ids: list[str], targets: np.ndarray) -> list[int]:
-    """Rows to keep; ids that come with two labels are noted."""
+    """Return the rows to keep; note ids that come with two labels."""
     first: dict[str, int] = {}
     keep, dropped = [], []
     for row, name in enumerate(ids):

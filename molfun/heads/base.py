@@ -1,4 +1,4 @@
-"""What the facade and the engine need of a head."""
+"""The base of heads: from representations of a batch to raw outputs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ class Head(nn.Module, ABC):
         """Compute ``{"prediction": (batch,) ...}``."""
 
     def attach(self, backbone: Any, task: Any) -> None:
-        """Be told of backbone and task, at first and whenever these have learned or been loaded.
+        """Take what the head needs of backbone and task; called again after these change.
+
+        Called when the model is built, when the task has learned from labels, and on loading.
 
         A head that is a view on modules inside the backbone chooses them here.
         """
 
     def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:  # noqa: ARG002
-        """The task by which data is measured; the given one, unless its labels ask for more.
+        """Choose the task that measures a data set: the given one, unless the labels ask for more.
 
         Parameters
         ----------

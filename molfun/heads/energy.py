@@ -31,7 +31,7 @@ class EnergyHead(Configured, Head):
         ``"node_last_layers"``, ``"edge_last_layers"`` for PET. None takes all of them, an empty
         list none.
     forces, stress
-        Whether they are predicted, too; None where the training set has labels for them.
+        True to predict them as well; None to do so where the training set has labels for them.
 
     Examples
     --------
@@ -76,14 +76,14 @@ class EnergyHead(Configured, Head):
         backbone.use_readout(self._config["target"], modules=self._config["modules"], **wanted)
 
     def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:
-        """The task with all derivatives that have labels, but those that `forces=False` refuses."""
+        """Return the task with all derivatives that have labels; without forces if refused."""
         seen = task.for_labels(targets())
         refused = [name for name in ("forces", "stress") if self._config[name] is False]
         seen.derivatives = tuple(name for name in seen.derivatives if name not in refused)
         return seen
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
-        """Energy (batch,) as ``prediction``, and what else the backbone gives with it."""
+        """Return the energy (batch,) as ``prediction``, and forces and stress if computed."""
         properties = dict(trunk.need("properties"))
         return {"prediction": properties.pop("energy"), **properties}
 

@@ -107,7 +107,7 @@ class MLPHead(Configured, Head):
             x = trunk.need(self._source).double()
             x = x[trunk.mask.bool()] if self._source == "single" else x
             if count == 0:
-                shift = x[:1]  # the mean is large beside the deviations
+                shift = x[:1]  # the mean may be far larger than the deviations
             count, total = count + len(x), total + (x - shift).sum(0)
             squares = squares + (x - shift).square().sum(0)
         if count < 2:

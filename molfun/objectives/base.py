@@ -1,4 +1,4 @@
-"""What pre-training needs of an objective.
+"""The base of objectives: labels made from the input, and their loss.
 
 A new objective is one class, one line in `molfun.registry` (or an entry point in the group
 ``molfun.objectives``) and one contract test.
@@ -27,7 +27,7 @@ class ObjectiveOutput:
     total
         Summed loss, with a graph.
     n_labels
-        What it sums over.
+        Number of labels that `total` sums over.
     sums
         Sums over the same labels of what the metrics are made of.
     """
@@ -67,8 +67,8 @@ class Objective(nn.Module, ABC):
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Those of which the largest value is the best."""
     ranks_epochs: ClassVar[bool] = True
-    """Whether a smaller loss means a better epoch; else the last one is kept. Not where what is
-    predicted changes along the way."""
+    """True if a smaller loss means a better epoch. False where what is predicted changes during
+    training, as with an EMA teacher; then the last epoch is kept."""
 
     @abstractmethod
     def check(self, backbone: nn.Module) -> None:
@@ -81,13 +81,13 @@ class Objective(nn.Module, ABC):
         """
 
     def build(self, backbone: Any) -> None:
-        """Make the weights it needs for this backbone; once, with torch's generator seeded."""
+        """Make the weights for this backbone; called once, with torch's generator seeded."""
 
     @abstractmethod
     def prepare(
         self, features: dict[str, torch.Tensor], generator: torch.Generator | None
     ) -> dict[str, torch.Tensor]:
-        """Corrupt the features of one sample and put its labels beside them.
+        """Corrupt the features of one sample and add its labels.
 
         Parameters
         ----------
@@ -100,17 +100,17 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Loss of a batch of prepared features."""
+        """Return the loss of a batch of prepared features."""
 
     @abstractmethod
     def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
-        """Metrics over a whole data set from its mean loss and its sums."""
+        """Return metrics over a whole data set from its mean loss and its sums."""
 
     def after_step(self, progress: float) -> None:
-        """After each optimizer step, with the share of all steps done (for EMA teachers)."""
+        """Follow an optimizer step, given the share of all steps done (for EMA teachers)."""
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Return what it holds beside its parameters, such as the weights of a teacher."""
+        """Return state that is no parameter, such as the weights of a teacher."""
         return {}
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:

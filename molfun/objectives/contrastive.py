@@ -86,7 +86,7 @@ class ContrastiveObjective(SeriesObjective):
         self.projection: nn.Module = nn.Identity()
 
     def build(self, backbone: Any) -> None:
-        """The projection in which views are compared."""
+        """Make the projection in which views are compared."""
         self.projection = two_layers(backbone.single_dim, self._config["projection_dim"])
 
     def prepare(
@@ -96,7 +96,7 @@ class ContrastiveObjective(SeriesObjective):
 
         ``timeseries_1`` and ``mask_1`` are a piece of the series, ``keep_1`` is True in all of it
         (and False in padding), ``noise_1`` is in deviations of the features, and ``both_1`` marks
-        the time steps that the other view has, too.
+        the time steps that the other view has as well.
         """
         values, mask = features["timeseries"], features["mask"]
         length = len(mask)
@@ -122,7 +122,7 @@ class ContrastiveObjective(SeriesObjective):
         return {**features, **views}
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Cross entropy of finding the other view among all candidates."""
+        """Return the cross entropy of finding the other view among all candidates."""
         steps = [self._encode(backbone, batch, view) for view in ("1", "2")]
         keeps = [batch["keep_1"], batch["keep_2"]]
         both = [batch["both_1"], batch["both_2"]]
@@ -162,7 +162,7 @@ class ContrastiveObjective(SeriesObjective):
     def _same_steps(
         self, steps: list[torch.Tensor], both: list[torch.Tensor]
     ) -> list[tuple[torch.Tensor, ...]]:
-        """Steps that both views of a series have, thinned evenly: one pair of tables a series."""
+        """Project the steps that both views of a series have, thinned evenly: (steps, channels)."""
         pairs = []
         for row in range(len(both[0])):
             places = [marked[row].nonzero().flatten() for marked in both]
@@ -176,7 +176,7 @@ class ContrastiveObjective(SeriesObjective):
         return pairs
 
     def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
-        """Share of views whose nearest neighbour is the other view."""
+        """Return the share of views whose nearest neighbour is the other view."""
         del loss
         return {"accuracy": sums.get("right", 0.0) / n_labels if n_labels else math.nan}
 
@@ -184,7 +184,7 @@ class ContrastiveObjective(SeriesObjective):
 def nt_xent(
     pairs: list[tuple[torch.Tensor, ...]], temperature: float
 ) -> tuple[torch.Tensor, int, int]:
-    """Summed NT-Xent over tables of pairs, its number of terms, and how many are right.
+    """Return the summed NT-Xent over tables of pairs, its number of terms, and how many are right.
 
     Row ``i`` of both tables of a pair belongs together; all other rows of both are negatives. A
     table of one row has no negatives and is left out.

@@ -73,7 +73,7 @@ class JEPAObjective(SeriesObjective):
         self._student: list[Any] = []
 
     def build(self, backbone: Any) -> None:
-        """The predictor, and a teacher that begins as the encoder is."""
+        """Make the predictor, and a teacher that starts as a copy of the encoder."""
         self.predictor = two_layers(backbone.single_dim, backbone.single_dim)
         self._student = [backbone]
         self._teacher = [copy.deepcopy(backbone).requires_grad_(False).eval()]
@@ -89,7 +89,7 @@ class JEPAObjective(SeriesObjective):
         return {**features, "seen": mask, "mask": mask & ~hidden[:, None], "hidden": hidden}
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Squared distance of predicted and seen representations, a mean over channels."""
+        """Return the squared distance to the teacher's outputs, averaged over channels."""
         teacher = self._teacher[0].to(batch["hidden"].device)
         with torch.no_grad():
             seen = teacher.encode({**batch, "mask": batch["seen"]})[batch["hidden"]].float()
@@ -103,7 +103,7 @@ class JEPAObjective(SeriesObjective):
         return ObjectiveOutput(total, n, sums)
 
     def momentum_at(self, progress: float) -> float:
-        """Decay of the teacher when that share of all steps is done."""
+        """Return the decay of the teacher when that share of all steps is done."""
         start, end = self._config["momentum"], self._config["final_momentum"]
         now: float = start + (end - start) * progress
         return now
@@ -119,7 +119,7 @@ class JEPAObjective(SeriesObjective):
             kept.copy_(own)  # the scale of the input, statistics of batch norms
 
     def resume_state(self) -> dict[str, torch.Tensor]:
-        """Weights and buffers of the teacher."""
+        """Return the weights and buffers of the teacher."""
         return {name: t.detach() for name, t in self._teacher[0].state_dict().items()}
 
     def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -127,7 +127,7 @@ class JEPAObjective(SeriesObjective):
         self._teacher[0].load_state_dict(dict(state))
 
     def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
-        """How alike prediction and target are; and how the targets vary, 0 if they collapsed.
+        """Return the cosine of prediction and target, and the deviation of targets (0: collapsed).
 
         Each target has mean 0 and variance 1 over its channels, so their variance over the time
         steps is 1 less the mean square of their mean.

@@ -61,7 +61,7 @@ class MAEObjective(SeriesObjective):
         self.decoder: nn.Module = nn.Identity()
 
     def build(self, backbone: Any) -> None:
-        """The decoder: from the channels of a time step to its values."""
+        """Make the decoder: from the channels of a time step to its values."""
         self.decoder = two_layers(backbone.single_dim, backbone.d_input)
 
     def prepare(
@@ -86,7 +86,7 @@ class MAEObjective(SeriesObjective):
         return blocks.unsqueeze(-1)
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Squared error over the hidden values."""
+        """Return the squared error over the hidden values."""
         tokens = backbone.encode(batch)
         hidden = batch["hidden"]
         predicted = self.decoder(tokens).float()[hidden]
@@ -100,7 +100,7 @@ class MAEObjective(SeriesObjective):
         return ObjectiveOutput(total, int(hidden.sum()), sums)
 
     def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
-        """Errors in standardised units, and the share of the variance that is explained."""
+        """Return errors in standardised units, and the share of the variance that is explained."""
         if n_labels == 0:
             return dict.fromkeys(self.metric_names, math.nan)
         variance = sums.get("squares", 0.0) / n_labels - (sums.get("target", 0.0) / n_labels) ** 2

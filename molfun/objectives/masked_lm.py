@@ -99,7 +99,7 @@ class MaskedLMObjective(Configured, Objective):
         return {**features, "tokens": tokens, "selected": selected, "labels": labels}
 
     def forward(self, backbone: Any, batch: dict[str, torch.Tensor]) -> ObjectiveOutput:
-        """Cross entropy of the selected residues."""
+        """Return the cross entropy of the selected residues."""
         logits = backbone.token_logits(batch, batch["selected"]).float()
         labels = batch["labels"]
         total = functional.cross_entropy(logits, labels, reduction="sum")
@@ -107,7 +107,7 @@ class MaskedLMObjective(Configured, Objective):
         return ObjectiveOutput(total, len(labels), {"right": float(right)})
 
     def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
-        """Perplexity and share of right residues, over the selected ones."""
+        """Return perplexity and share of right residues, over the selected ones."""
         if n_labels == 0:
             return dict.fromkeys(self.metric_names, math.nan)
         return {

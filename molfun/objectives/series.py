@@ -1,4 +1,4 @@
-"""What objectives on time series share."""
+"""Base and helpers of objectives on time series."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SeriesObjective(Configured, Objective):
 
 
 def two_layers(width: int, out: int) -> nn.Sequential:
-    """A hidden layer as wide as the input, and a linear one."""
+    """Return a hidden layer as wide as the input, followed by a linear one."""
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
 
 

@@ -44,7 +44,7 @@ def choose_strategy(
 def recommend(
     n_samples: int, n_blocks: int = PartialFinetune.unfreeze_last_n
 ) -> tuple[FinetuneStrategy, str]:
-    """The strategy for a number of samples, and why.
+    """Return the strategy for a number of samples, and why.
 
     Examples
     --------

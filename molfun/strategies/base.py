@@ -1,4 +1,4 @@
-"""What a fine-tuning strategy is: which parameters train, and how fast.
+"""The base of fine-tuning strategies: which parameters train, and how fast.
 
 A strategy is a value: frozen, validated when made, and made of plain values, so it survives JSON
 and can be used for any number of models. The state of a run lives in the engine.
@@ -31,7 +31,7 @@ HEAD_LR_RATIO = 10.0
 Entry = tuple[str, float, str, nn.Parameter]
 
 _PLURALS = {"block": "blocks", "lora": "adapters"}
-"""What groups of parameters are called in sentences."""
+"""Names of the groups of parameters in messages."""
 _PLAIN_TYPES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -43,7 +43,7 @@ class FineTunable(Protocol):
     strategy: FinetuneStrategy | None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and values of all parameters."""
+        """Return names and values of all parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class FinetuneStrategy(Course, ABC):
 
     @property
     def adds_adapters(self) -> bool:
-        """Whether it trains weights that are not the backbone's own."""
+        """True if it trains weights that it adds to the backbone."""
         return False
 
     @property
@@ -210,10 +210,10 @@ class FinetuneStrategy(Course, ABC):
 
     @abstractmethod
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
-        """Group name, learning rate, parameter name and parameter of all that trains."""
+        """Yield group, learning rate, name and parameter of all in the backbone that trains."""
 
     def groups(self, model: FineTunable) -> list[ParameterGroup]:
-        """Parameters that train, by learning rate."""
+        """Return the parameters that train, by learning rate."""
         native = self.native_entries(model.backbone)
         heads = {name for _, _, name, _ in native}
         entries = [
@@ -230,7 +230,7 @@ class FinetuneStrategy(Course, ABC):
         return collect(entries)
 
     def native_entries(self, backbone: Backbone) -> list[Entry]:
-        """Those parts of the backbone that are the head in use.
+        """Return those parts of the backbone that are the head in use.
 
         They were trained with it, so they have its learning rate and not that of a new head, unless
         ``lr_head`` is given.
@@ -243,7 +243,7 @@ class FinetuneStrategy(Course, ABC):
         ]
 
     def describe_rates(self, model: FineTunable) -> str:
-        """Peak learning rate of each part that trains, in a sentence; after `setup`.
+        """Say the peak learning rate of each part that trains, in a sentence; after `setup`.
 
         The rate that epoch lines and histories show as ``lr`` is that of the head where there is
         one.
@@ -295,7 +295,7 @@ class FinetuneStrategy(Course, ABC):
         model.strategy = self
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and settings as plain values."""
+        """Return name and settings as plain values."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
     @staticmethod

@@ -57,11 +57,11 @@ class FullFinetune(FinetuneStrategy):
             yield f"layer_lr_decay must be above 0 and at most 1, got {self.layer_lr_decay}."
 
     def lr_of_block(self, index: int, n_blocks: int) -> float:
-        """Learning rate of block `index` of `n_blocks`; index -1 is what feeds the first."""
+        """Return the learning rate of block `index`; -1 is the layer before the first block."""
         return self.lr * self.layer_lr_decay ** (n_blocks - 1 - index)
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
-        """Every parameter of the backbone, grouped by depth."""
+        """Return every parameter of the backbone, grouped by depth."""
         n_blocks = len(backbone.blocks())
         for name, parameter in backbone.named_parameters():
             if not lora.is_adapter(name):

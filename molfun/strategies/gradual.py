@@ -87,7 +87,7 @@ class GradualFinetune(FinetuneStrategy):
         object.__setattr__(self, "inner", dataclasses.replace(inner, **shared))
 
     def _share(self, inner: FinetuneStrategy) -> tuple[dict[str, Any], list[str]]:
-        """Shared settings, and those that are given on both sides and differ."""
+        """Return shared settings, and those that are given on both sides and differ."""
         shared, twice = {}, []
         for setting in dataclasses.fields(FinetuneStrategy):
             own, inside = getattr(self, setting.name), getattr(inner, setting.name)
@@ -109,7 +109,7 @@ class GradualFinetune(FinetuneStrategy):
 
     @property
     def adds_adapters(self) -> bool:
-        """Whether `inner` does."""
+        """True if `inner` adds weights."""
         return self.inner.adds_adapters
 
     @property
@@ -123,15 +123,15 @@ class GradualFinetune(FinetuneStrategy):
         return self.inner.head_lr
 
     def prepare(self, backbone: Backbone) -> None:
-        """What `inner` changes."""
+        """Prepare the backbone as `inner` does."""
         self.inner.prepare(backbone)
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
-        """What `inner` trains in the end."""
+        """Return what `inner` trains in the end."""
         return self.inner.backbone_entries(backbone)
 
     def groups(self, model: FineTunable) -> list[ParameterGroup]:
-        """Those of `inner`, divided by the epoch in which they begin."""
+        """Return the groups of `inner`, divided by the epoch in which they begin to train."""
         divided: list[ParameterGroup] = []
         for group in self.inner.groups(model):
             parts: dict[int, ParameterGroup] = {}
@@ -151,7 +151,7 @@ class GradualFinetune(FinetuneStrategy):
         return divided
 
     def _start_of(self, name: str, backbone: Backbone) -> int:
-        """Epoch (from 0) in which a parameter of the model begins to train."""
+        """Return the epoch (from 0) in which a parameter of the model begins to train."""
         own = name.removeprefix("backbone.")
         if own == name or backbone.layer_of(own).kind == "head":
             return 0
@@ -166,6 +166,6 @@ class GradualFinetune(FinetuneStrategy):
         return self.unfreeze_epoch + stage * self.epochs_per_stage
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and settings as plain values, those of `inner` without what is shared."""
+        """Return name and settings as plain values, those of `inner` without what is shared."""
         inner = {k: v for k, v in self.inner.to_dict().items() if k not in SHARED}
         return {**super().to_dict(), "inner": inner}

@@ -40,5 +40,5 @@ class HeadOnlyFinetune(FinetuneStrategy):
         return self.lr
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:  # noqa: ARG002
-        """Nothing of the backbone trains."""
+        """Return nothing: no parameter of the backbone trains."""
         return iter(())

@@ -88,7 +88,7 @@ class LoRAFinetune(FinetuneStrategy):
 
     @property
     def adds_adapters(self) -> bool:
-        """Always."""
+        """True: LoRA trains weights that it adds to the backbone."""
         return True
 
     def prepare(self, backbone: Backbone) -> None:
@@ -121,6 +121,6 @@ class LoRAFinetune(FinetuneStrategy):
         )
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
-        """The adapter weights."""
+        """Return the adapter weights."""
         for name, parameter in lora.parameters(backbone):
             yield "lora", self.lr_lora, name, parameter

@@ -48,7 +48,7 @@ class PartialFinetune(FinetuneStrategy):
             yield f"unfreeze_last_n must be at least 1, got {self.unfreeze_last_n}."
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:
-        """The last blocks and, if asked for, the structure module.
+        """Return the last blocks and, if asked for, the structure module.
 
         Raises
         ------

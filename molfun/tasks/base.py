@@ -1,4 +1,4 @@
-"""What the engine needs of a task."""
+"""The base of tasks: labels as numbers, the loss, metrics, and predictions for users."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LossSum(NamedTuple):
 class Task(ABC):
     """Loss, scale of the labels and metrics of one kind of prediction.
 
-    Labels come as data sets give them (numbers, class names, one a residue) and become arrays of
+    Labels come as data sets give them (numbers, class names, one per residue) and become arrays of
     numbers here, NaN where there is no label. A head's raw output is ``outputs["prediction"]``:
     (batch,) or (batch, `n_outputs`), with the residue dimensions of the `level` after the batch.
     """
@@ -40,7 +40,7 @@ class Task(ABC):
     """Metrics of which the largest value is the best; of all others the smallest is."""
     level: Level = "sequence"
     numbers_unfitted: ClassVar[bool] = False
-    """Whether `numbers` can be used before `fit_targets`."""
+    """True if `numbers` can be used before `fit_targets`."""
 
     @property
     @abstractmethod
@@ -60,7 +60,7 @@ class Task(ABC):
 
     @abstractmethod
     def numbers(self, target: Any) -> np.ndarray:
-        """One sample's label as float64, NaN where there is none.
+        """Return one sample's label as float64, NaN where there is none.
 
         () or (classes,) for a sequence, (length,) or (length, classes) for residues, (length,
         length) for pairs; ``numbers(None)`` has the shape without the residue dimensions.
@@ -68,19 +68,19 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Loss of a batch over the labels that are present."""
+        """Return the loss of a batch over the labels that are present."""
 
     @abstractmethod
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Values in the units of the labels, or probabilities; shaped like the raw output."""
+        """Return values in the units of the labels, or probabilities; shaped as the raw output."""
 
     @abstractmethod
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """What `predictions` of single samples are to a user: ``{"prediction": ...}``."""
+        """Put `predictions` of single samples into what a user gets: ``{"prediction": ...}``."""
 
     @abstractmethod
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Metrics over a whole data set in the units of the labels; NaN where undefined."""
+        """Return metrics over a whole data set in the units of the labels; NaN where undefined."""
 
     @property
     def metric_names(self) -> list[str]:
@@ -95,19 +95,19 @@ class Task(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What `fit_targets` learned, as plain values."""
+        """Return what `fit_targets` learned, as plain values."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
 
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:
-        """Labels of a batch as a float64 tensor, NaN where there is none.
+        """Return the labels of a batch as a float64 tensor, NaN where there is none.
 
         Parameters
         ----------
         targets
-            One label a sample, or None.
+            One label per sample, or None.
         lengths
             Residues of each sample that the model saw, for labels of residues and pairs: longer
             labels are cut there, and all are padded to the longest.
@@ -125,13 +125,13 @@ class Task(ABC):
         return torch.from_numpy(result)
 
     def split(self, values: torch.Tensor, lengths: Sequence[int]) -> list[np.ndarray]:
-        """Values of a batch as one array a sample, without padding."""
+        """Return the values of a batch as one array per sample, without padding."""
         rows = values.detach().cpu().numpy()
         dims = {"sequence": 0, "residue": 1, "pair": 2}[self.level]
         return [row[(slice(n),) * dims] for row, n in zip(rows, lengths, strict=True)]
 
     def join(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Arrays of single samples as one (labels, ...) array for `metrics`."""
+        """Join arrays of single samples into one (labels, ...) array for `metrics`."""
         if not values:
             return self.numbers(None)[None][:0]
         if self.level == "sequence":

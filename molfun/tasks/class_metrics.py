@@ -10,7 +10,7 @@ import numpy as np
 
 
 def class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Scores where each sample is of one class.
+    """Return scores where each sample is of one class.
 
     Parameters
     ----------
@@ -50,12 +50,12 @@ def _hard_scores(hard: np.ndarray, truth: np.ndarray, chosen: Sequence[int]) -> 
         warnings.simplefilter("ignore")
         f1 = metrics.f1_score(truth, hard, labels=chosen, average="macro")
         mcc = metrics.matthews_corrcoef(truth, hard)
-    # MCC is 0 / 0 where all predictions are alike
+    # MCC is 0 / 0 where all predictions are the same class
     return {"f1": float(f1), "mcc": float(mcc) if len(np.unique(hard)) > 1 else math.nan}
 
 
 def _ranking_scores(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Means over classes, given as which samples are of it and how probable it is for each."""
+    """Return AUROC and AUPRC, means over classes, from one-vs-rest labels and probabilities."""
     from sklearn import metrics
 
     return {
@@ -65,7 +65,7 @@ def _ranking_scores(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str,
 
 
 def label_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Scores where each sample has any number of classes.
+    """Return scores where each sample has any number of classes.
 
     Parameters
     ----------

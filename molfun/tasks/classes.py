@@ -19,7 +19,7 @@ ClassWeight = str | Sequence[float]
 
 
 class Classification(Configured, Task):
-    """What tasks with named classes share.
+    """Base of tasks with named classes.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Classification(Configured, Task):
         One label for each ``"sequence"`` (or structure), or for each ``"residue"``.
     class_weight
         Weight of each class in the loss: ``"balanced"`` (inversely proportional to its frequency
-        in the training set, 1 on average), or one number a class.
+        in the training set, 1 on average), or one number per class.
     """
 
     separator: ClassVar[str] = ";"
@@ -101,23 +101,23 @@ class Classification(Configured, Task):
             len(weight) != self._n or not all(0 < w < math.inf for w in weight)
         ):
             raise ConfigError(
-                f"class_weight must hold {self._n} finite numbers above 0, one a class, got "
+                f"class_weight must hold {self._n} finite numbers above 0, one per class, got "
                 f"{weight}."
             )
 
     @property
     def n_outputs(self) -> int:
-        """One logit a class."""
+        """One logit per class."""
         return self._n
 
     # --- labels --------------------------------------------------------------------------------
 
     def _parts(self, label: Any) -> list[str]:
-        """Class names in the label of one sequence or residue."""
+        """Return the class names in the label of one sequence or residue."""
         raise NotImplementedError
 
     def _count(self, targets: Iterable[Any]) -> tuple[Counter[str], int]:
-        """How often each class occurs, and the number of labels that are present."""
+        """Count each class, and the labels that are present."""
         labels = [t for t in targets if not is_missing(t)]
         if self.level == "residue":
             labels = [label for t in labels for label in t if not is_missing(label)]
@@ -125,7 +125,7 @@ class Classification(Configured, Task):
 
     @classmethod
     def classes_in(cls, targets: Iterable[Any], level: Level = "sequence") -> list[str]:
-        """Names of the classes that occur in labels, numbers by value and then names.
+        """Return the names of the classes that occur in labels, numbers by value and then names.
 
         Parameters
         ----------
@@ -211,7 +211,7 @@ class Classification(Configured, Task):
     # --- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Class names and weights."""
+        """Return the class names and weights."""
         return {"classes": self.classes, "weight": self.weight, "fitted": self.fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -237,7 +237,7 @@ def text_of(label: Any) -> str:
 
 
 def natural(text: str) -> tuple[int, float, str]:
-    """Sorting key: finite numbers by value, then names.
+    """Return a sorting key: finite numbers by value, then names.
 
     Examples
     --------

@@ -25,7 +25,7 @@ class MulticlassTask(Classification):
     ----------
     classes, n_classes, level, class_weight
         Names (or number) of the classes, what a label is for, and weights in the loss:
-        ``"balanced"`` or one number a class.
+        ``"balanced"`` or one number per class.
     label_smoothing
         Share of the probability that the loss spreads over all classes, below 1.
 
@@ -74,7 +74,7 @@ class MulticlassTask(Classification):
         )
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Summed cross entropy over the labels that are present."""
+        """Return the summed cross entropy over the labels that are present."""
         logits = outputs["prediction"].float().reshape(-1, self._n)
         flat = targets.reshape(-1)
         present = ~torch.isnan(flat)
@@ -89,11 +89,11 @@ class MulticlassTask(Classification):
         return LossSum(total, int(present.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Probabilities of the classes, float64, in the last dimension."""
+        """Return the probabilities of the classes, float64, in the last dimension."""
         return torch.softmax(outputs["prediction"].double(), dim=-1)
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: class names, ``probs``: probabilities of the ``classes``.
+        """Return ``prediction``: class names; ``probs``: probabilities of the ``classes``.
 
         For sequences a list of names and an (samples, classes) tensor; for residues a text of
         one-letter classes (or a list of names) and a (length, classes) array a sample.
@@ -115,7 +115,7 @@ class MulticlassTask(Classification):
         }
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Accuracy (Q3 for three classes of residues), balanced accuracy, F1, MCC, AUROC and AUPRC.
+        """Return accuracy (Q3 for three classes), balanced accuracy, F1, MCC, AUROC and AUPRC.
 
         F1, AUROC and AUPRC are those of the second class where there are two, else the mean over
         the classes that occur. NaN where undefined: without labels, with one class only, or where
@@ -192,7 +192,7 @@ class MultilabelTask(Classification):
         As in `MulticlassTask`.
     class_weight
         Weight of the positive labels of each class: ``"balanced"`` (negatives over positives in
-        the training set) or one number a class.
+        the training set) or one number per class.
 
     Examples
     --------
@@ -209,7 +209,7 @@ class MultilabelTask(Classification):
         return 1
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
-        """As for the others; columns of arrays are called 0, 1, ... where `classes` names none."""
+        """Take names and frequencies of classes; without names, columns are called 0, 1, ..."""
         if self.classes is None and any(_is_row(t) for t in targets):
             self.classes = [str(i) for i in range(self._n)]
         super().fit_targets(targets)
@@ -224,7 +224,7 @@ class MultilabelTask(Classification):
         return list(dict.fromkeys(names))
 
     def _named(self, row: np.ndarray) -> list[str]:
-        """Names of the classes that a row of zeros and ones holds."""
+        """Return the names of the classes that a row of zeros and ones holds."""
         if row.shape != (self._n,) or not np.isin(row, (0, 1)).all():
             raise DataError(
                 f"A label as an array has a 0 or 1 for each of the {self._n} classes, got "
@@ -241,7 +241,7 @@ class MultilabelTask(Classification):
         return [max(n_labels - counts[c], 1) / counts[c] if counts[c] else 1.0 for c in names]
 
     def numbers(self, target: Any) -> np.ndarray:
-        """1 for each class that is there, 0 for the others: (classes,) or (length, classes)."""
+        """Return 1 for each class of the label, 0 for others: (classes,) or (length, classes)."""
         if is_missing(target):
             return np.full(self._n, math.nan)
         if self.level == "sequence":
@@ -256,7 +256,7 @@ class MultilabelTask(Classification):
         return row
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Summed binary cross entropy over all classes of the labels that are present."""
+        """Return the binary cross entropy, summed over classes and labels that are present."""
         logits = outputs["prediction"].float().reshape(-1, self._n)
         flat = targets.reshape(-1, self._n).to(logits)
         present = ~torch.isnan(flat)
@@ -270,13 +270,13 @@ class MultilabelTask(Classification):
         return LossSum(total, int(present.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Probability of each class, float64, in the last dimension."""
+        """Return the probability of each class, float64, in the last dimension."""
         raw = outputs["prediction"].double()
         # heads leave out the last dimension of one output
         return torch.sigmoid(raw if self._n > 1 else raw.unsqueeze(-1))
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: classes of at least one half, ``probs``: those of the ``classes``."""
+        """Return ``prediction``: classes of probability 0.5 or more; ``probs``, ``classes``."""
         names = self.classes or [str(i) for i in range(self._n)]
 
         def chosen(row: np.ndarray) -> list[str]:
@@ -296,7 +296,7 @@ class MultilabelTask(Classification):
         }
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Share of right labels, F1 (mean over classes, and over all labels), AUROC and AUPRC.
+        """Return share of right labels, F1 (mean over classes, over all labels), AUROC and AUPRC.
 
         Means are over the classes for which the metric is defined; NaN where it is for none, and
         where predictions are not finite.

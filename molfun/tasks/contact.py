@@ -52,7 +52,7 @@ class ContactTask(Configured, Task):
         self.fitted = False
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
-        """Nothing to learn; refuse data without labels.
+        """Refuse data without labels; there is nothing to learn.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class ContactTask(Configured, Task):
         self.fitted = True
 
     def numbers(self, target: Any) -> np.ndarray:
-        """Contact map (length, length) with NaN next to the diagonal.
+        """Return the contact map (length, length) with NaN next to the diagonal.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class ContactTask(Configured, Task):
         return values
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Summed binary cross entropy over the pairs that count."""
+        """Return the summed binary cross entropy over the pairs that count."""
         logits = outputs["prediction"].float()
         present = ~torch.isnan(targets)
         total = functional.binary_cross_entropy_with_logits(
@@ -98,15 +98,15 @@ class ContactTask(Configured, Task):
         return LossSum(total, int(present.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Probability of a contact, float64."""
+        """Return the probability of a contact, float64."""
         return torch.sigmoid(outputs["prediction"].double())
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: probabilities, a (length, length) array a sample."""
+        """Return ``prediction``: probabilities, one (length, length) array per sample."""
         return {"prediction": list(predictions)}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Precision of the n likeliest pairs (n: true contacts in all), AUROC and AUPRC.
+        """Return precision of the n most probable pairs (n: true contacts), AUROC and AUPRC.
 
         NaN with one class only, or where predictions are not finite.
         """
@@ -116,9 +116,9 @@ class ContactTask(Configured, Task):
         scores, truth = predictions[present], targets[present] > 0.5
         if truth.all() or not truth.any() or not np.isfinite(scores).all():
             return dict.fromkeys(("precision_at_n", "auroc", "auprc"), math.nan)
-        likeliest = np.argsort(-scores, kind="stable")[: int(truth.sum())]
+        top = np.argsort(-scores, kind="stable")[: int(truth.sum())]
         return {
-            "precision_at_n": float(truth[likeliest].mean()),
+            "precision_at_n": float(truth[top].mean()),
             "auroc": float(roc_auc_score(truth, scores)),
             "auprc": float(average_precision_score(truth, scores)),
         }

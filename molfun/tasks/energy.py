@@ -24,7 +24,7 @@ _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "huber": functional.huber_loss,
 }
 DERIVATIVES = ("forces", "stress")
-# one row a sample: atoms, energy, stress (9), forces (3 each atom)
+# one row per sample: number of atoms, energy, stress (9), forces (3 per atom)
 N_ATOMS, ENERGY, STRESS, FORCES = 0, 1, slice(2, 11), 11
 
 
@@ -101,7 +101,7 @@ class EnergyTask(Configured, Task):
         return tuple(name for name in DERIVATIVES if has[name] or name in self.derivatives)
 
     def for_labels(self, targets: Sequence[Any]) -> Self:
-        """The same task, which measures all derivatives that there are labels of.
+        """Return the same task, measuring all derivatives that there are labels of.
 
         What it was not trained on is no part of the loss.
         """
@@ -115,7 +115,7 @@ class EnergyTask(Configured, Task):
         return seen
 
     def gaps(self, targets: Sequence[Any]) -> str | None:
-        """How many structures lack an energy, forces or stress that others have."""
+        """Say how many structures lack an energy, forces or stress that others have."""
         rows = [self.numbers(target) for target in targets]
         parts = {"energy": slice(ENERGY, ENERGY + 1), "forces": slice(FORCES, None)}
         texts = []
@@ -124,7 +124,7 @@ class EnergyTask(Configured, Task):
         return f"Of {len(rows)} training structures, {', '.join(texts)}." if texts else None
 
     def numbers(self, target: Any) -> np.ndarray:
-        """A label as one row: unknown, energy, stress (9), forces (3 each atom).
+        """Return a label as one row: unknown, energy, stress (9), forces (3 per atom).
 
         Raises
         ------
@@ -146,11 +146,11 @@ class EnergyTask(Configured, Task):
         return row
 
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
-        """Rows of a batch, padded with NaN: (batch, 11 + 3 * atoms) float64."""
+        """Return the rows of a batch, padded with NaN: (batch, 11 + 3 * atoms) float64."""
         return torch.from_numpy(self.join([self.numbers(t) for t in targets]))
 
     def join(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Rows of samples, padded with NaN to the longest."""
+        """Join rows of samples, padded with NaN to the longest."""
         longest = max((len(v) for v in values), default=FORCES)
         rows = np.full((len(values), longest), math.nan)
         for row, value in zip(rows, values, strict=True):
@@ -158,7 +158,7 @@ class EnergyTask(Configured, Task):
         return rows
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Summed loss of the structures that have a label; 0 (with a graph) where none has."""
+        """Return the loss summed over structures with a label; 0 (with a graph) without any."""
         raw, n_atoms = outputs["prediction"], outputs["n_atoms"]
         scale, n = outputs["scale"], outputs["n_atoms"].double()
         wanted = (targets[:, ENERGY] - outputs["baseline"]) / scale
@@ -190,7 +190,7 @@ class EnergyTask(Configured, Task):
         return LossSum(total, int(counted.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows in the units of the target, with the number of atoms."""
+        """Return the rows in the units of the target, with the number of atoms."""
         scale, n_atoms = outputs["scale"], outputs["n_atoms"]
         energy = outputs["prediction"].double() * scale + outputs["baseline"]
         forces = outputs.get("forces")
@@ -209,7 +209,7 @@ class EnergyTask(Configured, Task):
         return rows
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction`` (samples,) energies; ``forces``, ``stress`` as lists where predicted."""
+        """Return ``prediction``: (samples,) energies; lists ``forces``, ``stress`` if predicted."""
         found: dict[str, Any] = {
             "prediction": torch.tensor([row[ENERGY] for row in predictions], dtype=torch.float64)
         }
@@ -224,7 +224,7 @@ class EnergyTask(Configured, Task):
         return found
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """MAE and RMSE: energy in meV/atom, forces in meV/angstrom, stress in meV/angstrom^3.
+        """Return MAE and RMSE: energy in meV/atom, forces in meV/A, stress in meV/A^3.
 
         They are thousandths of the target's unit where that is not eV; forces and stress are there
         if the task has labels for them.
@@ -238,7 +238,7 @@ class EnergyTask(Configured, Task):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Which derivatives had labels."""
+        """Return which derivatives had labels."""
         return {"derivatives": list(self.derivatives), "trained": self.trained}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -258,7 +258,7 @@ def _errors(name: str, errors: np.ndarray) -> dict[str, float]:
 
 
 def _gaps_of(name: str, present: Sequence[np.ndarray]) -> list[str]:
-    """How many structures lack a quantity, or parts of it; nothing where all lack it."""
+    """Say how many structures lack a quantity, or parts of it; nothing where all lack it."""
     none = sum(not p.any() for p in present)
     some = sum(p.any() and not p.all() for p in present)
     if none == len(present):
@@ -268,7 +268,7 @@ def _gaps_of(name: str, present: Sequence[np.ndarray]) -> list[str]:
 
 
 def _parts_of(target: Any) -> list[np.ndarray | None]:
-    """Energy, forces and stress of a label, of the right shapes; None for what it lacks."""
+    """Return energy, forces and stress of a label in the right shapes; None for what it lacks."""
     label = target if isinstance(target, Mapping) else {"energy": target}
     unknown = set(label) - {"energy", *DERIVATIVES}
     if unknown:

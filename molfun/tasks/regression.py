@@ -125,7 +125,7 @@ class RegressionTask(Configured, Task):
         self.std = float(present.std()) or 1.0
 
     def gaps(self, targets: Sequence[Any]) -> str | None:
-        """As every task's; and how many labels have forces or stress, which are not used."""
+        """Say how many labels are missing, and how many have forces or stress that go unused."""
         n = sum(isinstance(t, Mapping) and bool({"forces", "stress"} & set(t)) for t in targets)
         other = (
             f"{n} of {len(targets)} training structures have forces or stress, which this task "
@@ -136,7 +136,7 @@ class RegressionTask(Configured, Task):
         return " ".join(filter(None, [super().gaps(targets), other])) or None
 
     def numbers(self, target: Any) -> np.ndarray:
-        """Label in its own units: () for a sequence, (length,) for residues.
+        """Return the label in its own units: () for a sequence, (length,) for residues.
 
         A label of several numbers has them as a last dimension. Of labels by name (energy, forces)
         it is the energy.
@@ -183,7 +183,7 @@ class RegressionTask(Configured, Task):
         )
 
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
-        """Summed loss over the labels that are present; 0 (with a graph) where there are none."""
+        """Return the summed loss over labels that are present; 0 (with a graph) without any."""
         prediction = outputs["prediction"].float()
         scaled = ((targets - self._mean_on(targets)) / self.std).to(prediction)
         present = ~torch.isnan(scaled)
@@ -194,16 +194,16 @@ class RegressionTask(Configured, Task):
         return LossSum(total, int(present.sum()))
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Predictions in the label's units, float64."""
+        """Return predictions in the label's units, float64."""
         raw = outputs["prediction"].double()
         return raw * self.std + self._mean_on(raw)
 
     def _mean_on(self, values: torch.Tensor) -> Any:
-        """The mean beside a tensor of labels."""
+        """Return the mean on the device of a tensor of labels."""
         return torch.as_tensor(self.mean).to(values) if self.shape else self.mean
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
-        """``prediction``: (samples,) float64, or a list of (length,) arrays for residues.
+        """Return ``prediction``: (samples,) float64, or a list of (length,) arrays for residues.
 
         The shape of a label follows, where it has one.
         """
@@ -213,10 +213,10 @@ class RegressionTask(Configured, Task):
         return {"prediction": [row.reshape(len(row), *self.shape) for row in predictions]}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """RMSE, MAE, Pearson and Spearman correlation and R2; NaN where undefined.
+        """Return RMSE, MAE, Pearson and Spearman correlation and R2; NaN where undefined.
 
         Correlations need two different values on both sides, R2 two different labels. Of labels
-        of several numbers, all components count alike, each around its own mean in R2.
+        of several numbers, all components weigh the same, each around its own mean in R2.
         """
         present = np.isfinite(targets)
         centred = targets - _means(targets, present) if self.shape else targets
@@ -234,7 +234,7 @@ class RegressionTask(Configured, Task):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Mean and standard deviation of the labels."""
+        """Return the mean and standard deviation of the labels."""
         mean = np.asarray(self.mean).tolist()
         return {"mean": mean, "std": self.std, "fitted": self.fitted}
 
@@ -248,13 +248,13 @@ class RegressionTask(Configured, Task):
 
 
 def _mean_of(column: np.ndarray) -> float:
-    """Mean of the labels that are there; 0 without any."""
+    """Return the mean of the labels that are there; 0 without any."""
     present = column[np.isfinite(column)]
     return float(present.mean()) if present.size else 0.0
 
 
 def _means(targets: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Mean of each component over the labels that are there."""
+    """Return the mean of each component over the labels that are there."""
     totals: np.ndarray = np.where(present, targets, 0.0).sum(0)
     return totals / np.maximum(present.sum(0), 1)
 

@@ -268,7 +268,7 @@ def test_what_becomes_of_the_old_energy(tune: Command, folder: Path) -> None:
 
 def test_an_old_energy_that_cannot_be_measured(tune: Command) -> None:
     for arguments, text in (
-        (("--old-energy-key", "e"), "old_energy_key is a name in old_data: give that file, too"),
+        (("--old-energy-key", "e"), "old_energy_key is a name in old_data: give that file as well"),
         (("--old-data", "no.xyz"), "There is no file no.xyz"),
         (("--old-data", "a.xyz", "keep_targets=false"), "old_data is for an energy that is kept"),
         (

@@ -89,7 +89,7 @@ def test_settings_of_one_name_must_be_the_same() -> None:
     class Mine(Settings):
         epochs: int = option(3, "Mine.")
 
-    with pytest.raises(ConfigError, match="The setting 'epochs' of Mine is another than that of"):
+    with pytest.raises(ConfigError, match="The setting 'epochs' of Mine differs from that of"):
         _joined(FineTuneSettings, (Mine,))
 
 

@@ -322,7 +322,7 @@ def test_what_a_new_user_forgets_is_named(molfun: Command, tmp_path: Path) -> No
         (("pretrain", "--data", series), "for series add --backbone timeseries"),
         (
             ("pretrain", "--data", series, "--backbone", "timeseries", "--stride", "4"),
-            "give --window, too",
+            "give --window as well",
         ),
         (("evaluate", tmp_path, "--data", series, "--batch-size", "0"), "batch-size"),
     ):

@@ -155,7 +155,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"lengths": [5.0, 6.0]},
-        "lengths must be whole numbers, one a sample, got float64(2,).",
+        "lengths must be whole numbers, one per sample, got float64(2,).",
     ),
     ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0."),
     ({"batch_size": 2.0}, "batch_size must be a whole number of at least 1, got 2.0."),

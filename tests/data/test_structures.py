@@ -104,7 +104,7 @@ def test_alternate_locations_highest_occupancy_first_of_equals(write):
     assert protein.sequence == "AG"
     assert protein.atom_positions[0, ATOM_NAMES.index("CA"), 0] == np.float32(5.1)
     assert protein.atom_positions[0, ATOM_NAMES.index("CB"), 2] == 1
-    assert "chose the likeliest of several locations for 2 atoms" in protein.notes
+    assert "chose the most occupied of several locations for 2 atoms" in protein.notes
 
 
 def test_point_mutation_keeps_the_likelier_residue(write):
@@ -113,7 +113,7 @@ def test_point_mutation_keeps_the_likelier_residue(write):
     lines += pdb_residue("THR", number=2, altloc="B", occupancy=0.6)
     protein = read_structure(write("a.pdb", lines + pdb_residue("GLY", number=3)))
     assert protein.sequence == "ATG"
-    assert "chose the likeliest of several residue types at 1 place" in protein.notes
+    assert "chose the most occupied of several residue types at 1 place" in protein.notes
 
 
 def test_repeated_atoms_are_told(write):

@@ -518,7 +518,7 @@ def test_npz_with_everything(tmp_path):
         ({"mask": np.ones((1, 2, 1))}, "has no array 'timeseries'"),
         ({"timeseries": np.array([{}], object)}, "timeseries.npy holds Python objects"),
         ({"timeseries": np.ones((1, 2, 1)), "length": [3]}, "length must hold 1 whole numbers"),
-        ({"timeseries": np.ones((1, 2, 1)), "length": [0]}, "from 1 to 2, one a series"),
+        ({"timeseries": np.ones((1, 2, 1)), "length": [0]}, "from 1 to 2, one per series"),
         ({"timeseries": np.ones((2, 1))}, "expected (series, time, features)"),
     ],
 )

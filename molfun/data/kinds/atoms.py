@@ -76,9 +76,9 @@ class AtomsSettings(Settings):
     @model_validator(mode="after")
     def _begins_from_the_old(self) -> Self:
         if self.inherit is not None and self.new_target is None:
-            raise ValueError("inherit is what a new_target begins with: name that, too")
+            raise ValueError("inherit is what a new_target begins with: name that as well")
         if self.old_energy_key is not None and self.old_data is None:
-            raise ValueError("old_energy_key is a name in old_data: give that file, too")
+            raise ValueError("old_energy_key is a name in old_data: give that file as well")
         if self.old_data is not None and not self.keep_targets:
             raise ValueError("old_data is for an energy that is kept: leave out keep_targets=false")
         return self
@@ -166,7 +166,7 @@ class Atoms(DataKind):
     def backbone_arguments(
         self, settings: Any, parts: Sequence[AtomsDataset | None]
     ) -> dict[str, Any]:
-        """Elements and unit of a new model; a pretrained one says them itself."""
+        """Return elements and unit of a new model; a pretrained one has its own."""
         elements = [_elements(part) for part in parts]
         _warn_of_unseen(elements[0], set().union(*elements[1:]))
         if settings.weights is not None:
@@ -179,7 +179,7 @@ class Atoms(DataKind):
     def task_arguments(
         self, settings: Any, labels: Labels, dataset: AtomsDataset
     ) -> dict[str, Any]:
-        """Weights of energies, forces and stress, or the shape of another label."""
+        """Return weights of energies, forces and stress, or the shape of another label."""
         if labels.task == "energy":
             return {"loss": settings.loss, **{name: getattr(settings, name) for name in WEIGHTS}}
         if labels.task == "regression" and dataset.label_shape is not None:
@@ -187,7 +187,7 @@ class Atoms(DataKind):
         return {}
 
     def files_beside(self, table: Path) -> list[Path]:
-        """The structures with predicted forces or stress."""
+        """Return the path of the structures with predicted forces or stress."""
         return [structures_path(table)]
 
     def write_beside(
@@ -202,7 +202,7 @@ class Atoms(DataKind):
 
 
 def structures_path(table: Path) -> Path:
-    """File of predicted structures beside a table of predictions.
+    """Return the path of predicted structures next to a table of predictions.
 
     Examples
     --------

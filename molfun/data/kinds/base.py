@@ -1,4 +1,4 @@
-"""What a kind of data says of itself."""
+"""The base of kinds of data: how each is opened, and what a run on it needs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CLASSES: dict[str, Literal["class", "classes"]] = {
 
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
-"""Endings of tables, beside ``.gz`` of those that are texts."""
+"""Endings of tables; those that are texts may also end in ``.gz``."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a run are.
+    """Task and level that the labels of a run are for.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Labels:
 
     @property
     def form(self) -> Literal["number", "class", "classes"]:
-        """How a label stands in a table."""
+        """Form of a label in a table."""
         return CLASSES.get(self.task, "number")
 
 
@@ -65,7 +65,7 @@ class TableSettings(Settings):
 
 
 class DataKind(ABC):
-    """How one kind of data is opened, and what a run on it needs by default.
+    """One kind of data: how it is opened, and what a run on it needs by default.
 
     A subclass sets the attributes and writes `open` and `reopen`. Its module must import neither
     torch nor numpy before one of them is called: ``molfun --help`` reads the settings.
@@ -82,26 +82,26 @@ class DataKind(ABC):
     title: ClassVar[str]
     """The samples, for people, in the plural: "time series"."""
     backbone: ClassVar[str]
-    """A backbone that takes them, for advice."""
+    """A backbone that takes them; for advice in errors."""
     settings: ClassVar[type[Settings]]
     """Settings of this kind alone; several kinds may share a base such as `TableSettings`."""
 
     columns: ClassVar[Mapping[str, str]] = {}
     """Default of each setting that names a column and may be left out."""
     default_batch_size: ClassVar[int] = 1
-    """Samples per batch where nobody says otherwise."""
+    """Samples per batch where the settings name no size."""
     batches_per_step: ClassVar[int] = 1
-    """Batches per optimizer step where nobody says otherwise (command line)."""
+    """Batches per optimizer step where the command line names no number."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of files that only this kind reads."""
     readers: ClassVar[Mapping[str, str]] = {}
-    """What reads files in Python, by their endings, for advice."""
+    """Functions that read files in Python, by the ending of the file; for advice in errors."""
     chosen_by: ClassVar[tuple[str, ...]] = ()
     """Settings that choose this kind for a backbone that takes several; by default the others."""
     takes_several_files: ClassVar[bool] = False
-    """Whether ``data`` may be a list of files."""
+    """True if ``data`` may be a list of files."""
     has_demo: ClassVar[bool] = False
-    """Whether `demo` makes samples."""
+    """True if `demo` makes samples."""
     groups_by: ClassVar[str | None] = None
     """Column of `SampleDataset.metadata` with the group of each sample, whatever the table calls
     it, where every split keeps groups whole."""
@@ -109,7 +109,7 @@ class DataKind(ABC):
     objective: ClassVar[str | None] = None
     """Objective of pre-training where none is named; None if there is no pre-training."""
     unit: ClassVar[str] = "residues"
-    """What the length of a sample counts, in the plural."""
+    """Unit of the length of a sample, in the plural."""
 
     @abstractmethod
     def open(
@@ -120,9 +120,9 @@ class DataKind(ABC):
         Parameters
         ----------
         settings
-            Of the run: ``data`` and the settings of this kind.
+            Settings of the run: ``data`` and those of this kind.
         labels
-            What the labels are.
+            Task and level of the labels.
         like
             Training set whose inputs this one must have, for a file of validation or test samples.
 
@@ -143,9 +143,9 @@ class DataKind(ABC):
         trained
             `SampleDataset.input_settings` of the training set, from the checkpoint.
         given
-            ``data``, and what the user says otherwise than in training.
+            ``data``, and settings that the user gives in place of those of the training.
         labels
-            Whether every sample must have a label.
+            True if every sample must have a label.
 
         Raises
         ------
@@ -175,23 +175,23 @@ class DataKind(ABC):
         val: Any,
         settings: Any,
     ) -> tuple[Any, Any]:
-        """Last step before pre-training, on the parts of a split."""
+        """Change the parts of a split, as the last step before pre-training."""
         return train, val
 
     def validation_fraction(self, n: int) -> float:
-        """Fraction of `n` unlabelled samples that validates pre-training."""
+        """Return the fraction of `n` unlabelled samples that validates pre-training."""
         return 0.01
 
     def missing(self, settings: Any) -> str | None:
-        """Sentence on what has to be given before this kind can be opened; None if all is there."""
+        """Say what has to be given before this kind can be opened; None if all is there."""
         return None if settings.data else f"give --data FILE of {self.title}, to train on"
 
     def problems(self, settings: Any, labels: Labels) -> list[str]:
-        """Sentences on settings that do not go together."""
+        """Return a sentence for each pair of settings that do not go together."""
         return []
 
     def notes(self, dataset: Any, where: str) -> list[str]:
-        """Lines on what was read, for the user; `where` says where the details are."""
+        """Return lines for the user on what was read; `where` says where the details are."""
         return []
 
     def backbone_arguments(
@@ -199,11 +199,11 @@ class DataKind(ABC):
         settings: Any,
         parts: Sequence[Any],
     ) -> dict[str, Any]:
-        """Arguments of the backbone that follow from the training set, validation and test set."""
+        """Return arguments of the backbone that follow from training, validation and test set."""
         return {}
 
     def task_arguments(self, settings: Any, labels: Labels, dataset: Any) -> dict[str, Any]:
-        """Arguments of the task that follow from settings of this kind and the training set."""
+        """Return arguments of the task, from settings of this kind and the training set."""
         return {}
 
     def demo(self, n: int, length: int) -> SampleDataset:
@@ -215,7 +215,7 @@ class DataKind(ABC):
         return getattr(settings, name) or self.columns.get(name)
 
     def files_beside(self, table: Path) -> list[Path]:
-        """Files that `write_beside` may write beside a table of predictions."""
+        """Return the files that `write_beside` may write next to a table of predictions."""
         return []
 
     def write_beside(
@@ -229,12 +229,12 @@ class DataKind(ABC):
 
 
 def with_kinds(run: type[T]) -> type[T]:
-    """Settings of a run together with those of every kind of data.
+    """Join the settings of a run with those of every kind of data.
 
     Raises
     ------
     ConfigError
-        If a kind calls a setting as the run or another kind calls a different one.
+        If a kind has a setting of the same name as another one of the run or of another kind.
     """
     kinds = [DATASETS[name] for name in DATASETS]
     return _joined(run, tuple(dict.fromkeys(kind.settings for kind in kinds)))
@@ -249,14 +249,14 @@ def _joined(run: type[T], settings: tuple[type[Settings], ...]) -> type[T]:
             other, same = known.setdefault(name, (cls, field))
             if (field.annotation, field.default) != (same.annotation, same.default):
                 raise ConfigError(
-                    f"The setting {name!r} of {cls.__name__} is another than that of "
+                    f"The setting {name!r} of {cls.__name__} differs from that of "
                     f"{other.__name__}. Rename one of them, or give both one type and default."
                 )
     return create_model(run.__name__, __base__=bases, __doc__=run.__doc__)
 
 
 def kind_of(backbone: str, values: Mapping[str, Any]) -> DataKind:
-    """The kind of data that a backbone takes with these settings.
+    """Return the kind of data that a backbone takes with these settings.
 
     A backbone that takes several kinds takes the first of them that a given setting chooses, else
     the first that needs no such setting.
@@ -281,7 +281,7 @@ def kind_of(backbone: str, values: Mapping[str, Any]) -> DataKind:
 
 
 def kinds_of(backbone: str) -> list[DataKind]:
-    """The kinds of data that a backbone takes, in its order of preference."""
+    """Return the kinds of data that a backbone takes, in its order of preference."""
     return [DATASETS[name]() for name in BACKBONES.about(backbone, "inputs")]
 
 

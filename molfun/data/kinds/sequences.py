@@ -28,7 +28,7 @@ WITHOUT_COLUMN = {
 
 
 class SequenceInputs(Settings):
-    """Where sequences are in a table, and what becomes of long ones."""
+    """Column of the sequences in a table, and the crop of long ones."""
 
     sequence_column: str = option("sequence", "Column of sequences.", panel="Data", again=True)
     long: Literal["full", "crop", "window"] | None = option(
@@ -38,7 +38,7 @@ class SequenceInputs(Settings):
 
 
 class SequenceSettings(SequenceInputs, TableSettings):
-    """How a table of sequences with labels is read."""
+    """Settings of a table of sequences with labels."""
 
     mask_column: str | None = option(
         None, "Column of 0 and 1 per residue: 1 where the label counts.", panel=PANEL, hidden=True
@@ -140,7 +140,7 @@ def is_fasta(path: str) -> bool:
 
 
 def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
-    """Do without a column of the training set that the table lacks, and say what that means."""
+    """Drop a column of the training set that the table lacks, and say what that means."""
     from molfun.data.cells import read_cells
 
     name = columns.get(argument)

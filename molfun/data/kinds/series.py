@@ -22,7 +22,7 @@ VALIDATION, FEWEST = 0.1, 16
 
 
 class SeriesSettings(TableSettings):
-    """How a file of time series is read and cut."""
+    """Settings of a file of time series: how it is read and cut."""
 
     layout: Literal["long", "wide"] = option(
         "long", "One row per time step (long) or per series (wide).", panel=PANEL
@@ -43,7 +43,7 @@ class SeriesSettings(TableSettings):
     @model_validator(mode="after")
     def _cuts_or_not(self) -> Self:
         if self.stride is not None and self.window is None:
-            raise ValueError("stride is for windows: give --window, too")
+            raise ValueError("stride is for windows: give --window as well")
         return self
 
 
@@ -123,8 +123,8 @@ class Series(DataKind):
 
     def notes(self, dataset: TimeSeriesDataset, where: str) -> list[str]:
         """Say what a model learns from, and which columns are not part of it."""
-        beside = [str(name) for name in dataset.metadata.columns if name not in ("group", "start")]
-        left = f"; kept beside them: {', '.join(beside)}" if beside else ""
+        others = [str(name) for name in dataset.metadata.columns if name not in ("group", "start")]
+        left = f"; kept as metadata: {', '.join(others)}" if others else ""
         return [f"Features ({dataset.n_features}): {', '.join(dataset.feature_names)}{left}"]
 
     def prepare_unlabelled(self, train: Any, val: Any, settings: Any) -> tuple[Any, Any]:
@@ -160,5 +160,5 @@ def is_table(path: Any) -> bool:
 
 
 def cut(dataset: TimeSeriesDataset, window: int | None, stride: int | None) -> TimeSeriesDataset:
-    """The data set, in windows where a length is given."""
+    """Return the data set, in windows where a length is given."""
     return dataset if window is None else dataset.windows(window, stride=stride)

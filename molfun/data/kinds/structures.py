@@ -1,4 +1,4 @@
-"""Structures of proteins with an affinity each: a table, and folders of files beside it."""
+"""Structures of proteins with one affinity each: a table, and folders of files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PANEL = "Structures"
 
 
 class StructureSettings(TableSettings):
-    """Where structures of proteins are."""
+    """Settings of tables and folders of protein structures."""
 
     pdbs: str | None = option(
         None, "Folder of structures {pdb_id}.cif or .pdb (.gz).", panel=PANEL, path=True, again=True
@@ -129,7 +129,7 @@ class Structures(DataKind):
 
 
 def _for_sequences(data: Any, id_column: str) -> str | None:
-    """Advice for a table that has sequences and no ids of structures."""
+    """Advise on a table that has sequences and no ids of structures."""
     from molfun._paths import as_path
     from molfun.data.cells import read_cells
 

@@ -39,7 +39,7 @@ MAX_RATIO = Limit("SERIES_RATIO", 200, "unpacked bytes per packed byte")
 MAX_VALUES = Limit("SERIES_VALUES", 2**28, "values in one series")
 """Times by features, where a reader puts a series on a grid that its file does not hold."""
 ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
-"""How a value that was not observed is written, in any case."""
+"""Texts that stand for a value that was not observed, in any case of letters."""
 UNEVEN = 1e-3
 """Time steps that differ by more than this share are said to be uneven."""
 
@@ -70,7 +70,7 @@ class SeriesTable:
 
 
 def targets_of(labels: Any, n: int) -> np.ndarray:
-    """Labels as an array, None for each sample where there are none."""
+    """Return the labels as an array, None for each sample where there are none."""
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     return label_array([None] * n if labels is None else list(labels))
@@ -90,7 +90,7 @@ def check_lengths(n: int, given: Mapping[str, Any]) -> None:
 
 
 def listed_arrays(values: Any, what: str) -> list[np.ndarray]:
-    """Arrays (time, features) of several series, from one array or several.
+    """Return an array (time, features) per series, from one array or several.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def checked_series(
     ids: Sequence[str],
     path: Path,
 ) -> list[np.ndarray]:
-    """Arrays as float32 with NaN where they are masked.
+    """Return arrays as float32 with NaN where they are masked.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def _mask_problem(mask: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def checked_names(names: Sequence[str] | None, n: int, path: Path) -> list[str]:
-    """Names of `n` features, made up where there are none.
+    """Return the names of `n` features; make them up where there are none.
 
     Raises
     ------
@@ -193,12 +193,12 @@ def checked_names(names: Sequence[str] | None, n: int, path: Path) -> list[str]:
 
 
 def numbered(n: int) -> list[str]:
-    """Ids for series without any."""
+    """Make ids for series without any."""
     return [f"series_{i}" for i in range(1, n + 1)]
 
 
 def column_of(values: Iterable[Any]) -> pd.Series:
-    """A column of metadata: numbers as they are, everything else as objects."""
+    """Make a column of metadata: numbers as they are, everything else as objects."""
     column = pd.Series(list(values))
     return column if column.dtype.kind in "iufb" else column.astype(object)
 
@@ -207,7 +207,7 @@ def column_of(values: Iterable[Any]) -> pd.Series:
 
 
 def parse_value(text: str) -> tuple[float, str | None]:
-    """An observed value, NaN where there is none, and why a text is neither.
+    """Return an observed value, NaN where there is none, and why a text is neither.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def parse_value(text: str) -> tuple[float, str | None]:
 def parse_values(
     texts: Sequence[str],
 ) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
-    """Values of many texts, and the places of the bad ones with the reason."""
+    """Return the values of many texts, and the places of bad ones with the reason."""
     values = _plain_numbers(texts)
     if values is not None and not (np.abs(values) > LARGEST_VALUE).any():
         return values, []
@@ -236,7 +236,7 @@ def parse_values(
 
 
 def _plain_numbers(texts: Sequence[str]) -> Float64[np.ndarray, "texts"] | None:
-    """Numbers of texts and NaN for blanks, at once; None where a text may be no number."""
+    """Return numbers of texts and NaN for blanks; None where a text may be no number."""
     together = "".join(texts)
     # float() also takes 1_000 and the digits of other scripts
     if not together.isascii() or "_" in together:
@@ -248,7 +248,7 @@ def _plain_numbers(texts: Sequence[str]) -> Float64[np.ndarray, "texts"] | None:
 
 
 def parse_times(texts: Sequence[str]) -> tuple[Float64[np.ndarray, "texts"], list[tuple[int, str]]]:
-    """Times that are numbers, or dates as seconds since 1970; and the bad ones with the reason."""
+    """Return times as numbers, dates as seconds since 1970; and bad ones with the reason."""
     values, _ = parse_values(texts)
     bad = np.flatnonzero(np.isnan(values))
     if len(bad) == len(values):
@@ -277,7 +277,7 @@ def warn_uneven(path: Path, times: Iterable[np.ndarray]) -> None:
 # numpy
 
 _ARRAYS = {"label": "labels", "id": "ids", "group": "groups", "feature_names": "feature_names"}
-"""Arrays of a file beside values, mask and lengths, and the argument that each is."""
+"""Further arrays of a file, each with the argument of `from_arrays` that it becomes."""
 
 
 def read_numpy(path: Path) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def read_numpy(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a file by name."""
+    """Read the arrays of a file by name."""
     if not path.is_file():
         raise DataError(f"No such file: {path}.")
     advice = "Write plain arrays with numpy.save or numpy.savez."
@@ -324,7 +324,8 @@ def _checked_lengths(
     fits = lengths.shape == shape[:1] and lengths.dtype.kind in "iu"
     if not fits or (lengths < 1).any() or (lengths > shape[1]).any():
         raise DataError(
-            f"{path}: length must hold {shape[0]} whole numbers from 1 to {shape[1]}, one a series."
+            f"{path}: length must hold {shape[0]} whole numbers from 1 to {shape[1]}, one per "
+            f"series."
         )
     return lengths.astype(np.int64)
 

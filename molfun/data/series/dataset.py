@@ -190,7 +190,7 @@ class TimeSeriesDataset(SeriesSamples):
         csv
             The table.
         layout
-            ``"long"``: one row a time step, with columns for the id, the time and each feature;
+            ``"long"``: one row per time step, with columns for the id, the time and each feature;
             the rows of a series may come in any order and are sorted by time. ``"wide"``: one row
             per series, with a column for each feature and time; time steps after the last observed
             value are padding and left out.
@@ -288,7 +288,7 @@ class TimeSeriesDataset(SeriesSamples):
         ----------
         path
             ``.npy`` of (series, time, features), or ``.npz`` with the array ``timeseries`` and
-            any of ``mask`` (shaped alike, True where observed), ``label``, ``id``, ``group``,
+            any of ``mask`` (of the same shape, True where observed), ``label``, ``id``, ``group``,
             ``length`` (frames of each series that are no padding) and ``feature_names``.
         max_length
             Frames kept of each series, from the start.

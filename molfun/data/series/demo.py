@@ -123,7 +123,7 @@ def _simulate(
     n_frames: int,
     random: np.random.Generator,
 ) -> Float64[np.ndarray, "series frames"]:
-    """The coordinate in each frame."""
+    """Return the coordinate in each frame."""
     curvature = 8 * float(height.max())
     n_steps = max(1, math.ceil(FRAME_TIME * curvature / STEP_CURVATURE))
     step = FRAME_TIME / n_steps

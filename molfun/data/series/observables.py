@@ -61,7 +61,7 @@ class System:
         self._selected[self.atoms.indices] = True
 
     def select(self, name: str, text: str) -> Any:
-        """Atoms of a selection."""
+        """Return the atoms of a selection."""
         atoms = self.universe.select_atoms(text)
         if len(atoms) == 0:
             raise DataError(f"{self.shown}: the selection {name}={text!r} matches no atom.")
@@ -100,7 +100,7 @@ class System:
         return float(np.linalg.norm(self.positions[one] - self.positions[other])) < PEPTIDE_BOND
 
     def refuse(self, name: str, needed: str) -> DataError:
-        """The error for a system without the atoms of an observable."""
+        """Return the error for a system without the atoms of an observable."""
         return DataError(
             f"{self.shown}: {name} needs {needed} in {self.selection!r}. Leave it out of observe, "
             f"or give another selection as protein."
@@ -167,7 +167,7 @@ def _chi1(system: System) -> list[Part]:
 
 
 def _angles(system: System, name: str, quads: Sequence[Sequence[int | None]]) -> list[Part]:
-    """Sine and cosine of dihedrals, unknown where an atom is None."""
+    """Return sine and cosine of dihedrals, NaN where an atom is None."""
     distances = require("MDAnalysis.lib.distances", INSTALL)
     labels = system.labels
     known = np.array([None not in quad for quad in quads])
@@ -227,7 +227,7 @@ def _rmsd(system: System) -> list[Part]:
 
 
 def selection_distances(system: System, select: Mapping[str, str]) -> list[Part]:
-    """Distances between the centres of all pairs of named selections."""
+    """Return distances between the centres of all pairs of named selections."""
     distances = require("MDAnalysis.lib.distances", INSTALL)
     chosen = {name: system.select(name, text).indices for name, text in select.items()}
     pairs = list(itertools.combinations(chosen, 2))

@@ -94,7 +94,7 @@ class SeriesSamples(TableDataset):
         )
 
     def _values(self, index: int) -> Float32[np.ndarray, "time features"]:
-        """A view of the frames of a sample."""
+        """Return a view of the frames of a sample."""
         spans = self._spans
         whole_series = self._series[spans.series[index]]
         return np.asarray(whole_series[spans.start[index] : spans.stop[index]])
@@ -122,15 +122,15 @@ class SeriesSamples(TableDataset):
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """How inputs are prepared, so that a checkpoint can prepare new ones alike."""
+        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
         return {"kind": "timeseries", "max_length": self.max_length, **self._columns}
 
     def digests(self) -> list[str]:
-        """Short sha256 of each sample as the model sees it."""
+        """Return the short sha256 of each sample as the model sees it."""
         return [_digest(self._values(index)) for index in range(len(self))]
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """A word for each sample, the same for those that a split must not part.
+        """Return a text for each sample, the same for samples that a split must keep together.
 
         These are samples of one group, and samples of equal series. The splits take words for
         sequences of proteins, so they are spelt with the letters of amino acids; their likeness
@@ -174,7 +174,7 @@ class SeriesSamples(TableDataset):
         self._place(self._table, self._spans.take(places))
 
     def with_features(self, names: Sequence[str]) -> Self:
-        """The same samples with some of their features, in the order of `names`.
+        """Return the same samples with some of their features, in the order of `names`.
 
         Raises
         ------
@@ -363,7 +363,7 @@ def _shared_series(one: SeriesSamples, other: SeriesSamples) -> list[str]:
 
 
 def _by_content(dataset: SeriesSamples) -> dict[str, str]:
-    """Id of the first sample of each series, by what is in the series."""
+    """Return the id of the first sample of each series, by what is in the series."""
     found: dict[str, str] = {}
     for name, place in zip(dataset.ids, dataset._spans.series.tolist(), strict=True):
         found.setdefault(dataset._series_digest(place), name)
@@ -376,7 +376,7 @@ def _digest(values: Float32[np.ndarray, "frames features"]) -> str:
 
 
 def _word(number: int) -> str:
-    """A number as letters."""
+    """Write a number as letters."""
     letters = ""
     while True:
         number, digit = divmod(number, len(LETTERS))

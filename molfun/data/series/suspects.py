@@ -81,7 +81,7 @@ class Rows:
     names: Sequence[str]
 
     def suspects(self, columns: Mapping[str, Float64[np.ndarray, "rows"]]) -> dict[str, str]:
-        """Why a column may be no measurement, for those that may be none.
+        """Say why a column may be no measurement, for each column that may be none.
 
         Examples
         --------
@@ -185,7 +185,7 @@ def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
 
 
 def _kind_of_last_word(first: str, last: str) -> str:
-    """Kind of a column by the last word of its name, after `first`."""
+    """Return the kind of a column by the last word of its name, after `first`."""
     if last == "index":  # not that of body mass
         return "row number or id" if first in _INDEX_OF or first in _KIND else ""
     telling = ("id", "label", "target", "outcome", "class", "fold", "split", "idx")
@@ -193,7 +193,7 @@ def _kind_of_last_word(first: str, last: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name in small letters, with ``_`` between its words."""
+    """Return a name in small letters, with ``_`` between its words."""
     return re.sub(r"[\s.\-:_]+", "_", name.strip().casefold()).strip("_")
 
 
@@ -207,7 +207,7 @@ def _counts(values: np.ndarray, n_series: int) -> bool:
         return True
     if len(values) < FEWEST_ROWS_OF_A_COUNTER:
         return False
-    # a sum over time rises, too, but not from one series to the next
+    # a sum over time rises as well, but not from one series to the next
     if even or (n_series > 1 and _is_one_way(steps)):
         return True
     return len(np.unique(values)) == len(values) and np.ptp(values) <= 2 * len(values)

@@ -1,4 +1,4 @@
-"""Tables of time series: one row a time step (long), or one row a series (wide)."""
+"""Tables of time series: one row per time step (long), or one row per series (wide)."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Layout = Literal["long", "wide"]
-"""Tables with one row a time step, or with one row a series."""
+"""Tables with one row per time step, or with one row per series."""
 
 TEMPLATE = "{feature}_{time}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableFormat:
-    """Where a table holds what; see `TimeSeriesDataset.from_csv`."""
+    """Layout and columns of a table; see `TimeSeriesDataset.from_csv`."""
 
     layout: Layout = "long"
     id_column: str | None = "id"
@@ -60,7 +60,7 @@ class TableFormat:
             object.__setattr__(self, "feature_columns", self._named_features())
 
     def _named_features(self) -> list[str]:
-        """The features that are named, as a list, without the id and the label.
+        """Return the features that are named, as a list, without the id and the label.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class TableFormat:
                 )
 
     def needed_columns(self) -> list[str]:
-        """Columns that a table of this format must have."""
+        """Return the columns that a table of this format must have."""
         needed = [self.id_column] if self.id_column else []
         if self.layout == "long":
             needed += [self.time_column, *(self.feature_columns or [])]
@@ -160,7 +160,7 @@ class _TableReader:
         return name if name in self.cells.header else None
 
     def _others(self) -> list[str]:
-        """Columns without a role."""
+        """Return the columns without a role."""
         roles = {self.form.id_column, self.target, self.group}
         if self.form.layout == "long":
             roles.add(self.form.time_column)
@@ -225,7 +225,7 @@ class _TableReader:
             )
 
     def _constant(self, column: str, first: np.ndarray, code: np.ndarray) -> list[str]:
-        """Cell of each series, which must not change within it."""
+        """Return the cell of each series, which must not change within it."""
         texts = self.cells.column(column)
         for row, text in enumerate(texts):
             start = int(first[code[row]])
@@ -241,7 +241,7 @@ class _TableReader:
     def _same_within(
         self, columns: Sequence[str], first: np.ndarray, code: np.ndarray
     ) -> list[str]:
-        """Columns that can be metadata of a series."""
+        """Return the columns that have one value per series and so can be metadata."""
         kept: list[str] = []
         dropped: list[str] = []
         for name in columns:
@@ -290,7 +290,7 @@ class _TableReader:
         return ids
 
     def _wide_columns(self) -> tuple[dict[str, list[str]], Float64[np.ndarray, "frames"]]:
-        """Columns of each feature in the order of time, and the times."""
+        """Return the columns of each feature in the order of time, and the times."""
         found = self._columns_by_time()
         chosen = list(found if self.form.feature_columns is None else self.form.feature_columns)
         self._refuse_absent(chosen, found)
@@ -299,7 +299,7 @@ class _TableReader:
         return {name: [found[name][time] for time in times] for name in chosen}, np.array(times)
 
     def _columns_by_time(self) -> dict[str, dict[float, str]]:
-        """Columns whose names follow the pattern, by feature and time."""
+        """Return the columns whose names follow the pattern, by feature and time."""
         expression = template(self.form.pattern)
         found: dict[str, dict[float, str]] = {}
         for name in self._others():
@@ -324,7 +324,7 @@ class _TableReader:
                 f"{self.cells.path} has no columns of {' and '.join(map(repr, missing))}"
                 f"{'' if missing else 'values'}, named as {self.form.pattern}; found "
                 f"{', '.join(map(repr, self.cells.header[:30]))}. Give the pattern of the names, "
-                f"or layout='long' for one row a time step."
+                f"or layout='long' for one row per time step."
             )
 
     def _check_gaps(self, found: Mapping[str, Mapping[float, str]], times: list[float]) -> None:
@@ -397,7 +397,7 @@ class _TableReader:
         extra: Sequence[str],
         groups: Sequence[str] | None,
     ) -> Table:
-        """Ids, labels and the columns `extra` of each series, from its first row."""
+        """Return ids, labels and the columns `extra` of each series, from its first row."""
         texts = {name: self.cells.column(name) for name in extra}
         columns = {name: typed([cells[row] for row in first]) for name, cells in texts.items()}
         if groups is not None:
@@ -416,7 +416,7 @@ _NAME_FEATURES = "; name the features (--feature-columns), and it is kept as met
 
 
 def template(pattern: str) -> re.Pattern[str]:
-    """Regular expression of the names of wide columns.
+    """Return the regular expression of the names of wide columns.
 
     Raises
     ------
@@ -445,6 +445,6 @@ def _same_number(one: str, other: str) -> bool:
 
 
 def _without_padding(series: Float32[np.ndarray, "frames features"]) -> np.ndarray:
-    """A row of a wide table up to its last observed time step."""
+    """Return a row of a wide table up to its last observed time step."""
     last = int(np.flatnonzero(~np.isnan(series).all(axis=1)).max())
     return series[: last + 1]

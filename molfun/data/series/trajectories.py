@@ -282,7 +282,7 @@ def _shown(topology: Any, trajectory: Any) -> str:
 def _read_rows(
     path: Path, labels: Labels
 ) -> tuple[Cells, list[TrajectoryRow], dict[str, pd.Series]]:
-    """Rows of a table, and its other columns."""
+    """Return the rows of a table, and its other columns."""
     cells = read_cells(path, "id")
     cells.require(["id", "topology"])
     names = ("id", "topology", "trajectory", "target", "group")
@@ -348,18 +348,18 @@ def _warn_time_steps(rows: Sequence[TrajectoryRow], found: Sequence[Observables]
         low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
         logger.warning(
             "Frames are %g ps apart in %s and %g ps in %s; models take them as equally spaced. "
-            "Write them alike, or read them with a stride each.",
+            "Write all of them at the same interval, or read each with a stride of its own.",
             known[low], low, known[high], high,
         )  # fmt: skip
 
 
 def _names_of_all(found: Iterable[Observables]) -> list[str]:
-    """Names of the features of any trajectory, each once."""
+    """Return the names of the features of any trajectory, each once."""
     return list(dict.fromkeys(name for one in found for name in one.names))
 
 
 def _aligned(one: Observables, names: Sequence[str]) -> Float32[np.ndarray, "frames features"]:
-    """Values in the order of `names`, NaN where there are none."""
+    """Return the values in the order of `names`, NaN where there are none."""
     values = np.full((len(one.values), len(names)), np.nan, np.float32)
     places = [names.index(name) for name in one.names]
     values[:, places] = np.where(one.mask, one.values, np.nan)

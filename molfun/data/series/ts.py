@@ -77,7 +77,7 @@ def _read_tag(header: dict[str, Any], text: str, where: str) -> None:
 
 
 def _tag_value(kind: str, words: list[str], place: str, where: str) -> Any:
-    """Value of a tag: a text, a whole number, true or false, or the names of classes."""
+    """Return the value of a tag: a text, a whole number, a truth value, or the names of classes."""
     text = " ".join(words)
     word = words[0].lower() if words else ""
     if kind == "count":
@@ -94,7 +94,7 @@ def _tag_value(kind: str, words: list[str], place: str, where: str) -> Any:
 
 
 def _channels(text: str) -> list[str]:
-    """Parts of a line between colons that are not in brackets, where they belong to times."""
+    """Return the parts of a line between colons, but for colons in brackets of stamped values."""
     if ")" not in text:
         return text.split(":")
     parts, end, inside = [], len(text), False
@@ -128,7 +128,7 @@ class _TsReader:
         return bool(self.header.get("equallength"))
 
     def read(self, lines: Sequence[tuple[int, str]]) -> SeriesTable:
-        """All series, or one error with all that is wrong."""
+        """Read all series, or raise one error with all that is wrong."""
         series, targets = [], []
         for number, text in lines:
             self.where = f"line {number}"
@@ -173,7 +173,7 @@ class _TsReader:
         return value
 
     def _series(self, parts: Sequence[str]) -> np.ndarray:
-        """(frames, features) of one line; empty where it is bad."""
+        """Return the (frames, features) of one line; empty where it is bad."""
         before = len(self.problems)
         nothing = np.empty((0, 0), np.float32)
         if not parts:
@@ -215,7 +215,7 @@ class _TsReader:
         return self._values(texts, place, parse_values)
 
     def _stamped(self, part: str, place: int) -> Float64[np.ndarray, "frames 2"]:
-        """Times and values of one channel."""
+        """Return the times and values of one channel."""
         pairs = _STAMPED.findall(part)
         if not pairs or _STAMPED.sub("", part).strip(", "):
             self._note(f"dimension {place}: expected (time,value),(time,value)...")
@@ -236,7 +236,7 @@ class _TsReader:
         return np.asarray(values)
 
     def _merged(self, channels: Sequence[np.ndarray]) -> Float64[np.ndarray, "frames features"]:
-        """Channels on all their times together, NaN where one has no value."""
+        """Put channels on all their times together, NaN where one has no value."""
         times = np.unique(np.concatenate([channel[:, 0] for channel in channels]))
         MAX_VALUES.check(len(times) * len(channels), f"{self.path}, {self.where}")
         values = np.full((len(times), len(channels)), np.nan)

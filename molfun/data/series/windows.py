@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from jaxtyping import Int64
 
 WindowLabel = Literal["keep", "none"]
-"""What a window gets: the label of its series, or none."""
+"""Label of a window: that of its series, or none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spans:
-    """Which part of which series each sample is.
+    """Series and frames of each sample.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class Spans:
     stop: Int64[np.ndarray, "samples"]
 
     def take(self, indices: Int64[np.ndarray, "kept"]) -> Spans:
-        """Those at `indices`."""
+        """Return those at `indices`."""
         return Spans(
             series=self.series[indices], start=self.start[indices], stop=self.stop[indices]
         )
 
 
 def whole(series: Sequence[np.ndarray]) -> Spans:
-    """A sample for each series."""
+    """Make one sample per series."""
     n = len(series)
     stop = np.array([len(values) for values in series], np.int64)
     return Spans(series=np.arange(n), start=np.zeros(n, np.int64), stop=stop)
@@ -72,7 +72,7 @@ def check_windows(length: Any, stride: Any, label: str) -> None:
 def window_starts(
     n: int, length: int, stride: int, *, drop_short: bool
 ) -> Int64[np.ndarray, "windows"]:
-    """First frames of the windows of a sample of `n` frames; the last window ends with it.
+    """Return the first frames of the windows of `n` frames; the last window ends with them.
 
     Examples
     --------
