@@ -41,7 +41,7 @@ from molfun.nn.lora import LowRankParts, low_rank_parts
 from molfun.nn.tiled import relu_mlp, triangle_product
 
 SHALLOW = 16
-"""MSA rows up to which the outer product is reassociated: 4 to 23 times as fast at 2, slow at 33."""
+"""MSA rows up to which the outer product is reassociated: 4 to 23 times faster at 2, slow at 33."""
 ROWS = 4096
 """Rows per tile of a transition if no graph is kept."""
 TOKENS = 2**16
