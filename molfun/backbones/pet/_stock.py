@@ -1,4 +1,4 @@
-"""Import metatrain, and leave out warnings that no user can act on."""
+"""Import metatrain, and suppress warnings that no user can act on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NOISE = (
 
 
 def import_metatrain() -> None:
-    """Import all that is used of metatrain, without the warnings of its own imports.
+    """Import every module of metatrain that Molfun uses, without the warnings of these imports.
 
     Raises
     ------
     MissingDependencyError
-        If it cannot be imported.
+        If metatrain cannot be imported.
     """
     try:
         with warnings.catch_warnings():

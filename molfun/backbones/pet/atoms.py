@@ -1,6 +1,7 @@
-"""Models of atoms in space: their input, their own targets, their units.
+"""Models of atoms in space: their input, the energies they predict by themselves, their units.
 
-PET is the only one so far; this part does not need metatrain.
+PET is the only one so far; this module does not need metatrain. An energy that a model was trained
+on is called a *target*, as in metatrain.
 """
 
 from __future__ import annotations
@@ -36,33 +37,36 @@ from molfun.text import unknown_name
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 32
-"""Structures whose labels are compared with what the model predicts."""
+"""Number of structures whose labels are compared with predictions before training."""
 AT_ONCE = 256
-"""Atoms that go through the model together for that (one structure at least)."""
+"""Atoms per batch in that comparison (but at least one structure), which bounds its memory."""
 KEPT_BYTES = 256 * 2**20
-"""Bytes of neighbour lists that are kept, so that an epoch does not find them again."""
+"""Bytes of neighbour lists that are kept, so that later epochs do not search again."""
 OVERLAP = 0.4
-"""Angstrom below which two atoms are in one place; bonds of hydrogen have 0.74."""
+"""Distance in angstrom below which two atoms are probably one: the shortest bond, of H2, has 0.74.
+"""
 DIRECTED = (3, 6, 9)
-"""Numbers of a label that may be a vector or a tensor."""
+"""Sizes of labels that may be vectors or tensors, whose components turn with the structure."""
 WARNINGS = 5
+"""Overlaps that are logged; a broken data set would log thousands."""
 SHOWN = 3
-"""Structures that are named for each element the model does not know."""
+"""Structures that are named per element that the model does not know."""
 NOT_NUMBERS = "has positions or a cell that are not finite numbers"
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A target that a backbone gives as ``properties``, and the derivatives that come with it.
+    """The target that a backbone returns as ``properties``, and its derivatives.
 
     Parameters
     ----------
     target
         Name of the target (``"energy"``, ``"energy/pbe0"``).
     forces, stress
-        Whether minus its gradient by the positions, and by the strain over the volume, come along.
+        Whether to add forces (minus the gradient with respect to positions) and stress (the
+        gradient with respect to strain, divided by the volume).
     modules
-        Groups of the backbone's modules that are the head, and train with it.
+        Groups of the backbone's modules that count as the head, and train with it.
     """
 
     target: str
@@ -74,15 +78,15 @@ class Readout:
 class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     """A pretrained model of atoms, with targets (energies) that it was trained on.
 
-    A sample is an ``ase.Atoms``. A batch is packed: the atoms and pairs of all samples one after
-    the other, and ``shape`` (batch, 2) with the numbers of atoms and pairs of each.
+    A sample holds an ``ase.Atoms``. A batch is packed: the atoms of all samples are concatenated,
+    as are their pairs, and ``shape`` (batch, 2) has the numbers of atoms and pairs of each sample.
 
-    ``properties`` of the output hold what `use_readout` chose, in the network's own scale; a
-    physical value is ``scale * value``, for the energy plus its ``baseline``: ``energy`` (batch,),
-    ``baseline`` (batch,) float64 in the unit of the target, ``scale`` (batch,) float64, ``n_atoms``
-    (batch,); where asked for, ``forces`` (batch, atoms, 3), and for the stress ``virial``
-    (batch, 3, 3), the gradient by the strain, and ``volume`` (batch,), 0 where a structure is not
-    periodic in all directions.
+    ``properties`` of the output are the target chosen by `use_readout`, in the network's own scale.
+    The physical value of a derivative is ``scale * value``, that of the energy ``scale * value +
+    baseline``. Keys: ``energy`` (batch,), ``baseline`` (batch,) float64 in the unit of the target,
+    ``scale`` (batch,) float64, ``n_atoms`` (batch,); if asked for, ``forces`` (batch, atoms, 3);
+    and for the stress ``virial`` (batch, 3, 3), the gradient with respect to strain, and ``volume``
+    (batch,), which is 0 for structures that are not periodic in all directions.
     """
 
     inputs = ("atoms",)
@@ -96,7 +100,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     """Atomic numbers that the model knows."""
     readout: Readout | None = None
     directed: bool = False
-    """True if labels have a direction, so that a turned structure would have another label."""
+    """True if labels have directions, so that a rotated structure would need another label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,13 +112,13 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @property
     def own_head(self) -> str | None:
-        """The energy head, if the model has an energy."""
+        """``"energy"`` if the model has an energy, else None."""
         return "energy" if self.targets else None
 
     @property
     @abstractmethod
     def targets(self) -> dict[str, str]:
-        """Targets the model gives by itself, and their units."""
+        """Targets that the model predicts by itself, and their units."""
 
     @property
     @abstractmethod
@@ -125,19 +129,20 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     def add_target(
         self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool
     ) -> None:
-        """Give the model another energy, with a head of its own."""
+        """Add another energy with a head of its own to the model."""
 
     @abstractmethod
     def fit_baseline(self, target: str, samples: Sequence[Sample], run: Run) -> None:
-        """Fit the energy of each element, and the scale of what is left, to labels.
+        """Fit the energy of each element, and the scale of the remainder, to labels.
 
-        Where the network gives something sensible already (its head was inherited, or it has
-        learned from forces), that and the scale stay, and the rest is fitted.
+        If the network already predicts something sensible (its head was inherited, or it has
+        learned from forces), head and scale are kept, and the element energies are fitted to the
+        difference between labels and predictions.
         """
 
     @abstractmethod
     def per_ev(self, unit: str) -> float:
-        """Return how many of a unit of energy are one eV."""
+        """Return the value of one eV in a unit of energy."""
 
     @abstractmethod
     def set_scale(self, target: str, scale: float) -> None:
@@ -145,7 +150,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @abstractmethod
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
-        """Energy of each atomic number and the scale of the rest; None if not fitted yet."""
+        """Return the energy of each element and the scale of the remainder; None if not fitted."""
 
     def use_readout(
         self,
@@ -155,7 +160,9 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         stress: bool = False,
         modules: Sequence[str] | None = None,
     ) -> None:
-        """Choose what ``properties`` are; see `Readout`. No `modules` are all of a head.
+        """Choose the target that ``properties`` hold; see `Readout`.
+
+        By default all head modules of the target belong to the head.
 
         Raises
         ------
@@ -172,7 +179,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @contextlib.contextmanager
     def reading(self, target: str, *, forces: bool, stress: bool) -> Iterator[None]:
-        """Give another target, or other derivatives, in a block."""
+        """Return another target, or other derivatives, as ``properties`` within a block."""
         kept = self.readout
         modules = None if kept is None else kept.modules
         self.use_readout(target, forces=forces, stress=stress, modules=modules)
@@ -182,7 +189,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             self.readout = kept
 
     def serve(self, tasks: Sequence[Any]) -> None:
-        """Note whether labels are vectors or tensors, by their size: 3, 6 or 9 numbers."""
+        """Note whether labels may be vectors or tensors, by their size: 3, 6 or 9 numbers."""
         sizes = {math.prod(getattr(task, "shape", ()) or (0,)) for task in tasks}
         self.directed = bool(sizes & set(DIRECTED))
 
@@ -190,12 +197,16 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
 
     @abstractmethod
     def neighbours(self, atoms: Any) -> Features:
-        """``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)."""
+        """Find the neighbour pairs of a structure.
+
+        Returns ``pairs`` (pairs, 5) int32 (both atoms, three cell shifts), ``vectors`` (pairs, 3)
+        in angstrom, ``cell`` (1, 3, 3) and ``pbc`` (1, 3).
+        """
 
     def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
-        """Fit the baseline of the energy in use to the labels, or compare them with predictions.
+        """Compare labels with predictions, and fit the baseline if the energy has none yet.
 
-        Warns of labels that are probably in another unit, or of another level of theory.
+        Warns of labels that are probably in another unit or of another level of theory.
         """
         if self.readout is None:
             if self.directed:
@@ -206,6 +217,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
                 )
             return
         target, samples = self.readout.target, (s for s in samples if s.atoms is not None)
+        # the rest of the data set is only read if a baseline has to be fitted
         some = list(itertools.islice(samples, LOOKED_AT))
         for doubt in doubts(self, run, target, some):
             logger.warning("%s", doubt)
@@ -213,7 +225,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             self._fit_baseline_or_scale(target, [*some, *samples], run)
 
     def _fit_baseline_or_scale(self, target: str, samples: Sequence[Sample], run: Run) -> None:
-        """Fit the baseline to energies; where there are none, take the scale from forces."""
+        """Fit the baseline to energies; if there are none, take the scale from forces."""
         labelled = [s for s in samples if energy_of(s) is not None]
         if labelled:
             self.fit_baseline(target, labelled, run)
@@ -223,6 +235,8 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
                 logger.warning("The energies of %r are of %s", target, mixed)
             return
         logger.warning("Baseline of %s", describe_baseline(self, target))
+        # forces are the derivative of scale * network, so their root mean square is the scale at
+        # which the network's own forces are about 1
         squares = [f.ravel() ** 2 for s in samples if (f := forces_of(s)) is not None]
         scale = float(np.sqrt(np.mean(np.concatenate(squares)))) if squares else 0.0
         if scale > LEAST_SCALE:
@@ -242,8 +256,8 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         Returns
         -------
         energies, forces, stress
-            (samples,), and (atoms, 3) and (3, 3) for each structure where asked for; a stress is
-            infinite or NaN where there is no volume.
+            (samples,); and, if asked for, (atoms, 3) and (3, 3) per structure. The stress of a
+            structure without a volume is infinite or NaN.
         """
         energies: list[float] = []
         found: list[np.ndarray] = []
@@ -251,6 +265,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         with self.reading(target, forces=forces, stress=stress):
             for batch in _in_batches(samples, AT_ONCE):
                 given = dict(run(batch, ("properties",)).properties or {})
+                # in float64: a baseline of 40,000 eV leaves float32 a resolution of 4 meV
                 energies += (given["energy"].double() * given["scale"] + given["baseline"]).tolist()
                 if forces:
                     scaled = given["forces"].double() * given["scale"][:, None, None]
@@ -264,12 +279,12 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         return np.array(energies), found, tensors
 
     def check(self, sample: Sample) -> None:
-        """Refuse what is no structure, is empty, or has elements the model does not know.
+        """Refuse a sample without a structure, an empty one, or one with unknown elements.
 
         Raises
         ------
         DataError
-            Naming the sample, and the elements.
+            If there is such a problem; the text names the sample and the elements.
         """
         self._check_form(sample)
         unknown = self._unknown(sample)
@@ -277,7 +292,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             raise DataError(f"{sample.shown} has {_symbols(unknown)}, {self._of_elements(unknown)}")
 
     def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
-        """As for every backbone; elements that the model does not know are listed once."""
+        """Count and list samples that the model cannot take, each unknown element once."""
         n = 0
         found: list[str] = []
         places: dict[int, list[str]] = {}
@@ -304,7 +319,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         return sorted(set(sample.atoms.numbers.tolist()) - set(self.atomic_types))
 
     def _of_elements(self, unknown: Sequence[int]) -> str:
-        """Return what to do about elements that the model does not know."""
+        """Return the end of an error: what to do about elements that the model does not know."""
         every = sorted({*self.atomic_types, *unknown})
         numbers = ", ".join(map(str, every))
         return (
@@ -331,7 +346,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             )
 
     def featurize(self, sample: Sample) -> Features:
-        """Atoms and neighbour pairs of one structure.
+        """Return the atoms and neighbour pairs of one structure.
 
         ``types`` (atoms,), ``positions`` (atoms, 3) in angstrom, ``cell`` (1, 3, 3), ``pbc``
         (1, 3), ``pairs``, ``vectors`` and ``shape`` (1, 2).
@@ -339,9 +354,10 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         Raises
         ------
         DataError
-            As `check`.
+            As in `check`.
         """
         self.check(sample)
+        # by content: the same structure may be in several data sets, under several names
         key = sample.content_key()
         if key in self._kept:
             return self._kept[key]
@@ -350,6 +366,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         self._warn_of_overlap(sample, features["vectors"])
         features |= {
             "types": torch.as_tensor(atoms.numbers, dtype=torch.int32),
+            # float64, and cast in the forward pass: the type of the weights may change after this
             "positions": torch.tensor(atoms.positions, dtype=torch.float64),
             "shape": torch.tensor([[len(atoms), len(features["pairs"])]]),
         }
@@ -366,11 +383,11 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             logger.warning("%s has atoms %.2f angstrom apart.", sample.shown, closest)
 
     def collate(self, features: Sequence[Features]) -> Features:
-        """Pack structures: all atoms and all pairs one after the other."""
+        """Pack structures: concatenate all atoms, and all pairs."""
         return {name: torch.cat([f[name] for f in features]) for name in features[0]}
 
     def split(self, batch: Features) -> list[Features]:
-        """The structures of a packed batch."""
+        """Return the structures of a packed batch: the inverse of `collate`."""
         atoms, pairs = batch["shape"].T.tolist()
         per_pair = ("pairs", "vectors")
         parts = {

@@ -1,4 +1,8 @@
-"""PET behind the backbone interface."""
+"""PET, as metatrain builds it, behind the `Backbone` interface.
+
+metatrain's own LoRA is not used: its adapters do not start at zero (``pet/modules/finetuning.py``
+of metatrain 2026.4), which shifts predictions before the first step.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +37,23 @@ HEAD_MODULES = ("node_heads", "edge_heads", "node_last_layers", "edge_last_layer
 DTYPES = ("float32", "float64")
 DEFAULT_TYPES = (1, 6, 7, 8)
 UNFITTED = "molfun_unfitted"
-"""Of the metadata of a checkpoint: energies whose baseline is still to be fitted."""
+"""Key in the metadata of a checkpoint: energies whose baseline has not been fitted yet."""
 PREFIX = "model.backend."
+"""Start of the names of PET's parameters, since metatrain #1180 (July 2026)."""
 
 
 class PETBackbone(AtomisticBackbone):
     """PET, a transformer on the edges around each atom, as metatrain builds it.
 
-    The model is metatrain's own module; a checkpoint written here is one of metatrain's. PET knows
-    no rotations by construction: in training every structure is turned at random, and its forces
-    turned back.
+    The model is metatrain's own module, and metatrain reads checkpoints written here. PET is not
+    equivariant by construction: in training every structure is rotated at random, and its forces
+    are rotated back.
 
     Parameters
     ----------
     config
-        Hyperparameters of the architecture where there are no `weights`, those that differ from
-        metatrain's defaults: ``{"d_pet": 32, "num_gnn_layers": 2}``.
+        Hyperparameters of a model without `weights` that differ from metatrain's defaults:
+        ``{"d_pet": 32, "num_gnn_layers": 2}``.
     weights
         A ``.ckpt`` of metatrain; None starts from random weights.
     seed
@@ -57,16 +62,17 @@ class PETBackbone(AtomisticBackbone):
         Whether the user trusts `weights`, which is a pickle; see
         `molfun.backbones.pet.weights.read_checkpoint`.
     atomic_types
-        Atomic numbers it shall know, without `weights`; by default H, C, N, O.
+        Atomic numbers that a model without `weights` knows; by default H, C, N, O.
     unit
-        Unit of the target ``"energy"``, without `weights`.
+        Unit of the target ``"energy"`` of a model without `weights`.
     augment
-        Whether structures are turned at random in training.
+        Whether structures are rotated at random in training.
     dtype
-        Type of the weights, ``"float32"`` or ``"float64"``; by default that of `weights`, else
-        float32.
+        Type of the weights, ``"float32"`` or ``"float64"``; by default that of `weights`, or
+        float32 without.
     description
-        All of the above as `config_dict` has it; for checkpoints.
+        Elements and targets of a model without `weights`, as `config_dict` has them; used when a
+        checkpoint of Molfun is loaded.
 
     References
     ----------
@@ -114,6 +120,7 @@ class PETBackbone(AtomisticBackbone):
             _refuse_chosen(config=config, atomic_types=atomic_types)
             self.model = files.model_of(files.read_checkpoint(weights, trust=trust), weights)
         if dtype is not None:
+            # the network alone: baseline and scale stay in float64, see `_keep_double`
             self.model.backend.to(getattr(torch, dtype))
         if len(self.model.additive_models) > 1:
             raise ConfigError(
@@ -126,13 +133,14 @@ class PETBackbone(AtomisticBackbone):
         self._baselines: dict[str, Any] = {}
         unfitted = json.loads(self.model.metadata.extra.get(UNFITTED, "[]"))
         energies = set(self.targets) - set(unfitted)
+        # a buffer, so that it is saved and loaded with the weights that it describes
         fitted = [name in energies and self._is_fitted(name) for name in self._all_targets()]
         self.register_buffer("baselines_fitted", torch.tensor(fitted))
 
     # --- input ---------------------------------------------------------------------------------
 
     def neighbours(self, atoms: Any) -> Features:
-        """Neighbour pairs within the cutoff, by metatrain's own finder (vesin)."""
+        """Find the pairs within the cutoff with metatrain's own neighbour search (vesin)."""
         options = self.model.requested_nl
         system = get_system_with_neighbor_lists(targets.system_of(atoms), [options])
         block = system.get_neighbor_list(options)
@@ -144,13 +152,15 @@ class PETBackbone(AtomisticBackbone):
         }
 
     def featurize_key(self) -> str:
-        """The cutoff decides the neighbours."""
+        """Return the cutoff, which alone decides the neighbours."""
         return f"{self.name} {self.model.cutoff}"
 
     def fit_baseline(self, target: str, samples: Sequence[Sample], run: Run) -> None:
-        """Fit the energy of each element, and the scale of what is left, by least squares."""
+        """Fit the energy of each element, and the scale of the remainder, by least squares."""
         labels = np.array([energy_of(sample) for sample in samples])
         differences = np.full(len(samples), np.nan)
+        # An inherited head already predicts most of the energy. A fit to the labels alone would
+        # take the scale from their spread, which says nothing of that network.
         if self._is_fitted(target):
             differences = labels - self.predicted(samples, run, target)[0]
         usable = np.isfinite(differences)
@@ -169,11 +179,11 @@ class PETBackbone(AtomisticBackbone):
         self.baselines_fitted[self._all_targets().index(target)] = True
 
     def per_ev(self, unit: str) -> float:
-        """Return how many of a unit are one eV, by metatomic."""
+        """Return the value of one eV in a unit, by metatomic's conversion factors."""
         return float(unit_conversion_factor("eV", unit))
 
     def unready(self) -> str | None:
-        """Say so if the energy in use has neither been fitted to labels nor inherited."""
+        """Return a warning if the energy in use was neither fitted to labels nor inherited."""
         if self.readout is None:
             return None
         target = self.readout.target
@@ -195,7 +205,7 @@ class PETBackbone(AtomisticBackbone):
 
     @contextlib.contextmanager
     def _on_cpu(self) -> Iterator[None]:
-        """Keep the model on the CPU in a block, where metatrain's fits run."""
+        """Move the model to the CPU within a block, as metatrain's fits need it."""
         device = self.baselines_fitted.device
         self.model.to("cpu")
         try:
@@ -207,7 +217,7 @@ class PETBackbone(AtomisticBackbone):
 
     @property
     def targets(self) -> dict[str, str]:
-        """Energies that the model gives, and their units."""
+        """Energies that the model predicts, and their units."""
         info = self.model.dataset_info.targets
         return {name: target.unit for name, target in info.items() if targets.is_energy(target)}
 
@@ -219,7 +229,7 @@ class PETBackbone(AtomisticBackbone):
     def add_target(
         self, name: str, *, unit: str | None = None, inherit: str | None = None, keep_old: bool
     ) -> None:
-        """Give the model another energy; see `molfun.backbones.pet.targets.add_target`."""
+        """Add another energy to the model; see `molfun.backbones.pet.targets.add_target`."""
         before = dict(zip(self._all_targets(), self.baselines_fitted.tolist(), strict=True))
         known = inherit is not None and inherit in self.targets and self._is_fitted(inherit)
         old = self._baseline(str(inherit)) if known else None
@@ -232,24 +242,24 @@ class PETBackbone(AtomisticBackbone):
         kept = [before.get(target, False) for target in self._all_targets()]
         self.baselines_fitted = torch.tensor(kept, device=self.baselines_fitted.device)
         self._baselines.clear()
-        if old is not None:  # it predicts what the old one does until it is fitted
+        if old is not None:  # until it is fitted, the new energy predicts what the old one does
             factor = self.per_ev(unit) / self.per_ev(theirs)
             energies = {n: factor * float(old.energies[n]) for n in self.atomic_types}
             self._set_baseline(name, energies, factor * old.scale)
 
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
-        """Energy of each element and the scale, in the target's unit."""
+        """Return the energy of each element and the scale, in the target's unit."""
         if not self.baselines_fitted[self._all_targets().index(target)]:
             return None
         found = self._baseline(target)
         return {n: float(found.energies[n]) for n in self.atomic_types}, found.scale
 
     def _all_targets(self) -> list[str]:
-        """Energies and all else the model was trained on, in the order of `baselines_fitted`."""
+        """List all targets that the model was trained on, in the order of `baselines_fitted`."""
         return list(self.model.dataset_info.targets)
 
     def _is_fitted(self, target: str) -> bool:
-        """Return whether baseline or scale is more than what metatrain begins with."""
+        """Return whether baseline or scale differ from metatrain's initial 0 and 1."""
         found = self._baseline(target)
         return bool(found.energies.any()) or found.scale != 1.0
 
@@ -259,7 +269,7 @@ class PETBackbone(AtomisticBackbone):
         return self._baselines[target]
 
     def weights_changed(self) -> None:
-        """Read again what metatrain keeps apart from the tensors."""
+        """Update metatrain's copies of baselines and scales from the tensors that were loaded."""
         self.model.additive_models[0].sync_tensor_maps()
         self.model.scaler.sync_tensor_maps()
         self._baselines.clear()
@@ -267,10 +277,11 @@ class PETBackbone(AtomisticBackbone):
     # --- forward -------------------------------------------------------------------------------
 
     def forward(self, batch: Features, *, outputs: Sequence[str] = ("single",)) -> TrunkOutput:
-        """Features of each atom, their mean, and the energy with its derivatives.
+        """Return the features of each atom, their mean, and the energy with its derivatives.
 
-        ``single`` (batch, atoms, c): node and summed edge features, metatrain's ``feature``.
-        Mixed precision is off: PET runs in the type of its weights.
+        ``single`` (batch, atoms, c) holds node and summed edge features, metatrain's ``feature``.
+        Mixed precision is off: metatrain supports float32 and float64 only, and PET runs in the
+        type of its weights.
         """
         sizes = batch["shape"][:, 0]
         turns = self.augment and not self.directed
@@ -287,7 +298,11 @@ class PETBackbone(AtomisticBackbone):
 
     @contextlib.contextmanager
     def _raw(self) -> Iterator[None]:
-        """Let the model leave out scale and baseline, which it adds outside of training."""
+        """Let the model return the network's own scale within a block.
+
+        metatrain multiplies by the scale and adds the baseline in eval mode only. The flag is set
+        on the outermost module alone, so that dropout and the like stay as they are.
+        """
         kept = self.model.training
         self.model.training = True
         try:
@@ -324,12 +339,14 @@ class PETBackbone(AtomisticBackbone):
         if self.readout.forces:
             forces = -block.gradient("positions").values[..., 0]
             if turns is not None:
-                # x was turned to x R, so a force f in the turned frame is f R^T
+                # positions x became x R, so a force f of the rotated structure is f R^T in the
+                # original frame
                 forces = (forces[:, None] @ turns.to(forces)[owner].mT)[:, 0]
             result["forces"] = _padded(forces, sizes)
         if self.readout.stress:
             strain = block.gradient("strain").values[..., 0]
             if turns is not None:
+                # a tensor of the rotated structure is R S R^T in the original frame
                 around = turns.to(strain)
                 strain = around @ strain @ around.mT
             result["virial"] = strain
@@ -337,10 +354,11 @@ class PETBackbone(AtomisticBackbone):
         return result if torch.is_grad_enabled() else {k: v.detach() for k, v in result.items()}
 
     def _evaluated(self, systems: Any, readout: Readout) -> Any:
-        """The energy of each system with its gradients, as metatensor's block."""
+        """Return the energy of each system with its gradients, as a block of metatensor."""
         name, forces, stress = readout.target, readout.forces, readout.stress
         info = targets.energy_info(self.targets[name], forces=forces, stress=stress)
-        # fused attention has no second derivative; the backend avoids it in training mode
+        # Training on forces needs a second derivative, which fused attention does not have; the
+        # backend avoids fused attention in training mode.
         train = torch.is_grad_enabled() and self.model.backend.training
         with torch.enable_grad() if forces or stress else contextlib.nullcontext():
             found = evaluate_model(self.model, systems, {name: info}, is_training=train)
@@ -349,12 +367,12 @@ class PETBackbone(AtomisticBackbone):
     # --- parts ---------------------------------------------------------------------------------
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The message-passing layers."""
+        """Message-passing layers, first to last."""
         layers: Sequence[nn.Module] = self.model.backend.gnn_layers
         return layers
 
     def layer_of(self, parameter: str) -> Layer:
-        """Embedders, layers with what combines their messages, heads, long-range parts."""
+        """Return the layer of a parameter; modules that combine a layer's messages belong to it."""
         name = parameter.removeprefix(PREFIX)
         first, _, rest = name.partition(".")
         if first == "gnn_layers" or first.startswith("combination_"):
@@ -371,7 +389,7 @@ class PETBackbone(AtomisticBackbone):
 
     @property
     def config_dict(self) -> dict[str, Any]:
-        """Hyperparameters, and what metatrain knows of elements and targets."""
+        """Hyperparameters, and metatrain's description of elements and targets."""
         return {
             "config": dict(self.model.hypers),
             "augment": self.augment,
@@ -381,21 +399,22 @@ class PETBackbone(AtomisticBackbone):
 
     @classmethod
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the same: `config_dict` holds constructor arguments."""
+        """Return `config` itself: `config_dict` holds constructor arguments."""
         return dict(config)
 
-    # --- out of here ---------------------------------------------------------------------------
+    # --- export --------------------------------------------------------------------------------
 
     def stock_model(self) -> Any:
-        """A copy as metatrain builds it: no adapters, in eval mode, on the CPU.
+        """Return a copy as metatrain builds it: without adapters, in eval mode, on the CPU.
 
-        Merged adapters are part of its weights; others are left out.
+        Adapters are part of its weights if they were merged, and left out otherwise.
         """
         info = targets.dataset_info(targets.describe(self.model.dataset_info))
         for name, target in info.targets.items():
-            target.description = target.description or name  # of several, each needs one
+            # metatrain's export wants a description for each of several targets
+            target.description = target.description or name
         copy = _build(dict(self.model.hypers), info, seed=0)
-        # modules that are registered twice need both of their names
+        # not `base_state_dict`: modules that are registered twice need both of their names here
         state = {
             name.replace(".base_layer.", "."): tensor
             for name, tensor in self.model.state_dict().items()
@@ -415,7 +434,7 @@ class PETBackbone(AtomisticBackbone):
 
 
 def _refuse_chosen(**given: Any) -> None:
-    """Refuse arguments that a file of weights decides."""
+    """Refuse arguments that the weight file decides."""
     useless = [key for key, value in given.items() if value is not None]
     if useless:
         raise ConfigError(
@@ -425,7 +444,7 @@ def _refuse_chosen(**given: Any) -> None:
 
 
 def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Hyperparameters of metatrain's default architecture, with changes.
+    """Return the hyperparameters of metatrain's default architecture, with changes applied.
 
     Raises
     ------
@@ -439,7 +458,7 @@ def complete_hypers(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _new_info(unit: str, atomic_types: Sequence[int]) -> Any:
-    """Describe a new model to metatrain: one energy, of these elements."""
+    """Return metatrain's description of a new model: one energy, these elements."""
     energy = targets.energy_info(unit)
     return targets.DatasetInfo("angstrom", list(atomic_types), {"energy": energy})
 
@@ -456,11 +475,12 @@ def _build(hypers: dict[str, Any], info: Any, seed: int) -> Any:
 
 
 def _keep_double(model: Any) -> None:
-    """Baselines are large numbers, so metatrain keeps them in float64."""
+    """Convert baselines and scales to float64: float32 resolves 40,000 eV to no more than 4 meV."""
     model.additive_models.to(torch.float64)
     model.scaler.to(torch.float64)
     for part in (model.additive_models[0], model.scaler):
-        # metatrain leaves what stands for absent elements as it finds it in memory
+        # metatrain leaves the entries of absent elements uninitialised, so that two equal models
+        # would have different fingerprints
         index = part.model.type_to_index
         index[~torch.isin(torch.arange(len(index)), torch.tensor(model.atomic_types))] = 0
 
@@ -471,5 +491,5 @@ def _mask(sizes: torch.Tensor) -> torch.Tensor:
 
 
 def _padded(flat: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """(all atoms, c) as (batch, longest, c)."""
+    """Pad (all atoms, c) to (batch, longest, c)."""
     return nn.utils.rnn.pad_sequence(list(flat.split(sizes.tolist())), batch_first=True)

@@ -1,6 +1,7 @@
 """Baselines of energies: the labels they are fitted to, and their description.
 
-An energy is ``scale * network + an energy for each element``; the second part is the baseline.
+An energy is ``scale * network + sum of element energies``; that sum is the baseline. It takes most
+of a total energy (thousands of eV), so that the network only has to learn the binding.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from typing import Any
 import numpy as np
 
 LEAST_SCALE = 1e-6
-"""Smallest scale: what is below is rounding of energies and forces."""
+"""Smallest scale that is used: a smaller remainder is rounding of energies and forces."""
 
 
 def energy_of(sample: Any) -> float | None:
-    """The energy in the label of a structure; None where there is none that is finite."""
+    """Return the energy in the label of a structure; None if it is missing or not finite."""
     label = sample.target
     energy = label.get("energy") if isinstance(label, Mapping) else label
     return None if energy is None or not np.isfinite(energy) else float(energy)
 
 
 def forces_of(sample: Any) -> np.ndarray | None:
-    """The forces in the label of a structure; None where there are none, or not of all atoms."""
+    """Return the forces in the label of a structure; None if those of any atom are missing."""
     label = sample.target
     forces = label.get("forces") if isinstance(label, Mapping) else None
     if forces is None or not np.isfinite(forces).all():
@@ -31,7 +32,7 @@ def forces_of(sample: Any) -> np.ndarray | None:
 
 
 def stress_of(sample: Any) -> np.ndarray | None:
-    """The stress in the label of a structure; None where there is none, or no volume."""
+    """Return the stress in the label of a structure; None if it, or the volume, is missing."""
     label = sample.target
     stress = label.get("stress") if isinstance(label, Mapping) else None
     if stress is None or not np.isfinite(stress).all() or not sample.atoms.pbc.all():
@@ -40,7 +41,7 @@ def stress_of(sample: Any) -> np.ndarray | None:
 
 
 def describe_baseline(backbone: Any, target: str) -> str:
-    """One line: energy of each element and scale of the rest."""
+    """Return one line with the energy of each element and the scale of the remainder."""
     found = backbone.baseline_of(target)
     if found is None:
         return f"{target}: not fitted yet, no energies were found in the training set"
@@ -51,21 +52,23 @@ def describe_baseline(backbone: Any, target: str) -> str:
 
 
 def count_elements(samples: Sequence[Any]) -> tuple[list[int], np.ndarray]:
-    """Atomic numbers that occur, and how often in each structure: (structures, elements)."""
+    """Return the atomic numbers that occur, and their counts: (structures, elements)."""
     elements = sorted({int(n) for sample in samples for n in sample.atoms.numbers})
     counts = [[int((s.atoms.numbers == n).sum()) for n in elements] for s in samples]
     return elements, np.array(counts, np.float64)
 
 
 def shifts_by_element(samples: Sequence[Any], differences: np.ndarray) -> dict[int, float]:
-    """The smallest energy for each element that makes up for differences, by least squares."""
+    """Return the energy per element that explains the differences, by least squares."""
+    # With fewer formulas than elements there are many solutions; `lstsq` returns the smallest, so
+    # that no element gets a large energy that another has to cancel.
     elements, counts = count_elements(samples)
     found = np.linalg.lstsq(counts, differences, rcond=None)[0]
     return dict(zip(elements, found.tolist(), strict=True))
 
 
 def indistinct(samples: Sequence[Any]) -> str | None:
-    """Say why labels do not determine the energy of each element; None if they do."""
+    """Return the reason why labels do not determine the element energies; None if they do."""
     elements, counts = count_elements(samples)
     if np.linalg.matrix_rank(counts) == len(elements):
         return None
@@ -78,7 +81,7 @@ def indistinct(samples: Sequence[Any]) -> str | None:
 
 
 def symbol_of(number: int) -> str:
-    """Symbol of an element."""
+    """Return the symbol of an element."""
     from ase.data import chemical_symbols
 
     return str(chemical_symbols[number])

@@ -1,4 +1,9 @@
-"""Labels of atoms compared with what a model predicts: other units, signs, levels of theory."""
+"""Compare labels of structures with predictions, to find other units, signs or levels of theory.
+
+A pretrained model already predicts energies and forces of the right size. Labels in kcal/mol, or
+gradients in place of forces, therefore differ from predictions by a known factor. Such labels train
+without an error, so they are worth a warning.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +24,48 @@ PER_EV = {
 }
 """Number of each unit in one eV (CODATA 2018)."""
 BOHR = 0.529177
-"""Angstrom (CODATA 2018)."""
+"""One bohr in angstrom (CODATA 2018)."""
 CLOSE = 0.05
+"""Relative difference of a ratio of energies from a factor between units. Ratios are narrow, since
+baselines make up most of a total energy."""
 FAR = 1.0
-"""eV per atom beyond which labels are not of the energy that a baseline was fitted to."""
+"""Distance in eV per atom above which labels belong to another energy than the baseline."""
 NEARLY_ALL = 0.9
+"""Share of structures whose ratio must be close to a factor."""
 NEAR = 1.25
+"""Factor within which sizes of forces agree. Forces of another level of theory differ by this much;
+no two units do."""
 ALIKE = 0.7
 """Correlation of forces above which their size and sign can be compared."""
 SEVERAL = 5.0
+"""Ratio of the sizes of forces above which, or below whose inverse, a warning is given."""
 PRESSURES = {"GPa": 160.21766, "kbar": 1602.1766, "bar": 1602176.6}
 """Number of each unit of pressure in one eV/angstrom^3 (CODATA 2018)."""
 FEW = 4
-"""Structures below which their stress is not compared."""
+"""Number of structures below which stress is not compared: its variation is, not its mean."""
 
 
 def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list[str]:
-    """Return reasons to doubt that labels are of the energy and the unit of the target.
+    """Return reasons to doubt that labels have the unit and level of theory of the target.
 
-    Labels are compared with what the model predicts for them, for a new target with what it
-    predicts for an older one.
+    Labels are compared with the model's predictions of the target; those of a new target with
+    predictions of an older one.
 
     Parameters
     ----------
     backbone
         A model of atoms.
     run
-        Gives what it outputs for samples, see `molfun.backbones.base.Run`.
+        Function that returns the model's outputs for samples, see `molfun.backbones.base.Run`.
     target
         One of its energies.
     samples
-        Structures; some dozen suffice.
+        Structures; a few dozen suffice.
 
     Returns
     -------
     list of str
-        Texts for warnings; none if nothing does, or there is nothing to compare with.
+        Texts for warnings; empty if there is no doubt, or nothing to compare with.
     """
     known = _compared_with(backbone, target)
     if known is None or not samples:
@@ -71,7 +82,7 @@ def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list
     n_unusable = int((~np.isfinite(energies)).sum())
     if n_unusable:
         return [f"The model predicts NaN for {n_unusable} of the first {len(samples)} structures."]
-    # all in the unit of the target
+    # everything is compared in the unit of the target
     unit = backbone.targets[target]
     here = backbone.per_ev(unit)
     factor = here / backbone.per_ev(backbone.targets[known])
@@ -87,7 +98,7 @@ def doubts(backbone: Any, run: Any, target: str, samples: Sequence[Any]) -> list
 
 
 def _compared_with(backbone: Any, target: str) -> str | None:
-    """The energy whose predictions labels are compared with: the target, or an older one."""
+    """Return the energy to compare labels with: the target if it is fitted, else an older one."""
     names = (target, *backbone.targets)
     return next((name for name in names if backbone.baseline_of(name) is not None), None)
 
@@ -95,7 +106,7 @@ def _compared_with(backbone: Any, target: str) -> str | None:
 def _labelled_energies(
     samples: Sequence[Any], predicted: np.ndarray
 ) -> list[tuple[float, float, int, str]]:
-    """Label, prediction, number of atoms and reduced formula of each structure with a label."""
+    """Return label, prediction, number of atoms and reduced formula of each labelled structure."""
     return [
         (label, float(energy), len(sample.atoms), str(sample.atoms.symbols.formula.reduce()[0]))
         for sample, energy in zip(samples, predicted, strict=True)
@@ -106,8 +117,8 @@ def _labelled_energies(
 def _labelled(
     labels: Sequence[np.ndarray | None], predicted: Sequence[np.ndarray], factor: float
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels and predictions of the structures that have a label, flat and in one unit."""
-    # nothing was predicted where no structure has a label
+    """Return labels and predictions of the labelled structures, flat and in one unit."""
+    # not strict: without any label nothing was predicted, so the second list is empty
     pairs = zip(labels, predicted, strict=False)
     return [(label.ravel(), found.ravel() * factor) for label, found in pairs if label is not None]
 
@@ -124,6 +135,7 @@ def _doubt_energies(
         return None
     *columns, formulas = zip(*pairs, strict=True)
     labels, expected, sizes = map(np.array, columns)
+    # medians, here and below, since a single broken structure must not decide
     distance = float(np.median(np.abs(labels - expected) / sizes))
     text = (
         f"The labels of {target!r} lie {distance:.3g} {unit} an atom from what the model predicts "
@@ -135,12 +147,13 @@ def _doubt_energies(
         if abs(times - 1) < CLOSE or not _alike(ratios, times, compared):
             continue
         if known != target and len(set(formulas)) == 1 and compared is None:
-            continue  # on one formula, any shift of its elements is some factor
+            # with one formula, a shift of its element energies looks like a factor
+            continue
         return (
             f"{text} They are {np.nanmedian(ratios):.4g} times as large, so they are probably in "
             f"{name}: divide them by {times:.6g}."
         )
-    # another level of theory is what a new target is for
+    # a new target is meant for another level of theory, so its distance is no reason to warn
     if known != target or distance < FAR * here:
         return None
     return (
@@ -156,14 +169,14 @@ def _alike(ratios: np.ndarray, times: float, compared: tuple[float, float] | Non
         return False
     if compared is None or abs(compared[0]) < ALIKE:
         return True
-    # by angstrom, or by bohr
+    # forces may be per angstrom or per bohr
     return any(1 / NEAR < compared[1] / times / length < NEAR for length in (1.0, BOHR))
 
 
 def _compare_forces(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[float, float] | None:
-    """Correlation of labels with predictions, and how many times as large they are."""
+    """Return the correlation of labels with predictions, and the ratio of their sizes."""
     if not pairs:
         return None
     labels, expected = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
@@ -202,9 +215,10 @@ def _doubt_stress(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     volumes: Sequence[float],
 ) -> str | None:
-    """Say why labels may not be stress, from how they vary with predictions."""
+    """Return a reason to doubt that labels are stress in the right unit and sign, or None."""
     if len(pairs) < FEW:
         return None
+    # Virials first: times the volume and of the other sign, they could pass for a pressure.
     labels, expected = (np.array(column) for column in zip(*pairs, strict=True))
     if _match(labels / np.array(volumes)[:, None], expected) == "against":
         return (
@@ -235,6 +249,7 @@ def _other_pressure(name: str, factor: float, unit: str) -> str:
 
 def _match(labels: np.ndarray, expected: np.ndarray) -> str | None:
     """Compare sign (``"alike"`` or ``"against"``) and size of labels with predictions."""
+    # without the means: a constant pressure offset between levels of theory says nothing of units
     compared = _compare_forces(
         [
             (row, other)

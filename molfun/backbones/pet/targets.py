@@ -1,4 +1,4 @@
-"""The energies of a PET model: their description, their baseline and scale."""
+"""The targets (energies) of a PET model: their description, baseline and scale."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"(energy(/[\w-]+)?|mtt::[\w-]+(/[\w-]+)?)")
 FIT_BATCH = 256
-"""Structures that metatrain's fits take together."""
+"""Structures per batch in metatrain's fits."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Constant parts of an energy: ``scale * network + sum of per-element energies``.
+    """Constants of an energy: ``scale * network + sum of element energies``.
 
     Parameters
     ----------
     energies
         Energy of each atomic number, float64, in the unit of the target.
     scale
-        Factor on what the network gives.
+        Factor on the output of the network.
     """
 
     energies: torch.Tensor
@@ -51,7 +51,7 @@ class Baseline:
 def energy_info(
     unit: str, *, forces: bool = False, stress: bool = False, description: str = ""
 ) -> TargetInfo:
-    """Describe an energy to metatrain, with the derivatives that are wanted."""
+    """Return metatrain's description of an energy with the wanted derivatives."""
     try:
         return get_energy_target_info(
             "energy",
@@ -64,12 +64,12 @@ def energy_info(
 
 
 def is_energy(info: TargetInfo) -> bool:
-    """Return whether a target is one energy for each system."""
+    """Return whether a target is an energy with one value per system."""
     return bool(info.quantity == "energy" and info.is_scalar and info.sample_kind == "system")
 
 
 def describe(info: DatasetInfo) -> dict[str, Any]:
-    """A `DatasetInfo` as plain values."""
+    """Convert a `DatasetInfo` to plain values, which a checkpoint can hold without pickling."""
     return {
         "length_unit": info.length_unit,
         "atomic_types": list(info.atomic_types),
@@ -83,13 +83,13 @@ def _describe(info: TargetInfo) -> dict[str, str]:
         "quantity": info.quantity,
         "unit": info.unit,
         "description": info.description,
-        # shapes and names of blocks; metatensor has no form of its own in text
+        # shapes and names of blocks; metatensor has a binary form only
         "layout": base64.b64encode(bytes(layout.numpy())).decode("ascii"),
     }
 
 
 def dataset_info(description: Mapping[str, Any]) -> DatasetInfo:
-    """Turn what `describe` gave back into metatrain's own object."""
+    """Convert the result of `describe` back to a `DatasetInfo`."""
     return DatasetInfo(
         length_unit=str(description["length_unit"]),
         atomic_types=[int(n) for n in description["atomic_types"]],
@@ -109,6 +109,7 @@ def _target(description: Mapping[str, str]) -> TargetInfo:
 
 def baseline(model: Any, target: str) -> Baseline:
     """Read baseline and scale of a target from the buffers that are saved with the weights."""
+    # not from metatrain's own maps, which are only in step after `sync_tensor_maps`
     composition, scaler = model.additive_models[0], model.scaler
     block = mts.load_buffer(getattr(composition, f"{target}_composition_buffer").cpu()).block()
     energies = torch.zeros(max(model.atomic_types) + 1, dtype=torch.float64)
@@ -118,7 +119,8 @@ def baseline(model: Any, target: str) -> Baseline:
 
 
 def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequence[float]) -> None:
-    """Let metatrain fit the baseline and the scale of a new target to labels."""
+    """Fit the baseline and the scale of a new target to labels, by metatrain's own fits."""
+    # the baseline first: the scale is that of labels less their baseline
     data = Dataset.from_dict({"system": [system_of(a) for a in atoms], target: _labels(energies)})
     with _fitting(model, target):
         _fit_composition(model, data, {})
@@ -134,7 +136,8 @@ def fit_baseline(model: Any, target: str, atoms: Sequence[Any], energies: Sequen
 
 
 def set_baseline(model: Any, target: str, energies: Mapping[int, float], scale: float) -> None:
-    """Give a target this energy for each atomic number, and this scale."""
+    """Set the energy of each element, and the scale, of a target."""
+    # metatrain's fits also take fixed values, but not without data: one atom serves as such
     atom = System(
         types=torch.tensor([model.atomic_types[0]]),
         positions=torch.zeros(1, 3, dtype=torch.float64),
@@ -149,12 +152,15 @@ def set_baseline(model: Any, target: str, energies: Mapping[int, float], scale: 
 
 @contextlib.contextmanager
 def _fitting(model: Any, target: str) -> Iterator[None]:
-    """Restrict metatrain's fits to this target, and silence their progress messages."""
+    """Restrict metatrain's fits to this target within a block, and silence their progress log.
+
+    On its own, metatrain (2026.4) fits every target that it finds new.
+    """
     composition, scaler = model.additive_models[0], model.scaler
     composition._new_outputs, scaler.new_outputs = [target], [target]
     composition.target_infos = {target: model.dataset_info.targets[target]}
     scaler.target_infos = dict(composition.target_infos)
-    # the fits leave the other targets alone, but read their names from these
+    # the fits change no other target, but they read their names here and look for their labels
     kept = composition.dataset_info, scaler.dataset_info
     composition.dataset_info = scaler.dataset_info = DatasetInfo(
         length_unit=model.dataset_info.length_unit,
@@ -211,9 +217,9 @@ def _labels(energies: Sequence[float]) -> list[TensorMap]:
 
 
 def system_of(atoms: Any) -> System:
-    """A structure as metatomic's system; vectors of the cell count where there is a boundary."""
+    """Convert a structure to metatomic's system; only periodic cell vectors are kept."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the others are left out
+        warnings.simplefilter("ignore", UserWarning)  # about cell vectors that are not periodic
         return systems_to_torch(atoms, dtype=torch.float64)
 
 
@@ -223,7 +229,7 @@ class _quiet:  # noqa: N801  (a context, used as a verb)
     def __enter__(self) -> None:
         self._level = logging.root.manager.disable
         logging.disable(logging.INFO)
-        # logging.info, which metatrain calls, gives a root without handlers one for good
+        # metatrain calls logging.info, which adds a handler to a root logger without one for good
         self._handler = logging.NullHandler()
         logging.root.addHandler(self._handler)
 
@@ -233,25 +239,26 @@ class _quiet:  # noqa: N801  (a context, used as a verb)
 
 
 def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_old: bool) -> None:
-    """Give the model another energy, with a head of its own.
+    """Add another energy with a head of its own to a model.
 
     Parameters
     ----------
     model
-        Changed in place.
+        metatrain's model; changed in place.
     name
-        New name: ``energy/<variant>``, or ``mtt::<name>``.
+        Name of the new target: ``energy/<variant>``, or ``mtt::<name>``.
     unit
         Unit of its labels.
     inherit
-        Target whose head it starts from; None starts from random weights.
+        Target whose head is copied; None starts from a random head.
     keep_old
-        False drops all other targets, and their heads.
+        Whether to keep the other targets and their heads.
 
     Raises
     ------
     ConfigError
-        If the name is there already, `inherit` is not, or metatrain refuses it.
+        If the model has a target of that name, has no target `inherit`, or metatrain refuses the
+        name.
     """
     present = list(model.dataset_info.targets)
     if name in present:
@@ -279,6 +286,7 @@ def add_target(model: Any, name: str, *, unit: str, inherit: str | None, keep_ol
         raise ConfigError(f"metatrain refuses the target {name!r}: {error}") from error
     if inherit is not None:
         copy_head_weights(model, inherit, name)
+    # metatrain would drop these old targets at the end of its own training; here `keep_old` decides
     model._stale_finetune_targets = []
     if not keep_old:
         for old in present:
@@ -297,23 +305,23 @@ def _remove(model: Any, name: str) -> None:
 def as_systems(
     batch: Mapping[str, torch.Tensor], options: Any, dtype: torch.dtype, turn: bool
 ) -> tuple[list[System], torch.Tensor | None]:
-    """The structures of a packed batch as metatomic's systems, turned at random where asked.
+    """Convert the structures of a packed batch to metatomic's systems, rotated at random if asked.
 
     Parameters
     ----------
     batch
-        As `AtomisticBackbone.collate` gives it.
+        Result of `AtomisticBackbone.collate`.
     options
-        The neighbour list the model asks for.
+        The neighbour list that the model asks for.
     dtype
-        Type of the model.
+        Type of the model's weights.
     turn
-        Whether each structure is turned, and mirrored or not, at random (O(3)).
+        Whether each structure is rotated, and half of them mirrored, at random (O(3)).
 
     Returns
     -------
     systems, turns
-        The systems, and the (batch, 3, 3) matrices they were multiplied by from the right.
+        The systems, and the (batch, 3, 3) matrices that multiplied their vectors from the right.
     """
     sizes = batch["shape"].tolist()
     turns = random_turns(len(sizes)).to(batch["positions"]) if turn else None
@@ -329,6 +337,7 @@ def as_systems(
         positions, cell = batch["positions"][inside], batch["cell"][i]
         vectors = batch["vectors"][between]
         if turns is not None:
+            # after the neighbour search, whose lists are kept: a rotation changes no distance
             positions, cell, vectors = positions @ turns[i], cell @ turns[i], vectors @ turns[i]
         system = System(
             positions=positions.to(dtype),
@@ -348,13 +357,14 @@ def as_systems(
 
 
 def random_turns(n: int) -> torch.Tensor:
-    """Rotations, half of them with a mirror, uniform over O(3): (n, 3, 3) float64.
+    """Draw rotations, half of them with a reflection, uniform over O(3): (n, 3, 3) float64.
 
-    Drawn from torch's generator on the CPU, so that a resumed run draws the same ones.
+    They come from torch's generator on the CPU, so that a resumed run draws the same ones.
 
     References
     ----------
     Mezzadri 2007, "How to generate random matrices from the classical compact groups".
     """
+    # QR alone is not uniform, since LAPACK fixes the signs; those of r's diagonal undo that
     q, r = torch.linalg.qr(torch.randn(n, 3, 3, dtype=torch.float64))
     return q * torch.diagonal(r, dim1=-2, dim2=-1).sign().unsqueeze(-2)

@@ -1,4 +1,7 @@
-"""Read and write metatrain's own checkpoints, which are pickles, without running what they hold."""
+"""Read and write metatrain's own checkpoints, which are pickles, without executing their content.
+
+metatrain reads them with ``weights_only=False``, which runs whatever code a file holds.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,29 @@ from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, UnsafeFileError
 
 TRUSTED = "MOLFUN_TRUSTED_FILES"
-"""Environment variable: a file with the sha256 of trusted checkpoints, one per line."""
+"""Environment variable with the path of a list of trusted checkpoints: one sha256 per line."""
 
 
 def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
     """Read a ``.ckpt`` of metatrain with torch's restricted unpickler.
 
-    Nothing but tensors, plain containers, metatensor's own data and the two classes that describe
-    data sets are made; a file that asks for anything else is refused, trusted or not.
+    Only tensors, plain containers, metatensor's own data and the two classes that describe data
+    sets are created; a file that asks for anything else is refused, trusted or not.
 
     Parameters
     ----------
     path
         The file.
     trust
-        Whether the user trusts it. Otherwise its sha256 has to be in the list that the
-        environment variable MOLFUN_TRUSTED_FILES names.
+        Whether the user trusts the file. If not, its sha256 has to be in the list at the path in
+        the environment variable MOLFUN_TRUSTED_FILES.
 
     Raises
     ------
     UnsafeFileError
-        If it is not trusted, or asks for more than a checkpoint needs.
+        If the file is not trusted, or asks for more than a checkpoint needs.
     CheckpointError
-        If it is missing, damaged, or no checkpoint of PET.
+        If the file is missing, damaged, or no checkpoint of PET.
     """
     path = as_path(path)
     if path.is_dir():
@@ -62,7 +65,8 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
     from metatrain.utils.data import DatasetInfo
     from metatrain.utils.data.target_info import TargetInfo
 
-    # besides tensors and containers; "__builtin__" is how the oldest of them spell it
+    # In addition to tensors and containers. torch.ScriptObject is metatensor's data, which its own
+    # C++ code reads; the oldest checkpoints spell `set` with "__builtin__".
     allowed: list[Any] = [DatasetInfo, TargetInfo, torch.ScriptObject, (set, "__builtin__.set")]
     content = load_torch(path, allow=allowed)
     kind = content.get("architecture_name") if isinstance(content, dict) else None
@@ -93,7 +97,7 @@ def _is_listed(path: Path) -> bool:
 
 
 def model_of(content: Mapping[str, Any], path: str | Path) -> Any:
-    """The model in a checkpoint, brought to the installed version, adapters folded in.
+    """Build the model in a checkpoint, upgraded to the installed version, adapters folded in.
 
     Raises
     ------
@@ -103,6 +107,7 @@ def model_of(content: Mapping[str, Any], path: str | Path) -> Any:
     from metatrain.utils.io import model_from_checkpoint
 
     try:
+        # "finetune" is metatrain's context for a module that trains, with the best weights
         model = model_from_checkpoint(dict(content), context="finetune")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -114,7 +119,11 @@ def model_of(content: Mapping[str, Any], path: str | Path) -> Any:
 
 @torch.no_grad()
 def fold_adapters(model: nn.Module) -> None:
-    """Put the low-rank adapters of metatrain's own kind into the weights they adapt."""
+    """Merge metatrain's own low-rank adapters into the weights they adapt.
+
+    metatrain cannot merge them, and a model with them does not load again (its state dict lacks the
+    configuration of the adapters).
+    """
     from metatrain.pet.modules.finetuning import LoRALinear
 
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, LoRALinear)]
@@ -128,5 +137,5 @@ def fold_adapters(model: nn.Module) -> None:
 
 def write_checkpoint(model: Any, path: str | Path) -> None:
     """Write a ``.ckpt`` that metatrain itself loads, exports and trains on."""
-    # metatrain says on loading from which epoch the weights are
+    # metatrain needs both numbers: it logs on loading from which epoch the weights are
     save_torch(path, {**model.get_checkpoint(), "epoch": 0, "best_epoch": 0})

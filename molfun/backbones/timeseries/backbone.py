@@ -1,4 +1,4 @@
-"""Time series behind the backbone interface."""
+"""Encoders of time series behind the `Backbone` interface."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ from molfun.trunk import TrunkOutput, padded_cat
 
 DEFAULT_ENCODER = "transformer"
 FEW_SAMPLES = 2
+"""Observed values that a feature needs for a standard deviation."""
 
 
 class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
     """An encoder of multivariate time series with missing values.
 
-    Values are brought to mean 0 and deviation 1 in each feature, as they are over the training
-    data of the first `fit` or `pretrain`; the scale is part of the weights.
+    Values are standardised to mean 0 and standard deviation 1 per feature. The scale is learned
+    from the training data of the first `fit` or `pretrain`, and is part of the weights.
 
     Parameters
     ----------
     config
         Registered name of an encoder (``"transformer"``, ``"gru_d"``, ``"linear"``), its settings
-        as a dict with ``name``, or a configuration object. None takes what `weights` were trained
-        with, else a transformer.
+        as a dict with ``name``, or a configuration object. None takes the settings stored with
+        `weights`, or a transformer without.
     weights
         ``weights.safetensors`` of a pre-training run, or an encoder's ``.pt`` or ``.ckpt``; None
         starts from random weights.
     seed
         Seed of the random weights.
     d_input
-        Features of the series, where `config` does not say.
+        Number of features of the series, if `config` does not have it.
     standardize
-        Whether values are brought to mean 0 and deviation 1; None does what `weights` were trained
-        with, else it does.
+        Whether values are standardised; None takes the setting stored with `weights`, or True
+        without.
 
     Raises
     ------
     ConfigError
-        If a setting is unknown or has no sense.
+        If a setting is unknown or not allowed.
     CheckpointError
-        If the weights do not fit.
+        If the weights do not match the encoder.
 
     Examples
     --------
@@ -114,7 +115,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
     # --- input ---------------------------------------------------------------------------------
 
     def featurize(self, sample: Sample) -> Features:
-        """Values and mask of one series: (time, features) each.
+        """Return values and mask of one series: (time, features) each.
 
         Raises
         ------
@@ -136,11 +137,11 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         Raises
         ------
         DataError
-            With their places in the batch.
+            If there are any; the text has their positions in the batch.
         """
         values = batch.get("timeseries")
         if values is None or values.ndim != 3:
-            return  # a message of its own follows
+            return  # `forward` raises an error about the shape
         observed = ~torch.isnan(values)
         for name in ("mask", "padding_mask"):
             given = batch.get(name)
@@ -180,17 +181,17 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return values, mask
 
     def check(self, sample: Sample) -> None:
-        """Refuse what `featurize` could not take.
+        """Refuse a sample that `featurize` cannot take.
 
         Raises
         ------
         DataError
-            Naming the sample.
+            If it cannot; the text names the sample.
         """
         self._arrays(sample)
 
     def split(self, batch: Features) -> list[Features]:
-        """The features of each series of a batch, without padding."""
+        """Return the features of each series of a batch, without padding."""
         values = batch["timeseries"]
         _, mask, padding_mask = self._inputs(batch)
         rows = []
@@ -211,15 +212,17 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
 
     @torch.no_grad()
     def fit_inputs(self, samples: Iterable[Sample], run: Run | None = None) -> None:  # noqa: ARG002
-        """Take mean and deviation of each feature's observed values, the first time only."""
+        """Learn mean and standard deviation of each feature's observed values, once only."""
         if self.inputs_fitted or not self.standardize:
             return
+        # Sums in float64, in one pass over data that may not fit into memory. Shifted by the mean
+        # of the first series: without, E[x^2] - E[x]^2 loses all digits if the mean is large.
         count = total = squares = torch.zeros(self.d_input, dtype=torch.float64)
         shift: torch.Tensor | None = None
         for sample in samples:
             values, mask = self._arrays(sample)
             wide, observed = values.double().nan_to_num(0.0), mask.double()
-            if shift is None:  # the mean may be large compared with the deviation
+            if shift is None:
                 shift = (wide * observed).sum(0) / observed.sum(0).clamp(min=1)
             off = (wide - shift) * observed
             count, total = count + observed.sum(0), total + off.sum(0)
@@ -230,14 +233,15 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         mean = total / known
         std = (squares / known - mean.square()).clamp(min=0).sqrt()
         scale = (shift + mean).abs().clamp(min=1e-12)
-        # a feature that never varies stays as it is, but for its mean
+        # A feature that never varies is shifted only: its deviation is rounding, and dividing by it
+        # would blow up the first value that differs.
         std = torch.where((count >= FEW_SAMPLES) & (std > 1e-7 * scale), std, torch.ones_like(std))
         self.input_mean.copy_(shift + mean)
         self.input_std.copy_(std)
         self.inputs_fitted.fill_(value=True)
 
     def featurize_key(self) -> str:
-        """Settings that decide features."""
+        """Return the settings that decide the features."""
         return json.dumps([self.name, self.d_input])
 
     # --- forward -------------------------------------------------------------------------------
@@ -248,9 +252,9 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         Parameters
         ----------
         batch
-            ``timeseries`` (batch, time, features); optionally ``mask`` of the same shape, True
-            where observed (else all but NaN is), and ``padding_mask`` (batch, time), True for time
-            steps that are no padding (else all are).
+            ``timeseries`` (batch, time, features); optionally ``mask`` of the same shape, True for
+            observed values (without it, all that are not NaN), and ``padding_mask`` (batch, time),
+            False for padding (without it, there is none).
         outputs
             Names among ``single`` (one vector per time step), ``mean`` and ``cls``.
         """
@@ -258,7 +262,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return self._output(self.encoder(x, mask, padding_mask), padding_mask, outputs)
 
     def encode(self, batch: Features) -> torch.Tensor:
-        """One vector per time step, (batch, time, channels), for objectives.
+        """Return one vector per time step, (batch, time, channels), for objectives.
 
         Raises
         ------
@@ -269,7 +273,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return single
 
     def scaled(self, timeseries: torch.Tensor) -> torch.Tensor:
-        """Values as the encoder sees them: mean 0 and deviation 1 over the training data."""
+        """Standardise values to mean 0 and standard deviation 1 over the training data."""
         return (timeseries - self.input_mean) / self.input_std
 
     def _inputs(self, batch: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -311,21 +315,22 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
         return TrunkOutput.from_tensors(found)
 
     def splits_before(self, block: int, outputs: Sequence[str]) -> bool:  # noqa: ARG002
-        """Return True before every layer, where the encoder has layers."""
+        """Return True for every layer, if the encoder has layers."""
         return block > 0 and isinstance(self.encoder, LayeredEncoder)
 
     def run_prefix(self, batch: Features, block: int) -> Features:
-        """The embedding and the layers before `block`: ``hidden`` (batch, time, channels)."""
+        """Run the embedding and the layers before `block`: ``hidden`` (batch, time, channels)."""
         x, mask, padding_mask = self._inputs(batch)
         encoder: Any = self.encoder
         hidden = encoder.run_layers(encoder.embedding(x, mask), padding_mask, range(block))
         if encoder.has_cls:
-            # apart from the time steps, so that series of all lengths are padded in one way
+            # The summary token is stored apart, so that ``hidden`` and the padding mask have the
+            # same time steps when series of different lengths are padded.
             return {"hidden": hidden[:, 1:], "first": hidden[:, 0], "padding_mask": padding_mask}
         return {"hidden": hidden, "padding_mask": padding_mask}
 
     def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """The layers from `block` on."""
+        """Run the layers from `block` on."""
         encoder: Any = self.encoder
         hidden, padding_mask = state["hidden"], state["padding_mask"]
         if "first" in state:
@@ -336,7 +341,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
     # --- parts ---------------------------------------------------------------------------------
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of the encoder; an encoder without layers is one block."""
+        """Layers of the encoder; an encoder without layers is one block."""
         if isinstance(self.encoder, LayeredEncoder):
             return list(self.encoder.layers)
         return [self.encoder]
@@ -358,7 +363,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
             return Layer("block", int(parts[2]))
         if parts[1] == "embedding":
             return Layer("embedder")
-        return Layer("block", len(self.encoder.layers) - 1)  # what follows goes with the last
+        return Layer("block", len(self.encoder.layers) - 1)  # norms after the last layer
 
     @property
     def config_dict(self) -> dict[str, Any]:
@@ -376,21 +381,22 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
 def with_stored(
     config: str | Mapping[str, Any] | EncoderConfig | None, stored: Mapping[str, Any] | None
 ) -> str | Mapping[str, Any] | EncoderConfig | None:
-    """Settings of an encoder, those that are left out as in the file of its weights."""
+    """Return the settings of an encoder, completed by those stored with its weights."""
     if stored is None or isinstance(config, EncoderConfig):
         return config
     given: Mapping[str, Any] = {"name": config} if isinstance(config, str) else config or {}
+    # settings of another kind of encoder mean nothing here; its weights are refused later
     other = given.get("name", stored.get("name")) != stored.get("name")
     return config if other else {**stored, **given}
 
 
 def same_scale(standardize: bool | None, stored: StoredWeights) -> bool | None:
-    """Return whether values are standardised: as they were for the weights.
+    """Return whether values are standardised: as in the training of the weights.
 
     Raises
     ------
     ConfigError
-        If the weights were trained the other way.
+        If `standardize` contradicts that.
     """
     if stored.standardize is None:
         return standardize
@@ -404,7 +410,7 @@ def same_scale(standardize: bool | None, stored: StoredWeights) -> bool | None:
 
 
 def resolve(config: str | Mapping[str, Any] | EncoderConfig, d_input: int | None) -> Any:
-    """A configuration object from a name, settings, or such an object.
+    """Return the configuration object for a name, a dict of settings, or such an object.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Read the weights of an encoder, however they were saved."""
+"""Read the weights of an encoder in every format that they are saved in."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ logger = logging.getLogger(__name__)
 ENCODER_VERSION = 3
 """Version of the ``.pt`` layout: encoder_state_dict, encoder_config, version."""
 SCALE = ("input_mean", "input_std", "inputs_fitted")
-"""Tensors of the backbone that are not the encoder's."""
+"""Tensors of the backbone that are not part of the encoder."""
 _PREFIXES = re.compile(r"^(model\.)?(module\.)?(backbone\.)?")
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Tensors of a file under the backbone's names.
+    """Content of a weight file, with tensors under the backbone's names.
 
     Parameters
     ----------
     path
         The file.
     tensors
-        ``encoder.*`` and, where the file has them, mean and deviation of the features.
+        ``encoder.*`` and, if the file has them, mean and standard deviation of the features.
     encoder
-        Name and settings of the encoder, where the file tells.
+        Name and settings of the encoder; None if the file does not have them.
     standardize
-        Whether it was trained on standardised values, where the file tells.
+        Whether the encoder was trained on standardised values; None if the file does not say.
     features
-        Names of the features it was trained on, where the file tells.
+        Names of the features the encoder was trained on; None if the file does not have them.
     """
 
     path: Path
@@ -64,6 +64,8 @@ def read_weights(path: str | Path) -> StoredWeights:
         If it holds anything but tensors and plain values.
     """
     path = as_path(path)
+    # three formats: Molfun's own, `save_encoder` of the Lightning modules, and a Trainer's
+    # checkpoint
     if is_safetensors(path):
         tensors = load_safetensors(path)
         notes = read_metadata(path)
@@ -91,10 +93,11 @@ def read_weights(path: str | Path) -> StoredWeights:
 
 
 def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """Weights of the encoder under the backbone's names; those of objectives are left out."""
+    """Return the encoder's weights under the backbone's names; leave out those of objectives."""
     plain = tensors_in(tensors)
     named = {_PREFIXES.sub("", name): tensor for name, tensor in plain.items()}
     found = {n: t for n, t in named.items() if n.startswith("encoder.") or n in SCALE}
+    # a bare state dict of an encoder has no prefix; with a head in it, it is of another model
     if not found and not any(name.startswith("head.") for name in plain):
         found = {f"encoder.{name}": tensor for name, tensor in plain.items()}
     if not found:
@@ -103,16 +106,17 @@ def _named(tensors: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(backbone: nn.Module, stored: StoredWeights) -> None:
-    """Put stored weights into a backbone.
+    """Load stored weights into a backbone.
 
     Raises
     ------
     CheckpointError
-        Naming the settings that differ, and the weights that do not fit.
+        If weights do not match; the text names them, and the settings that differ.
     """
     differing = _differing(backbone, stored)
     target = backbone.state_dict()
     fitted, report = fit_keys(stored.tensors, target, lambda name: name)
+    # without its scale an encoder can still train: it is then learned from the data
     missing = [n for n in report.missing if n not in SCALE]
     wrong = shape_conflicts(fitted, target)
     if missing or wrong or report.unexpected:

@@ -1,7 +1,7 @@
 """Encoders of time series, and the registries to add more.
 
-``ENCODER_REGISTRY["my_encoder"] = MyEncoder`` suffices where the class names its configuration in
-``config_class``; ``ENCODER_CONFIG_REGISTRY["my_encoder"] = MyEncoderConfig`` names it otherwise.
+``ENCODER_REGISTRY["my_encoder"] = MyEncoder`` is enough if the class sets ``config_class``;
+otherwise ``ENCODER_CONFIG_REGISTRY["my_encoder"] = MyEncoderConfig`` registers its configuration.
 """
 
 from molfun._lazy import attach

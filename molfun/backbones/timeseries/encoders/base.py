@@ -31,11 +31,11 @@ class EncoderConfig:
     name
         Registered name of the encoder.
     d_input
-        Features of the series; taken from the data where a data set is at hand.
+        Number of features of the series; taken from the data set if there is one.
     d_model
         Channels of the encoding.
     dropout
-        Share of the activations that is dropped in training.
+        Probability with which activations are dropped in training.
     """
 
     name: str = ""
@@ -57,7 +57,7 @@ class EncoderConfig:
 
 
 class BaseEncoder(nn.Module, ABC):
-    """Maps a series with missing values to one vector per time step, or to one in all.
+    """Map a series with missing values to one vector per time step, or to one per series.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class BaseEncoder(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("projection",)
     """Module-name suffixes that LoRA adapts by default."""
     has_cls: bool = False
-    """True if a summary token precedes the time steps in what `forward` gives."""
+    """True if a summary token precedes the time steps in the output of `forward`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -91,24 +91,24 @@ class BaseEncoder(nn.Module, ABC):
         mask
             True where a value was observed; None means everywhere.
         padding_mask
-            True for time steps of the series, False for padding behind it; None means no padding.
+            True for time steps of the series, False for padding after it; None means no padding.
 
         Returns
         -------
         torch.Tensor
-            (batch, time, d_model), with one step more in front if `has_cls`; or (batch, d_model)
-            from encoders that give one vector per series.
+            (batch, time, d_model), with a summary token in front if `has_cls`; or (batch, d_model)
+            from encoders with one vector per series.
         """
 
 
 class LayeredEncoder(BaseEncoder):
-    """An encoder of an embedding, layers one after the other, and an end.
+    """An encoder that consists of an embedding, consecutive layers, and a final step.
 
-    Strategies can train some of the layers, and the frozen-prefix cache keeps what the others give.
+    Strategies can train some of the layers; the frozen-prefix cache keeps the output of the others.
     """
 
     embedding: nn.Module
-    """From values and mask to what enters the first layer."""
+    """Module that maps values and mask to the input of the first layer."""
     layers: nn.ModuleList
 
     @abstractmethod
@@ -119,7 +119,7 @@ class LayeredEncoder(BaseEncoder):
 
     @abstractmethod
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Turn the output of the last layer into what `forward` gives."""
+        """Turn the output of the last layer into that of `forward`."""
 
     def forward(
         self,
@@ -136,7 +136,7 @@ class LayeredEncoder(BaseEncoder):
 def complete(
     x: torch.Tensor, mask: torch.Tensor | None, padding_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both masks, where they were left out, all True."""
+    """Return both masks; one that was left out is True everywhere."""
     if mask is None:
         mask = torch.ones_like(x, dtype=torch.bool)
     if padding_mask is None:

@@ -1,4 +1,4 @@
-"""GRU-D: a recurrent network that lets what it last saw decay."""
+"""GRU-D: a recurrent network in which the last observed values, and the state, decay with time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ class GRUDConfig(EncoderConfig):
 
 
 class Decay(nn.Module):
-    """Fill gaps with the last value, which fades towards the mean at a rate learned by feature."""
+    """Fill gaps with the last value, which decays to the mean at a learned rate per feature.
+
+    The mean is 0, since values are standardised (Che et al. 2018 decay to the empirical mean).
+    """
 
     def __init__(self, d_input: int) -> None:
         super().__init__()
-        # above 0, where the ReLU has a gradient
+        # starts above 0: at 0 or below the ReLU has no gradient, and the rate would never learn
         self.rate = nn.Parameter(torch.full((d_input,), 0.05))
         self.offset = nn.Parameter(torch.zeros(d_input))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Filled values, mask and gaps: (batch, time, 3 d_input)."""
+        """Return filled values, mask and gaps: (batch, time, 3 d_input)."""
         last, gaps = last_observed(x, mask)
         decay = torch.exp(-functional.relu(gaps * self.rate + self.offset))
         observed = mask.to(x.dtype)
@@ -37,9 +40,10 @@ class Decay(nn.Module):
 
 
 class DecayingGRU(nn.Module):
-    """The recurrence: a gated recurrent unit whose state decays with the time since a value.
+    """Gated recurrent unit whose state decays with the time since the last observed values.
 
-    The products with the inputs are one for all time steps.
+    The products with the inputs run once for all time steps; only those with the state have to run
+    step by step.
 
     Parameters
     ----------
@@ -48,7 +52,7 @@ class DecayingGRU(nn.Module):
 
     References
     ----------
-    Cho et al. 2014 for the gates, in the form of ``torch.nn.GRU``.
+    Che et al. 2018; Cho et al. 2014 for the gates, in the form of ``torch.nn.GRU``.
     """
 
     def __init__(self, d_input: int, d_model: int) -> None:
@@ -58,7 +62,7 @@ class DecayingGRU(nn.Module):
         self.state_gates = nn.Linear(d_model, 3 * d_model)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """States (batch, time, d_model) from filled values, masks and gaps (batch, time, 3 d)."""
+        """Map filled values, masks and gaps (batch, time, 3 d) to states (batch, time, d_model)."""
         values_and_mask, gaps = inputs.tensor_split([2 * inputs.shape[-1] // 3], dim=-1)
         decays = torch.exp(-functional.relu(self.state_decay(gaps))).unbind(1)
         gates = self.input_gates(values_and_mask).unbind(1)
@@ -70,7 +74,8 @@ class DecayingGRU(nn.Module):
             own_reset, own_update, own_new = self.state_gates(state).chunk(3, -1)
             update = torch.sigmoid(update + own_update)
             new = torch.tanh(new + torch.sigmoid(reset + own_reset) * own_new)
-            # the state stays in float32 where autocast computes gates in half precision
+            # The state stays in float32 while autocast computes gates in half precision: it is
+            # updated once per step, and rounding errors would add up over long series.
             state = torch.lerp(new.to(state), state, update.to(state))
             states.append(state)
         return torch.stack(states, dim=1)
@@ -79,9 +84,9 @@ class DecayingGRU(nn.Module):
 class GRUDEncoder(LayeredEncoder):
     """GRU-D for series whose gaps carry information.
 
-    A missing value is the last observed one, pulled towards the mean of the training set (0 after
-    standardisation) the longer ago that was; the state of the network decays likewise. Both rates
-    are learned. Gaps are counted in steps.
+    A missing value is replaced by the last observed one, which decays towards the mean of the
+    training set (0 after standardisation) with the time since; the state of the network decays in
+    the same way. Both rates are learned. Gaps are counted in steps.
 
     Parameters
     ----------
@@ -111,20 +116,20 @@ class GRUDEncoder(LayeredEncoder):
     def run_layers(
         self, hidden: torch.Tensor, padding_mask: torch.Tensor, which: range
     ) -> torch.Tensor:
-        """The recurrence; padding comes last, so it has no influence on the steps before."""
+        """Run the recurrence; padding comes last, so it cannot influence the steps before it."""
         del padding_mask
         for i in which:
             hidden = self.layers[i](hidden)
         return hidden
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Dropout in training."""
+        """Apply dropout, in training."""
         out: torch.Tensor = self.dropout(hidden)
         return out
 
 
 def last_observed(x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each step the last value observed before it (0 if none), and how many steps ago.
+    """Return for each step the last value observed before it (0 if none), and its age in steps.
 
     Examples
     --------
@@ -134,6 +139,7 @@ def last_observed(x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, to
     ([0.0, 5.0, 5.0, 5.0], [0.0, 1.0, 2.0, 3.0])
     """
     steps = torch.arange(x.shape[1], device=x.device)[None, :, None]
+    # running maximum of the observed positions: all steps at once instead of a loop over time
     seen = torch.where(mask, steps, torch.full_like(steps, -1)).cummax(dim=1).values
     before = functional.pad(seen[:, :-1], (0, 0, 1, 0), value=-1)
     last = torch.where(before >= 0, x.gather(1, before.clamp(min=0)), torch.zeros_like(x))

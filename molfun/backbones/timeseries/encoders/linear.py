@@ -1,4 +1,4 @@
-"""One linear map of every time step: what any other encoder has to beat."""
+"""A linear map of every time step, as a baseline for other encoders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LinearConfig(EncoderConfig):
 
 
 class LinearEncoder(BaseEncoder):
-    """A linear map of the values of a time step and of which were observed.
+    """A linear map of the values of a time step and of their mask.
 
     Examples
     --------

@@ -27,18 +27,18 @@ class TransformerConfig(EncoderConfig):
     Parameters
     ----------
     n_layers, n_heads
-        Layers, and attention heads in each.
+        Number of layers, and of attention heads in each.
     d_ff
         Width of the feed-forward part; None means four times `d_model`.
     activation
         ``"gelu"``, ``"relu"`` or ``"silu"``.
     prenorm
-        Normalise what enters each part of a layer (True) or what leaves it.
+        Whether to normalise the input (True) or the output (False) of each part of a layer.
     obs_aware
-        Tell the encoder which values were observed, besides putting the learned token for missing
-        values in the place of the others.
+        Whether to embed the mask as well. Missing values are replaced by a learned token either
+        way.
     cls
-        Put a learned token in front, whose encoding stands for the series.
+        Whether to put a learned token in front, whose encoding summarises the series.
     """
 
     name: str = "transformer"
@@ -58,6 +58,7 @@ class TransformerConfig(EncoderConfig):
                 found.append(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not found and self.d_model % self.n_heads:
             found.append(f"d_model={self.d_model} must be a multiple of n_heads={self.n_heads}.")
+        # positions are pairs of a sine and a cosine
         if not found and self.d_model % 2:
             found.append(f"d_model must be even, got {self.d_model}.")
         if self.activation not in ACTIVATIONS:
@@ -91,7 +92,7 @@ class TransformerLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
-        """Run on (batch, time, channels); `keys` (batch, 1, 1, time) is True where seen."""
+        """Run on (batch, time, channels); `keys` (batch, 1, 1, time) is False for padding."""
         if self.prenorm:
             x = x + self._attend(self.attention_norm(x), keys)
             return x + self._feed(self.feed_forward_norm(x))
@@ -114,11 +115,12 @@ class TransformerLayer(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Values or the token for missing ones, which are which, and the time."""
+    """Embedding of values (a learned token for missing ones), their mask, and the time."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.d_model
+        # starts as the mean of the data, which is 0 after standardisation
         self.missing_token = nn.Parameter(torch.zeros(config.d_input))
         self.values = nn.Linear(config.d_input, width)
         self.observed = nn.Linear(config.d_input, width, bias=False) if config.obs_aware else None
@@ -126,11 +128,12 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Embed (batch, time, features) to (batch, time, channels), the token in front."""
+        """Embed (batch, time, features) to (batch, time, channels), the summary token in front."""
         hidden = self.values(torch.where(mask, x, self.missing_token))
         if self.observed is not None:
             hidden = hidden + self.observed(mask.to(hidden.dtype))
         hidden = hidden + positions(x.shape[1], hidden.shape[-1]).to(hidden)
+        # after the positions, as the token has none
         if self.cls_token is not None:
             first = self.cls_token.to(hidden).expand(len(hidden), 1, -1)
             hidden = torch.cat([first, hidden], dim=1)
@@ -141,8 +144,8 @@ class Embedding(nn.Module):
 class TransformerEncoder(LayeredEncoder):
     """Transformer over time steps, with a learned token for missing values.
 
-    Time enters as sines and cosines of the step's number, so that no length is too long for it;
-    memory and time grow with the square of the length in attention: cut series of many thousand
+    Time is embedded as sines and cosines of the step number, so that any length can be encoded.
+    Memory and time of attention grow with the square of the length: cut series of many thousand
     steps into windows.
 
     Parameters
@@ -172,6 +175,7 @@ class TransformerEncoder(LayeredEncoder):
     ) -> torch.Tensor:
         """Run some of the layers; no step attends to padding."""
         keys = None
+        # without padding there is no mask, so that attention can use its fastest kernels
         if not bool(padding_mask.all()):
             if self.has_cls:
                 padding_mask = functional.pad(padding_mask, (1, 0), value=True)
@@ -181,13 +185,13 @@ class TransformerEncoder(LayeredEncoder):
         return hidden
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The last norm."""
+        """Apply the last norm (pre-norm layers leave their output unnormalised)."""
         normed: torch.Tensor = self.final_norm(hidden)
         return normed
 
 
 def positions(length: int, width: int) -> torch.Tensor:
-    """Sines and cosines of the step's number: (length, width).
+    """Return sines and cosines of the step number: (length, width).
 
     References
     ----------
