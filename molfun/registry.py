@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, ContractError, MolfunError
 from molfun.text import unknown_name
+
+logger = logging.getLogger(__name__)
 
 
 class Registry:
@@ -45,6 +48,8 @@ class Registry:
         self._entries: dict[str, Any] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._about: dict[str, dict[str, Any]] = {}
+        self._packages: dict[str, str] = {}
+        self._left_out: set[str] = set()
         self._scanned = False
 
     def register(
@@ -66,6 +71,7 @@ class Registry:
             self._about[name] = about
 
         def decorate(cls: type) -> type:
+            self._check_name(name, cls)
             self._entries[name] = cls
             return cls
 
@@ -114,10 +120,50 @@ class Registry:
         name, _ = self.resolve(name)
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = getattr(importlib.import_module(module), attribute)
+            entry = self._imported(name, entry)
+            self._check_name(name, entry)
             self._entries[name] = entry
         return entry
+
+    def _imported(self, name: str, path: str) -> Any:
+        module, _, attribute = path.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            if name not in self._packages:
+                raise  # Molfun's own parts say which package is missing, and how to get it
+            raise ConfigError(
+                f"The {self.singular} {name!r} of the installed package {self._packages[name]} "
+                f"cannot be imported from {path!r} ({type(error).__name__}: {error}). Repair or "
+                f"uninstall that package."
+            ) from error
+
+    def _check_name(self, name: str, cls: Any) -> None:
+        """Refuse a class that checkpoints would refer to under another name than this one."""
+        own = getattr(cls, "name", name)
+        if isinstance(own, str) and own != name:
+            raise ContractError(
+                f"The {self.singular} {name!r} is the class {cls.__name__}, whose name is {own!r}: "
+                f"a checkpoint could not find it again. Give both one name."
+            )
+
+    def classes(self) -> list[Any]:
+        """Import all entries.
+
+        One of another package that cannot be imported is left out with a warning, so that a broken
+        package does not stop runs that do not use it.
+        """
+        found = []
+        for name in self:
+            try:
+                found.append(self[name])
+            except MolfunError as error:
+                if name not in self._packages:
+                    raise
+                if name not in self._left_out:
+                    logger.warning("%s It is left out.", error)
+                self._left_out.add(name)
+        return found
 
     def __contains__(self, name: object) -> bool:
         self._scan()
@@ -133,7 +179,15 @@ class Registry:
         self._scanned = True
         # setdefault: another package adds names, and never replaces one of Molfun's
         for entry in _installed().select(group=f"molfun.{self.kind}"):
-            self._entries.setdefault(entry.name, entry.value)
+            package = entry.dist.name if entry.dist else "(unknown)"
+            if entry.name in self._entries:
+                logger.warning(
+                    "The %s %r of the installed package %s is left out: the name is taken.",
+                    self.singular, entry.name, package,
+                )  # fmt: skip
+                continue
+            self._entries[entry.name] = entry.value
+            self._packages[entry.name] = package
 
 
 @functools.cache

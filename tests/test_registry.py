@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 
 from molfun import registry
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, ContractError
 from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS, Registry
 
 
@@ -76,3 +76,36 @@ def test_everything_registered_can_be_imported(parts):
 def test_what_is_said_of_a_backbone_before_it_is_imported_is_true(name):
     for attribute, value in BACKBONES._about[name].items():
         assert getattr(BACKBONES[name], attribute) == value
+
+
+def test_a_broken_package_stops_nobody_else(fruits, monkeypatch, caplog):
+    def installed() -> EntryPoints:
+        entries = (("apple", "collections:Counter"), ("gone", "no_such_package:Gone"),
+                   ("pear", "collections:OrderedDict"))  # fmt: skip
+        return EntryPoints(EntryPoint(name, at, "molfun.fruits") for name, at in entries)
+
+    monkeypatch.setattr(registry, "_installed", installed)
+    fruits.register("apple")(Apple)
+    assert [cls.__name__ for cls in fruits.classes()] == ["Apple", "OrderedDict"]
+    assert [cls.__name__ for cls in fruits.classes()] == ["Apple", "OrderedDict"]
+    text = (
+        "The fruit 'gone' of the installed package (unknown) cannot be imported from "
+        "'no_such_package:Gone' (ModuleNotFoundError: No module named 'no_such_package'). Repair "
+        "or uninstall that package."
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "The fruit 'apple' of the installed package (unknown) is left out: the name is taken.",
+        f"{text} It is left out.",
+    ]
+    with pytest.raises(ConfigError) as error:
+        _ = fruits["gone"]
+    assert str(error.value) == text
+
+
+def test_a_class_has_the_name_it_is_registered_under(fruits):
+    class Other:
+        name = "other"
+
+    fruits.register("other")(Other)
+    with pytest.raises(ContractError, match=r"The fruit 'plum' is the class Other, whose name is"):
+        fruits.register("plum")(Other)

@@ -86,8 +86,8 @@ def concerns(settings: type[Settings], name: str, backbone: str) -> bool:
 def _kinds_with(settings: type[Settings], name: str) -> list[str]:
     """Kinds of data that a setting is for; none where it is for all."""
     if settings.flag(name).needs == "demo":
-        return [kind for kind in DATASETS if DATASETS[kind].has_demo]
-    return [kind for kind in DATASETS if name in DATASETS[kind].settings.model_fields]
+        return [kind.name for kind in DATASETS.classes() if kind.has_demo]
+    return [kind.name for kind in DATASETS.classes() if name in kind.settings.model_fields]
 
 
 def foreign(settings: type[Settings], names: Iterable[str], backbone: str) -> list[str]:

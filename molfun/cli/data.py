@@ -12,7 +12,7 @@ from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
-from molfun.data.kinds.base import CLASSES, DataKind, is_of, kind_of
+from molfun.data.kinds.base import CLASSES, DEFAULT_KIND, DataKind, is_chosen, is_of, kind_of
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
@@ -224,15 +224,15 @@ def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]
         If the file or a setting is for models of another kind of data.
     """
     kind = kind_of(backbone, given)
-    if trained and not any(name in given for name in kind.chosen_by):
-        kind = DATASETS[trained.get("kind", "structures")]()
+    if trained and not is_chosen(kind, given):
+        kind = DATASETS[trained.get("kind", DEFAULT_KIND)]()
     _refuse_other_kinds(kind, given)
     return kind
 
 
 def _refuse_other_kinds(kind: DataKind, given: Mapping[str, Any]) -> None:
     """Refuse a file, or settings, of other kinds of data than the model takes."""
-    for other in (DATASETS[name] for name in DATASETS):
+    for other in DATASETS.classes():
         if other.name != kind.name and is_of(other, given["data"]):
             raise ConfigError(
                 f"{given['data']} holds {other.title}, which this model does not take."

@@ -18,9 +18,11 @@ from molfun._lazy import require
 from molfun._paths import as_path
 from molfun.cli.command_settings import EmbedSettings
 from molfun.cli.console import Progress, say, set_up_logging
+from molfun.cli.models import trained_as
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
 from molfun.cli.settings import with_long
+from molfun.data.kinds.base import is_of, kind_of
 from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
@@ -38,7 +40,7 @@ def embed(given: Mapping[str, Any]) -> None:
     """Embed sequences as the flags say."""
     wanted, _ = EmbedSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
-    data = Sequences().open_unlabelled(wanted.sequences, wanted)
+    data = _open(wanted)
     inputs = {
         "--sequences": wanted.sequences,
         "CHECKPOINT": wanted.checkpoint,
@@ -55,6 +57,23 @@ def embed(given: Mapping[str, Any]) -> None:
         shard_size=size,
         overwrite=overwrite,
     )
+
+
+def _open(wanted: EmbedSettings) -> SequenceDataset:
+    """Open a table or FASTA file, or a file that another kind of data of the model alone reads."""
+    name = wanted.backbone if wanted.checkpoint is None else trained_as(wanted.checkpoint)[0]
+    own = kind_of(name, {"data": wanted.sequences})
+    kind = own if is_of(type(own), wanted.sequences) else Sequences()
+    try:
+        data = kind.open_unlabelled(wanted.sequences, wanted)
+    except NotImplementedError:
+        data = None
+    if not isinstance(data, SequenceDataset):
+        raise ConfigError(
+            f"{wanted.sequences} holds {kind.title}, which molfun embed cannot read. Embed them in "
+            f"Python with model.embed(...)."
+        )
+    return data
 
 
 def _model(wanted: EmbedSettings) -> MolfunStructureModel:

@@ -47,7 +47,7 @@ def fields_of(settings: Iterable[type[Settings]]) -> dict[str, type[Settings]]:
 def settings_again() -> type[Settings]:
     """Settings of the kinds of data that new samples for a trained model may have otherwise."""
     fields: dict[str, Any] = {}
-    for cls in (DATASETS[name].settings for name in DATASETS):
+    for cls in (kind.settings for kind in DATASETS.classes()):
         for name, field in cls.model_fields.items():
             if cls.flag(name).again:
                 flag = replace(cls.flag(name), shown="as in training")
@@ -115,8 +115,9 @@ def _place(entry: tuple[str, type[Settings]]) -> tuple[bool, int, int]:
     if flag.argument:  # the last argument takes all that are left
         return False, int(not _is_required(settings, name)), 0
     ranks = {panel: place if place == 0 else place + 1 for place, panel in enumerate(PANELS)}
-    of = [i for i, k in enumerate(DATASETS) if name in DATASETS[k].settings.model_fields]
-    of_all = len(list(DATASETS)) if name in Command.model_fields else -1
+    kinds = DATASETS.classes()
+    of = [i for i, kind in enumerate(kinds) if name in kind.settings.model_fields]
+    of_all = len(kinds) if name in Command.model_fields else -1
     return True, ranks.get(flag.panel, 1), min(of, default=of_all)
 
 
@@ -196,9 +197,8 @@ def default_of(settings: type[Settings], name: str) -> str:
 
 def _defaults_by_kind(name: str, attribute: str) -> str:
     """Defaults of the kinds of data: the first alone, the others with what they are for."""
-    kinds = [DATASETS[kind] for kind in DATASETS]
     found: dict[str, list[type[DataKind]]] = {}
-    for kind in kinds:
+    for kind in DATASETS.classes():
         value = getattr(kind, attribute) if attribute else kind.columns.get(name)
         if value is not None:
             found.setdefault(str(value), []).append(kind)

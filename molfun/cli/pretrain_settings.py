@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -16,7 +17,7 @@ from molfun.cli.shared_settings import (
     ProcessSettings,
 )
 from molfun.config import option
-from molfun.data.kinds.base import DataKind, kinds_of
+from molfun.data.kinds.base import DataKind, is_chosen, kinds_of
 from molfun.data.kinds.sequences import SequenceInputs
 from molfun.data.kinds.series import PANEL as SERIES
 from molfun.data.kinds.series import SeriesSettings
@@ -81,9 +82,8 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
         if values.get("data"):
             defaults["max_length"] = None
         name = values.get("backbone")
-        kinds = unlabelled_kinds(str(name)) if name in BACKBONES.names() else []
-        if kinds:
-            defaults["objective"] = kinds[0].objective
+        if name in BACKBONES.names() and unlabelled_kinds(str(name)):
+            defaults["objective"] = unlabelled_kind(str(name), values).objective
         return {**defaults, **values}
 
     @model_validator(mode="after")
@@ -94,16 +94,16 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
                 f"random weights, use molfun fine-tune --strategy full without --weights"
             )
         if self.source is None:
-            series = self.kind.name == "series"
-            flag = "--data FILE of time series" if series else "--sequences FILE"
-            hint = "; for series add --backbone timeseries" if self.data and not series else ""
+            own = self.kind.name != "sequences"
+            flag = f"--data FILE of {self.kind.title}" if own else "--sequences FILE"
+            hint = "; for series add --backbone timeseries" if self.data and not own else ""
             raise ValueError(f"give {flag}, which {self.backbone} is trained on{hint}")
         return self
 
     @property
     def kind(self) -> DataKind:
         """Kind of the samples."""
-        return unlabelled_kinds(self.backbone)[0]
+        return unlabelled_kind(self.backbone, vars(self))
 
     @property
     def source(self) -> str | None:
@@ -119,3 +119,16 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
 def unlabelled_kinds(backbone: str) -> list[DataKind]:
     """Kinds of data of a backbone that there is an objective for."""
     return [kind for kind in kinds_of(backbone) if kind.objective is not None]
+
+
+def unlabelled_kind(backbone: str, values: Mapping[str, Any]) -> DataKind:
+    """Return the kind of data that a backbone is pre-trained on with these settings.
+
+    Sequences have a flag of their own; ``data`` is for any other kind, which its ending or a
+    setting may choose.
+    """
+    kinds = unlabelled_kinds(backbone)
+    if values.get("data") and not values.get("sequences"):
+        others = [kind for kind in kinds if kind.name != "sequences"]
+        return [*(k for k in others if is_chosen(k, values)), *others, *kinds][0]
+    return next((kind for kind in kinds if kind.name == "sequences"), kinds[0])

@@ -254,7 +254,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         if problem is not None:
             raise ValueError(problem)
         if isinstance(self.data, list) and not self.kind.takes_several_files:
-            able = [DATASETS[name].title for name in DATASETS if DATASETS[name].takes_several_files]
+            able = [kind.title for kind in DATASETS.classes() if kind.takes_several_files]
             raise ValueError(f"several files are for {alternatives(able)}; give one to --data")
         return self
 
@@ -395,8 +395,8 @@ def paths_in(settings: type[Settings]) -> list[str]:
 def _for_another(data: Any, backbone: str) -> str | None:
     """Advice for a file that only other backbones read."""
     taken = {kind.name for kind in kinds_of(backbone)}
-    for kind in (DATASETS[name] for name in DATASETS if name not in taken):
-        if is_of(kind, data):
+    for kind in DATASETS.classes():
+        if kind.name not in taken and is_of(kind, data):
             return (
                 f"{data} holds {kind.title}, which {backbone} does not take: add --backbone "
                 f"{kind.backbone}"

@@ -80,10 +80,23 @@ def _gathered(
         _refuse_preset(config)
         pretrain = issubclass(cls, PretrainSettings)
         values.update(read_settings(config, options.overrides, pretrain=pretrain))
+    _refuse_sections(values, given)
     if "plugin" not in given:  # that of the command line is imported already
         source, trust = config or stored, "trust" in given
         load_plugin_of(source, values.get("plugin"), options.overrides, trust=trust)
     return {**_as_initialised({**values, **given}), **values, **given}
+
+
+def _refuse_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse ``strategy.rank=4`` with ``--strategy lora``, which would replace it unread."""
+    for name in given:
+        section = values.get(name)
+        if isinstance(section, Mapping) and not isinstance(given[name], Mapping):
+            inside = next(iter(section), "NAME")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {given[name]} would replace {name}.{inside}=... . "
+                f"Settings of a {name} are written {name}_config.{inside}=VALUE."
+            )
 
 
 def _of_the_run(stored: Path, given: Mapping[str, Any], *, required: bool) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Verb:
 
         classes = [_load(path) for path in self.settings]
         if self.kinds == "all":
-            classes += [DATASETS[name].settings for name in DATASETS]
+            classes += [kind.settings for kind in DATASETS.classes()]
         elif self.kinds == "again":
             classes.append(settings_again())
         return classes

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.data.columns import row_of, rows_meeting
+from molfun.data.kinds.base import DEFAULT_KIND
 from molfun.data.tables import Table
 from molfun.errors import ConfigError
 from molfun.registry import DATASETS
@@ -253,3 +254,19 @@ class TableDataset(SampleDataset):
         """Return the lengths that the model sees at most."""
         whole = np.array(list(lengths), dtype=np.int64)
         return whole if self.max_length is None else np.minimum(whole, self.max_length)
+
+
+def settings_with_kind(data: Any) -> dict[str, Any]:
+    """Return `input_settings` of a data set with the kind of data that its class names.
+
+    A data set derived from another one need not repeat its kind there.
+
+    Parameters
+    ----------
+    data
+        A data set; one without settings has none.
+    """
+    settings = dict(getattr(data, "input_settings", {}))
+    kind = getattr(data, "kind", None)
+    known = DATASETS.resolve(settings.get("kind", DEFAULT_KIND))[0]
+    return {**settings, "kind": kind} if kind in DATASETS and kind != known else settings

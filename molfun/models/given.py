@@ -306,7 +306,7 @@ def refuse_path(text: str | os.PathLike[str]) -> None:
 
 def _reader_of(name: str) -> str:
     """Return the name of the function that reads such files; empty if there is none."""
-    readers = {end: how for kind in DATASETS for end, how in DATASETS[kind].readers.items()}
+    readers = {end: how for kind in DATASETS.classes() for end, how in kind.readers.items()}
     return next((how for end, how in readers.items() if name.endswith(end)), "")
 
 

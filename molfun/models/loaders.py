@@ -21,6 +21,7 @@ from torch.utils.data import (
 from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.tensor_input import split_batch
+from molfun.data.base import settings_with_kind
 from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import digest
@@ -162,7 +163,7 @@ def from_items(data: Any) -> Any:
 
 def _items_of_a_kind(data: Any) -> tuple[DataKind, Sequence[Any]] | None:
     """Return a kind of data and its items, for one such item or a list of them; else None."""
-    for kind in (DATASETS[name]() for name in DATASETS):
+    for kind in (cls() for cls in DATASETS.classes()):
         items = [data] if kind.holds(data) else data
         if isinstance(items, list | tuple) and items and all(map(kind.holds, items)):
             return kind, items
@@ -414,7 +415,7 @@ def ids_of(loader: Any) -> list[str]:
 def input_settings_of(loader: Any) -> dict[str, Any]:
     """Return the settings with which the data prepares its inputs; of several sets, the first's."""
     parts = parts_of(getattr(loader, "dataset", None))
-    found = [dict(getattr(part, "input_settings", {})) for part in parts]
+    found = [settings_with_kind(part) for part in parts]
     names = sorted({name for part in found for name in part})
     differ = [n for n in names if any(part.get(n) != found[0].get(n) for part in found)]
     if differ:

@@ -134,6 +134,12 @@ def _differences(present: LoRASpec, wanted: LoRASpec) -> str:
 
 
 def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
+    if not spec.target_modules:
+        name = getattr(backbone, "display_name", type(backbone).__name__)
+        raise ConfigError(
+            f"{name} names no layers for LoRA (lora_targets). Name linear layers in {spec.scope} "
+            f"with target_modules, or choose another strategy."
+        )
     layers = _linear_layers(backbone, spec.scope)
     patterns = {t: replace(spec, target_modules=(t,)).pattern for t in spec.target_modules}
     unknown = [t for t, p in patterns.items() if not any(re.fullmatch(p, n) for n in layers)]

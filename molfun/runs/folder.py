@@ -32,9 +32,9 @@ CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 _BESIDE = (
     file.name
-    for kind in DATASETS
+    for kind in DATASETS.classes()
     for table in PREDICTIONS
-    for file in DATASETS[kind]().files_beside(Path(table))
+    for file in kind().files_beside(Path(table))
 )
 SCHEMA = "config.schema.json"
 COMMAND_FILES = (CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *_BESIDE)

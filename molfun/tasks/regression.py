@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError, ContractError, DataError
 from molfun.sample import is_missing
 from molfun.strict import Configured, check_choice
 from molfun.tasks.base import Level, LossSum, Task, check_level
@@ -187,8 +187,13 @@ class RegressionTask(Configured, Task):
         prediction = outputs["prediction"].float()
         scaled = ((targets - self._mean_on(targets)) / self.std).to(prediction)
         present = ~torch.isnan(scaled)
+        if prediction.shape != scaled.shape:  # torch would broadcast them, and learn nonsense
+            raise ContractError(
+                f"The head predicts the shape {tuple(prediction.shape)} for labels of the shape "
+                f"{tuple(scaled.shape)}. Head.as_outputs drops the last dimension of one output."
+            )
         function = _LOSSES[str(self._config["loss"])]
-        if prediction.shape == scaled.shape and present.all():
+        if present.all():
             return LossSum(function(prediction, scaled, reduction="sum"), scaled.numel())
         total = function(prediction[present], scaled[present], reduction="sum")
         return LossSum(total, int(present.sum()))

@@ -16,8 +16,8 @@ from sklearn.model_selection import KFold
 from torch.utils.data import DataLoader, Subset
 
 from molfun.cli.settings import FineTuneSettings
-from molfun.data.base import SampleDataset
-from molfun.data.kinds.base import DataKind, Labels
+from molfun.data.base import SampleDataset, settings_with_kind
+from molfun.data.kinds.base import DEFAULT_KIND, DataKind, Labels
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.registry import BACKBONES, DATASETS
@@ -197,8 +197,12 @@ class DataKindContract:
     def test_a_checkpoint_opens_the_same_samples(self, tmp_path: Path) -> None:
         kind, settings = self.make(), self.settings(tmp_path)
         dataset = kind.open(settings, self.labels)
-        trained = json.loads(json.dumps(dataset.input_settings))
-        assert DATASETS[trained.get("kind", "structures")] is type(kind)
+        trained = json.loads(json.dumps(settings_with_kind(dataset)))
+        found = DATASETS[trained.get("kind", DEFAULT_KIND)]
+        assert found is type(kind), (
+            f"a checkpoint would open new samples as {found.name}: set kind = {kind.name!r} on the "
+            f"class of the data set"
+        )
         keys = [dataset[i].content_key() for i in range(len(dataset))]
         given = {"data": settings.data, **self.given(settings)}
         for labels in (True, False):

@@ -71,9 +71,16 @@ class HeadContract:
         assert set(head.needs) <= {"single", "pair", "mean", "cls", "structure"}
 
     def test_gives_a_prediction_for_every_sample(self) -> None:
-        output = self.make()(representations((3, 8, 5)))
-        assert output["prediction"].shape[0] == 3
-        assert torch.isfinite(output["prediction"]).all()
+        head = self.make()
+        prediction = head(representations((3, 8, 5)))["prediction"]
+        config = {"level": "sequence", "n_outputs": 1, **head.config_dict}
+        shape = {"sequence": (3,), "residue": (3, 8), "pair": (3, 8, 8)}[config["level"]]
+        shape += (config["n_outputs"],) * (config["n_outputs"] > 1)
+        assert prediction.shape == shape, (
+            f"labels have the shape {shape}, the predictions {tuple(prediction.shape)}: see "
+            f"Head.as_outputs"
+        )
+        assert torch.isfinite(prediction).all()
 
     def test_reads_no_more_than_it_says(self) -> None:
         # the engine computes and caches what `needs` lists, and nothing else

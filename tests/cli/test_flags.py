@@ -15,9 +15,10 @@ from click.testing import Result
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, option
-from molfun.data.kinds.base import _joined, with_kinds
-from molfun.errors import ConfigError
+from molfun.data.kinds.base import DataKind, _joined, kind_of, with_kinds
+from molfun.errors import ConfigError, ContractError
 from molfun.models.pretraining import DEFAULT
+from molfun.registry import BACKBONES
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., Result]
@@ -93,6 +94,36 @@ def test_settings_of_one_name_must_be_the_same() -> None:
         _joined(FineTuneSettings, (Mine,))
 
 
+def test_a_kind_says_what_it_is() -> None:
+    with pytest.raises(ContractError, match=r"data kind Mine must set .* title: The samples"):
+
+        class Mine(DataKind):
+            name = "mine"
+
+
+def test_the_ending_of_a_file_chooses_among_the_kinds_of_a_backbone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(BACKBONES._about, "esm2", {"inputs": ("structures", "sequences", "atoms")})
+    monkeypatch.setitem(BACKBONES._entries, "esm2", "nowhere:ESM2")
+    chosen = {
+        "t.csv": "sequences",  # the first that no setting has to choose
+        "t.fasta.gz": "sequences",
+        "t.xyz": "atoms",
+    }
+    assert {name: kind_of("esm2", {"data": name}).name for name in chosen} == chosen
+    assert kind_of("esm2", {"data": "t.fasta", "pdbs": "folder"}).name == "structures"
+
+
+def test_settings_of_a_part_are_not_replaced_by_its_name(molfun: Command, project: Path) -> None:
+    done = molfun("fine-tune", "--data", "data.csv", "--pdbs", "pdbs", "--output", "run",
+                  "--strategy", "lora", "strategy.rank=4")  # fmt: skip
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert "--strategy lora would replace strategy.rank=... ." in said
+    assert "strategy_config.rank=VALUE" in said
+
+
 TOY = """
 from molfun.config import option
 from molfun.data.kinds.base import DataKind, TableSettings
@@ -107,6 +138,7 @@ class Letters(DataKind):
     name, title, backbone = "letters", "letters", "esm2_letters"
     settings = Settings
     columns = {"target_column": "label"}
+    suffixes = (".letters",)
     default_batch_size = 4
 
     def open(self, settings, labels, *, like=None):
@@ -116,16 +148,16 @@ class Letters(DataKind):
         column = given.get("letters_column", trained["sequence_column"])
         return self._read(given["data"], column, labels)
 
+    def open_unlabelled(self, path, settings, *, like=None):
+        from molfun.data import SequenceDataset
+
+        return SequenceDataset.from_list(open(path).read().split())
+
     def _read(self, path, column, labels):
         from molfun.data import SequenceDataset
 
         class LettersDataset(SequenceDataset):
             kind = "letters"
-
-            @property
-            def input_settings(self):
-                return {**super().input_settings, "kind": "letters"}
-
         return LettersDataset.from_csv(
             path, sequence_column=column, target_column="label", require_target=labels
         )
@@ -154,6 +186,7 @@ def test_a_kind_of_data_from_another_package(tmp_path: Path) -> None:
         f"MK{a}V{b},{i % 5}"
         for i, (a, b) in enumerate(zip("ACDEFGHIKL", "LKIHGFEDCA", strict=True))
     ]
+    (tmp_path / "t.letters").write_text("MKVL ACDEF GGSA")
     (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows, ""]))
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
@@ -170,6 +203,7 @@ def test_a_kind_of_data_from_another_package(tmp_path: Path) -> None:
         "--letters-column", "text", "--strategy", "head_only", "--epochs", "1", "--device", "cpu",
         "--output", "run")  # fmt: skip
     assert "batch_size: 4" in (tmp_path / "run/config.yaml").read_text()
+    run("embed", "--checkpoint", "run/checkpoint", "--sequences", "t.letters")
     assert "10 predictions" in run("predict", "run/checkpoint", "--data", "t.csv")
     assert "10 samples" in run("evaluate", "run/checkpoint", "--data", "t.csv",
                                "--letters-column", "text")  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError, ContractError, DataError
 from molfun.tasks import RegressionTask
 
 LABELS = np.array([4.0, 6.5, 8.0, 5.5, 7.0])
@@ -244,3 +244,11 @@ def test_labels_that_this_task_does_not_use_are_counted():
     text = RegressionTask().gaps(labels)
     assert "1 of 3 training samples have no label." in text
     assert "1 of 3 training structures have forces or stress, which this task does not use" in text
+
+
+def test_a_head_that_keeps_the_last_dimension_is_refused():
+    task = RegressionTask()
+    task.fit_targets([1.0, 2.0, 3.0])
+    outputs = {"prediction": torch.zeros(3, 1, requires_grad=True)}
+    with pytest.raises(ContractError, match=r"predicts the shape \(3, 1\) for labels of .* \(3,\)"):
+        task.loss(outputs, torch.tensor([1.0, 2.0, 3.0]))

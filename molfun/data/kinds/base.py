@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import create_model
 
 from molfun.config import Settings, option
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, ContractError
 from molfun.registry import BACKBONES, DATASETS
 
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
 
+_MUST_SET = {
+    "name": "Registered name.",
+    "title": 'The samples, for people, in the plural: "time series".',
+    "backbone": "A backbone that takes them, for advice.",
+}
 T = TypeVar("T", bound=Settings)
 
 CLASSES: dict[str, Literal["class", "classes"]] = {
@@ -28,6 +33,8 @@ CLASSES: dict[str, Literal["class", "classes"]] = {
 """Tasks whose labels are names of classes."""
 
 
+DEFAULT_KIND = "structures"
+"""Kind of a checkpoint that names none: those of the first versions, which knew no other."""
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 """Endings of tables; those that are texts may also end in ``.gz``."""
 
@@ -68,7 +75,13 @@ class DataKind(ABC):
     """One kind of data: how it is opened, and what a run on it needs by default.
 
     A subclass sets the attributes and writes `open` and `reopen`. Its module must import neither
-    torch nor numpy before one of them is called: ``molfun --help`` reads the settings.
+    torch nor numpy before one of them is called: ``molfun --help`` reads the settings. A class that
+    lacks an attribute is refused when it is made.
+
+    Raises
+    ------
+    ContractError
+        If a subclass lacks an attribute.
 
     Examples
     --------
@@ -83,8 +96,9 @@ class DataKind(ABC):
     """The samples, for people, in the plural: "time series"."""
     backbone: ClassVar[str]
     """A backbone that takes them; for advice in errors."""
-    settings: ClassVar[type[Settings]]
-    """Settings of this kind alone; several kinds may share a base such as `TableSettings`."""
+    settings: ClassVar[type[Settings]] = Settings
+    """Settings of this kind alone, by default none; several kinds may share a base such as
+    `TableSettings`."""
 
     columns: ClassVar[Mapping[str, str]] = {}
     """Default of each setting that names a column and may be left out."""
@@ -110,6 +124,14 @@ class DataKind(ABC):
     """Objective of pre-training where none is named; None if there is no pre-training."""
     unit: ClassVar[str] = "residues"
     """Unit of the length of a sample, in the plural."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, meaning in _MUST_SET.items():
+            if not hasattr(cls, name):
+                raise ContractError(
+                    f"The data kind {cls.__name__} must set the class attribute {name}: {meaning}"
+                )
 
     @abstractmethod
     def open(
@@ -236,8 +258,9 @@ def with_kinds(run: type[T]) -> type[T]:
     ConfigError
         If a kind has a setting of the same name as another one of the run or of another kind.
     """
-    kinds = [DATASETS[name] for name in DATASETS]
-    return _joined(run, tuple(dict.fromkeys(kind.settings for kind in kinds)))
+    settings = (kind.settings for kind in DATASETS.classes())
+    own = dict.fromkeys(cls for cls in settings if cls is not Settings)
+    return _joined(run, tuple(own))
 
 
 @functools.lru_cache
@@ -259,7 +282,8 @@ def kind_of(backbone: str, values: Mapping[str, Any]) -> DataKind:
     """Return the kind of data that a backbone takes with these settings.
 
     A backbone that takes several kinds takes the first of them that a given setting chooses, else
-    the first that needs no such setting.
+    the one that alone reads files with the ending of ``data``, else the first that needs no such
+    setting.
 
     Parameters
     ----------
@@ -276,8 +300,17 @@ def kind_of(backbone: str, values: Mapping[str, Any]) -> DataKind:
     ['sequences', 'structures']
     """
     kinds = kinds_of(backbone)
-    chosen = [k for k in kinds if any(values.get(name) is not None for name in k.chosen_by)]
-    return [*chosen, *(k for k in kinds if not k.chosen_by), *kinds][0]
+    return [*_chosen(kinds, values), *(k for k in kinds if not k.chosen_by), *kinds][0]
+
+
+def is_chosen(kind: DataKind, values: Mapping[str, Any]) -> bool:
+    """Return True if a setting, or the ending of ``data``, says that the data is of this kind."""
+    return bool(_chosen([kind], values))
+
+
+def _chosen(kinds: Sequence[DataKind], values: Mapping[str, Any]) -> list[DataKind]:
+    by_setting = [k for k in kinds if any(values.get(name) is not None for name in k.chosen_by)]
+    return [*by_setting, *(k for k in kinds if is_of(type(k), values.get("data")))]
 
 
 def kinds_of(backbone: str) -> list[DataKind]:
