@@ -103,6 +103,7 @@ def inject(backbone: nn.Module, spec: LoRASpec) -> None:
             )
         logger.info("Adapters are in place already; training continues from their weights.")
         return
+    _needs_targets(backbone, spec)
     _check_targets(backbone, spec)
     with warnings.catch_warnings():
         # peft warns that it cannot tell the base model's name, which is on no hub
@@ -133,13 +134,16 @@ def _differences(present: LoRASpec, wanted: LoRASpec) -> str:
     return ", ".join(f"{k} {old[k]} there, {new[k]} asked for" for k in old if old[k] != new[k])
 
 
-def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
+def _needs_targets(backbone: nn.Module, spec: LoRASpec) -> None:
     if not spec.target_modules:
         name = getattr(backbone, "display_name", type(backbone).__name__)
         raise ConfigError(
             f"{name} names no layers for LoRA (lora_targets). Name linear layers in {spec.scope} "
             f"with target_modules, or choose another strategy."
         )
+
+
+def _check_targets(backbone: nn.Module, spec: LoRASpec) -> None:
     layers = _linear_layers(backbone, spec.scope)
     patterns = {t: replace(spec, target_modules=(t,)).pattern for t in spec.target_modules}
     unknown = [t for t, p in patterns.items() if not any(re.fullmatch(p, n) for n in layers)]

@@ -326,6 +326,15 @@ def test_lora_takes_part_of_a_path_as_target(tiny_model: ModelFactory) -> None:
     assert adapted_layers(model) == {f"{BLOCKS}{i}.msa_att_row.mha.linear_q" for i in range(2)}
 
 
+def test_a_backbone_without_layers_for_lora_says_so(
+    tiny_model: ModelFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(type(model.backbone), "lora_targets", ())
+    with pytest.raises(ConfigError, match=r"^OpenFold names no layers for LoRA \(lora_targets\)"):
+        LoRAFinetune().setup(model)
+
+
 @pytest.mark.parametrize(
     ("target", "hint"),
     [
