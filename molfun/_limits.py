@@ -134,6 +134,7 @@ def read_bytes(
     try:
         size = path.stat().st_size
         with path.open("rb") as plain:
+            # by content first: a download may be packed without its name saying so
             packed = plain.read(2) == b"\x1f\x8b" or path.suffix.lower() == ".gz"
         if not packed:
             limit.check(size, path, advice=advice)

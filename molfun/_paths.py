@@ -47,6 +47,7 @@ def as_path(given: object) -> Path:
     shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
     try:
         path = Path(text).expanduser()
+        # asks the system, which knows its own limits on names, links and permissions
         path.stat()
     except RuntimeError as error:  # raised by expanduser
         raise ConfigError(

@@ -105,6 +105,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             details = map(dict, error.errors())
             problems = [_problem(cls, detail, names or {}) for detail in details]
+            # pydantic's own text adds types and links to its documentation
             raise ConfigError(f"{source}:\n{listing(problems)}") from None
 
 

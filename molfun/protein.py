@@ -212,6 +212,7 @@ class Protein:
 
     def _spatial(self, max_length: int) -> Int64[np.ndarray, "kept"]:
         distance = self.interface_distance()
+        # equal distances in the order of the chain, so that the crop is always the same
         order = np.lexsort((np.arange(len(self)), distance))
         return np.sort(order[:max_length]).astype(np.int64)
 
@@ -275,6 +276,7 @@ def _residue_centres(
 ) -> tuple[Float32[np.ndarray, "length 3"], np.ndarray]:
     """Return CA positions (else the mean of all atoms), and which residues have any atom."""
     known = np.asarray(mask.any(axis=-1))
+    # the distance between CA atoms is the usual measure; a residue without one still has a place
     weight = np.where(mask[:, CA, None] > 0, np.eye(37, dtype=np.float32)[CA], mask)
     total = np.maximum(weight.sum(axis=-1, keepdims=True), 1)
     return np.einsum("la,lax->lx", weight / total, positions), known

@@ -109,6 +109,7 @@ class Registry:
         ('atoms',)
         """
         target, _ = self.resolve(name)
+        # once the class is imported, it knows better than the registration
         known = self._about.get(target, {}) if isinstance(self._entries[target], str) else {}
         return known[attribute] if attribute in known else getattr(self[target], attribute)
 
@@ -176,6 +177,7 @@ class Registry:
     def _scan(self) -> None:
         if self._scanned:
             return
+        # before the loop: an entry point that uses the registry must not scan again
         self._scanned = True
         # setdefault: another package adds names, and never replaces one of Molfun's
         for entry in _installed().select(group=f"molfun.{self.kind}"):

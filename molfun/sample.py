@@ -64,6 +64,7 @@ class Sample:
 
     def content_key(self) -> str:
         """Return the sha256 over the input (not the label): equal input gives an equal key."""
+        # a protein is cropped already, so its own key covers max_length
         cropped_later = self.features or self.sequence is not None
         digest = hashlib.sha256(str(self.max_length if cropped_later else None).encode())
         for part in self._input_bytes():
@@ -77,6 +78,7 @@ class Sample:
         if self.protein is not None:
             yield self.protein.content_key().encode()
         if (atoms := self.atoms) is not None:
+            # not the calculator's results, which are labels
             for array in (atoms.numbers, atoms.positions, atoms.cell, atoms.pbc):
                 yield np.ascontiguousarray(array).tobytes()
         for name, value in sorted((self.features or {}).items()):

@@ -187,5 +187,6 @@ def build(cls: Any, settings: Mapping[str, Any], source: str | None = None) -> A
     if not takes_all:
         kind = f"key in {source}" if source else f"setting of {cls.__name__}"
         refuse_unknown(kind, settings, known)
+    # the class checks its values itself; what it did not expect becomes a readable error
     with mistyped(source or cls.__name__):
         return cls(**settings)

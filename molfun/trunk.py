@@ -127,6 +127,7 @@ class TrunkOutput:
             return outputs[0]
         parts = [out.tensors() for out in outputs]
         structures = [out.structure for out in outputs if out.structure is not None]
+        # only a structure for every sample can be one batch
         complete = len(structures) == len(outputs)
         return replace(
             cls.from_tensors(padded_batches(parts)),
@@ -159,6 +160,7 @@ def padded_cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             [1., 1.]])
     """
     sizes = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].ndim)]
+    # equal shapes need no padding, and cat is one copy
     if all(list(t.shape[1:]) == sizes for t in tensors):
         return torch.cat(list(tensors))
     joined = tensors[0].new_zeros((sum(len(t) for t in tensors), *sizes))

@@ -59,11 +59,13 @@ def open_job(
     RunError
         If the run may not begin or go on in its folder.
     """
+    # what costs nothing is checked first, the samples last: they may take minutes to read
     refuse_inference_tensors(model)
     train = as_loader(train, shuffle=True)
     val = None if val is None else as_loader(val)
     callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
     folder = RunFolder.of(output_dir, resume=resume)
+    # before the samples are read: a folder in use or full of results ends the run at once
     if folder is not None:
         # a model whose base weights lie in this folder would lose them to its own run, and a
         # checkpoint that refers to them could never be loaded again
@@ -86,6 +88,7 @@ def open_job(
 def _same_features(model: AssembledModel, train: Any, val: Any) -> tuple[Any, Any]:
     """Return both sets with the features of series that the backbone was pre-trained on."""
     train = with_features(train, model.backbone.feature_names, of="the backbone")
+    # by name and not by position: fine-tuning data may have other columns, in another order
     names = feature_names_of(train)
     if names is not None:
         model.backbone.feature_names = names
@@ -100,6 +103,7 @@ def check_arguments(
 
     `strategy` may be an object or a registered name; with ``by_name=False`` only an object.
     """
+    # the schedule needs the number of steps before the first one
     if not isinstance(train, Sized) or len(train) == 0:
         raise DataError(
             "The training set has no length or no batch. Pass a DataLoader over a data set that is "

@@ -91,6 +91,8 @@ class AssembledModel(nn.Module):
         super().__init__()
         check_seed(seed)
         place = resolve_device(device)
+        # glibc gives freed large buffers back to the system, and the page faults of the next ones
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues)
         if place.type == "cpu":
             keep_large_buffers()
         self.backbone: Backbone = build_backbone(
@@ -113,12 +115,15 @@ class AssembledModel(nn.Module):
         self.n_fits = 0
         self.precision = "32-true"
         self.note_base()
+        # eval from the start, so that `predict` without `fit` has no dropout
         self.to(place).eval()
+        # last, since the self-test of the kernels runs the model where it will stay
         choose_kernels(self.backbone, kernels)
 
     def _note_weights(self, weights: str | Path | base_weights.Stored | None, seed: int) -> None:
         """Note where the base weights came from, and warn of random ones where that is unusual."""
         file = None if isinstance(weights, base_weights.Stored) else weights
+        # checkpoints hold the weights themselves if reading their file needs the user's trust
         named = file is not None and self.backbone.names_weights
         self.weights = base_weights.as_given(str(file)) if named else None
         self.random_base = file is None and not self.backbone.starts_random

@@ -36,6 +36,8 @@ def note(weights: str | None, folder: Path) -> dict[str, Any]:
     size = os.stat(weights).st_size if os.path.isfile(weights) else None  # noqa: PTH113, PTH116
     return {
         "weights": weights,
+        # three ways back to the file: as given, from the checkpoint if both moved, behind links;
+        # the size spares reading every large file near a checkpoint
         "weights_from_here": os.path.relpath(weights, folder.absolute()),
         "weights_target": os.path.realpath(weights),
         "weights_size": size,
@@ -64,7 +66,7 @@ def places(
         raise CheckpointError(
             f"{folder} was trained on the base weights {given or backbone['weights']}, which are "
             f"not there. Pass weights=... with the place where they are, or put them "
-            f"beside the checkpoint."
+            f"next to the checkpoint."
         )
     return list(found.values())
 

@@ -50,6 +50,7 @@ def intervals(
         )
     draws = _draws(task, predictions, targets, n=n, seed=seed)
     edges = ((1 - confidence) / 2, (1 + confidence) / 2)
+    # the percentile method needs no assumption on the distribution of a metric
     bounds = {}
     for name, values in draws.items():
         # bounds of the few draws that happen to be defined would look surer than they are
@@ -68,6 +69,7 @@ def _draws(
     seed: int,
 ) -> dict[str, list[float]]:
     """Return the values of each metric, from the draws in which it is defined."""
+    # a generator of its own, so that equal data gives equal bounds and no other draw is disturbed
     rng = np.random.default_rng(seed)
     draws: dict[str, list[float]] = {name: [] for name in task.metric_names}
     for _ in range(n):

@@ -72,12 +72,14 @@ def build_backbone(
             f"MolfunStructureModel({name!r}, config=...)."
         )
     settings = {**preset, **settings}
+    # `config` has two places, as an argument and in backbone_config, but may stand in one only
     own = ("weights", "seed") if config is None else ("weights", "seed", "config")
     twice = [key for key in own if key in settings]
     if twice:
         raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
     if config is not None:
         settings["config"] = config
+    # only backbones whose weight files may be pickles have the argument
     if trust and "trust" in inspect.signature(BACKBONES[name]).parameters:
         settings["trust"] = True
     settings |= {"weights": weights, "seed": seed}
@@ -97,7 +99,7 @@ def names_of(head: str | None, task: str | None) -> tuple[str, str]:
     """
     if head is not None and head not in HEADS and head in TASKS:
         if task not in (None, head):
-            raise ConfigError(f"head={head!r} names a task, but task={task!r} another one.")
+            raise ConfigError(f"head={head!r} names a task, and task={task!r} names another one.")
         head, task = None, head
     if head is None:
         assert task is not None  # one of the two is given
@@ -160,8 +162,8 @@ def _several(heads: Mapping[str, Any], backbone: Backbone) -> dict[str, HeadSett
         # the names become attributes of a module and columns of tables
         if not name.isidentifier() or name in _TAKEN or hasattr(nn.ModuleDict, name):
             raise ConfigError(
-                f"heads: {name!r} cannot name a head. Use letters, digits and _, and none of "
-                f"torch's words for modules."
+                f"heads: {name!r} cannot name a head. Use letters, digits and _, and no "
+                f"name that torch modules or Molfun's tables use."
             )
         result[name] = _one_of_several(f"heads[{name!r}]", given)
     _refuse_one_part_twice(result, backbone)
@@ -175,12 +177,13 @@ def _refuse_one_part_twice(heads: Mapping[str, HeadSettings], backbone: Backbone
     if len(views) > 1:
         raise ConfigError(
             f"heads: {' and '.join(views)} both have the head {own!r}, which is a part of the "
-            f"backbone and there once. Train one of them."
+            f"backbone and exists only once. Keep one of them."
         )
 
 
 def _one_of_several(where: str, given: Any) -> HeadSettings:
     one: HeadSettings = build(HeadSettings, as_settings(where, given), where)
+    # bool is checked first: in Python, True is an int
     weight = one.weight
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
         raise ConfigError(f"{where}: weight must be a number above 0, got {weight!r}.")
@@ -214,6 +217,7 @@ def build_task(name: str, settings: dict[str, Any], *, head: str) -> Task:
     """Build a task; its level is the head's default unless the settings name one."""
     cls = TASKS[name]
     if "level" in inspect.signature(cls).parameters:
+        # a head per residue makes labels per residue the natural default
         settings.setdefault("level", HEADS[head].default_level)
     task: Task = build(cls, settings, "task_config")
     return task
@@ -260,6 +264,7 @@ def build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
+    # ESM-2 publishes a contact head with its weights, which predicts contacts without training
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:
         head.load_state_dict(pretrained)

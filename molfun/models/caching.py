@@ -63,6 +63,7 @@ class RunCaches:
 
     def features(self) -> FeatureCache:
         """Return the cache of featurised samples; it uses the same folder as the other entries."""
+        # features go to disk only: the budget of memory is for outputs of the frozen part
         on_disk = self._config.mode in ("auto", "disk")
         folder = self._config.directory if on_disk else None
         return FeatureCache(self._backbone, None if folder is None else Path(folder) / "features")

@@ -66,8 +66,10 @@ def _arrays(
     source = pooling or "single"
     backbone = model.backbone
     options = _layer_option(backbone, layer)
+    # batches come by length, results go back to their place in the input
     results: list[np.ndarray | None] = [None] * len(samples)
     forward = ForwardPass(backbone, (source,), device=model.device, reader="embed")
+    # no cache: each sample runs once
     with torch.no_grad(), evaluating(backbone):
         for batch in _batches(samples, batch_tokens):
             output = forward.whole(Inputs.of([samples[i] for i in batch]), **options)
@@ -85,6 +87,7 @@ def _layer_option(backbone: Backbone, layer: int) -> dict[str, int]:
 
 
 def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
+    # NumPy has no bfloat16
     values = output.need(source).float().cpu().numpy()
     if source != "single":
         yield from values

@@ -90,9 +90,11 @@ class Forgetting(Callback):
         if model.head_name != "energy":
             raise ConfigError("Forgetting is for models with head='energy'.")
         self._model, self._data = model, as_loader(data)
+        # a task of its own: the model's holds the scale of the new labels, not of these
         self._task = EnergyTask()
         self._task.fit_targets(targets_of(self._data))
         model.check(self._data)
+        # measured when the callback is made, so before `fit` can change any weight
         self.before: dict[str, float] = self._measure()
         self.after: dict[str, float] = {}
 

@@ -57,6 +57,7 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
     loader = _prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True)
     known = column_of(getattr(loader, "dataset", None), "targets") is not None
+    # labels of a loader over an unknown data set could only be read by running through it
     if isinstance(loader, list) or known:
         heads = tuple(_measured(part, loader) for part in heads)
     # heads follow these tasks for the time of the measurement, then their own again
@@ -116,6 +117,7 @@ def _prepared(model: AssembledModel, data: Any) -> Any:
     refuse_nothing(loader)
     trained = model.data_settings
     loader = with_features(loader, trained.get("feature_columns"), of="the model")
+    # for other backbones a check opens every file, which is left to the loader as it goes
     if model.backbone.checks_quickly:
         model.check(loader)
     known, given = trained.get("representations"), input_settings_of(loader).get("representations")
@@ -124,7 +126,7 @@ def _prepared(model: AssembledModel, data: Any) -> Any:
         given = model.backbone.state_fingerprint()
     if given != known:
         logger.warning(
-            "The head was trained on %s, and predicts from %s: the numbers may mean nothing.",
+            "The head was trained on %s, but predicts from %s: the numbers may mean nothing.",
             _representations_of(known),
             _representations_of(given),
         )

@@ -61,6 +61,7 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
     with _merged(backbone):
         stock = backbone.stock_model()
     if path.suffix == ".ckpt":
+        # imported here: metatrain is an optional package
         from molfun.backbones.pet.weights import write_checkpoint
 
         write_checkpoint(stock, path)

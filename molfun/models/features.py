@@ -50,7 +50,7 @@ def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any
     if any(made_up) and len(trained) == len(given):
         if not all(made_up):
             logger.warning(
-                "The features have no names to compare: %s are taken for the %s of %s.",
+                "The features have no names to compare: %s are used as the %s of %s.",
                 ", ".join(given), ", ".join(trained), of,
             )  # fmt: skip
         return loader
@@ -58,7 +58,7 @@ def with_features(loader: Any, trained: Sequence[str] | None, *, of: str) -> Any
     chosen = _choose(loader, list(trained))
     extra = [name for name in given if name not in trained]
     if extra:
-        logger.warning("Not used, as %s was trained without: %s.", of, ", ".join(extra))
+        logger.warning("Not used, since %s was trained without them: %s.", of, ", ".join(extra))
     return chosen
 
 
@@ -83,6 +83,7 @@ def _choose(loader: Any, names: list[str]) -> Any:
             f"The features come in another order than in training ({', '.join(names)}). Give "
             f"dataset.with_features({names}) in place of the data set."
         )
+    # the batch sampler draws indices, which the new order of columns does not change
     return DataLoader(
         dataset,
         batch_sampler=loader.batch_sampler,

@@ -40,6 +40,7 @@ def run(
 ) -> History:
     """Fine-tune `model` on the data of `job`; see `MolfunStructureModel.fit`."""
     rows = _training_rows(model, job)
+    # read once: labels may come from files, and are needed for scale, weights and identity
     targets = targets_of(job.train)
     # a bad label stops the run here, before the strategy changes the model
     _learn_from_data(model, job, targets)
@@ -51,7 +52,9 @@ def run(
     model.data_settings = input_settings_of(job.train)
 
     def note_training() -> None:
+        # noted at the start: a fit that is interrupted has changed the weights as well
         model.n_fits += 1
+        # a union, since a second fit adds to what the model has seen
         model.training_inputs = np.union1d(model.training_inputs, rows.inputs)
 
     def keep(row: Row | None, folder: RunFolder | None) -> None:
@@ -63,6 +66,7 @@ def run(
     try:
         history = job.run(runner, keep, identity=identity, on_start=note_training)
     finally:
+        # also after an error or Ctrl-C, since a notebook goes on with the model
         model.eval()
         memory.forget(model.backbone)
     history.cache_report = "\n".join(runner.forward.cache_reports())
@@ -75,8 +79,8 @@ def _training_rows(model: AssembledModel, job: Job) -> trained_on.TrainingRows:
     """Return the rows of the training set, with warnings of what looks wrong in it."""
     if model.n_fits and not job.resume:
         logger.warning(
-            "This model was trained by %s already, and goes on from its weights. To start "
-            "afresh, as each fold of a cross-validation has to, build a new "
+            "This model was trained by %s already and continues from its weights. To start "
+            "from new ones, as each fold of a cross-validation must, build a new "
             "MolfunStructureModel.", counted(model.n_fits, "fit"),
         )  # fmt: skip
     rows = trained_on.TrainingRows(job.train)
@@ -120,6 +124,8 @@ def _identity(
         parts[part.key("task")] = {**part.task.config_dict, **part.task.state_dict()}
         if part.name:
             parts[part.key("weight")] = part.weight
+    # weights that are frozen now may have been trained by an earlier fit, so the fingerprint of the
+    # base does not cover them
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
     return {
         "kernels": arithmetic.described(model),
@@ -145,6 +151,7 @@ def _runner(
     if any(p.requires_grad for p in backbone.parameters()):
         n_trained = sum(p.numel() for p in job.parameters.values())
         reserved = caches.reserved_bytes()
+        # only now is it known which weights train and what the cache will take
         memory.plan(backbone, job.train, model.device, trained=n_trained, reserved=reserved)
     # gradual unfreezing: only groups of epoch 0 may take gradients when the runner looks what is
     # frozen

@@ -172,16 +172,17 @@ class Bounded:
         batches = watched(self._loader)
         while (batch := _next(batches, self._loader, found)) is not _END:
             if found >= n + self._spare:
-                raise DataError(f"{_name(self._loader)} gives more than the {n} batches it says.")
+                raise DataError(f"{_name(self._loader)} gives more batches than its length of {n}.")
             found += 1
             yield batch
         if found < n:
             raise DataError(
-                f"{_name(self._loader)} says that it has {n} batches, and gave {found}. It is read "
-                f"once per epoch, and has to start again each time."
+                f"{_name(self._loader)} has a length of {n} batches, but gave {found}. It is read "
+                f"once per epoch, so it must be possible to iterate over it again."
             )
 
 
+# not None, which a loader may give as a batch
 _END = object()
 
 
@@ -192,6 +193,7 @@ def _next(batches: Iterator[Any], loader: Any, number: int) -> Any:
         raise
     except Exception as error:  # a user's code may raise anything; the number leads to the cause
         advice = ""
+        # PyTorch's own error does not say what to pass instead
         if getattr(loader, "collate_fn", None) is default_collate:
             advice = (
                 " If it holds samples, give it collate_fn=SequenceDataset.collate_fn, or give the "
@@ -209,6 +211,7 @@ def length_of(data: Any) -> int | None:
     DataError
         If ``len`` fails or returns no valid length.
     """
+    # on the type, where len() looks it up
     if not hasattr(type(data), "__len__"):
         return None
     try:
@@ -228,6 +231,7 @@ def length_of(data: Any) -> int | None:
 
 def is_map_style(data: Any) -> bool:
     """Return whether data has a length and items by index (a frame of pandas has not)."""
+    # `iloc` tells frames and series of pandas without an import of it; data[0] would be a column
     if isinstance(data, (*NO_DATA, str, IterableDataset)) or hasattr(data, "iloc"):
         return False
     return hasattr(type(data), "__getitem__") and length_of(data) is not None
@@ -248,7 +252,7 @@ def item_of(data: Any, index: int) -> Any:
     except IndexError as error:
         n = length_of(data)
         raise DataError(
-            f"{_name(data)} says that it has {n} items, and has no item {index} "
+            f"{_name(data)} has a length of {n}, but no item {index} "
             f"({_with_type(error)}). Let __len__ give the number of items."
         ) from error
     except Exception as error:
@@ -274,6 +278,7 @@ def as_sample(item: Any, index: int, source: Any) -> Sample:
         refuse_path(item[0])
         target = item[1]
         if isinstance(target, np.generic | torch.Tensor):
+            # plain numbers: labels go into JSON and into digests that compare runs
             target = target.tolist()
         return Sample(id=f"seq_{index + 1}", sequence=item[0], target=target)
     where = f"Item {index} of the {type(source).__name__}"
@@ -301,7 +306,7 @@ def refuse_path(text: str | os.PathLike[str]) -> None:
     # Path.is_file raises where the text is too long for a name
     if reader or not isinstance(text, str) or os.path.isfile(text):  # noqa: PTH113
         reader = _reader_of(name) or "a data set, such as SequenceDataset.from_csv"
-        raise DataError(f"{path[:200]!r} is a path, and no data. Read the file with {reader}(...).")
+        raise DataError(f"{path[:200]!r} is a path, not data. Read the file with {reader}(...).")
 
 
 def _reader_of(name: str) -> str:
@@ -347,13 +352,14 @@ def read_stream(data: Any) -> list[Any]:
     if n is None:
         raise no_end(data)
     try:
+        # not one item further: the next one may never come
         items = list(islice(iter(data), n))
     except MolfunError:
         raise
     except Exception as error:
         raise DataError(f"{_name(data)} cannot be read: {_with_type(error)}") from error
     if len(items) < n:
-        raise DataError(f"{_name(data)} says that it has {n} items, and gave {len(items)}.")
+        raise DataError(f"{_name(data)} has a length of {n}, but gave only {len(items)}.")
     logger.info("The %s items of the %s were read once and are kept.", n, type(data).__name__)
     return items
 

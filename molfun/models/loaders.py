@@ -69,6 +69,7 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
         collate = collate_of(data)
     if collate is None:
         return data
+    # the kind of data knows a usual size: 1 for structures, 8 for sequences
     size = getattr(parts_of(data)[0], "default_batch_size", 1)
     return DataLoader(data, batch_size=size, shuffle=shuffle, collate_fn=collate)
 
@@ -103,6 +104,7 @@ def _check_collate(dataset: Any) -> None:
     known = collate_of(dataset) is not None
     if not known and not given.is_map_style(dataset):
         return
+    # the first item decides, as reading all of them may take as long as an epoch
     first = None if known else given.item_of(dataset, 0)
     if not known and not given.is_sample_like(first):
         return
@@ -255,6 +257,7 @@ def check_labels(head: TaskHead, data: Any, targets: Sequence[Any] | None = None
     if data is None:
         return
     problems = []
+    # all bad labels are collected, so that a user corrects a table once
     names = _names_of(data)
     for i, target in enumerate(targets_of(data) if targets is None else targets):
         try:
@@ -336,6 +339,7 @@ def _length(target: Any) -> tuple[int, ...]:
 
 def label_texts(targets: Sequence[Any]) -> list[str]:
     """Return each label as text; equal labels give equal texts, whatever their type."""
+    # None and NaN both mean "missing"
     return [repr(float("nan") if t is None else _plain(t)) for t in targets]
 
 

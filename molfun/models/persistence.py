@@ -103,6 +103,7 @@ def _describe_head(part: TaskHead) -> portable.HeadMeta:
 def _trunk_to_save(model: AssembledModel) -> dict[str, torch.Tensor]:
     """Return all weights if the base came from no file, else those that differ from the base."""
     if model.weights is None:
+        # whole: with weights that are left out of fingerprints because they start at random
         return model.backbone.base_state_dict(whole=True)
     tensors = model.backbone.base_state_dict()
     present = tensor_digests(tensors)
@@ -121,6 +122,7 @@ def load(model: AssembledModel, folder: Path) -> None:
         If the checkpoint is damaged, or made for another backbone, base, head or task.
     """
     meta = portable.read_meta(folder)
+    # what the description asks for is bounded by the size of these files
     with portable.building(folder, None if model.weights is None else Path(model.weights)):
         _load(model, folder, meta)
     model.eval()
@@ -217,8 +219,8 @@ def _check_untrained(
         left.append("adapters")
     if left:
         raise CheckpointError(
-            f"{folder} does not hold {' and '.join(left)} that were trained in this model, and "
-            f"would be mixed with them. Load it into a new model, or use "
+            f"{folder} does not hold {' and '.join(left)} that were trained in this model, so "
+            f"loading it would mix the two. Load it into a new model, or use "
             f"MolfunStructureModel.from_checkpoint."
         )
 
@@ -269,6 +271,7 @@ def from_checkpoint(
     bases: list[Path | base_weights.Stored] = [base_weights.STORED]
     if not meta.whole_trunk:
         bases = [*base_weights.places(meta.backbone, folder, given=weights)]
+    # `load` compares the fingerprint, so a file with only the right name or size is passed over
     problems: list[MolfunError] = []
     for base in bases:
         try:

@@ -64,6 +64,7 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
     watch = trained_on.Watch([data], model.training_inputs)
     (inputs,) = watch
     watch.warn()
+    # a dict and not a set: it keeps the order
     needs = dict.fromkeys((*outputs, *joined_needs(model.heads)))
     prediction = Prediction(ids=inputs.ids)
     reader = "predict"
@@ -76,5 +77,6 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
         for part in model.heads:
             scores = part.task.predictions(part.head(trunk))
             prediction.put(part, part.task.split(scores, lengths))
+    # without what only the heads needed
     prediction["trunk"] = trunk.select(outputs)
     return prediction

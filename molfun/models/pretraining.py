@@ -105,6 +105,7 @@ def run(
         history = job.run(runner, keep, identity=identity)
     finally:
         backbone.eval()
+    # a contrastive loss on batches of one, say, has no pair to compare
     if not history[-1]["steps"]:
         raise RunError(
             f"Nothing was trained: no batch had anything for {objective.name!r} to learn from. "

@@ -262,6 +262,7 @@ def plain(value: Any) -> Any:
     >>> plain({"lr": "1e-3", "hidden": (64,)})
     {'lr': 0.001, 'hidden': [64]}
     """
+    # Mapping and Sequence, since OmegaConf's containers are neither dict nor list
     if isinstance(value, Mapping):
         return {str(key): plain(value[key]) for key in value}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -321,6 +322,7 @@ def pretrain_config(config: Mapping[str, Any]) -> PretrainConfig:
             with problems.of("ssl"):
                 build_objective(sections["ssl"])
         with problems.of("encoder"):
+            # d_input follows from data that is not open yet; with 1 the other keys are checked
             encoder = sections.get("encoder", {})
             resolve({**encoder, "d_input": encoder.get("d_input") or 1}, None)
         common = _common(sections, problems)

@@ -43,9 +43,11 @@ def input_digest(sample: Sample) -> int:
     if sample.protein is not None:
         text = f"protein {sample.protein.full_sequence}"
     elif sample.sequence is not None:
+        # lower case marks masked regions in FASTA files; splits by identity ignore it as well
         text = f"sequence {sample.sequence.upper()}"
     else:
         text = sample.content_key()
+    # 64 bits: among a million samples, two differ with equal digests with a chance of 3e-8
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
@@ -68,6 +70,7 @@ class TrainingRows:
             for name, value in sample.metadata.items():
                 if isinstance(value, str | bool | int):
                     self._columns[str(name)][str(value).strip().lower()] += 1
+        # sorted and unique, as np.isin and np.union1d want them
         self.inputs: Int64[np.ndarray, "inputs"] = np.unique(np.array(digests, np.int64))
         self.n_conflicts = conflicts(digests, targets)
         self._n = len(digests)
@@ -79,7 +82,7 @@ class TrainingRows:
             held = self._held_out(name, values)
             if held:
                 logger.warning(
-                    "The column %r marks %d of %s as no part of the training set, and is not used: "
+                    "The column %r assigns %d of %s to another part of the data, and is not used: "
                     "--split column (DataSplitter.by_column) splits by it.",
                     name, held, counted(self._n, "training sample"),
                 )  # fmt: skip
@@ -87,6 +90,7 @@ class TrainingRows:
     def _held_out(self, name: str, values: Counter[str]) -> int:
         """Return how many samples a column assigns to another part; 0 if it is no split."""
         present = {value: n for value, n in values.items() if value}
+        # only a column whose every value is the name of a part is taken for a split
         if set(present) <= set(PART_WORDS):
             return sum(n for value, n in present.items() if PART_WORDS[value])
         flag = name.casefold()
@@ -113,8 +117,8 @@ def warn_of_conflicts(n: int, what: str) -> None:
     """Warn if samples contradict each other."""
     if n:
         logger.warning(
-            "%d %s have the input of another one and a different label: no model can be right on "
-            "both. Average repeated measurements, or check the table.", n, what,
+            "%d %s have the same input as another one, but a different label: no model can be "
+            "right on both. Average repeated measurements, or check the table.", n, what,
         )  # fmt: skip
 
 
@@ -126,7 +130,7 @@ def warn_of_overlap(
     twins = int(np.isin(digests, inputs).sum()) if digests else 0
     if twins:
         logger.warning(
-            "%d of %s are in the training set, too: metrics on them say nothing about new ones.",
+            "%d of %s are also in the training set: metrics on them say nothing about new ones.",
             twins, counted(len(digests), what),
         )  # fmt: skip
 
@@ -166,8 +170,8 @@ class Watch:
         known = int(np.isin(self._digests, self._inputs).sum()) if self._digests else 0
         if known:
             logger.warning(
-                "%d of %s were in the training set of the model: how well it does on them says "
-                "nothing about new ones.", known, counted(len(self._digests), "sample"),
+                "%d of %s were in the training set of the model: results on them say nothing about "
+                "new ones.", known, counted(len(self._digests), "sample"),
             )  # fmt: skip
         if self._with_labels:
             warn_of_conflicts(conflicts(self._digests, self._targets), "samples")

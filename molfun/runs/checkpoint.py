@@ -161,6 +161,7 @@ def write_checkpoint(
     with atomic_directory(path) as folder:
         save_torch(folder / META, content)
         write_json(folder / META_JSON, content)
+        # on the CPU, so that a machine without a GPU can load it
         save_torch(folder / HEAD, {k: v.detach().cpu() for k, v in head.items()})
         if trunk:
             _write_trunk(folder / TRUNK, trunk, Path(path) / TRUNK)
@@ -189,8 +190,8 @@ def _refuse_other_folders(path: Path) -> None:
     if foreign:
         raise CheckpointError(
             f"{path} holds other files ({', '.join(foreign[:4])}) "
-            f"that are no part of a checkpoint; saving would replace them. Move them, or choose a "
-            f"new folder, for example {path / 'checkpoint'}."
+            f"that do not belong to a checkpoint; saving would replace them. Move them, or choose "
+            f"a new folder, for example {path / 'checkpoint'}."
         )
 
 
@@ -203,6 +204,7 @@ def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) 
     content = hashlib.sha256(repr(sorted(tensor_digests(trunk).items())).encode()).hexdigest()
     if _stored_content(previous) == content and _is_intact(previous):
         try:
+            # the folder is exchanged as a whole afterwards; the link keeps the content alive
             path.hardlink_to(previous)
         except OSError:  # a file system without links
             shutil.copyfile(previous, path)
@@ -226,6 +228,7 @@ def _stored_content(path: Path) -> str | None:
 def _is_intact(path: Path) -> bool:
     """Return whether a file agrees with the manifest in its folder."""
     try:
+        # a damaged file must not be linked into the new checkpoint
         entries = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
         return sha256_of(path) == entries[path.name]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -284,6 +287,7 @@ def read_meta(path: str | Path) -> Meta:
         meta = Meta.from_content(content)
     except TypeError as error:
         raise CheckpointError(f"{folder / META} lacks entries: {error}") from error
+    # weights_only=True guarantees plain values, not the right ones
     wrong = [*_mistyped(meta, _KINDS)]
     for one in meta.heads:
         wrong += _mistyped(one, _HEAD_KINDS, of=f" of the head {one.name}" if one.name else "")
@@ -397,7 +401,7 @@ def _manifest_of(folder: Path) -> Path:
             f"{folder} is the folder of a run; its checkpoint is {folder / 'checkpoint'}."
         )
     raise CheckpointError(
-        f"{folder} is no complete checkpoint: {MANIFEST} is missing (found: "
+        f"{folder} is not a complete checkpoint: {MANIFEST} is missing (found: "
         f"{', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'})."
     )
 

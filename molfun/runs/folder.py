@@ -159,7 +159,7 @@ class RunFolder:
         """Refuse to replace things under a run's names that no run wrote, even with overwrite."""
         folder = self.path
         if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no errors on loops
-            raise RunError(f"{folder} is no folder. Choose another output folder.")
+            raise RunError(f"{folder} is not a folder. Choose another output folder.")
         wrong = [
             name
             for name in RUN_FILES
@@ -168,8 +168,9 @@ class RunFolder:
         wrong += [f"{CHECKPOINT}/{name}" for name in foreign_files(self.checkpoint)]
         if wrong:
             raise RunError(
-                f"{folder} holds other things under the names of a run ({', '.join(wrong)}), which "
-                f"would be replaced. Choose another output folder."
+                f"{folder} holds other files or folders under the names of a run's "
+                f"({', '.join(wrong)}), and the run would replace them. Choose another output "
+                f"folder."
             )
 
     def _keep_what_no_run_wrote(self, settings: Collection[str]) -> None:
@@ -226,6 +227,7 @@ class RunFolder:
         parts
             Name of each part and the ids of its samples.
         """
+        # in memory first, so that the file is written in one atomic step
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([escape(id_name), "split"])
@@ -250,6 +252,7 @@ def _is_of_a_run(path: Path, settings: Collection[str]) -> bool:
         found = read_yaml(path).keys()
     except ConfigError:
         return False
+    # these three are in every config.yaml of a run; a user's own file lacks one or has others
     return {"output", "backbone", "seed"} <= found <= set(settings)
 
 

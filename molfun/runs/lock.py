@@ -29,12 +29,13 @@ class DirectoryLock:
     def __enter__(self) -> DirectoryLock:
         folder = self.path.parent
         if os.path.lexists(folder) and not os.path.isdir(folder):  # noqa: PTH112  # no error on loops
-            raise RunError(f"{folder} is no folder. Choose another output folder.")
+            raise RunError(f"{folder} is not a folder. Choose another output folder.")
         if self._place in self._taken:
             # a POSIX lock does not exclude its own process, and closing any handle would release it
             raise self._in_use(os.getpid())
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # "a+" keeps the content: it names the holder, should the lock be taken
             file = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -88,6 +88,7 @@ class FitState:
         numbers = (int, float)
         for name, default in kinds.items():
             allowed = numbers if type(default) is float else (type(default),)
+            # exact types: isinstance would let True pass as an int
             if type(getattr(state, name)) not in allowed:
                 raise TypeError(f"{name} is no {type(default).__name__}")
         for row in state.history:
@@ -104,6 +105,7 @@ def write_state(directory: Path, content: Mapping[str, Any]) -> None:
     """Write the resume state atomically, then remove best weights that it does not name."""
     save_torch(directory / STATE_FILE, {"format": FORMAT, **content})
     named = best_file(content["fit"]["best_epoch"])
+    # after the state: until then the old state needs its own best weights
     for path in directory.glob("best*.safetensors"):
         if path.name != named:
             with contextlib.suppress(OSError):  # a leftover costs space only
@@ -139,8 +141,8 @@ def read_state(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}. {ADVICE}")
     if found != FORMAT:
         logger.warning(
-            "%s was written by an older version of Molfun and carries no checksum: that it is "
-            "intact cannot be verified.", path,
+            "%s was written by an older version of Molfun and carries no checksum, so it "
+            "cannot be verified.", path,
         )  # fmt: skip
     return content
 
@@ -150,6 +152,7 @@ def best_file(epoch: int) -> str:
     return BEST_FILE.format(epoch=epoch)
 
 
+# one file per epoch that was the best: a state names its file, and an older state keeps its own
 def write_best(directory: Path, epoch: int, weights: Mapping[str, torch.Tensor]) -> str:
     """Write the best weights to a new file, and return its checksum.
 
@@ -174,7 +177,7 @@ def read_best(directory: Path, state: FitState) -> dict[str, torch.Tensor]:
     if checksum_of(path) != state.best_sha256:
         raise CheckpointError(
             f"{path} is not the file that {STATE_FILE} next to it was written with (checksum): one "
-            f"of them is of another run or moment. {ADVICE}"
+            f"of them is from another run, or another point of this run. {ADVICE}"
         )
     return weights
 

@@ -51,6 +51,7 @@ class PackedRows(Sequence[Features | None]):
         for row in rows:
             places = {}
             for name, tensor in (row or {}).items():
+                # as bytes, so that tensors of all types share the buffer
                 piece = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
                 places[name] = (end, tensor.dtype, tensor.shape)
                 pieces.append((end, piece))

@@ -67,6 +67,7 @@ class EpochBatches:
                 "The training loader has no length, so the learning-rate schedule cannot be "
                 "planned. Pass a DataLoader over a map-style dataset, or a list of batches."
             ) from None
+        # its share of the data would be divided among the processes a second time
         if self._ranks.size > 1 and isinstance(
             getattr(loader, "sampler", None), DistributedSampler
         ):
@@ -129,6 +130,7 @@ def _tell_epoch(loader: Any, epoch: int) -> None:
     for name in ("dataset", "sampler", "batch_sampler"):
         part: Any = getattr(loader, name, None)
         if hasattr(part, "set_epoch"):
+            # what torch's DistributedSampler established: data and samplers may depend on the epoch
             part.set_epoch(epoch)
 
 
@@ -139,6 +141,7 @@ def _with_batches(
     featurize: Featurize | None,
 ) -> DataLoader[Any]:
     """Return a loader with the same settings over fixed batches of indices."""
+    # persistent_workers is left out: the loader lives for one epoch only
     return DataLoader(
         _SeededSamples(loader.dataset, seed),
         batch_sampler=batches,

@@ -47,6 +47,7 @@ def brought_vectors(
         if any(row.shape != (width,) for row in rows):
             return None
         tensors[name] = torch.as_tensor(np.stack(rows), device=device).float()
+    # one "residue" per sample: heads that pool take the vector as it is
     mask = torch.ones(len(samples), 1, device=device)
     return TrunkOutput.from_tensors({**tensors, "mask": mask})
 

@@ -204,16 +204,19 @@ class PrefixCache:
 
     def _path(self, key: str) -> Path:
         assert self._directory is not None
+        # 256 sub-folders, as git does: folders with very many files are slow on network drives
         return self._directory / key[:2] / f"{key}{SUFFIX}"
 
     def _has_room(self, size: int) -> bool:
         assert self._directory is not None
         if self._disk_budget is None:
+            # the folder is made with its first entry; its disk is that of the nearest parent
             existing = self._directory
             while not existing.exists():
                 existing = existing.parent
             return shutil.disk_usage(existing).free - size > RESERVE
         if self._folder_bytes is None:
+            # once per run: listing a large folder takes longer than a step
             self._folder_bytes = sum(
                 path.stat().st_size for path in self._directory.glob(f"??/*{SUFFIX}")
             )
@@ -237,9 +240,11 @@ class PrefixCache:
     def _write(self, key: str, tensors: dict[str, torch.Tensor], size: int) -> None:
         path = self._path(key)
         try:
+            # other runs may have been killed while they wrote into a shared folder
             _temporary.sweep(path.parent)
             save_safetensors(path, tensors, key=key)
         except (RunError, OSError) as error:
+            # a full disk makes later epochs slower; it must not end the run
             self._disk_works, self._told_full = False, True
             logger.warning("The cache stops writing to disk: %s", error)
             return

@@ -133,7 +133,8 @@ class CSVLog(Callback):
             start = file.read(6)
         if start not in (b"", b"epoch,"):
             raise RunError(
-                f"{self._path} is no history of a fit, which would replace it. Choose another name."
+                f"{self._path} is not a history of a fit, and the fit would replace it. "
+                f"Choose another name."
             )
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
@@ -143,6 +144,8 @@ class CSVLog(Callback):
     def _append(self, row: Mapping[str, Any]) -> None:
         with disk_errors(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
             if self._columns is None:
+                # the first row fixes the columns, so that every line of the file has the same
                 self._columns = list(row)
+                # spreadsheet programs run cells that begin with "=", and names may be a user's
                 csv.writer(file).writerow(map(escape, self._columns))
             csv.writer(file).writerow([row.get(name, "") for name in self._columns])

@@ -35,6 +35,7 @@ class WeightAverage:
         """Add the current weights to the average; call it once per optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
+        # one call for all tensors: a loop over small ones takes longer than the arithmetic
         torch._foreach_lerp_(
             list(self.average.values()),
             [p.detach() for p in self._parameters.values()],

@@ -132,6 +132,7 @@ class Engine:
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
                 "train without validation."
             )
+        # the plan comes first: schedule, warm-up and total steps follow from it
         batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead)
         plan = FitPlan.of(
             batches.n_total,
@@ -162,6 +163,7 @@ class Engine:
                 self._write_state()
                 if not self.state.finished:
                     self._stop_if_asked(self._signal())
+        # without validation no epoch is the best: `_keep_best` takes the average or the last
         if self.config.restore_best:
             self._keep_best()
         elif self.average is not None:
@@ -286,6 +288,7 @@ class Engine:
             precision.unscale_gradients(self.optimizer)
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             torch._foreach_div_(gradients, float(state.window_count))
+            # without clipping as well, since the norm shows whether all gradients are finite
             norm = torch.nn.utils.clip_grad_norm_(
                 list(self.parameters.values()), self.strategy.grad_clip or math.inf
             )
@@ -296,6 +299,7 @@ class Engine:
                 if self._scales_loss():
                     # float16: the scaler sees the overflow, skips the step and halves its factor
                     precision.optimizer_step(self.optimizer)
+        # None and not zero: weight decay and moments would move a parameter with a zero gradient
         self.optimizer.zero_grad(set_to_none=True)
         self._close_window()
 
@@ -333,7 +337,7 @@ class Engine:
             state.bad_in_row += 1
             state.skipped_windows += 1
             logger.warning(
-                "Step left out: loss or gradient is not finite for %s (%d in a row).",
+                "Optimizer step skipped: loss or gradient is not finite for %s (%d in a row).",
                 ", ".join(ids[:8]),
                 state.bad_in_row,
             )
@@ -376,6 +380,7 @@ class Engine:
         state.history.append(row)
         state.finished = self._why_finished()
         logger.info("%s", "  ".join(f"{name}={value:.5g}" for name, value in row.items()))
+        # once, since it would otherwise repeat in every epoch
         if val is not None and state.epoch == 1:
             self.monitor.warn_undefined(row)
         for callback in self.callbacks:

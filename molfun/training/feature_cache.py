@@ -51,6 +51,7 @@ class FeatureCache:
         slow = sample.alignment_dir is not None or sample.features is not None
         if self._directory is None or not slow:
             return self._featurize(sample)
+        # hashed, since keys hold text of any length and file names do not
         key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"

@@ -218,6 +218,7 @@ class ForwardPass:
         return self._featurizer.features(sample)
 
     def _to_device(self, features: Features) -> Features:
+        # overlaps with computation where a loader pinned the memory
         return {k: v.to(self.device, non_blocking=True) for k, v in features.items()}
 
     def _checked(self, output: TrunkOutput) -> TrunkOutput:

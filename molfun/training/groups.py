@@ -46,6 +46,7 @@ def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
 
 def shown_lr(optimizer: torch.optim.Optimizer) -> float:
     """Return the learning rate of the next step: of the head, or of the first group without one."""
+    # logs have one column for the rate, and the head is in nearly every strategy
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     return rates.get("head", next(iter(rates.values())))
 
@@ -56,7 +57,7 @@ def warn_of_late_starts(optimizer: torch.optim.Optimizer, epochs: int) -> None:
     if late:
         names = ", ".join(dict.fromkeys(str(group["name"]) for group in late))
         logger.warning(
-            "%s begin to train in epoch %d, and this run has %d: they stay as they are.",
+            "%s begin to train in epoch %d, and this run has %d: they do not change.",
             names,
             1 + min(int(group["start_epoch"]) for group in late),
             epochs,

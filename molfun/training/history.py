@@ -44,6 +44,7 @@ class History(list[Row]):
     @property
     def best(self) -> Row:
         """Row with the best value of `monitor`; the last row if no row defines it."""
+        # NaN compares false with everything, so min and max would depend on the order of rows
         scored = [row for row in self if math.isfinite(monitored(row, self.monitor))]
         pick = max if self.higher_is_better else min
         return pick(scored, key=lambda row: monitored(row, self.monitor)) if scored else self[-1]

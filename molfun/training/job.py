@@ -129,6 +129,7 @@ class Job:
         RunError
             If the run cannot be resumed or written.
         """
+        # all processes hold the same weights, and one of them writes
         folder = self.folder if self.ranks.is_first else None
         kept = False
 
@@ -172,6 +173,7 @@ class Job:
             restore_best=self.restore_best and runner.ranks_epochs,
             identity={**self._settings(), **identity},
         )
+        # first, so that a user's callback can read the row in the file
         logs = [] if self.folder is None else [CSVLog(self.folder.history)]
         return Engine(
             runner,
@@ -188,6 +190,7 @@ class Job:
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must repeat, in the types a file gives back."""
+        # flat, so that a difference is named as strategy.rank and not as two dicts
         flat = flattened({"strategy": self.strategy.to_dict()})
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()},

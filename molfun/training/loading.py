@@ -83,6 +83,7 @@ def _wait_for_the_dead(iterator: Any) -> None:
     raise it from a signal later, at any place of the program.
     """
     for worker in getattr(iterator, "_workers", ()):
+        # a killed worker ends at once; one that hangs must not hang this process, too
         worker.join(timeout=5)
         if worker.exitcode:
             killed = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else None
@@ -113,10 +114,10 @@ def _clear(error: Exception) -> MolfunError | None:
     if not isinstance(error, RuntimeError) or (died := _DIED.search(text)) is None:
         return None
     found = _SIGNAL.search(f"{text} {error.__cause__ or error.__context__ or ''}")
-    how = f"was killed by signal {found[1].strip()}" if found else "ended without a word"
+    how = f"was killed by signal {found[1].strip()}" if found else "ended without a message"
     which = "" if died[1] == _UNKNOWN else f" ({died[1]})"
     return RunError(
-        f"A process that loads samples{which} {how}, at work on some of {_awaited()}. Memory "
+        f"A process that loads samples{which} {how}, while it loaded some of {_awaited()}. Memory "
         f"may have run out, or a library crashed on one of them: use fewer workers, or none to see "
         f"which it is."
     )

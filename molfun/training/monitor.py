@@ -32,6 +32,7 @@ class Monitor:
 
     def __init__(self, strategy: FinetuneStrategy, runner: Runner) -> None:
         self.name, self._strategy = strategy.monitor, strategy
+        # the task's metrics are known before the first epoch, so a misspelt name ends no run late
         known = ["val/loss", *(f"val/{metric}" for metric in runner.metric_names)]
         if self.name not in known:
             raise ConfigError(unknown_name("monitor", self.name, known))
@@ -65,7 +66,7 @@ class Monitor:
         """Warn if the monitored value is undefined, so that no epoch can be the best."""
         if math.isnan(self.value(row)):
             logger.warning(
-                "%s is undefined on this validation set (too few samples, or all alike), so no "
+                "%s is undefined on this validation set (too few samples, or all equal), so no "
                 "epoch can be the best by it; the last weights are kept.",
                 self.name,
             )

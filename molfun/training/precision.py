@@ -40,6 +40,7 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
         return precision
     if not amp or device.type != "cuda":
         return "32-true"
+    # bfloat16 has the range of float32, so it needs no loss scaling
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
 
 

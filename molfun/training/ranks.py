@@ -95,6 +95,7 @@ class Ranks:
         if self.size == 1 or not parameters:
             return
         device = parameters[0].device
+        # every process must take part in every all_reduce, or the others wait for ever
         present = torch.tensor([p.grad is not None for p in parameters], device=device).int()
         distributed.all_reduce(present)
         concerned = [p for p, n in zip(parameters, present.tolist(), strict=True) if n]
@@ -112,6 +113,7 @@ class Ranks:
 def _add_up_bucket(parameters: Sequence[nn.Parameter]) -> None:
     """Sum the gradients of one bucket over all processes."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    # one message for many small gradients: latency counts per message
     flat = torch.cat([g.reshape(-1) for g in gradients])
     distributed.all_reduce(flat)
     parts = flat.split([g.numel() for g in gradients])
@@ -123,6 +125,7 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:
+        # torch.cat would convert a bucket of several types to one
         same = bucket and bucket[0].dtype == parameter.dtype
         if bucket and (not same or size > BUCKET_BYTES):
             yield bucket

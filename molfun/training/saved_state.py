@@ -68,6 +68,7 @@ class SavedState:
 
     def write(self, state: FitState, randoms: Sequence[Any] | None = None) -> None:
         """Write the state, with the current random state of each process or with `randoms`."""
+        # every process has its own generators, and all must call this: gathering waits for each
         if randoms is None:
             randoms = self.ranks.gather(random_state())
         if not self.ranks.is_first:
@@ -82,6 +83,7 @@ class SavedState:
         }
         # a finished run takes no further step; the moments of the optimizer are most of the bytes
         if not state.finished:
+            # those of an open window, so that a run stopped in the middle of one repeats no batch
             gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
             content["progress"] = {
                 "gradients": gradients,
@@ -128,7 +130,7 @@ class SavedState:
         if best is not None:
             self._check_shapes(best, "the best weights")
         if not (state.epoch or state.batch):
-            logger.warning("The run had not got beyond its set-up: it starts from its beginning.")
+            logger.warning("The run was stopped during its set-up: it starts from its beginning.")
         logger.info(
             "Resumed after %d epochs, %d batches and %d optimizer steps.",
             state.epoch,

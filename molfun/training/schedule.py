@@ -217,6 +217,7 @@ class RunSchedule:
                 )
             ],
         )
+        # after the schedule is built, so that a warning never hides an error
         for text in _of_no_effect(strategy, plan, peaks):
             logger.warning("%s", text)
 
@@ -465,6 +466,7 @@ def _warmup_cosine(optimizer: Optimizer, values: Mapping[str, Any]) -> LRSchedul
     warmup, eta_min = values["warmup_epochs"], values["eta_min"]
     if warmup == 0:
         return CosineAnnealingLR(optimizer, T_max=values["max_epochs"], eta_min=eta_min)
+    # from 1 / (w + 1) and not from 0, as in the engine
     rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), end_factor=1.0, total_iters=warmup)
     fall = CosineAnnealingLR(optimizer, T_max=values["max_epochs"] - warmup, eta_min=eta_min)
     return SequentialLR(optimizer, [rise, fall], milestones=[warmup])

@@ -105,6 +105,7 @@ class ObjectiveRunner(Runner):
     def _prepare(self, key: str, features: Features, *, fixed: bool) -> Features:
         # in validation the masks of a sample come from its content key, so that losses of different
         # epochs are about the same masks and can be compared
+        # 15 hexadecimal digits are 60 bits; torch takes seeds of up to 64
         generator = torch.Generator().manual_seed(int(key[:15], 16)) if fixed else None
         return self.head.prepare(features, generator)
 

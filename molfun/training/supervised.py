@@ -137,6 +137,7 @@ class SupervisedRunner(Runner):
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
         """Return the outputs of the only head, or a dict per head by its name; and the ``mask``."""
         with self.autocast():
+            # once for all heads
             trunk = self.forward(inputs)
             found = {part.name: part.head(trunk) for part in self.heads}
         return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
@@ -158,6 +159,7 @@ class SupervisedRunner(Runner):
             for part, (total, count) in zip(self.heads, losses, strict=True)
             if count
         ]
+        # a batch without any label still gives a tensor
         total = sum(terms, start=torch.zeros((), device=self.device))
         return LossSum(total, len(inputs.ids) if terms else 0)
 

@@ -123,4 +123,5 @@ def as_module(heads: Sequence[TaskHead]) -> nn.Module | None:
     """Return the only head, or a ModuleDict of several by name; None without heads."""
     if len(heads) == 1 and not heads[0].name:
         return heads[0].head
+    # the single head is not in a dict, so that its parameters keep the names of older checkpoints
     return nn.ModuleDict({part.name: part.head for part in heads}) if heads else None

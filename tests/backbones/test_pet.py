@@ -946,7 +946,7 @@ def test_atoms_in_one_place_are_told_of(caplog: pytest.LogCaptureFixture) -> Non
 def test_nothing_to_predict() -> None:
     with pytest.raises(DataError, match="The data is empty: there are no samples"):
         pet().predict([])
-    text = r"'x.xyz' is a path, and no data. Read the file with AtomsDataset.from_files"
+    text = r"'x.xyz' is a path, not data. Read the file with AtomsDataset.from_files"
     with pytest.raises(DataError, match=text):
         pet().predict("x.xyz")
 

@@ -195,7 +195,7 @@ def test_labels_of_other_names_and_another_strategy(
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "Data: 20 train / 10 val / 0 test" in result.stdout
-    assert "10 of 10 validation samples are in the training set, too" in result.stderr
+    assert "10 of 10 validation samples are also in the training set" in result.stderr
     assert "HeadOnlyFinetune" in result.stdout
     stored = config_of(folder / "run")
     assert stored["strategy"] == "head_only"
@@ -538,7 +538,7 @@ def test_files_of_their_own_go_with_sequences_too(molfun: Command, folder: Path)
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert "Data: 8 train / 3 val / 0 test (random split of train.csv; val.csv)" in result.stdout
-    assert "1 of 3 validation samples are in the training set, too" in result.stderr
+    assert "1 of 3 validation samples are also in the training set" in result.stderr
 
 
 # --- export --------------------------------------------------------------------------------------

@@ -188,6 +188,6 @@ def test_columns_of_a_history_are_escaped(tmp_path: Path) -> None:
 def test_a_history_does_not_take_the_place_of_another_file(tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     path.write_text("pdb_id,affinity\n1abc,5\n")
-    with pytest.raises(RunError, match="is no history of a fit, which would replace it"):
+    with pytest.raises(RunError, match="is not a history of a fit, and the fit would replace it"):
         CSVLog(path).on_fit_start(FitPlan(1, 1, 1, 1), History())
     assert path.read_text().startswith("pdb_id")

@@ -61,7 +61,7 @@ def test_other_features(caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     found = model.predict(series(["fold", "hr", "bp"], more))["prediction"]
     assert torch.equal(found, expected)
-    assert "Not used, as the model was trained without: fold." in caplog.messages
+    assert "Not used, since the model was trained without them: fold." in caplog.messages
     caplog.clear()
     assert torch.equal(model.predict(series(None))["prediction"], expected)
     assert caplog.messages[0].startswith("The features have no names to compare: feature_0, feat")

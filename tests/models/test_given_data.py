@@ -115,12 +115,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: DataLoader(Stream(), 2, collate_fn=list), "DataLoader has no length and may have"
     ),
     "a loader that does not end": (
-        lambda: DataLoader(Sized(), 2, collate_fn=list), "more than the 2 batches it says"
+        lambda: DataLoader(Sized(), 2, collate_fn=list), "more batches than its length of 2"
     ),
-    "a short stream": (Short, "The Short says that it has 4 items, and gave 1"),
+    "a short stream": (Short, "The Short has a length of 4, but gave only 1"),
     "a generator": (lambda: (s for s in LIST), "The generator has no length"),
     "counting": (itertools.count, "The count has no length"),
-    "too few": (lambda: Ends(9), "The Ends says that it has 9 items, and has no item 4"),
+    "too few": (lambda: Ends(9), "The Ends has a length of 9, but no item 4"),
     "negative": (lambda: Plain(-1), "The Plain has no usable length: ValueError"),
     "no number": (lambda: Plain("4"), "The Plain has no usable length: TypeError"),
     "an item that fails": (Fails, "The Fails: item 2 cannot be read: KeyError: 'x'"),
@@ -216,7 +216,7 @@ def test_a_worker_that_ends_is_no_matter_of_collate_fn(
         VERBS[verb](model, DataLoader(Plain(), 2, collate_fn=collate))
     text = str(caught.value)
     assert "A process that loads samples (7343) ended" in text
-    assert "at work on some of number 0, number 1." in text
+    assert "while it loaded some of number 0, number 1." in text
     assert "collate_fn" not in text
 
 
@@ -262,7 +262,7 @@ def test_a_path_is_no_sequence(model: MolfunStructureModel, verb: str, tmp_path:
         (str(tmp_path / "notes"), "a data set, such as SequenceDataset.from_csv"),
         (Path("train.parquet"), "SequenceDataset.from_csv"),
     ):  # fmt: skip
-        with pytest.raises(DataError, match=f"is a path, and no data. Read the file with {reader}"):
+        with pytest.raises(DataError, match=f"is a path, not data. Read the file with {reader}"):
             VERBS[verb](model, data)
 
 

@@ -18,7 +18,7 @@ from molfun.training import Callback
 
 PAIRS = [("MKVA", 0.0), ("MKVC", 1.0), ("MKVD", 2.0), ("MKVE", 3.0)]
 NEW = [("GGGA", 0.0), ("GGGC", 1.0)]
-SEEN = "were in the training set of the model: how well it does on them says nothing about new ones"
+SEEN = "were in the training set of the model: results on them say nothing about new ones"
 
 
 def esm(**options: Any) -> MolfunStructureModel:
@@ -85,7 +85,7 @@ def test_every_kind_of_data(caplog: pytest.LogCaptureFixture) -> None:
     for data, model in kinds:
         fit(model, data.subset([0, 1, 2, 3]), data.subset([3, 4]))
         assert (
-            "1 of 2 validation samples are in the training set, too: metrics on them say nothing "
+            "1 of 2 validation samples are also in the training set: metrics on them say nothing "
             "about new ones."
         ) in warnings(caplog)
         model.evaluate(data.subset([2, 3, 4, 5]))
@@ -98,11 +98,13 @@ def test_one_input_with_several_labels(caplog: pytest.LogCaptureFixture) -> None
     warnings(caplog)
     fit(model, SequenceDataset.from_list(pairs))
     assert warnings(caplog) == [
-        "60 training samples have the input of another one and a different label: no model can be "
-        "right on both. Average repeated measurements, or check the table."
+        "60 training samples have the same input as another one, but a different label: no model "
+        "can be right on both. Average repeated measurements, or check the table."
     ]
     model.evaluate(SequenceDataset.from_list([("GG", 1.0), ("GG", 2.0)]))
-    assert warnings(caplog)[0].startswith("2 samples have the input of another one and a different")
+    assert warnings(caplog)[0].startswith(
+        "2 samples have the same input as another one, but a different"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,7 @@ def test_a_split_that_is_not_used(
     model = esm()
     warnings(caplog)
     fit(model, data)
-    text = (
-        f"The column '{column}' marks {held} of 4 training samples as no part of the training set"
-    )
+    text = f"The column '{column}' assigns {held} of 4 training samples to another part of the data"
     found = warnings(caplog)
     assert (len(found) == 1 and found[0].startswith(text)) if held else not found
 
@@ -135,8 +135,8 @@ def test_a_second_fit(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     assert warnings(caplog) == []
     fit(model, SequenceDataset.from_list(NEW))
     assert warnings(caplog) == [
-        "This model was trained by 2 fits already, and goes on from its weights. To start afresh, "
-        "as each fold of a cross-validation has to, build a new MolfunStructureModel."
+        "This model was trained by 2 fits already and continues from its weights. To start "
+        "from new ones, as each fold of a cross-validation must, build a new MolfunStructureModel."
     ]
     model.evaluate(SequenceDataset.from_list([*PAIRS, *NEW]))
     assert warnings(caplog) == [f"6 of 6 samples {SEEN}."]

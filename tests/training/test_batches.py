@@ -343,8 +343,8 @@ def test_a_worker_that_dies_is_told_with_its_samples(fault: str, how: str, tmp_p
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
     )
-    ended = r"was killed by signal Killed" if fault == "kill" else r"ended without a word"
-    text = rf"^A process that loads samples \(\d+\) {ended}, at work on some of .*'s4', 's5'"
+    ended = r"was killed by signal Killed" if fault == "kill" else r"ended without a message"
+    text = rf"^A process that loads samples \(\d+\) {ended}, while it loaded some of .*'s4', 's5'"
     assert re.search(text, result.stdout), result.stdout + result.stderr
 
 
@@ -356,5 +356,5 @@ def test_a_broken_connection_to_a_worker_is_its_death() -> None:
         def __next__(self) -> int:
             raise ConnectionResetError("reset by peer")
 
-    with pytest.raises(RunError, match="A process that loads samples ended without a word"):
+    with pytest.raises(RunError, match="A process that loads samples ended without a message"):
         list(watched(Broken()))

@@ -229,7 +229,7 @@ def test_it_says_if_the_run_ends_before_the_switch(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         watch_fit(model, batches, GradualFinetune(inner=FULL, unfreeze_epoch=5), epochs=2)
-    assert "begin to train in epoch 6, and this run has 2: they stay as they are" in caplog.text
+    assert "begin to train in epoch 6, and this run has 2: they do not change" in caplog.text
 
 
 @pytest.mark.parametrize(

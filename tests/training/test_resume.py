@@ -377,7 +377,7 @@ def test_a_run_killed_right_after_its_set_up_has_a_state(
         run_fit(tmp_path, stop_at=1)
     assert done_batches(tmp_path) == 0
     check_continues(uninterrupted, run_fit(tmp_path, resume=True), after=0)
-    assert "The run had not got beyond its set-up: it starts from its beginning." in caplog.messages
+    assert "The run was stopped during its set-up: it starts from its beginning." in caplog.messages
 
 
 @pytest.mark.parametrize("name", ["checkpoint/manifest.json", "weights.safetensors"])
@@ -415,7 +415,7 @@ def test_other_things_under_the_names_of_a_run_are_never_replaced(
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(RunError, match="run is no folder"):
+    with pytest.raises(RunError, match="run is not a folder"):
         run_fit(tmp_path / "run")
     with pytest.raises(ConfigError, match="loop: Too many levels of symbolic links"):
         run_fit(tmp_path / "loop")
