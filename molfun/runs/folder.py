@@ -168,9 +168,8 @@ class RunFolder:
         wrong += [f"{CHECKPOINT}/{name}" for name in foreign_files(self.checkpoint)]
         if wrong:
             raise RunError(
-                f"{folder} holds other files or folders under the names of a run's "
-                f"({', '.join(wrong)}), and the run would replace them. Choose another output "
-                f"folder."
+                f"{folder} holds other files or folders under the names of a run "
+                f"({', '.join(wrong)}), which would be replaced. Choose another output folder."
             )
 
     def _keep_what_no_run_wrote(self, settings: Collection[str]) -> None:
