@@ -242,6 +242,7 @@ class Backbone(nn.Module, ABC):
 
     def state_fingerprint(self) -> str:
         """Return the sha256 over all that decides outputs: architecture, weights and adapters."""
+        # not `base_state_dict`: merged and injected adapters change the outputs
         tensors = {n: t for n, t in self.state_dict().items() if n not in self.unread}
         return combine_digests(self.config_dict, tensor_digests(tensors))
 
@@ -259,6 +260,7 @@ _MUST_SET = {
 
 def _check_class(cls: type[Backbone]) -> None:
     """Refuse a class without a required attribute or constructor argument."""
+    # with its meaning in the text: the author of a backbone should not have to look it up
     for name, meaning in _MUST_SET.items():
         if not hasattr(cls, name):
             raise ContractError(

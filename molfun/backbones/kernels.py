@@ -56,6 +56,7 @@ def choose_kernels(backbone: Backbone, kernels: Kernels) -> None:
         on this machine.
     """
     check_kernels(kernels)
+    # "auto" suits every backbone; a backbone whose only code is "fast" also accepts that name
     if isinstance(backbone, KernelChoice):
         backbone.set_kernels(kernels)
     elif kernels not in ("auto", backbone.kernels):

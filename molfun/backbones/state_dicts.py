@@ -64,6 +64,8 @@ def fit_keys(
     >>> fitted, report.missing
     ({'w': tensor([1.])}, ('b',))
     """
+    # Both sides pass through `canonical`, so neither the layout of the file nor that of the
+    # installed package has to be known.
     wanted = {canonical(name): name for name in target}
     found = {canonical(name): name for name in tensors}
     fitted = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}

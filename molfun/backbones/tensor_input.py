@@ -27,6 +27,7 @@ def split_batch(backbone: Backbone, batch: Features) -> list[Features]:
     DataError
         If the backbone is no `TensorInput`.
     """
+    # an objective masks samples one by one, so a batch has to be taken apart first
     if not isinstance(backbone, TensorInput):
         raise DataError(
             f"Pre-training of {backbone.display_name} needs samples, not tensors: pass a dataset "

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for verb in (train, infer):
         verb.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)
+    # the lines of `StepLog` alone, without level and name; other packages show warnings only
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("molfun.esm2").setLevel(logging.INFO)
     try:
@@ -75,6 +76,7 @@ def _train_demo(options: argparse.Namespace) -> None:
 
 
 def _infer_demo(options: argparse.Namespace) -> None:
+    # without a checkpoint there is no head to keep
     keep_head = options.checkpoint is not None
     config = ESM2FineTuneSeqConfig(
         initial_ckpt_path=options.checkpoint,

@@ -101,6 +101,7 @@ class ESM2FineTuneSeqConfig:
             # BioNeMo's example passes field(default_factory=list) when it makes the config, which a
             # dataclass takes as a value
             self.initial_ckpt_skip_keys_with_these_prefixes = skip.default_factory()
+        # all problems in one error, not one per attempt
         problems = list(self._problems())
         if problems:
             raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
@@ -159,6 +160,7 @@ class ESM2FineTuneSeqConfig:
         path = self.initial_ckpt_path
         if path is not None and _is_checkpoint(as_path(path)):
             return self._from_checkpoint(Path(path), seed=seed, device=device)
+        # refused and not ignored: predictions of a random head would look like results
         if path is not None and not self.initial_ckpt_skip_keys_with_these_prefixes:
             raise CheckpointError(
                 f"{path} is no checkpoint of Molfun, so it holds no {HEAD_PREFIX}. Leave "
@@ -184,12 +186,14 @@ class ESM2FineTuneSeqConfig:
     def _size(self) -> str | Mapping[str, Any]:
         if self.backbone is not None:
             return self.backbone
+        # Meta's files are named by their size: esm2_t33_650M_UR50D.pt
         named = Path(self.initial_ckpt_path or "").stem
         return named if named in presets.PRESETS else DEFAULT_BACKBONE
 
     def _from_checkpoint(
         self, path: Path, *, seed: int, device: str | torch.device
     ) -> ESM2FineTuneSeqModel:
+        # loaded whole, also for the encoder alone: the backbone may have adapters or trained blocks
         model = self.model_cls.from_checkpoint(path, device=device)
         keep_head = not self.initial_ckpt_skip_keys_with_these_prefixes
         problems = list(self._misfits(model, keep_head=keep_head))

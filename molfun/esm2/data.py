@@ -43,6 +43,7 @@ class SingleValueSample(Sample, Mapping[str, torch.Tensor]):
             return torch.tensor([math.nan if self.target is None else float(self.target)])
         residues = tokens.encode(self.sequence or "", name=self.id).tolist()
         text = torch.tensor([tokens.special("<cls>"), *residues, tokens.special("<eos>")])
+        # the loss counts residues, not the tokens for beginning and end
         inside = torch.ones_like(text, dtype=torch.bool)
         inside[[0, -1]] = False
         zeros, ones = torch.zeros_like(text), torch.ones_like(text)
@@ -104,6 +105,7 @@ class InMemorySingleValueDataset(Dataset[SingleValueSample]):
                 f"{len(problems)} of {len(items)} items are no (sequence, number) pair:\n"
                 f"{listing(problems)}"
             )
+        # wrapped and not derived from: items have to be `SingleValueSample`, and nothing else
         self.dataset = SequenceDataset.from_list(items)
 
     def __len__(self) -> int:
@@ -138,6 +140,7 @@ def _is_pair(item: object) -> bool:
         return True
     if not (isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)):
         return False
+    # NumPy's numbers are Real as well; True would count as the number 1
     return item[1] is None or (isinstance(item[1], Real) and not isinstance(item[1], bool))
 
 
@@ -220,6 +223,7 @@ class ESM2FineTuneDataModule:
         return self._loader(self._need("predict_dataset"))
 
     def _need(self, name: str) -> Any:
+        # asked for late: a module for prediction has no training set, and the other way round
         dataset = getattr(self, name)
         if dataset is None or len(dataset) == 0:
             missing = "no" if dataset is None else "an empty"
@@ -237,6 +241,7 @@ class ESM2FineTuneDataModule:
 
 
 def _collate(items: Sequence[Any]) -> SampleBatch:
+    # BioNeMo's own datasets give dicts of tensors, which the model cannot pack
     others = {type(item).__name__ for item in items if not isinstance(item, Sample)}
     if others:
         raise DataError(

@@ -56,6 +56,7 @@ class RegressorLossReduction:
                 f"labels have the shape {tuple(labels.shape)}, predictions "
                 f"{tuple(forward_out.shape)}; both must be (batch, 1)."
             )
+        # the task that trains the model, so that both losses are the same number
         task = RegressionTask(**task_settings(type(self)))
         total, n_labels = task.loss({"prediction": forward_out.reshape(-1)}, labels.reshape(-1))
         loss = total / max(n_labels, 1)

@@ -66,6 +66,7 @@ class StepLog(Callback):
         if not self._losses:
             return
         epoch, iteration = self._at
+        # NaN before the first validation, and in every row without a validation set
         val_loss = self._row.get("val_loss", math.nan)
         logger.info(
             "Training epoch %d, iteration %d/%d | global_step: %d | reduced_train_loss: %.4g%s",
@@ -165,6 +166,7 @@ def train_model(
     folder = as_path(experiment_dir) / experiment_name
     model = config.configure_model(seed=seed, device=device)
     steps = data_module.accumulation_steps
+    # an epoch of `fit` is one pass of the sampler: whole global batches, see the data module
     history = model.fit(
         data_module.train_dataloader(),
         data_module.val_dataloader(),
@@ -215,5 +217,6 @@ def infer_model(
     torch.Size([3, 1])
     """
     loader = data_module.predict_dataloader()
+    # (n,) becomes (n, 1), the shape of BioNeMo's output; in float32 whatever the precision
     prediction = config.configure_model(seed=seed, device=device).predict(loader)["prediction"]
     return {"regression_output": prediction.float()[:, None]}

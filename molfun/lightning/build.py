@@ -62,6 +62,7 @@ def standardizes(given: bool | None, stored: StoredWeights | None) -> bool:
     """
     if stored is None:
         return given is not False
+    # checkpoints say it by the scale they hold: without one, values were taken as they are
     fitted = bool(stored.tensors.get("inputs_fitted", False))
     if given is not None and given != fitted:
         did = "were standardised" if fitted else "were taken as they are"

@@ -31,6 +31,7 @@ def rows(batch: Any) -> list[Sample]:
     >>> [len(sample.features["timeseries"]) for sample in rows(batch)]
     [2, 3]
     """
+    # taken apart to samples: Molfun's objectives draw their masks per sample
     values = series_of(batch).detach().cpu()
     mask, padding = (_given(batch, name) for name in ("mask", "padding_mask"))
     samples = []
@@ -130,6 +131,7 @@ def _classes_in(row: list[float]) -> list[int] | None:
 
 def n_features(trainer: Any) -> int:
     """Count the features: ``n_features`` of the data module, or those of the first batch."""
+    # asked first, since a batch may be expensive to load
     stated = getattr(trainer.datamodule, "n_features", None)
     if stated is not None:
         return int(stated)

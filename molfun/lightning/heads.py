@@ -139,6 +139,7 @@ class GuideHead(Configured, Head):
         self._config = {"single_dim": single_dim, "n_outputs": n_outputs, **settings}
         config_class = self.wrapped.config_class
         values = {"input_dim": single_dim, "output_dim": n_outputs, **settings}
+        # keys of the section that no field takes: a derived dataclass refuses them itself
         if config_class is TaskHeadConfig:
             known = {f.name for f in dataclasses.fields(config_class)}
             values["extra"] = {k: values.pop(k) for k in list(values) if k not in known}

@@ -119,6 +119,7 @@ class GuideObjective(SeriesObjective):
         self._config = settings
         self.config = build(config_class, {"name": self.name, **settings})
         self.inner: Any = nn.Identity()
+        # optional, since many objectives are written for series of one length
         self._takes_padding = "padding_mask" in inspect.signature(self.wrapped.forward).parameters
 
     def build(self, backbone: Any) -> None:

@@ -169,6 +169,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         """Windows of at most `context` residues that overlap by half."""
         if n <= self.context or self.long == "full":
             return [(0, n)]
+        # by half a window: away from the ends, each residue is in the middle half of some window
         step = max(1, self.context // 2)
         last = n - self.context
         starts = [*range(0, last, step), last]
@@ -346,6 +347,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
             return Layer("block", int(parts[1]))
         if parts[0] == "embed_tokens":
             return Layer("embedder")
+        # the last norm belongs to the last block: it trains, and is cached, with it
         if parts[0] == "emb_layer_norm_after":
             return Layer("block", self.config.num_layers - 1)
         return Layer("output")
@@ -396,6 +398,7 @@ def unpad(padded: torch.Tensor, padding: int) -> Features:
     DataError
         If a row holds no residue.
     """
+    # at either end: Hugging Face's tokenizer can pad on the left
     kept = padded != padding
     lengths = kept.sum(1)
     packed_tokens = padded[kept]

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 CONTACT_SUFFIX = "-contact-regression.pt"
 """Ending of the file next to the model in which Meta publishes the contact head's two weights."""
 
+# "encoder.sentence_encoder." is Meta's, "esm.encoder." is Hugging Face's, "model." Molfun's own
 _PREFIXES = re.compile(r"^(model\.|esm\.|encoder\.sentence_encoder\.|encoder\.)+")
 _LAYER = re.compile(r"^layer\.(\d+)\.")
 _HUGGING_FACE = {
@@ -108,6 +109,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
         )
     _warn_random_heads(path, optional)
     _warn_untied(path, tensors)
+    # files in half precision are loaded as float32, in which the weights train
     model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in fitted.items()}})
     return optional
 
@@ -273,6 +275,7 @@ def _compare_settings(path: Path, config: ESM2Config) -> None:
     """Refuse a folder whose settings would give other numbers with the same weights."""
     if not path.is_file():
         return
+    # heads of another number, or another position embedding, leave all shapes as they are
     theirs = _read_json(path)
     names = {
         "num_hidden_layers": config.num_layers,

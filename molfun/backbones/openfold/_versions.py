@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+# Each pattern leaves names of the 2.x layout alone, so that applying all of them twice changes
+# nothing: hence the anchors, and the look-ahead in the last one.
 _RENAMES = (
     (re.compile(r"^template_angle_embedder\b"), "template_embedder.template_single_embedder"),
     (re.compile(r"^(template_(?:pair|pointwise|single)_\w+)"), r"template_embedder.\1"),
@@ -15,6 +17,7 @@ _RENAMES = (
     (re.compile(r"\bcore\.(tri_\w+|pair_transition)\b"), r"pair_stack.\1"),
     (re.compile(r"\b(ipa\.linear_(?:q|kv)_points)\.(?!linear\.)"), r"\1.linear."),
 )
+# left by wrappers: DDP ("module."), Lightning ("model."), Fabric ("_forward_module.")
 _PREFIX = re.compile(r"^(?:module\.|model\.|_forward_module\.)+")
 
 

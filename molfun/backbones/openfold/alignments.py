@@ -74,6 +74,7 @@ def read_alignments(folder: Path) -> dict[str, dict[str, Any]]:
     files = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(ALIGNMENT_SUFFIXES)]
     found = {path.name: read_alignment(path) for path in files if path.is_file()}
     first = next(iter(found), "")
+    # openfold stacks the rows of all files into one MSA, whatever their first rows are
     for name, data in found.items():
         if data["msa"][0] != found[first]["msa"][0]:
             raise DataError(
@@ -155,6 +156,7 @@ def _a3m_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     kept = _sequences(path, _records(path, lines))
     query = kept[0]
     columns = query.text.replace(".", "").removesuffix("*")
+    # lower case is an insertion relative to the query, which the query itself cannot have
     if columns != columns.upper():
         _refuse(path, [query.problem("the query has lower-case letters; write it in capitals")])
     _check_chains(path, lines, len(columns))
@@ -301,6 +303,7 @@ def _stockholm_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[str]:
     cleaned: list[str] = []
     problems: list[str] = []
     columns = len(next(iter(rows.values())).text)
+    # all problems of a file are collected, so that one look at it suffices
     for row in rows.values():
         text = row.text.upper()
         if _ODD.search(text):

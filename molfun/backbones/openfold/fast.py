@@ -59,7 +59,7 @@ def install(model: nn.Module) -> dict[str, int]:
         mixin = _mixin_for(type(module))
         if mixin is not None and mixin.fits(module):
             stock = type(module)
-            module.__class__ = _combined(mixin, stock)
+            module.__class__ = _combined(mixin, stock)  # hooks, names and weights stay
             replaced[stock.__name__] = replaced.get(stock.__name__, 0) + 1
     return replaced
 
@@ -99,7 +99,7 @@ class _Fast:
         """Call `function`; if lean, keep only its arguments for the backward pass."""
         if not self.lean or not torch.is_grad_enabled():
             return function(*args)
-        return checkpoint(function, *args, use_reentrant=False)
+        return checkpoint(function, *args, use_reentrant=False)  # reentrant fails on frozen weights
 
     @staticmethod
     def fits(module: Any) -> bool:  # noqa: ARG004  (for those that ask)
@@ -119,7 +119,7 @@ def _combined(mixin: type[_Fast], stock: type) -> type:
 
 def _mixin_for(stock: type) -> type[_Fast] | None:
     if not stock.__module__.startswith("openfold."):
-        return None
+        return None  # a user's class of the same name, or an adapter's wrapper
     names = {
         "Linear": _Linear,
         "Attention": _Attention,
@@ -171,7 +171,7 @@ def _stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class _Linear(_Fast):
-    is_plain = True
+    is_plain = True  # for `molfun.nn.lora`: the output is still weight x + bias
 
     @staticmethod
     def fits(module: Any) -> bool:
@@ -200,7 +200,7 @@ class _Transition(_Fast):
         result = self._tiled(x)
         if result is None:
             result = self.linear_2(functional.relu(self.linear_1(x), inplace=True))
-        return result if _all_ones(mask) else result * mask
+        return result if _all_ones(mask) else result * mask  # spares a pass over memory
 
     def _tiled(self: Any, x: torch.Tensor) -> torch.Tensor | None:
         """Run both layers as one autograd function; None without a graph or with an adapter."""
@@ -377,10 +377,10 @@ class _TriangleMultiplication(_Fast):
             self._product(z, mask, parts, slice(i, i + step)) for i in range(0, hidden, step)
         ]
         x = products[0] if len(products) == 1 else torch.cat(products, dim=1)
-        del products
+        del products  # before the next temporaries: it is as large as the pair representation
         x = self.linear_z(self.layer_norm_out(x))
         gate = torch.sigmoid(self.linear_g(z))
-        return (x * gate if keeps_graph else x.mul_(gate)).view(n, n, -1)
+        return (x * gate if keeps_graph else x.mul_(gate)).view(n, n, -1)  # a graph needs x
 
     def _product(
         self: Any,

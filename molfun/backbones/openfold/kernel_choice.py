@@ -93,6 +93,7 @@ def self_test(model: Any, *, length: int = 11, with_cuequivariance: bool = False
     length, masked in part: once with a shallow alignment, and once with a deep one and small tiles,
     so that the code paths of long proteins are tested as well.
     """
+    # 11 residues and 3 rows: no multiple of a tile or vector, and milliseconds per model
     plain = _difference(model, length, 3, with_cuequivariance)
     with _small_tiles():
         return max(plain, _difference(model, length, fast.SHALLOW + 1, with_cuequivariance))
@@ -122,7 +123,7 @@ def _difference(model: Any, length: int, rows: int, with_cuequivariance: bool) -
     msa = torch.randn(1, rows, length, config.c_m, generator=generator).to(weight.device)
     pair = torch.randn(1, length, length, config.c_z, generator=generator).to(weight.device)
     mask = torch.ones(1, length, device=weight.device)
-    mask[:, -3:] = 0
+    mask[:, -3:] = 0  # padding, which must not reach the other residues
     masks = {
         "msa_mask": mask.unsqueeze(1).expand(-1, rows, -1),
         "pair_mask": mask.unsqueeze(1) * mask.unsqueeze(2),

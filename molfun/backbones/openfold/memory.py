@@ -41,6 +41,7 @@ class Costs:
     once_msa: float
 
 
+# estimated from steps through several blocks with adapters
 FAST: Mapping[Level, Costs] = {
     "keep": Costs(39.0, 19.0, 4.0, 9.0),
     "checkpoint": Costs(9.0, 1.0, 48.0, 36.0),
@@ -119,6 +120,8 @@ def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
     >>> choose(shape, 16 * 2**30, fast=True)[0], choose(shape, 2**30, fast=True)[0]
     ('keep', 'checkpoint')
     """
+    # All levels run the same operations, so a run that is resumed on a machine with other memory
+    # goes on with the same bits.
     for level in levels(fast=fast):
         peak = peak_bytes(shape, level, fast=fast)
         if peak <= available:

@@ -77,6 +77,8 @@ PROCESSED_INTEGERS = {
 """The same for processed features."""
 
 _TEMPLATES = tuple(key for key in RAW_SHAPES if key.startswith("template_"))
+# AlphaFold-Multimer numbers the letters of an MSA in another order than monomer features do, and no
+# shape would show it
 _MULTIMER = ("asym_id", "entity_id", "sym_id")
 _SAME_PROTEIN = 0.5
 """Smallest share of agreeing residues between the query of an MSA and the sequence. A designed
@@ -107,6 +109,7 @@ def check_raw(features: Mapping[str, Any], name: str) -> dict[str, Any]:
     _complete_templates(raw)
     _refuse_missing(raw, name)
     length = _length(raw, name)
+    # once per residue, as openfold writes it; a single number is accepted
     raw["seq_length"] = np.full(length, length, np.int32)
     sizes: dict[str, int] = {"length": length}
     none = all(raw[key].shape[:1] == (0,) for key in _TEMPLATES)
@@ -303,6 +306,7 @@ def _of_another_protein(aatype: np.ndarray, query: np.ndarray) -> list[str]:
     from openfold.np.residue_constants import MAP_HHBLITS_AATYPE_TO_OUR_AATYPE
 
     mapped = np.asarray(MAP_HHBLITS_AATYPE_TO_OUR_AATYPE)[query.astype(np.int64)]
+    # unknown residues and gaps say nothing
     known = (mapped < 20) & (aatype < 20)
     agree = int((mapped == aatype)[known].sum())
     if agree >= _SAME_PROTEIN * known.sum():

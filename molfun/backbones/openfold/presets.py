@@ -15,6 +15,7 @@ PRESETS = (
     "initial_training", "finetuning", "finetuning_ptm", "finetuning_no_templ",
     "finetuning_no_templ_ptm",
 )  # fmt: skip
+# without multimer presets: that model reads other features
 TINY = "tiny"
 
 
@@ -61,6 +62,7 @@ def _named(name: str) -> Any:
 
 def _tiny(config: Any) -> Any:
     """Shrink a config to two Evoformer and two structure-module blocks of a tenth of the width."""
+    # every module class of the real model stays, so that tests run the real code in milliseconds
     shared = config.globals
     shared.c_z, shared.c_m, shared.c_t, shared.c_e, shared.c_s = 16, 32, 16, 16, 32
     model = config.model

@@ -118,6 +118,8 @@ def _load_npz(model: nn.Module, path: Path, version: str) -> None:
             names = set(archive.files)
     except Exception as error:  # damaged bytes can make the zip reader fail in any way
         raise CheckpointError(f"{path} is damaged or no npz archive: {error}") from error
+    # compared before the import, which would stop at the first wrong name with the model half
+    # filled
     places = import_weights.process_translation_dict(
         import_weights.generate_translation_dict(model, version)
     )

@@ -296,6 +296,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         n = 0
         found: list[str] = []
         places: dict[int, list[str]] = {}
+        # a missing element often concerns thousands of structures: one line, not one per structure
         for sample in samples:
             try:
                 self._check_form(sample)
@@ -371,6 +372,8 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             "shape": torch.tensor([[len(atoms), len(features["pairs"])]]),
         }
         size = sum(t.numel() * t.element_size() for t in features.values())
+        # the first structures are kept and none is dropped: with an order that changes per epoch,
+        # replacing entries would find no more of them
         if self._kept_bytes + size <= KEPT_BYTES:
             self._kept[key] = features
             self._kept_bytes += size

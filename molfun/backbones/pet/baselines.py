@@ -48,7 +48,7 @@ def describe_baseline(backbone: Any, target: str) -> str:
     energies, scale = found
     unit = backbone.targets[target]
     listed = ", ".join(f"{symbol_of(n)} {e:.4f}" for n, e in energies.items())
-    return f"{target}: {listed} {unit} an atom; scale of the rest {scale:.4g} {unit}"
+    return f"{target}: {listed} {unit} per atom; scale of the rest {scale:.4g} {unit}"
 
 
 def count_elements(samples: Sequence[Any]) -> tuple[list[int], np.ndarray]:
@@ -70,6 +70,7 @@ def shifts_by_element(samples: Sequence[Any], differences: np.ndarray) -> dict[i
 def indistinct(samples: Sequence[Any]) -> str | None:
     """Return the reason why labels do not determine the element energies; None if they do."""
     elements, counts = count_elements(samples)
+    # rows of counts span the space of elements only if their formulas differ enough
     if np.linalg.matrix_rank(counts) == len(elements):
         return None
     n = len(np.unique(counts, axis=0))

@@ -138,7 +138,7 @@ def _doubt_energies(
     # medians, here and below, since a single broken structure must not decide
     distance = float(np.median(np.abs(labels - expected) / sizes))
     text = (
-        f"The labels of {target!r} lie {distance:.3g} {unit} an atom from what the model predicts "
+        f"The labels of {target!r} lie {distance:.3g} {unit} per atom from what the model predicts "
         f"for {known!r}."
     )
     ratios = labels / np.where(expected == 0, np.nan, expected)

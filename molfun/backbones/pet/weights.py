@@ -79,6 +79,7 @@ def read_checkpoint(path: str | Path, *, trust: bool) -> dict[str, Any]:
 
 def _is_exported(path: Path) -> bool:
     """Return whether a file holds code as well as tensors, as TorchScript does."""
+    # torch.save and torch.jit.save both write zip archives; only the second holds code
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

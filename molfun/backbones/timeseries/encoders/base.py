@@ -49,7 +49,7 @@ class EncoderConfig:
             raise ConfigError(f"{type(self).__name__}: " + " ".join(problems))
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings."""
+        """Return a sentence per setting that is wrong."""
         found = wrong_counts(d_input=self.d_input, d_model=self.d_model)
         if not 0 <= self.dropout < 1:
             found.append(f"dropout must be in [0, 1), got {self.dropout!r}.")
@@ -141,4 +141,5 @@ def complete(
         mask = torch.ones_like(x, dtype=torch.bool)
     if padding_mask is None:
         padding_mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    # masks of zeros and ones in other types are common, and attention needs booleans
     return mask.bool(), padding_mask.bool()

@@ -41,6 +41,7 @@ class LinearEncoder(BaseEncoder):
     ) -> torch.Tensor:
         """Encode (batch, time, features) to (batch, time, d_model)."""
         mask, _ = complete(x, mask, padding_mask)
+        # the mask is an input as well: which values are missing often says something
         observed = mask.to(x.dtype)
         out: torch.Tensor = self.dropout(self.projection(torch.cat([x * observed, observed], -1)))
         return out

@@ -51,7 +51,7 @@ class TransformerConfig(EncoderConfig):
     cls: bool = False
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the settings."""
+        """Return a sentence per setting that is wrong."""
         found = super().problems()
         for name in ("n_layers", "n_heads"):
             if getattr(self, name) < 1:
