@@ -104,7 +104,9 @@ class Settings(BaseModel):
             return cls(**dict(values))
         except ValidationError as error:
             details = map(dict, error.errors())
-            problems = [_problem(cls, detail, names or {}) for detail in details]
+            # a setting with parts of its own tells what is wrong in each on a line
+            found = [_problem(cls, detail, names or {}) for detail in details]
+            problems = [line for text in found for line in text.splitlines()]
             # pydantic's own text adds types and links to its documentation
             raise ConfigError(f"{source}:\n{listing(problems)}") from None
 
@@ -140,6 +142,8 @@ class Flag:
         `molfun.cli.checks.concerns`.
     of_model
         Whether the setting defines the model, and so cannot be changed for a given checkpoint.
+    of_head
+        Whether each of several heads has its own.
     """
 
     panel: str = ""
@@ -154,6 +158,7 @@ class Flag:
     path: bool = False
     needs: str = ""
     of_model: bool = False
+    of_head: bool = False
 
 
 _PLAIN = Flag()
@@ -188,12 +193,12 @@ def option(default: Any, description: str, **details: Any) -> Any:
 
 
 def _problem(cls: type[BaseModel], detail: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    name = ".".join(str(part) for part in detail["loc"])
-    name = names.get(name, name)
+    setting = ".".join(str(part) for part in detail["loc"])
+    name = names.get(setting, setting)
     if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown setting.{nearest(name, cls.model_fields)}"
+        return f"{name}: unknown setting.{nearest(setting, cls.model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not name:  # a check of several settings together
+    if not name or detail["type"] == "parts":  # of several settings together, or told already
         return message
     return f"{name}: {message} (got {detail.get('input')!r})"
 

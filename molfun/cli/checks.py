@@ -45,26 +45,34 @@ def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
     ConfigError
         Naming everything that does not fit at once, or an unknown task or head.
     """
-    if settings.task is not None:
-        TASKS.resolve(settings.task)
-    if settings.head is not None and settings.head not in TASKS:
-        HEADS.resolve(settings.head)
-    labels, fields = settings.labels, type(settings).model_fields
-    changed = [
-        name
-        for name, field in fields.items()
-        if name in given or getattr(settings, name) != field.get_default(call_default_factory=True)
-    ]
+    names = type(settings).model_fields
+    changed = [name for name in names if name in given or settings.is_changed(name)]
     problems = [
         *foreign(type(settings), changed, settings.backbone),
-        *_problems_of_labels(settings, labels),
         *_problems_of_columns(settings),
-        *settings.kind.problems(settings, labels),
+        *(settings.kind.problems_of_heads(settings) if settings.heads else ()),
     ]
+    for name, one in settings.by_head.items():
+        prefix = f"heads.{name}: " if name else ""
+        problems += [f"{prefix}{text}" for text in _problems_of_head(one, settings.heads.get(name))]
     if problems:
         raise ConfigError(
             f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
         )
+
+
+def _problems_of_head(settings: FineTuneSettings, given: Iterable[str] | None) -> list[str]:
+    """What of a head, its task and its labels does not fit; `given` are settings of its own."""
+    if settings.task is not None:
+        TASKS.resolve(settings.task)
+    if settings.head is not None and settings.head not in TASKS:
+        HEADS.resolve(settings.head)
+    own = [name for name in given or () if name in type(settings).model_fields]
+    return [
+        *foreign(type(settings), own, settings.backbone),
+        *_problems_of_labels(settings, settings.labels),
+        *settings.kind.problems(settings, settings.labels),
+    ]
 
 
 def concerns(settings: type[Settings], name: str, backbone: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
 from molfun.data.kinds.base import CLASSES, DEFAULT_KIND, DataKind, is_chosen, is_of, kind_of
+from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
@@ -27,17 +29,14 @@ def open_training(
     """Train, validation and test set of a run."""
     if settings.demo:
         return _demo(settings)
-    kind, labels = settings.kind, settings.labels
-    dataset = kind.open(settings, labels)
+    dataset = _open(settings, settings.data)
     train, val, test = _split(dataset, settings)
     read = [dataset]  # a file each
     if settings.val:
-        other = settings.model_copy(update={"data": settings.val})
-        val = kind.open(other, labels, like=dataset)
+        val = _open(settings, settings.val, like=dataset)
         read.append(val)
     if settings.test:
-        other = settings.model_copy(update={"data": settings.test})
-        test = kind.open(other, labels, like=dataset)
+        test = _open(settings, settings.test, like=dataset)
         read.append(test)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
@@ -46,13 +45,31 @@ def open_training(
     if settings.test:  # that of validation is for `fit` to say
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
     for part in read:
-        say_notes(kind, part, "see run.log")
+        say_notes(settings.kind, part, "see run.log")
     return train, val, test
+
+
+def _open(
+    settings: FineTuneSettings, data: Any, *, like: SampleDataset | None = None
+) -> SampleDataset:
+    """Read a file, or several, with the labels of each head; inputs are those of `like`."""
+    inputs = None if like is None else inputs_of(like)
+    parts = {}
+    for name, one in settings.by_head.items():
+        labels = replace(one.labels, required="column") if name else one.labels
+        given = one.model_copy(update={"data": data})
+        parts[name] = settings.kind.open(given, labels, like=inputs)
+    return NamedTargets(parts) if settings.heads else parts[""]
+
+
+def inputs_of(dataset: SampleDataset) -> SampleDataset:
+    """The data set as its kind reads it, of those that have labels of one head each the first."""
+    return next(iter(dataset.parts.values())) if isinstance(dataset, NamedTargets) else dataset
 
 
 def say_notes(kind: DataKind, dataset: SampleDataset, where: str) -> None:
     """Say what was read, as the kind of data tells it."""
-    for note in kind.notes(dataset, where):
+    for note in kind.notes(inputs_of(dataset), where):
         say(note)
 
 
@@ -100,16 +117,42 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
 
 
 def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
-    """Arguments of the task; class names from all parts, so that no label is met too late."""
+    """Arguments of the task; class names from all parts, so that no label is met too late.
+
+    Parameters
+    ----------
+    settings
+        Of the run, or of one of its heads.
+    parts
+        Train, validation and test set with the labels of the head.
+    """
     labels = settings.labels
     config: dict[str, Any] = {}
     if labels.task == "regression":
         config = {"loss": settings.loss, "standardize": settings.standardize_labels}
-    if labels.task in CLASSES:
+    if labels.task in CLASSES and "classes" not in settings.task_config:
         config = _class_config(settings, parts)
     if settings.level is not None:
         config["level"] = settings.level
-    return {**config, **settings.kind.task_arguments(settings, labels, parts[0])}
+    config |= settings.kind.task_arguments(settings, labels, parts[0])
+    return {**config, **settings.task_config}
+
+
+def heads_config(
+    settings: FineTuneSettings, parts: Sequence[SampleDataset | None]
+) -> dict[str, dict[str, Any]]:
+    """What `MolfunStructureModel` takes as `heads`, from settings and the parts of the data."""
+    config = {}
+    for name, one in settings.by_head.items():
+        own = [part.parts[name] if isinstance(part, NamedTargets) else None for part in parts]
+        config[name] = {
+            "head": one.head,
+            "head_config": one.head_config,
+            "task": one.task,
+            "task_config": task_config(one, *own),
+            "weight": settings.heads[name].get("weight", 1.0),
+        }
+    return config
 
 
 def _class_config(

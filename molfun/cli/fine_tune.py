@@ -17,7 +17,14 @@ from molfun.cli.console import (
     metric_line,
     say,
 )
-from molfun.cli.data import loader, loader_by_length, open_training, task_config
+from molfun.cli.data import (
+    heads_config,
+    inputs_of,
+    loader,
+    loader_by_length,
+    open_training,
+    task_config,
+)
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -170,18 +177,24 @@ def _check_test_set(
 def _model(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunStructureModel:
     if settings.init_from is not None:
         return _from_checkpoint(settings.init_from, settings)
-    arguments = settings.backbone_arguments
-    arguments = {**settings.kind.backbone_arguments(settings, parts), **arguments}
+    inputs = [None if part is None else inputs_of(part) for part in parts]
+    arguments = settings.kind.backbone_arguments(settings, inputs)
+    if settings.heads:
+        heads: dict[str, Any] = {"heads": heads_config(settings, parts)}
+    else:
+        heads = {
+            "head": settings.head or BACKBONES[settings.backbone].default_head,
+            "head_config": settings.head_config,
+            "task": settings.task,
+            "task_config": task_config(settings, *parts),
+        }
     model = MolfunStructureModel(
         settings.backbone,
         config=settings.preset,
         weights=settings.weights,
         device=settings.device,
-        head=settings.head or BACKBONES[settings.backbone].default_head,
-        head_config=settings.head_config,
-        task=settings.task,
-        task_config=task_config(settings, *parts),
-        backbone_config=arguments,
+        backbone_config={**arguments, **settings.backbone_arguments},
+        **heads,
         seed=settings.seed,
         kernels=settings.kernels,
         trust=settings.trust,

@@ -9,6 +9,7 @@ from typing import Any
 from molfun._io import write_text
 from molfun._paths import as_path
 from molfun.cli.command_settings import SchemaSettings
+from molfun.cli.head_settings import settings_of_head
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings
@@ -59,9 +60,18 @@ def schema_text(settings: type[Settings]) -> str:
     ['mse', 'mae', 'huber']
     """
     made: dict[str, Any] = settings.model_json_schema()
+    if "heads" in settings.model_fields:
+        one = settings_of_head(settings)
+        each = _described(one, one.model_json_schema())
+        made["properties"]["heads"]["additionalProperties"] = each
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     made["description"] = "Settings of Molfun."
-    for name, entry in made["properties"].items():
+    return json.dumps(_described(settings, made), indent=1, ensure_ascii=False) + "\n"
+
+
+def _described(settings: type[Settings], schema: dict[str, Any]) -> dict[str, Any]:
+    """Put the help of each setting into a schema, in place of titles that repeat its name."""
+    for name, entry in schema["properties"].items():
         entry["description"] = settings.describe(name)
         entry.pop("title", None)
-    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+    return schema

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from molfun._paths import as_path
+from molfun.cli.head_settings import checked_heads, of_head
 from molfun.cli.shared_settings import (
     CACHE,
     DATA,
@@ -89,33 +90,46 @@ class ModelSettings(Settings):
     )
     head: str | None = option(
         None, "{choices}.", panel=TASK, choices=HEADS.__iter__,
-        shown="the backbone's own",
+        shown="the backbone's own", of_head=True,
     )  # fmt: skip
     head_config: dict[str, Any] = option(
-        dict, "Further arguments of the head.", yaml_only=True, of_model=True
+        dict, "Further arguments of the head.", yaml_only=True, of_model=True, of_head=True
     )
     task: str | None = option(
         None, "{choices}.", panel=TASK, choices=TASKS.__iter__,
-        shown="the head's",
+        shown="the head's", of_head=True,
     )  # fmt: skip
-    level: Literal["sequence", "residue"] | None = option(
-        None, "What has a label: {choices}.", panel=TASK
+    task_config: dict[str, Any] = option(
+        dict, "Further arguments of the task.", yaml_only=True, of_model=True, of_head=True
     )
-    loss: Literal["mse", "mae", "huber"] = option("mse", "{choices}.", panel=TASK, hidden=True)
+    level: Literal["sequence", "residue"] | None = option(
+        None, "What has a label: {choices}.", panel=TASK, of_head=True
+    )
+    loss: Literal["mse", "mae", "huber"] = option(
+        "mse", "{choices}.", panel=TASK, hidden=True, of_head=True
+    )
     class_weight: Literal["balanced"] | list[float] | None = option(
-        None, "balanced, for classes.", panel=TASK, hidden=True
+        None, "balanced, for classes.", panel=TASK, hidden=True, of_head=True
     )
     positive_class: str | None = option(
         None, "Class that F1 and AUROC are of.", panel=TASK, shown="the second by name",
-        hidden=True,
+        hidden=True, of_head=True,
     )  # fmt: skip
-    n_classes: int | None = option(None, "Number of classes, to be checked.", yaml_only=True, ge=2)
+    n_classes: int | None = option(
+        None, "Number of classes, to be checked.", yaml_only=True, of_head=True, ge=2
+    )
     standardize_labels: bool = option(
-        True, "Loss of regression in deviations of the labels, not in their units.", yaml_only=True
-    )
+        True, "Loss of regression in deviations of the labels, not in their units.",
+        yaml_only=True, of_head=True,
+    )  # fmt: skip
     label_smoothing: float = option(
-        0.0, "Smoothing of binary and multiclass labels.", yaml_only=True, ge=0, lt=1
+        0.0, "Smoothing of binary and multiclass labels.", yaml_only=True, of_head=True, ge=0, lt=1
     )
+    heads: dict[str, dict[str, Any]] = option(
+        dict,
+        "Several heads by name, each with its own head, task, target_column ..., and a weight.",
+        yaml_only=True, of_model=True,
+    )  # fmt: skip
 
 
 class TrainSettings(OptimizerSettings):
@@ -227,6 +241,12 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
             raise ValueError(unknown_name("strategy", name, known))
         return name
 
+    @field_validator("heads")
+    @classmethod
+    def _each_is_a_head(cls, heads: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Check the settings of each head; only those that are no default are kept."""
+        return checked_heads(cls, heads)
+
     @model_validator(mode="after")
     def _stages_need_a_beginning(self) -> Self:
         if self.blocks_per_stage and self.unfreeze_epoch is None and self.strategy != GRADUAL:
@@ -242,6 +262,16 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
             raise ValueError(
                 f"init_from brings its own model: leave out {', '.join(given)}, or start from "
                 f"weights instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _describes_one_head_or_several(self) -> Self:
+        given = [name for name in of_head(type(self)) if self.is_changed(name)]
+        if self.heads and given:
+            raise ValueError(
+                f"heads describes each of several heads: write {', '.join(given)} into them, or "
+                f"leave heads out"
             )
         return self
 
@@ -288,9 +318,30 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         return kind_of(self.backbone, dict(self))
 
     @property
+    def by_head(self) -> dict[str, Self]:
+        """Settings of each of several heads as if it were the only one; of one, without a name."""
+        if not self.heads:
+            return {"": self}
+        return {name: self._of_head(name, dict(given)) for name, given in self.heads.items()}
+
+    def _of_head(self, name: str, given: dict[str, Any]) -> Self:
+        given.pop("weight", None)
+        one = self.model_copy(update={"heads": {}, **given})
+        column = self.kind.label_of_head(one.labels)
+        if column is None or getattr(one, column) is not None:
+            return one
+        return one.model_copy(update={column: name})
+
+    def is_changed(self, name: str) -> bool:
+        """Return whether a setting has another value than its default."""
+        field = type(self).model_fields[name]
+        return bool(getattr(self, name) != field.get_default(call_default_factory=True))
+
+    @property
     def labels(self) -> Labels:
         """Task and level of the labels: named, or those of the head."""
-        head, task, level = self.head, self.task, self.level
+        head, task = self.head, self.task
+        level = self.task_config.get("level") if self.level is None else self.level
         if task is None:
             named = head or str(BACKBONES[self.backbone].default_head)
             is_task = named in TASKS and named not in HEADS

@@ -12,6 +12,7 @@ import numpy as np
 
 from molfun._io import write_text
 from molfun.data.cells import escape
+from molfun.data.named_targets import NamedTargets
 from molfun.sample import is_missing
 
 
@@ -47,10 +48,14 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
 def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[Any]]:
     """Columns of ids, sequences where there are any, and labels."""
     columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in ids]}
-    if getattr(dataset, "sequence_name", None):
-        columns[dataset.sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
-    target_name = getattr(dataset, "target_name", "target")
-    columns[target_name] = [_cell(_number(target)) for target in dataset.targets]
+    parts: list[Any] = (
+        list(dataset.parts.values()) if isinstance(dataset, NamedTargets) else [dataset]
+    )
+    if getattr(parts[0], "sequence_name", None):
+        columns[parts[0].sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
+    for part in parts:
+        target_name = getattr(part, "target_name", "target")
+        columns[target_name] = [_cell(_number(target)) for target in part.targets]
     return columns
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from molfun._paths import as_path
 from molfun.data.alignment_folders import with_alignments
 from molfun.data.base import TableDataset
+from molfun.data.cells import Required, noted
 from molfun.data.columns import rows_meeting
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex
@@ -131,7 +132,7 @@ class AffinityDataset(TableDataset):
         skip_missing: bool = False,
         id_column: str = "pdb_id",
         target_column: str = "affinity",
-        require_target: bool = True,
+        require_target: Required = True,
         filters: Mapping[str, Any] | None = None,
     ) -> AffinityDataset:
         """Read a table and find the files of its rows.
@@ -158,7 +159,7 @@ class AffinityDataset(TableDataset):
         id_column, target_column
             Names of the columns.
         require_target
-            False for prediction: labels may be absent.
+            False for prediction: labels may be absent; ``"column"``: as `read_table` has it.
         filters
             Conditions as in `filter`, applied before files are looked for.
 
@@ -174,14 +175,13 @@ class AffinityDataset(TableDataset):
         if pdb_dir is None and features_dir is None:
             raise ConfigError("Give pdb_dir (structures) or features_dir (features), or both.")
         Protein.from_sequence("A").crop(max_length, crop)  # refuses wrong settings now
-        table = read_table(
-            csv, id_column=id_column, target_column=target_column, require_target=require_target
-        )
+        named = {"id_column": id_column, "target_column": target_column}
+        table = read_table(csv, **named, require_target=require_target)
         if filters:
             table = table.take(rows_meeting(filters, table.metadata, f"{table.path}"))
         source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
-        source.columns = {"id_column": id_column, "target_column": target_column}
+        source.columns = named | noted(require_target)
         folders = " and ".join(str(as_path(d)) for d in (pdb_dir, features_dir) if d)
         return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
 

@@ -28,6 +28,7 @@ from molfun.data.atoms_labels import (
 )
 from molfun.data.atoms_unused import IN_MEMORY, MANY, unused_labels
 from molfun.data.base import TableDataset
+from molfun.data.cells import Required, noted
 from molfun.data.labels import objects
 from molfun.data.tables import Table
 from molfun.errors import DataError
@@ -161,7 +162,7 @@ class AtomsDataset(TableDataset):
         virial_key: str | None = None,
         target_key: str | None = None,
         leave_out: Sequence[str] = (),
-        require_target: bool = False,
+        require_target: Required = False,
         optional: Collection[str] = (),
     ) -> AtomsDataset:
         """Read extended-xyz files, or any other that ASE reads.
@@ -185,7 +186,8 @@ class AtomsDataset(TableDataset):
         leave_out
             Of ``"energy"``, ``"forces"`` and ``"stress"`` those that are not read.
         require_target
-            Whether a structure without any label is refused.
+            Whether a structure without any label is refused; with ``"column"`` single structures
+            may be without, as where each label is that of one of several heads.
         optional
             Of ``"energy"``, ``"forces"``, ``"stress"``, ``"virial"`` and ``"target"`` those whose
             names need not be in the files: structures to predict have no labels.
@@ -210,7 +212,8 @@ class AtomsDataset(TableDataset):
         others = f" and {counted(len(paths) - 1, 'other file')}" if len(paths) > 1 else ""
         where = f"{paths[0]}{others}" if paths else ""
         dataset = cls._read(frames, where, keys, target_key, leave_out=leave_out, optional=optional)
-        if require_target:
+        dataset._columns |= noted(require_target)
+        if require_target is True:
             _refuse_unlabelled(frames, dataset.targets)
         return dataset
 

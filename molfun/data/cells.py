@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
 from molfun._limits import Limit, read_bytes
@@ -44,6 +44,8 @@ _COMMENTS = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Parse = Callable[[str], tuple[Any, str | None]]
+Required = bool | Literal["column"]
+"""Whether there must be labels: in every row, nowhere, or a column whose cells may be blank."""
 """Reads a label: gives it, or what is wrong with the text."""
 
 
@@ -102,7 +104,7 @@ class Cells:
         column: str,
         parse: Parse,
         *,
-        required: bool,
+        required: Required,
         fit: Callable[[int, Any], tuple[Any, str | None]] | None = None,
     ) -> list[Any]:
         """Return the labels of all rows, None where there is none; note bad ones.
@@ -114,19 +116,20 @@ class Cells:
         parse
             Reads one.
         required
-            False where a blank is no label, and bad labels are left out with a warning.
+            False where a blank is no label, and bad labels are left out with a warning;
+            ``"column"`` where a blank is no label, and bad ones are as bad as ever.
         fit
             Takes a row and its label; gives the label that fits it, or what is wrong.
         """
         labels, problems = [], []
         for row, text in enumerate(self.column_or_blank(column)):
-            label, problem = parse(text) if text or required else (None, None)
+            label, problem = parse(text) if text or required is True else (None, None)
             if fit is not None and problem is None and label is not None:
                 label, problem = fit(row, label)
             if problem:
                 problems.append(f"{self.where(row)}, column {column}: {shown(text)} {problem}")
             labels.append(None if problem else label)
-        self._note_labels(problems, required=required)
+        self._note_labels(problems, required=bool(required))
         return labels
 
     def _note_labels(self, problems: list[str], *, required: bool) -> None:
@@ -171,6 +174,11 @@ class Cells:
         if self.problems:
             n = counted(len(self.problems), "bad row")
             raise TableError(f"{self.path} has {n}:\n{listing(self.problems)}")
+
+
+def noted(required: Required) -> dict[str, str]:
+    """What a data set remembers of `required`, so that other data is read as it was."""
+    return {"require_target": required} if required == "column" else {}
 
 
 def _nearest_column(name: str, header: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from molfun._paths import as_path
 from molfun.data.base import TableDataset
-from molfun.data.cells import Cells, read_cells, repeated_ids
+from molfun.data.cells import Cells, Required, noted, read_cells, repeated_ids
 from molfun.data.fasta import read_fasta
 from molfun.data.labels import Labels, Level, label_array, label_parser
 from molfun.data.representations import (
@@ -83,7 +83,7 @@ class SequenceDataset(TableDataset):
         level: Level = "sequence",
         mask_column: str | None = None,
         max_length: int | None = None,
-        require_target: bool = True,
+        require_target: Required = True,
         filters: Mapping[str, Any] | None = None,
     ) -> SequenceDataset:
         r"""Read a CSV, TSV or Parquet table with a sequence and a label in each row.
@@ -108,7 +108,8 @@ class SequenceDataset(TableDataset):
         max_length
             Residues kept of each sequence.
         require_target
-            False for prediction: labels may be absent.
+            False for prediction: labels may be absent. ``"column"`` for one of several labels: its
+            column must be there, and its cells may be blank.
         filters
             Conditions as in `filter`.
 
@@ -160,7 +161,7 @@ class SequenceDataset(TableDataset):
             "mask_column": mask_column,
             "labels": labels,
             "level": level,
-        }
+        } | noted(require_target)
         dataset = cls(table, sequences, max_length=max_length, columns=columns)
         _warn_dna(dataset)
         return dataset.filter(**filters) if filters else dataset

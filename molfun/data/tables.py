@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from molfun._paths import as_path
-from molfun.data.cells import Cells, read_cells
+from molfun.data.cells import Cells, Required, read_cells
 from molfun.data.columns import typed
 from molfun.data.labels import parse_number
 from molfun.text import counted
@@ -101,7 +101,7 @@ def read_table(
     *,
     id_column: str = "pdb_id",
     target_column: str = "affinity",
-    require_target: bool = True,
+    require_target: Required = True,
 ) -> Table:
     r"""Read and check a table of samples.
 
@@ -116,7 +116,8 @@ def read_table(
     id_column, target_column
         Names of the two columns that are needed.
     require_target
-        False for prediction: the label column may be absent or have blank cells.
+        False for prediction: the label column may be absent or have blank cells. With
+        ``"column"`` cells may be blank, and the column must be there.
 
     Returns
     -------

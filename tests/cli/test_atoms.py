@@ -237,6 +237,26 @@ def test_a_run_goes_on(tune: Command, folder: Path) -> None:
     assert "forces_weight" in result.stderr
 
 
+def test_an_energy_and_another_label_learn_together(
+    tune: Command, molfun: Command, folder: Path
+) -> None:
+    text = (folder / "x.xyz").read_text()
+    lines = [re.sub("energy=", f"gap={i} energy=", line) if i % 3 else line
+             for i, line in enumerate(text.splitlines())]  # fmt: skip
+    (folder / "x.xyz").write_text("\n".join(lines) + "\n")
+    heads = "heads={energy: {head: energy}, gap: {head: mlp}}"
+    result = tune(heads, "--strategy", "full")
+    assert result.exit_code == 0, result.stderr
+    for name in ("energy/energy_mae", "energy/forces_mae", "gap/rmse"):
+        assert f"{name}=" in result.stdout
+    evaluated = molfun("evaluate", "run/checkpoint", "--data", "x.xyz", "--weights", "pet.ckpt")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert "gap/rmse=" in evaluated.stdout
+    result = tune(heads, "--new-target", "energy/b", "--output", "other")
+    assert result.exit_code == 1
+    assert "new_target: for a model with one head." in result.stderr
+
+
 def test_a_new_energy_and_one_without_forces(tune: Command, folder: Path) -> None:
     result = tune(
         "--new-target", "energy/b", "--inherit", "energy", "--strategy", "heads", "forces=false"

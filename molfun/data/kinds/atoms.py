@@ -42,7 +42,7 @@ class AtomsSettings(Settings):
     )  # fmt: skip
     target_key: str | None = option(
         None, "Name of another label, of a structure or of each atom.", panel=PANEL, hidden=True,
-        again=True,
+        again=True, of_head=True,
     )  # fmt: skip
     forces: bool = option(True, "Read forces.", yaml_only=True)
     stress: bool = option(True, "Read the stress.", yaml_only=True)
@@ -118,6 +118,15 @@ class Atoms(DataKind):
             )
         return problems
 
+    def label_of_head(self, labels: Labels) -> str | None:
+        """The name of a label, which energies have already."""
+        return None if labels.task == "energy" else "target_key"
+
+    def problems_of_heads(self, settings: Any) -> list[str]:
+        """Refuse what is for a model with one energy and nothing else."""
+        given = [name for name in ("new_target", "old_data") if getattr(settings, name) is not None]
+        return [f"{', '.join(given)}: for a model with one head."] if given else []
+
     def open(
         self,
         settings: Any,
@@ -131,7 +140,7 @@ class Atoms(DataKind):
         keys = {name: getattr(settings, name) for name in LABEL_KEYS}
         dropped = [name for name in ("forces", "stress") if not getattr(settings, name)]
         dataset = AtomsDataset.from_files(
-            settings.data or [], **keys, leave_out=dropped, require_target=True
+            settings.data or [], **keys, leave_out=dropped, require_target=labels.required
         )
         if settings.target_key is not None:
             _check_label(settings.target_key, dataset, labels)
@@ -147,10 +156,11 @@ class Atoms(DataKind):
         asked = [name for name in LABEL_KEYS if given.get(name) is not None]
         if {"stress_key", "virial_key"} & set(asked):  # one of them takes the place of the other
             keys |= dict.fromkeys({"stress_key", "virial_key"} - set(asked))
+        required = labels and trained.get("require_target", True)
         # structures to predict need no labels
         absent = [] if labels else [k.removesuffix("_key") for k in LABEL_KEYS if k not in asked]
         return AtomsDataset.from_files(
-            given["data"], **keys, require_target=labels, optional=absent
+            given["data"], **keys, require_target=required, optional=absent
         )
 
     def holds(self, item: Any) -> bool:

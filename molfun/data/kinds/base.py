@@ -49,10 +49,14 @@ class Labels:
         Registered name of the task.
     level
         ``"sequence"`` or ``"residue"``: what has a label.
+    required
+        Whether every sample must have one (True), or there only has to be a column for them
+        (``"column"``), as where a model has several heads.
     """
 
     task: str
     level: str = "sequence"
+    required: Literal[True, "column"] = True
 
     @property
     def form(self) -> Literal["number", "class", "classes"]:
@@ -64,7 +68,9 @@ class TableSettings(Settings):
     """Settings that all kinds read from tables share."""
 
     id_column: str | None = option(None, "Column of ids.", panel="Data", hidden=True, again=True)
-    target_column: str | None = option(None, "Column of labels.", panel="Data", again=True)
+    target_column: str | None = option(
+        None, "Column of labels.", panel="Data", again=True, of_head=True
+    )
     max_length: int | None = option(
         None, "Crop longer samples (structures around the interface).", panel="Data", again=True,
         ge=1,
@@ -231,6 +237,19 @@ class DataKind(ABC):
     def demo(self, n: int, length: int) -> SampleDataset:
         """Make `n` synthetic samples of that length."""
         raise NotImplementedError  # reached only if `has_demo` promises what is not there
+
+    def label_of_head(self, labels: Labels) -> str | None:
+        """Setting that names the labels of one of several heads; by default they are called as it.
+
+        None where they have names already, or the samples of this kind have one label each.
+        """
+        return "target_column" if "target_column" in self.settings.model_fields else None
+
+    def problems_of_heads(self, settings: Any) -> list[str]:
+        """Sentences on settings that do not go with several heads."""
+        if any(self.settings.flag(name).of_head for name in self.settings.model_fields):
+            return []
+        return [f"heads: {self.title} have one label each, so one head is trained on them."]
 
     def column(self, settings: Any, name: str) -> Any:
         """Name of a column: the given one, or the default of this kind."""

@@ -41,8 +41,9 @@ class SequenceSettings(SequenceInputs, TableSettings):
     """Settings of a table of sequences with labels."""
 
     mask_column: str | None = option(
-        None, "Column of 0 and 1 per residue: 1 where the label counts.", panel=PANEL, hidden=True
-    )
+        None, "Column of 0 and 1 per residue: 1 where the label counts.", panel=PANEL, hidden=True,
+        of_head=True,
+    )  # fmt: skip
 
 
 class Sequences(DataKind):
@@ -89,6 +90,7 @@ class Sequences(DataKind):
             labels=labels.form,
             level="residue" if labels.level == "residue" else "sequence",
             max_length=settings.max_length,
+            require_target=labels.required,
         )
 
     def reopen(
@@ -110,7 +112,10 @@ class Sequences(DataKind):
             columns.pop("mask_column", None)
         _drop_absent(columns, data, "mask_column" if labels else "id_column")
         return SequenceDataset.from_csv(
-            data, **columns, max_length=max_length, require_target=labels
+            data,
+            **columns,
+            max_length=max_length,
+            require_target=labels and merged.get("require_target", True),
         )
 
     def open_unlabelled(

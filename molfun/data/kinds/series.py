@@ -72,11 +72,20 @@ class Series(DataKind):
             return []
         return ["feature_columns is for tables of time series."]
 
+    def problems_of_heads(self, settings: Any) -> list[str]:
+        """Ask for the features: by default a column of labels would be one for the other heads."""
+        if is_table(settings.data) and settings.feature_columns is not None:
+            return []
+        return [
+            "heads: several heads need a table, and feature_columns (--feature-columns): other "
+            "columns may be labels."
+        ]
+
     def open(
         self, settings: Any, labels: Labels, *, like: SampleDataset | None = None
     ) -> TimeSeriesDataset:
         """Read a file as its name says, with the features of `like`."""
-        options = {"labels": labels.form}
+        options = {"labels": labels.form, "require_target": labels.required}
         dataset = self._read(settings.data, settings, options, like)
         return cut(dataset, settings.window, settings.stride)
 
@@ -115,7 +124,7 @@ class Series(DataKind):
             names = ("layout", "id_column", "time_column", "feature_columns", "pattern",
                      "target_column", "labels", "group_column")  # fmt: skip
             options |= {name: merged[name] for name in names if merged.get(name) is not None}
-            options["require_target"] = labels
+            options["require_target"] = labels and trained.get("require_target", True)
         windows = trained.get("windows") or {}
         return cut(
             open_timeseries(merged["data"], **options), windows.get("length"), windows.get("stride")

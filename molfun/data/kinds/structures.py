@@ -81,6 +81,7 @@ class Structures(DataKind):
             skip_missing=settings.skip_missing,
             id_column=self.column(settings, "id_column"),
             target_column=self.column(settings, "target_column"),
+            require_target=labels.required,
         ).check()
 
     def reopen(
@@ -100,7 +101,7 @@ class Structures(DataKind):
             max_length=merged.get("max_length"),
             crop=trained.get("crop", "auto"),
             skip_missing=given.get("skip_missing", False),
-            require_target=labels,
+            require_target=labels and trained.get("require_target", True),
             **{k: merged[k] for k in ("id_column", "target_column") if k in merged},
         ).check()
         aligned = bool(dataset.input_settings["alignments"])

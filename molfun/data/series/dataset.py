@@ -11,6 +11,7 @@ from typing import Any, Self, get_args
 import pandas as pd
 
 from molfun._paths import as_path
+from molfun.data.cells import Required, noted
 from molfun.data.labels import Labels
 from molfun.data.series import arrays
 from molfun.data.series.samples import SeriesSamples
@@ -178,7 +179,7 @@ class TimeSeriesDataset(SeriesSamples):
         labels: Labels = "number",
         group_column: str = "group",
         max_length: int | None = None,
-        require_target: bool = True,
+        require_target: Required = True,
         filters: Mapping[str, Any] | None = None,
     ) -> Self:
         r"""Read a CSV, TSV or Parquet table of series.
@@ -217,7 +218,8 @@ class TimeSeriesDataset(SeriesSamples):
         max_length
             Frames kept of each series, from the start.
         require_target
-            False for prediction: labels may be absent.
+            False for prediction: labels may be absent. ``"column"`` for one of several labels: its
+            column must be there, and its cells may be blank.
         filters
             Conditions as in `filter`.
 
@@ -256,7 +258,9 @@ class TimeSeriesDataset(SeriesSamples):
             require_target=require_target,
         )
         found = read_series_table(as_path(csv), form)
-        columns = {name: value for name, value in asdict(form).items() if name != "require_target"}
+        columns = asdict(form)
+        del columns["require_target"]
+        columns |= noted(require_target)
         dataset = cls._of(found, max_length, columns)
         return dataset.filter(**filters) if filters else dataset
 

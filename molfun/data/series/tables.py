@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from molfun.data.cells import Cells, read_cells, repeated_ids
+from molfun.data.cells import Cells, Required, read_cells, repeated_ids
 from molfun.data.columns import typed
 from molfun.data.labels import Labels, label_array, label_parser, parse_number
 from molfun.data.series.arrays import (
@@ -53,7 +53,7 @@ class TableFormat:
     target_column: str | None = "target"
     labels: Labels = "number"
     group_column: str = "group"
-    require_target: bool = True
+    require_target: Required = True
 
     def __post_init__(self) -> None:
         if self.feature_columns is not None:
@@ -369,9 +369,9 @@ class _TableReader:
         if self.target is None:
             return label_array([None] * len(first))
         parse, targets = label_parser(self.form.labels, "sequence"), []
-        texts = self._constant(self.target, first, code)
+        texts, required = self._constant(self.target, first, code), self.form.require_target is True
         for row, text in zip(first.tolist(), texts, strict=True):
-            label, problem = parse(text) if text or self.form.require_target else (None, None)
+            label, problem = parse(text) if text or required else (None, None)
             if problem:
                 self.cells.note(row, self.target, f"{shown(text)} {problem}")
             targets.append(None if problem else label)
