@@ -12,6 +12,7 @@ from typing import Any
 
 from molfun.errors import MissingDependencyError
 
+# `X as X` is how stub files mark a re-export (PEP 484)
 _DECLARATION = re.compile(r"^from (\S+) import (?:\(\s+)?(\w+) as \2\b", re.MULTILINE)
 
 

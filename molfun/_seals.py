@@ -95,6 +95,7 @@ def digest_of(
     texts = {name: text for name, text in metadata.items() if name != KEY}
     digest = hashlib.sha256(json.dumps([key, texts], sort_keys=True).encode())
     for name in sorted(tensors):
+        # the logical content: views and devices must not change the digest
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -31,6 +31,7 @@ _NAME = re.compile(
 
 def new_file(path: Path) -> Path:
     """Make an empty temporary file next to `path`."""
+    # in the same folder, since a rename is atomic only within one file system
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
     os.close(handle)
     return Path(name)

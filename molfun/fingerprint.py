@@ -31,5 +31,6 @@ def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def combine_digests(config: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """Return one sha256 over a configuration and the digests of its weights."""
+    # sorted, so that the order of modules and settings does not matter
     text = json.dumps([dict(config), sorted(digests.items())], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

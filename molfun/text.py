@@ -77,6 +77,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     >>> nearest("zzz", ["lora", "full"])
     ''
     """
+    # difflib's default cutoff of 0.6 allows for one or two wrong letters
     close = difflib.get_close_matches(name, list(allowed), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 

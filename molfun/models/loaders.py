@@ -362,6 +362,7 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
         for i in range(len(dataset)):
             item = given.item_of(dataset, i)
             group = item if isinstance(item, SampleBatch | list | tuple) else [item]
+            # a list of batches holds samples one level deeper
             found = [sample for sample in group if isinstance(sample, Sample)]
             if i == 0 and not found:
                 break
@@ -399,6 +400,7 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
     validation = None
     if val is not None:
         validation = digest([*ids_of(val), *label_texts(targets_of(val))])
+    # batches by length come from a sampler with its own batch size and bucket width
     grouping = getattr(getattr(train, "batch_sampler", None), "settings", None)
     return {
         "batches": len(train),

@@ -100,6 +100,7 @@ def heaviest_batch(loader: Any) -> tuple[Sample | None, int, int]:
         place, size = sampler.heaviest()
     else:
         place, size = int(lengths.argmax()), largest_batch(loader)
+    # the sample itself, since a plan needs its alignment depth besides its length
     item = samples[place]
     return (item, int(lengths[place]), size) if isinstance(item, Sample) else (None, 0, 0)
 

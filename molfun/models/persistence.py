@@ -240,6 +240,7 @@ def _load_trunk(
             f"({[*missing, *extra, *shapes][:3]})."
         )
     for name, tensor in trunk.items():
+        # in place: the optimizer, hooks and adapters hold these very tensors
         own[name].copy_(tensor)
 
 

@@ -242,6 +242,7 @@ def _has_content(path: Path) -> bool:
     if path.name != HISTORY or not path.is_file():
         return os.path.lexists(path)
     with path.open("rb") as file:  # the header alone is written before the first epoch ends
+        # two lines suffice: header and one epoch
         return len([line for _, line in zip(range(2), file, strict=False) if line.strip()]) > 1
 
 

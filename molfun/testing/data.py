@@ -60,6 +60,7 @@ class DatasetContract:
                 float(sample.target) == float(dataset.targets[i])
             )
             assert sample.metadata[self.column] == dataset.metadata[self.column][i]
+            # plain values, which JSON and CSV can hold
             assert not any(isinstance(v, np.generic) for v in sample.metadata.values())
 
     def test_an_index_counts_from_either_end(self, dataset: Any) -> None:
@@ -106,6 +107,7 @@ class DatasetContract:
             assert [i for batch in batches for i in batch.ids] == ids
 
     def test_it_is_sent_to_workers(self, dataset: SampleDataset) -> None:
+        # what a DataLoader does for a worker that is spawned (macOS, Windows)
         again = pickle.loads(pickle.dumps(dataset))
         assert again.ids == dataset.ids
         assert self.keys(again) == self.keys(dataset)
@@ -122,6 +124,7 @@ class DatasetContract:
         assert dataset.default_batch_size >= 1
 
     def test_indices_of_scikit_learn_and_masks_choose_samples(self, dataset: SampleDataset) -> None:
+        # splitters of scikit-learn give positions, for cross-validation
         train, test = next(iter(KFold(3, shuffle=True, random_state=0).split(dataset.ids)))
         assert list(dataset.subset(test).ids) == [dataset.ids[i] for i in test]
         mask = np.isin(np.arange(6), train)
@@ -205,6 +208,7 @@ class DataKindContract:
         )
         keys = [dataset[i].content_key() for i in range(len(dataset))]
         given = {"data": settings.data, **self.given(settings)}
+        # predict opens data without labels, evaluate with them
         for labels in (True, False):
             again = kind.reopen(trained, given, labels=labels)
             assert [again[i].content_key() for i in range(len(again))] == keys

@@ -91,6 +91,7 @@ class HeadContract:
     def test_ignores_padding(self) -> None:
         head, batch = self.make(), representations((3, 8))
         noisy = {n: t.clone() for n, t in batch.tensors().items()}
+        # large numbers in the padding: a mean or softmax over it would change visibly
         noisy["single"][0, 3:] = 1e3
         noisy["pair"][0, 3:] = noisy["pair"][0, :, 3:] = 1e3
         alone = {n: t[:1] for n, t in batch.tensors().items()}
@@ -121,6 +122,7 @@ class HeadContract:
             grad = getattr(batch, name).grad
             assert grad is not None
             assert bool(grad[0].any())
+            # padding must not train the backbone either
             assert name != "single" or not bool(grad[0, 3:].any())
 
     def test_config_rebuilds_it_from_json(self) -> None:

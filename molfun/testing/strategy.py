@@ -197,6 +197,7 @@ class StrategyContract:
         self, tmp_path: Path, set_up_first: bool
     ) -> None:
         model, strategy, batch = self.model(), self.make(), self.batches(3, batch_size=3)[0]
+        # a strategy that changes nothing would pass the comparison below
         untrained = model.predict(batch)["prediction"]
         model.fit(self.batches(4), strategy=strategy, epochs=2)
         expected = model.predict(batch)["prediction"]

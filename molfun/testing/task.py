@@ -62,6 +62,7 @@ class TaskContract:
             assert np.isfinite(numbers).any()
         assert np.isnan(task.numbers(None)).all()
         labels = self.encoded(task, [None, *list(self.targets)[1:]])
+        # a total energy of 40,000 eV has steps of 4 meV in float32
         assert labels.dtype == torch.float64
         assert torch.isnan(labels[0]).all()
         assert not torch.isnan(labels[1]).all()
@@ -116,6 +117,7 @@ class TaskContract:
         labels = self.encoded(task)
         half = {"prediction": self.outputs(labels)["prediction"].to(dtype)}
         assert task.loss(half, labels).total.dtype == torch.float32
+        # heads may be called under autocast by a user's own loop
         assert torch.isfinite(task.predictions(half)).all()
 
     def test_a_step_down_the_gradient_lowers_the_loss(self) -> None:

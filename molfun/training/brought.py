@@ -43,6 +43,7 @@ def brought_vectors(
         return None
     tensors = {}
     for name in needs:
+        # a missing one becomes an empty array, which fails the test of the width
         rows = [np.asarray((s.features or {}).get(name, ())) for s in samples]
         if any(row.shape != (width,) for row in rows):
             return None

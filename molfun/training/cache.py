@@ -228,6 +228,7 @@ class PrefixCache:
         try:
             if not self._path(key).is_file():
                 return None
+            # sealed: an entry without checksum was cut off or comes from elsewhere
             return load_safetensors(self._path(key), key=key, sealed=True)
         except OSError as error:
             logger.warning("Cache entry %s cannot be read: %s.", self._path(key), error.strerror)

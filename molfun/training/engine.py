@@ -416,6 +416,7 @@ class Engine:
     def _end_schedule_epoch(self, row: Row) -> None:
         """Pass the monitored value to the schedule, and note the resulting rate in the row."""
         self._schedule.end_epoch(self.monitor.value(row))
+        # the rate of the next epoch is known only after the schedule has seen this one
         row["lr"] = shown_lr(self.optimizer)
 
     def _why_finished(self) -> str:

@@ -97,6 +97,7 @@ def _from_list(batch: Sequence[Any]) -> Inputs | None:
 
 def _from_mapping(batch: Mapping[str, Any]) -> Inputs:
     features = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    # the label leaves the features: a backbone must never see it
     target = next((features.pop(k) for k in TARGET_KEYS if k in features), None)
     if not features:
         raise DataError(f"The batch is a dict without input tensors (keys: {sorted(batch)}).")

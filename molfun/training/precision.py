@@ -48,5 +48,6 @@ def make_fabric(device: torch.device, precision: str) -> Fabric:
     """Return a Fabric for one device; several processes are joined by `Ranks` instead."""
     from lightning_fabric import Fabric  # here, as the import takes seconds
 
+    # one device per process: `Ranks` joins the processes
     devices: Any = [device.index or 0] if device.type == "cuda" else 1
     return Fabric(accelerator=device.type, devices=devices, precision=precision)
