@@ -149,7 +149,7 @@ class Protein:
         )
 
     def take(self, indices: Int64[np.ndarray, "kept"]) -> Protein:
-        """Keep the residues at `indices` (sorted); their numbering stays as it is."""
+        """Return the residues at `indices` (sorted), with their numbers unchanged."""
         return replace(
             self,
             aatype=self.aatype[indices],
@@ -162,7 +162,7 @@ class Protein:
         )
 
     def crop(self, max_length: int | None, policy: CropPolicy = "auto") -> Protein:
-        """Keep at most `max_length` residues, always the same ones for the same input.
+        """Return at most `max_length` residues, always the same ones for the same input.
 
         Parameters
         ----------
@@ -217,9 +217,9 @@ class Protein:
         return np.sort(order[:max_length]).astype(np.int64)
 
     def interface_distance(self) -> Float32[np.ndarray, "length"]:
-        """Distance in angstrom of each residue to the nearest residue of another chain.
+        """Return the distance in angstrom of each residue to the nearest residue of another chain.
 
-        With one chain: to the centroid. Residues without any atom are infinitely far.
+        With one chain it is that to the centroid. Residues without any atom get infinity.
         """
         place, known = _residue_centres(self.atom_positions, self.atom_mask)
         distance = np.full(len(self), np.inf, np.float32)

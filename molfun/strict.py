@@ -91,7 +91,7 @@ def wrong_counts(least: int = 1, **counts: Any) -> list[str]:
 
 
 class Configured:
-    """Keep the arguments that an object was built with, as its `config_dict`.
+    """Mix-in that stores the constructor arguments of an object as its `config_dict`.
 
     Examples
     --------
@@ -105,7 +105,7 @@ class Configured:
     _config: dict[str, Any]
 
     def keep_arguments(self, given: Mapping[str, Any]) -> None:
-        """Keep those of `given` that the constructor takes, sequences as lists, as in JSON."""
+        """Store those entries of `given` that the constructor takes, with sequences as lists."""
         names, _ = parameters_of(type(self))
         self._config = {name: _listed(given[name]) for name in names if name in given}
 

@@ -13,7 +13,7 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def use_precision(model: AssembledModel, precision: str) -> None:
-    """Set the precision of the model for training, validation and prediction alike.
+    """Set the precision of the model for training, validation and prediction.
 
     A model that trained in bf16 and predicted in float32 would not reproduce its metrics.
     """

@@ -121,7 +121,7 @@ def _prepared(model: AssembledModel, data: Any) -> Any:
     if model.backbone.checks_quickly:
         model.check(loader)
     known, given = trained.get("representations"), input_settings_of(loader).get("representations")
-    # trained on an embedding file, and predicting from samples: the backbone of now embeds them
+    # the head was trained on an embedding file, and the data brings none: this backbone embeds it
     if given is None and known is not None:
         given = model.backbone.state_fingerprint()
     if given != known:

@@ -48,7 +48,7 @@ class MolfunStructureModel(AssembledModel):
     config
         Architecture, in the backbone's own terms (a preset name or config object).
     weights
-        File of pretrained weights; None starts from a random initialisation and says so.
+        File of pretrained weights; None starts from random ones, with a warning.
     device
         ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
     head
@@ -272,7 +272,7 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
-        """Predict for one batch, a loader or a dataset.
+        """Return predictions for one batch, a loader or a data set.
 
         Parameters
         ----------

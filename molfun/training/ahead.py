@@ -22,8 +22,9 @@ Featurize = Callable[[Sample], Features | None]
 ALIGNMENT = 64
 """Tensors in a buffer start at multiples of this many bytes, as torch's own allocations do.
 
-MKL gives equal results for equal inputs only if these are aligned alike (64 bytes; oneMKL's chapter
-on numerical reproducibility), and features from a worker must give the same bits as fresh ones.
+MKL gives equal results for equal inputs only if these have equal alignment (64 bytes; oneMKL's
+chapter on numerical reproducibility), and features from a worker must give the same bits as fresh
+ones.
 """
 
 

@@ -30,7 +30,7 @@ def make_optimizer(
 
 
 def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
-    """Freeze groups that begin after `epoch` (from 0), unfreeze the others; return if any changed.
+    """Freeze groups that begin after `epoch` (from 0), unfreeze others; return if any changed.
 
     A frozen parameter gets no gradient, so that no optimizer, weight decay or average moves it,
     although it is in the optimizer from the start.
