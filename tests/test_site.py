@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RAW = re.compile(r"```|\]\(|:::|\*\*\w[^*]*\*\*|:\w+:$|\.\. \w+::|^#+ ", re.MULTILINE)
+RAW = re.compile(r"```|\]\(|:::|(?<!\w)\*\*\w[^*]*\*\*|:\w+:$|\.\. \w+::|^#+ ", re.MULTILINE)
 """Marks of Markdown and reStructuredText that no reader should see."""
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 

@@ -1,6 +1,6 @@
 """Files of structures of atoms: extended xyz frame by frame, all other formats through ASE.
 
-ASE parses the frames. What it would pass over (frames behind a blank line, columns that no property
+ASE parses the frames. What it would pass over (frames after a blank line, columns that no property
 names, a key that is there twice) is found here before.
 """
 
@@ -91,7 +91,7 @@ def read_frames(path: str | Path) -> list[Any]:
     except MolfunError:
         raise
     except Exception as error:  # each of ASE's eighty readers fails in ways of its own
-        place = f" behind structure {len(frames)}" if frames else ""
+        place = f" after structure {len(frames)}" if frames else ""
         raise DataError(f"{path} cannot be read as structures{place}: {_reason(error)}") from error
     if not frames:
         raise DataError(f"{path} has no structure.")

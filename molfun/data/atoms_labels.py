@@ -20,7 +20,7 @@ KEYS = {"energy": "energy", "forces": "forces", "stress": "stress"}
 """Names of labels where no others are given: ASE's own."""
 KINDS = (*KEYS, "virial")
 LOPSIDED = 0.1
-"""Share of its largest number by which a stress may differ from its mirror image."""
+"""Largest asymmetry of a stress, as a share of its largest number."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _FORCES = {"f", "force", "forces", "frc"}
@@ -132,7 +132,7 @@ _MISTAKES: dict[tuple[str, str | None], str] = {
         "minus the gradient. Write them with the other sign under another name."
     ),
 }
-"""Text for a kind of label whose name is of another kind."""
+"""Error for an argument of one kind with a name that says another kind."""
 
 
 _SIGNS: tuple[tuple[str, Callable[[str], bool]], ...] = (

@@ -12,7 +12,7 @@ from molfun.data.atoms_labels import Frame, as_array, as_label, kind_of, names_i
 from molfun.errors import DataError
 
 MANY = 5
-"""Names that a message lists."""
+"""Most names that a message lists."""
 IN_MEMORY = "Structures"
 """Origin of structures that were read from no file."""
 

@@ -24,15 +24,16 @@ More mixes the samples better and pads more: with this much, batches cost less t
 than those of the sorted data set, and most of the others in a batch are new in each epoch.
 """
 LARGEST_POWER = 10.0
+"""A larger exponent is a mistake: no model here grows faster than the third power."""
 
 
 class LengthBatchSampler(Sampler[list[int]]):
-    r"""Batches of samples of similar length, so that one long sample does not slow down three.
+    r"""Batches of samples of similar length, so that short samples are not padded to long ones.
 
     A model that pads a batch to its longest sample pays
     :math:`n \cdot \max_i(\mathrm{length}_i)^p` for :math:`n` samples. In each epoch the samples are
     sorted by their cost :math:`\mathrm{length}_i^p` times a random factor near 1, cut into batches,
-    and the batches are shuffled: every sample comes once, together with other ones in every epoch.
+    and the batches are shuffled: every sample occurs once, and with other samples in every epoch.
 
     The sizes of the batches are fixed by the lengths alone, so all epochs have ``len(sampler)``
     batches. The order is a function of the generator's seed; `MolfunStructureModel.fit` seeds it
@@ -150,7 +151,8 @@ class LengthBatchSampler(Sampler[list[int]]):
         sizes, place = [size] * whole, whole
         if self.shuffle:
             members = members[np.argsort(self._near(self._costs[members]), kind="stable")]
-            # at no fixed end: a batch of one is a step of its own where nothing is accumulated
+            # at a random place: a small batch may be an optimizer step of its own, and at a fixed
+            # end that step would always see the shortest or the longest samples
             place = int(torch.randint(whole + 1, (), generator=self.generator))
         if rest:
             sizes.insert(place, rest)

@@ -1,4 +1,4 @@
-"""Cells of a table as text: CSV, TSV and Parquet files read, their bad cells noted together."""
+"""Read CSV, TSV and Parquet tables as text, and note all bad cells together."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Required = bool | Literal["column"]
 
 @dataclass
 class Cells:
-    """A table as text, and what is wrong with it so far.
+    """A table as text, and the problems found in it so far.
 
     Parameters
     ----------

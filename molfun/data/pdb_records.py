@@ -28,9 +28,9 @@ from molfun.text import counted, few
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
-"""Beginnings of an atom's record that is cut in its first columns."""
+"""Record names of an atom whose line is cut within the first columns."""
 _SHORTEST, _COMPLETE = 54, 78
-"""Columns up to the coordinates, and up to the element."""
+"""Last column of the coordinates, and of the element (PDB format 3.3: 31-54 and 77-78)."""
 
 
 @dataclass
@@ -143,9 +143,9 @@ def _models(blocks: Iterable[list[_Section]]) -> tuple[list[_Section], list[Note
             sentence = "took END for the end of a model: the same atoms follow at one place"
             notes.append(Note(sentence, "END between models"))
         else:
-            behind = sum(len(section.lines) for section in sections[1:])
-            sentence = f"read {counted(behind, 'atom')} behind the first END"
-            notes.append(Note(sentence, "atoms behind END"))
+            after = sum(len(section.lines) for section in sections[1:])
+            sentence = f"read {counted(after, 'atom')} after the first END"
+            notes.append(Note(sentence, "atoms after END"))
             models.append(_joined(sections))
     return models, notes
 
@@ -166,6 +166,7 @@ def _choose_model(
 
 
 def _starred(section: _Section) -> Iterator[Note]:
+    # columns 55-66, occupancy and B-factor: programs write stars where a number does not fit
     stars = sum("*" in line[54:66] for line in section.lines)
     if stars:
         sentence = f"read occupancy or B-factor of {counted(stars, 'atom')} as 0: stars, no number"
@@ -174,6 +175,7 @@ def _starred(section: _Section) -> Iterator[Note]:
 
 def _are_frames(sections: Sequence[_Section]) -> bool:
     """Return True where all sections hold the same atoms at about the same place."""
+    # columns 13-27: atom, location, residue, chain, number
     first = [line[12:27] for line in sections[0].lines]
     if any([line[12:27] for line in other.lines] != first for other in sections[1:]):
         return False
@@ -218,7 +220,7 @@ def model_note(model: int, count: int, others: Sequence[str]) -> Note:
 
 def _has_coordinates(line: str) -> bool:
     try:
-        # x * 0 is NaN for NaN and infinity; "1_0" is a number for Python only
+        # x * 0 is NaN for NaN and infinity; "1_0" is a number to Python alone
         return (
             len(line) >= _SHORTEST
             and all(float(line[i : i + 8]) * 0 == 0 for i in (30, 38, 46))
@@ -276,7 +278,7 @@ def _is_cut(lines: Sequence[str], *, ends_with_atom: bool, last: str) -> bool:
 def _residues(section: _Section) -> Iterator[Residue]:
     """Return runs of atoms that follow each other and are of one residue."""
     residue: Residue | None = None
-    key = ""
+    key = ""  # columns 18-27: residue name, chain, number, insertion code
     four = _four_letter_names(section.lines)
     for i, line in enumerate(section.lines):
         if residue is None or line[17:27] != key or i in section.breaks:
@@ -322,7 +324,7 @@ def _four_letter_names(lines: Sequence[str]) -> bool:
 
 
 def _number(text: str) -> int | None:
-    """Return the residue number; above 9999 it is written in hybrid-36 (``A000``)."""
+    """Return the residue number; above 9999 it is cctbx's hybrid-36 (``A000``)."""
     try:
         return int(text)
     except ValueError:
@@ -374,7 +376,7 @@ def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
             for place in residue.places:
                 line = section.lines[place]
                 name = residue.name if len(residue.written) == 4 else line[17:20]
-                # gemmi wants a character behind the coordinates, and one segment per residue
+                # gemmi wants a character after the coordinates, and one segment per residue
                 yield f"{line[:17]}{name:3}{part.code:>2}{line[22:72]:50}    {line[76:]}"
             ended = residue.places[-1] + 1 in section.breaks
         if ended:

@@ -14,9 +14,9 @@ from molfun.errors import DataError
 from molfun.text import counted, listing
 
 MAX_BYTES = Limit("REPRESENTATION_BYTES", 2**35)
-"""Largest file of representations, unpacked: they are all in memory in the end."""
+"""Largest file of representations, unpacked: all of them are held in memory."""
 MAX_RATIO = Limit("REPRESENTATION_RATIO", 50, "unpacked bytes per packed byte")
-"""Outputs of a backbone hardly pack."""
+"""Representations are floats close to noise, which hardly compress."""
 
 _ADVICE = "Write it with molfun embed, which makes damaged shards again."
 

@@ -1,4 +1,4 @@
-"""Protein sequences with a label each, or one for each residue."""
+"""Read protein sequences with one label each, or with one label per residue."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SequenceDataset(TableDataset):
     max_length
         Residues kept of each sequence, from the start.
     columns
-        Names of the columns and what the labels are, as given to `from_csv`.
+        Names of the columns, and kind and level of the labels, as given to `from_csv`.
     representations
         Outputs of a backbone, see `with_representations`.
     """
@@ -95,8 +95,8 @@ class SequenceDataset(TableDataset):
         sequence_column, target_column, id_column
             Names of the columns. Without `id_column` the rows are called seq_1, seq_2 ...
         labels
-            Whether labels are numbers (``"number"``), the name of a class (``"class"``), or
-            names with ``;`` between them (``"classes"``, blank for none of them).
+            ``"number"``, ``"class"`` for the name of a class, or ``"classes"`` for any number of
+            names with ``;`` between them (blank for none of them).
         level
             ``"residue"`` for a label on each residue: as many letters as the sequence, or as many
             numbers with blanks, commas or semicolons between them; ``?`` (or nan among numbers)
@@ -104,7 +104,7 @@ class SequenceDataset(TableDataset):
         mask_column
             For residues: a text of 0 and 1 as long as the sequence; labels at 0 are left out.
             One that is shorter lost its leading zeros to a program that took it for a number (so
-            it is in the secondary-structure set of FLIP); they are put back, and that is said.
+            it is in the secondary-structure set of FLIP); they are put back, with a warning.
         max_length
             Residues kept of each sequence.
         require_target

@@ -1,11 +1,12 @@
-"""Splits into train, validation and test that do not leak.
+"""Split into train, validation and test without leaks.
 
 No method puts samples with identical sequences into different parts; complexes are identical if all
 their chains are. Complexes that share only some chains stay together in `DataSplitter.by_identity`.
-Sizes: the validation and
-test parts get ``floor(n * fraction + 0.5)`` samples each, at least one where the fraction is
-above 0, and train gets the rest. Where samples have to stay together (identical sequences,
-clusters, groups) a part may end up smaller, and larger only if every group is larger than it.
+
+Sizes: the validation and test parts get ``floor(n * fraction + 0.5)`` samples each, at least one
+where the fraction is above 0, and train gets the rest. Where samples have to stay together
+(identical sequences, clusters, groups) a part may end up smaller, and larger only if every group is
+larger than it.
 """
 
 from __future__ import annotations
@@ -331,6 +332,7 @@ def _fill(
     part = np.zeros(n_train + n_val + n_test, np.int64)
     shuffled = np.random.default_rng(check_seed(seed)).permutation(len(groups))
     left = [groups[i] for i in shuffled]
+    # test first: it has to be as large as asked for, while train takes what is left
     for number, size, still_needed in ((2, n_test, 1 + (n_val > 0)), (1, n_val, 1)):
         chosen = _choose(left, size, at_most=len(left) - still_needed)
         for group in chosen:

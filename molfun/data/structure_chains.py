@@ -2,7 +2,7 @@
 
 A file is a list of residues in its order. Two residues of one id are of two chains if something
 between them ends a chain (``TER``, ``END``, another segment id or ``label_asym_id``, numbers that
-start again) and no peptide bond joins them. Modified residues that stand behind their chain are
+start again) and no peptide bond joins them. Modified residues that stand after their chain are
 put into the gap they fill.
 """
 
@@ -28,7 +28,7 @@ MAX_OVERLAP = 2.0
 """CA-CA distance in angstrom that no two residues of different chains can have."""
 
 ENDS = ("TER", "END")
-"""Records behind which a chain does not go on."""
+"""Records that end a chain, unless a peptide bond joins what follows."""
 RESTART = "numbers that start again"
 
 NO_NAME = "(no name)"
@@ -54,7 +54,7 @@ class Residue:
     places
         Indices of the atoms in the file.
     hetero
-        Whether the atoms are ``HETATM``.
+        True if the atoms are ``HETATM``.
     atoms
         Names of the atoms; those of `TRACED` with their first coordinates, to save memory.
     alternate
@@ -98,7 +98,7 @@ class Chain:
     name: str
     residues: list[Residue]
     cause: str = ""
-    """Reason to tell it apart from the chain of the same id before it."""
+    """Reason to take it for another chain than the one of the same id before it."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Part:
 
 @dataclass
 class Chains:
-    """Chains of one model in the order of the file, and what there is to say about them."""
+    """Chains of one model in the order of the file, with notes on how they were found."""
 
     parts: list[Part]
     notes: list[Note]
@@ -151,7 +151,7 @@ def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2
     notes = _told_apart([chains for chains in by_id.values() if len(chains) > 1])
     moved = sum(_fill_gaps(chains) for chains in by_id.values())
     if moved:
-        sentence = f"moved {counted(moved, 'residue')} from behind a chain to the place in it"
+        sentence = f"moved {counted(moved, 'residue')} from after a chain to the place in it"
         notes.append(Note(sentence, "residues moved into gaps"))
     found = [chain for chains in by_id.values() for chain in chains]
     found.sort(key=lambda chain: min(residue.places[0] for residue in chain.residues))
@@ -209,6 +209,7 @@ class _Space:
     def holds(self, residues: Iterable[Residue]) -> bool:
         """Return True where more than a tenth of the residues lie on places that were added."""
         points = list(_traces(residues))
+        # a few clashes are usual between the chains of a poor model
         return sum(map(self._is_taken, points)) > len(points) / 10
 
     def _is_taken(self, point: Point) -> bool:
@@ -254,7 +255,7 @@ def _pieces(residues: Sequence[Residue]) -> Iterator[Chain]:
 
 
 class _Ends:
-    """Records met of each chain id, to tell where one of its chains may have ended."""
+    """State of each chain id while a file is read, to find where one of its chains may end."""
 
     def __init__(self) -> None:
         self._records: dict[str, str] = {}
@@ -357,15 +358,15 @@ def _told_apart(shared: Sequence[Sequence[Chain]]) -> list[Note]:
     return [Note(sentence, "chains told apart")]
 
 
-# Residues behind their chain
+# Residues after their chain
 
 
 def _fill_gaps(chains: Sequence[Chain]) -> int:
-    """Move modified residues from behind a chain into the gap of its numbers that they fill.
+    """Move modified residues from after a chain into the gap of its numbers that they fill.
 
-    Where chains share an id, what stands behind the last may belong to any of them.
+    Where chains share an id, what stands after the last may belong to any of them.
     """
-    candidates = [(chain, list(_behind(chain.residues))) for chain in chains]
+    candidates = [(chain, list(_trailing(chain.residues))) for chain in chains]
     loose = {id(residue) for _, residues in candidates for residue in residues}
     known = [
         {r.order: r for r in chain.residues if r.is_amino_acid and id(r) not in loose}
@@ -380,15 +381,15 @@ def _fill_gaps(chains: Sequence[Chain]) -> int:
 
 def _move_into_gap(
     residue: Residue,
-    behind: Chain,
+    source: Chain,
     hosts: Sequence[Chain],
     known: Sequence[dict[int | None, Residue]],
 ) -> bool:
-    """Move a residue from behind its chain into the first chain with a gap for it, if any."""
+    """Move a residue from after its chain into the first chain with a gap for it, if any."""
     for host, numbers in zip(hosts, known, strict=True):
         anchor = _anchor(residue, numbers)
         if anchor is not None:
-            behind.residues.remove(residue)
+            source.residues.remove(residue)
             _insert(residue, host, *anchor)
             numbers[residue.order] = residue
             return True
@@ -400,7 +401,7 @@ def _insert(residue: Residue, chain: Chain, neighbour: Residue, step: int) -> No
     chain.residues.insert(chain.residues.index(neighbour) + step, residue)
 
 
-def _behind(residues: Sequence[Residue]) -> Iterator[Residue]:
+def _trailing(residues: Sequence[Residue]) -> Iterator[Residue]:
     """Find modified residues after the end of a chain, or with a number below one before them."""
     highest: int | None = None
     ended = False

@@ -1,4 +1,4 @@
-"""Names of residues and atoms: what force fields and programs write for what the PDB defines.
+"""Map names of residues and atoms that force fields and programs write to those of the PDB.
 
 Sources: the residue libraries of AMBER (ff14SB: HID, CYX, NALA ...), CHARMM36 (HSD, OT1, TIP3),
 GROMACS (``residuetypes.dat`` and the ``.rtp`` files: HISD, LYSH, CYS2, OC1) and Schrodinger (ARN).

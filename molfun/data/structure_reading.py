@@ -1,4 +1,4 @@
-"""The protein of a gemmi model as arrays, and what was chosen or changed on the way."""
+"""Make arrays of the protein in a gemmi model, and note what was chosen or changed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Residue:
 
 @dataclass
 class Reading:
-    """Residues collected chain by chain, and what there is to tell about them."""
+    """Residues collected chain by chain, with what the notes will say about them."""
 
     notes: list[Note]
     residues: list[_Residue] = field(default_factory=list)
@@ -134,7 +134,7 @@ class Reading:
             return
         places = [atom.pos.tolist() for atom in atoms.values()]
         for atom, (x, y, z) in zip(atoms.values(), places, strict=True):
-            # a comparison with NaN is false
+            # NaN fails every comparison, so this form refuses it as well
             if not (
                 abs(x) < MAX_COORDINATE and abs(y) < MAX_COORDINATE and abs(z) < MAX_COORDINATE
             ):

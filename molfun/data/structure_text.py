@@ -16,7 +16,7 @@ MAX_RATIO = Limit("STRUCTURE_GZIP_RATIO", 100, "unpacked bytes per packed byte")
 MAX_ATOMS = Limit("STRUCTURE_ATOMS", 3_000_000, "atoms")
 """Most atoms of one file, all models together; the largest entry of the PDB has 2.4 million."""
 CUT = "Keep only the chains you need."
-"""The other way out of a limit."""
+"""Advice in place of a higher limit."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

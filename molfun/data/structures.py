@@ -43,7 +43,7 @@ def read_structure(
 
     A chain ends where its id changes, and also at TER, at END, at another segment id or
     ``label_asym_id``, and where numbers start again, unless a peptide bond goes on. Modified
-    residues behind their chain are put into the gap of its numbers to which they are bonded.
+    residues after their chain are put into the gap of its numbers to which they are bonded.
     What was chosen or changed, and how much of the sequence of the experiment has no
     coordinates, stands in the notes of the protein; waters are not mentioned.
 

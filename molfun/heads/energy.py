@@ -24,8 +24,8 @@ class EnergyHead(Configured, Head):
     Parameters
     ----------
     target
-        Which of the backbone's energies; None takes ``"energy"``, or the first where none is
-        called so.
+        Name of one of the backbone's energies; None takes ``"energy"``, or the first if there is
+        none of that name.
     modules
         Groups of modules that train as the head: ``"node_heads"``, ``"edge_heads"``,
         ``"node_last_layers"``, ``"edge_last_layers"`` for PET. None takes all of them, an empty

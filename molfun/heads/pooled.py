@@ -19,7 +19,7 @@ Pooling = Literal["mean", "cls", "attention"]
 
 
 class MLPHead(Configured, Head):
-    """Hidden layers with ReLU and dropout behind each, then one linear layer.
+    """Hidden layers, each with ReLU and dropout, then one linear layer.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class MLPHead(Configured, Head):
     hidden
         Widths of the hidden layers.
     dropout
-        Dropout behind each hidden layer while training.
+        Dropout after each hidden layer while training.
     pooling
         For sequences: ``"mean"`` over the residues, ``"cls"`` (the token at the beginning, where
         the backbone has one) or ``"attention"`` (a learned weighted mean).

@@ -95,8 +95,8 @@ class ContrastiveObjective(SeriesObjective):
         """Add the two views, each with its own beginning and end.
 
         ``timeseries_1`` and ``mask_1`` are a piece of the series, ``keep_1`` is True in all of it
-        (and False in padding), ``noise_1`` is in deviations of the features, and ``both_1`` marks
-        the time steps that the other view has as well.
+        (and False in padding), ``noise_1`` is in standard deviations of the features, and
+        ``both_1`` marks the time steps that the other view has as well.
         """
         values, mask = features["timeseries"], features["mask"]
         length = len(mask)

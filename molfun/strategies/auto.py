@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 def choose_strategy(
     n_samples: int, n_blocks: int = PartialFinetune.unfreeze_last_n
 ) -> FinetuneStrategy:
-    """Follow the decision tree of the guide.
+    """Choose a strategy by the number of labelled samples.
 
     Fewer than 100 samples: head only. Up to 5,000: LoRA (rank 4, 8 or 16). Up to 10,000: the last
-    four blocks. More: full. The guide's ranges for LoRA and partial overlap from 1,000 to 5,000;
-    LoRA is taken there.
+    four blocks. More: full. The ranges that the README recommends for LoRA and partial
+    overlap from 1,000 to 5,000; LoRA is taken there.
 
     Parameters
     ----------

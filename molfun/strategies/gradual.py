@@ -31,13 +31,13 @@ class GradualFinetune(FinetuneStrategy):
     Parameters
     ----------
     inner
-        What trains in the end, and how fast: a strategy, its name, or its settings as a dict.
+        Strategy that trains once all is unfrozen; its name, or its settings as a dict, will do.
     unfreeze_epoch
         Epochs in which the head trains alone.
     blocks_per_stage
-        None unfreezes everything after these epochs. Else so many blocks more in each stage, from
-        the last to the first; what follows the blocks comes with the first stage, what precedes
-        them (embedder, recycling) with a stage of its own at the end.
+        None unfreezes everything at once. A number unfreezes that many more blocks in each stage,
+        from the last to the first; what follows the blocks comes with the first stage, what
+        precedes them (embedder, recycling) with a stage of its own at the end.
     epochs_per_stage
         Epochs from one stage to the next.
     stage_warmup_steps
@@ -47,7 +47,7 @@ class GradualFinetune(FinetuneStrategy):
     Raises
     ------
     ConfigError
-        If `inner` trains nothing of a backbone, or a shared setting is given twice, differently.
+        If `inner` trains nothing of the backbone, or a shared setting has two different values.
 
     References
     ----------
@@ -162,7 +162,7 @@ class GradualFinetune(FinetuneStrategy):
         if layer.kind == "block":
             stage = (n_blocks - 1 - layer.index) // self.blocks_per_stage
         elif layer.kind in ("embedder", "early"):
-            stage = -(-n_blocks // self.blocks_per_stage)
+            stage = -(-n_blocks // self.blocks_per_stage)  # after the stage of the first blocks
         return self.unfreeze_epoch + stage * self.epochs_per_stage
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ N_ATOMS, ENERGY, STRESS, FORCES = 0, 1, slice(2, 11), 11
 class EnergyTask(Configured, Task):
     """Predict an energy, and its derivatives where there are labels for them.
 
-    The loss is in the scale of the network, energies and stress (times volume) for each atom::
+    The loss is in the scale of the network, energies and stress (times volume) per atom::
 
         energy_weight * loss(energy) + forces_weight * loss(forces) + stress_weight * loss(stress)
 
@@ -80,7 +80,7 @@ class EnergyTask(Configured, Task):
         self.trained = False
 
     def fit_targets(self, targets: Sequence[Any]) -> None:
-        """See which derivatives have labels; those that once had some stay.
+        """Find the derivatives that have labels; those of earlier training sets stay.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class EnergyTask(Configured, Task):
     def for_labels(self, targets: Sequence[Any]) -> Self:
         """Return the same task, measuring all derivatives that there are labels of.
 
-        What it was not trained on is no part of the loss.
+        A derivative that it was not trained on is measured, but no part of the loss.
         """
         seen = copy.copy(self)
         seen.derivatives = self._derivatives_in(

@@ -100,12 +100,12 @@ TWO = "told apart 2 chains"
         ),
         (
             [*chain("ALA GLY"), "TER", "END", *chain("LYS MET", "B", slot=FAR), "END"],
-            ("A", "B"), "read 8 atoms behind the first END",
+            ("A", "B"), "read 8 atoms after the first END",
         ),
         (
             # two halves of a dimer that are equal, but at two places
             [*chain("ALA GLY"), "END", *chain("ALA GLY", slot=FAR)],
-            None, "read 8 atoms behind the first END",
+            None, "read 8 atoms after the first END",
         ),
     ],
 )  # fmt: skip
@@ -410,7 +410,7 @@ def test_modified_residues_behind_the_chain_are_put_into_its_gap(
         whole[i] = letter
     assert protein.sequence == "".join(whole) + "WY"
     assert protein.residue_index.tolist() == [0, 1, 2, 3, 203, 204]
-    assert any("from behind a chain to the place in it" in note for note in protein.notes)
+    assert any("from after a chain to the place in it" in note for note in protein.notes)
     assert any("HEM (1)" in note for note in protein.notes)
 
 

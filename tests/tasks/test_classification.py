@@ -766,7 +766,8 @@ def test_the_state_is_a_copy():
         ),
         (
             lambda: BinaryTask(class_weight=[1, 2, 3]),
-            r"class_weight must hold 2 finite numbers above 0, one per class, got \[1\.0, 2\.0",
+            r"class_weight must hold 2 finite numbers above 0, one per class, got "
+            r"\[1\.0, 2\.0, 3\.",
         ),
         (lambda: BinaryTask(class_weight=[1, 0]), r"must hold 2 finite numbers above 0"),
         (lambda: BinaryTask(class_weight=[1, math.nan]), r"must hold 2 finite numbers above 0"),

@@ -35,13 +35,13 @@ LARGEST_VALUE = float(np.finfo(np.float32).max)
 MAX_BYTES = Limit("SERIES_BYTES", 2**33)
 """Arrays of one ``.npy`` or ``.npz`` file of series, unpacked."""
 MAX_RATIO = Limit("SERIES_RATIO", 200, "unpacked bytes per packed byte")
-"""Of ``.npz`` files above 16 MB; padding packs well, but not without end."""
+"""Of ``.npz`` files above 16 MB; padding packs well, but has its limits."""
 MAX_VALUES = Limit("SERIES_VALUES", 2**28, "values in one series")
 """Times by features, where a reader puts a series on a grid that its file does not hold."""
 ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 """Texts that stand for a value that was not observed, in any case of letters."""
 UNEVEN = 1e-3
-"""Time steps that differ by more than this share are said to be uneven."""
+"""Relative difference of time steps above which they are called uneven."""
 
 
 @dataclass(frozen=True, kw_only=True)

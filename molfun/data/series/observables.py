@@ -1,4 +1,4 @@
-"""Single observables of a molecule: their features, and how they follow from positions."""
+"""Compute single observables of a molecule from the positions of its atoms."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONTACT_CUTOFF = 4.5
-"""Heavy atoms closer than this many angstrom in the first frame are a native contact."""
+"""Heavy atoms closer than this many angstrom in the first frame are a native contact.
+
+This and the next three numbers are those of Best, Hummer and Eaton 2013 (PNAS 110, 17874).
+"""
 CONTACT_GAP = 3
 """Residues of a contact are further apart in the sequence than this."""
 CONTACT_STEEPNESS, CONTACT_STRETCH = 5.0, 1.8
-"""Beta (1/angstrom) and lambda of Best, Hummer and Eaton."""
+"""Their beta (1/angstrom) and lambda, for simulations with all atoms."""
 PEPTIDE_BOND = 2.0
 """Residues whose C and N are closer than this many angstrom in the first frame are bonded."""
 GAMMA = ("CG", "CG1", "OG", "OG1", "SG")
+"""Fourth atom of chi1; each amino acid that has the angle has one of these (IUPAC-IUB 1970)."""
 INSTALL = "pip install 'molfun[md]'"
 
 Compute = Callable[[np.ndarray, Any], np.ndarray]
@@ -35,7 +39,7 @@ Compute = Callable[[np.ndarray, Any], np.ndarray]
 
 @dataclass(frozen=True)
 class Part:
-    """Some features: their names, which of them exist, and how they follow from positions."""
+    """Features of one observable: names, which of them exist, and the function of positions."""
 
     names: list[str]
     of: Compute
@@ -205,7 +209,7 @@ def _native_contacts(system: System) -> list[Part]:
         if len(reference) == 0:
             return np.array([np.nan])
         now = np.linalg.norm(positions[left] - positions[right], axis=1)
-        # past 60 the exponential is nothing but overflows
+        # beyond 60 the contact is 0 to every digit, and a larger exponent would overflow
         steps = np.minimum(CONTACT_STEEPNESS * (now - reference), 60.0)
         return np.array([np.mean(1 / (1 + np.exp(steps)))])
 

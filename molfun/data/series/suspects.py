@@ -1,4 +1,4 @@
-"""Columns of a table of series that may be no measurements: counters, labels, folds.
+"""Find columns of a table of series that may be no measurement: counters, labels, folds.
 
 A feature that tells the label, or a row number in a table sorted by label, makes a model look
 perfect on held-out series and useless afterwards (Kaufman et al. 2012, "Leakage in data mining").
@@ -61,7 +61,7 @@ _NUMBERED = re.compile(r"[ ._-]*\d+$")
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of a table of series: to which series each belongs, when it was, what the labels are.
+    """Rows of a table of series: the series and time of each row, and the labels of the series.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class Rows:
 
     @cached_property
     def _known(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Series with a label, their labels as numbers of classes, and as numbers if they are."""
+        """Series with a label, the class of each label, and the labels as numbers if they are."""
         places = np.array([i for i, label in enumerate(self.labels) if not is_missing(label)], int)
         labels = [self.labels[i] for i in places]
         numbers = all(isinstance(label, int | float | np.number) for label in labels)
@@ -186,7 +186,7 @@ def kind_of_name(name: str, names: Sequence[str] = ()) -> str:
 
 def _kind_of_last_word(first: str, last: str) -> str:
     """Return the kind of a column by the last word of its name, after `first`."""
-    if last == "index":  # not that of body mass
+    if last == "index":  # body_mass_index is a measurement
         return "row number or id" if first in _INDEX_OF or first in _KIND else ""
     telling = ("id", "label", "target", "outcome", "class", "fold", "split", "idx")
     return _KIND[last] if last in telling or last in ("group", "timestamp", "datetime") else ""
@@ -199,7 +199,7 @@ def _plain(name: str) -> str:
 
 def _counts(values: np.ndarray, n_series: int) -> bool:
     """Return True for numbers of the rows, in order, shuffled or with rows left out."""
-    if not (values == np.round(values)).all():  # a gap equals nothing
+    if not (values == np.round(values)).all():  # also False for a gap: NaN equals nothing
         return False
     steps = np.diff(values)
     even = bool((np.abs(steps) == 1).all() and (steps == steps[0]).all())
@@ -236,6 +236,7 @@ def _gives(summary: np.ndarray, codes: np.ndarray, numbers: np.ndarray | None) -
         return False
     if numbers is not None and _is_affine(values, numbers[seen]):
         return True
+    # values that are nearly all different go with one class each by chance: they say nothing
     kinds, which = np.unique(values, return_inverse=True)
     if len(kinds) > len(values) // 2 or len(np.unique(codes)) < 2:
         return False
