@@ -202,6 +202,8 @@ BACKBONES = Registry("backbones")
 """Pretrained models, `molfun.backbones.Backbone`."""
 DATASETS = Registry("datasets")
 """Kinds of data, `molfun.data.kinds.base.DataKind`."""
+DEFAULT_KIND = "structures"
+"""Kind of a checkpoint that names none: those of the first versions, which knew no other."""
 HEADS = Registry("heads")
 """Layers that predict from representations, `molfun.heads.Head`."""
 TASKS = Registry("tasks")

@@ -13,12 +13,12 @@ from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
-from molfun.data.kinds.base import CLASSES, DEFAULT_KIND, DataKind, is_chosen, is_of, kind_of
+from molfun.data.kinds.base import CLASSES, DataKind, is_chosen, is_of, kind_of
 from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
-from molfun.registry import DATASETS, TASKS
+from molfun.registry import DATASETS, DEFAULT_KIND, TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from molfun.data.columns import row_of, rows_meeting
-from molfun.data.kinds.base import DEFAULT_KIND
 from molfun.data.tables import Table
 from molfun.errors import ConfigError
-from molfun.registry import DATASETS
+from molfun.registry import DATASETS, DEFAULT_KIND
 from molfun.sample import Sample, SampleBatch, is_missing
 from molfun.text import counted
 

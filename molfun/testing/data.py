@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Subset
 
 from molfun.cli.settings import FineTuneSettings
 from molfun.data.base import SampleDataset, settings_with_kind
-from molfun.data.kinds.base import DEFAULT_KIND, DataKind, Labels
+from molfun.data.kinds.base import DataKind, Labels
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
-from molfun.registry import BACKBONES, DATASETS
+from molfun.registry import BACKBONES, DATASETS, DEFAULT_KIND
 from molfun.sample import Sample, SampleBatch
 
 

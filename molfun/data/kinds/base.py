@@ -33,8 +33,6 @@ CLASSES: dict[str, Literal["class", "classes"]] = {
 """Tasks whose labels are names of classes."""
 
 
-DEFAULT_KIND = "structures"
-"""Kind of a checkpoint that names none: those of the first versions, which knew no other."""
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 """Endings of tables; those that are texts may also end in ``.gz``."""
 
