@@ -149,10 +149,10 @@ class Registry:
             )
 
     def classes(self) -> list[Any]:
-        """Import all entries.
+        """Import all entries and return their classes.
 
-        One of another package that cannot be imported is left out with a warning, so that a broken
-        package does not stop runs that do not use it.
+        An entry of another package that cannot be imported is left out with a warning, so that a
+        broken package does not stop runs that do not use it.
         """
         found = []
         for name in self:
@@ -179,7 +179,7 @@ class Registry:
             return
         # before the loop: an entry point that uses the registry must not scan again
         self._scanned = True
-        # setdefault: another package adds names, and never replaces one of Molfun's
+        # another package adds names, and never replaces one of Molfun's
         for entry in _installed().select(group=f"molfun.{self.kind}"):
             package = entry.dist.name if entry.dist else "(unknown)"
             if entry.name in self._entries:

@@ -58,6 +58,7 @@ def export(model: MolfunStructureModel, path: str | Path) -> None:
             f"{path} is the file that the model's own weights came from. Choose another name."
         )
     backbone: Any = model.backbone
+    # engines and metatrain's own loader expect plain layers, without adapters
     with _merged(backbone):
         stock = backbone.stock_model()
     if path.suffix == ".ckpt":

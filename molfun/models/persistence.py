@@ -158,6 +158,7 @@ def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> Non
         "backbone": meta.backbone["name"],
         "backbone config": meta.backbone["config"],
         **_named(meta.heads),
+        # with the whole trunk in the checkpoint, any base will do
         "base weights": None if meta.whole_trunk else meta.backbone["fingerprint"],
     }
     ours: dict[str, Any] = {

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOTHING: Int64[np.ndarray, "inputs"] = np.zeros(0, np.int64)
+# names of columns of 0 and 1 that mark one part of a split
 _FLAGS = {"is_train", "is_test", "is_val", "is_validation", "in_train", "in_test"}
 
 

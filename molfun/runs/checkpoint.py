@@ -254,6 +254,7 @@ def _card(meta: Meta) -> str:
     )
     rows = "\n".join(f"| {key} | {value} |" for key, value in meta.result.items())
     return (
+        # the header of a model card on Hugging Face's hub
         f"---\nlibrary_name: molfun\ntags: [{meta.backbone['name']}, {tasks}]\n---\n\n"
         f"# {meta.backbone['name']} with head {heads}\n\n"
         f"Fine-tuned with the strategy `{strategy}`, Molfun {meta.molfun_version}.\n"
@@ -274,6 +275,7 @@ def read_meta(path: str | Path) -> Meta:
         If the folder is missing or incomplete, a file is damaged, or the format is another one.
     """
     folder = as_path(path)
+    # first: a folder that was copied in part is named as such, and not by what fails later
     verify(folder)
     content = load_torch(folder / META)
     found = format_of(content)

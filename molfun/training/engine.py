@@ -363,6 +363,7 @@ class Engine:
         state.batch = self._windows = 0
         row: Row = {
             "epoch": state.epoch,
+            # per label, so that batches of any size weigh as they should
             "train_loss": state.loss_total / state.loss_count if state.loss_count else math.nan,
             "val_loss": math.nan,
             "lr": shown_lr(self.optimizer),

@@ -19,6 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
+        # as shells report a process that a signal ended
         self.exit_code = 128 + number
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from molfun.errors import DataError, MolfunError, RunError
 
+# torch's errors about workers have no class of their own and are told by their texts
 _CAUGHT = re.compile(r"Caught (\w+) in DataLoader worker process")
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _UNKNOWN = "0"

@@ -49,6 +49,7 @@ class Ranks:
         if size == 1 or not distributed.is_available():
             return cls()
         if not distributed.is_initialized():
+            # nccl works on GPUs only, gloo on CPUs
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(distributed.get_rank(), distributed.get_world_size())
 

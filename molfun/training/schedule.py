@@ -310,6 +310,7 @@ def _of_no_effect(strategy: FinetuneStrategy, plan: FitPlan, peaks: list[float])
     if strategy.scheduler == "step":
         first, why = strategy.step_size, "step_size"
     elif strategy.scheduler == "plateau":
+        # the first epoch always improves, then torch waits for patience + 1 others
         first, why = strategy.plateau_patience + 2, "plateau_patience"
     if first >= plan.epochs > 0 and first:
         yield (
