@@ -1,1 +1,1 @@
-"""The command line: ``molfun fine-tune``, ``molfun predict`` and ``molfun evaluate``."""
+"""The command line: ``molfun fine-tune``, ``molfun predict``, ``molfun evaluate`` and others."""

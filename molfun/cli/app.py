@@ -1,4 +1,8 @@
-"""The commands of ``molfun``. Nothing heavy is imported before a command runs."""
+"""The commands of ``molfun``, listed with their help and the classes of their settings.
+
+Nothing heavy is imported before a command runs: ``molfun --help`` answers in 0.2 s, ``import
+torch`` alone takes two (docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -125,7 +129,7 @@ app = typer.Typer(
     help="Fine-tune molecular foundation models.",
     no_args_is_help=True,
     add_completion=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # errors are one line, see `console.errors_in_one_line`
 )
 app.add_typer(
     typer.Typer(cls=_Install, no_args_is_help=True),

@@ -1,4 +1,4 @@
-"""Settings of a run that do not go together, before any file of data is read."""
+"""Refuse settings of a run that contradict each other, before any data file is read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def check_flags(settings: PretrainSettings, given: Collection[str]) -> None:
-    """Refuse flags that the backbone does not look at.
+    """Refuse flags that the backbone ignores.
 
     Raises
     ------
     ConfigError
-        Naming all of them at once, and what they are for.
+        If there are any; the text names all of them, and what they are for.
     """
     problems = foreign(type(settings), given, settings.backbone)
     if problems:
@@ -31,21 +31,22 @@ def check_flags(settings: PretrainSettings, given: Collection[str]) -> None:
 
 
 def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
-    """Refuse what the backbone, the task or the kind of data does not look at.
+    """Refuse settings that the backbone, the task or the data kind ignores.
 
     Parameters
     ----------
     settings
-        Of the run.
+        Settings of the run.
     given
-        Names of the flags that were given: these count with their default as well.
+        Names of the flags that were given: these are checked even with their default value.
 
     Raises
     ------
     ConfigError
-        Naming everything that does not fit at once, or an unknown task or head.
+        If there are any, or task or head are unknown; the text names all problems.
     """
     names = type(settings).model_fields
+    # in a file a value that equals the default says nothing: config.yaml of a run holds them all
     changed = [name for name in names if name in given or settings.is_changed(name)]
     problems = [
         *foreign(type(settings), changed, settings.backbone),
@@ -92,14 +93,14 @@ def concerns(settings: type[Settings], name: str, backbone: str) -> bool:
 
 
 def _kinds_with(settings: type[Settings], name: str) -> list[str]:
-    """Kinds of data that a setting is for; none where it is for all."""
+    """Return the data kinds that a setting is for; an empty list if it is for all."""
     if settings.flag(name).needs == "demo":
         return [kind.name for kind in DATASETS.classes() if kind.has_demo]
     return [kind.name for kind in DATASETS.classes() if name in kind.settings.model_fields]
 
 
 def foreign(settings: type[Settings], names: Iterable[str], backbone: str) -> list[str]:
-    """Sentences on settings of kinds of data that a backbone does not take.
+    """Return sentences on settings of data kinds that a backbone does not take.
 
     Examples
     --------
@@ -119,7 +120,7 @@ def foreign(settings: type[Settings], names: Iterable[str], backbone: str) -> li
 
 
 def what_takes(kinds: Sequence[str]) -> str:
-    """Kinds of data, and a backbone for each.
+    """Describe data kinds, with a backbone for each.
 
     Examples
     --------
@@ -133,7 +134,7 @@ def what_takes(kinds: Sequence[str]) -> str:
 
 
 def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]:
-    """Settings that go with other tasks or levels."""
+    """Return sentences on settings that belong to other tasks or levels."""
     problems, name = [], labels.task
     if settings.class_weight is not None and name not in CLASSES:
         problems.append(f"class_weight is for {', '.join(CLASSES)}; the task is {name!r}.")
@@ -149,7 +150,7 @@ def _problems_of_labels(settings: FineTuneSettings, labels: Labels) -> list[str]
 
 
 def _problems_of_columns(settings: FineTuneSettings) -> list[str]:
-    """Columns of groups and splits that the split does not look at."""
+    """Return sentences on columns of groups and splits that the split ignores."""
     problems = []
     grouped = settings.split == "group" or settings.kind.groups_by is not None
     if settings.group_column != "group" and not grouped:

@@ -1,4 +1,4 @@
-"""Settings of commands that no file holds; those of a run are in `settings`."""
+"""Settings of commands that are not stored in a file; those of a run are in `settings`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Command(Settings):
 
     @classmethod
     def take(cls, given: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
-        """Make settings of the flags that are of this class, and give the others."""
+        """Build settings from the flags of this class, and return the remaining flags with them."""
+        # the rest belongs to the data kinds, whose settings are not known to this class
         own = {name: given[name] for name in given if name in cls.model_fields}
         rest = {name: given[name] for name in given if name not in own}
         names = {name: f"--{name.replace('_', '-')}" for name in own}
@@ -39,7 +40,7 @@ class Command(Settings):
 
 
 class RunOptions(Command):
-    """How a run is started, beside its own settings."""
+    """Options of the start of a run, which are not part of its settings."""
 
     overrides: list[str] = option(
         list, "Settings as name=value, for example encoder.d_model=64.", argument=True
@@ -49,13 +50,13 @@ class RunOptions(Command):
 
 
 class FileOptions(RunOptions):
-    """How a run is started whose settings may be in a file."""
+    """Options of the start of a run whose settings may be in a file."""
 
     config: str | None = option(None, "YAML file of settings; flags go first.", panel=RUN)
 
 
 class TrainOptions(RunOptions):
-    """How a run is started whose settings are in a file of options."""
+    """Options of the start of a run whose settings are in a file of options."""
 
     options: str = option(
         ..., "Options of metatrain, or settings of molfun fine-tune (YAML).", argument=True
@@ -69,7 +70,7 @@ class TrainFlags(StartSettings):
 
 
 class EmbedSettings(Command, SequenceInputs):
-    """Which sequences are embedded, by which model."""
+    """Settings of ``molfun embed``: sequences, model and output."""
 
     sequences: str = option(..., "FASTA (.gz) or table.", panel=DATA, path=True)
     id_column: str | None = option(None, "Column of ids.", panel=DATA, shown="none")
@@ -90,7 +91,7 @@ class EmbedSettings(Command, SequenceInputs):
 
 
 class ExportSettings(Command):
-    """Which model is written, and as what."""
+    """Settings of ``molfun export``: the model, and the file to write."""
 
     checkpoint: str = option(
         ..., "Checkpoint folder of PET, or a .ckpt of metatrain.", argument=True
@@ -104,7 +105,7 @@ class ExportSettings(Command):
 
 
 class TrainedModel(Command):
-    """A trained model, and samples for it."""
+    """Settings of commands that run a trained model on samples."""
 
     checkpoint: str = option(..., CHECKPOINT, argument=True)
     data: str = option(
@@ -123,20 +124,20 @@ class TrainedModel(Command):
 
 
 class PredictSettings(TrainedModel):
-    """Where predictions go."""
+    """Settings of ``molfun predict``."""
 
     output: str = option("predictions.csv", "Table to write.", panel=RUN)
 
 
 class EvaluateSettings(TrainedModel):
-    """Where metrics go, and whether they get intervals."""
+    """Settings of ``molfun evaluate``."""
 
     output: str | None = option(None, "JSON file to write.", panel=RUN)
     bootstrap: int = option(0, "Draws for 95 % intervals of the metrics.", panel=RUN)
 
 
 class SchemaSettings(Command):
-    """Which schema is written."""
+    """Settings of ``molfun schema``."""
 
     kind: str = option(
         "fine-tune", "Command whose file it is: fine-tune or pretrain.", argument=True
@@ -145,7 +146,7 @@ class SchemaSettings(Command):
 
 
 class InstallSettings(Settings):
-    """From where openfold is installed, and for whom."""
+    """Settings of ``molfun install openfold``: its source, and the interpreter to install for."""
 
     source: str | None = option(
         None, "Checkout or git URL (URL@tag), not the package index.", names=("--from",)

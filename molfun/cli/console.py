@@ -1,4 +1,4 @@
-"""What the command line shows: lines, progress, and errors in one line."""
+"""Output of the command line: lines, progress, logs, and errors in one line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from molfun.training.history import History, Row
 from molfun.training.interrupt import Interrupted
 
 PLAIN_EVERY_SECONDS = 60.0
+"""Seconds between progress lines where no bar can be drawn, as in the log of a cluster job."""
 
 
 def is_first_process() -> bool:
-    """Return whether this process speaks and writes for all that ``torchrun`` started."""
+    """Return whether this process prints and writes for all that ``torchrun`` started."""
+    # from the environment, as torch.distributed is not set up yet when the first lines are printed
     return os.environ.get("RANK", "0") == "0"
 
 
 def hush() -> None:
-    """Leave warnings to the first process: they are the same in all."""
+    """Silence warnings in this process: the first one logs the same."""
     logging.getLogger("molfun").setLevel(logging.ERROR)
 
 
@@ -38,22 +40,24 @@ def say(text: str = "") -> None:
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:
+        # `molfun fine-tune | head`: all further lines go nowhere, the training goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
-    """Batches, given one by one under a progress bar, or with a line a minute.
+    """Iterate over batches with a progress bar, or with one line per minute without a terminal.
 
     Parameters
     ----------
     batches
         A loader or list.
     text
-        What is being done.
+        Name of the work, shown with the progress.
     """
 
     def __init__(self, batches: Any, text: str) -> None:
         self.batches, self.text = batches, text
+        # `predict` reads the data set of a loader, which this object stands for
         self.dataset = getattr(batches, "dataset", None)
 
     def __len__(self) -> int:
@@ -75,12 +79,12 @@ class Progress:
 
 
 def metric_line(metrics: Mapping[str, float]) -> str:
-    """Metrics as ``rmse=1.2  pearson=0.31``, "undefined" where they are NaN."""
+    """Format metrics as ``rmse=1.2  pearson=0.31``, with "undefined" for NaN."""
     return "  ".join(f"{name}={three_digits(value)}" for name, value in metrics.items())
 
 
 def three_digits(value: float) -> str:
-    """A number with three significant digits; whole from 100 on, so that none is hidden.
+    """Format a number with three significant digits; from 100 on, with all digits before the point.
 
     Examples
     --------
@@ -93,9 +97,9 @@ def three_digits(value: float) -> str:
 
 
 class ConsoleProgress(Callback):
-    """The guide's epoch lines, and the progress of the whole run with the time that is left.
+    """Print one line per epoch, and the progress of the whole run with the time that is left.
 
-    On a terminal this is a bar, elsewhere a line per minute.
+    The progress is a bar on a terminal, and one line per minute elsewhere.
     """
 
     def __init__(self) -> None:
@@ -106,7 +110,7 @@ class ConsoleProgress(Callback):
         self._began_with = 0
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
-        """Announce the training; show rows of a resumed run again."""
+        """Announce the training, and print the epochs of a resumed run again."""
         say(f"\nTraining for {counted(plan.epochs, 'epoch')}...")
         self._plan = plan
         self._began_at, self._began_with = time.monotonic(), len(history) * plan.batches_per_epoch
@@ -136,7 +140,7 @@ class ConsoleProgress(Callback):
         self._bar.start()
 
     def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-        """Move the bar."""
+        """Advance the bar, or print a progress line if the last one is a minute old."""
         per_epoch = self._plan.batches_per_epoch
         done = (epoch - 1) * per_epoch + batch
         if self._bar is not None:
@@ -148,12 +152,14 @@ class ConsoleProgress(Callback):
             print(f"  {text}  {self._left(done)} left", file=sys.stderr)
 
     def _left(self, done: int) -> str:
-        """Time to the end of the run, at the pace since this process began."""
+        """Return the time to the end of the run, at the pace of this process."""
+        # not at that of the whole run: a resumed one may run on another machine
         pace = (time.monotonic() - self._began_at) / max(1, done - self._began_with)
         return duration(pace * (self._plan.epochs * self._plan.batches_per_epoch - done))
 
     def on_epoch_end(self, row: Row, improved: bool) -> None:  # noqa: ARG002
-        """Print the epoch's line."""
+        """Print the line of the epoch."""
+        # a live bar would be drawn over the line
         if self._bar is not None:
             self._bar.stop()
         say(epoch_line(row))
@@ -162,14 +168,14 @@ class ConsoleProgress(Callback):
             self._bar.start()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def duration(seconds: float) -> str:
-    """A time span for people.
+    """Format a time span.
 
     Examples
     --------
@@ -183,7 +189,9 @@ def duration(seconds: float) -> str:
 
 
 def epoch_line(row: Row) -> str:
-    """One epoch in the guide's form, with the validation metrics behind it.
+    """Format one epoch: losses and learning rate, followed by validation metrics.
+
+    The first part has the form of the lines in the OpenFold fine-tuning guide.
 
     Examples
     --------
@@ -197,7 +205,7 @@ def epoch_line(row: Row) -> str:
 
 
 def _loss(value: float) -> str:
-    """Two decimals; in powers of ten where these would be zeros."""
+    """Format a loss with two decimals, or in scientific notation if these would be zeros."""
     return f"{value:.2e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
 
 
@@ -206,6 +214,7 @@ SHOWN = (
     *("val/energy_mae", "val/forces_mae", "val/stress_mae"),
     *("val/accuracy", "val/mcc", "val/auroc", "val/perplexity"),
 )
+"""Metrics in the line of an epoch, which fits a terminal; history.csv has all."""
 
 
 @contextlib.contextmanager
@@ -218,12 +227,13 @@ def errors_in_one_line(*, debug: bool) -> Iterator[None]:
         raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(130) from None  # as shells report a process ended by Ctrl-C: 128 + SIGINT
     except MolfunError as error:
         _fail(str(error), debug=debug)
     except MemoryError:
         _fail(_out_of_memory(), debug=debug)
     except RuntimeError as error:
+        # torch has a class for CUDA's memory only; a CPU's allocator raises a plain RuntimeError
         text = str(error)
         memory = "out of memory" in text.lower() or "can't allocate memory" in text
         _fail(_out_of_memory() if memory else _unexpected(error), debug=debug)
@@ -251,10 +261,10 @@ def _fail(text: str, *, debug: bool) -> None:
 
 
 class _OtherPackages(logging.Handler):
-    """Warnings of other packages, as without any handler.
+    """Handler for warnings of other packages, which prints them as logging does without handlers.
 
-    A package that logs before anyone has set up the root logger gives it a handler, which would
-    repeat every line of Molfun's.
+    A call such as ``logging.warning`` by another package would otherwise add a handler to the root
+    logger, which repeats every line of Molfun.
     """
 
     def __init__(self) -> None:
@@ -267,17 +277,18 @@ class _OtherPackages(logging.Handler):
 
 
 class _Lines(logging.Formatter):
-    """Records whose names and messages cannot control a terminal."""
+    """Formatter that escapes control characters: names in a file must not control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line or lines."""
+        """Return the formatted record."""
         return printable(super().format(record))
 
 
 def set_up_logging(log_file: str | None, *, debug: bool) -> None:
-    """Warnings to the terminal, everything to the run's log file."""
+    """Send warnings to the terminal, and all records to the log file of the run."""
     logger = logging.getLogger("molfun")
     logger.setLevel(logging.DEBUG)
+    # of an earlier command in the same process, as in tests and notebooks
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

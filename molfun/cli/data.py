@@ -1,4 +1,4 @@
-"""Open data sets as settings or a checkpoint describe them."""
+"""Open the data sets that settings or a checkpoint describe."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 def open_training(
     settings: FineTuneSettings,
 ) -> tuple[SampleDataset, SampleDataset | None, SampleDataset | None]:
-    """Train, validation and test set of a run."""
+    """Open training, validation and test set of a run."""
     if settings.demo:
         return _demo(settings)
     dataset = _open(settings, settings.data)
     train, val, test = _split(dataset, settings)
-    read = [dataset]  # a file each
+    read = [dataset]  # whole files, before the split: notes on a file are printed once
     if settings.val:
         val = _open(settings, settings.val, like=dataset)
         read.append(val)
@@ -42,7 +42,7 @@ def open_training(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
     )
-    if settings.test:  # that of validation is for `fit` to say
+    if settings.test:  # `fit` warns of validation samples, and does not see the test set
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
     for part in read:
         say_notes(settings.kind, part, "see run.log")
@@ -74,7 +74,7 @@ def say_notes(kind: DataKind, dataset: SampleDataset, where: str) -> None:
 
 
 def _origin(settings: FineTuneSettings) -> str:
-    """Where train, validation and test set come from."""
+    """Describe the source of training, validation and test set."""
     files = [
         ", ".join([paths] if isinstance(paths, str) else paths)
         for paths in (settings.data, settings.val, settings.test)
@@ -85,14 +85,14 @@ def _origin(settings: FineTuneSettings) -> str:
 
 
 def loader(dataset: SampleDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
-    """Batches of a data set."""
+    """Return a loader of batches of a data set."""
     return _loader(dataset, batch_size=batch_size, **options)
 
 
 def loader_by_length(
     dataset: SampleDataset, batch_size: int, *, power: float, num_workers: int
 ) -> DataLoader[Any]:
-    """Shuffled batches of samples of similar length."""
+    """Return a loader of shuffled batches, each of samples of similar length."""
     sampler = LengthBatchSampler.from_dataset(dataset, batch_size=batch_size, power=power)
     return _loader(dataset, batch_sampler=sampler, num_workers=num_workers)
 
@@ -158,7 +158,7 @@ def heads_config(
 def _class_config(
     settings: FineTuneSettings, parts: Sequence[SampleDataset | None]
 ) -> dict[str, Any]:
-    """Arguments of a task whose labels are names of classes."""
+    """Return the arguments of a task whose labels are class names."""
     name, level = settings.labels.task, settings.labels.level
     classes = _classes(TASKS[name], level, parts)
     if settings.n_classes not in (None, len(classes)):
@@ -175,7 +175,7 @@ def _class_config(
 
 
 def _positive_last(classes: list[str], positive: str | None) -> list[str]:
-    """The two classes with the positive one, which F1, AUROC and AUPRC are of, second."""
+    """Order two classes so that the positive one, to which F1, AUROC and AUPRC refer, is second."""
     if positive is not None and positive not in classes:
         raise ConfigError(f"--positive-class {positive}: the classes are {', '.join(classes)}.")
     ordered = sorted(classes, key=lambda name: name == positive) if positive else classes
@@ -184,11 +184,12 @@ def _positive_last(classes: list[str], positive: str | None) -> list[str]:
 
 
 def _classes(task: Any, level: str, parts: Sequence[SampleDataset | None]) -> list[str]:
-    """Names of the classes; those that no training sample has are named in a warning."""
+    """Return the class names, and warn of those that no training sample has."""
     labels = [label for part in parts if part is not None for label in part.targets]
     names: list[str] = task.classes_in(labels, level=level)
     assert parts[0] is not None
     known = set(task.classes_in(parts[0].targets, level=level))
+    # numbers taken for classes: nearly every sample then has a class of its own
     if len(names) > 20 and len(names) > len(parts[0]) / 2:
         logger.warning(
             "%d classes for %d training samples: are these numbers, for --task regression?",
@@ -225,7 +226,8 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
 
 
 def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
-    """Column that ``--split group`` keeps whole, under either of its two flags."""
+    """Return the column that ``--split group`` keeps whole, named by either of two flags."""
+    # either flag may name it; both at once, with two names, is an error
     asked = (settings.group_column, settings.split_column)
     named = [name for name, default in zip(asked, ("group", "split"), strict=True)
              if name != default]  # fmt: skip
@@ -250,21 +252,21 @@ def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
 
 
 def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]) -> DataKind:
-    """The kind of data that a trained model gets: that of its training set, or a chosen one.
+    """Return the data kind for a trained model: that of its training set, or the one asked for.
 
     Parameters
     ----------
     backbone
         Name of the backbone in the checkpoint.
     trained
-        How the training set prepared its inputs, from the checkpoint.
+        Settings with which the training set prepared its inputs, from the checkpoint.
     given
-        ``data``, and settings of the kind of data that the user gave: ``id_column``, ``pdbs`` ...
+        ``data``, and settings of the data kind that the user gave: ``id_column``, ``pdbs`` ...
 
     Raises
     ------
     ConfigError
-        If the file or a setting is for models of another kind of data.
+        If the file or a setting belongs to another data kind.
     """
     kind = kind_of(backbone, given)
     if trained and not is_chosen(kind, given):
@@ -274,7 +276,7 @@ def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]
 
 
 def _refuse_other_kinds(kind: DataKind, given: Mapping[str, Any]) -> None:
-    """Refuse a file, or settings, of other kinds of data than the model takes."""
+    """Refuse a file, or settings, of data kinds that the model does not take."""
     for other in DATASETS.classes():
         if other.name != kind.name and is_of(other, given["data"]):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Write representations of many sequences, in shards that a stopped run goes on from."""
+"""Write representations of many sequences, in shards with which a stopped run continues."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from molfun.runs.lock import DirectoryLock
 logger = logging.getLogger(__name__)
 
 SUMS = "sha256"
-"""Where the note beside shards has their checksums."""
+"""Key of the checksums in the note that is written next to the shards."""
 FORMATS = (".npz", ".h5", ".parquet")
 
 
 def embed(given: Mapping[str, Any]) -> None:
-    """Embed sequences as the flags say."""
+    """Embed sequences with the settings of the command line."""
     wanted, _ = EmbedSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
     data = _open(wanted)
@@ -77,7 +77,7 @@ def _open(wanted: EmbedSettings) -> SequenceDataset:
 
 
 def _model(wanted: EmbedSettings) -> MolfunStructureModel:
-    """The model of a checkpoint, or a backbone."""
+    """Build the model from a checkpoint, or from the name of a backbone."""
     options: dict[str, Any] = {"weights": wanted.weights, "device": wanted.device}
     if wanted.checkpoint is None:
         arguments = with_long({}, wanted.long)
@@ -99,12 +99,12 @@ def run(
     shard_size: int,
     overwrite: bool,
 ) -> None:
-    """Embed and write; a shard that is there already is not computed again.
+    """Embed and write; a shard that is complete is not computed again.
 
     Raises
     ------
     RunError
-        If the shards beside it are of another run.
+        If shards of another run are in the folder.
     """
     path = as_path(output)
     model.check(data)
@@ -136,7 +136,7 @@ def run(
 def check_output(
     output: str, ids: Sequence[str], shard_size: int, inputs: Inputs, *, overwrite: bool
 ) -> None:
-    """Refuse files that cannot be written, or must not be, before anything is computed."""
+    """Refuse output files that cannot or must not be written, before anything is computed."""
     path = as_path(output)
     if path.suffix not in FORMATS:
         raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {path.name!r}.")
@@ -153,7 +153,7 @@ def check_output(
     if len(ids) <= shard_size:
         check_file(output, inputs, overwrite=overwrite)
         return
-    # shards are gone on from, so older ones may be there; `_claim` asks whose they are
+    # a stopped run continues with its shards, so they may exist; `_claim` compares their origin
     for file in (*_shards(path, -(-len(ids) // shard_size)), _note(path)):
         refuse_inputs(file, inputs)
 
@@ -163,7 +163,7 @@ def _shards(path: Path, n: int) -> list[Path]:
 
 
 def _note(path: Path) -> Path:
-    """Return what shards are of, beside them."""
+    """Return the path of the note that describes the shards."""
     return path.with_name(f"{path.stem}.json")
 
 
@@ -188,7 +188,7 @@ def _identity(
 
 
 def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
-    """Return whether a shard is there and what was written; one that is not is made again."""
+    """Return whether a shard has the content that was written, by its checksum."""
     if not path.exists():
         return False
     stored = sums.get(path.name)
@@ -200,7 +200,7 @@ def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
 
 
 def _read_note(note: Path) -> dict[str, Any]:
-    """Return what a note says; nothing where it cannot be read."""
+    """Read a note; an unreadable one counts as empty."""
     try:
         stored = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -209,7 +209,7 @@ def _read_note(note: Path) -> dict[str, Any]:
 
 
 def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """Go on from shards of the same model, sequences and settings only; gives their checksums."""
+    """Check that present shards have the same model, sequences and settings; return checksums."""
     sums: dict[str, Any] = {}
     note, present = _note(path), _present_shards(path)
     stored = _read_note(note)
@@ -235,7 +235,7 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str
 
 
 def _present_shards(path: Path) -> list[Path]:
-    """Shards of this name that are there, of however many parts."""
+    """Return the present shards of this name, whatever the number of parts they count."""
     if not path.parent.is_dir():
         return []
     whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
@@ -245,7 +245,7 @@ def _present_shards(path: Path) -> list[Path]:
 def _about(
     fingerprint: str, data: SequenceDataset, pooling: str | None, layer: int
 ) -> dict[str, Any]:
-    """Return what the arrays are of, so that nothing else is taken for them."""
+    """Return the origin of the arrays, so that they cannot be taken for those of another model."""
     model = fingerprint if layer == -1 else f"{fingerprint} layer {layer}"
     return {
         "model": np.array(model),
@@ -261,8 +261,8 @@ def _write(
 
     ``.npz``: ``ids`` and ``embeddings`` (samples, channels); for residues (residues, channels) of
     all samples with ``offsets``, so that sample i is ``embeddings[offsets[i]:offsets[i + 1]]``;
-    ``model``, ``pooling`` and ``sequences`` say what they are of.
-    ``.h5``: one data set an id. ``.parquet``: columns ``id`` and ``embedding``.
+    ``model``, ``pooling`` and ``sequences`` tell their origin.
+    ``.h5``: one data set per id. ``.parquet``: columns ``id`` and ``embedding``.
     """
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
@@ -283,12 +283,15 @@ def _write(
 
 
 def _h5_name(name: str) -> str:
-    """An id as the name of a data set: ``/`` would make a group."""
+    """Return the name of the data set for an id: a ``/`` would make a group."""
     return name.replace("/", "|")
 
 
 def _column(arrays: Sequence[np.ndarray]) -> Any:
-    """Arrays as a column of float32 lists, one deep for each dimension, not copied in Python."""
+    """Return arrays as a column of float32 lists, nested once per dimension.
+
+    Built from one buffer: a Python list of a million vectors takes many times the memory.
+    """
     import pyarrow
 
     rows = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays])

@@ -1,4 +1,4 @@
-"""Energies of PET in a run: the one that is trained, and what becomes of an older one."""
+"""Energies of PET in a run: the one that trains, and the report on an older one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAD = "energy"
 
 
 def use_target(model: MolfunStructureModel, settings: Any) -> None:
-    """Train the energy that the settings name; one that the backbone lacks is added."""
+    """Choose the energy that the settings name, and add it if the backbone does not have it."""
     if model.head_name != HEAD:
         return
     backbone: Any = model.backbone
@@ -36,7 +36,7 @@ def use_target(model: MolfunStructureModel, settings: Any) -> None:
 
 
 def old_structures(settings: Any) -> AtomsDataset | None:
-    """Structures with an older energy, to be measured before and after."""
+    """Read structures with an older energy, whose error is measured before and after training."""
     if settings.old_data is None:
         return None
     key = settings.old_energy_key
@@ -46,12 +46,12 @@ def old_structures(settings: Any) -> AtomsDataset | None:
 def forgetting(
     settings: Any, model: MolfunStructureModel, old: AtomsDataset | None
 ) -> list[Forgetting]:
-    """Report on the older energy, where there are structures with it."""
+    """Return a report on the older energy, if there are structures with it."""
     return [] if old is None else [Forgetting(model, old, target=settings.inherit)]
 
 
 def say_units(model: MolfunStructureModel) -> None:
-    """Say what energies are in, where it is not what the documents say."""
+    """Print the unit of energies, unless it is eV, which the documents assume."""
     if model.head_name != HEAD:
         return
     backbone: Any = model.backbone

@@ -1,4 +1,4 @@
-"""One fine-tuning run, from settings to a folder with everything in it."""
+"""One fine-tuning run: from settings to a folder with checkpoint, logs and predictions."""
 
 from __future__ import annotations
 
@@ -48,22 +48,23 @@ from molfun.training.history import History
 logger = logging.getLogger(__name__)
 
 WRITTEN = (*RUN_FILES, *COMMAND_FILES, LOG, CACHE)
-"""All that a run writes into its folder."""
+"""Names of all files and folders that a run writes into its folder."""
 
 
 def fine_tune(given: Mapping[str, Any]) -> None:
-    """Fine-tune as the flags, and the file that they name, say."""
+    """Fine-tune with the settings of the flags, and of the file that they name."""
     run(*settings_of(FineTuneSettings, given))
 
 
 def train(given: Mapping[str, Any]) -> None:
-    """Fine-tune as a file of options says, metatrain's or Molfun's own."""
+    """Fine-tune with the settings of a file of options, metatrain's or Molfun's own."""
     run(*settings_of_options(given))
 
 
 def run(settings: FineTuneSettings, options: RunOptions) -> History:
-    """Load, split, train, test; print and write as it goes."""
+    """Load data, split, train and test; print and write along the way."""
     folder = RunFolder(settings.output_dir, resume=options.resume)
+    # a demo replaces the demo before it, so that the first command of the README can be repeated
     overwrite = options.overwrite or (settings.demo and _is_demo(folder))
     names = type(settings).model_fields
     with opened_run(
@@ -100,16 +101,16 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
 
 
 class RunFiles(Callback):
-    """Write what describes a run, once everything about it has been accepted.
+    """Write ``config.yaml`` and ``splits.csv`` of a run, once all its settings are accepted.
 
     Parameters
     ----------
     folder
         Folder of the run.
     settings, strategy, model
-        What is written to ``config.yaml``.
+        Sources of the values in ``config.yaml``.
     parts
-        Train, validation and test set, for ``splits.csv``.
+        Training, validation and test set, for ``splits.csv``.
     """
 
     def __init__(
@@ -124,7 +125,10 @@ class RunFiles(Callback):
         self._model, self._parts = model, parts
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Remove what is replaced, then write; the state of the new run is there already."""
+        """Remove the files of the run that is replaced, then write those of the new one.
+
+        Not earlier: until `fit` has accepted everything, a failing start must keep the old run.
+        """
         self._folder.remove_replaced()
         strategy = self._strategy
         inner = strategy.inner if isinstance(strategy, GradualFinetune) else strategy
@@ -166,7 +170,7 @@ def _check_test_set(
     val: SampleDataset | None,
     test: SampleDataset | None,
 ) -> None:
-    """Check what `fit` does not; where that is in vain, list the problems of all parts together."""
+    """Check the test set, which `fit` does not; if it fails, list the problems of all parts."""
     try:
         model.check(*([] if test is None else [test]))
     except DataError:
@@ -204,7 +208,7 @@ def _model(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunSt
 
 
 def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureModel:
-    """The model of a finished run, to train on under the settings of a new one."""
+    """Load the model of a finished run, to continue training it with the settings of a new one."""
     model = MolfunStructureModel.from_checkpoint(
         path, weights=settings.weights, device=settings.device, kernels=settings.kernels
     )

@@ -1,6 +1,7 @@
-"""Flags made from the fields of settings.
+"""Make typer options from the fields of settings.
 
-Names, help, defaults and choices stand on the fields (`molfun.config.option`) and nowhere else.
+Names, help, defaults and choices are defined on the fields (`molfun.config.option`) and nowhere
+else. docs/design.md says why neither jsonargparse nor cyclopts does this here.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from molfun.data.kinds.base import DataKind
 from molfun.registry import DATASETS
 
 Fields = Mapping[str, type[Settings]]
-"""Fields that become flags, with the class that each is a field of."""
+"""Fields that become flags, each with its class."""
 
 
 def fields_of(settings: Iterable[type[Settings]]) -> dict[str, type[Settings]]:
-    """Fields of several settings; one that several share stands once, as the first has it.
+    """Collect the fields of several settings; a field that several have is taken from the first.
 
     Examples
     --------
@@ -88,7 +89,7 @@ def parameters_of(fields: Fields) -> list[Any]:
 
 
 def given_in(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
-    """Flags that the user gave, of all that a command has.
+    """Return the flags that the user gave, of all that a command has.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def _place(entry: tuple[str, type[Settings]]) -> tuple[bool, int, int]:
 
 
 def _annotation(settings: type[Settings], name: str) -> Any:
-    """Type of a flag and what typer needs to know of it."""
+    """Return the type of a flag with its declaration for typer."""
     flag = settings.flag(name)
     text = help_of(settings, name).replace("[", "\\[")  # rich would take it as a style
     kind = _plain_type(settings.model_fields[name].annotation)
@@ -143,7 +144,7 @@ def _annotation(settings: type[Settings], name: str) -> Any:
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Type of the text of a flag: a list of texts where several are taken, else the first type."""
+    """Return the type that typer parses: a list if a flag may be repeated, else the first type."""
     kinds = get_args(annotation) if _is_union(annotation) else (annotation,)
     if {str, list[str]} <= set(kinds) or kinds == (list[str],):
         return list[str]
@@ -165,7 +166,7 @@ def _completion(choices: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def help_of(settings: type[Settings], name: str) -> str:
-    """Description of a field with its default behind it.
+    """Return the description of a field, followed by its default.
 
     Examples
     --------
@@ -180,7 +181,7 @@ def help_of(settings: type[Settings], name: str) -> str:
 
 
 def default_of(settings: type[Settings], name: str) -> str:
-    """Text for the default of a field; empty where there is none to tell."""
+    """Return the text of a field's default; empty if there is none to show."""
     flag, field = settings.flag(name), settings.model_fields[name]
     if flag.shown is not None:
         return flag.shown
@@ -196,7 +197,7 @@ def default_of(settings: type[Settings], name: str) -> str:
 
 
 def _defaults_by_kind(name: str, attribute: str) -> str:
-    """Defaults of the kinds of data: the first alone, the others with what they are for."""
+    """Return the defaults per data kind: the first alone, the others with the names of kinds."""
     found: dict[str, list[type[DataKind]]] = {}
     for kind in DATASETS.classes():
         value = getattr(kind, attribute) if attribute else kind.columns.get(name)

@@ -1,4 +1,4 @@
-"""Options of metatrain (``mtt train options.yaml``) as settings of a run."""
+"""Translate options of metatrain (``mtt train options.yaml``) to settings of a run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ UNUSED: dict[str, Any] = {
     "max_atoms_per_batch": None,
     "min_atoms_per_batch": 0,
 }
-"""What metatrain's trainer knows and Molfun does not, and the value that changes nothing."""
+"""Options of metatrain's trainer that Molfun does not have, with the values that change nothing."""
 REPORTS = ("log_interval", "checkpoint_interval", "log_mae", "log_separate_blocks")
-"""What changes its reports and files, not the model."""
+"""Options that change metatrain's reports and files, but not the model."""
 FINETUNE = ("method", "read_from", "config", "inherit_heads")
 METHODS: dict[str, tuple[str, ...]] = {
     "full": (),
@@ -66,7 +66,7 @@ NAMES = {
     "weights": "architecture.training.finetune.read_from",
     "lora_rank": "architecture.training.finetune.config.rank",
 }
-"""What metatrain calls the settings."""
+"""Names of the settings in metatrain's file, for errors."""
 
 
 @dataclass
@@ -76,11 +76,11 @@ class Translation:
     Parameters
     ----------
     settings
-        Of `molfun.cli.settings.FineTuneSettings`.
+        Values for `molfun.cli.settings.FineTuneSettings`.
     notes
-        What is done otherwise than metatrain does it, a line each.
+        Differences from metatrain's behaviour, one line each.
     problems
-        What is wrong, a line each.
+        Errors in the options, one line each.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Translation:
     problems: list[str] = field(default_factory=list)
 
     def check(self, where: str, section: Mapping[str, Any], known: Sequence[str]) -> None:
-        """Note names that are unknown."""
+        """Add a problem for each unknown name."""
         for key in section:
             if key not in known:
                 name = f"{where}.{key}" if where else key
@@ -96,7 +96,7 @@ class Translation:
                 self.problems.append(f"{name}: unknown option.{close}")
 
     def unused(self, where: str, section: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-        """Note names that metatrain knows and Molfun does not."""
+        """Add a problem for names that metatrain has and Molfun does not."""
         names = [key for key in section if key in known and section[key] != known[key]]
         if names:
             place = f"{where}: " if where else ""
@@ -106,7 +106,7 @@ class Translation:
             )
 
     def reports(self, section: Mapping[str, Any], known: Sequence[str]) -> None:
-        """Say which names only change metatrain's reports."""
+        """Add a note on names that change metatrain's reports only."""
         names = [key for key in section if key in known]
         if names:
             self.notes.append(
@@ -115,7 +115,7 @@ class Translation:
             )
 
     def section(self, where: str, value: Any) -> dict[str, Any]:
-        """A mapping; another value is noted."""
+        """Return a value that must be a mapping; add a problem if it is not."""
         if value is None:
             return {}
         if isinstance(value, dict):
@@ -125,23 +125,22 @@ class Translation:
 
 
 def translate(options: Mapping[str, Any], *, source: str = "options") -> Translation:
-    """Settings of ``molfun fine-tune`` that do what ``mtt train`` would do with these options.
+    """Return settings of ``molfun fine-tune`` that do what ``mtt train`` does with these options.
 
-    Learning rate, epochs, batch size, warm-up and clipping have metatrain's defaults. Of it,
-    Molfun honours full, heads and lora fine-tuning and training from random weights, of one energy
-    with forces and stress.
+    Defaults are metatrain's. Supported are full, heads and lora fine-tuning, and training from
+    random weights, of one energy with forces and stress.
 
     Parameters
     ----------
     options
-        What ``options.yaml`` holds, with ``trust: true`` beside it for a checkpoint to start from.
+        Content of ``options.yaml``, with ``trust: true`` added to start from a checkpoint.
     source
         Name of the file, for messages.
 
     Raises
     ------
     ConfigError
-        Naming every option that is unknown (with the nearest name), wrong, or not honoured.
+        If options are unknown, wrong, or not supported; the text names them all.
 
     Examples
     --------
@@ -198,7 +197,7 @@ def _run(options: Mapping[str, Any], found: Translation) -> None:
 
 
 def _data(options: Mapping[str, Any], source: str, found: Translation) -> str:
-    """Files, labels and parts; gives the name of the target."""
+    """Translate files, labels and parts; return the name of the target."""
     given = options.get("training_set")
     if given is None:
         found.problems.append(
@@ -226,7 +225,7 @@ def _data(options: Mapping[str, Any], source: str, found: Translation) -> str:
 def _files_of_part(
     part: str, value: Any, of_training: tuple[str, dict[str, Any]], found: Translation
 ) -> str | list[str]:
-    """File or files of validation or test structures, whose labels are those of training."""
+    """Return the file or files of a part, whose labels must be named as those of training."""
     files, name, labels = _dataset(part, value, found)
     if not isinstance(value, str) and (name, labels) != of_training:
         found.problems.append(
@@ -237,7 +236,7 @@ def _files_of_part(
 
 
 def _dataset(where: str, value: Any, found: Translation) -> tuple[list[str], str, dict[str, Any]]:
-    """Files of a section, the name of its target, and how the labels are called."""
+    """Return the files of a section, the name of its target, and the names of its labels."""
     sections = value if isinstance(value, list) else [value]
     files: list[str] = []
     read: list[tuple[str, dict[str, Any]]] = []
@@ -275,7 +274,7 @@ def _check_reader(where: str, section: Mapping[str, Any], found: Translation) ->
 def _target(
     where: str, targets: Any, systems: str, found: Translation
 ) -> tuple[str, dict[str, Any]]:
-    """Name of the one target, and settings of its labels."""
+    """Return the name of the only target, and the settings of its labels."""
     section = found.section(where, targets)
     if not section:
         return "energy", {}
@@ -297,8 +296,8 @@ def _target(
 def _energy_labels(
     where: str, name: str, target: Mapping[str, Any], systems: str, found: Translation
 ) -> dict[str, Any]:
-    """Settings of an energy, its forces and its stress."""
-    # a target called energy/pbe0 is an energy, as in metatrain
+    """Return the settings of an energy, its forces and its stress."""
+    # without `quantity`, metatrain takes a target called energy or energy/pbe0 for an energy
     if target.get("quantity", name.partition("/")[0]) != "energy":
         found.problems.append(
             f"{where}: Molfun trains the energies of PET. If this is one, say `quantity: energy`; "
@@ -359,6 +358,7 @@ def _training(training: Mapping[str, Any], target: str, found: Translation) -> N
         "optimizer": "adam" if decay is None else "adamw",
         "weight_decay": decay or 0.0,
         "workers": training.get("num_workers") or 0,
+        # metatrain has none of these three, so they are off whatever Molfun's defaults are
         "accum": 1,
         "ema": 0.0,
         "precision": "32-true",
@@ -367,7 +367,7 @@ def _training(training: Mapping[str, Any], target: str, found: Translation) -> N
 
 
 def _loss(loss: Any, target: str, found: Translation) -> None:
-    """A kind, or for each label a kind, a weight, or ``{type: huber, weight: 10}``."""
+    """Translate the loss: a type, or per label a type, a weight, or a mapping of both."""
     where = "architecture.training.loss"
     if loss is None or isinstance(loss, str):
         _loss_type(where, loss, found)
@@ -444,14 +444,14 @@ def _finetune(finetune: Mapping[str, Any], target: str, found: Translation) -> N
 
 
 def _heads(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the method that trains some modules of the heads, or all of them."""
+    """Return the settings of the method "heads", for some modules of the heads or all."""
     names = [*config.get("head_modules", ()), *config.get("last_layer_modules", ())]
     modules = [str(name).removeprefix("backend.") for name in names]
     return {"strategy": "head_only", "head_config": {"modules": modules} if modules else {}}
 
 
 def _lora(config: Mapping[str, Any], rate: float, found: Translation) -> dict[str, Any]:
-    """Settings of the method that trains adapters."""
+    """Return the settings of the method "lora"."""
     own: dict[str, Any] = {"lr_head": rate, "alpha": config.get("alpha", 8.0)}
     if config.get("target_modules") is not None:
         own["target_modules"] = list(config["target_modules"])

@@ -1,4 +1,8 @@
-"""The configuration of the time-series guide, in sections, as settings of a run."""
+"""Translate a configuration in sections (``encoder``, ``task``, ``training`` ...) to settings.
+
+The sections are those of the guide to Lightning modules for time series (`molfun.lightning`), whose
+files work on the command line as well.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,18 @@ from molfun.models.series_config import (
 )
 
 PRETRAIN_EPOCHS, FINETUNE_EPOCHS = 100, 50
-"""Those of the guide."""
+"""Epochs of a file in sections that names none, as in that guide."""
 _FLAT = {
     "encoder": ("backbone_config.config.name", "backbone_config.config"),
     "ssl": ("objective", "objective_config"),
 }
-"""Flat settings of a section: of its name, and of what is in it."""
+"""Flat settings that correspond to a section: for its name, and for its keys."""
 
 
 def read_settings(
     config: str | None, overrides: Sequence[str], *, pretrain: bool
 ) -> dict[str, Any]:
-    """Settings from a file and overrides; a configuration in sections is translated.
+    """Read settings from a file and overrides; translate a configuration in sections.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def read_settings(
 
 
 def _has_sections(values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
-    """Return whether a file, or without one the overrides, have the guide's sections.
+    """Return whether a file, or the overrides if there is none, have sections.
 
     Examples
     --------
@@ -77,11 +81,11 @@ def _is_of_a_section(override: str) -> bool:
     if section in SECTIONS:
         return bool(nested) or section in NAMED_SECTIONS
     flat = {*with_kinds(FineTuneSettings).model_fields, *PretrainSettings.model_fields}
-    return section not in flat  # a misspelt section is told as one
+    return section not in flat  # so that a misspelt section gets the error of sections
 
 
 def _flat_name(override: str) -> str:
-    """An override of a section for a file without sections.
+    """Turn an override of a section into one for a file without sections.
 
     Examples
     --------
@@ -97,7 +101,7 @@ def _flat_name(override: str) -> str:
 
 
 def flat_pretrain(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ``molfun pretrain``."""
+    """Return the settings of ``molfun pretrain`` for a configuration in sections."""
     config = pretrain_config(sections)
     ssl = dict(config.ssl)
     epochs = config.training.max_epochs or PRETRAIN_EPOCHS
@@ -109,7 +113,7 @@ def flat_pretrain(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ``molfun fine-tune``."""
+    """Return the settings of ``molfun fine-tune`` for a configuration in sections."""
     config = finetune_config(sections)
     task, training = config.task, config.training
     if training.early_stopping_mode is not None:
@@ -135,7 +139,7 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _strategy(training: Any, rate: float) -> dict[str, Any]:
-    """What trains: the head, the encoder after some epochs, or all; the guide has one rate."""
+    """Return the strategy: the head, the encoder after some epochs, or all, at one rate."""
     if training.freeze_encoder and training.unfreeze_epoch is None:
         return {"strategy": "head_only"}
     return {
@@ -146,7 +150,7 @@ def _strategy(training: Any, rate: float) -> dict[str, Any]:
 
 
 def _common(config: Any, epochs: int) -> dict[str, Any]:
-    """Return what both kinds of run share."""
+    """Return the settings that pre-training and fine-tuning share."""
     optimizer, training = config.optimizer, config.training
     if training.overfit_batches is not None:
         raise ConfigError("training.overfit_batches is for a Lightning Trainer. Leave it out.")
@@ -162,6 +166,7 @@ def _common(config: Any, epochs: int) -> dict[str, Any]:
         "momentum": optimizer.momentum,
         "epochs": epochs,
         "accum": training.accumulate_grad_batches or 1,
+        # Lightning's defaults: no clipping, no average of weights
         "grad_clip": training.gradient_clip_val or 0.0,
         "ema": 0.0,
         **_schedule(config.scheduler, epochs),
@@ -174,7 +179,7 @@ def _common(config: Any, epochs: int) -> dict[str, Any]:
 
 
 def _schedule(section: Mapping[str, Any] | None, epochs: int) -> dict[str, Any]:
-    """Settings of the schedule; the engine's ends where the run does."""
+    """Return the settings of the schedule, which ends with the run in Molfun's engine."""
     options = dict(section or {"name": "constant"})
     name = options.pop("name")
     flat: dict[str, Any] = {"scheduler": name, "warmup": 0}

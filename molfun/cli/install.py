@@ -1,4 +1,4 @@
-"""``molfun install openfold``: the openfold package, without compiling anything.
+"""Install the openfold package without compiling anything: ``molfun install openfold``.
 
 The package index holds openfold 0.0.1 as a source archive only. Its ``setup.py`` imports a module
 that is not in the archive (``scripts.utils``) and builds a CUDA extension, which fails wherever
@@ -9,8 +9,8 @@ the Python files alone are installed::
     molfun install openfold
     molfun install openfold --from https://github.com/aqlaboratory/openfold.git
 
-An openfold that is already there, 0.0.1 or newer, is left alone unless ``--force`` is given. The
-dependencies of openfold are Molfun's extra ``openfold``; nothing else is installed or changed.
+An openfold that is already installed, 0.0.1 or newer, is not touched unless ``--force`` is given.
+The dependencies of openfold are Molfun's extra ``openfold``; nothing else is installed or changed.
 Neither version ships ``resources/stereo_chemical_props.txt``, which only the structural
 violation losses read.
 """
@@ -36,7 +36,7 @@ from molfun.errors import MolfunError
 
 VERSION = "0.0.1"
 SHA256 = "d709aa2647b9e15fd4da42dfc3dbe9fc7310c42bc01bd0b4f5600eb39edef8f8"
-"""Of openfold-0.0.1.tar.gz; pip checks it before any code of the archive runs."""
+"""Checksum of openfold-0.0.1.tar.gz; pip compares it before any code of the archive runs."""
 
 _QUERY = """
 import importlib.metadata
@@ -59,7 +59,7 @@ setup(
 )
 """
 
-# What the archive's setup.py imports, without effect: pip runs it once to read the metadata.
+# Stubs of the modules that the archive's setup.py imports: pip runs it once to read the metadata.
 _BUILD_HELPERS = {
     "scripts/__init__.py": "",
     "scripts/utils.py": """
@@ -82,7 +82,7 @@ class InstallError(MolfunError):
 
 
 def left_alone(installed: str | None, *, force: bool) -> str | None:
-    """Give the message that nothing has to be done, or None if openfold has to be installed.
+    """Return the message that nothing has to be done, or None if openfold has to be installed.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def left_alone(installed: str | None, *, force: bool) -> str | None:
 
 
 def reason(output: str) -> str:
-    r"""Pick the line that explains a failure: the last that says error, else the last.
+    r"""Return the line that explains a failure: the last one with an error, or the last of all.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def reason(output: str) -> str:
 
 
 def run(command: Sequence[str | Path], *, cwd: Path, what: str, remedy: str, **env: str) -> str:
-    """Run a command in `cwd` and give what it printed.
+    """Run a command in `cwd` and return its output.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def run(command: Sequence[str | Path], *, cwd: Path, what: str, remedy: str, **e
 
 
 def installed_version(python: str, cwd: Path) -> str | None:
-    """Version of openfold that `python` sees, or None."""
+    """Return the version of openfold that `python` imports, or None."""
     version = run(
         [python, "-c", _QUERY],
         cwd=cwd,
@@ -151,7 +151,7 @@ def installed_version(python: str, cwd: Path) -> str | None:
 
 
 def download(python: str, folder: Path) -> Path:
-    """Download the archive of openfold 0.0.1 into `folder`, and give its path."""
+    """Download the archive of openfold 0.0.1 into `folder`, and return its path."""
     helpers = folder / "helpers"
     for name, text in _BUILD_HELPERS.items():
         (helpers / name).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def download(python: str, folder: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a source archive into `folder` and give the one folder that it holds.
+    """Unpack a source archive into `folder` and return the one folder that it holds.
 
     Raises
     ------
@@ -181,6 +181,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         raise InstallError(f"Python {sys.version.split()[0]} cannot unpack safely. Use 3.11.4 on.")
     try:
         with tarfile.open(archive) as tar:
+            # refuses absolute paths, links that leave the folder, and device files (PEP 706)
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InstallError(
@@ -214,7 +215,7 @@ def split_reference(source: str) -> tuple[str, str | None]:
 
 
 def checkout(source: str, folder: Path) -> Path:
-    """Give a folder with openfold's files: `source` itself, or its clone below `folder`."""
+    """Return a folder with openfold's files: `source` itself, or its clone below `folder`."""
     local = Path(source).expanduser().resolve()
     if (local / "openfold" / "__init__.py").is_file():
         return local
@@ -226,13 +227,13 @@ def checkout(source: str, folder: Path) -> Path:
         cwd=folder,
         what=f"Clone of {source}",
         remedy="Pass --from a folder that holds openfold/__init__.py, or the URL of a repository.",
-        GIT_TERMINAL_PROMPT="0",
+        GIT_TERMINAL_PROMPT="0",  # a wrong URL of a host with logins would wait for a password
     )
     return clone
 
 
 def declared_version(tree: Path) -> str:
-    """Version that a source tree declares in its ``setup.py`` or ``pyproject.toml``.
+    """Return the version that a source tree declares in ``setup.py`` or ``pyproject.toml``.
 
     Raises
     ------
@@ -287,7 +288,7 @@ def install(python: str, plain: Path, cwd: Path) -> None:
 
 
 def provide(python: str, *, source: str | None = None, force: bool = False) -> str:
-    """Make sure `python` has openfold, and say in one line what was done.
+    """Make sure that `python` has openfold, and return one line on what was done.
 
     Parameters
     ----------
@@ -327,5 +328,5 @@ def openfold(given: Mapping[str, Any]) -> None:
 
 
 def _absolute(python: str) -> str:
-    """Path of the interpreter, from a name on PATH or a relative path; links are kept."""
+    """Return the absolute path of an interpreter, from a name on PATH or a relative path."""
     return os.path.abspath(shutil.which(python) or python)  # noqa: PTH100  resolve() leaves a venv

@@ -1,4 +1,4 @@
-"""Models that a command is given: a checkpoint folder, or a file of metatrain."""
+"""Open the model that a command names: a checkpoint folder, or a file of metatrain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STOCK = ".ckpt"
 def open_model(
     path: str, *, weights: str | None = None, trust: bool = False, **options: Any
 ) -> MolfunStructureModel:
-    """The model in a checkpoint folder, or the one that metatrain wrote.
+    """Load the model from a checkpoint folder of Molfun, or from a file of metatrain.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ def open_model(
     weights
         Base weights of a folder, if they have moved.
     trust
-        Whether the user vouches for a ``.ckpt``.
+        Whether the user trusts a ``.ckpt``, which is a pickle.
     options
-        Of `MolfunStructureModel`.
+        Further arguments of `MolfunStructureModel`.
     """
     if not is_stock(path):
         return MolfunStructureModel.from_checkpoint(path, weights=weights, **options)
@@ -35,7 +35,7 @@ def open_model(
 
 
 def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
-    """Backbone of a checkpoint, and how its training set prepared its inputs."""
+    """Return the backbone of a checkpoint, and the input settings of its training set."""
     if is_stock(path):
         return "pet", {"kind": "atoms"}
     meta = read_meta(path)
@@ -43,5 +43,6 @@ def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def is_stock(path: str) -> bool:
-    """Return whether this is a file of metatrain's rather than a folder of ours."""
+    """Return whether a path is a file of metatrain, and not a folder of Molfun."""
+    # a folder may have any name, x.ckpt as well
     return Path(path).suffix == STOCK and not as_path(path).is_dir()

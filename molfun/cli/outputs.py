@@ -1,4 +1,4 @@
-"""Where commands write: never over what they read, and over older results only when asked to."""
+"""Check output paths: a command never overwrites its inputs, and older results only if asked to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READ_FROM = {
     "--features": FEATURE_SUFFIXES,
     "--alignments": ALIGNMENT_SUFFIXES,
 }
-"""Endings of what is read from the folder of a flag."""
+"""Endings of the files that are read from the folder of a flag."""
 Inputs = Mapping[str, str | Sequence[str] | None]
 """Paths that a command reads, by the flag that names them."""
 
@@ -29,14 +29,14 @@ Inputs = Mapping[str, str | Sequence[str] | None]
 def check_output(
     output: str | Path, inputs: Inputs, *, overwrite: bool, beside: Sequence[Path] = ()
 ) -> Path:
-    """The file to write, refused before anything is computed if it must not be written.
+    """Return the path to write, or refuse it before anything is computed.
 
     Parameters
     ----------
     output
-        What ``--output`` names.
+        Value of ``--output``.
     inputs
-        What the command reads.
+        Paths that the command reads.
     overwrite
         Whether an older file may be replaced.
     beside
@@ -65,12 +65,12 @@ def check_output(
 
 
 def refuse_inputs(file: Path, inputs: Inputs) -> None:
-    """Refuse to write a file that the command reads, by whatever name or link.
+    """Refuse to write a file that the command reads, under any name or link.
 
     Raises
     ------
     ConfigError
-        Naming the flag of the input.
+        If it does; the text has the flag of the input.
     """
     for flag, source in _paths(inputs):
         if same_file(file, source):
@@ -86,7 +86,7 @@ def refuse_inputs(file: Path, inputs: Inputs) -> None:
 
 
 def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -> None:
-    """Refuse a run whose files would take the place of what it reads.
+    """Refuse a run whose files would overwrite its inputs.
 
     Parameters
     ----------
@@ -95,15 +95,15 @@ def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -
     written
         Names of files and folders that the run writes into it.
     inputs
-        What the run reads.
+        Paths that the run reads.
 
     Raises
     ------
     ConfigError
-        Naming the flag of the input.
+        If one would; the text has the flag of the input.
     """
     with disk_errors(folder), contextlib.suppress(FileNotFoundError):
-        folder.stat()  # a name that cannot be fails here
+        folder.stat()  # an impossible name (too long, a NUL) fails here, with a clear error
     for name in written:
         path = folder / name
         for flag, source in _paths(inputs):
@@ -115,9 +115,9 @@ def refuse_inputs_of_run(folder: Path, written: Iterable[str], inputs: Inputs) -
 
 
 def _is_read(file: Path, flag: str) -> bool:
-    """Return whether a file in the folder of an input is, or would be, part of what is read."""
+    """Return whether a file in the folder of an input is, or would be, one that is read."""
     if flag == "CHECKPOINT":
-        return True  # a file more, and the checkpoint is no longer what its manifest says
+        return True  # with one file more, a checkpoint no longer matches its manifest
     name = file.name.lower().removesuffix(".gz")
     return os.path.lexists(file) and name.endswith(READ_FROM.get(flag, ()))
 
@@ -138,7 +138,7 @@ def opened_run(
     overwrite: bool,
     debug: bool,
 ) -> Iterator[None]:
-    """Lock and check the folder of a run, and log into it; of several processes the first does.
+    """Lock and check the folder of a run, and log into it, in the first of several processes.
 
     Parameters
     ----------
@@ -147,21 +147,22 @@ def opened_run(
     written
         Names of files and folders that the run writes.
     inputs
-        What the run reads.
+        Paths that the run reads.
     settings
         Names of the settings in its ``config.yaml``.
     overwrite
         Whether a run in the folder may be replaced.
     debug
-        Whether the terminal shows all that is logged.
+        Whether the terminal shows everything that is logged.
 
     Raises
     ------
     ConfigError
-        If the run would write what it reads.
+        If the run would overwrite its inputs.
     RunError
-        If the folder is in use, or a run may not begin or go on there.
+        If the folder is in use, or a run may not start or resume there.
     """
+    # before the lock, which makes the folder: a refused run leaves nothing behind
     refuse_inputs_of_run(folder.path, written, inputs)
     if not is_first_process():
         hush()

@@ -1,4 +1,4 @@
-"""Where the relative paths of a run's settings are found again."""
+"""Find the relative paths in the settings of a run again, from another working directory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from molfun.cli.settings import FineTuneSettings, paths_in
 from molfun.data.kinds.base import with_kinds
 
 STARTED_IN = "started_in"
-"""Setting that holds the folder a run was started in, as seen from the folder of the run."""
+"""Setting with the directory in which a run was started, relative to the folder of the run."""
 
 
 def started_in(folder: Path) -> str:
-    """The working directory as seen from the folder of a run: both can be moved together.
+    """Return the working directory relative to the folder of a run: both can be moved together.
 
     Examples
     --------
@@ -27,15 +27,15 @@ def started_in(folder: Path) -> str:
 
 
 def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings of a stored run, with relative paths that hold in the working directory of now.
+    """Return the settings of a stored run, with paths relative to the current working directory.
 
-    A path is taken from the folder that the run was started in; where nothing is there, it stays as
-    it is.
+    A path is resolved from the directory in which the run was started; if nothing is there, it is
+    not changed.
 
     Parameters
     ----------
     values
-        What ``config.yaml`` holds.
+        Content of ``config.yaml``.
     folder
         Folder of the run.
     """
@@ -56,7 +56,7 @@ def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _found(path: Any, base: Path) -> Any:
-    # os.path leaves a user not known here as it is
+    # os.path.expanduser returns the path of an unknown user as it is; pathlib raises an error
     if not isinstance(path, str) or os.path.isabs(os.path.expanduser(path)):  # noqa: PTH111, PTH117
         return path
     there = base / path
@@ -64,5 +64,5 @@ def _found(path: Any, base: Path) -> Any:
 
 
 def _paths() -> set[str]:
-    """Settings that are paths, of runs of either kind."""
+    """Return the names of settings that are paths, of fine-tuning and pre-training runs."""
     return {*paths_in(with_kinds(FineTuneSettings)), *paths_in(PretrainSettings)}

@@ -1,4 +1,4 @@
-"""Modules of the user that register parts of their own."""
+"""Import modules of the user that register further backbones, heads and other parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from molfun.errors import ConfigError
 
 
 def load_plugin(name: str) -> None:
-    """Import a module that registers parts, also from the working directory.
+    """Import a module that registers parts, from the working directory as well.
 
     Raises
     ------
@@ -19,7 +19,8 @@ def load_plugin(name: str) -> None:
         If it cannot be imported.
     """
     folder = str(Path.cwd())
-    # first for the plugin alone: what is imported later must not be a file that lies here by chance
+    # First on the path for the plugin alone, and last afterwards: a file such as random.py in the
+    # working directory must not replace a module that is imported later.
     sys.path.insert(0, folder)
     try:
         importlib.import_module(name)
@@ -41,18 +42,18 @@ def load_plugin_of(
     Parameters
     ----------
     source
-        File that names it.
+        File that names the plugin.
     name
         Name of the module; None if the file names none.
     overrides
-        Settings of the command line; ``plugin=NAME`` among them allows it.
+        Settings of the command line; ``plugin=NAME`` among them allows the import.
     trust
-        Whether the command line has ``--trust``. What the file says of itself does not count.
+        Whether the command line has ``--trust``. A ``trust`` in the file does not count.
 
     Raises
     ------
     ConfigError
-        If it is not allowed, naming the flag that allows it; or if it cannot be imported.
+        If it is not allowed (the text has the flag that allows it), or cannot be imported.
     """
     if name is None:
         return

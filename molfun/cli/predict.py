@@ -1,4 +1,4 @@
-"""Predict and evaluate from a checkpoint alone."""
+"""Predict and evaluate with a checkpoint, which holds all settings that are needed."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def evaluate(given: Mapping[str, Any]) -> None:
             low, high = (three_digits(metrics[f"{name}_{end}"]) for end in ("low", "high"))
             say(f"  {name}: {low} to {high} (95 %)")
     if wanted.output is not None:
+        # JSON has no NaN: an undefined metric is null
         written = {k: None if math.isnan(v) else v for k, v in metrics.items()}
         write_json(as_path(wanted.output), written)
 
@@ -60,18 +61,19 @@ def evaluate(given: Mapping[str, Any]) -> None:
 def _opened(
     wanted: PredictSettings | EvaluateSettings, about: Mapping[str, Any], *, labels: bool
 ) -> tuple[MolfunStructureModel, DataKind, SampleDataset]:
-    """The model of a checkpoint, and samples for it.
+    """Open the model of a checkpoint, and samples for it.
 
     Parameters
     ----------
     wanted
         Settings of the command.
     about
-        Settings of the kind of data, where they are others than in training.
+        Settings of the data kind that differ from those of the training set.
     labels
         Whether every sample must have a label.
     """
     set_up_logging(None, debug=wanted.debug)
+    # in this order: cheap checks of paths and data come before a model of gigabytes is read
     backbone, trained = trained_as(wanted.checkpoint)
     given = {"data": wanted.data, **about}
     kind = kind_for(backbone, trained, given)
@@ -99,7 +101,7 @@ def _opened(
 def _reopened(
     kind: DataKind, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
 ) -> SampleDataset:
-    """Samples prepared as in training, with the labels of each head where there are several."""
+    """Open samples prepared as in training, with the labels of each head if there are several."""
     of_heads = trained.get("heads")
     if not (labels and of_heads):
         return kind.reopen(trained, given, labels=labels)

@@ -25,16 +25,16 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History
 
 WRITTEN = (*RUN_FILES, CONFIG, SCHEMA, LOG)
-"""All that a run writes into its folder."""
+"""Names of all files and folders that a run writes into its folder."""
 
 
 def pretrain(given: Mapping[str, Any]) -> None:
-    """Pre-train as the flags, and the file that they name, say."""
+    """Pre-train with the settings of the flags, and of the file that they name."""
     run(*settings_of(PretrainSettings, given))
 
 
 def run(settings: PretrainSettings, options: RunOptions) -> History:
-    """Load, train, write."""
+    """Load data, train, and write weights."""
     folder, overwrite = RunFolder(settings.output, resume=options.resume), options.overwrite
     names = type(settings).model_fields
     with opened_run(
@@ -83,7 +83,7 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
 
 
 class _ConfigFile(Callback):
-    """Write the settings once everything about them has been accepted."""
+    """Write the settings once `pretrain` has accepted them all."""
 
     def __init__(self, folder: RunFolder, settings: PretrainSettings) -> None:
         self._folder, self._settings = folder, settings
@@ -95,7 +95,7 @@ class _ConfigFile(Callback):
 
 
 def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | None]:
-    """Training and validation samples, in windows where a length is given."""
+    """Open training and validation samples, cut to windows if a length is given."""
     kind, path = settings.kind, settings.source
     assert path is not None
     train, val = kind.open_unlabelled(path, settings), None
@@ -106,6 +106,7 @@ def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | No
         fraction = kind.validation_fraction(len(train))
     if val is None and fraction:
         sizes = {"val_frac": fraction, "test_frac": 0.0}
+        # windows of one trajectory or subject must not be on both sides of the split
         if kind.groups_by is None:
             train, val, _ = DataSplitter.random(train, seed=settings.seed, **sizes)
         else:

@@ -1,4 +1,4 @@
-"""Settings of a pre-training run; flags and keys of YAML are made of them."""
+"""Settings of a pre-training run, from which flags and YAML keys are generated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from molfun.registry import BACKBONES, OBJECTIVES
 
 
 class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, SeriesSettings):
-    """Everything that decides a pre-training run. Names are those of the flags."""
+    """All settings of a pre-training run; their names are those of the flags."""
 
     sequences: str | None = option(
         None, "FASTA (.gz) or table of sequences.", panel=DATA, path=True
@@ -107,7 +107,7 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
 
     @property
     def source(self) -> str | None:
-        """File of the samples."""
+        """File with the samples."""
         return self.sequences if self.kind.name == "sequences" else self.data
 
     @property
@@ -117,7 +117,7 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
 
 
 def unlabelled_kinds(backbone: str) -> list[DataKind]:
-    """Kinds of data of a backbone that there is an objective for."""
+    """Return the data kinds of a backbone that have an objective."""
     return [kind for kind in kinds_of(backbone) if kind.objective is not None]
 
 

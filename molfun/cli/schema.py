@@ -1,4 +1,4 @@
-"""The JSON schema of files of settings."""
+"""Write the JSON schema of settings files, with which editors complete and check them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from molfun.runs.folder import SCHEMA, RunFolder
 from molfun.text import unknown_name
 
 COMMENT = f"# yaml-language-server: $schema={SCHEMA}\n"
-"""First line of a ``config.yaml``, with which editors find the schema beside it."""
+"""First line of a ``config.yaml``, with which editors find the schema in the same folder."""
 
 
 def write_config(folder: RunFolder, settings: Settings, yaml: str) -> None:
-    """Write ``config.yaml`` into the folder of a run, and its schema beside it."""
+    """Write ``config.yaml`` and its schema into the folder of a run."""
     write_text(folder.path / SCHEMA, schema_text(type(settings)))
     write_text(folder.config, COMMENT + yaml)
 
@@ -34,7 +34,7 @@ def schema(given: Mapping[str, Any]) -> None:
     Raises
     ------
     ConfigError
-        If there is no such file.
+        If the command has no settings file.
     """
     wanted, _ = SchemaSettings.take(given)
     kinds: dict[str, type[Settings]] = {
@@ -51,7 +51,7 @@ def schema(given: Mapping[str, Any]) -> None:
 
 
 def schema_text(settings: type[Settings]) -> str:
-    """JSON schema of settings.
+    """Return the JSON schema of a class of settings.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run; flags, keys of YAML and the JSON schema are made of them."""
+"""Settings of a fine-tuning run, from which flags, YAML keys and JSON schema are generated."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
 HEADS_ALONE = "heads"
-"""What metatrain calls the strategy head_only."""
+"""Name of the strategy head_only in metatrain."""
 
 
 class DataSettings(Settings):
-    """Which samples a run has; how they are read is a matter of their kind."""
+    """Files of the samples, and their split. The data kinds add settings for reading them."""
 
     data: str | list[str] | None = option(
         None,
@@ -67,7 +67,7 @@ class DataSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Which model is trained, on which task."""
+    """The model, and the task that it learns."""
 
     backbone: str = option(
         "openfold",
@@ -133,7 +133,7 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(OptimizerSettings):
-    """What trains, how fast and how long."""
+    """Strategy, learning rates, and length of the training."""
 
     strategy: str = option(
         "auto",
@@ -191,11 +191,11 @@ class TrainSettings(OptimizerSettings):
 
 
 class RunSettings(ProcessSettings):
-    """Where a run writes, what it computes with, and what it keeps of it."""
+    """Output, device, kernels and caches of a run."""
 
     kernels: Kernels = KERNELS
     cache: Literal["auto", "memory", "disk", "off"] = option(
-        "auto", "Where what is frozen is kept: {choices}.", panel=CACHE, hidden=True
+        "auto", "Where outputs of frozen parts are kept: {choices}.", panel=CACHE, hidden=True
     )
     cache_dir: str | None = option(
         None, "Its folder, which runs may share.", panel=CACHE, shown="OUTPUT/cache", hidden=True,
@@ -221,14 +221,14 @@ class RunSettings(ProcessSettings):
 
 
 class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
-    """Everything that decides a run. Names are those of the flags, with ``_`` for ``-``.
+    """All settings of a run. Their names are those of the flags, with ``_`` in place of ``-``.
 
-    `build` adds the settings of the registered kinds of data (`molfun.data.kinds.base.with_kinds`).
+    `build` adds the settings of the registered data kinds (`molfun.data.kinds.base.with_kinds`).
     """
 
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> FineTuneSettings:
-        """Check values, those of the kinds of data too, and make settings of them."""
+        """Check values, including those of the data kinds, and build settings from them."""
         return super(FineTuneSettings, with_kinds(FineTuneSettings)).build(values, **about)
 
     @field_validator("strategy")
@@ -352,7 +352,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
 
     @property
     def output_dir(self) -> Path:
-        """Folder of the run; ``runs/STRATEGY`` (``runs/demo``) where none is given."""
+        """Folder of the run; by default ``runs/STRATEGY``, or ``runs/demo``."""
         return as_path(self.output or f"runs/{'demo' if self.demo else self.strategy}")
 
     @property
@@ -361,7 +361,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         return {
             f"--{name.replace('_', '-')}": getattr(self, name)
             for name in paths_in(type(self))
-            if name != "cache_dir"  # read and written
+            if name != "cache_dir"  # both read and written, so writing into it is no mistake
         }
 
     @property
@@ -383,7 +383,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
 
     @property
     def cache_config(self) -> CacheConfig:
-        """Where what is frozen is kept."""
+        """Settings of the cache for outputs of frozen parts."""
         from molfun.training.cache import CacheConfig
 
         return CacheConfig(
@@ -395,7 +395,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         )
 
     def strategy_options(self, name: str, n_blocks: int) -> dict[str, Any]:
-        """Arguments of the strategy called `name` for a backbone with so many blocks.
+        """Return the arguments of the strategy `name` for a backbone with `n_blocks` blocks.
 
         With `unfreeze_epoch` it is wrapped into the strategy "gradual".
         """
@@ -429,22 +429,22 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         return {**options, **self.strategy_config}
 
     def to_yaml(self, **resolved: Any) -> str:
-        """All settings as a file that ``--config`` reads; `resolved` replaces what was open."""
+        """Return all settings as YAML for ``--config``; `resolved` replaces those left open."""
         return dump_yaml({**self.model_dump(), **resolved})
 
 
 def with_long(arguments: dict[str, Any], long: str | None) -> dict[str, Any]:
-    """Arguments of a backbone, and what it does with long sequences where that is said."""
+    """Return the arguments of a backbone, with the policy for long sequences if it is given."""
     return dict(arguments) if long is None else {**arguments, "long": long}
 
 
 def paths_in(settings: type[Settings]) -> list[str]:
-    """Names of the settings that are paths."""
+    """Return the names of settings that are paths."""
     return [name for name in settings.model_fields if settings.flag(name).path]
 
 
 def _for_another(data: Any, backbone: str) -> str | None:
-    """Advice for a file that only other backbones read."""
+    """Return advice on a file that only other backbones read, or None."""
     taken = {kind.name for kind in kinds_of(backbone)}
     for kind in DATASETS.classes():
         if kind.name not in taken and is_of(kind, data):

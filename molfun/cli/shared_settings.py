@@ -1,4 +1,4 @@
-"""Settings that several commands share; each stands here once."""
+"""Settings that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DATA, MODEL, TASK, TRAINING, RUN, CACHE = (
     *("Data", "Model", "Task", "Training", "Run", "Cache of what is frozen"),
 )
 PANELS = (DATA, MODEL, TASK, TRAINING, RUN, CACHE)
-"""Headings of the help, in its order; those of the kinds of data come after the first."""
+"""Headings of the help in their order; those of the data kinds follow the first."""
 
 DEVICE = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
 KERNELS = option(
-    "auto", "Whose code runs: {choices} (stock is the package's own).", panel=RUN, hidden=True
+    "auto", "Kernels: {choices} (stock is the package's own code).", panel=RUN, hidden=True
 )
 PLUGIN = option(
     None, "Module to import first, which registers parts of your own.", panel=RUN, hidden=True
@@ -31,7 +31,7 @@ Kernels = Literal["auto", "stock", "fast"]
 
 
 class StartSettings(Settings):
-    """Where a run writes, and what it computes with."""
+    """Output folder and device of a run, and the plugin that it imports."""
 
     output: str | None = option(None, "Folder of the run.", panel=RUN, shown="runs/STRATEGY")
     device: str = DEVICE
@@ -39,7 +39,7 @@ class StartSettings(Settings):
 
 
 class ProcessSettings(StartSettings):
-    """Seed and processes of a run, and the folder it was started in."""
+    """Seed and worker processes of a run, and the directory in which it was started."""
 
     seed: int = option(
         42, "Seed of split, order, weights, masks, dropout.", panel=RUN, hidden=True,
@@ -52,7 +52,7 @@ class ProcessSettings(StartSettings):
 
 
 class OptimizerSettings(Settings):
-    """Optimizer and schedule, under the names that a strategy has for them; and its defaults."""
+    """Optimizer and schedule, with the names and defaults of the strategies' fields."""
 
     optimizer: str = option(
         Course.optimizer,
@@ -119,7 +119,7 @@ class OptimizerSettings(Settings):
         return self
 
     def optimizer_options(self, *, warmup_ratio: float) -> dict[str, Any]:
-        """Arguments of a strategy; `warmup_ratio` is for runs that give no warm-up."""
+        """Return arguments of a strategy; `warmup_ratio` applies if no warm-up is given."""
         options = {name: getattr(self, name) for name in OptimizerSettings.model_fields}
         steps, ratio = options.pop("warmup"), options.pop("warmup_ratio")
         warmup = {"warmup_ratio": warmup_ratio if ratio is None else ratio}

@@ -1,6 +1,6 @@
-"""Settings of a command, from the run that is resumed, a file, ``name=value`` and flags.
+"""Collect the settings of a command: from a resumed run, a file, ``name=value``, and flags.
 
-What comes later in this list replaces what came before.
+Later sources in this list override earlier ones.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from molfun.models.series_config import apply_overrides
 
 
 def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, FileOptions]:
-    """Settings of a run, and how it is started, from the flags that were given.
+    """Return the settings of a run, and the options of its start, from the given flags.
 
     Raises
     ------
     ConfigError
-        Naming every wrong name and value at once; or a file that cannot be read, that names a
-        plugin that the command line does not, or that the run would write over.
+        If names or values are wrong (the text has all of them); or if the file cannot be read,
+        names a plugin that the command line does not, or would be overwritten by the run.
     RunError
         If there is nothing to resume.
     """
@@ -50,7 +50,7 @@ def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, Fil
 
 
 def settings_of_options(given: Mapping[str, Any]) -> tuple[FineTuneSettings, TrainOptions]:
-    """Settings of a run from a file of options, metatrain's or Molfun's own; see `settings_of`."""
+    """Return the settings for a file of options, metatrain's or Molfun's own; see `settings_of`."""
     options, flags = TrainOptions.take(given)
     values = apply_overrides(read_yaml(options.options), options.overrides)
     names = None
@@ -70,7 +70,7 @@ def settings_of_options(given: Mapping[str, Any]) -> tuple[FineTuneSettings, Tra
 def _gathered(
     cls: type[Settings], given: Mapping[str, Any], options: RunOptions, config: str | None
 ) -> dict[str, Any]:
-    """Values from the run that is resumed, a file, ``name=value`` and flags."""
+    """Return the values of the resumed run, a file, ``name=value`` and flags."""
     values: dict[str, Any] = {}
     stored = as_path(given.get("output") or ".") / "config.yaml"
     if options.resume and "output" in given:
@@ -100,7 +100,7 @@ def _refuse_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 
 
 def _of_the_run(stored: Path, given: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
-    """Settings of the run being resumed; none if it got nowhere and others are given."""
+    """Return the settings of the run to resume; none if it wrote none and others are given."""
     if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
         return as_started(read_yaml(stored), stored.parent)
     if required:
@@ -113,7 +113,7 @@ def _of_the_run(stored: Path, given: Mapping[str, Any], *, required: bool) -> di
 
 
 def _refuse_preset(config: str | None) -> None:
-    """Refuse the name of an architecture in place of a file."""
+    """Refuse the name of an architecture given in place of a file."""
     if config is None or Path(config).suffix or Path(config).name != config:
         return
     if not os.path.lexists(as_path(config)):
@@ -124,7 +124,7 @@ def _refuse_preset(config: str | None) -> None:
 
 
 def _as_initialised(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Backbone, head, task and names of columns of the checkpoint that a run starts from."""
+    """Return backbone, head, task and column names of the checkpoint that a run starts from."""
     if values.get("init_from") is None:
         return {}
     from molfun.runs.checkpoint import read_meta
@@ -143,7 +143,8 @@ def _as_initialised(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep_file(settings: Any, options: RunOptions, config: str | None) -> None:
-    """Refuse a run that would be written over the file that its settings are read from."""
+    """Refuse a run that would overwrite the file with its settings."""
+    # a resumed run may read its own config.yaml, which it leaves as it is
     if config is not None and not options.resume:
         output = getattr(settings, "output_dir", None) or settings.output
         refuse_inputs_of_run(as_path(output), ["config.yaml"], {"--config": config})

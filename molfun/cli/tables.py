@@ -1,4 +1,4 @@
-"""Write predictions as a table that ``molfun evaluate`` reads again."""
+"""Write predictions as a table that ``molfun evaluate`` can read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from molfun.sample import is_missing
 
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
-    """Write ids, labels (blank where not known), predictions, probabilities, and other columns.
+    """Write ids, labels (blank if unknown), predictions, probabilities, and all other columns.
 
     Columns of several heads begin with the name of the head.
 
@@ -27,15 +27,15 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
         CSV file to write. Predictions have the column ``prediction``, or ``prediction_molfun`` if
         the labels do.
     result
-        What `MolfunStructureModel.predict` gave for the data set.
+        Result of `MolfunStructureModel.predict` for the data set.
     dataset
-        The data set; its columns get the names they have in its table.
+        The data set; its columns keep the names of its table.
     """
     columns = _inputs_and_labels(result["ids"], dataset)
     several = {f"{name}_": part for name, part in result.items() if isinstance(part, Mapping)}
     for prefix, part in (several or {"": result}).items():
         columns |= {_free(prefix + name, columns): cells for name, cells in _predicted(part)}
-    # a table of predictions that is predicted again has columns of the same names
+    # such columns exist if the table is itself one of predictions: the new ones replace them
     others = [name for name in dataset.metadata.columns if name not in columns]
     columns |= {name: [_plain(value) for value in dataset.metadata[name]] for name in others}
     text = io.StringIO()
@@ -46,7 +46,7 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
 
 
 def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[Any]]:
-    """Columns of ids, sequences where there are any, and labels."""
+    """Return the columns of ids, sequences if there are any, and labels."""
     columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in ids]}
     parts: list[Any] = (
         list(dataset.parts.values()) if isinstance(dataset, NamedTargets) else [dataset]
@@ -60,7 +60,7 @@ def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[A
 
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Columns of the predictions of one head."""
+    """Yield the columns with the predictions of one head."""
     yield "prediction", [_cell(value) for value in result["prediction"]]
     probs = result.get("probs")
     if probs is not None and not isinstance(probs, list):
@@ -70,28 +70,29 @@ def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _number(target: Any) -> Any:
-    """Of several labels of a structure, the energy."""
+    """Return the number in a label: the energy, if a structure has several labels."""
     return target.get("energy") if isinstance(target, Mapping) else target
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
-    """A column name beside those of the data set's own table."""
+    """Return a column name that is not taken."""
     while name in taken:
         name += "_molfun"
     return name
 
 
 def _plain(value: Any) -> str:
-    """A cell of another column as it was: whole numbers without a point, missing ones blank."""
+    """Format a cell of another column as it was: no point in whole numbers, blank if missing."""
     if is_missing(value):
         return ""
+    # pandas reads a column of integers with gaps as floats
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return escape(value) if isinstance(value, str) else str(value)
 
 
 def _cell(value: Any) -> str:
-    """A label or prediction as text that is read back as the same."""
+    """Format a label or prediction as text that is read back as the same value."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -100,15 +101,16 @@ def _cell(value: Any) -> str:
         return escape(_joined(value))
     array = np.asarray(value, dtype=np.float64)
     if array.ndim == 0:
+        # repr is the shortest text that gives the same float again
         return "" if np.isnan(array) else repr(float(array))
     return " ".join(repr(float(v)) for v in array.reshape(-1))
 
 
 def _joined(names: Sequence[str | None]) -> str:
-    """Class names as one text; ``?`` where there is none."""
+    """Join class names to one text, with ``?`` for missing ones."""
     present = [name for name in names if name is not None]
     if not present:
-        # read back alike as classes and as numbers
+        # separated by blanks, this is read back as missing by tasks of classes and of numbers
         return " ".join("?" for _ in names)
     letters = len(present) < len(names) and all(len(name) == 1 for name in present)
     return ("" if letters else ";").join("?" if name is None else name for name in names)

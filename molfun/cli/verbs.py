@@ -1,7 +1,7 @@
-"""Commands: what each is called, says of itself, takes and runs.
+"""Commands: their names, help texts, settings, and the functions that they run.
 
-Neither the settings nor the code of a command is imported before it is asked for, so that
-``molfun --help`` needs only the texts.
+Settings and code of a command are imported only when the command is used, so that ``molfun --help``
+needs nothing but the texts.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Verb:
     Parameters
     ----------
     name
-        What the user types.
+        Name that the user types.
     help
-        What it does, with examples.
+        Help text, with examples.
     settings
-        Classes whose fields are its flags, as ``"module:Class"``.
+        Classes whose fields become flags, as ``"module:Class"``.
     run
-        Function that gets the flags that were given by their names, as ``"module:function"``.
+        Function that gets the given flags by name, as ``"module:function"``.
     kinds
-        Which settings of the registered kinds of data are flags as well: ``"all"``, or only those
-        in which samples may differ from the training set (``"again"``).
+        Settings of the registered data kinds that become flags as well: ``"all"``, or only those in
+        which samples may differ from the training set (``"again"``).
     folds
-        Whether the help leaves out what is seldom used; then ``--help-all`` shows it.
+        Whether the help hides flags that are seldom used; ``--help-all`` then shows them.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Verb:
     folds: bool = False
 
     def classes(self) -> list[Any]:
-        """Classes of its settings, those of the kinds of data last."""
+        """Return the classes of its settings, those of the data kinds last."""
         from molfun.cli.flags import settings_again
         from molfun.registry import DATASETS
 
@@ -63,7 +63,7 @@ class Verb:
 
 
 class VerbCommand(TyperCommand):
-    """The command of a verb, whose flags are made when they are first asked for."""
+    """The typer command of a verb, whose flags are made when they are first needed."""
 
     _params: list[Any]
 
@@ -93,7 +93,7 @@ class VerbCommand(TyperCommand):
         self._params = value
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Import a plugin first, whose kinds of data have flags of their own."""
+        """Import a plugin before flags are made, since its data kinds may add some."""
         ctx.meta[_ARGUMENTS] = list(args)
         plugin = _value_of("--plugin", args)
         if plugin is not None and any("plugin" in c.model_fields for c in self._verb.classes()):
@@ -113,9 +113,10 @@ class VerbCommand(TyperCommand):
             _load(self._verb.run)(given)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Leave out what is seldom used or does not concern the backbone."""
+        """Hide flags that are seldom used or do not concern the backbone."""
         from molfun.registry import BACKBONES
 
+        # a copy: the command itself must still parse hidden flags
         shown = copy.copy(self)
         backbone = _value_of("--backbone", ctx.meta.get(_ARGUMENTS, ()))
         if backbone not in BACKBONES.names():
@@ -136,7 +137,7 @@ class VerbCommand(TyperCommand):
 
 
 class VerbGroup(TyperGroup):
-    """A group of commands made of verbs; those that typer made of functions come after them."""
+    """A group of commands made from verbs, followed by those that typer made from functions."""
 
     verbs: ClassVar[tuple[Verb, ...]]
 
@@ -152,7 +153,7 @@ def _load(path: str) -> Any:
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """Value of a flag among arguments that are not parsed yet."""
+    """Return the value of a flag among arguments that are not parsed yet."""
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, equals, value = argument.partition("=")
         if name == flag:
