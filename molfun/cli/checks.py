@@ -86,6 +86,7 @@ def concerns(settings: type[Settings], name: str, backbone: str) -> bool:
     >>> [concerns(with_kinds(FineTuneSettings), "pdbs", name) for name in ("openfold", "pet")]
     [True, False]
     """
+    # architectures by name are an ability of a backbone, not of a data kind
     if settings.flag(name).needs == "preset":
         return bool(BACKBONES.about(backbone, "takes_preset"))
     kinds = _kinds_with(settings, name)

@@ -93,6 +93,7 @@ def three_digits(value: float) -> str:
     """
     if math.isnan(value):
         return "undefined"
+    # ".3g" would print 4665 as 4.67e+03
     return f"{value:.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
@@ -105,6 +106,7 @@ class ConsoleProgress(Callback):
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        # until `on_fit_start`, which a failing set-up never reaches
         self._plan = FitPlan(epochs=0, batches_per_epoch=0, steps_per_epoch=0, total_steps=0)
         self._began_at = self._said_at = time.monotonic()
         self._began_with = 0

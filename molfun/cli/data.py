@@ -63,12 +63,12 @@ def _open(
 
 
 def inputs_of(dataset: SampleDataset) -> SampleDataset:
-    """The data set as its kind reads it, of those that have labels of one head each the first."""
+    """Return the data set that its kind opened: of several heads, the one of the first."""
     return next(iter(dataset.parts.values())) if isinstance(dataset, NamedTargets) else dataset
 
 
 def say_notes(kind: DataKind, dataset: SampleDataset, where: str) -> None:
-    """Say what was read, as the kind of data tells it."""
+    """Print the notes of the data kind on what was read."""
     for note in kind.notes(inputs_of(dataset), where):
         say(note)
 
@@ -107,6 +107,7 @@ def _loader(dataset: SampleDataset, **options: Any) -> DataLoader[Any]:
 
 def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, None]:
     dataset = settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
+    # in order and not at random, so that every demo has the same validation samples
     border = len(dataset) - DEMO_VALIDATION
     train, val = dataset.subset(range(border)), dataset.subset(range(border, len(dataset)))
     say(
@@ -117,14 +118,14 @@ def _demo(settings: FineTuneSettings) -> tuple[SampleDataset, SampleDataset, Non
 
 
 def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
-    """Arguments of the task; class names from all parts, so that no label is met too late.
+    """Return the arguments of the task, with the class names of all parts.
 
     Parameters
     ----------
     settings
-        Of the run, or of one of its heads.
+        Settings of the run, or of one of its heads.
     parts
-        Train, validation and test set with the labels of the head.
+        Training, validation and test set with the labels of the head.
     """
     labels = settings.labels
     config: dict[str, Any] = {}
@@ -141,7 +142,7 @@ def task_config(settings: FineTuneSettings, *parts: SampleDataset | None) -> dic
 def heads_config(
     settings: FineTuneSettings, parts: Sequence[SampleDataset | None]
 ) -> dict[str, dict[str, Any]]:
-    """What `MolfunStructureModel` takes as `heads`, from settings and the parts of the data."""
+    """Return the argument `heads` of `MolfunStructureModel`, from settings and the data sets."""
     config = {}
     for name, one in settings.by_head.items():
         own = [part.parts[name] if isinstance(part, NamedTargets) else None for part in parts]

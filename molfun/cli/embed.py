@@ -114,6 +114,7 @@ def run(
         arrays = list(model.embed(some, pooling=pooling, layer=layer))  # type: ignore[arg-type]  # checked there
         _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
 
+    # shards by the order of the input: shard i of a resumed run has the same sequences
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
     if len(parts) == 1:
         write(path, data)
@@ -128,6 +129,7 @@ def run(
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in Progress(work, "embedding"):
             write(name, data.subset(list(part)))
+            # after each shard: a run that is killed loses one shard at most
             sums[name.name] = sha256_of(name)
             write_json(_note(path), {**identity, SUMS: sums})
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
@@ -175,6 +177,7 @@ def _identity(
     layer: int,
     size: int,
 ) -> dict[str, Any]:
+    # with the ids, which are written into the shards as well
     content = [f"{i} {chain}" for i, (chain,) in zip(data.ids, data.sequences(), strict=True)]
     return {
         "model": fingerprint,
@@ -218,6 +221,7 @@ def _claim(path: Path, identity: dict[str, Any], *, overwrite: bool) -> dict[str
             f"{note} is no note of this command, which would replace it. Choose another name for "
             f"the shards, whose note it has."
         )
+    # all of them: a run with another shard size would leave shards of two runs side by side
     if overwrite:
         for name in present:
             name.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ def export(given: Mapping[str, Any]) -> None:
     wanted, _ = ExportSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
     checkpoint, output = wanted.checkpoint, wanted.output
+    # both checks before the model is read, which may take minutes
     check_suffix(output)
     inputs = {"CHECKPOINT": checkpoint, "--weights": wanted.weights}
     check_output(output, inputs, overwrite=wanted.overwrite)
@@ -28,5 +29,6 @@ def export(given: Mapping[str, Any]) -> None:
     else:
         model = open_model(checkpoint, weights=wanted.weights, device="cpu")
     write_model(model, output)
+    # adapters are folded into the weights of the file, so they are not counted
     n = sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name))
     say(f"{model.backbone.display_name} ({n:,} params) written to {output}")

@@ -230,6 +230,7 @@ def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> Finetu
         return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy, n_blocks))
     chosen, why = recommend(n_train, n_blocks)
     asked = [n for n in ("lora_rank", "unfreeze_blocks") if getattr(settings, n) is not None]
+    # a flag that only LoRA has is a clearer wish than the number of samples
     if asked and not isinstance(chosen, LoRAFinetune):
         chosen, why = LoRAFinetune(), f"because of {', '.join(asked)}"
     say(f"Chosen for {n_train} training samples: {chosen.name} ({why})")
@@ -243,6 +244,7 @@ def _training_loader(
     dataset: SampleDataset, settings: FineTuneSettings, power: float
 ) -> DataLoader[Any]:
     size, workers = settings.samples_per_batch, settings.workers
+    # with one sample per batch there is nothing to group, and the usual shuffling is kept
     if settings.group_by_length and size > 1:
         return loader_by_length(dataset, size, power=power, num_workers=workers)
     return loader(dataset, size, shuffle=True, num_workers=workers)

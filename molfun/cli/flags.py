@@ -79,6 +79,7 @@ def parameters_of(fields: Fields) -> list[Any]:
         for name, cls in sorted(fields.items(), key=_place)
     ]
 
+    # typer reads flags from the signature of a function, so one is made with that signature
     def command() -> None: ...
 
     command.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
@@ -98,6 +99,7 @@ def given_in(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
     >>> given_in({"epochs": 3, "lr": None, "data": ["a.csv"], "val": []}, fields)
     {'epochs': 3, 'data': 'a.csv'}
     """
+    # all flags default to None, so that a given value counts even if it is the setting's default
     given = {name: value for name, value in values.items() if value not in (None, [], ())}
     for name, value in given.items():  # a flag that may be repeated and was not is one value
         if isinstance(value, list) and len(value) == 1 and not fields[name].flag(name).argument:
@@ -148,6 +150,7 @@ def _plain_type(annotation: Any) -> Any:
     kinds = get_args(annotation) if _is_union(annotation) else (annotation,)
     if {str, list[str]} <= set(kinds) or kinds == (list[str],):
         return list[str]
+    # other types are parsed from text by pydantic, whose errors name the setting
     first = next(kind for kind in kinds if kind is not type(None))
     return first if first in (int, float, bool) else str
 

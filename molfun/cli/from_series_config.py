@@ -120,6 +120,7 @@ def flat_fine_tune(sections: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             "training.early_stopping_mode: the direction is that of the metric here. Leave it out."
         )
+    # the linear head takes no layers, and would refuse settings of them
     head = {"pooling": task.pooling, **config.head}
     if task.head_type != "linear":
         head |= {"hidden": task.hidden_dims, "dropout": task.dropout}
@@ -183,6 +184,7 @@ def _schedule(section: Mapping[str, Any] | None, epochs: int) -> dict[str, Any]:
     options = dict(section or {"name": "constant"})
     name = options.pop("name")
     flat: dict[str, Any] = {"scheduler": name, "warmup": 0}
+    # three names that schedulers of torch and others have for the same number
     length = options.pop("T_max", options.pop("max_epochs", options.pop("total_iters", None)))
     if length is not None and length != epochs:
         say(

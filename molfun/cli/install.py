@@ -158,6 +158,7 @@ def download(python: str, folder: Path) -> Path:
         (helpers / name).write_text(textwrap.dedent(text))
     wanted = folder / "wanted.txt"
     wanted.write_text(f"openfold=={VERSION} --hash=sha256:{SHA256}\n")
+    # `download` and not `install`: the archive's own setup.py would compile the CUDA extension
     pip = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
     run(
         [*pip, "--no-build-isolation", "--dest", folder, "--requirement", wanted],
@@ -262,6 +263,7 @@ def strip_build(tree: Path, folder: Path) -> Path:
     if not (tree / "openfold" / "__init__.py").is_file():
         raise InstallError(f"{tree} holds no package openfold. Pass --from a checkout of it.")
     plain = folder / "plain"
+    # no sources of the CUDA extension, and no build of it for another Python
     ignore = shutil.ignore_patterns("__pycache__", "csrc", "*.so")
     shutil.copytree(tree / "openfold", plain / "openfold", ignore=ignore)
     for licence in tree.glob("LICENSE*"):

@@ -38,6 +38,7 @@ def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
     """Return the backbone of a checkpoint, and the input settings of its training set."""
     if is_stock(path):
         return "pet", {"kind": "atoms"}
+    # the small file alone: data is checked with it before the weights are read
     meta = read_meta(path)
     return str(meta.backbone["name"]), meta.data
 

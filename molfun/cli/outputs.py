@@ -55,6 +55,7 @@ def check_output(
         refuse_inputs(file, inputs)
         if file.is_dir():
             raise ConfigError(f"--output must name a file, and {file} is a folder.")
+    # lexists: a broken link is a name in use, too
     present = [str(file) for file in files if os.path.lexists(file)]
     if present and not overwrite:
         raise RunError(
@@ -168,6 +169,7 @@ def opened_run(
         hush()
         yield
         return
+    # locked before the checks, so that no other process starts a run in between
     with folder.held():
         folder.check(overwrite=overwrite, settings=settings)
         with disk_errors(folder.path):

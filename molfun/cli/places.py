@@ -44,6 +44,7 @@ def as_started(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(origin, str):
         return values
     base = folder.resolve() / origin
+    # the same directory under two names (a link, /private/tmp on macOS) is the same
     if os.path.realpath(base) == os.path.realpath(Path.cwd()):
         return values
     for name in _paths():

@@ -57,6 +57,7 @@ def load_plugin_of(
     """
     if name is None:
         return
+    # a config.yaml may come from anywhere, and naming a module in it must not be enough to run code
     if not trust and not any(text.partition("=")[0] == "plugin" for text in overrides):
         raise ConfigError(
             f"{source} names the plugin {name!r}: a Python module, whose code would run. If you "

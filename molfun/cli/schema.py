@@ -73,5 +73,6 @@ def _described(settings: type[Settings], schema: dict[str, Any]) -> dict[str, An
     """Put the help of each setting into a schema, in place of titles that repeat its name."""
     for name, entry in schema["properties"].items():
         entry["description"] = settings.describe(name)
+        # pydantic's titles only repeat the names
         entry.pop("title", None)
     return schema

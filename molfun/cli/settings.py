@@ -424,6 +424,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
             options["rank"] = self.lora_rank
         if name == "lora" and self.unfreeze_blocks is not None:
             options["adapt_last_n"] = self.unfreeze_blocks
+        # a model with fewer than four blocks trains them all
         if name == "partial":
             options["unfreeze_last_n"] = self.unfreeze_blocks or min(4, n_blocks)
         return {**options, **self.strategy_config}

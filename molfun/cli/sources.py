@@ -116,6 +116,7 @@ def _refuse_preset(config: str | None) -> None:
     """Refuse the name of an architecture given in place of a file."""
     if config is None or Path(config).suffix or Path(config).name != config:
         return
+    # a bare word without a file of that name: "tiny", as --preset takes it
     if not os.path.lexists(as_path(config)):
         raise ConfigError(
             f"There is no file {config}. --config takes a YAML file of settings; an architecture "

@@ -81,6 +81,8 @@ class VerbCommand(TyperCommand):
     @property
     def params(self) -> list[Any]:
         """Flags and arguments, made from the settings at the first look."""
+        # on first use: making them imports pydantic and all settings, which --help of another
+        # command does not need
         if not self._params:
             from molfun.cli.flags import parameters_of
 
