@@ -18,7 +18,7 @@ UNFINISHED := $(VENV)/.molfun-unfinished
 
 TORCH := torch==2.13.0
 PROJECT := .[openfold]
-SITE := .[docs,esm,lightning]
+SITE := .[docs,notebooks,esm,lightning,pet]
 TOOLS := .[openfold,esm,pet,notebooks,dev]
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
@@ -48,7 +48,7 @@ help:
 	@echo 'make lint    set up, then lint, format, types and layers'
 	@echo 'make check   make lint, then the fast tests'
 	@echo 'make proof   set up, then exhaustive matrices, a soak of 30 minutes and quick benchmarks'
-	@echo 'make docs    build the documentation into build/site, strictly'
+	@echo 'make docs    run the tutorials and build the documentation into build/site, strictly'
 	@echo 'make bench   set up, then run the benchmarks; QUICK=1 for small sizes'
 	@echo 'make clean   remove caches, build files and runs/demo; .venv stays'
 	@echo 'PYTHON=...   interpreter to build .venv with (3.11.4 or newer)'
@@ -122,7 +122,7 @@ proof: setup
 	@echo 'benchmarks'; $(PY) benchmarks/run.py --quick
 
 docs: $(DOCS_READY)
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@RUN_TUTORIALS=1 NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 	@echo 'the site is in build/site: open build/site/index.html'
 
 bench: setup

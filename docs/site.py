@@ -1,15 +1,18 @@
 """Hook of mkdocs: pages that are made from the code, so that they stand nowhere twice.
 
 The reference has one page per public package, with everything in its ``__all__``; the tutorials are
-the sources of the notebooks. A public name without a docstring stops the build.
+the sources of the notebooks, and with ``RUN_TUTORIALS=1`` (``make docs``) what their cells give. A
+public name without a docstring stops the build.
 
-Files are parsed and never imported, so that the site needs neither torch nor any backbone.
+Files are parsed and never imported, so that all but that needs neither torch nor any backbone.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,6 +137,41 @@ def _tree(module: str, suffix: str = ".py") -> ast.Module:
     return _parsed(path) if path.is_file() else ast.Module([], [])
 
 
+def tutorial(source: Path, *, run: bool) -> str:
+    """Write the page of a notebook; with `run`, every cell is followed by what it gives.
+
+    Raises
+    ------
+    nbclient.exceptions.CellExecutionError
+        If a cell fails.
+    """
+    import jupytext
+
+    notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
+    if run:
+        import nbclient
+
+        with tempfile.TemporaryDirectory() as folder:
+            place = {"metadata": {"path": folder}}
+            nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
+    blocks = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            blocks += [f"```python\n{cell.source}\n```", *map(_shown, cell.get("outputs", []))]
+        else:
+            blocks.append(cell.source)
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _shown(output: Any) -> str:
+    """Write what a cell gave: a picture, or text; logs and warnings are left out."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">'
+    text = output["text"] if output.get("name") == "stdout" else data.get("text/plain", "")
+    return f'```text title="Output"\n{text.rstrip()}\n```' if text.strip() else ""
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Show formulas of docstrings as code: rendering LaTeX takes a download when the site is read."""
     from markdown.extensions import Extension
@@ -161,7 +199,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     PluginError
         Naming every public name without a docstring.
     """
-    import jupytext
     from mkdocs.exceptions import PluginError
     from mkdocs.structure.files import File
 
@@ -170,10 +207,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         raise PluginError(f"Public names without a docstring: {', '.join(faults)}")
     pages = {f"reference/{p}.md": reference(p) for p in packages()}
     pages |= {f"reference/{m}.md": f"# {m}\n\n::: {m}\n" for m in MODULES}
+    run = os.environ.get("RUN_TUTORIALS") == "1"
     for source in sorted((ROOT / "docs/notebooks").glob("*.py")):
-        notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent")
-        notebook.metadata.clear()
-        pages[f"tutorials/{source.stem}.md"] = jupytext.writes(notebook, fmt="md")
+        pages[f"tutorials/{source.stem}.md"] = tutorial(source, run=run)
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
