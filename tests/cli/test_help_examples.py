@@ -1,0 +1,105 @@
+"""The examples in the help of the commands run as they stand there."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tiny import PET_TINY, build_atoms
+
+from molfun.cli.app import VERBS
+from molfun.cli.verbs import Verb
+
+Command = Callable[..., Result]
+
+
+def examples(verb: Verb) -> list[str]:
+    lines = [line.strip() for line in verb.help.splitlines()]
+    return [line for line in lines if line.startswith("molfun ")]
+
+
+EXAMPLES = [example for verb in VERBS for example in examples(verb)]
+SMALL = {
+    "--demo": "--demo --preset tiny",  # not 93 million weights
+    "--pdbs pdbs/": "--pdbs pdbs/ --preset tiny",
+    "esm2_t6_8M_UR50D": "esm2_tiny",
+    "--sequences": "--backbone esm2_tiny --sequences",
+    "--backbone esm2 ...": "--backbone esm2_tiny --data gb1.csv",
+}
+"""What an example leaves out, or has larger than a test should."""
+FINETUNE = "{backbone: timeseries, task: binary, strategy: head_only}"
+OPTIONS = """
+architecture:
+  name: pet
+  training: {num_epochs: 1, finetune: {method: heads, read_from: pet.ckpt}}
+training_set: x.xyz
+validation_set: 0.2
+trust: true
+"""
+
+
+@pytest.fixture
+def files(project: Path, molfun: Command) -> Path:
+    """The files that the examples name, in the current folder."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    from molfun import MolfunStructureModel
+    from molfun.models.export import export
+
+    Path("data.csv").rename("pdbbind.csv")
+    sequences = [f"MK{a}V{b}" for a in "ACDE" for b in "LKI"]
+    table = "\n".join(["sequence,target", *(f"{s},{i % 5}" for i, s in enumerate(sequences)), ""])
+    for name in ("gb1.csv", "x.csv"):
+        Path(name).write_text(table)
+    records = "".join(f">p{i}\n{text}\n" for i, text in enumerate(sequences))
+    Path("mine.fasta.gz").write_bytes(gzip.compress(records.encode()))
+    steps = [f"s{i},{t},{i + t},{'yes' if i % 2 else 'no'}" for i in range(12) for t in range(4)]
+    Path("series.csv").write_text("\n".join(["id,time,hr,target", *steps, ""]))
+    head = "@problemName x\n@timeStamps false\n@univariate true\n@classLabel true a b\n@data\n"
+    Path("series.ts").write_text(head + "".join(f"{i},1,2,{i}:a\n" for i in range(24)))
+    Path("finetune.yaml").write_text(FINETUNE)
+    Path("options.yaml").write_text(OPTIONS)
+    frames = []
+    for sample in build_atoms(10):
+        sample.atoms.calc = SinglePointCalculator(sample.atoms, **sample.target)
+        frames.append(sample.atoms)
+    write("x.xyz", frames, format="extxyz")
+    model = MolfunStructureModel("pet", config=PET_TINY, head="energy", device="cpu")
+    model.fit(frames, strategy="head_only", epochs=1)
+    export(model, Path("pet.ckpt"))
+    started = molfun("fine-tune", "--backbone", "esm2_tiny", "--data", "x.csv", "--epochs", 1,
+                     "--device", "cpu", "--output", "runs/a")  # fmt: skip
+    assert started.exit_code == 0, started.output
+    return project
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
+    assert {line.split()[1] for line in EXAMPLES} == {"fine-tune", "pretrain", "train", "schema"}
+    for i, example in enumerate(EXAMPLES):
+        line = re.sub(r"--epochs \d+", "", example)
+        for old, new in SMALL.items():
+            line = line.replace(old, new)
+        verb, *arguments = shlex.split(line)[1:]
+        if verb in ("fine-tune", "pretrain"):
+            arguments += ["--epochs", "1", "--device", "cpu"]
+        if verb != "schema" and "--output" not in arguments:
+            arguments += ["--output", f"runs/example_{i}"]
+        done = molfun(verb, *arguments)
+        assert done.exit_code == 0, (example, done.output, done.exception)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if "molfun " in verb.help])
+def test_the_help_shows_its_examples_whole(
+    molfun: Command, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for flag in ("--help", "--help-all") if verb.folds else ("--help",):
+        shown = " ".join(molfun(verb.name, flag).output.replace("│", " ").split())
+        assert all(example in shown for example in examples(verb))
