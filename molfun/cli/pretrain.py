@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from molfun.cli.command_settings import RunOptions
@@ -98,9 +99,11 @@ def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | No
     """Open training and validation samples, cut to windows if a length is given."""
     kind, path = settings.kind, settings.source
     assert path is not None
-    train, val = kind.open_unlabelled(path, settings), None
+    # a kind from outside has settings that are no flags here, and keeps its defaults
+    given = SimpleNamespace(**{**vars(kind.settings()), **vars(settings)})
+    train, val = kind.open_unlabelled(path, given), None
     if settings.val is not None:
-        val = kind.open_unlabelled(settings.val, settings, like=train)
+        val = kind.open_unlabelled(settings.val, given, like=train)
     fraction = settings.val_frac
     if fraction is None:
         fraction = kind.validation_fraction(len(train))

@@ -207,3 +207,42 @@ def test_a_kind_of_data_from_another_package(tmp_path: Path) -> None:
     assert "10 predictions" in run("predict", "run/checkpoint", "--data", "t.csv")
     assert "10 samples" in run("evaluate", "run/checkpoint", "--data", "t.csv",
                                "--letters-column", "text")  # fmt: skip
+
+
+def test_a_kind_of_data_from_a_plugin(tmp_path: Path) -> None:
+    """One process for all commands; not this one, whose registries must stay as they are."""
+    toy = TOY.replace(
+        "default_batch_size = 4", 'default_batch_size = 4\n    objective = "masked_lm"'
+    )
+    toy = toy.replace("from_list(open(path)", "from_list([settings.letters_column] and open(path)")
+    (tmp_path / "toy_plugin.py").write_text(
+        f"{toy}\nfrom molfun.registry import DATASETS\n"
+        "DATASETS.register('letters', Letters)\n"
+        "BACKBONES.register('esm2_letters', 'toy_backbone:LettersBackbone')\n"
+    )
+    (tmp_path / "toy_backbone.py").write_text(BACKBONE)
+    rows = [f"MK{a}V,{i % 5}" for i, a in enumerate("ACDEFGHIKL")]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows, ""]))
+    (tmp_path / "t.letters").write_text("MKVL ACDEF GGSA MKAA")
+    model = "--backbone esm2_letters --preset esm2_tiny --device cpu --epochs 1"
+    commands = [
+        f"fine-tune {model} --data t.csv --letters-column text --strategy head_only --output run",
+        "predict run/checkpoint --data t.csv --letters-column text",
+        "evaluate run/checkpoint --data t.csv",
+        f"pretrain {model} --data t.letters --output pre",
+    ]
+    code = (
+        "import sys; from typer.testing import CliRunner; from molfun.cli.app import app\n"
+        "for line in sys.argv[1:]:\n"
+        "    done = CliRunner().invoke(app, [*line.split(), '--plugin', 'toy_plugin'])\n"
+        "    assert done.exit_code == 0, (line, done.output)\n"
+        "    print(done.output)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 predictions written" in done.stdout
+    assert "10 samples: " in done.stdout
+    assert (tmp_path / "pre/weights.safetensors").is_file()
