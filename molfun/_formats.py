@@ -159,6 +159,31 @@ def decoded(raw: bytes) -> tuple[str, str]:
     return raw.decode("latin-1"), "latin-1"  # never fails: every byte is a character
 
 
+def text_of(
+    path: Path, raw: bytes, wanted: str, error: type[DataError] = DataError
+) -> tuple[str, str]:
+    """Text of a file and its encoding, see `decoded`; raise `error` for what is no such text.
+
+    Parameters
+    ----------
+    path, raw
+        The file, and its content.
+    wanted
+        Kind of text, for messages.
+    error
+        Class of the error.
+    """
+    refuse_foreign(path, raw, wanted, error)
+    try:
+        text, encoding = decoded(raw)
+    except UnicodeDecodeError:
+        raise error(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
+    found = foreign_text(text, wanted)
+    if found is not None:
+        raise error(f"{path} {found}")
+    return text, encoding
+
+
 def line_of(text: str, position: int) -> int:
     r"""Return the line number (from 1) of a position in a text with any kind of line ends.
 

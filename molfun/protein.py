@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from molfun._shapes import Float32, Int64
 from molfun.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
 
 RESIDUE_LETTERS = "ARNDCQEGHILKMFPSTWYV"
 RESIDUE_LETTERS_WITH_X = RESIDUE_LETTERS + "X"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from molfun.protein import Protein
+
+T = TypeVar("T")
 
 ALIGNMENT_SUFFIXES = (".a3m", ".sto", ".a3m.gz", ".sto.gz")
 """Suffixes of the alignments that are read from the folder of a sample."""
@@ -130,6 +132,26 @@ class SampleBatch(Sequence[Sample]):
     def targets(self) -> list[Any]:
         """Labels in batch order, None for a missing one."""
         return [sample.target for sample in self.samples]
+
+
+def in_batches(items: Iterable[T], size: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Yield items in order, as many together as the budget allows; one at least.
+
+    Examples
+    --------
+    >>> list(in_batches(["MKV", "AC", "GG", "DEFGHIK"], len, 5))
+    [['MKV', 'AC'], ['GG'], ['DEFGHIK']]
+    """
+    batch: list[T] = []
+    used = 0
+    for item in items:
+        if batch and used + size(item) > budget:
+            yield batch
+            batch, used = [], 0
+        batch.append(item)
+        used += size(item)
+    if batch:
+        yield batch
 
 
 MASK = "<mask>"

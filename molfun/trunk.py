@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
+from molfun._shapes import Float
 from molfun.errors import ConfigError
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Level = Literal["sequence", "residue", "pair"]
 """Unit of one prediction: a whole sample, a residue, or a pair of residues."""

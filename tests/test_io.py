@@ -20,7 +20,7 @@ import torch
 
 from molfun import _io, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
-from molfun.runs.lock import DirectoryLock
+from molfun.runs.folder import DirectoryLock
 
 
 def names(folder: Path) -> list[str]:
@@ -492,7 +492,7 @@ def test_whatever_happens_to_a_safetensors_file_the_error_is_ours(tmp_path):
 
 HOLD = """
 import sys, time
-from molfun.runs.lock import DirectoryLock
+from molfun.runs.folder import DirectoryLock
 with DirectoryLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

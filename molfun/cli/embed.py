@@ -27,7 +27,7 @@ from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.lock import DirectoryLock
+from molfun.runs.folder import DirectoryLock
 
 logger = logging.getLogger(__name__)
 

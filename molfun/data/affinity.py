@@ -7,26 +7,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from molfun._paths import as_path
-from molfun.data.alignment_folders import with_alignments
+from molfun._shapes import Int64
 from molfun.data.base import TableDataset
 from molfun.data.cells import Required, noted
 from molfun.data.columns import rows_meeting
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
-from molfun.data.folders import FolderIndex
+from molfun.data.folders import FolderIndex, with_alignments
 from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
 from molfun.data.tables import Table, read_table
 from molfun.errors import ConfigError, DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.sample import Sample
 from molfun.text import counted, few, listing
-
-if TYPE_CHECKING:
-    from jaxtyping import Int64
 
 logger = logging.getLogger(__name__)
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
+from molfun._shapes import Int64
 from molfun.data.columns import row_of, rows_meeting
 from molfun.data.tables import Table
 from molfun.errors import ConfigError
 from molfun.registry import DATASETS, DEFAULT_KIND
 from molfun.sample import Sample, SampleBatch, is_missing
 from molfun.text import counted
-
-if TYPE_CHECKING:
-    from jaxtyping import Int64
 
 
 class SampleDataset(ABC):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler, Subset
 
+from molfun._shapes import Float64, Int64
 from molfun.errors import ConfigError
 from molfun.strict import wrong_counts
 from molfun.text import counted
-
-if TYPE_CHECKING:
-    from jaxtyping import Float64, Int64
 
 COST_SLACK = 0.15
 """Samples change places at random where their costs differ by less than about twice this share.

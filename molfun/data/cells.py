@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from molfun._formats import decoded, foreign_text, line_of, refuse_foreign
+from molfun._formats import line_of, text_of
 from molfun._limits import Limit, read_bytes
 from molfun.data.columns import NUMBER
 from molfun.data.parquet import read_parquet
@@ -336,14 +336,7 @@ def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, l
 def read_text(path: Path) -> str:
     """Return the text of a table; refuse what is no text, and name it."""
     raw = read_bytes(path, MAX_BYTES, error=TableError)
-    refuse_foreign(path, raw, "CSV", TableError)
-    try:
-        text, encoding = decoded(raw)
-    except UnicodeDecodeError:
-        raise TableError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
-    found = foreign_text(text, "CSV")
-    if found is not None:
-        raise TableError(f"{path} {found}")
+    text, encoding = text_of(path, raw, "CSV", TableError)
     if "\0" in text:
         raise TableError(
             f"{path}, line {line_of(text, text.index(chr(0)))}: a NUL byte. The file is damaged or "

@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,6 +105,19 @@ def union(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     for left, right in pairs:
         forest.join(left, right)
     return [forest.root(i) for i in range(n)]
+
+
+def linked(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """Return for each item the first one that it shares a key with, directly or through others.
+
+    Examples
+    --------
+    >>> linked([["a"], ["b", "c"], ["a"], ["c", "d"]])
+    [0, 1, 0, 1]
+    """
+    first: dict[Hashable, int] = {}
+    pairs = ((first.setdefault(key, i), i) for i, own in enumerate(keys) for key in own)
+    return union(len(keys), pairs)
 
 
 class _Forest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import pickle
 import pickletools
 import re
@@ -165,14 +166,6 @@ def _safetensors_of(path: Path, raw: bytes) -> dict[str, Any]:
 def _read_npz(path: Path, raw: bytes | None) -> dict[str, Any]:
     source = path if raw is None else raw
     return dict(read_npz(source, path, MAX_BYTES, advice="Compute the features again."))
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    """Number of values, as a Python integer that cannot overflow."""
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
 
 
 # Pickles
@@ -331,9 +324,9 @@ def _array(data: Any, dtype: _PickledType, shape: Any, order: str = "C") -> np.n
         raise DataError(f"an array has {_type_name(data)} for its content.")
     sizes, kind = _shape(shape), dtype.build()
     _BUDGET.spend(len(data))
-    if _count(sizes) * kind.itemsize != len(data):
+    if math.prod(sizes) * kind.itemsize != len(data):
         raise UnsafeFileError(f"an array declares {sizes} values of {kind} in {len(data)} bytes.")
-    flat = np.frombuffer(data, kind) if data else np.zeros(_count(sizes), kind)
+    flat = np.frombuffer(data, kind) if data else np.zeros(math.prod(sizes), kind)
     # a copy, so that the result can be written to
     return flat.reshape(sizes, order="F" if order == "F" else "C").copy(order="K")
 
@@ -341,7 +334,7 @@ def _array(data: Any, dtype: _PickledType, shape: Any, order: str = "C") -> np.n
 def _object_array(shape: Any, data: Any) -> np.ndarray:
     """Make an object array of texts (openfold keeps sequences so)."""
     sizes = _shape(shape)
-    if not isinstance(data, list) or len(data) != _count(sizes):
+    if not isinstance(data, list) or len(data) != math.prod(sizes):
         raise UnsafeFileError(f"an array declares {sizes} objects and does not hold them.")
     array = np.empty(len(data), dtype=object)
     array[:] = [_plain(item) for item in data]
@@ -409,8 +402,8 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored
     sizes, steps = _shape(size), _shape(stride)
     last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
     with _quiet_storages():
-        held = len(storage)
-        if _count(sizes) > held or (_count(sizes) and not 0 <= offset <= last < held):
+        held, count = len(storage), int(math.prod(sizes))
+        if count > held or (count and not 0 <= offset <= last < held):
             raise UnsafeFileError(
                 f"a tensor in it declares {sizes} values beyond its content ({held} values)."
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, is_missing
@@ -15,7 +16,6 @@ from molfun.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
-    from jaxtyping import Int64
 
 
 class NamedTargets(SampleDataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tokenize
 import zipfile
 from collections import Counter
@@ -14,6 +15,7 @@ import numpy as np
 from molfun._formats import foreign
 from molfun._limits import Limit
 from molfun.errors import DataError, MolfunError, UnsafeFileError
+from molfun.text import first_line
 
 RATIO_FROM = 2**24
 """Unpacked sizes below this are harmless at any ratio."""
@@ -83,8 +85,7 @@ def read_npy(path: Path, limit: Limit, *, advice: str) -> np.ndarray:
     except MemoryError:
         raise UnsafeFileError(f"Refused {path}: reading it exhausts memory.") from None
     except Exception as error:  # damaged bytes can make numpy fail in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(f"{path} is damaged or not npy: {reason}. {advice}") from error
+        raise DataError(f"{path} is damaged or not npy: {first_line(error)}. {advice}") from error
 
 
 def _opened(source: Path | bytes) -> Any:
@@ -116,11 +117,8 @@ def _check_array(
             f"Refused {path}: {name} holds Python objects, and reading them "
             f"could run code. Save text as bytes, np.array(text, dtype='S')."
         )
-    count = 1
-    for size in shape:
-        count *= int(size)
     # text of no letters has no bytes, however many there are
-    if min(shape, default=0) < 0 or count * max(dtype.itemsize, 1) > n_bytes:
+    if min(shape, default=0) < 0 or math.prod(map(int, shape)) * max(dtype.itemsize, 1) > n_bytes:
         raise UnsafeFileError(
             f"Refused {path}: {name} declares {shape} values of {dtype} in {n_bytes:,} bytes."
         )
@@ -144,4 +142,4 @@ def _reason(source: Path | bytes, error: Exception) -> str:
         found = foreign(file.read(4096), "npz") if not isinstance(error, OSError) else None
     if found is not None and "zip archive" not in found:
         return f"it {found}".rstrip(".")
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from molfun.config import check_seed
-from molfun.data.clusters import Clusters, cluster_sequences, comparable, union
+from molfun.data.clusters import Clusters, cluster_sequences, comparable, linked
 from molfun.data.columns import numeric
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing, nearest
@@ -245,7 +245,7 @@ class DataSplitter:
             If the column is missing or has blank cells, or there are too few groups.
         """
         sizes = _sizes(len(dataset), val_frac, test_frac)
-        values = _column(dataset, column, [str(name) for name in dataset.metadata.columns])
+        values = _column(dataset, column)
         links: list[list[Hashable]] = [
             [("group", value), *keys]
             for value, keys in zip(values, _identical(dataset), strict=True)
@@ -276,9 +276,7 @@ class DataSplitter:
         DataError
             If the column is missing, has blank cells or other words, or no row is for training.
         """
-        texts = [str(value).strip().lower() for value in _column(
-            dataset, column, [str(name) for name in dataset.metadata.columns]
-        )]  # fmt: skip
+        texts = [str(value).strip().lower() for value in _column(dataset, column)]
         unknown = sorted({text for text in texts if text not in PART_WORDS})
         if unknown:
             raise DataError(
@@ -368,10 +366,8 @@ def _identical(dataset: Splittable) -> list[list[Hashable]]:
 
 def _together(links: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     """Group samples that share a key, directly or through others, by their first sample."""
-    first: dict[Hashable, int] = {}
-    pairs = [(first.setdefault(key, i), i) for i, keys in enumerate(links) for key in keys]
     groups: dict[int, list[int]] = {}
-    for i, root in enumerate(union(len(links), pairs)):
+    for i, root in enumerate(linked(links)):
         groups.setdefault(root, []).append(i)
     return list(groups.values())
 
@@ -427,13 +423,14 @@ def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
     return texts
 
 
-def _column(dataset: Splittable, column: str, candidates: Sequence[str]) -> list[Any]:
+def _column(dataset: Splittable, column: str, candidates: Sequence[str] | None = None) -> list[Any]:
     """Return the values of a column without blanks."""
     if column not in dataset.metadata.columns:
-        known = ", ".join(candidates) or "none"
+        every = [str(name) for name in dataset.metadata.columns]
+        known = ", ".join(every if candidates is None else candidates) or "none"
         raise DataError(
             f"The table has no column {column!r} to split by; columns that could serve: {known}."
-            f"{nearest(column, [str(name) for name in dataset.metadata.columns])}"
+            f"{nearest(column, every)}"
         )
     cells = dataset.metadata[column]
     blank = (cells.isna() | (cells.astype(str) == "")).to_numpy(bool)

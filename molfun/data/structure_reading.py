@@ -6,18 +6,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gemmi
 import numpy as np
 
+from molfun._shapes import Bool, Float32
 from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, NO_NAME, Part
 from molfun.data.structure_names import STANDARD, atom_names
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Note, Protein
 from molfun.text import counted, few
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float32
 
 MAX_COORDINATE = 1e6
 """Angstrom from the origin; the columns of a PDB file end before 1e5."""

@@ -7,19 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from molfun._paths import as_path
+from molfun._shapes import Float64
 from molfun.data.cells import Cells, Required, read_cells
 from molfun.data.columns import typed
 from molfun.data.labels import parse_number
 from molfun.text import counted
-
-if TYPE_CHECKING:
-    from jaxtyping import Float64
 
 logger = logging.getLogger(__name__)
 

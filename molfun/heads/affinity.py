@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+from molfun._shapes import Float
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.pooling import AttentionPool, MeanPool
 from molfun.strict import Configured, check_choice
 from molfun.trunk import TrunkOutput
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 Pooling = Literal["mean", "attention"]
 

@@ -299,14 +299,6 @@ class FineTuneModule(TimeSeriesModule):
                 found = [label_of(batch).detach().cpu() for batch in batches]
             self.fit_labels(torch.cat(found))
 
-    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Evaluation]:
-        inputs, runner = self._for_runner(batch), self._runner()
-        outputs = runner.outputs(inputs)
-        total, count = runner.loss(inputs, outputs)
-        result = Evaluation.of(runner.heads)
-        runner.add(result, inputs, outputs)
-        return total / max(count, 1), result
-
     def test_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
         """Mean loss of a batch."""
         del batch_idx

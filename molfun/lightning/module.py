@@ -19,6 +19,7 @@ from molfun.lightning.data import n_features, rows, series_of, training_batches
 from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_scheduler
 from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
+from molfun.training.inputs import as_inputs
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 
@@ -144,13 +145,7 @@ class TimeSeriesModule(LightningModule):
             # Lightning's LearningRateMonitor refuses two groups of one name, and each has two: with
             # and without weight decay
             group["name"] = f"{group['name']}_{number}"
-        optimizer = build_optimizer(
-            settings.name,
-            groups,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        optimizer = build_optimizer(groups=groups, **settings.model_dump())
         if self.settings.scheduler is None:
             return optimizer
         scheduler = build_scheduler(self.settings.scheduler, optimizer)
@@ -200,7 +195,12 @@ class TimeSeriesModule(LightningModule):
 
     def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
         """Return the mean loss of a batch with its graph, and its part of the epoch's metrics."""
-        raise NotImplementedError
+        inputs, runner = as_inputs(self._for_runner(batch)), self._runner()
+        outputs = runner.outputs(inputs)
+        total, count = runner.loss(inputs, outputs)
+        result = runner.empty()
+        runner.add(result, inputs, outputs)
+        return total / max(count, 1), result
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> torch.Tensor:
         """Return the mean loss of a batch."""

@@ -15,7 +15,6 @@ from molfun.lightning.module import STATE, TimeSeriesModule
 from molfun.models.series_config import PretrainConfig, build_objective, pretrain_config
 from molfun.objectives.base import Objective
 from molfun.sample import Sample
-from molfun.training.inputs import as_inputs
 from molfun.training.selfsupervised import ObjectiveEvaluation, ObjectiveRunner
 
 
@@ -118,14 +117,6 @@ class SSLPretrainModule(TimeSeriesModule):
 
     def _for_runner(self, batch: Mapping[str, Any]) -> list[Sample]:
         return rows(batch)
-
-    def _evaluated(self, batch: Mapping[str, Any]) -> tuple[torch.Tensor, ObjectiveEvaluation]:
-        output = self._runner().outputs(as_inputs(rows(batch)))["objective"]
-        result = ObjectiveEvaluation(
-            loss_total=float(output.total.detach()), loss_count=output.n_labels
-        )
-        result.sums.update(output.sums)
-        return output.total / max(output.n_labels, 1), result
 
     # --- epochs --------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,9 @@ from molfun.models.build import (
     resolve_device,
 )
 from molfun.models.loaders import samples_of
+from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
+from molfun.nn.kernels import matrix_kernel
 from molfun.nn.process import settled
 from molfun.strategies.base import FinetuneStrategy
 from molfun.tasks.base import Task
@@ -234,3 +237,60 @@ class AssembledModel(nn.Module):
             n_head = sum(p.numel() for p in part.head.parameters())
             text += f"; head {part.key(part.head_name)}, {n_head:,} params"
         return f"{type(self).__name__}({text}; {self.device})"
+
+
+# Summary
+
+
+def parameter_table(model: AssembledModel) -> str:
+    """Return a text table of all and of trainable parameters, per part."""
+    rows: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        entry = rows.setdefault(_part_of(name, model.backbone), [0, 0])
+        entry[0] += parameter.numel()
+        entry[1] += parameter.numel() if parameter.requires_grad else 0
+    total = [sum(row[i] for row in rows.values()) for i in (0, 1)]
+    lines = [f"{'part':<20}{'parameters':>14}{'trainable':>14}"]
+    lines += [f"{part:<20}{n:>14,}{t:>14,}" for part, (n, t) in rows.items()]
+    share = 100 * total[1] / max(total[0], 1)
+    lines.append(f"{'total':<20}{total[0]:>14,}{total[1]:>14,}  ({share:.2f} %)")
+    return "\n".join(lines)
+
+
+def _part_of(name: str, backbone: Backbone) -> str:
+    if name.startswith("head."):
+        return "head"
+    if lora.is_adapter(name):
+        return "adapters"
+    kind = backbone.layer_of(name.removeprefix("backbone.").replace(".base_layer", "")).kind
+    return {"block": f"{len(backbone.blocks())} blocks"}.get(kind, kind.replace("_", " "))
+
+
+# Precision and kernels
+
+
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def use_precision(model: AssembledModel, precision: str) -> None:
+    """Set the precision of the model for training, validation and prediction.
+
+    A model that trained in bf16 and predicted in float32 would not reproduce its metrics.
+    """
+    model.precision = precision
+    model.backbone.set_precision(precision)
+
+
+def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the model computes in its precision."""
+    dtype = _HALF.get(model.precision)
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(model.device.type, dtype=dtype)
+
+
+def arithmetic_of(model: AssembledModel) -> str:
+    """Describe kernels, device and matrix products, on which the last bits of results depend."""
+    # on a CPU, torch's product and oneDNN's add up in different orders
+    products = matrix_kernel() if model.device.type == "cpu" else "torch"
+    return f"{model.backbone.kernels} on {model.device.type}, products by {products}"

@@ -18,6 +18,7 @@ from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.nn.process import seeded
 from molfun.registry import BACKBONES, HEADS, TASKS
 from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
@@ -261,8 +262,7 @@ def build_head(
     for key in {"single_dim", "pair_dim"} & sizes.keys():
         sizes[key] = Head.check_dim(key, settings.get(key), sizes[key])
     # initial weights depend on the seed alone, and the process keeps its own generator
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
     # ESM-2 publishes a contact head with its weights, which predicts contacts without training
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None

@@ -11,11 +11,10 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
-from molfun.models import arithmetic
-from molfun.models.assembly import AssembledModel
+from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
-from molfun.sample import Sample, n_residues
+from molfun.sample import Sample, in_batches, n_residues
 from molfun.strict import check_choice
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs
@@ -46,7 +45,7 @@ def embed(
     samples = all_samples(data)
     refuse_nothing(samples)
     model.check(samples)
-    with arithmetic.autocast(model):
+    with autocast(model):
         arrays = _arrays(model, samples, pooling, layer, batch_tokens)
     return arrays if pooling is None else np.stack(arrays)
 
@@ -97,23 +96,14 @@ def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
 
 
 def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:
-    """Yield batches of indices, shortest samples first, within a budget of residues.
+    """Return batches of indices, shortest samples first, within a budget of residues.
 
     A sample longer than the budget makes a batch of its own.
     """
     lengths = [_length(sample) for sample in samples]
     # samples of similar length share a batch, so that little of it is padding
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batch: list[int] = []
-    used = 0
-    for i in order:
-        if batch and used + lengths[i] > budget:
-            yield batch
-            batch, used = [], 0
-        batch.append(i)
-        used += lengths[i]
-    if batch:
-        yield batch
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return in_batches(order, lengths.__getitem__, budget)
 
 
 def _length(sample: Sample) -> int:

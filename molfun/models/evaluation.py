@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from molfun.backbones.own_heads import OwnHeads
-from molfun.errors import DataError
-from molfun.models import arithmetic, trained_on
-from molfun.models.assembly import AssembledModel
-from molfun.models.bootstrap import intervals
+from molfun.errors import ConfigError, DataError
+from molfun.models import trained_on
+from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.features import with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
@@ -23,6 +25,7 @@ from molfun.models.loaders import (
     refuse_nothing,
     targets_of,
 )
+from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
 from molfun.training.forward import ForwardPass
 from molfun.training.supervised import Evaluation, SupervisedRunner
@@ -36,8 +39,8 @@ def runner_of(
 ) -> SupervisedRunner:
     """Return the runner of a model, with its own heads or with `heads`; `verb` is for errors."""
     found = heads or model.need_heads(verb)
-    autocast = functools.partial(arithmetic.autocast, model)
-    return SupervisedRunner(model.backbone, found, device=model.device, autocast=autocast)
+    cast = functools.partial(autocast, model)
+    return SupervisedRunner(model.backbone, found, device=model.device, autocast=cast)
 
 
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
@@ -142,3 +145,77 @@ def _representations_of(model: str | None) -> str:
     if model == "unknown":
         return "representations given as arrays"
     return f"representations of the model {model[:12]}"
+
+
+# Intervals
+
+
+def intervals(
+    task: Task,
+    predictions: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    n: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return the bounds of each metric, named ``rmse_low``, ``rmse_high`` and so on.
+
+    Samples are drawn with replacement, each with all its residues, since labels within one protein
+    are not independent. Draws in which a metric is undefined are left out; if fewer than half
+    remain, its bounds are NaN.
+
+    Parameters
+    ----------
+    task
+        Task that computes the metrics.
+    predictions, targets
+        One array per sample.
+    n
+        Number of draws; a thousand gives stable bounds at 95 %.
+    confidence
+        Share of the draws inside the bounds.
+    seed
+        Seed of the draws.
+
+    References
+    ----------
+    Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+    """
+    if n < 1 or not 0 < confidence < 1:
+        raise ConfigError(
+            f"bootstrap needs at least 1 draw and a confidence between 0 and 1, got {n} and "
+            f"{confidence}."
+        )
+    draws = _draws(task, predictions, targets, n=n, seed=seed)
+    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
+    # the percentile method needs no assumption on the distribution of a metric
+    bounds = {}
+    for name, values in draws.items():
+        # bounds of the few draws that happen to be defined would look surer than they are
+        enough = 2 * len(values) >= n
+        low, high = np.quantile(values, edges) if enough else (math.nan, math.nan)
+        bounds[f"{name}_low"], bounds[f"{name}_high"] = float(low), float(high)
+    return bounds
+
+
+def _draws(
+    task: Task,
+    predictions: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    n: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Return the values of each metric, from the draws in which it is defined."""
+    # a generator of its own, so that equal data gives equal bounds and no other draw is disturbed
+    rng = np.random.default_rng(seed)
+    draws: dict[str, list[float]] = {name: [] for name in task.metric_names}
+    for _ in range(n):
+        chosen = rng.integers(len(targets), size=len(targets))
+        # whole samples are drawn, never residues: one protein's labels depend on each other
+        joined = [task.join([part[i] for i in chosen]) for part in (predictions, targets)]
+        for name, value in task.metrics(*joined).items():
+            if math.isfinite(value):
+                draws[name].append(value)
+    return draws

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from molfun.fingerprint import digest, tensor_digests
-from molfun.models import arithmetic, memory, persistence, trained_on
+from molfun.models import memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
-from molfun.models.assembly import AssembledModel
+from molfun.models.assembly import AssembledModel, arithmetic_of, use_precision
 from molfun.models.caching import RunCaches
 from molfun.models.loaders import (
     check_labels,
@@ -47,7 +47,7 @@ def run(
     n_labels = sum(has_label(model.heads, target) for target in targets)
     job.set_up(model, as_strategy(strategy, n_labels, len(model.backbone.blocks())))
     identity = _identity(model, job, targets, cache)
-    arithmetic.use_precision(model, job.chosen_precision)
+    use_precision(model, job.chosen_precision)
     runner = _runner(model, job, cache, targets)
     model.data_settings = input_settings_of(job.train)
 
@@ -128,7 +128,7 @@ def _identity(
     # base does not cover them
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
     return {
-        "kernels": arithmetic.described(model),
+        "kernels": arithmetic_of(model),
         "cache precision": cache.precision,
         "base weights": model.base_fingerprint,
         "frozen weights": digest(tensor_digests(frozen).values()),
@@ -146,7 +146,7 @@ def _runner(
         # known before the first step, so that gradients do not depend on how samples are batched
         # and 300 residue labels of a sample weigh as much as one label of the sequence
         heads = tuple(part.weighed(part.labels(targets)) for part in heads)
-    about = f"{job.chosen_precision} {arithmetic.described(model)}"
+    about = f"{job.chosen_precision} {arithmetic_of(model)}"
     caches = RunCaches(backbone, joined_needs(heads), cache, arithmetic=about)
     if any(p.requires_grad for p in backbone.parameters()):
         n_trained = sum(p.numel() for p in job.parameters.values())

@@ -5,7 +5,6 @@ Data without a length is never iterated, and no data beyond its stated length: i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -21,7 +20,7 @@ from torch.utils.data import IterableDataset, default_collate
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.sequences import Sequences
 from molfun.errors import DataError, MolfunError
-from molfun.nn.process import kept_generators, seed_everything
+from molfun.nn.process import seeded
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch
 from molfun.text import first_line
@@ -78,8 +77,8 @@ class GivenSamples:
 
     @cached_property
     def _known(self) -> list[tuple[str, Any]]:
-        # labels of random data sets must be the same whenever they are read, see `same_draws`
-        with same_draws():
+        # labels of random data sets must be the same whenever they are read
+        with seeded(0):
             samples = map(self.__getitem__, range(len(self)))
             return [(sample.id, sample.target) for sample in samples]
 
@@ -107,17 +106,6 @@ def listed(data: Any, name: str) -> list[Any] | None:
     if len(values) != length_of(data):
         return None
     return list(values) if isinstance(values, list | tuple) else values.tolist()
-
-
-@contextlib.contextmanager
-def same_draws() -> Iterator[None]:
-    """Seed all generators for a block, and restore them afterwards.
-
-    A resumed run has to find the labels of the run it continues, even if a data set draws them.
-    """
-    with kept_generators():
-        seed_everything(0)
-        yield
 
 
 class GivenBatches(Sequence[Any]):
@@ -216,16 +204,12 @@ def length_of(data: Any) -> int | None:
         return None
     try:
         return len(data)
-    except NotImplementedError:
-        return None
-    except TypeError as error:
-        # DataLoader and torch's Dataset define __len__ and raise this over data without a length
-        if "has no len" in str(error):
-            return None
-        raise DataError(f"{_name(data)} has no usable length: {_with_type(error)}") from error
     except MolfunError:
         raise
     except Exception as error:
+        # DataLoader and torch's Dataset define __len__ and raise this over data without a length
+        if isinstance(error, NotImplementedError) or "has no len" in str(error):
+            return None
         raise DataError(f"{_name(data)} has no usable length: {_with_type(error)}") from error
 
 

@@ -26,6 +26,7 @@ from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import digest
 from molfun.models import given
+from molfun.nn.process import seeded
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.text import counted, listing
@@ -204,7 +205,7 @@ def targets_of(loader: Any) -> list[Any]:
     targets = column_of(dataset, "targets")
     if targets is not None:
         return targets
-    with given.same_draws():
+    with seeded(0):  # as often as a resumed run reads them, even if a data set draws them
         return [t for batch in _in_order(loader) for t in as_inputs(batch).targets]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +13,8 @@ from torch import nn
 from molfun.config import flattened
 from molfun.errors import CheckpointError, MolfunError
 from molfun.fingerprint import tensor_digests
-from molfun.models import arithmetic, base_weights
-from molfun.models.assembly import AssembledModel
+from molfun.models import base_weights
+from molfun.models.assembly import AssembledModel, use_precision
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
@@ -147,26 +147,16 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     model.backbone.weights_changed()
     model.attach()
     settings = dict(meta.data)
-    arithmetic.use_precision(model, str(settings.pop("precision", "32-true")))
+    use_precision(model, str(settings.pop("precision", "32-true")))
     model.random_base = bool(settings.pop("random_base", False))
     model.result, model.data_settings = dict(meta.result), settings
     model.training_inputs = portable.read_training_inputs(folder)
 
 
 def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
-    theirs: dict[str, Any] = {
-        "backbone": meta.backbone["name"],
-        "backbone config": meta.backbone["config"],
-        **_named(meta.heads),
-        # with the whole trunk in the checkpoint, any base will do
-        "base weights": None if meta.whole_trunk else meta.backbone["fingerprint"],
-    }
-    ours: dict[str, Any] = {
-        "backbone": model.backbone.name,
-        "backbone config": model.backbone.config_dict,
-        **_named([_describe_head(part) for part in model.heads]),
-        "base weights": None if meta.whole_trunk else model.base_fingerprint,
-    }
+    theirs, ours = _identity(meta), _identity(_describe(model, folder))
+    if meta.whole_trunk:  # with the whole trunk in the checkpoint, any base will do
+        del theirs["base weights"], ours["base weights"]
     differences = _differences(flattened(theirs), flattened(ours))
     if lora.is_merged(model.backbone):
         differences.append("the adapters of this model are merged: call unmerge() first")
@@ -178,16 +168,23 @@ def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> Non
         )
 
 
-def _named(heads: Sequence[portable.HeadMeta]) -> dict[str, Any]:
-    """Return what must be equal between the heads of a checkpoint and those of a model."""
-    return {
+def _identity(meta: portable.Meta) -> dict[str, Any]:
+    """Return what must be equal between a checkpoint and a model."""
+    heads = {
         f"{one.name} {key}".strip(): value
-        for one in heads
+        for one in meta.heads
         for key, value in (
             ("head", one.head["name"]),
             ("head config", one.head["config"]),
             ("task", one.task["name"]),
         )
+    }
+    backbone = meta.backbone
+    return {
+        "backbone": backbone["name"],
+        "backbone config": backbone["config"],
+        **heads,
+        "base weights": backbone["fingerprint"],
     }
 
 

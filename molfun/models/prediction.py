@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from molfun.errors import ConfigError
-from molfun.models import arithmetic, evaluation, trained_on
-from molfun.models.assembly import AssembledModel
+from molfun.models import evaluation, trained_on
+from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
 from molfun.nn.modes import evaluating
 from molfun.training.forward import ForwardPass
@@ -71,7 +71,7 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
     if model.heads:
         reader += " with the head " + ", ".join(type(part.head).__name__ for part in model.heads)
     forward = ForwardPass(model.backbone, tuple(needs), device=model.device, reader=reader)
-    with evaluating(model), arithmetic.autocast(model):
+    with evaluating(model), autocast(model):
         trunk = forward.whole(inputs)
         lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
         for part in model.heads:

@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from molfun._io import save_safetensors
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
-from molfun.models import arithmetic
-from molfun.models.assembly import AssembledModel
+from molfun.models.assembly import AssembledModel, arithmetic_of
 from molfun.models.loaders import data_identity, fit_inputs
 from molfun.nn import lora
+from molfun.nn.process import seeded
 from molfun.objectives.base import Objective
 from molfun.registry import OBJECTIVES
 from molfun.runs.folder import RunFolder
@@ -85,13 +84,12 @@ def run(
     objective: Objective = build(cls, objective_config, "objective_config")
     fit_inputs(backbone, (), job.train)
     objective.check(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)  # the objective's own weights depend on the seed alone
+    with seeded(job.seed):  # the objective's own weights depend on the seed alone
         objective.build(backbone)
     job.set_up(Pretraining(backbone, objective.to(job.device)), strategy)
     runner = ObjectiveRunner(backbone, objective, device=job.device, autocast=job.fabric.autocast)
     identity = {
-        "kernels": arithmetic.described(model),
+        "kernels": arithmetic_of(model),
         "base weights": model.base_fingerprint,
         "objective": {"name": objective_name, **objective.config_dict},
         **data_identity(job.train, [], job.val),

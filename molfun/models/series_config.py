@@ -379,13 +379,8 @@ def _common(sections: Mapping[str, Any], problems: _Problems) -> dict[str, Any]:
     trial: torch.optim.Optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     if optimizer is not None:
         with problems.of("optimizer"):
-            build_optimizer(
-                optimizer.name,
-                [torch.nn.Parameter(torch.zeros(1))],
-                lr=optimizer.lr,
-                weight_decay=optimizer.weight_decay,
-                momentum=optimizer.momentum,
-            )
+            parameter = torch.nn.Parameter(torch.zeros(1))
+            build_optimizer(groups=[parameter], **optimizer.model_dump())
     if scheduler is not None:
         with problems.of("scheduler"):
             build_scheduler(scheduler, trial)

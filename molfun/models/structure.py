@@ -21,11 +21,10 @@ from molfun.models import (
     pretraining,
 )
 from molfun.models.arguments import open_job
-from molfun.models.assembly import AssembledModel
+from molfun.models.assembly import AssembledModel, parameter_table
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
-from molfun.models.summary import parameter_table
 from molfun.nn import lora
 from molfun.nn.process import settled
 from molfun.runs.folder import RunFolder

@@ -10,18 +10,16 @@ import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from molfun._shapes import Int64
 from molfun.data.splits import PART_WORDS
 from molfun.models.loaders import label_texts, samples_of
 from molfun.sample import Sample, is_missing
 from molfun.text import counted
 from molfun.training.inputs import Inputs, as_inputs
-
-if TYPE_CHECKING:
-    from jaxtyping import Int64
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from molfun._shapes import Float
 
 CHUNK_BYTES = 2**20
 """Bytes of attention weights computed at a time, few enough for the processor's cache."""

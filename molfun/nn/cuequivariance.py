@@ -17,12 +17,10 @@ import functools
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from molfun._shapes import Float
 
 SHORTEST = 256
 """Residues from which the kernels are used."""

@@ -7,17 +7,15 @@ once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from molfun._shapes import Float, Int64
 from molfun.nn.kernels import adapted_linear, linear
 from molfun.nn.lora import LowRankParts, low_rank_parts
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
 
 _Part = tuple[LowRankParts, "torch.Tensor | None"]
 """A layer and the order of its outputs; None leaves the order as it is."""

@@ -15,16 +15,14 @@ import logging
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import functional
 
+from molfun._shapes import Float
 from molfun.errors import ConfigError
 from molfun.strict import check_choice
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 logger = logging.getLogger(__name__)
 

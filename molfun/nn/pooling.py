@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from molfun._shapes import Float
 from molfun.trunk import masked_mean
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 class MeanPool(nn.Module):

@@ -102,6 +102,14 @@ def kept_generators() -> Iterator[None]:
             torch.cuda.manual_seed_all(seed)
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from generators that depend on `seed` alone, and put their states back at the end."""
+    with kept_generators():
+        seed_everything(seed)
+        yield
+
+
 def random_state() -> dict[str, Any]:
     """Return the states of the generators of Python, NumPy and torch, as tensors and plain values.
 

@@ -9,14 +9,12 @@ gate), and keeps what is not (the input of a product).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from molfun._shapes import Float
 from molfun.nn.kernels import channel_first_linear, linear
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 TILE = 2048
 """Rows per tile: with 128 channels in float32, one megabyte."""

@@ -112,11 +112,6 @@ def write_state(directory: Path, content: Mapping[str, Any]) -> None:
                 path.unlink()
 
 
-def has_state(directory: Path) -> bool:
-    """Return whether a state exists, damaged or not."""
-    return (directory / STATE_FILE).exists()
-
-
 def read_state(directory: Path) -> dict[str, Any]:
     """Read the resume state.
 

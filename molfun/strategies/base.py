@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints
 
-import torch
 from torch import nn
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
 from molfun.nn import lora
 from molfun.nn.param_groups import ParameterGroup, collect
+from molfun.nn.process import seeded
 from molfun.registry import OPTIMIZERS, STRATEGIES
 from molfun.strategies.course import MODES, SCHEDULERS, Course
 from molfun.strict import build
@@ -280,8 +280,7 @@ class FinetuneStrategy(Course, ABC):
             raise RunError(
                 "The adapters are merged into the weights. Call model.unmerge() before training."
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.prepare(model.backbone)
         trainable = {id(p) for group in self.groups(model) for _, p in group.parameters}
         if not trainable:

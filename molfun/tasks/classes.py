@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
@@ -111,6 +112,17 @@ class Classification(Configured, Task):
         return self._n
 
     # --- labels --------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        """Names of the classes, which are numbers until labels were seen."""
+        return list(self.classes or map(str, range(self._n)))
+
+    def _presented(self, probs: Sequence[np.ndarray]) -> dict[str, Any]:
+        """``probs``, a tensor for one row per sample, and the ``classes`` they are of."""
+        if self.level == "residue":
+            return {"probs": list(probs), "classes": self._names()}
+        rows = np.stack(probs) if len(probs) else np.zeros((0, self._n))
+        return {"probs": torch.from_numpy(rows), "classes": self._names()}
 
     def _parts(self, label: Any) -> list[str]:
         """Return the class names in the label of one sequence or residue."""

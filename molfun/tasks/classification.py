@@ -98,21 +98,12 @@ class MulticlassTask(Classification):
         For sequences a list of names and an (samples, classes) tensor; for residues a text of
         one-letter classes (or a list of names) and a (length, classes) array a sample.
         """
-        names = np.array(self.classes or [str(i) for i in range(self._n)], dtype=object)
-        if self.level == "sequence":
-            probs = np.stack(predictions) if len(predictions) else np.zeros((0, self._n))
-            return {
-                "prediction": list(names[probs.argmax(-1)]),
-                "probs": torch.from_numpy(probs),
-                "classes": names.tolist(),
-            }
-        found = [names[p.argmax(-1)].tolist() for p in predictions]
-        letters = all(len(n) == 1 for n in names)
-        return {
-            "prediction": ["".join(f) for f in found] if letters else found,
-            "probs": list(predictions),
-            "classes": names.tolist(),
-        }
+        names = np.array(self._names(), dtype=object)
+        found = [names[probs.argmax(-1)] for probs in predictions]
+        if self.level == "residue":
+            letters = all(len(name) == 1 for name in names)
+            found = ["".join(row) if letters else row.tolist() for row in found]
+        return {"prediction": found, **self._presented(predictions)}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return accuracy (Q3 for three classes), balanced accuracy, F1, MCC, AUROC and AUPRC.
@@ -230,8 +221,7 @@ class MultilabelTask(Classification):
                 f"A label as an array has a 0 or 1 for each of the {self._n} classes, got "
                 f"{np.array2string(row, threshold=6)}."
             )
-        names = self.classes or [str(i) for i in range(self._n)]
-        return [name for name, there in zip(names, row, strict=True) if there]
+        return [name for name, there in zip(self._names(), row, strict=True) if there]
 
     def _weights(self, counts: Counter[str], n_labels: int) -> list[float] | None:
         if self._config["class_weight"] != "balanced":
@@ -277,23 +267,14 @@ class MultilabelTask(Classification):
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
         """Return ``prediction``: classes of probability 0.5 or more; ``probs``, ``classes``."""
-        names = self.classes or [str(i) for i in range(self._n)]
+        names = self._names()
 
         def chosen(row: np.ndarray) -> list[str]:
             return [n for n, p in zip(names, row, strict=True) if p >= 0.5]
 
-        if self.level == "sequence":
-            probs = np.stack(predictions) if len(predictions) else np.zeros((0, self._n))
-            return {
-                "prediction": [chosen(row) for row in probs],
-                "probs": torch.from_numpy(probs),
-                "classes": list(names),
-            }
-        return {
-            "prediction": [[chosen(row) for row in p] for p in predictions],
-            "probs": list(predictions),
-            "classes": list(names),
-        }
+        of_residues = self.level == "residue"
+        found = [[chosen(row) for row in p] if of_residues else chosen(p) for p in predictions]
+        return {"prediction": found, **self._presented(predictions)}
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return share of right labels, F1 (mean over classes, over all labels), AUROC and AUPRC.

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
 from molfun.strict import Configured, check_choice
 from molfun.tasks.base import LossSum, Task
+from molfun.tasks.regression import LOSSES, RegressionLoss
 from molfun.text import unknown_name
 
-EnergyLoss = Literal["mse", "mae", "huber"]
-_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "mse": functional.mse_loss,
-    "mae": functional.l1_loss,
-    "huber": functional.huber_loss,
-}
 DERIVATIVES = ("forces", "stress")
 # one row per sample: number of atoms, energy, stress (9), forces (3 per atom)
 N_ATOMS, ENERGY, STRESS, FORCES = 0, 1, slice(2, 11), 11
@@ -62,12 +56,12 @@ class EnergyTask(Configured, Task):
     def __init__(
         self,
         *,
-        loss: EnergyLoss = "mse",
+        loss: RegressionLoss = "mse",
         energy_weight: float = 1.0,
         forces_weight: float = 1.0,
         stress_weight: float = 1.0,
     ) -> None:
-        check_choice("energy loss", loss, get_args(EnergyLoss))
+        check_choice("energy loss", loss, get_args(RegressionLoss))
         weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
         wrong = {k: w for k, w in weights.items() if not 0 <= w < math.inf}
         if wrong or not any(weights.values()):
@@ -181,7 +175,7 @@ class EnergyTask(Configured, Task):
             present = torch.isfinite(label)
             if self._weights[name] == 0 or not present.any():
                 continue
-            function = _LOSSES[str(self._config["loss"])]
+            function = LOSSES[str(self._config["loss"])]
             zero = torch.zeros((), dtype=value.dtype, device=value.device)
             errors = function(value, torch.where(present, label, zero).to(value), reduction="none")
             means = torch.where(present, errors, zero).sum(1) / present.sum(1).clamp(min=1)

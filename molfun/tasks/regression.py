@@ -20,7 +20,7 @@ LARGEST_SHAPE = 10_000
 """Numbers of one label, as many as a head has outputs."""
 
 RegressionLoss = Literal["mse", "mae", "huber"]
-_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "mse": functional.mse_loss,
     "mae": functional.l1_loss,
     "huber": functional.huber_loss,
@@ -192,7 +192,7 @@ class RegressionTask(Configured, Task):
                 f"The head predicts the shape {tuple(prediction.shape)} for labels of the shape "
                 f"{tuple(scaled.shape)}. Head.as_outputs drops the last dimension of one output."
             )
-        function = _LOSSES[str(self._config["loss"])]
+        function = LOSSES[str(self._config["loss"])]
         if present.all():
             return LossSum(function(prediction, scaled, reduction="sum"), scaled.numel())
         total = function(prediction[present], scaled[present], reduction="sum")

@@ -87,13 +87,13 @@ class EpochBatches:
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            return itertools.islice(self._ranks.share(seeded(loader, seed)), start, None)
+            return itertools.islice(self._ranks.share(seeded_batches(loader, seed)), start, None)
         own = list(self._ranks.share(_order(loader, seed)))
         batches = _with_batches(loader, own[start:], seed, self._featurize)
         return watched(batches, own[start:])
 
 
-def seeded(loader: Iterable[Any], seed: int) -> Iterator[Any]:
+def seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:
     """Yield the batches of a loader; everything random in it is drawn under `seed`."""
     if isinstance(loader, list | tuple):
         yield from loader  # nothing is random here

@@ -16,7 +16,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -90,6 +90,7 @@ class CacheConfig:
                 raise ConfigError(f"{name} must be 0 or more, got {value!r}.")
 
 
+@dataclass(eq=False)
 class PrefixCache:
     """Entries under content keys: in memory up to a budget, then on disk.
 
@@ -117,39 +118,30 @@ class PrefixCache:
         Bytes written to disk.
     """
 
-    def __init__(
-        self,
-        prefix: str,
-        *,
-        directory: Path | None = None,
-        memory_budget: int = 4 * 2**30,
-        disk_budget: int | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self._prefix = prefix
-        self._directory = directory
-        self.memory_budget = memory_budget
-        self._disk_budget = disk_budget
-        self._dtype = dtype
+    prefix: str
+    _: KW_ONLY
+    directory: Path | None = None
+    memory_budget: int = 4 * 2**30
+    disk_budget: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
         self._folder_bytes: int | None = None
-        self._disk_works = directory is not None
+        self._disk_works = self.directory is not None
         self._told_full = False
-        self.held = 0
-        self.written = 0
-        self.hits = 0
-        self.misses = 0
+        self.held = self.written = self.hits = self.misses = 0
         self.seconds: list[float] = []
 
     def key(self, content: str) -> str:
         """Return the key of an entry, from the content key of its sample."""
-        return hashlib.sha256(f"{self._prefix}|{content}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.prefix}|{content}".encode()).hexdigest()
 
     def holds(self, key: str) -> bool:
         """Return whether there is an entry under `key`; its content is not checked."""
         if key in self._memory:
             return True
-        return self._directory is not None and self._path(key).is_file()
+        return self.directory is not None and self._path(key).is_file()
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return the entry under `key`, or None."""
@@ -193,37 +185,37 @@ class PrefixCache:
 
     def _as_kept(self, tensor: torch.Tensor) -> torch.Tensor:
         kept = tensor.detach().cpu()
-        floats = kept.is_floating_point() and self._dtype == torch.bfloat16
+        floats = kept.is_floating_point() and self.dtype == torch.bfloat16
         # a copy: on a CPU, `.cpu()` returns the same tensor, and a view would keep its whole buffer
-        return kept.to(self._dtype, copy=True) if floats else kept.clone()
+        return kept.to(self.dtype, copy=True) if floats else kept.clone()
 
     def _as_read(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self._dtype != torch.bfloat16:
+        if self.dtype != torch.bfloat16:
             return tensors
         return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
     def _path(self, key: str) -> Path:
-        assert self._directory is not None
+        assert self.directory is not None
         # 256 sub-folders, as git does: folders with very many files are slow on network drives
-        return self._directory / key[:2] / f"{key}{SUFFIX}"
+        return self.directory / key[:2] / f"{key}{SUFFIX}"
 
     def _has_room(self, size: int) -> bool:
-        assert self._directory is not None
-        if self._disk_budget is None:
+        assert self.directory is not None
+        if self.disk_budget is None:
             # the folder is made with its first entry; its disk is that of the nearest parent
-            existing = self._directory
+            existing = self.directory
             while not existing.exists():
                 existing = existing.parent
             return shutil.disk_usage(existing).free - size > RESERVE
         if self._folder_bytes is None:
             # once per run: listing a large folder takes longer than a step
             self._folder_bytes = sum(
-                path.stat().st_size for path in self._directory.glob(f"??/*{SUFFIX}")
+                path.stat().st_size for path in self.directory.glob(f"??/*{SUFFIX}")
             )
-        return self._folder_bytes + size <= self._disk_budget
+        return self._folder_bytes + size <= self.disk_budget
 
     def _read(self, key: str) -> dict[str, torch.Tensor] | None:
-        if self._directory is None:
+        if self.directory is None:
             return None
         try:
             if not self._path(key).is_file():

@@ -21,6 +21,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,7 @@ from molfun.nn.modes import set_modes
 from molfun.nn.process import random_state, seed_everything
 from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
-from molfun.training.batches import EpochBatches, seeded
+from molfun.training.batches import EpochBatches, seeded_batches
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.engine_config import EngineConfig
@@ -60,6 +61,7 @@ STATE_EVERY_SECONDS = 600.0
 """Longest time between two writes of the resume state within an epoch."""
 
 
+@dataclass(eq=False, repr=False)
 class Engine:
     """Train one model for one run.
 
@@ -76,7 +78,7 @@ class Engine:
     callbacks
         Hooks, called in order.
     ranks
-        The processes that train together; None for this process alone.
+        The processes that train together; by default this process alone.
     on_start
         Called once after all checks, before the first batch.
     on_best
@@ -84,33 +86,24 @@ class Engine:
         after every epoch), while the model holds the weights to keep.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        strategy: FinetuneStrategy,
-        config: EngineConfig,
-        *,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        fabric: Fabric,
-        callbacks: Sequence[Callback] = (),
-        on_start: Callable[[], None] = lambda: None,
-        on_best: Callable[[History], None] = lambda _: None,
-        ranks: Ranks | None = None,
-    ) -> None:
-        self.runner = runner
-        self.strategy = strategy
-        self.config = config
-        self.monitor = Monitor(strategy, runner)
-        self.fabric = fabric
-        self.ranks = ranks or Ranks()
-        self.callbacks = callbacks if self.ranks.is_first else ()
-        self.on_start, self.on_best = on_start, on_best
-        self.parameters = dict(parameters)
-        self.optimizer = optimizer
-        self.average = (
-            WeightAverage(self.parameters, strategy.ema_decay) if strategy.ema_decay else None
-        )
+    runner: Runner
+    strategy: FinetuneStrategy
+    config: EngineConfig
+    _: KW_ONLY
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    fabric: Fabric
+    callbacks: Sequence[Callback] = ()
+    on_start: Callable[[], None] = lambda: None
+    on_best: Callable[[History], None] = lambda _: None
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
+        self.monitor = Monitor(self.strategy, self.runner)
+        self.callbacks = self.callbacks if self.ranks.is_first else ()
+        self.parameters = dict(self.parameters)
+        decay = self.strategy.ema_decay
+        self.average = WeightAverage(self.parameters, decay) if decay else None
         self.state = FitState()
         self._best: dict[str, torch.Tensor] | None = None
         self._saved: SavedState | None = None
@@ -396,7 +389,7 @@ class Engine:
         if self.ranks.size == 1:
             result = self.runner.evaluate(val)
         else:  # every process must draw the same order, or samples would be missed or run twice
-            result = self.runner.evaluate(self.ranks.share(seeded(val, self.config.seed)))
+            result = self.runner.evaluate(self.ranks.share(seeded_batches(val, self.config.seed)))
             result = type(result).joined(self.ranks.gather(result))
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})

@@ -15,25 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone, Features
 from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
 from molfun.backbones.tensor_input import TensorInput
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, DataError
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
 from molfun.training.ahead import Featurize
-from molfun.training.brought import (
-    REPRESENTATIONS,
-    brought_by,
-    brought_vectors,
-    refuse_brought,
-)
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs
-from molfun.trunk import TrunkOutput
+from molfun.trunk import SAMPLE_LEVEL, TrunkOutput
 
 
 @dataclass(frozen=True)
@@ -242,3 +237,80 @@ def run_now(backbone: Backbone, samples: Sequence[Sample], outputs: Sequence[str
     device = next(backbone.parameters()).device
     with torch.no_grad(), evaluating(backbone):
         return ForwardPass(backbone, outputs, device=device).whole(Inputs.of(samples))
+
+
+# Representations that samples bring along
+
+
+REPRESENTATIONS = {"single", *SAMPLE_LEVEL}
+"""Names of features that replace the backbone's output."""
+
+
+def refuse_brought(samples: Sequence[Sample]) -> None:
+    """Refuse representations if the backbone trains: they would be outdated after one step.
+
+    Raises
+    ------
+    DataError
+        Naming the first sample that carries any.
+    """
+    for sample in samples:
+        if REPRESENTATIONS & set(sample.features or {}):
+            raise DataError(
+                f"{sample.id} comes with representations, but parts of the backbone train. "
+                f"Use HeadOnlyFinetune, or a data set without representations."
+            )
+
+
+def brought_vectors(
+    samples: Sequence[Sample], needs: Sequence[str], width: int, device: torch.device
+) -> TrunkOutput | None:
+    """Return the pooled vectors of a batch; None if a sample lacks one of `needs` or its `width`.
+
+    `brought_by` then names what is wrong. Batches of vectors are stacked at once, since a step of
+    a small head takes less time than handling its samples one by one.
+    """
+    if not set(needs) <= set(SAMPLE_LEVEL):
+        return None
+    tensors = {}
+    for name in needs:
+        # a missing one becomes an empty array, which fails the test of the width
+        rows = [np.asarray((s.features or {}).get(name, ())) for s in samples]
+        if any(row.shape != (width,) for row in rows):
+            return None
+        tensors[name] = torch.as_tensor(np.stack(rows), device=device).float()
+    # one "residue" per sample: heads that pool take the vector as it is
+    mask = torch.ones(len(samples), 1, device=device)
+    return TrunkOutput.from_tensors({**tensors, "mask": mask})
+
+
+def brought_by(
+    sample: Sample, needs: Sequence[str], width: int, device: torch.device
+) -> TrunkOutput | None:
+    """Return the representations that the head reads from a sample; None if it carries none.
+
+    Raises
+    ------
+    DataError
+        If it carries another one than the head reads, or one of another width.
+    """
+    features = sample.features or {}
+    names = REPRESENTATIONS & set(features)
+    if not names:
+        return None
+    missing = sorted(set(needs) - names)
+    if missing:
+        raise DataError(
+            f"{sample.id} comes with the representation {', '.join(sorted(names))}, but the "
+            f"head reads {', '.join(missing)}. Embed with another pooling, or choose another "
+            f"head or pooling."
+        )
+    tensors = {n: torch.as_tensor(features[n], device=device).float()[None] for n in needs}
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] != width:
+            raise DataError(
+                f"{sample.id}: its representation {name!r} has {tensor.shape[-1]} channels, "
+                f"the backbone {width}. Choose the backbone it came from."
+            )
+    length = tensors["single"].shape[1] if "single" in tensors else 1
+    return TrunkOutput.from_tensors({**tensors, "mask": torch.ones(1, length, device=device)})

@@ -32,7 +32,7 @@ class MeanLoss:
 
     def add(self, total: torch.Tensor, n_labels: int) -> None:
         """Add the loss of a batch."""
-        self.loss_total += float(total)
+        self.loss_total += float(total.detach())
         self.loss_count += n_labels
 
     @property
@@ -67,6 +67,14 @@ class Runner(ABC):
     @abstractmethod
     def evaluate(self, batches: Iterable[Any]) -> Any:
         """Run over batches in eval mode, and return a result with the attribute ``loss``."""
+
+    @abstractmethod
+    def empty(self) -> Any:
+        """An evaluation of no batch yet."""
+
+    @abstractmethod
+    def add(self, result: Any, inputs: Inputs, outputs: Mapping[str, Any]) -> None:
+        """Add a batch and its outputs to an evaluation."""
 
     @abstractmethod
     def metrics(self, result: Any) -> dict[str, float]:

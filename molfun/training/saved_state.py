@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErr
 """Errors that a state with values of wrong types raises while it is restored."""
 
 
+@dataclass
 class SavedState:
     """Resume state of a run: everything that a killed run needs to go on bit by bit.
 
@@ -45,26 +47,20 @@ class SavedState:
         The processes that train together; the first writes for all.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        identity: Mapping[str, Any],
-        runner: Runner,
-        *,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        schedule: RunSchedule,
-        average: WeightAverage | None,
-        precision: Any,
-        ranks: Ranks,
-    ) -> None:
-        self.folder, self.identity, self.runner = folder, dict(identity), runner
-        self.parameters, self.optimizer, self.schedule = parameters, optimizer, schedule
-        self.average, self.precision, self.ranks = average, precision, ranks
+    folder: Path
+    identity: Mapping[str, Any]
+    runner: Runner
+    _: KW_ONLY
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: RunSchedule
+    average: WeightAverage | None
+    precision: Any
+    ranks: Ranks
 
     def exists(self) -> bool:
         """Return whether a state exists, damaged or not."""
-        return resume.has_state(self.folder)
+        return (self.folder / resume.STATE_FILE).exists()
 
     def write(self, state: FitState, randoms: Sequence[Any] | None = None) -> None:
         """Write the state, with the current random state of each process or with `randoms`."""
@@ -74,7 +70,7 @@ class SavedState:
         if not self.ranks.is_first:
             return
         content: dict[str, Any] = {
-            "identity": self.identity,
+            "identity": dict(self.identity),
             "fit": state.to_dict(),
             "weights": {n: p.detach() for n, p in self.parameters.items()},
             "average": None if self.average is None else self.average.state_dict(),

@@ -109,17 +109,25 @@ class ObjectiveRunner(Runner):
         generator = torch.Generator().manual_seed(int(key[:15], 16)) if fixed else None
         return self.head.prepare(features, generator)
 
+    def empty(self) -> ObjectiveEvaluation:
+        """An evaluation of no batch yet."""
+        return ObjectiveEvaluation()
+
+    def add(self, result: ObjectiveEvaluation, inputs: Inputs, outputs: Mapping[str, Any]) -> None:
+        """Add loss and sums of a batch to an evaluation."""
+        output: ObjectiveOutput = outputs["objective"]
+        result.ids += inputs.ids
+        result.add(output.total, output.n_labels)
+        result.sums.update(output.sums)
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any]) -> ObjectiveEvaluation:
         """Run over batches in eval mode; random masks depend on the samples alone."""
-        result = ObjectiveEvaluation()
+        result = self.empty()
         with evaluating(self.backbone, self.head):
             for batch in watched(batches):
                 inputs = as_inputs(batch)
-                output = self._run(inputs, fixed=True)
-                result.ids += inputs.ids
-                result.add(output.total, output.n_labels)
-                result.sums.update(output.sums)
+                self.add(result, inputs, {"objective": self._run(inputs, fixed=True)})
         return result
 
     def metrics(self, result: ObjectiveEvaluation) -> dict[str, float]:

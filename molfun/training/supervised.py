@@ -53,11 +53,6 @@ class Evaluation:
     heads: dict[str, HeadResult]
 
     @classmethod
-    def of(cls, heads: Iterable[TaskHead]) -> Self:
-        """Return an empty evaluation for these heads."""
-        return cls([], {part.name: HeadResult(weight=part.weight) for part in heads})
-
-    @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Join the evaluations of several processes or batches into one."""
         return cls(
@@ -178,13 +173,17 @@ class SupervisedRunner(Runner):
                 trunk = self.forward(Inputs.of([sample]))
             yield trunk
 
+    def empty(self) -> Evaluation:
+        """An evaluation of no batch yet."""
+        return Evaluation([], {part.name: HeadResult(weight=part.weight) for part in self.heads})
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], *, labels: bool = True) -> Evaluation:
         """Run over batches in eval mode, and restore the modes afterwards.
 
         With ``labels=False`` labels are ignored and no loss is computed.
         """
-        result = Evaluation.of(self.heads)
+        result = self.empty()
         with evaluating(self.backbone, *(part.head for part in self.heads)), worker_errors():
             for batch in watched(loaded_ahead(batches, self.ahead)):
                 inputs = as_inputs(batch)

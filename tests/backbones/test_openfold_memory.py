@@ -14,8 +14,8 @@ from molfun import FullFinetune, HeadOnlyFinetune, LoRAFinetune, MolfunStructure
 from molfun.backbones.openfold import memory
 from molfun.backbones.openfold.memory import Shape
 from molfun.models import memory as planning
+from molfun.models import memory as system
 from molfun.nn import attention
-from molfun.nn import memory as system
 from molfun.nn.modes import set_modes
 from molfun.sample import Sample, SampleBatch
 from molfun.training import FinetuneStrategy

@@ -9,7 +9,7 @@ import pytest
 
 from molfun import MolfunStructureModel, SequenceDataset
 from molfun.errors import ConfigError
-from molfun.models.bootstrap import intervals
+from molfun.models.evaluation import intervals
 from molfun.tasks import MulticlassTask, RegressionTask
 
 

@@ -14,8 +14,7 @@ from molfun.backbones.esm2 import ESM2Backbone
 from molfun.cli.main import app
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import RunFolder
-from molfun.runs.lock import DirectoryLock
+from molfun.runs.folder import DirectoryLock, RunFolder
 from molfun.sample import Sample
 
 PAIRS = [(f"MKV{letter}AC", float(i)) for i, letter in enumerate("ACDEFGHIKL")]

@@ -28,7 +28,7 @@ from molfun.training import engine as engine_module
 from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import make_optimizer
-from molfun.training.precision import make_fabric
+from molfun.training.job import make_fabric
 from molfun.training.supervised import SupervisedRunner
 
 STRATEGY = LoRAFinetune(

@@ -34,7 +34,7 @@ from molfun.training import (
 )
 from molfun.training.callbacks import CSVLog, FitPlan
 from molfun.training.engine_config import EngineConfig
-from molfun.training.precision import choose_precision
+from molfun.training.job import choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]

@@ -20,6 +20,7 @@ from molfun.backbones.esm2.weights import load_weights
 from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError
+from molfun.nn.process import seeded
 from molfun.sample import Sample
 from molfun.strict import check_choice
 from molfun.trunk import TrunkOutput, padded_cat
@@ -31,6 +32,12 @@ TRAINED_LENGTH = 1022
 _INDICES = ("residues", "begins", "selected")
 """Features that hold indices into the token dimension, which move when batches are joined."""
 LongPolicy = Literal["full", "crop", "window"]
+_SAID = {
+    "crop": "%s has %d residues and is cut to the first %d, as are all longer ones.",
+    "full": "%s has %d residues, more than the %d ESM-2 was trained on; it runs as it is. "
+    "Choose with long='crop' or long='window', or set max_length.",
+}
+"""Warning about the first sequence that is too long."""
 
 
 class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
@@ -95,8 +102,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
             raise ConfigError(f"context must be at least 1, got {context}.")
         self.config = presets.resolve(config)
         self.long, self.context, self.checkpointing = long, context, checkpointing
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.model = ESM2(**self.config.to_dict(), alphabet="ESM-1b")
         packed.use_packed_layers(self.model)
         self._has_contacts = False
@@ -144,26 +150,10 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         residues = tokens.encode(_sequence_of(sample), name=sample.shown)
         if sample.max_length is not None:
             residues = residues[: sample.max_length]
-        if len(residues) > self.context and self.long == "crop":
-            if not self._said_long:
-                self._said_long = True
-                logger.warning(
-                    "%s has %d residues and is cut to the first %d, as are all longer ones.",
-                    sample.id,
-                    len(residues),
-                    self.context,
-                )
-            residues = residues[: self.context]
-        if len(residues) > self.context and self.long == "full" and not self._said_long:
+        if len(residues) > self.context and self.long in _SAID and not self._said_long:
             self._said_long = True
-            logger.warning(
-                "%s has %d residues, more than the %d ESM-2 was trained on; it runs as it is. "
-                "Choose with long='crop' or long='window', or set max_length.",
-                sample.id,
-                len(residues),
-                self.context,
-            )
-        return residues
+            logger.warning(_SAID[self.long], sample.id, len(residues), self.context)
+        return residues[: self.context] if self.long == "crop" else residues
 
     def _spans(self, n: int) -> list[tuple[int, int]]:
         """Windows of at most `context` residues that overlap by half."""

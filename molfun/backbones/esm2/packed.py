@@ -19,17 +19,15 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from esm.modules import TransformerLayer
 from torch import nn
 from torch.nn import functional
 
+from molfun._shapes import Float, Int64
 from molfun.nn.joint import joint_linear, plain_linear
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
 
 
 @dataclass(frozen=True)

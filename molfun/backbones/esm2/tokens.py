@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from molfun._shapes import Int64
 from molfun.errors import DataError
 from molfun.sample import MASK
-
-if TYPE_CHECKING:
-    from jaxtyping import Int64
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
 """The 20 amino acids, and the other letters of ESM-2: X, B, U, Z, O."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun._formats import decoded, foreign_text, refuse_foreign
+from molfun._formats import text_of
 from molfun._limits import Limit, read_bytes
 from molfun._paths import as_path
 from molfun.errors import DataError
@@ -127,15 +127,7 @@ def _deletions(row: str, columns: int) -> list[int]:
 
 
 def _read_text(path: Path) -> str:
-    raw = read_bytes(path, MAX_BYTES)
-    refuse_foreign(path, raw, "a3m or Stockholm", DataError)
-    try:
-        text, _ = decoded(raw)
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is damaged UTF-16 text. Save it again as UTF-8.") from None
-    found = foreign_text(text, "a3m or Stockholm")
-    if found is not None:
-        raise DataError(f"{path} {found}")
+    text, _ = text_of(path, read_bytes(path, MAX_BYTES), "a3m or Stockholm")
     if not text.strip("\0\r\n\t "):
         raise DataError(f"{path} is empty. Run the search again, or remove the file.")
     return text

@@ -6,11 +6,9 @@ that openfold's pipeline takes, chooses its sizes, and pads its results into bat
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from molfun.backbones.base import Features
 from molfun.backbones.openfold.alignments import read_alignments
 from molfun.errors import DataError, MolfunError, UnsafeFileError
+from molfun.nn.process import seeded
 from molfun.protein import Protein
 from molfun.trunk import padded_cat
 
@@ -226,20 +225,8 @@ def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
         predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
         # openfold fails on tensors without elements (a reshape), so one masked row stands for none
         predict.max_templates = min(predict.max_templates, max(templates, 1))
-    with torch.random.fork_rng(devices=[]), _python_random(seed):
-        torch.manual_seed(seed)
+    with seeded(seed):  # openfold 2.x draws from the generators of Python, too
         return dict(FeaturePipeline(sized).process_features(dict(raw), mode="predict"))
-
-
-@contextlib.contextmanager
-def _python_random(seed: int) -> Iterator[None]:
-    """Seed Python's generator, which openfold 2.x draws from, then put its state back."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def is_processed(features: Mapping[str, Any]) -> bool:

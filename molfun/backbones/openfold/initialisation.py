@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from molfun.nn.process import seeded
 
 STD_OF_TRUNCATED_NORMAL = 0.8796256610342398
 """Standard deviation of a standard normal distribution cut off at -2 and 2."""
@@ -38,24 +39,11 @@ def build_model(config: Any, *, seed: int, draw: bool, fill: float | None) -> nn
 
     if fill is None:
         fill = RANDOM_FILL if draw else 0.0
-    with _seeded(seed), _quick_initialisation(draw=draw):
+    with seeded(seed), _quick_initialisation(draw=draw):
         model: nn.Module = AlphaFold(config)
         if fill:
             _fill_zeros(model, fill)
     return model
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and NumPy (openfold's initialisers draw from both), then put their state back."""
-    state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(state)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from molfun.backbones.pet.baselines import (
 from molfun.backbones.pet.label_checks import doubts
 from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import ConfigError, DataError
-from molfun.sample import Sample
+from molfun.sample import Sample, in_batches
 from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         found: list[np.ndarray] = []
         tensors: list[np.ndarray] = []
         with self.reading(target, forces=forces, stress=stress):
-            for batch in _in_batches(samples, AT_ONCE):
+            for batch in in_batches(samples, lambda sample: len(sample.atoms), AT_ONCE):
                 given = dict(run(batch, ("properties",)).properties or {})
                 # in float64: a baseline of 40,000 eV leaves float32 a resolution of 4 meV
                 energies += (given["energy"].double() * given["scale"] + given["baseline"]).tolist()
@@ -409,20 +409,6 @@ def _atoms_of(sample: Sample) -> Any:
             f"AtomsDataset.from_files(path), or pass ase.Atoms."
         )
     return sample.atoms
-
-
-def _in_batches(samples: Sequence[Sample], n_atoms: int) -> Iterator[list[Sample]]:
-    """Samples in order, as many together as have so many atoms."""
-    batch: list[Sample] = []
-    used = 0
-    for sample in samples:
-        if batch and used + len(sample.atoms) > n_atoms:
-            yield batch
-            batch, used = [], 0
-        batch.append(sample)
-        used += len(sample.atoms)
-    if batch:
-        yield batch
 
 
 def _symbols(numbers: Iterable[int]) -> str:

@@ -29,6 +29,7 @@ from molfun.backbones.pet import weights as files
 from molfun.backbones.pet.atoms import AtomisticBackbone, Readout
 from molfun.backbones.pet.baselines import energy_of, shifts_by_element
 from molfun.errors import CheckpointError, ConfigError
+from molfun.nn.process import seeded
 from molfun.sample import Sample
 from molfun.strict import check_choice, refuse_unknown
 from molfun.trunk import TrunkOutput
@@ -235,8 +236,7 @@ class PETBackbone(AtomisticBackbone):
         old = self._baseline(str(inherit)) if known else None
         theirs = self.targets.get(inherit or "", "eV")
         unit, dtype = unit or theirs, next(self.model.parameters()).dtype
-        with self._on_cpu(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with self._on_cpu(), seeded(0):
             targets.add_target(self.model, name, unit=unit, inherit=inherit, keep_old=keep_old)
         self.model.backend.to(dtype)
         kept = [before.get(target, False) for target in self._all_targets()]
@@ -464,8 +464,7 @@ def _new_info(unit: str, atomic_types: Sequence[int]) -> Any:
 
 
 def _build(hypers: dict[str, Any], info: Any, seed: int) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             model = PET(hypers, info)
         except (ValueError, TypeError, AssertionError, KeyError) as error:

@@ -17,27 +17,24 @@ LEAST_SCALE = 1e-6
 
 def energy_of(sample: Any) -> float | None:
     """Return the energy in the label of a structure; None if it is missing or not finite."""
-    label = sample.target
-    energy = label.get("energy") if isinstance(label, Mapping) else label
-    return None if energy is None or not np.isfinite(energy) else float(energy)
+    found = _finite(sample, "energy")
+    return None if found is None else float(found)
 
 
 def forces_of(sample: Any) -> np.ndarray | None:
     """Return the forces in the label of a structure; None if those of any atom are missing."""
-    label = sample.target
-    forces = label.get("forces") if isinstance(label, Mapping) else None
-    if forces is None or not np.isfinite(forces).all():
-        return None
-    return np.asarray(forces, np.float64)
+    return _finite(sample, "forces")
 
 
 def stress_of(sample: Any) -> np.ndarray | None:
     """Return the stress in the label of a structure; None if it, or the volume, is missing."""
-    label = sample.target
-    stress = label.get("stress") if isinstance(label, Mapping) else None
-    if stress is None or not np.isfinite(stress).all() or not sample.atoms.pbc.all():
-        return None
-    return np.asarray(stress, np.float64)
+    return _finite(sample, "stress") if sample.atoms.pbc.all() else None
+
+
+def _finite(sample: Any, kind: str) -> np.ndarray | None:
+    label = sample.target if isinstance(sample.target, Mapping) else {"energy": sample.target}
+    values = label.get(kind)
+    return None if values is None or not np.isfinite(values).all() else np.asarray(values, float)
 
 
 def describe_baseline(backbone: Any, target: str) -> str:

@@ -22,6 +22,7 @@ from molfun.backbones.timeseries.encoders.base import (
 )
 from molfun.backbones.timeseries.weights import StoredWeights, load_weights, read_weights
 from molfun.errors import ConfigError, DataError
+from molfun.nn.process import seeded
 from molfun.registry import ENCODER_CONFIGS, ENCODERS
 from molfun.sample import Sample
 from molfun.strict import build
@@ -97,8 +98,7 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
             config = with_stored(config, stored.encoder)
             standardize = same_scale(standardize, stored)
         self.config = resolve(config or DEFAULT_ENCODER, d_input)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoder: BaseEncoder = ENCODERS[self.config.name](self.config)
         self.standardize = standardize is not False
         self.d_input, self.single_dim = self.config.d_input, self.config.d_model

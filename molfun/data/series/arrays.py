@@ -12,21 +12,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from molfun._limits import Limit
+from molfun._shapes import Float32, Float64, Int64
 from molfun.data.cells import id_problem, repeated_ids
 from molfun.data.labels import label_array, parse_number
 from molfun.data.npz import read_npy, read_npz
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing, unknown_name
-
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Float64, Int64
 
 logger = logging.getLogger(__name__)
 

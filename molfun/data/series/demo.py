@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from molfun._shapes import Float64
 from molfun.data.series.dataset import TimeSeriesDataset
 from molfun.errors import ConfigError
 from molfun.strict import wrong_counts
 from molfun.text import unknown_name
-
-if TYPE_CHECKING:
-    from jaxtyping import Float64
 
 WellTarget = Literal["well", "barrier_class", "barrier", "temperature"]
 OBSERVED = ("x", "x_squared", "tanh_2x", "cos_pi_x")

@@ -7,15 +7,13 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from molfun._lazy import require
+from molfun._shapes import Bool, Int64
 from molfun.errors import DataError
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Int64
 
 logger = logging.getLogger(__name__)
 

@@ -5,29 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from molfun._shapes import Float32, Int64
 from molfun.data.base import TableDataset
-from molfun.data.clusters import union
+from molfun.data.clusters import linked
 from molfun.data.labels import label_array
-from molfun.data.series.windows import Spans, WindowLabel, check_windows, whole, window_starts
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table
-from molfun.errors import DataError
+from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, SampleBatch
+from molfun.strict import wrong_counts
 from molfun.text import counted, listing, unknown_name
 
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
-
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+_AS_LETTERS = str.maketrans("0123456789ABCDEFGHIJ", LETTERS)
 
 
 class SeriesSamples(TableDataset):
@@ -141,9 +140,8 @@ class SeriesSamples(TableDataset):
             [("group", group), ("content", self._series_digest(place))]
             for group, place in zip(self.groups, places, strict=True)
         ]
-        first: dict[tuple[str, str], int] = {}
-        pairs = [(first.setdefault(key, i), i) for i, both in enumerate(keys) for key in both]
-        return [(_word(root),) for root in union(len(self), pairs)]
+        words = (np.base_repr(root, len(LETTERS)) for root in linked(keys))
+        return [(word.translate(_AS_LETTERS),) for word in words]
 
     def _series_digest(self, place: int) -> str:
         if place not in self._digests:
@@ -375,11 +373,76 @@ def _digest(values: Float32[np.ndarray, "frames features"]) -> str:
     return hashlib.sha256(shape + np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-def _word(number: int) -> str:
-    """Write a number as letters."""
-    letters = ""
-    while True:
-        number, digit = divmod(number, len(LETTERS))
-        letters = LETTERS[digit] + letters
-        if number == 0:
-            return letters
+# Windows
+
+
+WindowLabel = Literal["keep", "none"]
+"""Label of a window: that of its series, or none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Series and frames of each sample.
+
+    Parameters
+    ----------
+    series
+        Index of the series.
+    start, stop
+        Its frames, from 0, the last one excluded.
+    """
+
+    series: Int64[np.ndarray, "samples"]
+    start: Int64[np.ndarray, "samples"]
+    stop: Int64[np.ndarray, "samples"]
+
+    def take(self, indices: Int64[np.ndarray, "kept"]) -> Spans:
+        """Return those at `indices`."""
+        return Spans(
+            series=self.series[indices], start=self.start[indices], stop=self.stop[indices]
+        )
+
+
+def whole(series: Sequence[np.ndarray]) -> Spans:
+    """Make one sample per series."""
+    n = len(series)
+    stop = np.array([len(values) for values in series], np.int64)
+    return Spans(series=np.arange(n), start=np.zeros(n, np.int64), stop=stop)
+
+
+def check_windows(length: Any, stride: Any, label: str) -> None:
+    """Refuse windows that cannot be.
+
+    Raises
+    ------
+    ConfigError
+        Naming all arguments that are not allowed.
+    """
+    problems = wrong_counts(length=length, stride=stride)
+    if not problems and stride > length:
+        problems.append(
+            f"stride must be at most the length {length}, got {stride}: frames between windows "
+            f"would never be seen."
+        )
+    if label not in get_args(WindowLabel):
+        problems.append(unknown_name("label", label, get_args(WindowLabel)))
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def window_starts(
+    n: int, length: int, stride: int, *, drop_short: bool
+) -> Int64[np.ndarray, "windows"]:
+    """Return the first frames of the windows of `n` frames; the last window ends with them.
+
+    Examples
+    --------
+    >>> window_starts(10, 4, 4, drop_short=False).tolist()
+    [0, 4, 6]
+    >>> window_starts(3, 4, 4, drop_short=False).tolist()
+    [0]
+    """
+    if n < length:
+        return np.zeros(0 if drop_short else 1, np.int64)
+    starts = np.arange(0, n - length + 1, stride)
+    return starts if starts[-1] == n - length else np.append(starts, n - length)

@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from molfun._shapes import Float64, Int64
 from molfun.sample import is_missing
-
-if TYPE_CHECKING:
-    from jaxtyping import Float64, Int64
 
 FEWEST_ROWS = 5
 """In shorter tables any column may look like a plain counter from 0 or 1, or like the time."""

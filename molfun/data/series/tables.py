@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from molfun._shapes import Float32, Float64, Int64
 from molfun.data.cells import Cells, Required, read_cells, repeated_ids
 from molfun.data.columns import typed
 from molfun.data.labels import Labels, label_array, label_parser, parse_number
@@ -29,9 +30,6 @@ from molfun.data.series.suspects import Rows, kind_of_name
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, TableError
 from molfun.text import counted, listing, names_in, shown
-
-if TYPE_CHECKING:
-    from jaxtyping import Float32, Float64, Int64
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from itertools import starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from molfun._lazy import require
 from molfun._paths import as_path
+from molfun._shapes import Bool, Float32, Float64
 from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import typed
 from molfun.data.labels import Labels, label_parser
@@ -29,9 +30,6 @@ from molfun.data.series.observables import INSTALL, MAKERS, Part, System, select
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.strict import refuse_unknown, wrong_counts
 from molfun.text import counted, first_line, listing, shown, unknown_name
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float32, Float64
 
 logger = logging.getLogger(__name__)
 

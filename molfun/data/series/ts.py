@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from molfun._shapes import Float64
 from molfun.data.cells import read_text
 from molfun.data.labels import label_array, parse_number
 from molfun.data.series.arrays import (
@@ -23,9 +24,6 @@ from molfun.data.series.arrays import (
 from molfun.data.tables import Table
 from molfun.errors import DataError
 from molfun.text import counted, few, listing, shown, unknown_name
-
-if TYPE_CHECKING:
-    from jaxtyping import Float64
 
 _TAGS = {
     "problemname": "text", "timestamps": "bool", "missing": "bool", "univariate": "bool",

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from molfun._shapes import Bool, Float
 from molfun.errors import ConfigError
 from molfun.strict import wrong_counts
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
 
 
 @dataclass
