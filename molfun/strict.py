@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from molfun.errors import ConfigError, MolfunError
+from molfun.errors import ConfigError, ContractError, MolfunError
 from molfun.text import listing, unknown_name
 
 
@@ -88,6 +88,40 @@ def wrong_counts(least: int = 1, **counts: Any) -> list[str]:
         for name, value in counts.items()
         if not isinstance(value, int) or isinstance(value, bool) or value < least
     ]
+
+
+def must_set(cls: type, kind: str, attributes: Mapping[str, str]) -> None:
+    """Refuse a class that lacks class attributes; one that is still abstract may leave them open.
+
+    Parameters
+    ----------
+    cls
+        The class, when Python makes it.
+    kind
+        What it is, for the message.
+    attributes
+        What each attribute is for.
+
+    Raises
+    ------
+    ContractError
+        Naming class and attribute.
+
+    Examples
+    --------
+    >>> class Mine: ...
+    >>> must_set(Mine, "task", {"name": "Registered name."})
+    Traceback (most recent call last):
+    molfun.errors.ContractError: The task Mine must set the class attribute name: Registered name.
+    """
+    # abc collects the abstract methods of a class only after __init_subclass__ has run
+    if any(getattr(getattr(cls, n, None), "__isabstractmethod__", False) for n in dir(cls)):
+        return
+    for name, meaning in attributes.items():
+        if not hasattr(cls, name):
+            raise ContractError(
+                f"The {kind} {cls.__name__} must set the class attribute {name}: {meaning}"
+            )
 
 
 class Configured:

@@ -8,7 +8,10 @@ import pytest
 
 from molfun import registry
 from molfun.errors import ConfigError, ContractError
+from molfun.objectives import MaskedLMObjective
 from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS, Registry
+from molfun.tasks import RegressionTask
+from molfun.training import HeadOnlyFinetune
 
 
 class Apple:
@@ -109,3 +112,12 @@ def test_a_class_has_the_name_it_is_registered_under(fruits):
     fruits.register("other")(Other)
     with pytest.raises(ContractError, match=r"The fruit 'plum' is the class Other, whose name is"):
         fruits.register("plum")(Other)
+
+
+@pytest.mark.parametrize("base", [RegressionTask, MaskedLMObjective, HeadOnlyFinetune])
+def test_a_part_without_a_name_is_refused_when_its_class_is_made(base, monkeypatch):
+    monkeypatch.delattr(base, "name")
+    with pytest.raises(
+        ContractError, match=r"Mine must set the class attribute name: Registered name\."
+    ):
+        type("Mine", (base,), {})

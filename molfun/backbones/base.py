@@ -24,6 +24,7 @@ from torch import nn
 from molfun.errors import ContractError, DataError
 from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.sample import Sample
+from molfun.strict import must_set
 from molfun.trunk import TrunkOutput
 
 Features = dict[str, torch.Tensor]
@@ -261,11 +262,7 @@ _MUST_SET = {
 def _check_class(cls: type[Backbone]) -> None:
     """Refuse a class without a required attribute or constructor argument."""
     # with its meaning in the text: the author of a backbone should not have to look it up
-    for name, meaning in _MUST_SET.items():
-        if not hasattr(cls, name):
-            raise ContractError(
-                f"The backbone {cls.__name__} must set the class attribute {name}: {meaning}"
-            )
+    must_set(cls, "backbone", _MUST_SET)
     parameters = inspect.signature(cls.__init__).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     missing = [] if takes_all else [n for n in ("weights", "seed") if n not in parameters]

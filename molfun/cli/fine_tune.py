@@ -36,7 +36,7 @@ from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
-from molfun.runs.folder import CACHE, COMMAND_FILES, LOG, RUN_FILES, RunFolder
+from molfun.runs.folder import CACHE, LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.auto import recommend
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strategies.gradual import GradualFinetune
@@ -46,9 +46,6 @@ from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History
 
 logger = logging.getLogger(__name__)
-
-WRITTEN = (*RUN_FILES, *COMMAND_FILES, LOG, CACHE)
-"""Names of all files and folders that a run writes into its folder."""
 
 
 def fine_tune(given: Mapping[str, Any]) -> None:
@@ -67,8 +64,9 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
     # a demo replaces the demo before it, so that the first command of the README can be repeated
     overwrite = options.overwrite or (settings.demo and _is_demo(folder))
     names = type(settings).model_fields
+    written = (*RUN_FILES, *command_files(), LOG, CACHE)
     with opened_run(
-        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
+        folder, written, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
     ):
         train, val, test = open_training(settings)
         old = energies.old_structures(settings)

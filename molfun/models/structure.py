@@ -434,7 +434,13 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def save(self, path: str | Path) -> Self:
-        """Write a checkpoint folder that suffices to predict; see `molfun.runs.checkpoint`."""
+        """Write a checkpoint folder that suffices to predict; an older checkpoint is replaced.
+
+        Raises
+        ------
+        CheckpointError
+            If `path` is a file, or a folder that holds anything else.
+        """
         persistence.save(self, as_path(path))
         return self
 

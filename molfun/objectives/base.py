@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
+from molfun.strict import must_set
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Objective(nn.Module, ABC):
     ranks_epochs: ClassVar[bool] = True
     """True if a smaller loss means a better epoch. False where what is predicted changes during
     training, as with an EMA teacher; then the last epoch is kept."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        must_set(cls, "objective", {"name": "Registered name."})
 
     @abstractmethod
     def check(self, backbone: nn.Module) -> None:

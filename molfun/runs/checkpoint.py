@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -185,7 +186,12 @@ def foreign_files(path: Path) -> list[str]:
 
 
 def _refuse_other_folders(path: Path) -> None:
-    """Refuse to replace a folder that holds anything but a checkpoint."""
+    """Refuse to replace a file, or a folder that holds anything but a checkpoint."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a file, which a checkpoint folder would replace. Choose a new folder, for "
+            f"example {path.with_name('checkpoint')}."
+        )
     foreign = foreign_files(path)
     if foreign:
         raise CheckpointError(

@@ -30,18 +30,21 @@ RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
 """Files and folders that `fit` and `pretrain` write into the folder of a run."""
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
-_BESIDE = (
-    file.name
-    for kind in DATASETS.classes()
-    for table in PREDICTIONS
-    for file in kind().files_beside(Path(table))
-)
 SCHEMA = "config.schema.json"
-COMMAND_FILES = (CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *_BESIDE)
-"""Files that a command writes in addition, apart from log and cache."""
 _FOLDERS = (CHECKPOINT, RESUME)
 # a log is recognised by the time stamp of its first line, so that no other run.log is replaced
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
+
+
+def command_files() -> tuple[str, ...]:
+    """List the files that a command writes in addition, apart from log and cache."""
+    beside = (
+        file.name
+        for kind in DATASETS.classes()  # when asked, so that a kind of a plugin is among them
+        for table in PREDICTIONS
+        for file in kind().files_beside(Path(table))
+    )
+    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *beside
 
 
 class RunFolder:
@@ -109,7 +112,7 @@ class RunFolder:
             Whether a run in the folder may be replaced.
         settings
             Names of the settings in ``config.yaml``, if the run writes one. Then a user's own files
-            under the names of `COMMAND_FILES` are protected as well.
+            under the names of `command_files()` are protected as well.
 
         Raises
         ------
@@ -145,7 +148,7 @@ class RunFolder:
 
     def _replace(self, *, overwrite: bool) -> None:
         """Note the files that a new run replaces; refuse without `overwrite`."""
-        names = (*RUN_FILES, *COMMAND_FILES)
+        names = (*RUN_FILES, *command_files())
         present = [name for name in names if os.path.lexists(self.path / name)]
         if not overwrite:
             raise RunError(
@@ -174,7 +177,7 @@ class RunFolder:
 
     def _keep_what_no_run_wrote(self, settings: Collection[str]) -> None:
         """Refuse to replace a user's own files, as told from those of a run killed at its start."""
-        present = [name for name in COMMAND_FILES if (self.path / name).exists()]
+        present = [name for name in command_files() if (self.path / name).exists()]
         if CONFIG in present and _is_of_a_run(self.config, settings):
             return
         if self.log.is_file() and not _is_a_log(self.log):

@@ -22,7 +22,7 @@ from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.nn.process import seeded
 from molfun.registry import OPTIMIZERS, STRATEGIES
 from molfun.strategies.course import MODES, SCHEDULERS, Course
-from molfun.strict import build
+from molfun.strict import build, must_set
 from molfun.text import unknown_name
 
 HEAD_LR_RATIO = 10.0
@@ -118,6 +118,10 @@ class FinetuneStrategy(Course, ABC):
     early_stopping_patience: int = 0
     monitor: str = "val/loss"
     weight_decay: float = 0.01
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        must_set(cls, "strategy", {"name": "Registered name."})
 
     def __post_init__(self) -> None:
         # a range can be checked only where the type is right

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from molfun.sample import is_missing
-from molfun.strict import check_choice
+from molfun.strict import check_choice, must_set
 from molfun.trunk import Level
 
 
@@ -41,6 +41,10 @@ class Task(ABC):
     level: Level = "sequence"
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        must_set(cls, "task", {"name": "Registered name."})
 
     @property
     @abstractmethod

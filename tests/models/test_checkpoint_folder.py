@@ -21,6 +21,20 @@ def test_save_refuses_a_folder_with_other_files(
     assert (tmp_path / "run/precious.csv").read_text() == "a"
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_save_refuses_a_file(
+    tiny_model: Callable[..., MolfunStructureModel], tmp_path: Path, link: bool
+) -> None:
+    (tmp_path / "data.csv").write_text("a,b")
+    path = tmp_path / "data.csv"
+    if link:
+        path = tmp_path / "link.csv"
+        path.symlink_to("data.csv")
+    with pytest.raises(CheckpointError, match=rf"{path.name} is a file, which a checkpoint folder"):
+        tiny_model().save(path)
+    assert path.read_text() == "a,b"
+
+
 def test_save_replaces_a_checkpoint_and_fills_an_empty_folder(
     tiny_model: Callable[..., MolfunStructureModel], tmp_path: Path
 ) -> None:
@@ -46,7 +60,9 @@ def test_a_file_of_the_user_beside_files_of_a_checkpoint_is_kept(
     folder.mkdir()
     (folder / beside).write_text("{}")
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match=r"holds other files \(thesis.txt\) that are no part"):
+    with pytest.raises(
+        CheckpointError, match=r"holds other files \(thesis.txt\) that do not belong"
+    ):
         tiny_model().save(folder)
     assert (folder / "thesis.txt").read_text() == "years of work"
     (folder / "thesis.txt").unlink()

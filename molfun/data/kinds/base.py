@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import create_model
 
 from molfun.config import Settings, option
-from molfun.errors import ConfigError, ContractError
+from molfun.errors import ConfigError
 from molfun.registry import BACKBONES, DATASETS
+from molfun.strict import must_set
 
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
@@ -131,11 +132,7 @@ class DataKind(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name, meaning in _MUST_SET.items():
-            if not hasattr(cls, name):
-                raise ContractError(
-                    f"The data kind {cls.__name__} must set the class attribute {name}: {meaning}"
-                )
+        must_set(cls, "data kind", _MUST_SET)
 
     @abstractmethod
     def open(
