@@ -94,7 +94,8 @@ def reference(package: str) -> str:
         if home(origin) == package:
             lines += [f"::: {origin}", *OPTIONS.get(package, ()), ""]
         else:
-            elsewhere.append(f"- [`{name}`][{origin}]")
+            summary = (_docstring(origin) or "").strip().partition("\n")[0]
+            elsewhere.append(f"- [`{name}`][{origin}]: {summary}")
     if elsewhere:
         lines += ["## Described on other pages", "", *elsewhere]
     return "\n".join(lines) + "\n"
@@ -210,6 +211,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     run = os.environ.get("RUN_TUTORIALS") == "1"
     for source in sorted((ROOT / "docs/notebooks").glob("*.py")):
         pages[f"tutorials/{source.stem}.md"] = tutorial(source, run=run)
+    pages["weights.md"] = (ROOT / "weights/README.md").read_text(encoding="utf-8")
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

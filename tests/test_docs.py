@@ -242,6 +242,8 @@ def _files(folder: Path, page: Path) -> None:
         (folder / name).symlink_to(weights / "esm2_t6_8M_UR50D.pt")
     sequences = [row.split(",")[0] for row in (folder / "gb1.csv").read_text().splitlines()[1:]]
     labelled = [f"{text},{i % 3},{60 + i if i % 4 else ''}" for i, text in enumerate(sequences)]
+    fitness = [f"{text},{i % 7}" for i, text in enumerate(sequences)]
+    (folder / "variants.csv").write_text("\n".join(["sequence,fitness", *fitness, ""]))
     (folder / "two.csv").write_text("\n".join(["sequence,ddg,tm", *labelled, ""]))
     records = "".join(f">p{i}\n{text}\n" for i, text in enumerate(sequences))
     (folder / "new.fasta").write_text(records)

@@ -15,6 +15,7 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError
+from molfun.registry import TASKS
 from molfun.runs.folder import SCHEMA, RunFolder
 from molfun.text import unknown_name
 
@@ -70,8 +71,14 @@ def schema_text(settings: type[Settings]) -> str:
 
 
 def _described(settings: type[Settings], schema: dict[str, Any]) -> dict[str, Any]:
-    """Put the help of each setting into a schema, in place of titles that repeat its name."""
+    """Put the help and the registered names of each setting into a schema."""
     for name, entry in schema["properties"].items():
+        choices = settings.flag(name).choices
+        if choices is not None:
+            # the type in the schema is any text: which names are registered is known only now
+            types = [entry, *entry.get("anyOf", [])]
+            names = [*choices(), *(TASKS if name == "head" else ())]  # a task means its usual head
+            next(t for t in types if t.get("type") == "string")["enum"] = names
         entry["description"] = settings.describe(name)
         # pydantic's titles only repeat the names
         entry.pop("title", None)

@@ -19,7 +19,7 @@ from molfun.config import Settings, option
 from molfun.data.kinds.base import DataKind, Labels, _joined, kind_of, with_kinds
 from molfun.errors import ConfigError, ContractError
 from molfun.models.pretraining import DEFAULT
-from molfun.registry import BACKBONES
+from molfun.registry import BACKBONES, HEADS, STRATEGIES, TASKS
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., Result]
@@ -71,6 +71,8 @@ def test_the_schema_is_that_of_the_settings(molfun: Command, tmp_path: Path) -> 
     settings = with_kinds(FineTuneSettings)
     assert printed["properties"].keys() == settings.model_fields.keys()
     assert printed["properties"]["loss"]["enum"] == ["mse", "mae", "huber"]
+    assert printed["properties"]["strategy"]["enum"] == [*STRATEGIES, "auto"]
+    assert printed["properties"]["head"]["anyOf"][0]["enum"] == [*HEADS, *TASKS]
     assert molfun("schema", "pretrain", "--output", tmp_path / "s.json").exit_code == 0
     assert "objective" in json.loads((tmp_path / "s.json").read_text())["properties"]
     assert "Did you mean 'pretrain'?" in molfun("schema", "pretrian").stderr
