@@ -60,6 +60,11 @@ class Settings(BaseModel):
         kinds = [annotation, *get_args(annotation)]
         return [v for kind in kinds if get_origin(kind) is Literal for v in get_args(kind)]
 
+    def is_changed(self, name: str) -> bool:
+        """Return whether a setting has another value than its default."""
+        field = type(self).model_fields[name]
+        return bool(getattr(self, name) != field.get_default(call_default_factory=True))
+
     @classmethod
     def describe(cls, name: str) -> str:
         """Return the description of a setting, with its allowed values."""
@@ -144,6 +149,8 @@ class Flag:
         Whether the setting defines the model, and so cannot be changed for a given checkpoint.
     of_head
         Whether each of several heads has its own.
+    read_with
+        Name of another setting, and those of its values that read this one; empty if all do.
     """
 
     panel: str = ""
@@ -159,6 +166,7 @@ class Flag:
     needs: str = ""
     of_model: bool = False
     of_head: bool = False
+    read_with: tuple[str, ...] = ()
 
 
 _PLAIN = Flag()

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from molfun.cli.settings import FineTuneSettings
 
 
-def check_flags(settings: PretrainSettings, given: Collection[str]) -> None:
-    """Refuse flags that the backbone ignores.
+def check_flags(
+    settings: PretrainSettings, given: Collection[str], *, resumed: bool = False
+) -> None:
+    """Refuse flags that the backbone ignores, and settings that optimizer or schedule ignore.
 
     Raises
     ------
@@ -27,11 +29,16 @@ def check_flags(settings: PretrainSettings, given: Collection[str]) -> None:
     """
     problems = foreign(type(settings), given, settings.backbone)
     if problems:
-        raise ConfigError(f"{' '.join(problems)} Leave out what does not fit.")
+        problems.append("Leave out what does not fit.")
+    problems += unread(settings, given, resumed=resumed)
+    if problems:
+        raise ConfigError(" ".join(problems))
 
 
-def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
-    """Refuse settings that the backbone, the task or the data kind ignores.
+def check_run(
+    settings: FineTuneSettings, given: Collection[str] = (), *, resumed: bool = False
+) -> None:
+    """Refuse settings that backbone, task, data kind, strategy or schedule ignore.
 
     Parameters
     ----------
@@ -39,6 +46,8 @@ def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
         Settings of the run.
     given
         Names of the flags that were given: these are checked even with their default value.
+    resumed
+        Whether all other settings may be those that a run stored.
 
     Raises
     ------
@@ -57,9 +66,45 @@ def check_run(settings: FineTuneSettings, given: Collection[str] = ()) -> None:
         prefix = f"heads.{name}: " if name else ""
         problems += [f"{prefix}{text}" for text in _problems_of_head(one, settings.heads.get(name))]
     if problems:
-        raise ConfigError(
-            f"{' '.join(problems)} Leave out what does not fit, or choose another task or level."
-        )
+        problems.append("Leave out what does not fit, or choose another task or level.")
+    problems += unread(settings, given, resumed=resumed)
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def unread(
+    settings: FineTuneSettings | PretrainSettings, given: Collection[str], *, resumed: bool = False
+) -> list[str]:
+    """Return sentences on settings that the strategy, optimizer or schedule does not read.
+
+    Examples
+    --------
+    >>> from molfun.cli.settings import FineTuneSettings
+    >>> settings = FineTuneSettings.build({"demo": True, "strategy": "full", "lora_rank": 4})
+    >>> unread(settings, [])
+    ['lora_rank is for lora; the strategy is full. Leave it out, or choose --strategy lora.']
+    """
+    names = list(given)
+    # config.yaml of a run holds settings that nobody gave, such as the default rank of LoRA; only
+    # flags are given for certain if the settings come from there
+    if not resumed and settings.started_in is None:
+        fields = type(settings).model_fields
+        names = [name for name in fields if name in given or settings.is_changed(name)]
+    owners: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        read_with = settings.flag(name).read_with
+        if read_with and getattr(settings, read_with[0]) not in ("auto", *read_with[1:]):
+            owners.setdefault(read_with, []).append(name)
+    return [_not_read(settings, of, *by) for by, of in owners.items()]
+
+
+def _not_read(settings: Settings, names: Sequence[str], choice: str, *readers: str) -> str:
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    able = alternatives(readers)
+    return (
+        f"{', '.join(names)} {are} for {able}; the {choice} is {getattr(settings, choice)}. Leave "
+        f"{them} out, or choose --{choice} {able}."
+    )
 
 
 def _problems_of_head(settings: FineTuneSettings, given: Iterable[str] | None) -> list[str]:

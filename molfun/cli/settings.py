@@ -148,10 +148,14 @@ class TrainSettings(OptimizerSettings):
     strategy_config: dict[str, Any] = option(
         dict, "Further settings of the strategy.", yaml_only=True
     )
-    lora_rank: int | None = option(None, "Rank of the adapters.", panel=TRAINING, shown="8", ge=1)
+    lora_rank: int | None = option(
+        None, "Rank of the adapters.", panel=TRAINING, shown="8", ge=1,
+        read_with=("strategy", "lora"),
+    )  # fmt: skip
     unfreeze_blocks: int | None = option(
         None, "Last blocks that train.", panel=TRAINING, hidden=True,
         shown="partial 4 (or all of fewer), lora all", ge=1,
+        read_with=("strategy", "lora", "partial"),
     )  # fmt: skip
     unfreeze_epoch: int | None = option(
         None, "Epochs in which the head trains alone, with any strategy.", panel=TRAINING,
@@ -331,11 +335,6 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         if column is None or getattr(one, column) is not None:
             return one
         return one.model_copy(update={column: name})
-
-    def is_changed(self, name: str) -> bool:
-        """Return whether a setting has another value than its default."""
-        field = type(self).model_fields[name]
-        return bool(getattr(self, name) != field.get_default(call_default_factory=True))
 
     @property
     def labels(self) -> Labels:

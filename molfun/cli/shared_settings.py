@@ -62,8 +62,9 @@ class OptimizerSettings(Settings):
         choices=OPTIMIZERS.__iter__,
     )
     momentum: float = option(
-        Course.momentum, "Momentum of sgd.", panel=TRAINING, hidden=True, ge=0, lt=1
-    )
+        Course.momentum, "Momentum of sgd.", panel=TRAINING, hidden=True, ge=0, lt=1,
+        read_with=("optimizer", "sgd"),
+    )  # fmt: skip
     scheduler: str = option(
         Course.scheduler,
         "{choices}.", panel=TRAINING, hidden=True, choices=lambda: SCHEDULERS,
@@ -76,27 +77,29 @@ class OptimizerSettings(Settings):
     )
     min_lr: float | None = option(
         None, "Smallest learning rate.", panel=TRAINING, shown="1e-6 of the peak", hidden=True,
-        ge=0,
+        ge=0, read_with=("scheduler", *(name for name in SCHEDULERS if name != "constant")),
     )  # fmt: skip
     step_size: int = option(
-        Course.step_size, "step: epochs at each rate.", panel=TRAINING, hidden=True, ge=1
-    )
+        Course.step_size, "step: epochs at each rate.", panel=TRAINING, hidden=True, ge=1,
+        read_with=("scheduler", "step"),
+    )  # fmt: skip
     gamma: float = option(
         Course.gamma, "step: factor from one rate to the next.", panel=TRAINING,
-        hidden=True, gt=0, le=1,
+        hidden=True, gt=0, le=1, read_with=("scheduler", "step"),
     )  # fmt: skip
     plateau_factor: float = option(
         Course.plateau_factor, "plateau: factor on the rate after them.", panel=TRAINING,
-        hidden=True, gt=0, lt=1,
+        hidden=True, gt=0, lt=1, read_with=("scheduler", "plateau"),
     )  # fmt: skip
     plateau_patience: int = option(
         Course.plateau_patience,
         "plateau: epochs without a better --monitor at one rate.", panel=TRAINING, hidden=True,
-        ge=0,
+        ge=0, read_with=("scheduler", "plateau"),
     )  # fmt: skip
     plateau_mode: Mode | None = option(
-        None, "plateau: min or max, where --monitor does not say it.", yaml_only=True
-    )
+        None, "plateau: min or max, where --monitor does not say it.", yaml_only=True,
+        read_with=("scheduler", "plateau"),
+    )  # fmt: skip
 
     weight_decay: float = option(0.01, "Weight decay.", panel=TRAINING, hidden=True, ge=0)
     grad_clip: float = option(

@@ -41,10 +41,8 @@ def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, Fil
     options, flags = FileOptions.take(given)
     values = _gathered(cls, flags, options, options.config)
     settings: Any = cls.build(values, source=options.config or "command line")
-    if isinstance(settings, FineTuneSettings):
-        check_run(settings, flags)
-    else:
-        check_flags(settings, flags)
+    check = check_run if isinstance(settings, FineTuneSettings) else check_flags
+    check(settings, flags, resumed=options.resume)
     _keep_file(settings, options, options.config)
     return settings, options
 
@@ -62,7 +60,7 @@ def settings_of_options(given: Mapping[str, Any]) -> tuple[FineTuneSettings, Tra
     else:
         values = _gathered(FineTuneSettings, flags, options, options.options)
     settings = FineTuneSettings.build(values, source=options.options, names=names)
-    check_run(settings, flags)
+    check_run(settings, flags, resumed=options.resume)
     _keep_file(settings, options, options.options)
     return settings, options
 

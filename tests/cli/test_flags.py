@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from molfun.cli.checks import unread
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, option
@@ -87,6 +88,56 @@ def test_what_a_new_user_mixes_up_is_told(
     said = molfun("fine-tune", "--data", "gb1.csv").stderr
     assert "has a column 'sequence' and no 'pdb_id'" in said
     assert "--backbone esm2_t6_8M_UR50D" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--strategy", "head_only", "--lora-rank", 4),
+            "lora_rank is for lora; the strategy is head_only. Leave it out, or choose --strategy "
+            "lora.",
+        ),
+        (
+            ("--strategy", "full", "--unfreeze-blocks", 1, "--momentum", 0.9),
+            "momentum is for sgd; the optimizer is adamw. Leave it out, or choose --optimizer sgd. "
+            "unfreeze_blocks is for lora or partial; the strategy is full. Leave it out, or choose "
+            "--strategy lora or partial.",
+        ),
+        (
+            ("--gamma", 0.5, "--step-size", 2),
+            "step_size, gamma are for step; the scheduler is cosine. Leave them out, or choose "
+            "--scheduler step.",
+        ),
+        (
+            ("--config", "own.yaml", "--scheduler", "step"),
+            "plateau_factor is for plateau; the scheduler is step. Leave it out, or choose "
+            "--scheduler plateau.",
+        ),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(
+    molfun: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("plateau_factor: 0.5\n")
+    result = molfun("fine-tune", "--demo", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {message}\n"
+
+
+def test_what_a_run_wrote_out_is_not_given() -> None:
+    stored = {"demo": True, "strategy": "head_only", "lora_rank": 8, "started_in": "../.."}
+    assert unread(FineTuneSettings.build(stored), []) == []
+    settings = FineTuneSettings.build({**stored, "started_in": None})
+    assert unread(settings, [], resumed=True) == []
+    assert unread(settings, ["lora_rank"], resumed=True) == unread(settings, [])
+    # without a strategy, LoRA is chosen
+    assert unread(FineTuneSettings.build({"demo": True, "lora_rank": 4}), ["lora_rank"]) == []
 
 
 def test_settings_of_one_name_must_be_the_same() -> None:

@@ -319,18 +319,18 @@ def test_each_learns_and_a_killed_run_goes_on_bit_by_bit(tmp_path: Path, name: s
 
 FLAGS = [
     "--optimizer", "sgd", "--momentum", "0.5", "--scheduler", "plateau", "--min-lr", "1e-6",
-    "--step-size", "3", "--gamma", "0.2", "--plateau-patience", "2", "--plateau-factor", "0.4",
+    "--plateau-patience", "2", "--plateau-factor", "0.4",
 ]  # fmt: skip
 CHOSEN = {
     "optimizer": "sgd",
     "momentum": 0.5,
     "scheduler": "plateau",
     "min_lr": 1e-6,
-    "step_size": 3,
-    "gamma": 0.2,
     "plateau_patience": 2,
     "plateau_factor": 0.4,
 }
+STEP_FLAGS = ["--scheduler", "step", "--min-lr", "1e-6", "--step-size", "3", "--gamma", "0.2"]
+STEP_CHOSEN = {"scheduler": "step", "min_lr": 1e-6, "step_size": 3, "gamma": 0.2}
 
 
 def settings_of(command: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
@@ -343,13 +343,16 @@ def settings_of(command: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "lora", "gradual"])
-def test_flags_reach_the_strategy(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+@pytest.mark.parametrize(("flags", "chosen"), [(FLAGS, CHOSEN), (STEP_FLAGS, STEP_CHOSEN)])
+def test_flags_reach_the_strategy(
+    monkeypatch: pytest.MonkeyPatch, strategy: str, flags: list[str], chosen: dict[str, Any]
+) -> None:
     settings = settings_of(
-        fine_tune, monkeypatch, "fine-tune", "--demo", "--strategy", strategy, *FLAGS
+        fine_tune, monkeypatch, "fine-tune", "--demo", "--strategy", strategy, *flags
     )
     made = FinetuneStrategy.from_dict(settings.strategy_options(strategy, n_blocks=2))
     for part in (made, getattr(made, "inner", made)):
-        assert {name: getattr(part, name) for name in CHOSEN} == CHOSEN
+        assert {name: getattr(part, name) for name in chosen} == chosen
 
 
 def test_the_settings_file_comes_back_as_it_was(tmp_path: Path) -> None:
