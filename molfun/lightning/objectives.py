@@ -110,6 +110,7 @@ class GuideObjective(SeriesObjective):
     Loss and metrics of a batch are means, so each is weighted by the number of its series.
     """
 
+    name = "wrapped"  # each subclass has the name that it is registered under
     wrapped: ClassVar[type[BaseSSLObjective]]
 
     def __init__(self, **settings: Any) -> None:
