@@ -93,6 +93,9 @@ def evaluate(
         raise DataError(
             "Nothing to evaluate: the data has no labels. Use predict, or fill the target column."
         )
+    for part in runner.heads:
+        if not result.heads[part.name].loss_count:
+            logger.warning("%s: no sample has a label, so it is not measured.", part.name)
     found = {"loss": result.loss, **runner.metrics(result)}
     if bootstrap:
         for part in runner.heads:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from molfun.errors import DataError
 from molfun.fingerprint import digest, tensor_digests
 from molfun.models import memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
@@ -23,6 +24,7 @@ from molfun.models.loaders import (
 )
 from molfun.nn.modes import set_modes
 from molfun.runs.folder import RunFolder
+from molfun.sample import is_missing
 from molfun.strategies.base import FinetuneStrategy
 from molfun.text import counted
 from molfun.training.cache import CacheConfig
@@ -96,6 +98,11 @@ def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> Non
     check_names(heads, targets)
     for part in heads:
         task, own = part.task, part.labels(targets)
+        if part.name and all(map(is_missing, own)):
+            raise DataError(
+                f"{part.name}: no training sample has a label. Fill its column, or leave the head "
+                f"out."
+            )
         check_sizes(part, job.train, job.val)
         # labels that can be read without the statistics are checked first, so that a bad one is
         # named by its sample and not by a failing `fit_targets`

@@ -214,6 +214,20 @@ def test_intervals_are_those_of_each_head() -> None:
     assert {"fold/accuracy_low", "fold/accuracy_high"} <= found.keys()
 
 
+def test_a_head_without_labels_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    samples = [replace(s, target={"stability": 1.0}) for s in data(4)]
+    trained = model()
+    with pytest.raises(DataError, match=r"^fold: no training sample has a label\. Fill its column"):
+        trained.fit(samples, **FIT)
+    trained.fit(data(4), **FIT)
+    found = trained.evaluate(samples)
+    assert "fold: no sample has a label, so it is not measured." in caplog.messages
+    assert found["stability/rmse"] > 0
+    assert not {name for name, value in found.items() if "fold" in name and value == value}
+    with pytest.raises(DataError, match="Nothing to evaluate: the data has no labels"):
+        trained.evaluate([replace(s, target=None) for s in samples])
+
+
 # --- one head ------------------------------------------------------------------------------------
 
 
