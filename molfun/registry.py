@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from molfun.errors import ConfigError, ContractError, MolfunError
+from molfun.strict import check_choice
 from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,25 @@ ENCODERS = Registry("encoders")
 """Encoders of time series, `molfun.backbones.timeseries.encoders.BaseEncoder`."""
 ENCODER_CONFIGS = Registry("encoder_configs")
 """Configuration classes of encoders without the attribute ``config_class``."""
+
+
+def check_head(name: object) -> None:
+    """Refuse what names neither a head nor a task, which stands for its default head.
+
+    Raises
+    ------
+    ConfigError
+        With the names of heads and tasks, and the nearest one.
+
+    Examples
+    --------
+    >>> check_head("regresion")
+    Traceback (most recent call last):
+    molfun.errors.ConfigError: Unknown head 'regresion'; known: affinity, binary, contact, conv,
+    energy, linear, mlp, multiclass, multilabel, regression. Did you mean 'regression'?
+    """
+    check_choice("head", name, {*HEADS, *TASKS})
+
 
 # import paths and not classes: the command line reads `inputs` for its help without torch
 for _name, _target, _inputs in (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from molfun.config import Settings
 from molfun.data.kinds.base import CLASSES, Labels, kinds_of
 from molfun.errors import ConfigError
-from molfun.registry import BACKBONES, DATASETS, HEADS, TASKS
+from molfun.registry import BACKBONES, DATASETS, TASKS, check_head
 from molfun.strict import parameters_of
 from molfun.text import alternatives
 
@@ -111,8 +111,8 @@ def _problems_of_head(settings: FineTuneSettings, given: Iterable[str] | None) -
     """What of a head, its task and its labels does not fit; `given` are settings of its own."""
     if settings.task is not None:
         TASKS.resolve(settings.task)
-    if settings.head is not None and settings.head not in TASKS:
-        HEADS.resolve(settings.head)
+    if settings.head is not None:
+        check_head(settings.head)
     own = [name for name in given or () if name in type(settings).model_fields]
     return [
         *foreign(type(settings), own, settings.backbone),

@@ -19,7 +19,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.process import seeded
-from molfun.registry import BACKBONES, HEADS, TASKS
+from molfun.registry import BACKBONES, HEADS, TASKS, check_head
 from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
 from molfun.training.task_head import TaskHead
@@ -98,7 +98,9 @@ def names_of(head: str | None, task: str | None) -> tuple[str, str]:
     >>> names_of("regression", None), names_of("affinity", None), names_of(None, "contact")
     (('mlp', 'regression'), ('affinity', 'regression'), ('contact', 'contact'))
     """
-    if head is not None and head not in HEADS and head in TASKS:
+    if head is not None:
+        check_head(head)
+    if head is not None and head not in HEADS:
         if task not in (None, head):
             raise ConfigError(f"head={head!r} names a task, and task={task!r} names another one.")
         head, task = None, head

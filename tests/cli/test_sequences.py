@@ -550,7 +550,12 @@ def test_a_wrong_argument_gets_one_line(
 def test_an_unknown_task_is_named(fit: Command, table: Callable[..., object]) -> None:
     table(TASKS["binary"][0])
     one_line(fit("--task", "binry"), "Did you mean 'binary'?")
-    one_line(fit("--head", "binry"), "Unknown head 'binry'; known: affinity,")
+    known = (
+        "affinity, binary, contact, conv, energy, linear, mlp, multiclass, multilabel, regression"
+    )
+    one_line(
+        fit("--head", "binry"), f"Unknown head 'binry'; known: {known}. Did you mean 'binary'?"
+    )
 
 
 def test_one_class_in_all_rows_is_explained(fit: Command, table: Callable[..., object]) -> None:

@@ -95,6 +95,7 @@ def test_the_seed_decides_the_weights(tiny_model):
     [
         ({"backbone": "openfld"}, "Unknown backbone 'openfld'; .* Did you mean 'openfold'?"),
         ({"head": "afinity"}, "Unknown head 'afinity'; .* Did you mean 'affinity'?"),
+        ({"head": "regresion"}, "Unknown head 'regresion'; .* Did you mean 'regression'?"),
         (
             {"head": "affinity", "task": "regresion"},
             "Unknown task 'regresion'; .* Did you mean 'regression'?",
