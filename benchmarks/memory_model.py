@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from molfun.backbones.openfold import memory
-from molfun.backbones.openfold.memory import Level
+from molfun.backbones.openfold.memory import Plan
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Case:
     """Settings of one step."""
 
     kernels: str
-    level: Level
+    plan: Plan
     blocks: int
     length: int
     rows: int
@@ -56,8 +56,8 @@ def peak(case: Case, pipe: Any) -> None:
     )
     LoRAFinetune(rank=8).setup(model)
     backbone: Any = model.backbone.train()
-    backbone._planned = case.level
-    if case.level in ("compact", "lean"):
+    backbone._planned = case.plan
+    if case.plan in ("compact", "lean"):
         allocator.return_large_buffers()
     n, rows, sizes = case.length, case.rows, backbone.config.globals
     state = {
@@ -96,17 +96,17 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rows", nargs="+", type=int, default=[2, 24])
     parser.add_argument("--blocks", nargs="+", type=int, default=[3, 8])
-    parser.add_argument("--levels", nargs="+", default=list(memory.LEVELS))
+    parser.add_argument("--plans", nargs="+", default=list(memory.PLANS))
     parser.add_argument("--quick", action="store_true", help="Few and small cases.")
     args = parser.parse_args()
     if args.quick:
         args.lengths, args.rows, args.blocks = [32, 48], [2, 8], [1, 3]
     for kernels in ("fast", "stock"):
-        for level in memory.levels(fast=kernels == "fast"):
-            if level not in args.levels:
+        for plan in memory.plans(fast=kernels == "fast"):
+            if plan not in args.plans:
                 continue
             cases = [
-                Case(kernels, level, *sizes)
+                Case(kernels, plan, *sizes)
                 for sizes in itertools.product(args.blocks, args.lengths, args.rows)
             ]
             rows, peaks = [], []
@@ -117,14 +117,14 @@ def main() -> None:
                     batch=1, length=case.length, rows=case.rows, c_m=256, c_z=128,
                     blocks=case.blocks,
                 )  # fmt: skip
-                predicted = memory.peak_bytes(shape, case.level, fast=kernels == "fast")
+                predicted = memory.peak_bytes(shape, case.plan, fast=kernels == "fast")
                 print(
-                    f"{kernels:<6}{level:<11}{case.blocks:>3} blocks {case.length:>4} residues "
+                    f"{kernels:<6}{plan:<11}{case.blocks:>3} blocks {case.length:>4} residues "
                     f"{case.rows:>3} rows {found / 2**20:>8.0f} MB, predicted "
                     f"{predicted / 2**20:>8.0f}",
                     flush=True,
                 )
-                kept = 4 * weights * (case.blocks if level == "keep" else 1)
+                kept = 4 * weights * (case.blocks if plan == "keep" else 1)
                 rows.append([case.blocks * pair, case.blocks * msa, pair, msa])
                 peaks.append(found - (0 if kernels == "fast" else kept))
             matrix, wanted = np.array(rows), np.array(peaks)
@@ -133,7 +133,7 @@ def main() -> None:
             found_costs = np.linalg.lstsq(matrix * weight[:, None], wanted * weight, rcond=None)[0]
             names = ("block_pair", "block_msa", "once_pair", "once_msa")
             text = ", ".join(f"{n}={c:.1f}" for n, c in zip(names, found_costs, strict=True))
-            print(f"  {kernels} {level}: {text}")
+            print(f"  {kernels} {plan}: {text}")
 
 
 if __name__ == "__main__":

@@ -36,18 +36,18 @@ def tensors_in(content: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in items if isinstance(value, torch.Tensor)}
 
 
-def fit_keys(
+def match_keys(
     tensors: Mapping[str, torch.Tensor],
-    target: Mapping[str, torch.Tensor],
+    model: Mapping[str, torch.Tensor],
     canonical: Callable[[str], str],
 ) -> tuple[dict[str, torch.Tensor], KeyReport]:
-    """Rename `tensors` to the names in `target`, matching those with the same `canonical` name.
+    """Rename `tensors` to the names in `model`, matching those with the same `canonical` name.
 
     Parameters
     ----------
     tensors
         Weights of a file.
-    target
+    model
         Weights of the model.
     canonical
         Function that maps the names of all published layouts to one.
@@ -59,29 +59,29 @@ def fit_keys(
 
     Examples
     --------
-    >>> tensors, target = {"a.w": torch.ones(1)}, {"w": torch.zeros(1), "b": torch.zeros(1)}
-    >>> fitted, report = fit_keys(tensors, target, lambda name: name.removeprefix("a."))
-    >>> fitted, report.missing
+    >>> tensors, model = {"a.w": torch.ones(1)}, {"w": torch.zeros(1), "b": torch.zeros(1)}
+    >>> matched, report = match_keys(tensors, model, lambda name: name.removeprefix("a."))
+    >>> matched, report.missing
     ({'w': tensor([1.])}, ('b',))
     """
     # Both sides pass through `canonical`, so neither the layout of the file nor that of the
     # installed package has to be known.
-    wanted = {canonical(name): name for name in target}
+    wanted = {canonical(name): name for name in model}
     found = {canonical(name): name for name in tensors}
-    fitted = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}
+    matched = {wanted[key]: tensors[name] for key, name in found.items() if key in wanted}
     report = KeyReport(
         missing=tuple(wanted[key] for key in wanted if key not in found),
         unexpected=tuple(found[key] for key in found if key not in wanted),
     )
-    return fitted, report
+    return matched, report
 
 
 def shape_conflicts(
-    tensors: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]
 ) -> list[str]:
     """Return one line per weight whose shape in the file is not that of the model."""
     return [
-        f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}"
+        f"{name}: file {tuple(tensor.shape)}, model {tuple(model[name].shape)}"
         for name, tensor in tensors.items()
-        if tensor.shape != target[name].shape
+        if tensor.shape != model[name].shape
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from molfun.data.cells import Parse
 from molfun.data.columns import NUMBER
 
-Labels = Literal["number", "class", "classes"]
+LabelForm = Literal["number", "class", "classes"]
 """Kinds of labels: a number, the name of a class, or any number of classes."""
 Level = Literal["sequence", "residue"]
 LARGEST_LABEL = 1e18
@@ -25,7 +25,7 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 
-def label_parser(labels: Labels, level: Level) -> Parse:
+def label_parser(labels: LabelForm, level: Level) -> Parse:
     """Return a function that reads a cell: it gives the label, and what is wrong with it."""
     if level == "residue":
         return {"number": _numbers, "class": _letters, "classes": _refused}[labels]

@@ -16,7 +16,7 @@ from molfun._paths import as_path
 from molfun.data.base import TableDataset
 from molfun.data.cells import Cells, Required, noted, read_cells, repeated_ids
 from molfun.data.fasta import read_fasta
-from molfun.data.labels import Labels, Level, label_array, label_parser
+from molfun.data.labels import LabelForm, Level, label_array, label_parser
 from molfun.data.representations import (
     Representations,
     as_representations,
@@ -79,7 +79,7 @@ class SequenceDataset(TableDataset):
         sequence_column: str = "sequence",
         target_column: str = "target",
         id_column: str | None = None,
-        labels: Labels = "number",
+        labels: LabelForm = "number",
         level: Level = "sequence",
         mask_column: str | None = None,
         max_length: int | None = None,
@@ -129,7 +129,7 @@ class SequenceDataset(TableDataset):
         >>> data.ids, data.targets.tolist(), data[1].sequence
         (['seq_1', 'seq_2'], [0.5, 1.5], 'ACDEF')
         """
-        check_choice("labels", labels, get_args(Labels))
+        check_choice("labels", labels, get_args(LabelForm))
         check_choice("level", level, get_args(Level))
         if mask_column and level != "residue":
             raise ConfigError(

@@ -69,7 +69,7 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def copy_weights(source: Mapping[str, torch.Tensor], target: Mapping[str, nn.Parameter]) -> None:
+def copy_weights(source: Mapping[str, torch.Tensor], into: Mapping[str, nn.Parameter]) -> None:
     """Copy tensors into parameters of the same names."""
-    for name, parameter in target.items():
+    for name, parameter in into.items():
         parameter.copy_(source[name])

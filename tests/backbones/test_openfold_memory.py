@@ -52,13 +52,13 @@ def test_every_level_gives_the_same_bits(
     strategy.setup(model)
     given = samples(2, lengths=(9, 6))
     found = {}
-    for level in memory.levels(fast=kernels == "fast"):
-        model.backbone._planned = level
-        found[level] = gradients(model, given)
+    for plan in memory.plans(fast=kernels == "fast"):
+        model.backbone._planned = plan
+        found[plan] = gradients(model, given)
     assert len(found["keep"]) > 10
-    for level, others in found.items():
+    for plan, others in found.items():
         for name, gradient in found["keep"].items():
-            assert torch.equal(others[name], gradient), f"{level} {name}"
+            assert torch.equal(others[name], gradient), f"{plan} {name}"
 
 
 def test_lean_parts_run_three_times(tiny_model: ModelFactory, samples: SampleFactory) -> None:
@@ -69,28 +69,28 @@ def test_lean_parts_run_three_times(tiny_model: ModelFactory, samples: SampleFac
     ran: list[int] = []
     layer.register_forward_hook(lambda *_: ran.append(1))
     counts = {}
-    for level in memory.levels(fast=True):
+    for plan in memory.plans(fast=True):
         ran.clear()
-        model.backbone._planned = level
+        model.backbone._planned = plan
         gradients(model, samples(1))
-        counts[level] = len(ran)
+        counts[plan] = len(ran)
     assert counts == {"keep": 1, "checkpoint": 2, "compact": 2, "lean": 3}
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_level_with_the_least_work_that_fits_is_taken(fast: bool) -> None:
-    peaks = [memory.peak_bytes(SHAPE, level, fast=fast) for level in memory.levels(fast=fast)]
+    peaks = [memory.peak_bytes(SHAPE, plan, fast=fast) for plan in memory.plans(fast=fast)]
     assert peaks == sorted(peaks, reverse=True)
-    for level, peak in zip(memory.levels(fast=fast), peaks, strict=True):
-        assert memory.choose(SHAPE, peak, fast=fast) == (level, peak)
-    assert memory.choose(SHAPE, 0, fast=fast) == (memory.levels(fast=fast)[-1], peaks[-1])
+    for plan, peak in zip(memory.plans(fast=fast), peaks, strict=True):
+        assert memory.choose(SHAPE, peak, fast=fast) == (plan, peak)
+    assert memory.choose(SHAPE, 0, fast=fast) == (memory.plans(fast=fast)[-1], peaks[-1])
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_length_that_is_advised_fits_and_8_more_do_not(fast: bool) -> None:
     shape = Shape(**{**SHAPE.__dict__, "length": 900})
     available = memory.peak_bytes(
-        Shape(**{**SHAPE.__dict__, "length": 500}), memory.levels(fast=fast)[-1], fast=fast
+        Shape(**{**SHAPE.__dict__, "length": 500}), memory.plans(fast=fast)[-1], fast=fast
     )
     assert memory.longest_that_fits(shape, available, fast=fast) == 496
     assert memory.longest_that_fits(shape, 1, fast=fast) == 0

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from molfun.backbones.openfold import OpenFoldBackbone
 from molfun.backbones.openfold._versions import canonical_key
-from molfun.backbones.state_dicts import KeyReport, fit_keys
+from molfun.backbones.state_dicts import KeyReport, match_keys
 from molfun.errors import CheckpointError, UnsafeFileError
 
 
@@ -113,12 +113,12 @@ def test_keys_are_matched_across_layouts_and_reported():
         "model.evoformer.blocks.0.pair_stack.tri_mul_in.x": torch.ones(1),
         "b.bias": torch.ones(1),
     }
-    fitted, report = fit_keys(given, target, canonical_key)
+    fitted, report = match_keys(given, target, canonical_key)
     assert fitted == {"evoformer.blocks.0.core.tri_mul_in.x": torch.ones(1)}
     assert report == KeyReport(missing=("a.weight",), unexpected=("b.bias",))
     assert report
     assert str(report) == "1 weights missing:\n  a.weight\n1 unexpected:\n  b.bias"
-    assert not fit_keys(target, target, canonical_key)[1]
+    assert not match_keys(target, target, canonical_key)[1]
 
 
 def test_missing_and_unexpected_weights_are_listed(source, tmp_path):

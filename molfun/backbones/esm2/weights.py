@@ -16,7 +16,7 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
-from molfun.backbones.state_dicts import fit_keys, shape_conflicts, tensors_in
+from molfun.backbones.state_dicts import match_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -87,12 +87,12 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     """
     path = as_path(path)
     tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
-    target = _untied(model)
-    fitted, report = fit_keys(tensors, target, canonical_name)
+    own = _untied(model)
+    matched, report = match_keys(tensors, own, canonical_name)
     unexpected = [n for n in report.unexpected if not _is_pointless(n)]
     optional = [n for n in report.missing if any(part in n for part in _OPTIONAL)]
     missing = sorted(set(report.missing) - set(optional))
-    wrong = shape_conflicts(fitted, target)
+    wrong = shape_conflicts(matched, own)
     if missing or wrong:
         problems = [*missing[:5], *wrong[:5]]
         raise CheckpointError(
@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     _warn_random_heads(path, optional)
     _warn_untied(path, tensors)
     # files in half precision are loaded as float32, in which the weights train
-    model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in fitted.items()}})
+    model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in matched.items()}})
     return optional
 
 

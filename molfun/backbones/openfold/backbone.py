@@ -124,7 +124,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             "mask_msa": mask_msa,
         }
         self.checkpointing = checkpointing
-        self._planned: memory.Level | None = None
+        self._planned: memory.Plan | None = None
         self._precision = "32-true"
         self.data_config = features.data_config(self.config.data, **self.settings)
         self._schema = features.Schema(self.config.data)
@@ -343,17 +343,17 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         shape = self._shape_of_step(longest, batch_size)
         fast_runs = self.kernels == "fast" and self._precision == "32-true"
         if self.checkpointing is None:
-            level, peak = memory.choose(shape, available, fast=fast_runs)
-            self._planned = level
+            plan, peak = memory.choose(shape, available, fast=fast_runs)
+            self._planned = plan
         else:
-            level = self._level_for(shape.batch, shape.length)
-            peak = memory.peak_bytes(shape, level, fast=fast_runs)
-        if level in ("compact", "lean"):
+            plan = self._plan_for(shape.batch, shape.length)
+            peak = memory.peak_bytes(shape, plan, fast=fast_runs)
+        if plan in ("compact", "lean"):
             return_large_buffers()
         if peak <= available:
-            return MemoryPlan(peak, memory.WORDS[level])
+            return MemoryPlan(peak, memory.WORDS[plan])
         fits = memory.longest_that_fits(shape, available, fast=fast_runs)
-        return MemoryPlan(peak, memory.WORDS[level], fits)
+        return MemoryPlan(peak, memory.WORDS[plan], fits)
 
     def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
         """Return the sizes that decide the memory of a step, and the blocks that keep a graph."""
@@ -371,8 +371,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             blocks=len(self.blocks()) - frozen_blocks(self) + (EXTRA_BLOCKS if early else 0),
         )
 
-    def _level_for(self, batch: int, length: int) -> memory.Level:
-        """Return the level the constructor asks for, else the planned one, else one by size."""
+    def _plan_for(self, batch: int, length: int) -> memory.Plan:
+        """Return the plan the constructor asks for, else the planned one, else one by size."""
         if self.checkpointing is None and self._planned is not None:
             return self._planned
         wanted = self.checkpointing
@@ -389,9 +389,9 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
     def _set_memory(self, batch: int, length: int) -> None:
         """Checkpoint blocks if a large graph is kept, and chunk long inputs if none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        level = self._level_for(batch, length)
-        self._checkpoint_blocks(keeps_graph and level != "keep")
-        fast.set_lean(self.model, keeps_graph and level == "lean")
+        plan = self._plan_for(batch, length)
+        self._checkpoint_blocks(keeps_graph and plan != "keep")
+        fast.set_lean(self.model, keeps_graph and plan == "lean")
         # the fast kernels divide long inputs themselves
         whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
         self.model.globals.chunk_size = None if whole else 4

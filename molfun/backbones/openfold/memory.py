@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Level = Literal["keep", "checkpoint", "compact", "lean"]
+Plan = Literal["keep", "checkpoint", "compact", "lean"]
 """What a step keeps for the backward pass, from most memory to least.
 
 ``keep``: all activations. ``checkpoint``: the inputs of each block. ``compact``: the same, and
 large buffers are returned to the system when they are freed (`molfun.nn.allocator`), which takes
 time. ``lean``: in addition, while a block is recomputed, only the inputs of its parts are kept.
 """
-LEVELS: tuple[Level, ...] = get_args(Level)
-WORDS: Mapping[Level, str] = {
+PLANS: tuple[Plan, ...] = get_args(Plan)
+WORDS: Mapping[Plan, str] = {
     "keep": "activations are kept",
     "checkpoint": "activations of a block are computed again in the backward pass",
     "compact": "activations of a block are computed again in the backward pass, and buffers are "
@@ -30,7 +30,7 @@ WORDS: Mapping[Level, str] = {
 
 @dataclass(frozen=True)
 class Costs:
-    """Coefficients of a level: copies of the pair and of the MSA representation that it holds.
+    """Coefficients of a plan: copies of the pair and of the MSA representation that it holds.
 
     ``block_*`` counts for every block from the first that trains on, ``once_*`` once per step.
     """
@@ -42,13 +42,13 @@ class Costs:
 
 
 # estimated from steps through several blocks with adapters
-FAST: Mapping[Level, Costs] = {
+FAST: Mapping[Plan, Costs] = {
     "keep": Costs(39.0, 19.0, 4.0, 9.0),
     "checkpoint": Costs(9.0, 1.0, 48.0, 36.0),
     "compact": Costs(1.3, 0.7, 41.0, 27.0),
     "lean": Costs(1.4, 0.7, 21.0, 12.0),
 }
-STOCK: Mapping[Level, Costs] = {
+STOCK: Mapping[Plan, Costs] = {
     "keep": Costs(83.0, 13.0, 5.0, 37.0),
     "checkpoint": Costs(24.0, 2.0, 89.0, 35.0),
     "compact": Costs(1.6, 0.4, 48.0, 25.0),
@@ -92,14 +92,14 @@ class Shape:
         return 4 * self.batch * self.rows * self.length * self.c_m
 
 
-def levels(*, fast: bool) -> tuple[Level, ...]:
-    """Return the levels that the kernels offer, most memory first."""
+def plans(*, fast: bool) -> tuple[Plan, ...]:
+    """Return the plans that the kernels offer, most memory first."""
     return tuple(FAST if fast else STOCK)
 
 
-def peak_bytes(shape: Shape, level: Level, *, fast: bool) -> int:
+def peak_bytes(shape: Shape, plan: Plan, *, fast: bool) -> int:
     """Return the peak of a training step in bytes, in addition to what the process holds before."""
-    costs = (FAST if fast else STOCK)[level]
+    costs = (FAST if fast else STOCK)[plan]
     pair = shape.blocks * costs.block_pair + costs.once_pair
     msa = shape.blocks * costs.block_msa + costs.once_msa
     total = pair * shape.pair_bytes + msa * shape.msa_bytes
@@ -107,12 +107,12 @@ def peak_bytes(shape: Shape, level: Level, *, fast: bool) -> int:
         # logits and weights of two triangle attentions: four tensors per block. With checkpointing
         # only those of the block that is recomputed exist.
         logits = 4 * shape.batch * HEADS * shape.length**3
-        total += 4 * logits * (shape.blocks if level == "keep" else 1)
+        total += 4 * logits * (shape.blocks if plan == "keep" else 1)
     return int(total)
 
 
-def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
-    """Return the fastest level that fits `available` bytes, else the smallest one, and its peak.
+def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Plan, int]:
+    """Return the fastest plan that fits `available` bytes, else the smallest one, and its peak.
 
     Examples
     --------
@@ -120,20 +120,20 @@ def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Level, int]:
     >>> choose(shape, 16 * 2**30, fast=True)[0], choose(shape, 2**30, fast=True)[0]
     ('keep', 'checkpoint')
     """
-    # All levels run the same operations, so a run that is resumed on a machine with other memory
+    # All plans run the same operations, so a run that is resumed on a machine with other memory
     # goes on with the same bits.
-    for level in levels(fast=fast):
-        peak = peak_bytes(shape, level, fast=fast)
+    for plan in plans(fast=fast):
+        peak = peak_bytes(shape, plan, fast=fast)
         if peak <= available:
             break
-    return level, peak
+    return plan, peak
 
 
 def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
     """Return the largest length for which a step fits, in steps of 8; 0 if there is none."""
-    level = levels(fast=fast)[-1]
+    plan = plans(fast=fast)[-1]
     for length in range(shape.length - shape.length % 8, 0, -8):
         smaller = Shape(**{**shape.__dict__, "length": length})
-        if peak_bytes(smaller, level, fast=fast) <= available:
+        if peak_bytes(smaller, plan, fast=fast) <= available:
             return length
     return 0

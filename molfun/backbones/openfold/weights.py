@@ -15,7 +15,7 @@ from torch import nn
 from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.openfold._versions import canonical_key
-from molfun.backbones.state_dicts import KeyReport, fit_keys, shape_conflicts, tensors_in
+from molfun.backbones.state_dicts import KeyReport, match_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -49,19 +49,19 @@ def load_weights(model: nn.Module, path: str | Path, *, jax_version: str) -> Non
         _load_npz(model, path, jax_version)
         return
     tensors = _read(path)
-    fitted, report = fit_keys(tensors, model.state_dict(), canonical_key)
+    matched, report = match_keys(tensors, model.state_dict(), canonical_key)
     if report:
         raise CheckpointError(
-            f"{path} does not fit this architecture ({len(fitted)} of {len(model.state_dict())} "
+            f"{path} does not fit this architecture ({len(matched)} of {len(model.state_dict())} "
             f"weights match). {report}\nChoose the preset the file was trained with."
         )
-    wrong = shape_conflicts(fitted, model.state_dict())
+    wrong = shape_conflicts(matched, model.state_dict())
     if wrong:
         raise CheckpointError(
             f"{path} holds weights of other shapes:\n{listing(wrong, 5)}\n"
             f"Choose the preset the file was trained with."
         )
-    model.load_state_dict(fitted)
+    model.load_state_dict(matched)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from molfun._io import is_safetensors, load_safetensors, load_torch, read_metadata
 from molfun._paths import as_path
-from molfun.backbones.state_dicts import fit_keys, shape_conflicts, tensors_in
+from molfun.backbones.state_dicts import match_keys, shape_conflicts, tensors_in
 from molfun.errors import CheckpointError
 from molfun.text import listing
 
@@ -114,11 +114,11 @@ def load_weights(backbone: nn.Module, stored: StoredWeights) -> None:
         If weights do not match; the text names them, and the settings that differ.
     """
     differing = _differing(backbone, stored)
-    target = backbone.state_dict()
-    fitted, report = fit_keys(stored.tensors, target, lambda name: name)
+    own = backbone.state_dict()
+    matched, report = match_keys(stored.tensors, own, lambda name: name)
     # without its scale an encoder can still train: it is then learned from the data
     missing = [n for n in report.missing if n not in SCALE]
-    wrong = shape_conflicts(fitted, target)
+    wrong = shape_conflicts(matched, own)
     if missing or wrong or report.unexpected:
         problems = [
             *differing,
@@ -136,7 +136,7 @@ def load_weights(backbone: nn.Module, stored: StoredWeights) -> None:
             stored.path,
             listing(differing),
         )
-    backbone.load_state_dict({**target, **fitted})
+    backbone.load_state_dict({**own, **matched})
 
 
 def _differing(backbone: Any, stored: StoredWeights) -> list[str]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from molfun._paths import as_path
 from molfun.data.cells import Required, noted
-from molfun.data.labels import Labels
+from molfun.data.labels import LabelForm
 from molfun.data.series import arrays
 from molfun.data.series.samples import SeriesSamples
 from molfun.data.series.tables import TEMPLATE, Layout, TableFormat, read_series_table
@@ -176,7 +176,7 @@ class TimeSeriesDataset(SeriesSamples):
         feature_columns: Sequence[str] | str | None = None,
         pattern: str = TEMPLATE,
         target_column: str | None = "target",
-        labels: Labels = "number",
+        labels: LabelForm = "number",
         group_column: str = "group",
         max_length: int | None = None,
         require_target: Required = True,
@@ -245,7 +245,7 @@ class TimeSeriesDataset(SeriesSamples):
         [3, 2]
         """
         check_choice("layout", layout, get_args(Layout))
-        check_choice("labels", labels, get_args(Labels))
+        check_choice("labels", labels, get_args(LabelForm))
         form = TableFormat(
             layout=layout,
             id_column=id_column,
@@ -321,7 +321,7 @@ class TimeSeriesDataset(SeriesSamples):
         cls,
         source: str | Path | Iterable[Sequence[Any]],
         *,
-        labels: Labels = "number",
+        labels: LabelForm = "number",
         max_length: int | None = None,
         **options: Any,
     ) -> Self:

@@ -18,7 +18,7 @@ import pandas as pd
 from molfun._shapes import Float32, Float64, Int64
 from molfun.data.cells import Cells, Required, read_cells, repeated_ids
 from molfun.data.columns import typed
-from molfun.data.labels import Labels, label_array, label_parser, parse_number
+from molfun.data.labels import LabelForm, label_array, label_parser, parse_number
 from molfun.data.series.arrays import (
     SeriesTable,
     numbered,
@@ -49,7 +49,7 @@ class TableFormat:
     feature_columns: Sequence[str] | str | None = None
     pattern: str = TEMPLATE
     target_column: str | None = "target"
-    labels: Labels = "number"
+    labels: LabelForm = "number"
     group_column: str = "group"
     require_target: Required = True
 

@@ -24,7 +24,7 @@ from molfun._paths import as_path
 from molfun._shapes import Bool, Float32, Float64
 from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import typed
-from molfun.data.labels import Labels, label_parser
+from molfun.data.labels import LabelForm, label_parser
 from molfun.data.series.arrays import MAX_VALUES
 from molfun.data.series.observables import INSTALL, MAKERS, Part, System, selection_distances
 from molfun.errors import ConfigError, DataError, TableError
@@ -196,7 +196,7 @@ def _follow(
 def read_all(
     source: str | Path | Iterable[Sequence[Any]],
     *,
-    labels: Labels = "number",
+    labels: LabelForm = "number",
     options: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Cells | None]:
     """Compute observables of many trajectories; see `TimeSeriesDataset.from_trajectories`.
@@ -278,7 +278,7 @@ def _shown(topology: Any, trajectory: Any) -> str:
 
 
 def _read_rows(
-    path: Path, labels: Labels
+    path: Path, labels: LabelForm
 ) -> tuple[Cells, list[TrajectoryRow], dict[str, pd.Series]]:
     """Return the rows of a table, and its other columns."""
     cells = read_cells(path, "id")
