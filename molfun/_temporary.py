@@ -95,7 +95,7 @@ def _is_own(match: re.Match[str]) -> bool:
 def _is_left(path: Path, match: re.Match[str]) -> bool:
     """Return whether the writer of a temporary file is gone.
 
-    A process number alone is not enough: numbers are reused, so the start time must match, too.
+    A process number alone is not enough: numbers are reused, so the start time must match as well.
     """
     if match["machine"] != _machine():
         return time.time() - path.stat().st_mtime > STALE_SECONDS

@@ -16,7 +16,7 @@ Level = Literal["sequence", "residue", "pair"]
 SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector per sample."""
 REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
-"""Names of everything an output may hold besides the mask."""
+"""Names of everything an output may hold, apart from the mask."""
 PROPERTY = "properties."
 """Prefix of the names of properties among other tensors."""
 

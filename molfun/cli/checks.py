@@ -108,7 +108,7 @@ def _not_read(settings: Settings, names: Sequence[str], choice: str, *readers: s
 
 
 def _problems_of_head(settings: FineTuneSettings, given: Iterable[str] | None) -> list[str]:
-    """What of a head, its task and its labels does not fit; `given` are settings of its own."""
+    """Return problems of a head with its task and labels; `given` are settings of its own."""
     if settings.task is not None:
         TASKS.resolve(settings.task)
     if settings.head is not None:

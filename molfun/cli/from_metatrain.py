@@ -458,7 +458,7 @@ def _lora(config: Mapping[str, Any], rate: float, found: Translation) -> dict[st
     trains_heads = config.get("train_heads", True)
     if trains_heads:
         found.notes.append(
-            "LoRA trains the heads, too, which metatrain freezes "
+            "LoRA trains the heads as well, which metatrain freezes "
             "(architecture.training.finetune.config.train_heads=false freezes them)."
         )
     return {

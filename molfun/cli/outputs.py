@@ -55,7 +55,7 @@ def check_output(
         refuse_inputs(file, inputs)
         if file.is_dir():
             raise ConfigError(f"--output must name a file, and {file} is a folder.")
-    # lexists: a broken link is a name in use, too
+    # lexists: a broken link is a name in use as well
     present = [str(file) for file in files if os.path.lexists(file)]
     if present and not overwrite:
         raise RunError(

@@ -61,6 +61,6 @@ def load_plugin_of(
     if not trust and not any(text.partition("=")[0] == "plugin" for text in overrides):
         raise ConfigError(
             f"{source} names the plugin {name!r}: a Python module, whose code would run. If you "
-            f"know what it does, name it on the command line, too: --plugin {name}"
+            f"know what it does, name it on the command line as well: --plugin {name}"
         )
     load_plugin(name)

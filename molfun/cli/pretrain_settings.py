@@ -68,7 +68,7 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
         None, "fp32, bf16 or fp16.", panel=TRAINING, shown="as for fine-tune"
     )
     save_every_steps: int | None = option(
-        None, "Write the state so often, besides every epoch.", panel=RUN, ge=1
+        None, "Write the state so often, and after every epoch.", panel=RUN, ge=1
     )
     output: str = option("runs/pretrain", "Folder of the run.", panel=RUN)
 

@@ -177,7 +177,7 @@ class Cells:
 
 
 def noted(required: Required) -> dict[str, str]:
-    """What a data set remembers of `required`, so that other data is read as it was."""
+    """Return what a data set remembers of `required`, so that other data is read as it was."""
     return {"require_target": required} if required == "column" else {}
 
 

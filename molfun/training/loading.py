@@ -84,7 +84,7 @@ def _wait_for_the_dead(iterator: Any) -> None:
     raise it from a signal later, at any place of the program.
     """
     for worker in getattr(iterator, "_workers", ()):
-        # a killed worker ends at once; one that hangs must not hang this process, too
+        # a killed worker ends at once; one that hangs must not hang this process as well
         worker.join(timeout=5)
         if worker.exitcode:
             killed = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else None
@@ -160,7 +160,7 @@ def _indices(batches: int | None = None) -> list[Any]:
 def _of_one_sample(error: Exception) -> DataError | None:
     """Load the samples of the failed batch one by one, and return the error of the bad one.
 
-    Returns None if a worker died or timed out: loading again could end this process, too.
+    Returns None if a worker died or timed out: loading again could end this process as well.
     """
     loader = _reading[0][0] if _reading else None
     if isinstance(error, MolfunError) or not isinstance(loader, DataLoader):

@@ -649,7 +649,7 @@ def test_the_options_of_the_guide(
     assert result.exit_code == 0, result.stderr
     assert f"Strategy: {strategy} (lr=1.0e-04)" in result.stdout
     assert "Data: 9 train / 3 val / 0 test" in result.stdout
-    assert ("LoRA trains the heads, too" in result.stdout) == (method == "lora")
+    assert ("LoRA trains the heads as well" in result.stdout) == (method == "lora")
     assert molfun("evaluate", "out/checkpoint", "--data", "x.xyz").exit_code == 0
     stored = config_of(folder / "out")
     assert stored["weights"] == "pet.ckpt"

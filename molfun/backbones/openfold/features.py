@@ -225,7 +225,7 @@ def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
         predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
         # openfold fails on tensors without elements (a reshape), so one masked row stands for none
         predict.max_templates = min(predict.max_templates, max(templates, 1))
-    with seeded(seed):  # openfold 2.x draws from the generators of Python, too
+    with seeded(seed):  # openfold 2.x draws from the generators of Python as well
         return dict(FeaturePipeline(sized).process_features(dict(raw), mode="predict"))
 
 
