@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from molfun.errors import MolfunError, printable
-from molfun.text import counted
+from molfun.text import counted, first_line
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
 from molfun.training.interrupt import Interrupted
@@ -251,8 +251,8 @@ def _out_of_memory() -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    first = (str(error) or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {first} (run again with --debug for the traceback)"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"{reason} (run again with --debug for the traceback)"
 
 
 def _fail(text: str, *, debug: bool) -> None:

@@ -14,10 +14,9 @@ from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings
 from molfun.data.kinds.base import with_kinds
-from molfun.errors import ConfigError
 from molfun.registry import TASKS
 from molfun.runs.folder import SCHEMA, RunFolder
-from molfun.text import unknown_name
+from molfun.strict import check_choice
 
 COMMENT = f"# yaml-language-server: $schema={SCHEMA}\n"
 """First line of a ``config.yaml``, with which editors find the schema in the same folder."""
@@ -42,8 +41,7 @@ def schema(given: Mapping[str, Any]) -> None:
         "fine-tune": with_kinds(FineTuneSettings),
         "pretrain": PretrainSettings,
     }
-    if wanted.kind not in kinds:
-        raise ConfigError(unknown_name("file of settings", wanted.kind, kinds))
+    check_choice("file of settings", wanted.kind, kinds)
     text = schema_text(kinds[wanted.kind])
     if wanted.output is None:
         print(text, end="")

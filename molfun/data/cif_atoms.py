@@ -17,7 +17,7 @@ from molfun.data.structure_names import standard_name
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.errors import MolfunError, StructureError
 from molfun.protein import Note
-from molfun.text import few
+from molfun.text import few, first_line
 
 _VALUES_PER_ATOM = 30
 """Most columns of an _atom_site table; the PDB's own has 21."""
@@ -63,11 +63,10 @@ def read_cif(path: Path, text: str, model: int) -> Records:
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, MolfunError):
             raise
-        words = (str(error) or type(error).__name__).splitlines()[0]
         if not text.isascii():
             _refuse_foreign_rows(path, text)
         raise StructureError(
-            f"{path} is damaged or not mmCIF: {words}. Download it again."
+            f"{path} is damaged or not mmCIF: {first_line(error)}. Download it again."
         ) from error
 
 

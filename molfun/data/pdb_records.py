@@ -24,7 +24,7 @@ from molfun.data.structure_names import FOUR_LETTERS, STANDARD, is_amino_acid_na
 from molfun.data.structure_text import CUT, MAX_ATOMS, refuse_foreign
 from molfun.errors import StructureError
 from molfun.protein import Note
-from molfun.text import counted, few
+from molfun.text import counted, few, first_line
 
 _ATOM = re.compile(r"ATOM(?![A-Za-z])|HETATM")
 _BEGINS = re.compile(r"ATO?|HETAT?|HET?|[AH]")
@@ -82,9 +82,8 @@ def _parse(path: Path, lines: Iterable[str]) -> Any:
     try:
         return gemmi.read_pdb_string("\n".join(lines))
     except (RuntimeError, ValueError, IndexError) as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
         # gemmi counts the lines that were left for it
-        text = re.sub(r"^Problem in line \d+: ", "", text)
+        text = re.sub(r"^Problem in line \d+: ", "", first_line(error))
         raise StructureError(f"{path} is damaged: {text}. Download or export it again.") from error
 
 

@@ -15,8 +15,7 @@ from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.lightning.adapters import GuideRegistry
 from molfun.registry import HEADS
-from molfun.strict import Configured, build
-from molfun.text import unknown_name
+from molfun.strict import Configured, build, refuse_unknown
 from molfun.trunk import Level, TrunkOutput
 
 Pooling = Literal["mean", "cls", "none"]
@@ -79,9 +78,7 @@ class TaskHeadConfig:
             If there is one; the text has the nearest known name.
         """
         known = [f.name for f in dataclasses.fields(self) if f.name != "extra"]
-        for name in self.extra:
-            if name not in self._read:
-                raise ConfigError(unknown_name("key in task", name, [*known, *self._read]))
+        refuse_unknown("key in task", self.extra, [*known, *self._read])
 
 
 class BaseTaskHead(nn.Module, ABC):

@@ -19,7 +19,7 @@ from molfun.registry import STRATEGIES
 from molfun.runs.folder import RUN_FILES, RunFolder
 from molfun.strategies.auto import choose_strategy
 from molfun.strategies.base import FinetuneStrategy
-from molfun.text import unknown_name
+from molfun.strict import check_choice
 from molfun.training.callbacks import Callback
 from molfun.training.job import Job
 
@@ -144,6 +144,5 @@ def as_strategy(
         return strategy
     if strategy == "auto":
         return choose_strategy(n_samples, n_blocks)
-    if strategy not in STRATEGIES:
-        raise ConfigError(unknown_name("strategy", strategy, [*STRATEGIES, "auto"]))
+    check_choice("strategy", strategy, [*STRATEGIES, "auto"])
     return STRATEGIES[strategy]()

@@ -22,6 +22,7 @@ from molfun.nn.process import seeded
 from molfun.registry import BACKBONES, HEADS, TASKS, check_head
 from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
+from molfun.text import first_line
 from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
@@ -289,7 +290,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"Unknown device {device!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"Unknown device {device!r}: {first_line(error)}") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."

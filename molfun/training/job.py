@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from molfun.config import flattened
-from molfun.errors import ConfigError, NonFiniteError
+from molfun.errors import NonFiniteError
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
-from molfun.text import unknown_name
+from molfun.strict import check_choice
 from molfun.training.callbacks import Callback, CSVLog
 from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
@@ -230,10 +230,8 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
     'bf16-mixed'
     """
     if precision is not None:
-        precision = PRECISIONS.get(precision, precision)
-        if precision not in PRECISIONS.values():
-            raise ConfigError(unknown_name("precision", precision, PRECISIONS))
-        return precision
+        check_choice("precision", precision, PRECISIONS)
+        return PRECISIONS[precision]
     if not amp or device.type != "cuda":
         return "32-true"
     # bfloat16 has the range of float32, so it needs no loss scaling
