@@ -24,7 +24,7 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.config import Settings, read_yaml
 from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError, RunError
-from molfun.models.series_config import apply_overrides
+from molfun.models.series_config import apply_overrides, written_as
 
 
 def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, FileOptions]:
@@ -93,7 +93,7 @@ def _refuse_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> Non
             inside = next(iter(section), "NAME")
             raise ConfigError(
                 f"--{name.replace('_', '-')} {given[name]} would replace {name}.{inside}=... . "
-                f"Settings of a {name} are written {name}_config.{inside}=VALUE."
+                f"{written_as(name, inside)}"
             )
 
 

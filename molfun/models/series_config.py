@@ -30,6 +30,8 @@ FINETUNE = ("encoder", "task", "training", "optimizer", "scheduler", "data")
 SECTIONS = (*dict.fromkeys((*PRETRAIN, *FINETUNE)),)
 NAMED_SECTIONS = ("encoder", "ssl", "optimizer", "scheduler")
 """Sections that may be given as a single name: ``encoder: gru_d``."""
+PARTS = ("backbone", "head", "task", "strategy")
+"""Settings that name a part, whose own settings are in ``strategy_config`` and so on."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """Numbers that YAML 1.1 reads as text because they lack a point, such as 1e-3."""
 
@@ -247,11 +249,23 @@ def _set(config: dict[str, Any], path: list[str], value: Any) -> None:
     place = config
     for i, key in enumerate(path[:-1]):
         if not isinstance(place.setdefault(key, {}), dict):
+            hint = f" {written_as(path[0], path[1])}" if i == 0 and path[0] in PARTS else ""
             raise ConfigError(
-                f"Override {'.'.join(path)}: {'.'.join(path[: i + 1])} is no section."
+                f"Override {'.'.join(path)}: {'.'.join(path[: i + 1])} is no section.{hint}"
             )
         place = place[key]
     place[path[-1]] = value
+
+
+def written_as(part: str, name: str) -> str:
+    """Say how a setting of a part is written on the command line.
+
+    Examples
+    --------
+    >>> written_as("strategy", "rank")
+    'Settings of a strategy are written strategy_config.rank=VALUE.'
+    """
+    return f"Settings of a {part} are written {part}_config.{name}=VALUE."
 
 
 def plain(value: Any) -> Any:

@@ -183,6 +183,11 @@ def test_settings_of_a_part_are_not_replaced_by_its_name(molfun: Command, projec
     said = " ".join(done.output.split())
     assert "--strategy lora would replace strategy.rank=... ." in said
     assert "strategy_config.rank=VALUE" in said
+    (project / "base.yaml").write_text("strategy: lora\n")
+    assert molfun("fine-tune", "--config", "base.yaml", "strategy.rank=2").stderr == (
+        "Error: Override strategy.rank: strategy is no section. Settings of a strategy are written "
+        "strategy_config.rank=VALUE.\n"
+    )
 
 
 TOY = """
