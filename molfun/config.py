@@ -78,6 +78,7 @@ class Settings(BaseModel):
         *,
         source: str = "settings",
         names: Mapping[str, str] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> T:
         """Validate values and return them as settings.
 
@@ -89,6 +90,8 @@ class Settings(BaseModel):
             Origin of the values, for messages.
         names
             Names of settings in the source, where they differ from those of the class.
+        sources
+            Origin of those values that are not from `source`, by setting.
 
         Raises
         ------
@@ -108,12 +111,16 @@ class Settings(BaseModel):
         try:
             return cls(**dict(values))
         except ValidationError as error:
-            details = map(dict, error.errors())
-            # a setting with parts of its own tells what is wrong in each on a line
-            found = [_problem(cls, detail, names or {}) for detail in details]
-            problems = [line for text in found for line in text.splitlines()]
+            problems: dict[str, list[str]] = {}
+            for detail in error.errors():
+                setting = str(detail["loc"][0]) if detail["loc"] else ""
+                where = (sources or {}).get(setting, source)
+                # a setting with parts of its own tells what is wrong in each on a line
+                lines = _problem(cls, dict(detail), names or {}).splitlines()
+                problems.setdefault(where, []).extend(lines)
             # pydantic's own text adds types and links to its documentation
-            raise ConfigError(f"{source}:\n{listing(problems)}") from None
+            texts = [f"{where}:\n{listing(lines)}" for where, lines in problems.items()]
+            raise ConfigError("\n".join(texts)) from None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from molfun.data.kinds.base import with_kinds
 from molfun.errors import ConfigError, RunError
 from molfun.models.series_config import apply_overrides, written_as
 
+COMMAND_LINE = "command line"
+"""Source of flags and of ``name=value``, for messages."""
+
 
 def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, FileOptions]:
     """Return the settings of a run, and the options of its start, from the given flags.
@@ -40,7 +43,9 @@ def settings_of(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, Fil
     """
     options, flags = FileOptions.take(given)
     values = _gathered(cls, flags, options, options.config)
-    settings: Any = cls.build(values, source=options.config or "command line")
+    settings: Any = cls.build(
+        values, source=options.config or COMMAND_LINE, sources=_on_the_command_line(options, flags)
+    )
     check = check_run if isinstance(settings, FineTuneSettings) else check_flags
     check(settings, flags, resumed=options.resume)
     _keep_file(settings, options, options.config)
@@ -59,10 +64,17 @@ def settings_of_options(given: Mapping[str, Any]) -> tuple[FineTuneSettings, Tra
         values, names = {**found.settings, **flags}, NAMES
     else:
         values = _gathered(FineTuneSettings, flags, options, options.options)
-    settings = FineTuneSettings.build(values, source=options.options, names=names)
+    sources = _on_the_command_line(options, flags)
+    settings = FineTuneSettings.build(values, source=options.options, names=names, sources=sources)
     check_run(settings, flags, resumed=options.resume)
     _keep_file(settings, options, options.options)
     return settings, options
+
+
+def _on_the_command_line(options: RunOptions, flags: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that no file gave, with their source for messages."""
+    names = [text.partition("=")[0].partition(".")[0].strip() for text in options.overrides]
+    return dict.fromkeys([*flags, *names], COMMAND_LINE)
 
 
 def _gathered(

@@ -140,6 +140,21 @@ def test_what_a_run_wrote_out_is_not_given() -> None:
     assert unread(FineTuneSettings.build({"demo": True, "lora_rank": 4}), ["lora_rank"]) == []
 
 
+def test_what_is_wrong_is_told_of_the_file_or_the_command_line(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora.yaml").write_text("epochs: many\n")
+    command = ("fine-tune", "--demo", "--config", "lora.yaml", "epochs=1", "lora_rnk=3")
+    assert molfun(*command).stderr == (
+        "Error: command line:\n  lora_rnk: unknown setting. Did you mean 'lora_rank'?\n"
+    )
+    command = ("fine-tune", "--demo", "--config", "lora.yaml", "lora_rank=0")
+    said = molfun(*command).stderr
+    assert "lora.yaml:\n  epochs: Input should be a valid integer" in said
+    assert "command line:\n  lora_rank: Input should be greater than or equal to 1" in said
+
+
 def test_settings_of_one_name_must_be_the_same() -> None:
     class Mine(Settings):
         epochs: int = option(3, "Mine.")
