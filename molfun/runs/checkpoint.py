@@ -397,6 +397,10 @@ def verify(folder: Path) -> None:
 
 def _manifest_of(folder: Path) -> Path:
     """Return the path of the manifest; refuse a folder without one, and say what it is instead."""
+    if folder.is_file():
+        is_part = (folder.parent / MANIFEST).is_file()
+        place = f"the checkpoint is {folder.parent}" if is_part else "give a folder"
+        raise CheckpointError(f"No checkpoint at {folder}: it is a file; {place}.")
     if not folder.is_dir():
         raise CheckpointError(
             f"No checkpoint at {folder}: no such folder. A run writes one to OUTPUT/checkpoint."

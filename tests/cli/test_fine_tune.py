@@ -298,6 +298,10 @@ def test_evaluate_without_labels_and_with_a_broken_checkpoint(
     assert "head.pt: 1 bytes, expected" in result.stderr
     result = molfun("predict", "nowhere", "--data", "new.csv", "--pdbs", "pdbs")
     assert "No checkpoint at nowhere" in result.stderr
+    for path, place in (("run/checkpoint/meta.json", "the checkpoint is run/checkpoint"),
+                        ("new.csv", "give a folder")):  # fmt: skip
+        said = molfun("predict", path, "--data", "new.csv", "--pdbs", "pdbs").stderr
+        assert said == f"Error: No checkpoint at {path}: it is a file; {place}.\n"
 
 
 def test_the_crop_of_training_is_used_for_prediction(
