@@ -83,7 +83,7 @@ def _gathered(
     """Return the values of the resumed run, a file, ``name=value`` and flags."""
     values: dict[str, Any] = {}
     stored = as_path(given.get("output") or ".") / "config.yaml"
-    if options.resume and "output" in given:
+    if options.resume:
         others = config or options.overrides or {"data", "sequences", "demo"} & given.keys()
         values.update(_of_the_run(stored, given, required=not others))
     if options.overrides or config is not None:
@@ -111,6 +111,10 @@ def _refuse_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 
 def _of_the_run(stored: Path, given: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
     """Return the settings of the run to resume; none if it wrote none and others are given."""
+    if "output" not in given:
+        if required:
+            raise ConfigError("--resume needs the folder of the run: add --output FOLDER.")
+        return {}
     if os.path.isfile(stored):  # noqa: PTH113  # no error on a name that cannot be
         return as_started(read_yaml(stored), stored.parent)
     if required:

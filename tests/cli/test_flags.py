@@ -85,6 +85,9 @@ def test_what_a_new_user_mixes_up_is_told(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gb1.csv").write_text("sequence,target\nMKV,1\nMKA,2\n")
     assert "--preset tiny" in molfun("fine-tune", "--config", "tiny", "--demo").stderr
+    for command in ("fine-tune", "pretrain"):
+        said = molfun(command, "--resume").stderr
+        assert said == "Error: --resume needs the folder of the run: add --output FOLDER.\n"
     said = molfun("fine-tune", "--data", "gb1.csv").stderr
     assert "has a column 'sequence' and no 'pdb_id'" in said
     assert "--backbone esm2_t6_8M_UR50D" in said
