@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.models.build import build_head
 from molfun.registry import HEADS, TASKS
 from molfun.trunk import TrunkOutput
 
@@ -69,6 +72,17 @@ class HeadContract:
         assert isinstance(head, Head)
         assert head.default_task in TASKS
         assert set(head.needs) <= {"single", "pair", "mean", "cls", "structure"}
+
+    def test_a_wrong_dimension_is_one_clear_error(self) -> None:
+        if "single_dim" not in inspect.signature(HEADS[self.name]).parameters:
+            pytest.skip("this head takes no single representation")
+        # the model settles widths before it builds the head, and so names head_config
+        backbone: Any = SimpleNamespace(single_dim=SINGLE, pair_dim=PAIR)
+        task: Any = SimpleNamespace(name="any", n_outputs=1, level="sequence")
+        with pytest.raises(
+            ConfigError, match="head_config has single_dim=3, but the backbone gives"
+        ):
+            build_head(self.name, {"single_dim": 3}, backbone=backbone, task=task, seed=0)
 
     def test_gives_a_prediction_for_every_sample(self) -> None:
         head = self.make()
