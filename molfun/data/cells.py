@@ -8,7 +8,7 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,8 +139,13 @@ class Cells:
             n = counted(len(problems), "label")
             logger.warning("%s: %s not used:\n%s", self.path, n, listing(problems, 3))
 
-    def require(self, needed: Sequence[str]) -> None:
+    def require(self, needed: Mapping[str, str]) -> None:
         """Refuse a table without the columns `needed`, or with a column twice.
+
+        Parameters
+        ----------
+        needed
+            Columns, each with the setting that says what it is called; empty if none does.
 
         Raises
         ------
@@ -159,8 +164,8 @@ class Cells:
             hints = "".join(_nearest_column(name, self.header) for name in missing)
             raise TableError(
                 f"{self.path} has no column {' and '.join(map(repr, missing))}; found "
-                f"{', '.join(map(repr, self.header[:30]))}.{hints} Rename the column, or say what "
-                f"yours is called: target_column=... (--target-column) and so on."
+                f"{', '.join(map(repr, self.header[:30]))}.{hints} Rename the column"
+                f"{_said_with([needed[name] for name in missing])}."
             )
 
     def raise_problems(self) -> None:
@@ -185,6 +190,18 @@ def _nearest_column(name: str, header: Sequence[str]) -> str:
     by_folded = {column.casefold(): column for column in header}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return f" Did you mean {by_folded[close[0]]!r} for {name!r}?" if close else ""
+
+
+def _said_with(settings: Sequence[str]) -> str:
+    """Say with which settings columns are named.
+
+    Examples
+    --------
+    >>> _said_with(["id_column"]), _said_with([""])
+    (', or say what yours is called: id_column=... (--id-column)', '')
+    """
+    texts = [f"{name}=... (--{name.replace('_', '-')})" for name in dict.fromkeys(settings) if name]
+    return f", or say what yours is called: {', '.join(texts)}" if texts else ""
 
 
 def id_problem(text: str) -> str | None:

@@ -138,7 +138,9 @@ class SequenceDataset(TableDataset):
             )
         cells = read_cells(as_path(csv), sequence_column)
         optional = [name for name in (id_column, mask_column) if name]
-        cells.require([sequence_column, *optional, *([target_column] if require_target else [])])
+        label = {target_column: "target_column"} if require_target else {}
+        others = _named(id_column=id_column, mask_column=mask_column)
+        cells.require({sequence_column: "sequence_column", **others, **label})
         sequences = cells.column(sequence_column)
         for row, sequence in enumerate(sequences):
             if not sequence:
@@ -383,6 +385,11 @@ class SequenceDataset(TableDataset):
 
 
 # Rows of a table
+
+
+def _named(**columns: str | None) -> dict[str, str]:
+    """Return the columns that have a name, each with its setting."""
+    return {column: setting for setting, column in columns.items() if column}
 
 
 class _Residues:

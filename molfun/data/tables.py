@@ -136,7 +136,8 @@ def read_table(
     (['1a4w', '0001'], [6.52, 8.1], [2015, 2016])
     """
     cells = read_cells(as_path(path), id_column)
-    cells.require([id_column, target_column] if require_target else [id_column])
+    label = {target_column: "target_column"} if require_target else {}
+    cells.require({id_column: "id_column", **label})
     ids = cells.ids(id_column)
     labels = cells.labels(target_column, parse_number, required=require_target)
     targets = np.array(labels, np.float64)

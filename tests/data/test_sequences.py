@@ -260,6 +260,10 @@ def test_a_missing_column_names_the_nearest(write):
     path = write("a.csv", "Sequence,fitnes,year\nMKV,1,2\n")
     text = refused(path, target_column="fitness")
     assert f"{path} has no column 'sequence' and 'fitness'; found 'Sequence', 'fitnes'," in text
+    assert text.endswith(
+        " Rename the column, or say what yours is called: sequence_column=... (--sequence-column), "
+        "target_column=... (--target-column)."
+    )
     assert "Did you mean 'Sequence' for 'sequence'?" in text
     assert "Did you mean 'fitnes' for 'fitness'?" in text
     assert "no column 'name'" in refused(write("b.csv", HEADER + "MKV,1\n"), id_column="name")

@@ -95,15 +95,16 @@ class TableFormat:
                     f"{'target' if roles[name] == 'label' else 'id'}_column."
                 )
 
-    def needed_columns(self) -> list[str]:
-        """Return the columns that a table of this format must have."""
-        needed = [self.id_column] if self.id_column else []
+    def needed_columns(self) -> dict[str, str]:
+        """Return the columns that a table of this format must have, with their settings."""
+        needed = {self.id_column: "id_column"} if self.id_column else {}
         if self.layout == "long":
-            needed += [self.time_column, *(self.feature_columns or [])]
+            needed[self.time_column] = "time_column"
+            needed |= dict.fromkeys(self.feature_columns or [], "feature_columns")
         if self.target_column and self.require_target:
-            needed.append(self.target_column)
+            needed[self.target_column] = "target_column"
         if self.group_column != "group":
-            needed.append(self.group_column)
+            needed[self.group_column] = "group_column"
         return needed
 
     def say_odd_features(self, path: Path) -> None:

@@ -282,7 +282,7 @@ def _read_rows(
 ) -> tuple[Cells, list[TrajectoryRow], dict[str, pd.Series]]:
     """Return the rows of a table, and its other columns."""
     cells = read_cells(path, "id")
-    cells.require(["id", "topology"])
+    cells.require(dict.fromkeys(["id", "topology"], ""))
     names = ("id", "topology", "trajectory", "target", "group")
     texts = {"id": cells.ids("id"), **{name: cells.column_or_blank(name) for name in names[1:]}}
     parse, rows = label_parser(labels, "sequence"), []
