@@ -101,6 +101,17 @@ def _folder_bytes(folder: Path) -> Iterator[bytes]:
         yield path.read_bytes()
 
 
+def single_label(target: Any) -> Any:
+    """Return the energy of labels by name (energy, forces, stress), and any other label as it is.
+
+    Examples
+    --------
+    >>> single_label({"energy": -1.5, "forces": [[0.0, 0.0, 0.0]]}), single_label(6.2)
+    (-1.5, 6.2)
+    """
+    return target.get("energy") if isinstance(target, Mapping) else target
+
+
 @dataclass(frozen=True)
 class SampleBatch(Sequence[Sample]):
     """A batch of samples: a sequence with the properties `ids` and `targets`.

@@ -205,8 +205,11 @@ class Backbone(nn.Module, ABC):
             Function that returns outputs of the model for samples, as it is before training.
         """
 
-    def serve(self, tasks: Sequence[Any]) -> None:
-        """Adapt to the tasks that the model is about to learn."""
+    def serve(self, heads: Sequence[Any]) -> None:
+        """Adapt to the heads of the model, each a `molfun.training.task_head.TaskHead`.
+
+        Called when heads are built or loaded, and when their tasks have learned from labels.
+        """
 
     def set_precision(self, precision: str) -> None:
         """Prepare for a precision by its name in Fabric ("32-true", "bf16-mixed", "16-mixed")."""

@@ -142,7 +142,7 @@ class TrainSettings(OptimizerSettings):
         choices=lambda: [*STRATEGIES, "auto"],
     )
     lr: float | None = option(
-        None, "Learning rate; the head 10x, PET's own 1x.", panel=TRAINING,
+        None, "Learning rate; a new head 10x.", panel=TRAINING,
         shown="head_only 1e-3, lora 1e-4, else 1e-5", gt=0,
     )  # fmt: skip
     strategy_config: dict[str, Any] = option(

@@ -13,7 +13,7 @@ import numpy as np
 from molfun._io import write_text
 from molfun.data.cells import escape
 from molfun.data.named_targets import NamedTargets
-from molfun.sample import is_missing
+from molfun.sample import is_missing, single_label
 
 
 def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
@@ -55,7 +55,7 @@ def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[A
         columns[parts[0].sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
     for part in parts:
         target_name = getattr(part, "target_name", "target")
-        columns[target_name] = [_cell(_number(target)) for target in part.targets]
+        columns[target_name] = [_cell(single_label(target)) for target in part.targets]
     return columns
 
 
@@ -67,11 +67,6 @@ def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         names = result.get("classes") or range(probs.shape[1])
         for index, name in enumerate(names):
             yield f"prob_{name}", [_cell(p) for p in probs[:, index]]
-
-
-def _number(target: Any) -> Any:
-    """Return the number in a label: the energy, if a structure has several labels."""
-    return target.get("energy") if isinstance(target, Mapping) else target
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

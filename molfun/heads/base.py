@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,30 +27,12 @@ class Head(nn.Module, ABC):
     """Registered name of the task the head is made for."""
     default_level: ClassVar[Level] = "sequence"
     """Level of that task where nothing else is asked for."""
+    in_backbone: ClassVar[bool] = False
+    """True for a view on modules inside the backbone, which chooses them in `Backbone.serve`."""
 
     @abstractmethod
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Compute ``{"prediction": (batch,) ...}``."""
-
-    def attach(self, backbone: Any, task: Any) -> None:
-        """Take what the head needs of backbone and task; called again after these change.
-
-        Called when the model is built, when the task has learned from labels, and on loading.
-
-        A head that is a view on modules inside the backbone chooses them here.
-        """
-
-    def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:  # noqa: ARG002
-        """Choose the task that measures a data set: the given one, unless the labels ask for more.
-
-        Parameters
-        ----------
-        task
-            The task of the model.
-        targets
-            Gives the labels of the data, where they are asked for.
-        """
-        return task
 
     def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
         """Learn the scale of the inputs; called once, where the backbone stays as it is.

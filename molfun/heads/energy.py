@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.strict import Configured
 from molfun.trunk import TrunkOutput
@@ -41,6 +40,7 @@ class EnergyHead(Configured, Head):
 
     needs = ("properties",)
     default_task = "energy"
+    in_backbone = True
 
     def __init__(
         self,
@@ -53,34 +53,24 @@ class EnergyHead(Configured, Head):
         super().__init__()
         self.keep_arguments(locals())
 
-    def attach(self, backbone: Any, task: Any) -> None:
-        """Choose the modules, and the derivatives that have labels.
+    def readout(self, targets: Iterable[str], task: Any) -> dict[str, Any]:
+        """Return the arguments of the backbone's `use_readout`, with derivatives that have labels.
 
-        Raises
-        ------
-        ConfigError
-            If the backbone has no energies, or not this one.
+        Parameters
+        ----------
+        targets
+            Energies of the backbone.
+        task
+            Task of the head, which knows the labels.
         """
-        if not hasattr(backbone, "use_readout"):
-            raise ConfigError(
-                f"The head 'energy' is a part of models of atoms, and {backbone.display_name} is "
-                f"none. Use head='mlp'."
-            )
+        if self._config["target"] is None:
+            self._config["target"] = _usual(list(targets))
         labelled = getattr(task, "derivatives", ())
         wanted = {
             name: name in labelled if self._config[name] is None else bool(self._config[name])
             for name in ("forces", "stress")
         }
-        if self._config["target"] is None:
-            self._config["target"] = _usual(list(backbone.targets))
-        backbone.use_readout(self._config["target"], modules=self._config["modules"], **wanted)
-
-    def measured(self, task: Any, targets: Callable[[], Sequence[Any]]) -> Any:
-        """Return the task with all derivatives that have labels; without forces if refused."""
-        seen = task.for_labels(targets())
-        refused = [name for name in ("forces", "stress") if self._config[name] is False]
-        seen.derivatives = tuple(name for name in seen.derivatives if name not in refused)
-        return seen
+        return {**self._config, **wanted}
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Return the energy (batch,) as ``prediction``, and forces and stress if computed."""

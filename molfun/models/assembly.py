@@ -152,18 +152,12 @@ class AssembledModel(nn.Module):
         """Make these the heads of the model."""
         self.heads = tuple(heads)
         self.head = as_module(self.heads)
-        self.attach()
+        self.backbone.serve(self.heads)
 
     def note_base(self) -> None:
         """Make the current weights the base that later checkpoints are compared with."""
         self.base_digests = tensor_digests(self.backbone.base_state_dict())
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
-
-    def attach(self) -> None:
-        """Connect heads and backbone, after building and after each change of their state."""
-        self.backbone.serve([part.task for part in self.heads])
-        for part in self.heads:
-            part.head.attach(self.backbone, part.task)
 
     def need_heads(self, verb: str) -> tuple[TaskHead, ...]:
         """Return the heads with their tasks, at least one.

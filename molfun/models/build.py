@@ -149,8 +149,8 @@ def named_heads(
         if only != HeadSettings():
             raise ConfigError("Give head and task (for one), or heads (for several), not both.")
         return _several(as_settings("heads", several), backbone)
-    if only.head is None and only.task is None and isinstance(backbone, OwnHeads):
-        only = replace(only, head=backbone.own_head)
+    if only.head is None and only.task is None:
+        only = replace(only, head=_own_head(backbone))
     if only.head is None and only.task is None:
         if only.head_config or only.task_config:
             raise ConfigError("head_config or task_config was given without head=....")
@@ -174,9 +174,13 @@ def _several(heads: Mapping[str, Any], backbone: Backbone) -> dict[str, HeadSett
     return result
 
 
+def _own_head(backbone: Backbone) -> str | None:
+    return backbone.own_head if isinstance(backbone, OwnHeads) else None
+
+
 def _refuse_one_part_twice(heads: Mapping[str, HeadSettings], backbone: Backbone) -> None:
     """Refuse two heads that are the same module of the backbone."""
-    own = backbone.own_head if isinstance(backbone, OwnHeads) else None
+    own = _own_head(backbone)
     views = [name for name, one in heads.items() if names_of(one.head, one.task)[0] == own]
     if len(views) > 1:
         raise ConfigError(
@@ -267,6 +271,11 @@ def build_head(
     # initial weights depend on the seed alone, and the process keeps its own generator
     with seeded(seed):
         head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
+    if head.in_backbone and _own_head(backbone) is None:
+        raise ConfigError(
+            f"The head {name!r} is a part of models of atoms with energies, and "
+            f"{backbone.display_name} is none. Use head='mlp'."
+        )
     # ESM-2 publishes a contact head with its weights, which predicts contacts without training
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from molfun.errors import ConfigError
+from molfun.models.evaluation import serving
 from molfun.models.loaders import as_loader, targets_of
 from molfun.strict import build
 from molfun.tasks.energy import EnergyTask
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
-from molfun.training.supervised import SupervisedRunner
+from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,15 @@ def add_target(
 def use_target(model: Any, name: str) -> Any:
     """Choose the energy to train and predict; see `MolfunStructureModel.use_target`."""
     _need_energies(model, "use_target")
-    (part,) = model.heads
-    settings = {**part.head.config_dict, "target": name}
-    model.hold([replace(part, head=build(type(part.head), settings, "head_config"))])
+    model.hold([_reading(model, target=name)])
     return model
+
+
+def _reading(model: Any, **settings: Any) -> TaskHead:
+    """Return the only head of a model with other settings, such as another energy."""
+    (part,) = model.heads
+    given = {**part.head.config_dict, **settings}
+    return replace(part, head=build(type(part.head), given, "head_config"))
 
 
 def _need_energies(model: Any, verb: str) -> None:
@@ -104,13 +110,11 @@ class Forgetting(Callback):
         logger.info("%s", self)
 
     def _measure(self) -> dict[str, float]:
-        model, asked = self._model, self._task.derivatives
-        derivatives = {name: name in asked for name in ("forces", "stress")}
-        (part,) = model.heads
-        heads = [replace(part, task=self._task)]
-        runner = SupervisedRunner(model.backbone, heads, device=model.device)
+        # forces and stress as the labels have them, whatever the head predicts otherwise
+        head = _reading(self._model, target=self.target, forces=None, stress=None)
+        heads = [replace(head, task=self._task)]
         # iterating a loader draws a seed from torch's generator; the fit must not notice that
-        with model.backbone.reading(self.target, **derivatives), torch.random.fork_rng(devices=[]):
+        with serving(self._model, heads) as runner, torch.random.fork_rng(devices=[]):
             return runner.metrics(runner.evaluate(self._data))
 
     def __str__(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +44,16 @@ def runner_of(
     return SupervisedRunner(model.backbone, found, device=model.device, autocast=cast)
 
 
+@contextlib.contextmanager
+def serving(model: AssembledModel, heads: Sequence[TaskHead]) -> Iterator[SupervisedRunner]:
+    """Let the backbone serve other heads or tasks than the model's own within a block."""
+    model.backbone.serve(heads)
+    try:
+        yield runner_of(model, heads=heads)
+    finally:
+        model.backbone.serve(model.heads)
+
+
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
     """Return the predictions for a loader or data set; labels are ignored."""
     watch = trained_on.Watch(_prepared(model, data), model.training_inputs)
@@ -63,23 +74,17 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
     # labels of a loader over an unknown data set could only be read by running through it
     if isinstance(loader, list) or known:
         heads = tuple(_measured(part, loader) for part in heads)
-    # heads follow these tasks for the time of the measurement, then their own again
-    for part in heads:
-        part.head.attach(model.backbone, part.task)
-    try:
-        runner = runner_of(model, heads=heads)
+    with serving(model, heads) as runner:
         result = runner.evaluate(watch)
-    finally:
-        model.attach()
     watch.warn()
     return runner, result
 
 
 def _measured(part: TaskHead, loader: Any) -> TaskHead:
     """Return a head whose task measures all labels of the data."""
-    check_labels(part, loader)
-    task = part.head.measured(part.task, lambda: part.labels(targets_of(loader)))
-    return replace(part, task=task)
+    targets = targets_of(loader)
+    check_labels(part, loader, targets)
+    return replace(part, task=part.task.for_labels(part.labels(targets), part.head.config_dict))
 
 
 def evaluate(

@@ -112,7 +112,7 @@ def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> Non
         if gaps is not None:
             logger.warning("%s%s", f"{part.name}: " if part.name else "", gaps)
         task.fit_targets(own)
-    model.attach()
+    model.backbone.serve(model.heads)
     for part in heads:
         check_labels(part, job.val)
     fit_inputs(model.backbone, heads, job.train)

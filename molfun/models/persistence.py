@@ -145,7 +145,7 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     for part, described in zip(model.heads, meta.heads, strict=True):
         part.task.load_state_dict(described.task["state"])
     model.backbone.weights_changed()
-    model.attach()
+    model.backbone.serve(model.heads)
     settings = dict(meta.data)
     use_precision(model, str(settings.pop("precision", "32-true")))
     model.random_base = bool(settings.pop("random_base", False))

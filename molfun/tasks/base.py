@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -61,6 +61,18 @@ class Task(ABC):
         if not 0 < missing < len(targets):
             return None
         return f"{missing} of {len(targets)} training samples have no label."
+
+    def for_labels(self, targets: Sequence[Any], head: Mapping[str, Any]) -> Self:  # noqa: ARG002
+        """Return the task that measures a data set: this one, unless the labels ask for more.
+
+        Parameters
+        ----------
+        targets
+            Labels of the data set.
+        head
+            Arguments of the head that predicts.
+        """
+        return self
 
     @abstractmethod
     def numbers(self, target: Any) -> np.ndarray:

@@ -94,15 +94,16 @@ class EnergyTask(Configured, Task):
         }
         return tuple(name for name in DERIVATIVES if has[name] or name in self.derivatives)
 
-    def for_labels(self, targets: Sequence[Any]) -> Self:
-        """Return the same task, measuring all derivatives that there are labels of.
+    def for_labels(self, targets: Sequence[Any], head: Mapping[str, Any]) -> Self:
+        """Return the same task, measuring all derivatives that have labels and are not refused.
 
-        A derivative that it was not trained on is measured, but no part of the loss.
+        A derivative that it was not trained on is measured, but no part of the loss. A head
+        refuses one with ``forces=False`` or ``stress=False``.
         """
         seen = copy.copy(self)
-        seen.derivatives = self._derivatives_in(
-            [self.numbers(target) for target in targets if not is_missing(target)]
-        )
+        rows = [self.numbers(target) for target in targets if not is_missing(target)]
+        labelled = self._derivatives_in(rows)
+        seen.derivatives = tuple(name for name in labelled if head.get(name) is not False)
         if self.trained:
             others = {name: 0.0 for name in seen.derivatives if name not in self.derivatives}
             seen._weights = {**self._weights, **others}

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from molfun.errors import ConfigError, ContractError, DataError
-from molfun.sample import is_missing
+from molfun.sample import is_missing, single_label
 from molfun.strict import Configured, check_choice
 from molfun.tasks.base import Level, LossSum, Task, check_level
 
@@ -146,8 +146,7 @@ class RegressionTask(Configured, Task):
         DataError
             If it has another shape than the task.
         """
-        if isinstance(target, Mapping):
-            target = target.get("energy")
+        target = single_label(target)
         numbers = () if not self.shape else (self.n_outputs,)
         if is_missing(target):
             return np.full(numbers, math.nan)

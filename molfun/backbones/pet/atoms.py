@@ -188,10 +188,16 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
         finally:
             self.readout = kept
 
-    def serve(self, tasks: Sequence[Any]) -> None:
-        """Note whether labels may be vectors or tensors, by their size: 3, 6 or 9 numbers."""
-        sizes = {math.prod(getattr(task, "shape", ()) or (0,)) for task in tasks}
+    def serve(self, heads: Sequence[Any]) -> None:
+        """Choose the energy that the own head reads, and note whether other labels are directed.
+
+        Labels of 3, 6 or 9 numbers may be vectors or tensors.
+        """
+        sizes = {math.prod(getattr(part.task, "shape", ()) or (0,)) for part in heads}
         self.directed = bool(sizes & set(DIRECTED))
+        for part in heads:
+            if part.head.in_backbone:
+                self.use_readout(**part.head.readout(self.targets, part.task))
 
     # --- input -----------------------------------------------------------------------------------
 
