@@ -93,6 +93,7 @@ PUBLIC = {
         "load_config",
     ],
     "molfun.models": [
+        "Forgetting",
         "MolfunStructureModel",
         "Prediction",
     ],

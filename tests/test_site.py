@@ -47,6 +47,14 @@ def test_every_public_name_is_in_the_reference(package: str) -> None:
             assert home in SITE.MODULES or f"::: {origin}\n" in SITE.reference(home)
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_what_a_page_imports_is_public(page: Path) -> None:
+    """All that a user meets is in `molfun` or a named sub-package, and so in the reference."""
+    modules = set(re.findall(r"^ *from (molfun[\w.]*) import", page.read_text(), re.MULTILINE))
+    legacy = {"molfun.models.structure"}  # the path of the facade in published guides
+    assert modules <= {*SITE.packages(), *SITE.MODULES, *legacy}
+
+
 def test_names_without_docstring_or_place_are_found(tmp_path: Path) -> None:
     """The checks above fail for a package that hides a name, and the build stops."""
     toy = tmp_path / "molfun/toy"
