@@ -270,7 +270,8 @@ def kind_for(backbone: str, trained: Mapping[str, Any], given: Mapping[str, Any]
         If the file or a setting belongs to another data kind.
     """
     kind = kind_of(backbone, given)
-    if trained and not is_chosen(kind, given):
+    # a list of samples leaves no settings, so that the backbone alone decides
+    if {"kind", "max_length"} & trained.keys() and not is_chosen(kind, given):
         kind = DATASETS[trained.get("kind", DEFAULT_KIND)]()
     _refuse_other_kinds(kind, given)
     return kind

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from click.testing import Result
 
+from molfun import HeadOnlyFinetune, MolfunStructureModel, Sample
 from molfun.cli.console import ConsoleProgress
-from molfun.models.structure import MolfunStructureModel
 
 Command = Callable[..., Result]
 
@@ -811,3 +811,18 @@ def test_split_group_by_its_column(molfun: Command, tmp_path: Path) -> None:
     result = molfun(*start, "--overwrite", "--group-column", "family")
     assert result.exit_code == 1
     assert "group_column='family' is for split='group', and the split is 'random'" in result.stderr
+
+
+def test_a_model_of_a_list_of_samples_takes_a_table(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list leaves no settings of its inputs in the checkpoint; the backbone decides."""
+    monkeypatch.chdir(tmp_path)
+    model = MolfunStructureModel("esm2_tiny", head="regression", device="cpu")
+    samples = [Sample(id=f"s{i}", sequence=s, target=float(i)) for i, s in enumerate(SEQUENCES[:6])]
+    model.fit(samples, strategy=HeadOnlyFinetune(), epochs=1, output_dir="run")
+    Path("t.csv").write_text("\n".join(["sequence,target", *(f"{s},1" for s in SEQUENCES), ""]))
+    done = molfun("predict", "run/checkpoint", "--data", "t.csv", "--output", "p.csv")
+    assert done.exit_code == 0, done.output
+    assert len(rows_of(Path("p.csv"))) == N
+    assert molfun("evaluate", "run/checkpoint", "--data", "t.csv").exit_code == 0
