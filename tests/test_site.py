@@ -169,4 +169,4 @@ def test_a_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = SITE.tutorial(source, run=True)
     assert page.startswith("# ")
     assert page.count('```text title="Output"') >= 2
-    assert "Error" not in page
+    assert "Traceback" not in page
