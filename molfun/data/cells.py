@@ -44,9 +44,9 @@ _COMMENTS = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Parse = Callable[[str], tuple[Any, str | None]]
+"""Reads the text of a label; returns the label, or the fault of the text."""
 Required = bool | Literal["column"]
-"""Whether there must be labels: in every row, nowhere, or a column whose cells may be blank."""
-"""Reads a label: gives it, or what is wrong with the text."""
+"""Labels that a table must have: True in every row, False none, "column" a column with blanks."""
 
 
 @dataclass

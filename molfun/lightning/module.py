@@ -113,7 +113,7 @@ class TimeSeriesModule(LightningModule):
             self._take_scale(backbone)
 
     def _take_scale(self, backbone: TimeSeriesBackbone) -> None:
-        """Let the encoder learn the scale of the input; all processes take that of the first."""
+        """Estimate the scale of the input; all processes take that of the first."""
         with training_batches(self.trainer) as batches:
             backbone.fit_inputs(sample for batch in batches for sample in rows(batch))
         # a data module may draw its own samples in each process

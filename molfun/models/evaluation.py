@@ -46,7 +46,7 @@ def runner_of(
 
 @contextlib.contextmanager
 def serving(model: AssembledModel, heads: Sequence[TaskHead]) -> Iterator[SupervisedRunner]:
-    """Let the backbone serve other heads or tasks than the model's own within a block."""
+    """Set the backbone to other heads or tasks than the model's own, for a ``with`` block."""
     model.backbone.serve(heads)
     try:
         yield runner_of(model, heads=heads)

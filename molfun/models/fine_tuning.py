@@ -93,7 +93,7 @@ def _training_rows(model: AssembledModel, job: Job) -> trained_on.TrainingRows:
 
 
 def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> None:
-    """Let tasks and backbone learn their statistics; report unusable and missing labels."""
+    """Estimate statistics of labels and inputs; report unusable and missing labels."""
     heads = model.need_heads("fit")
     check_names(heads, targets)
     for part in heads:

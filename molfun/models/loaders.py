@@ -371,7 +371,7 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
 
 
 def fit_inputs(backbone: Backbone, heads: Sequence[TaskHead], loader: Any) -> None:
-    """Let the backbone learn the scale of its inputs from a training set.
+    """Estimate the scale of the inputs, which the backbone keeps, from a training set.
 
     If one of the heads is a part of the backbone (PET's energies), the samples carry its labels.
     """

@@ -31,7 +31,7 @@ BYTES_A_WEIGHT = 16
 def plan(
     backbone: Backbone, loader: Any, device: torch.device, *, trained: int, reserved: int = 0
 ) -> None:
-    """Let the backbone choose which activations it keeps, and warn if no choice fits.
+    """Ask the backbone which activations to keep, and warn if no choice fits.
 
     Parameters
     ----------

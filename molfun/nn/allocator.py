@@ -35,7 +35,7 @@ LARGE = 2**20
 
 
 def keep_large_buffers() -> bool:
-    """Let the C library keep freed buffers from now on.
+    """Make the C library keep freed buffers from now on.
 
     All buffers then come from the heap, whatever their size, and the heap is not trimmed.
 
@@ -51,7 +51,7 @@ def keep_large_buffers() -> bool:
 
 
 def return_large_buffers() -> bool:
-    """Let the C library return freed buffers of `LARGE` bytes and more to the system from now on.
+    """Make the C library return freed buffers of `LARGE` bytes and more to the system from now on.
 
     Returns
     -------

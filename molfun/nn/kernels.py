@@ -32,7 +32,7 @@ TILE = 1024
 MatrixKernel = Literal["auto", "torch", "onednn"]
 _choice: MatrixKernel = "auto"
 _probed: bool | None = None
-"""Whether "auto" means oneDNN here; None before the first product asks."""
+"""True if "auto" means oneDNN on this machine; None until the first product is computed."""
 
 
 def set_matrix_kernel(kernel: MatrixKernel) -> None:

@@ -110,7 +110,7 @@ class JEPAObjective(SeriesObjective):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Let the teacher follow."""
+        """Move the teacher towards the encoder by its moving average."""
         teacher, student = self._teacher[0], self._student[0]
         torch._foreach_lerp_(
             list(teacher.parameters()), list(student.parameters()), 1 - self.momentum_at(progress)

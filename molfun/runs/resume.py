@@ -53,7 +53,7 @@ class FitState:
     window_batches: int = 0
     """Batches in the open window."""
     window_bad: bool = False
-    """Whether the open window has met a non-finite loss."""
+    """True if a loss in the open window was not finite."""
     window_ids: list[str] = field(default_factory=list)
     """Ids of the samples in the open window."""
     loss_total: float = 0.0

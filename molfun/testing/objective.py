@@ -37,7 +37,7 @@ class ObjectiveContract:
     epochs: ClassVar[int] = 30
     """Number of epochs within which the loss must go down."""
     additive: ClassVar[bool] = True
-    """Whether the loss of a batch is the sum over its samples (contrastive losses compare them)."""
+    """True if the loss of a batch is the sum over its samples; contrastive losses compare them."""
 
     def make(self) -> Objective:
         """Build the objective."""

@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the model hold the average inside a ``with`` block."""
+        """Put the average into the model for a ``with`` block."""
         live = {n: p.detach().clone() for n, p in self._parameters.items()}
         self.copy_to_model()
         try:

@@ -82,7 +82,7 @@ class Job:
 
     @property
     def resume(self) -> bool:
-        """Whether the run in the folder is continued."""
+        """True if the run in the folder is continued."""
         return self.folder is not None and self.folder.resume
 
     def set_up(self, model: Any, strategy: FinetuneStrategy) -> None:

@@ -55,7 +55,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and logs for all."""
+        """True if this process writes the files and logs of all."""
         return self.index == 0
 
     def share(self, items: Iterable[T]) -> Iterator[T]:

@@ -49,7 +49,7 @@ class Runner(ABC):
     metric_names: list[str]
     higher_is_better: frozenset[str]
     ranks_epochs: bool = True
-    """Whether the loss can rank epochs; if not, the weights of the last epoch are kept."""
+    """True if the loss can rank epochs; if not, the weights of the last epoch are kept."""
 
     @property
     def ahead(self) -> Featurize | None:

@@ -110,7 +110,8 @@ class PackedLayer(TransformerLayer):
 
 
 def use_packed_layers(model: nn.Module) -> None:
-    """Let the layers of an ``esm.model.esm2.ESM2`` run on packed tokens."""
+    """Make the layers of an ``esm.model.esm2.ESM2`` run on packed tokens."""
+    # only the class changes, so that weights, hooks and the names in a state dict stay
     for layer in model.layers:  # type: ignore[union-attr]  # a ModuleList by its name
         layer.__class__ = PackedLayer
 

@@ -79,7 +79,7 @@ def set_cuequivariance(model: nn.Module, on: bool) -> None:
 
 
 def set_lean(model: nn.Module, lean: bool) -> None:
-    """Let the parts of a block keep only their inputs for the backward pass, or all activations.
+    """Set if parts of a block keep only their inputs for the backward pass, or all activations.
 
     Lean parts run their forward pass twice, and a block takes a third of the memory.
     """

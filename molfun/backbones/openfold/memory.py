@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Plan = Literal["keep", "checkpoint", "compact", "lean"]
-"""What a step keeps for the backward pass, from most memory to least.
+"""Activations that a step keeps for the backward pass, from most memory to least.
 
 ``keep``: all activations. ``checkpoint``: the inputs of each block. ``compact``: the same, and
 large buffers are returned to the system when they are freed (`molfun.nn.allocator`), which takes

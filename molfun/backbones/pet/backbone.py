@@ -298,7 +298,7 @@ class PETBackbone(AtomisticBackbone):
 
     @contextlib.contextmanager
     def _raw(self) -> Iterator[None]:
-        """Let the model return the network's own scale within a block.
+        """Return energies in the scale of the network, not of the labels, within a block.
 
         metatrain multiplies by the scale and adds the baseline in eval mode only. The flag is set
         on the outermost module alone, so that dropout and the like stay as they are.
