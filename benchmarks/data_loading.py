@@ -34,7 +34,7 @@ from typing import Any, Literal
 import harness
 import numpy as np
 import torch
-from harness import Variant
+from harness import Bound, Variant
 
 Kind = Literal["pdb", "cif", "alignments", "epoch", "tokens", "csv"]
 NAMES: dict[str, str] = {
@@ -350,6 +350,22 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
+BOUNDS: dict[str, tuple[Bound, ...]] = {
+    "pdb": (Bound("molfun", "openfold", 2.5), Bound("molfun, again", "molfun", 1.2)),
+    "cif": (Bound("molfun", "openfold", 2.0), Bound("molfun, again", "molfun", 1.2)),
+    "alignments": (
+        Bound("molfun", "openfold", 1.5),
+        Bound("molfun, cache warm", "openfold", 0.5),
+        Bound("molfun, cache cold", "molfun", 2.0),
+    ),
+    # starting workers takes seconds of wall time, which few samples do not repay
+    "epoch": (Bound("2 workers that featurise", "no workers", 1.5),),
+    "tokens": (Bound("molfun", "fair-esm", 0.5),),
+    "csv": (Bound("molfun, rows checked", "csv and a plain loop of checks", 3.0),),
+}
+"""Bounds on the rows of each table, for the small sizes too."""
+
+
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     """Return the measured functions of a case; runs in the process of its row."""
     logging.disable(logging.WARNING)
@@ -376,6 +392,7 @@ def table(kind: Kind, folder: Path, args: argparse.Namespace, about: str) -> Non
     harness.record(args.history, "data_loading", title, results, about)
     each = (f"{r.label} {r.wall / n * 1e3:.3g}" for r in results)
     print(f"  ms per sample: {'; '.join(each)}", flush=True)
+    harness.judge(title, results, BOUNDS[kind])
 
 
 def main() -> None:
@@ -405,6 +422,7 @@ def main() -> None:
         write_table(folder / "sequences.csv", args.table_rows)
         for kind in args.tables:
             table(kind, folder, args, about)
+    harness.finish()
 
 
 if __name__ == "__main__":

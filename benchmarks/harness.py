@@ -5,6 +5,10 @@ is warmed up and then measured once per round, one variant at a time, so that a 
 machine meets all of them. A table shows the median over the rounds of wall and CPU seconds, the
 spread between the fastest and the slowest round, the peak of resident memory over that after
 preparation, and a number by which results are compared.
+
+A benchmark judges its tables by bounds: ratios between two rows of one table, which hold on a slow
+or busy machine too, and agreement of the numbers. Every bound is printed; `finish` ends the process
+with exit code 1 where one is broken.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -62,6 +66,19 @@ class Result:
     spread: float
     memory: float
     value: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Promise that a row takes at most `ratio` times what another row of its table takes."""
+
+    row: str
+    of: str
+    ratio: float
+    what: Literal["wall", "cpu", "memory"] = "cpu"
+
+
+_broken: list[str] = []
 
 
 def held(name: str) -> float:
@@ -210,6 +227,48 @@ def show(title: str, results: Sequence[Result], *, value: str = "value") -> None
             f"{r.spread:>7.0%} {r.memory:>8.0f}  {r.value:.6g}",
             flush=True,
         )
+
+
+def judge(
+    title: str,
+    results: Sequence[Result],
+    bounds: Sequence[Bound] = (),
+    *,
+    agree: float | None = 1e-4,
+) -> None:
+    """Print whether the bounds of a table hold; `finish` reports the broken ones.
+
+    A bound on a row that is not in the table, because a package is missing, is left out. `agree` is
+    the largest relative difference between the values of the rows, or None where they differ.
+    """
+    rows = {r.label: r for r in results}
+    for bound in bounds:
+        if bound.row in rows and bound.of in rows:
+            ours, theirs = getattr(rows[bound.row], bound.what), getattr(rows[bound.of], bound.what)
+            text = f"{bound.row} / {bound.of}, {bound.what}: {ours / theirs:.2f}"
+            _hold(title, text, ours / theirs, bound.ratio)
+    if agree is not None and len(results) > 1:
+        values = [r.value for r in results]
+        apart = (max(values) - min(values)) / max(map(abs, values)) if any(values) else 0.0
+        _hold(title, f"relative difference of values: {apart:.1e}", apart, agree)
+
+
+def _hold(title: str, text: str, found: float, limit: float) -> None:
+    holds = found <= limit  # false for NaN
+    print(f"  {'holds' if holds else 'BROKEN'}: {text} (at most {limit:g})", flush=True)
+    if not holds:
+        _broken.append(f"{title}: {text} (at most {limit:g})")
+
+
+def hold(title: str, text: str, found: float, limit: float) -> None:
+    """Print whether a figure that is no ratio of two rows is at most `limit`."""
+    _hold(title, f"{text}: {found:.2f}", found, limit)
+
+
+def finish() -> None:
+    """End the process with exit code 1 and one line if a bound was broken."""
+    if _broken:
+        raise SystemExit(f"{len(_broken)} broken bound(s): {'; '.join(_broken)}")
 
 
 def record(path: Path, suite: str, title: str, results: Sequence[Result], about: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import harness
 import numpy as np
 import torch
-from harness import Variant
+from harness import Bound, Variant
 
 Mode = Literal["forward", "block", "lora", "partial", "full"]
 MODES: tuple[Mode, ...] = ("forward", "block", "lora", "partial", "full")
@@ -181,6 +181,8 @@ def main() -> None:
                 title = f"{mode}, {length} residues, {rows} MSA row(s)"
                 harness.show(title, results, value="norm")
                 harness.record(args.history, "openfold_kernels", title, results, about)
+                harness.judge(title, results, [Bound("fast", "stock", 1.1)], agree=1e-3)
+    harness.finish()
 
 
 if __name__ == "__main__":

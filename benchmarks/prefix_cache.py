@@ -33,7 +33,7 @@ from typing import Any, Literal
 import harness
 import numpy as np
 import torch
-from harness import Variant
+from harness import Bound, Variant
 
 STRATEGIES = {"esm2": ("head_only", "partial"), "openfold": ("head_only", "partial", "lora")}
 NAMES = {
@@ -183,6 +183,13 @@ def table(backbone: Any, strategy: str, args: argparse.Namespace, about: str) ->
             f"  {result.label:<17}{note['later']:>17.3f}{ratio:>8.1f}{note['passes']:>9}{kept:>21}",
             flush=True,
         )
+    bounds = [Bound(f"cache {kind}", "cache off", 1.0 if strategy == "head_only" else 2.0)
+              for kind in ("memory", "disk")]  # fmt: skip
+    harness.judge(title, results, bounds)
+    if strategy == "head_only":
+        for result, note in zip(results[1:], notes[1:], strict=True):
+            text = f"{result.label} / cache off, later epochs"
+            harness.hold(title, text, note["later"] / notes[0]["later"], 0.5)
 
 
 def main() -> None:
@@ -207,6 +214,7 @@ def main() -> None:
         for strategy in STRATEGIES[backbone]:
             if strategy in args.strategies:
                 table(backbone, strategy, args, about)
+    harness.finish()
 
 
 if __name__ == "__main__":

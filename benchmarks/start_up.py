@@ -24,6 +24,7 @@ from pathlib import Path
 
 import harness
 import torch
+from harness import Bound
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ TABLES = {
         Row("import lightning", "import lightning", (), "lightning"),
     ),
     "Help texts": (
+        Row("import torch", "import torch"),
         Row("molfun --help", command=("--help",)),
         Row("molfun fine-tune --help", command=("fine-tune", "--help")),
     ),
@@ -114,6 +116,20 @@ TABLES = {
     ),
 }  # fmt: skip
 """Rows of each table; ratios are relative to the first."""
+
+BOUNDS = {
+    "Imports": (Bound("import molfun", "import torch", 0.2),),
+    "Help texts": (
+        Bound("molfun --help", "import torch", 0.5),
+        Bound("molfun fine-tune --help", "import torch", 0.8),
+    ),
+    "Building ESM-2 8M": (
+        Bound("molfun", "fair-esm", 2.5),
+        Bound("molfun", "transformers", 1.0),
+    ),
+    "Building OpenFold, full size": (Bound("molfun", "openfold", 1.5),),
+}
+"""Bounds on the rows; help and import load no torch, which takes most of a start."""
 
 
 LAUNCHER = """
@@ -166,6 +182,7 @@ def table(title: str, args: argparse.Namespace, about: str) -> None:
     ]
     harness.show(title, results, value="parameters" if "Building" in title else "value")
     harness.record(args.history, "start_up", title, results, about)
+    harness.judge(title, results, BOUNDS[title], agree=0.0 if "Building" in title else None)
 
 
 def main() -> None:
@@ -183,6 +200,7 @@ def main() -> None:
     print(about)
     for title in args.tables:
         table(title, args, about)
+    harness.finish()
 
 
 if __name__ == "__main__":

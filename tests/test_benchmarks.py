@@ -57,6 +57,31 @@ def test_a_table_has_ratios_to_its_first_row(
     ]
 
 
+def test_bounds_are_printed_and_a_broken_one_ends_the_process(
+    harness: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = harness.Result("peer", wall=2.0, cpu=1.0, spread=0.25, memory=10, value=3.5)
+    ours = harness.Result("ours", wall=0.5, cpu=1.5, spread=0.0, memory=20, value=3.5)
+    bounds = [harness.Bound("ours", "peer", 2.0), harness.Bound("ours", "not installed", 1.0)]
+    harness.judge("Good", [peer, ours], bounds)
+    harness.finish()  # nothing is broken yet
+    harness.judge("Bad", [peer, ours], [harness.Bound("ours", "peer", 1.0, "memory")])
+    harness.hold("Figures", "passes", float("nan"), 1.0)
+    off = harness.Result("off", wall=0.5, cpu=1.5, spread=0.0, memory=20, value=3.6)
+    harness.judge("Values", [peer, off])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "holds: ours / peer, cpu: 1.50 (at most 2)",
+        "holds: relative difference of values: 0.0e+00 (at most 0.0001)",
+        "BROKEN: ours / peer, memory: 2.00 (at most 1)",
+        "holds: relative difference of values: 0.0e+00 (at most 0.0001)",
+        "BROKEN: passes: nan (at most 1)",
+        "BROKEN: relative difference of values: 2.8e-02 (at most 0.0001)",
+    ]
+    with pytest.raises(SystemExit, match=r"^3 broken bound\(s\): Bad: ours / peer, memory: 2.00"):
+        harness.finish()
+    harness._broken.clear()
+
+
 def test_the_history_has_one_header(harness: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "new" / "history.csv"
     result = harness.Result("a, b", wall=1.5, cpu=1.0, spread=0.1, memory=2, value=3.0)
