@@ -7,6 +7,8 @@ from molfun.data.batching import LengthBatchSampler as LengthBatchSampler
 from molfun.data.fasta import read_fasta as read_fasta
 from molfun.data.feature_files import read_features as read_features
 from molfun.data.feature_files import write_features as write_features
+from molfun.data.folds import Fold as Fold
+from molfun.data.folds import NestedFold as NestedFold
 from molfun.data.kinds.base import DataKind as DataKind
 from molfun.data.kinds.base import Labels as Labels
 from molfun.data.named_targets import NamedTargets as NamedTargets

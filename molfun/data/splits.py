@@ -12,21 +12,27 @@ larger than it.
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from molfun.config import check_seed
-from molfun.data.clusters import Clusters, cluster_sequences, comparable, linked
+from molfun.data import folds
 from molfun.data.columns import numeric
+from molfun.data.folds import Fold, NestedFold
+from molfun.data.grouping import (
+    Splittable,
+    cells_of,
+    check_threshold,
+    identical,
+    same_value,
+    similar,
+    together,
+)
+from molfun.data.part_sizes import fill, sizes_of
 from molfun.errors import ConfigError, DataError
-from molfun.text import counted, listing, nearest
-
-if TYPE_CHECKING:
-    import pandas as pd
+from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
 
@@ -37,27 +43,6 @@ PART_WORDS = {
     "val": 1, "valid": 1, "validation": 1, "dev": 1,
     "test": 2, "testing": 2,
 }  # fmt: skip
-
-
-class Splittable(Protocol):
-    """Protocol of what splits use of a data set: `AffinityDataset`, or a user's own."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids in order."""
-
-    @property
-    def metadata(self) -> pd.DataFrame:
-        """Columns to split by."""
-
-    def sequences(self) -> list[tuple[str, ...]]:
-        """Return the sequences of the chains of each sample."""
-
-    def subset(self, indices: Any) -> Any:
-        """Return the samples at `indices`."""
 
 
 AnyDataset = TypeVar("AnyDataset", bound=Splittable)
@@ -108,9 +93,9 @@ class DataSplitter:
         >>> [len(part) for part in parts]
         [8, 1, 1]
         """
-        sizes = _sizes(len(dataset), val_frac, test_frac)
-        groups = _together(_identical(dataset))
-        return _parts(dataset, _fill(groups, sizes, seed, "groups of distinct samples"))
+        sizes = sizes_of(len(dataset), val_frac, test_frac)
+        groups = together(identical(dataset))
+        return _parts(dataset, fill(groups, sizes, seed, "groups of distinct samples"))
 
     @staticmethod
     def temporal(
@@ -146,13 +131,13 @@ class DataSplitter:
         DataError
             If the column is missing or has blank cells, or a part would be empty.
         """
-        n_train, n_val, n_test = _sizes(len(dataset), val_frac, test_frac)
+        n_train, n_val, n_test = sizes_of(len(dataset), val_frac, test_frac)
         when = _times(dataset, year_column)
         order = sorted(range(len(dataset)), key=lambda i: (when[i], dataset.ids[i]))
         part = np.zeros(len(dataset), np.int64)
         part[order[n_train:]] = 1
         part[order[n_train + n_val :]] = 2
-        _move_to_earliest(part, _together(_identical(dataset)))
+        _move_to_earliest(part, together(identical(dataset)))
         for number, size in ((1, n_val), (2, n_test)):
             if size and not (part == number).any():
                 raise DataError(
@@ -201,14 +186,10 @@ class DataSplitter:
         DataError
             If there are too few clusters for the parts.
         """
-        if not 0 < threshold <= 1:
-            raise ConfigError(f"threshold must be above 0 and at most 1, got {threshold}.")
-        sizes = _sizes(len(dataset), val_frac, test_frac)
-        chains = dataset.sequences()
-        clusters = cluster_sequences([c for sample in chains for c in sample], threshold)
-        groups = _together([[clusters.of[chain] for chain in sample] for sample in chains])
-        _log_clusters(clusters, groups, threshold)
-        return _parts(dataset, _fill(groups, sizes, seed, f"clusters at {threshold:.0%} identity"))
+        check_threshold(threshold)
+        sizes = sizes_of(len(dataset), val_frac, test_frac)
+        groups = similar(dataset, threshold)
+        return _parts(dataset, fill(groups, sizes, seed, f"clusters at {threshold:.0%} identity"))
 
     @staticmethod
     def by_group(
@@ -244,13 +225,9 @@ class DataSplitter:
         DataError
             If the column is missing or has blank cells, or there are too few groups.
         """
-        sizes = _sizes(len(dataset), val_frac, test_frac)
-        values = _column(dataset, column)
-        links: list[list[Hashable]] = [
-            [("group", value), *keys]
-            for value, keys in zip(values, _identical(dataset), strict=True)
-        ]
-        return _parts(dataset, _fill(_together(links), sizes, seed, f"groups of {column!r}"))
+        sizes = sizes_of(len(dataset), val_frac, test_frac)
+        groups = same_value(dataset, column)
+        return _parts(dataset, fill(groups, sizes, seed, f"groups of {column!r}"))
 
     @staticmethod
     def by_column(
@@ -276,7 +253,7 @@ class DataSplitter:
         DataError
             If the column is missing, has blank cells or other words, or no row is for training.
         """
-        texts = [str(value).strip().lower() for value in _column(dataset, column)]
+        texts = [str(value).strip().lower() for value in cells_of(dataset, column)]
         unknown = sorted({text for text in texts if text not in PART_WORDS})
         if unknown:
             raise DataError(
@@ -289,66 +266,181 @@ class DataSplitter:
         _warn_shared(dataset, part)
         return _parts(dataset, part)
 
+    # Folds of a cross-validation: positions, for `molfun.models.cross_validate`
 
-# Sizes and filling
+    @staticmethod
+    def k_fold(
+        dataset: Splittable,
+        n_folds: int = 5,
+        *,
+        repeats: int = 1,
+        val_frac: float = 0.1,
+        seed: int = 42,
+    ) -> list[Fold]:
+        """Make folds at random, identical sequences together.
 
+        Parameters
+        ----------
+        dataset
+            What to split.
+        n_folds
+            Number of folds; each sample is tested in exactly one.
+        repeats
+            Number of times that all samples are divided, each time otherwise.
+        val_frac
+            Fraction of what a fold does not test that chooses its epoch; 0 for none.
+        seed
+            Another seed gives other folds.
 
-def _sizes(n: int, val_frac: float, test_frac: float) -> tuple[int, int, int]:
-    for name, fraction in (("val_frac", val_frac), ("test_frac", test_frac)):
-        if not 0 <= fraction < 1:
-            raise ConfigError(f"{name} must be at least 0 and below 1, got {fraction}.")
-    if val_frac + test_frac >= 1:
-        raise ConfigError(
-            f"val_frac + test_frac must be below 1, got {val_frac} + {test_frac}; nothing would "
-            f"be left for training."
-        )
-    n_val, n_test = (
-        max(1, math.floor(n * fraction + 0.5)) if fraction > 0 else 0
-        for fraction in (val_frac, test_frac)
-    )
-    if n - n_val - n_test < 1:
-        raise DataError(_too_few(n, "samples", n_val + n_test + 1, n_val, n_test))
-    return n - n_val - n_test, n_val, n_test
+        Returns
+        -------
+        list of Fold
+            Positions for ``dataset.subset``; ``n_folds`` of each repeat.
 
+        Raises
+        ------
+        ConfigError
+            If a number is out of range.
+        DataError
+            If there are fewer groups than folds, or too few to leave any for validation.
 
-def _too_few(n: int, what: str, needed: int, n_val: int, n_test: int) -> str:
-    parts = ["train", *(["validation"] if n_val else []), *(["test"] if n_test else [])]
-    return (
-        f"Cannot split {n} {what} into {', '.join(parts)}: at least {needed} are needed. Add "
-        f"samples, or leave a part out with val_frac=0 or test_frac=0."
-    )
+        Examples
+        --------
+        >>> from molfun.data import AffinityDataset
+        >>> folds = DataSplitter.k_fold(AffinityDataset.synthetic(10), 5)
+        >>> [(fold.name, len(fold.train), len(fold.val), len(fold.test)) for fold in folds[:2]]
+        [('fold_1', 7, 1, 2), ('fold_2', 7, 1, 2)]
+        """
+        how = folds.Plan(n_folds=n_folds, repeats=repeats, val_frac=val_frac, seed=seed)
+        return how.folds(together(identical(dataset)), "groups of distinct samples")
 
+    @staticmethod
+    def group_k_fold(
+        dataset: Splittable, column: str, n_folds: int = 5, **options: Any
+    ) -> list[Fold]:
+        """Make folds in which samples with the same value in a column stay together.
 
-def _fill(
-    groups: Sequence[Sequence[int]], sizes: tuple[int, int, int], seed: int, what: str
-) -> np.ndarray:
-    """Return the part of each sample: groups in random order into test, validation, then train."""
-    n_train, n_val, n_test = sizes
-    needed = 1 + (n_val > 0) + (n_test > 0)
-    if len(groups) < needed:
-        raise DataError(_too_few(len(groups), what, needed, n_val, n_test))
-    part = np.zeros(n_train + n_val + n_test, np.int64)
-    shuffled = np.random.default_rng(check_seed(seed)).permutation(len(groups))
-    left = [groups[i] for i in shuffled]
-    # test first: it has to be as large as asked for, while train takes what is left
-    for number, size, still_needed in ((2, n_test, 1 + (n_val > 0)), (1, n_val, 1)):
-        chosen = _choose(left, size, at_most=len(left) - still_needed)
-        for group in chosen:
-            part[group] = number
-        taken = {id(group) for group in chosen}
-        left = [group for group in left if id(group) not in taken]
-    return part
+        Validation samples share no value with training samples either.
 
+        Parameters
+        ----------
+        dataset
+            What to split.
+        column
+            Column of the table, a protein family for example.
+        n_folds
+            Number of folds.
+        **options
+            ``repeats``, ``val_frac`` and ``seed`` of `k_fold`.
 
-def _choose(groups: Sequence[Sequence[int]], size: int, *, at_most: int) -> list[Sequence[int]]:
-    """Return groups in order as long as they fit; the smallest one if none fits."""
-    chosen: list[Sequence[int]] = []
-    room = size
-    for group in groups:
-        if len(group) <= room and len(chosen) < at_most:
-            chosen.append(group)
-            room -= len(group)
-    return chosen if chosen or not size else [min(groups, key=len)]
+        Raises
+        ------
+        DataError
+            If the column is missing or has blank cells, or there are too few groups.
+        """
+        how = folds.Plan(n_folds=n_folds, **options)
+        return how.folds(same_value(dataset, column), f"groups of {column!r}")
+
+    @staticmethod
+    def identity_k_fold(
+        dataset: Splittable, n_folds: int = 5, *, threshold: float = 0.4, **options: Any
+    ) -> list[Fold]:
+        """Make folds in which no chain is similar to a chain of another fold.
+
+        Parameters
+        ----------
+        dataset
+            What to split.
+        n_folds
+            Number of folds.
+        threshold
+            Sequence identity above which samples stay together, as in `by_identity`.
+        **options
+            ``repeats``, ``val_frac`` and ``seed`` of `k_fold`.
+
+        Raises
+        ------
+        ConfigError
+            If the threshold is out of range.
+        DataError
+            If there are too few clusters.
+        """
+        check_threshold(threshold)
+        how = folds.Plan(n_folds=n_folds, **options)
+        return how.folds(similar(dataset, threshold), f"clusters at {threshold:.0%} identity")
+
+    @staticmethod
+    def column_folds(
+        dataset: Splittable, column: str, *, val_frac: float = 0.1, seed: int = 42
+    ) -> list[Fold]:
+        """Make the folds that a column names, for published ones: each value is tested once.
+
+        Parameters
+        ----------
+        dataset
+            What to split.
+        column
+            Column with the number or name of the fold of each sample.
+        val_frac, seed
+            As in `k_fold`.
+
+        Raises
+        ------
+        DataError
+            If the column is missing, has blank cells, or names fewer than two folds.
+        """
+        found = folds.given(dataset, column, val_frac=val_frac, seed=seed)
+        _warn_shared(dataset, folds.fold_of_each(found, len(dataset)))
+        return found
+
+    @staticmethod
+    def nested(
+        dataset: Splittable,
+        n_folds: int = 5,
+        n_inner: int = 4,
+        *,
+        column: str | None = None,
+        threshold: float | None = None,
+        val_frac: float = 0.1,
+        seed: int = 42,
+    ) -> list[NestedFold]:
+        """Make folds within folds: the inner ones choose settings, the outer ones measure them.
+
+        Parameters
+        ----------
+        dataset
+            What to split.
+        n_folds, n_inner
+            Number of outer folds, and of inner folds in each of them.
+        column, threshold
+            What stays together: samples with the same value in a column, or similar ones; of
+            neither, identical sequences alone.
+        val_frac, seed
+            As in `k_fold`.
+
+        Returns
+        -------
+        list of NestedFold
+            Each with the fold ``outer``, and ``inner`` folds of the samples that it does not test.
+
+        Raises
+        ------
+        ConfigError
+            If both `column` and `threshold` are given, or a number is out of range.
+        DataError
+            If there are too few groups.
+        """
+        if column is not None and threshold is not None:
+            raise ConfigError("nested keeps together by column or by threshold: leave one out.")
+        if threshold is not None:
+            check_threshold(threshold)
+            groups, what = similar(dataset, threshold), f"clusters at {threshold:.0%} identity"
+        elif column is not None:
+            groups, what = same_value(dataset, column), f"groups of {column!r}"
+        else:
+            groups, what = together(identical(dataset)), "groups of distinct samples"
+        how = folds.Plan(n_folds=n_folds, val_frac=val_frac, seed=seed)
+        return how.nested(groups, what, n_inner)
 
 
 def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
@@ -356,20 +448,7 @@ def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDatase
     return train, val, test
 
 
-# What stays together
-
-
-def _identical(dataset: Splittable) -> list[list[Hashable]]:
-    """Return one key per sample: its chains, in any order and either case."""
-    return [[tuple(sorted(map(comparable, chains)))] for chains in dataset.sequences()]
-
-
-def _together(links: Sequence[Sequence[Hashable]]) -> list[list[int]]:
-    """Group samples that share a key, directly or through others, by their first sample."""
-    groups: dict[int, list[int]] = {}
-    for i, root in enumerate(linked(links)):
-        groups.setdefault(root, []).append(i)
-    return list(groups.values())
+# Warnings
 
 
 def _move_to_earliest(part: np.ndarray, groups: Sequence[Sequence[int]]) -> None:
@@ -387,7 +466,7 @@ def _move_to_earliest(part: np.ndarray, groups: Sequence[Sequence[int]]) -> None
 
 def _warn_shared(dataset: Splittable, part: np.ndarray) -> None:
     """Warn that a split that was given may leak, and leave it as it is."""
-    groups = _together(_identical(dataset))
+    groups = together(identical(dataset))
     shared = sum(len(group) for group in groups if len(set(part[group])) > 1)
     if shared:
         logger.warning(
@@ -395,19 +474,11 @@ def _warn_shared(dataset: Splittable, part: np.ndarray) -> None:
         )
 
 
-def _log_clusters(clusters: Clusters, groups: Sequence[Sequence[int]], threshold: float) -> None:
-    logger.info(
-        "%s: %d chains in %d clusters at %.0f%% identity; %d groups of samples, the largest %d",
-        clusters.method, len(clusters.of), len(set(clusters.of.values())), 100 * threshold,
-        len(groups), max(map(len, groups)),
-    )  # fmt: skip
-
-
 # Columns
 
 
 def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
-    values = _column(dataset, column, numeric(dataset.metadata))
+    values = cells_of(dataset, column, numeric(dataset.metadata))
     if column in numeric(dataset.metadata):
         return [float(value) for value in values]
     texts = [str(value) for value in values]
@@ -421,23 +492,3 @@ def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
             f"Column {column!r} holds neither numbers nor dates as 2016-05-01:\n{listing(bad)}"
         )
     return texts
-
-
-def _column(dataset: Splittable, column: str, candidates: Sequence[str] | None = None) -> list[Any]:
-    """Return the values of a column without blanks."""
-    if column not in dataset.metadata.columns:
-        every = [str(name) for name in dataset.metadata.columns]
-        known = ", ".join(every if candidates is None else candidates) or "none"
-        raise DataError(
-            f"The table has no column {column!r} to split by; columns that could serve: {known}."
-            f"{nearest(column, every)}"
-        )
-    cells = dataset.metadata[column]
-    blank = (cells.isna() | (cells.astype(str) == "")).to_numpy(bool)
-    if blank.any():
-        names = [dataset.ids[i] for i in np.flatnonzero(blank)]
-        raise DataError(
-            f"Column {column!r} is blank for {len(names)} of {len(dataset)} samples:\n"
-            f"{listing(names)}\nFill it in, or filter these samples out."
-        )
-    return cells.tolist()
