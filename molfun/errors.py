@@ -68,7 +68,18 @@ class NonFiniteError(RunError):
 
 
 class MissingDependencyError(MolfunError, ImportError):
-    """An optional package is needed; the text holds the install line."""
+    """An optional package is needed; the text holds the install line.
+
+    Examples
+    --------
+    >>> MissingDependencyError("h5py is needed here. Install it: pip install h5py").install
+    'pip install h5py'
+    """
+
+    @property
+    def install(self) -> str:
+        """Line that installs the package, after "Install it:"; empty if the text has none."""
+        return str(self).partition("Install it: ")[2]
 
 
 def printable(text: str) -> str:

@@ -196,6 +196,7 @@ RUN_ELSEWHERE = {
     "python benchmarks": "hours; tests/test_benchmarks.py",
     "pip install": "needs a package index",
     "molfun install": "tests/test_install_openfold.py",
+    "molfun doctor": "tests/checks/test_doctor.py",
     "torchrun": "tests/training/test_parallel.py",
 }
 EDITED = {

@@ -92,6 +92,22 @@ VERBS = (
         kinds="again",
     ),
     Verb(
+        "doctor",
+        """
+        Examine the installation and the machine; exit code 1 if something failed.
+
+        For example:
+
+        \b
+        molfun doctor
+        molfun doctor --json --no-smoke
+
+        Put its text into a report of a fault.
+        """,
+        settings=(f"{_COMMANDS}DoctorSettings",),
+        run="molfun.cli.doctor:doctor",
+    ),
+    Verb(
         "schema",
         """
         Print the JSON schema of a file of settings, with which editors complete and check it.

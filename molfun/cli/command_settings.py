@@ -145,6 +145,21 @@ class SchemaSettings(Command):
     output: str | None = option(None, "File to write; by default it is printed.", panel=RUN)
 
 
+class DoctorSettings(Command):
+    """Settings of ``molfun doctor``: what is looked at, and how it is printed."""
+
+    output: str = option("runs", "Folder that runs would be written to.", panel=RUN)
+    weights: str | None = option(
+        None, "Further folder of weight files.", panel=MODEL, path=True,
+        shown="weights/ and ~/.molfun/weights/",
+    )  # fmt: skip
+    device: str = DEVICE
+    smoke: bool = option(
+        True, "Train tiny models for a few steps.", panel=RUN, names=("--smoke/--no-smoke",)
+    )
+    as_json: bool = option(False, "Print JSON.", panel=RUN, names=("--json",))
+
+
 class InstallSettings(Settings):
     """Settings of ``molfun install openfold``: its source, and the interpreter to install for."""
 

@@ -26,6 +26,7 @@ def examples(verb: Verb) -> list[str]:
 EXAMPLES = [example for verb in VERBS for example in examples(verb)]
 SMALL = {
     "--demo": "--demo --preset tiny",  # not 93 million weights
+    "molfun doctor": "molfun doctor --no-smoke",
     "--pdbs pdbs/": "--pdbs pdbs/ --preset tiny",
     "esm2_t6_8M_UR50D": "esm2_tiny",
     "--sequences": "--backbone esm2_tiny --sequences",
@@ -81,7 +82,8 @@ def files(project: Path, molfun: Command) -> Path:
 
 @pytest.mark.slow
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
-    assert {line.split()[1] for line in EXAMPLES} == {"fine-tune", "pretrain", "train", "schema"}
+    verbs = {line.split()[1] for line in EXAMPLES}
+    assert verbs == {"fine-tune", "pretrain", "train", "doctor", "schema"}
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
         for old, new in SMALL.items():
