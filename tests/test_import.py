@@ -107,6 +107,10 @@ PUBLIC = {
         "Objective",
         "ObjectiveOutput",
     ],
+    "molfun.sklearn": [
+        "MolfunClassifier",
+        "MolfunRegressor",
+    ],
     "molfun.tasks": [
         "BinaryTask",
         "ContactTask",
