@@ -95,9 +95,13 @@ PUBLIC = {
         "load_config",
     ],
     "molfun.models": [
+        "CrossValidation",
+        "Estimate",
+        "FoldResult",
         "Forgetting",
         "MolfunStructureModel",
         "Prediction",
+        "cross_validate",
     ],
     "molfun.objectives": [
         "ContrastiveObjective",

@@ -13,11 +13,13 @@ from molfun import __version__
 from molfun._paths import as_path
 from molfun.backbones.base import Backbone
 from molfun.backbones.splitting import prefix_fingerprint
+from molfun.models.assembly import AssembledModel, arithmetic_of
 from molfun.nn import lora
 from molfun.runs.folder import CACHE, RunFolder
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.forward import FrozenPart
+from molfun.training.task_head import TaskHead, joined_needs
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,12 @@ def cache_config(
     if folder is None and run is not None:
         folder = run.path / CACHE
     return replace(config, directory=None if folder is None else as_path(folder))
+
+
+def caches_of(model: AssembledModel, heads: Sequence[TaskHead], config: CacheConfig) -> RunCaches:
+    """Return the caches of a model that computes in its present precision."""
+    about = f"{model.precision} {arithmetic_of(model)}"
+    return RunCaches(model.backbone, joined_needs(heads), config, arithmetic=about)
 
 
 class RunCaches:

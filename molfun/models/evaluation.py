@@ -16,6 +16,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
 from molfun.models.assembly import AssembledModel, autocast
+from molfun.models.caching import caches_of
 from molfun.models.features import with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
@@ -28,6 +29,7 @@ from molfun.models.loaders import (
 )
 from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
+from molfun.training.cache import CacheConfig
 from molfun.training.forward import ForwardPass
 from molfun.training.supervised import Evaluation, SupervisedRunner
 from molfun.training.task_head import TaskHead
@@ -36,20 +38,32 @@ logger = logging.getLogger(__name__)
 
 
 def runner_of(
-    model: AssembledModel, verb: str = "this", heads: Sequence[TaskHead] = ()
+    model: AssembledModel,
+    verb: str = "this",
+    heads: Sequence[TaskHead] = (),
+    cache: CacheConfig | None = None,
 ) -> SupervisedRunner:
-    """Return the runner of a model, with its own heads or with `heads`; `verb` is for errors."""
+    """Return the runner of a model, with its own heads or with `heads`; `verb` is for errors.
+
+    With `cache`, entries that training left there are read, and new ones are kept.
+    """
     found = heads or model.need_heads(verb)
     cast = functools.partial(autocast, model)
-    return SupervisedRunner(model.backbone, found, device=model.device, autocast=cast)
+    caches = caches_of(model, found, cache or CacheConfig(mode="off"))
+    return SupervisedRunner(
+        model.backbone, found, device=model.device, autocast=cast,
+        make_cache=caches.outputs, features=caches.features(),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def serving(model: AssembledModel, heads: Sequence[TaskHead]) -> Iterator[SupervisedRunner]:
+def serving(
+    model: AssembledModel, heads: Sequence[TaskHead], cache: CacheConfig | None = None
+) -> Iterator[SupervisedRunner]:
     """Set the backbone to other heads or tasks than the model's own, for a ``with`` block."""
     model.backbone.serve(heads)
     try:
-        yield runner_of(model, heads=heads)
+        yield runner_of(model, heads=heads, cache=cache)
     finally:
         model.backbone.serve(model.heads)
 
@@ -62,10 +76,13 @@ def predicted(model: AssembledModel, data: Any) -> Evaluation:
     return result
 
 
-def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evaluation]:
+def measured(
+    model: AssembledModel, data: Any, cache: CacheConfig | None = None
+) -> tuple[SupervisedRunner, Evaluation]:
     """Return predictions and loss for a loader or data set, and the runner that has the metrics.
 
-    Heads predict everything that the data has labels of, such as forces next to energies.
+    Heads predict everything that the data has labels of, such as forces next to energies. `cache`
+    is as in `runner_of`.
     """
     heads = model.need_heads("this")
     loader = _prepared(model, data)
@@ -74,7 +91,7 @@ def measured(model: AssembledModel, data: Any) -> tuple[SupervisedRunner, Evalua
     # labels of a loader over an unknown data set could only be read by running through it
     if isinstance(loader, list) or known:
         heads = tuple(_measured(part, loader) for part in heads)
-    with serving(model, heads) as runner:
+    with serving(model, heads, cache) as runner:
         result = runner.evaluate(watch)
     watch.warn()
     return runner, result

@@ -12,7 +12,7 @@ from molfun.fingerprint import digest, tensor_digests
 from molfun.models import memory, persistence, trained_on
 from molfun.models.arguments import as_strategy
 from molfun.models.assembly import AssembledModel, arithmetic_of, use_precision
-from molfun.models.caching import RunCaches
+from molfun.models.caching import caches_of
 from molfun.models.loaders import (
     check_labels,
     check_sizes,
@@ -32,7 +32,7 @@ from molfun.training.groups import let_train
 from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner
-from molfun.training.task_head import check_names, has_label, joined_needs
+from molfun.training.task_head import check_names, has_label
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,7 @@ def _runner(
         # known before the first step, so that gradients do not depend on how samples are batched
         # and 300 residue labels of a sample weigh as much as one label of the sequence
         heads = tuple(part.weighed(part.labels(targets)) for part in heads)
-    about = f"{job.chosen_precision} {arithmetic_of(model)}"
-    caches = RunCaches(backbone, joined_needs(heads), cache, arithmetic=about)
+    caches = caches_of(model, heads, cache)
     if any(p.requires_grad for p in backbone.parameters()):
         n_trained = sum(p.numel() for p in job.parameters.values())
         reserved = caches.reserved_bytes()

@@ -58,6 +58,9 @@ class CacheConfig:
     precision
         ``"bfloat16"`` halves every entry, at a relative error of up to 0.4 % (2**-8) per number.
         The first epoch reads rounded entries like the later ones, so all epochs see equal inputs.
+    keep_for_others
+        Write entries to the folder, if there is one, even while memory has room for them: for
+        further runs on the same samples, such as the folds of a cross-validation.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class CacheConfig:
     memory_gb: float = 4.0
     disk_gb: float | None = None
     precision: CachePrecision = "float32"
+    keep_for_others: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -107,6 +111,8 @@ class PrefixCache:
         `RESERVE` bytes of the disk free.
     dtype
         Type in which floating-point numbers are kept.
+    write_all
+        Whether entries that memory has room for are written as well.
 
     Attributes
     ----------
@@ -124,6 +130,7 @@ class PrefixCache:
     memory_budget: int = 4 * 2**30
     disk_budget: int | None = None
     dtype: torch.dtype = torch.float32
+    write_all: bool = False
 
     def __post_init__(self) -> None:
         self._memory: dict[str, dict[str, torch.Tensor]] = {}
@@ -168,12 +175,15 @@ class PrefixCache:
         if since is not None:  # the copy above waited for the GPU, so the time is complete now
             self.seconds.append(time.perf_counter() - since)
         size = _size(tensors)
-        if self.held + size <= self.memory_budget:
+        in_memory = self.held + size <= self.memory_budget
+        if in_memory:
             self._memory[key] = tensors
             self.held += size
-        elif self._disk_works and self._has_room(size):
+        if in_memory and not self.write_all:
+            return self._as_read(tensors)
+        if self._disk_works and self._has_room(size):
             self._write(key, tensors, size)
-        elif not self._told_full:
+        elif not in_memory and not self._told_full:
             self._told_full = True
             logger.warning(
                 "The frozen-prefix cache is full (%s in memory, %s written): what does not fit is "
@@ -295,5 +305,6 @@ def make_cache(config: CacheConfig, prefix: Sequence[str]) -> PrefixCache | None
         directory=folder,
         memory_budget=config.memory_bytes,
         dtype=getattr(torch, config.precision),
+        write_all=config.keep_for_others,
         **options,
     )
