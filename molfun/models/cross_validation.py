@@ -222,12 +222,15 @@ class _Trainer:
 def _check(folds: Sequence[Fold], n: int) -> None:
     if not folds:
         raise ConfigError("cross_validate needs folds, for example DataSplitter.k_fold(dataset).")
-    names = [fold.name for fold in folds]
+    _check_names([fold.name for fold in folds])
+    for repeat in {fold.repeat for fold in folds}:
+        _check_tests([fold for fold in folds if fold.repeat == repeat], n)
+
+
+def _check_names(names: Sequence[str]) -> None:
     wrong = [name for name in names if not _NAME.fullmatch(name) or names.count(name) > 1]
     if wrong:
         raise ConfigError(f"Names of folds name folders, each its own; got {wrong[0]!r}.")
-    for repeat in {fold.repeat for fold in folds}:
-        _check_tests([fold for fold in folds if fold.repeat == repeat], n)
 
 
 def _check_tests(folds: Sequence[Fold], n: int) -> None:
