@@ -213,6 +213,8 @@ STRATEGIES = Registry("strategies", "strategy")
 """Fine-tuning strategies, `molfun.strategies.FinetuneStrategy`."""
 OBJECTIVES = Registry("objectives")
 """Self-supervised tasks, `molfun.objectives.Objective`."""
+BASELINES = Registry("baselines")
+"""Simple models to compare with, `molfun.evaluation.baselines.Baseline`."""
 OPTIMIZERS = Registry("optimizers")
 """Optimizers for the ``optimizer`` of a strategy."""
 ENCODERS = Registry("encoders")
@@ -276,6 +278,18 @@ TASKS.register("multiclass", "molfun.tasks.classification:MulticlassTask")
 TASKS.register("multilabel", "molfun.tasks.classification:MultilabelTask")
 TASKS.register("energy", "molfun.tasks.energy:EnergyTask")
 TASKS.register("contact", "molfun.tasks.contact:ContactTask")
+for _name, _class in (
+    ("mean", "mean:Mean"),
+    ("composition", "composition:Composition"),
+    ("one_hot", "one_hot:OneHot"),
+    ("neighbour", "neighbour:Neighbour"),
+    ("interface", "interface:Interface"),
+    ("elements", "elements:Elements"),
+    ("series_summary", "series_summary:SeriesSummary"),
+    ("window", "window:Window"),
+    ("separation", "separation:Separation"),
+):
+    BASELINES.register(_name, f"molfun.evaluation.baselines.{_class}")
 OBJECTIVES.register("masked_lm", "molfun.objectives.masked_lm:MaskedLMObjective")
 OBJECTIVES.register("mae", "molfun.objectives.mae:MAEObjective")
 OBJECTIVES.register("contrastive", "molfun.objectives.contrastive:ContrastiveObjective")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -125,3 +126,17 @@ def first_line(error: BaseException) -> str:
     ('bad value', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def three_digits(value: float) -> str:
+    """Format a number with three significant digits; from 100 on, with all digits before the point.
+
+    Examples
+    --------
+    >>> three_digits(0.58634), three_digits(11.314), three_digits(4665.2), three_digits(math.nan)
+    ('0.586', '11.3', '4665', 'undefined')
+    """
+    if math.isnan(value):
+        return "undefined"
+    # ".3g" would print 4665 as 4.67e+03
+    return f"{value:.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"

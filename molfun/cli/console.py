@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from molfun.errors import MolfunError, printable
-from molfun.text import counted, first_line
+from molfun.text import counted, first_line, three_digits
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
 from molfun.training.interrupt import Interrupted
@@ -81,20 +80,6 @@ class Progress:
 def metric_line(metrics: Mapping[str, float]) -> str:
     """Format metrics as ``rmse=1.2  pearson=0.31``, with "undefined" for NaN."""
     return "  ".join(f"{name}={three_digits(value)}" for name, value in metrics.items())
-
-
-def three_digits(value: float) -> str:
-    """Format a number with three significant digits; from 100 on, with all digits before the point.
-
-    Examples
-    --------
-    >>> three_digits(0.58634), three_digits(11.314), three_digits(4665.2), three_digits(math.nan)
-    ('0.586', '11.3', '4665', 'undefined')
-    """
-    if math.isnan(value):
-        return "undefined"
-    # ".3g" would print 4665 as 4.67e+03
-    return f"{value:.0f}" if 100 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 class ConsoleProgress(Callback):

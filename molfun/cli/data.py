@@ -216,7 +216,7 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
     elif settings.split == "temporal":
         parts = DataSplitter.temporal(dataset, **sizes)
     elif settings.split == "group":
-        column = _group_column(dataset, settings)
+        column = group_column(dataset, settings)
         parts = DataSplitter.by_group(dataset, column, seed=settings.seed, **sizes)
     elif settings.split == "identity":
         parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
@@ -226,7 +226,7 @@ def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
     return train, (val if len(val) else None), (test if len(test) else None)
 
 
-def _group_column(dataset: Any, settings: FineTuneSettings) -> str:
+def group_column(dataset: Any, settings: FineTuneSettings) -> str:
     """Return the column that ``--split group`` keeps whole, named by either of two flags."""
     # either flag may name it; both at once, with two names, is an error
     asked = (settings.group_column, settings.split_column)

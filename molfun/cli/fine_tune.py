@@ -25,6 +25,7 @@ from molfun.cli.data import (
     open_training,
     task_config,
 )
+from molfun.cli.judging import judge_run
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -34,6 +35,7 @@ from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
+from molfun.models.prediction import scored
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES
 from molfun.runs.folder import CACHE, LOG, RUN_FILES, RunFolder, command_files
@@ -94,7 +96,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         finally:
             shown.close()
         if is_first_process():
-            _report(folder, model, history, settings, val, test, reports=reports)
+            _report(folder, model, history, settings, (train, val, test), reports=reports)
     return history
 
 
@@ -259,7 +261,7 @@ def _report(
     model: MolfunStructureModel,
     history: History,
     settings: FineTuneSettings,
-    *parts: SampleDataset | None,
+    parts: tuple[SampleDataset, SampleDataset | None, SampleDataset | None],
     reports: Sequence[Callback] = (),
 ) -> None:
     if history.stopped == "early_stopping":
@@ -268,15 +270,18 @@ def _report(
         say(history.cache_report)
     say()
     energies.say_units(model)
-    for name, part in zip(("val", "test"), parts, strict=True):
+    train, *others = parts
+    measured = {}
+    for name, part in zip(("val", "test"), others, strict=True):
         if part is not None:
-            batches = Progress(_loader(part, settings), f"predicting {name}")
-            prediction, metrics = model.predict_and_score(batches)
+            scores = scored(model, Progress(_loader(part, settings), f"predicting {name}"))
+            measured[name] = part, scores
             path = folder.path / f"predictions_{name}.csv"
-            write_predictions(path, prediction, part)
-            settings.kind.write_beside(path, prediction, part)
+            write_predictions(path, scores.prediction, part)
+            settings.kind.write_beside(path, scores.prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
-            say(f"{label}: {metric_line(metrics)}")
+            say(f"{label}: {metric_line(scores.metrics)}")
     for report in reports:
         say(f"Forgetting: {report}")
+    judge_run(folder, model, settings, train, measured)
     say(f"Everything is in {folder.path}: checkpoint/, history.csv, config.yaml, run.log")

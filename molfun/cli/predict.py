@@ -9,7 +9,7 @@ from typing import Any
 from molfun._io import write_json
 from molfun._paths import as_path
 from molfun.cli.command_settings import EvaluateSettings, PredictSettings
-from molfun.cli.console import Progress, metric_line, say, set_up_logging, three_digits
+from molfun.cli.console import Progress, metric_line, say, set_up_logging
 from molfun.cli.data import kind_for, loader, say_notes
 from molfun.cli.energies import say_units
 from molfun.cli.models import open_model, trained_as
@@ -21,7 +21,7 @@ from molfun.data.kinds.base import DataKind
 from molfun.data.named_targets import NamedTargets
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
-from molfun.text import counted
+from molfun.text import counted, three_digits
 
 LABELS = ("target_column", "target_key")
 """Settings that name one label."""

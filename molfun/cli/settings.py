@@ -62,6 +62,10 @@ class DataSettings(Settings):
         "Column of subjects, trajectories or families: --split group keeps them whole, with time "
         "series every split does.", panel=DATA, hidden=True,
     )  # fmt: skip
+    metrics_by: str | None = option(
+        None, "Column by whose values metrics are reported as well, such as an assay.", panel=DATA,
+        hidden=True,
+    )  # fmt: skip
     val_frac: float = option(0.1, "Fraction for validation.", panel=DATA, hidden=True, ge=0, lt=1)
     test_frac: float = option(0.1, "Fraction for testing.", panel=DATA, hidden=True, ge=0, lt=1)
 

@@ -37,6 +37,8 @@ from molfun.text import counted, listing
 logger = logging.getLogger(__name__)
 
 _ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?", re.ASCII)
+IDENTITY = 0.4
+"""Identity from which sequences are similar; below 0.4 an alignment alone seldom shows a family."""
 _NAMES = ("train", "validation", "test")
 PART_WORDS = {
     "train": 0, "training": 0,
@@ -150,7 +152,7 @@ class DataSplitter:
     def by_identity(
         dataset: AnyDataset,
         *,
-        threshold: float = 0.4,
+        threshold: float = IDENTITY,
         val_frac: float = 0.1,
         test_frac: float = 0.1,
         seed: int = 42,

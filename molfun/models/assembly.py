@@ -66,6 +66,8 @@ class AssembledModel(nn.Module):
         Settings with which the training set prepared its inputs.
     training_inputs
         Digests of the inputs that the model was trained on.
+    training_set
+        Data of the last `fit` in this process, for baselines.
     n_fits
         Number of calls of `fit` so far.
     """
@@ -115,6 +117,7 @@ class AssembledModel(nn.Module):
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
         self.training_inputs = trained_on.NOTHING
+        self.training_set = trained_on.TrainingSet()
         self.n_fits = 0
         self.precision = "32-true"
         self.note_base()

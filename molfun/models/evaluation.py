@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +13,14 @@ import numpy as np
 
 from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError, DataError
-from molfun.models import trained_on
+from molfun.evaluation.bootstrap import metric_estimates
+from molfun.models import judging, trained_on
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.caching import caches_of
 from molfun.models.features import with_features
 from molfun.models.given import Bounded
 from molfun.models.loaders import (
+    all_samples,
     as_loader,
     check_labels,
     column_of,
@@ -27,6 +28,7 @@ from molfun.models.loaders import (
     refuse_nothing,
     targets_of,
 )
+from molfun.sample import Sample
 from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
 from molfun.training.cache import CacheConfig
@@ -77,16 +79,30 @@ def predicted(model: AssembledModel, data: Any) -> Evaluation:
 
 
 def measured(
-    model: AssembledModel, data: Any, cache: CacheConfig | None = None
+    model: AssembledModel,
+    data: Any,
+    cache: CacheConfig | None = None,
+    *,
+    passed: list[Sample] | None = None,
 ) -> tuple[SupervisedRunner, Evaluation]:
     """Return predictions and loss for a loader or data set, and the runner that has the metrics.
 
-    Heads predict everything that the data has labels of, such as forces next to energies. `cache`
-    is as in `runner_of`.
+    Heads predict everything that the data has labels of, such as forces next to energies.
+
+    Parameters
+    ----------
+    model
+        The model.
+    data
+        Any data with labels.
+    cache
+        As in `runner_of`.
+    passed
+        List to which the samples are added in the order of the results.
     """
     heads = model.need_heads("this")
     loader = _prepared(model, data)
-    watch = trained_on.Watch(loader, model.training_inputs, labels=True)
+    watch = trained_on.Watch(loader, model.training_inputs, labels=True, passed=passed)
     known = column_of(getattr(loader, "dataset", None), "targets") is not None
     # labels of a loader over an unknown data set could only be read by running through it
     if isinstance(loader, list) or known:
@@ -104,13 +120,27 @@ def _measured(part: TaskHead, loader: Any) -> TaskHead:
     return replace(part, task=part.task.for_labels(part.labels(targets), part.head.config_dict))
 
 
+class Scores(dict[str, float]):
+    """Metrics by name, as `MolfunStructureModel.evaluate` returns them.
+
+    Attributes
+    ----------
+    verdict
+        Comparison with baselines in one sentence per head; empty without baselines.
+    """
+
+    verdict: str = ""
+
+
 def evaluate(
-    model: AssembledModel, data: Any, *, bootstrap: int, confidence: float
-) -> dict[str, float]:
+    model: AssembledModel, data: Any, *, bootstrap: int, confidence: float, baselines: Any
+) -> Scores:
     """Measure loss and metrics; see `MolfunStructureModel.evaluate`."""
     model.need_heads("evaluate")
+    train = _training_set(model, baselines)
     warn_unready(model)
-    runner, result = measured(model, data)
+    samples: list[Sample] = []
+    runner, result = measured(model, data, passed=None if train is None else samples)
     if result.n_labels == 0:
         raise DataError(
             "Nothing to evaluate: the data has no labels. Use predict, or fill the target column."
@@ -118,7 +148,7 @@ def evaluate(
     for part in runner.heads:
         if not result.heads[part.name].loss_count:
             logger.warning("%s: no sample has a label, so it is not measured.", part.name)
-    found = {"loss": result.loss, **runner.metrics(result)}
+    found = Scores({"loss": result.loss, **runner.metrics(result)})
     if bootstrap:
         for part in runner.heads:
             own = result.heads[part.name]
@@ -126,7 +156,64 @@ def evaluate(
                 part.task, own.predictions, own.targets, n=bootstrap, confidence=confidence
             )
             found |= {part.key(name): value for name, value in bounds.items()}
+    if train is not None:
+        _compare(found, model, train, judging.Measured(samples, runner.heads, result.heads))
     return found
+
+
+def _training_set(model: AssembledModel, baselines: Any) -> list[Sample] | None:
+    """Return the samples that baselines learn from; None if none are asked for."""
+    if baselines is False or baselines is None:
+        return None
+    data = model.training_set.data if baselines is True else baselines
+    if data is None:
+        raise ConfigError(
+            "baselines=True compares with simple models of the training set, and this model was "
+            "not trained in this process. Pass the training set: baselines=DATASET."
+        )
+    return all_samples(data)
+
+
+def _compare(
+    found: Scores, model: AssembledModel, train: list[Sample], measured: judging.Measured
+) -> None:
+    """Add the metrics of baselines and the verdict."""
+    targets = [sample.target for sample in train]
+    # "test": data of an evaluation chose no epoch, as far as is known
+    verdicts = judging.judged(model, train, targets, {"test": measured})
+    several = len(model.heads) > 1
+    for name, head in verdicts.items():
+        start = f"{name}/" if several else ""
+        for baseline, result in head.parts["test"].baselines.items():
+            found |= {
+                f"{start}baseline/{baseline}/{metric}": estimate.value
+                for metric, estimate in result.metrics.items()
+            }
+    lines = [f"{name}: {v.verdict}" if several else v.verdict for name, v in verdicts.items()]
+    found.verdict = "\n".join(lines)
+
+
+def intervals(
+    task: Task,
+    predictions: Sequence[np.ndarray],
+    targets: Sequence[np.ndarray],
+    *,
+    n: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return the bounds of each metric, named ``rmse_low``, ``rmse_high`` and so on.
+
+    See `molfun.evaluation.bootstrap.metric_estimates` for the parameters.
+    """
+    found = metric_estimates(
+        task, predictions, targets, draws=n, confidence=confidence, corrected=False, seed=seed
+    )
+    return {
+        f"{name}_{end}": getattr(estimate, end)
+        for name, estimate in found.items()
+        for end in ("low", "high")
+    }
 
 
 def warn_unready(model: AssembledModel) -> None:
@@ -170,77 +257,3 @@ def _representations_of(model: str | None) -> str:
     if model == "unknown":
         return "representations given as arrays"
     return f"representations of the model {model[:12]}"
-
-
-# Intervals
-
-
-def intervals(
-    task: Task,
-    predictions: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
-    *,
-    n: int,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Return the bounds of each metric, named ``rmse_low``, ``rmse_high`` and so on.
-
-    Samples are drawn with replacement, each with all its residues, since labels within one protein
-    are not independent. Draws in which a metric is undefined are left out; if fewer than half
-    remain, its bounds are NaN.
-
-    Parameters
-    ----------
-    task
-        Task that computes the metrics.
-    predictions, targets
-        One array per sample.
-    n
-        Number of draws; a thousand gives stable bounds at 95 %.
-    confidence
-        Share of the draws inside the bounds.
-    seed
-        Seed of the draws.
-
-    References
-    ----------
-    Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
-    """
-    if n < 1 or not 0 < confidence < 1:
-        raise ConfigError(
-            f"bootstrap needs at least 1 draw and a confidence between 0 and 1, got {n} and "
-            f"{confidence}."
-        )
-    draws = _draws(task, predictions, targets, n=n, seed=seed)
-    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
-    # the percentile method needs no assumption on the distribution of a metric
-    bounds = {}
-    for name, values in draws.items():
-        # bounds of the few draws that happen to be defined would look surer than they are
-        enough = 2 * len(values) >= n
-        low, high = np.quantile(values, edges) if enough else (math.nan, math.nan)
-        bounds[f"{name}_low"], bounds[f"{name}_high"] = float(low), float(high)
-    return bounds
-
-
-def _draws(
-    task: Task,
-    predictions: Sequence[np.ndarray],
-    targets: Sequence[np.ndarray],
-    *,
-    n: int,
-    seed: int,
-) -> dict[str, list[float]]:
-    """Return the values of each metric, from the draws in which it is defined."""
-    # a generator of its own, so that equal data gives equal bounds and no other draw is disturbed
-    rng = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in task.metric_names}
-    for _ in range(n):
-        chosen = rng.integers(len(targets), size=len(targets))
-        # whole samples are drawn, never residues: one protein's labels depend on each other
-        joined = [task.join([part[i] for i in chosen]) for part in (predictions, targets)]
-        for name, value in task.metrics(*joined).items():
-            if math.isfinite(value):
-                draws[name].append(value)
-    return draws

@@ -58,6 +58,7 @@ def run(
         model.n_fits += 1
         # a union, since a second fit adds to what the model has seen
         model.training_inputs = np.union1d(model.training_inputs, rows.inputs)
+        model.training_set = trained_on.TrainingSet(getattr(job.train, "dataset", job.train))
 
     def keep(row: Row | None, folder: RunFolder | None) -> None:
         if row is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
 from molfun.nn.modes import evaluating
 from molfun.training.forward import ForwardPass
-from molfun.training.supervised import Evaluation
+from molfun.training.supervised import Evaluation, HeadResult
 from molfun.training.task_head import TaskHead, joined_needs
 
 
@@ -45,11 +45,21 @@ def predict(model: AssembledModel, data: Any, outputs: Sequence[str] | None) -> 
     return _presented(model, evaluation.predicted(model, data))
 
 
-def predict_and_score(model: AssembledModel, data: Any) -> tuple[Prediction, dict[str, float]]:
+class Scored(NamedTuple):
+    """Predictions for a user, their metrics, and what both come from."""
+
+    prediction: Prediction
+    metrics: dict[str, float]
+    heads: Sequence[TaskHead]
+    results: Mapping[str, HeadResult]
+
+
+def scored(model: AssembledModel, data: Any) -> Scored:
     """Predict and measure in one pass; see `MolfunStructureModel.predict_and_score`."""
     model.need_heads("predict_and_score")
     runner, result = evaluation.measured(model, data)
-    return _presented(model, result), runner.metrics(result)
+    prediction = _presented(model, result)
+    return Scored(prediction, runner.metrics(result), runner.heads, result.heads)
 
 
 def _presented(model: AssembledModel, result: Evaluation) -> Prediction:

@@ -299,7 +299,8 @@ class MolfunStructureModel(AssembledModel):
     @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """Return the results of `predict` and `evaluate` from one pass over the data."""
-        return prediction.predict_and_score(self, data)
+        found = prediction.scored(self, data)
+        return found.prediction, found.metrics
 
     @settled()
     def embed(
@@ -342,8 +343,8 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def evaluate(
-        self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95
-    ) -> dict[str, float]:
+        self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95, baselines: Any = False
+    ) -> evaluation.Scores:
         """Return loss and metrics over a loader or data set with labels, in the label's units.
 
         Parameters
@@ -355,14 +356,26 @@ class MolfunStructureModel(AssembledModel):
             ...); 0 computes none.
         confidence
             Share of the draws inside the interval.
+        baselines
+            True to compare with simple models of the training set of the last `fit`
+            (`molfun.registry.BASELINES`); for a model from a checkpoint, the training set itself.
 
         Returns
         -------
-        dict
-            ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN if
-            undefined. With several heads, names begin with that of the head: ``ddg/rmse``.
+        Scores
+            A dict with ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for
+            regression; NaN if undefined. With several heads, names begin with that of the head:
+            ``ddg/rmse``. With baselines also ``baseline/one_hot/rmse`` and so on, and the attribute
+            ``verdict``, a sentence.
+
+        Raises
+        ------
+        ConfigError
+            If `baselines` is True, and the model was not trained in this process.
         """
-        return evaluation.evaluate(self, data, bootstrap=bootstrap, confidence=confidence)
+        return evaluation.evaluate(
+            self, data, bootstrap=bootstrap, confidence=confidence, baselines=baselines
+        )
 
     # --- energies of the backbone ----------------------------------------------------------------
 

@@ -50,6 +50,22 @@ def input_digest(sample: Sample) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
+class TrainingSet:
+    """Holder of the training set of a model, which copies of the model share.
+
+    A checkpoint does not keep it.
+    """
+
+    def __init__(self, data: Any = None) -> None:
+        self.data = data
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingSet:
+        return self
+
+    def __reduce__(self) -> tuple[type[TrainingSet], tuple[()]]:
+        return TrainingSet, ()
+
+
 class TrainingRows:
     """Input digests, conflicting labels and unused split columns of a training set.
 
@@ -145,12 +161,20 @@ class Watch:
         Digests of the training set, sorted.
     labels
         Whether to look for contradicting labels as well.
+    passed
+        List to which every sample is added.
     """
 
     def __init__(
-        self, batches: Any, inputs: Int64[np.ndarray, "inputs"], *, labels: bool = False
+        self,
+        batches: Any,
+        inputs: Int64[np.ndarray, "inputs"],
+        *,
+        labels: bool = False,
+        passed: list[Sample] | None = None,
     ) -> None:
         self._batches, self._inputs, self._with_labels = batches, inputs, labels
+        self._passed = passed
         self._digests: list[int] = []
         self._targets: list[Any] = []
 
@@ -162,6 +186,8 @@ class Watch:
             inputs = as_inputs(batch)
             self._digests += [input_digest(sample) for sample in inputs.samples]
             self._targets += [sample.target for sample in inputs.samples]
+            if self._passed is not None:
+                self._passed += inputs.samples
             yield inputs
 
     def warn(self) -> None:

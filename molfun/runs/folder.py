@@ -31,6 +31,7 @@ RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 SCHEMA = "config.schema.json"
+EVALUATION = "evaluation.json"
 _FOLDERS = (CHECKPOINT, RESUME)
 # a log is recognised by the time stamp of its first line, so that no other run.log is replaced
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
@@ -44,7 +45,7 @@ def command_files() -> tuple[str, ...]:
         for table in PREDICTIONS
         for file in kind().files_beside(Path(table))
     )
-    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, *beside
+    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, EVALUATION, *beside
 
 
 class RunFolder:
@@ -67,8 +68,8 @@ class RunFolder:
         Table with one row per epoch.
     weights : Path
         Weights of a pre-trained backbone.
-    config, log : Path
-        Settings and log of a command.
+    config, log, evaluation : Path
+        Settings, log and verdict of a command.
     replaced : list of str
         Files of a former run that this one replaces; `check` finds them.
 
@@ -83,6 +84,7 @@ class RunFolder:
         self.checkpoint, self.state = self.path / CHECKPOINT, self.path / RESUME
         self.history, self.weights = self.path / HISTORY, self.path / WEIGHTS
         self.config, self.log = self.path / CONFIG, self.path / LOG
+        self.evaluation = self.path / EVALUATION
         self.resume = resume
         self.replaced: list[str] = []
         self._is_checked = self._is_held = False

@@ -38,6 +38,8 @@ class Task(ABC):
     """Registered name of the head that goes with the task."""
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Metrics of which the largest value is the best; of all others the smallest is."""
+    main_metric: ClassVar[str] = ""
+    """Metric of a verdict; empty for the first one."""
     level: Level = "sequence"
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""
@@ -97,6 +99,18 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return metrics over a whole data set in the units of the labels; NaN where undefined."""
+
+    def metric(self, name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return one metric, which some tasks compute in less time than all of them.
+
+        Parameters
+        ----------
+        name
+            One of `metric_names`.
+        predictions, targets
+            As in `metrics`.
+        """
+        return self.metrics(predictions, targets)[name]
 
     @property
     def metric_names(self) -> list[str]:

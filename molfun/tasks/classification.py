@@ -42,6 +42,7 @@ class MulticlassTask(Classification):
     higher_is_better = frozenset(
         {"accuracy", "balanced_accuracy", "f1", "mcc", "auroc", "auprc", "q3"}
     )
+    main_metric = "accuracy"
 
     def __init__(
         self,
@@ -119,6 +120,16 @@ class MulticlassTask(Classification):
             result["q3"] = result["accuracy"]
         return result
 
+    def metric(self, name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return one metric; accuracy needs no sorting of probabilities, as AUROC does."""
+        if name not in ("accuracy", "q3"):
+            return super().metric(name, predictions, targets)
+        present = np.isfinite(targets)
+        probs, truth = predictions[present], targets[present].astype(int)
+        if truth.size == 0 or not np.isfinite(probs).all():
+            return math.nan
+        return float((probs.argmax(-1) == truth).mean())
+
 
 class BinaryTask(MulticlassTask):
     """One of two classes, with two logits and cross entropy; the second class is the positive one.
@@ -139,6 +150,7 @@ class BinaryTask(MulticlassTask):
     """
 
     name = "binary"
+    main_metric = "auroc"
 
     def __init__(
         self,
@@ -193,6 +205,7 @@ class MultilabelTask(Classification):
     """
 
     name = "multilabel"
+    main_metric = "f1"
     higher_is_better = frozenset({"accuracy", "f1", "f1_micro", "auroc", "auprc"})
 
     @staticmethod

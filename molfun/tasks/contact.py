@@ -39,6 +39,7 @@ class ContactTask(Configured, Task):
 
     name = "contact"
     default_head = "contact"
+    main_metric = "precision_at_n"
     higher_is_better = frozenset({"precision_at_n", "auroc", "auprc"})
     n_outputs = 1
 

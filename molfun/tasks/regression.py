@@ -63,6 +63,7 @@ class RegressionTask(Configured, Task):
     name = "regression"
     numbers_unfitted = True
     higher_is_better = frozenset({"pearson", "spearman", "r2"})
+    main_metric = "spearman"
 
     def __init__(
         self,
@@ -237,6 +238,13 @@ class RegressionTask(Configured, Task):
             "r2": 1 - float((error**2).sum()) / spread if spread > 0 else math.nan,
         }
 
+    def metric(self, name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return one metric; Spearman's correlation alone takes a fifth of the time of all."""
+        if name != "spearman":
+            return super().metric(name, predictions, targets)
+        present = np.isfinite(targets)
+        return _correlation("spearmanr", predictions[present], targets[present])
+
     def state_dict(self) -> dict[str, Any]:
         """Return the mean and standard deviation of the labels."""
         mean = np.asarray(self.mean).tolist()
@@ -266,8 +274,11 @@ def _means(targets: np.ndarray, present: np.ndarray) -> np.ndarray:
 def _correlation(name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
     from scipy import stats
 
-    if len(np.unique(predictions)) < 2 or len(np.unique(targets)) < 2:
+    if any(values.size < 2 or values.min() == values.max() for values in (predictions, targets)):
         return math.nan
+    if name == "spearmanr":  # as scipy computes it, without the p-value that takes half the time
+        ranks = np.asarray(np.corrcoef(stats.rankdata([predictions, targets], axis=1)))
+        return float(ranks[0, 1])
     with warnings.catch_warnings():
         # nearly constant input is reported through a value near NaN already
         warnings.simplefilter("ignore")

@@ -1,0 +1,6 @@
+"""Judge a trained model: baselines on the same split, intervals, and a verdict in one sentence.
+
+>>> from molfun.registry import BASELINES
+>>> sorted(BASELINES)[:3]
+['composition', 'elements', 'interface']
+"""

@@ -1,0 +1,65 @@
+"""Energy as a sum over the elements of a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
+from molfun.tasks.base import Task
+from molfun.tasks.energy import ENERGY, FORCES, N_ATOMS, STRESS, EnergyTask
+from molfun.tasks.regression import RegressionTask
+
+
+class Elements(Baseline):
+    """Least-squares energy per element; no forces, and the mean stress.
+
+    On molecules of one composition this is the mean energy. On mixed ones it explains most of the
+    total energy, so a model that does not beat it has learned nothing but composition.
+    """
+
+    name = "elements"
+    title = "energy per element"
+
+    def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
+        """Fit the energies of the elements."""
+        samples = [s for part in (train, *others) for s in part.samples]
+        energies = isinstance(task, EnergyTask)
+        numbers = isinstance(task, RegressionTask) and not task.shape and task.level == "sequence"
+        if any(s.atoms is None for s in samples) or not (energies or numbers):
+            return None
+        elements = np.unique(np.concatenate([s.atoms.numbers for s in train.samples]))
+        labels = np.array([label[ENERGY] if energies else label for label in train.labels])
+        known = np.isfinite(labels)
+        each, *_ = np.linalg.lstsq(_counts(train, elements)[known], labels[known], rcond=None)
+        stress = _mean_stress(train.labels) if energies else np.zeros(0)
+        found = []
+        for part in others:
+            rows = _counts(part, elements) @ each
+            both = zip(part.samples, rows, strict=True)
+            found.append(
+                [_row(len(s.atoms), energy, stress) for s, energy in both]
+                if energies
+                else list(rows)
+            )
+        return found
+
+
+def _counts(part: Labelled, elements: np.ndarray) -> np.ndarray:
+    """Return how often each element occurs in each structure; new elements count nothing."""
+    return np.array(
+        [(s.atoms.numbers[:, None] == elements[None]).sum(0) for s in part.samples], np.float64
+    ).reshape(-1, len(elements))
+
+
+def _mean_stress(labels: Sequence[np.ndarray]) -> np.ndarray:
+    rows = np.array([label[STRESS] for label in labels])
+    known = np.isfinite(rows).all(1)
+    return rows[known].mean(0) if known.any() else np.full(rows.shape[1], np.nan)
+
+
+def _row(n_atoms: int, energy: float, stress: np.ndarray) -> np.ndarray:
+    row = np.zeros(FORCES + 3 * n_atoms)  # no forces
+    row[N_ATOMS], row[ENERGY], row[STRESS] = n_atoms, energy, stress
+    return row

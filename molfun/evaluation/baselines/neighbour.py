@@ -1,0 +1,57 @@
+"""The labels of the most similar training sequences: what leaks through the split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
+from molfun.evaluation.baselines.one_hot import letters_of
+from molfun.tasks.base import Task
+from molfun.tasks.classification import MulticlassTask, MultilabelTask
+from molfun.tasks.regression import RegressionTask
+
+N_NEIGHBOURS = 5
+
+
+class Neighbour(Baseline):
+    """Mean over the five nearest training sequences, each weighed by its nearness.
+
+    Sequences of equal length are compared by identity, others by their 3-mers.
+    """
+
+    name = "neighbour"
+    title = "nearest training sequences"
+
+    def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
+        """Look up the neighbours; exact duplicates decide alone."""
+        texts = [part.sequences() for part in (train, *others)]
+        known = isinstance(task, RegressionTask | MulticlassTask | MultilabelTask)
+        if not known or task.level != "sequence" or any(part is None for part in texts):
+            return None
+        labels = np.stack(train.labels)
+        if isinstance(task, MulticlassTask):
+            labels = np.eye(task.n_outputs)[labels.astype(int)]
+        features, metric = _comparable([part or [] for part in texts])
+        return [list(rows) for rows in _nearest(features, labels, metric)]
+
+
+def _comparable(texts: Sequence[Sequence[str]]) -> tuple[list[Any], str]:
+    """Return features of each part, and the distance between them."""
+    if len({len(t) for part in texts for t in part}) == 1:
+        return [letters_of(part) for part in texts], "hamming"
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    words = HashingVectorizer(analyzer="char", ngram_range=(3, 3), norm="l2", lowercase=False)
+    return [words.transform(part) for part in texts], "cosine"
+
+
+def _nearest(features: Sequence[Any], labels: np.ndarray, metric: str) -> list[np.ndarray]:
+    from sklearn.neighbors import KNeighborsRegressor
+
+    n = min(N_NEIGHBOURS, len(labels))
+    model = KNeighborsRegressor(n, weights="distance", metric=metric, algorithm="brute")
+    model.fit(features[0], labels)
+    return [model.predict(part) for part in features[1:]]

@@ -1,0 +1,105 @@
+"""Results of a run as plain values, and the file ``evaluation.json`` that keeps them.
+
+::
+
+    {"format": 1, "verdict": "...", "outcome": "not better", "metric": "spearman",
+     "higher_is_better": true, "part": "test", "random_weights": false,
+     "parts": {"test": {
+       "n": 299, "n_labels": 299,
+       "metrics": {"spearman": {"value": 0.59, "low": 0.52, "high": 0.65}, ...},
+       "baselines": {"one_hot": {"title": "...", "metrics": {...}, "difference": {...}}},
+       "groups": {"assay": {"A": {"n": 30, "metrics": {...}}}}}}}
+
+Undefined values are null. ``difference`` is how much better the model is than the baseline in the
+metric of the verdict; below 0 it is worse. With several heads, ``heads`` holds one object per head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from molfun._io import write_json
+from molfun.evaluation.bootstrap import Estimate
+
+FORMAT = 1
+
+Outcome = Literal["better", "not better", "worse", "too few", "no baseline"]
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """Metrics of a baseline, and how much better the model is in the main metric."""
+
+    title: str
+    metrics: dict[str, Estimate]
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Metrics of the samples with one value in a column."""
+
+    n: int
+    metrics: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """Results on validation or test part."""
+
+    n: int
+    n_labels: int
+    metrics: dict[str, Estimate]
+    baselines: dict[str, BaselineResult] = field(default_factory=dict)
+    groups: dict[str, dict[str, GroupResult]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeadVerdict:
+    """Results of one head and the verdict on it.
+
+    Parameters
+    ----------
+    verdict
+        One sentence.
+    outcome
+        The same as a word.
+    metric, higher_is_better
+        Main metric, and its direction.
+    part
+        Part the verdict speaks of: ``"test"``, or ``"val"`` without one.
+    random_weights
+        Whether the backbone started from random weights where pretrained ones are usual.
+    parts
+        Results by part.
+    """
+
+    verdict: str
+    outcome: Outcome
+    metric: str
+    higher_is_better: bool
+    part: str
+    random_weights: bool
+    parts: dict[str, PartResult]
+
+
+def write(path: Path, heads: Mapping[str, HeadVerdict]) -> None:
+    """Write ``evaluation.json``; a single head has the name ``""``."""
+    found = {name: _plain(asdict(head)) for name, head in heads.items()}
+    if list(found) == [""]:
+        content = {"format": FORMAT, **found[""]}
+    else:
+        verdicts = [f"{name}: {head.verdict}" for name, head in heads.items()]
+        content = {"format": FORMAT, "verdict": "\n".join(verdicts), "heads": found}
+    write_json(path, content)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

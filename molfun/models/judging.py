@@ -1,0 +1,132 @@
+"""Judge a trained model on its split: baselines of the training rows, intervals and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled, predictions_of
+from molfun.evaluation.results import HeadVerdict
+from molfun.evaluation.verdict import Predicted, judge
+from molfun.models.assembly import AssembledModel
+from molfun.training.supervised import HeadResult
+from molfun.training.task_head import TaskHead
+
+COLUMNS = frozenset({"assay", "assay_id", "dms_id", "complex", "protein", "family", "organism"})
+"""Columns by whose values metrics are reported without being asked for."""
+MOST_VALUES = 50
+"""Distinct values above which a column does not group samples, but names them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results of a model on one part of the data.
+
+    Parameters
+    ----------
+    samples
+        The samples, by index; only those with a label are read.
+    heads
+        Heads with the tasks that measured them.
+    results
+        Predictions and labels of each head by its name, in the order of the samples.
+    groups
+        A cluster, patient or family per sample, which intervals draw whole; None draws samples.
+    columns
+        Columns by whose values metrics are reported, with one value per sample.
+    """
+
+    samples: Indexed
+    heads: Sequence[TaskHead]
+    results: Mapping[str, HeadResult]
+    groups: Sequence[Hashable] | None = None
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def judged(
+    model: AssembledModel,
+    train: Indexed,
+    targets: Sequence[Any],
+    parts: Mapping[str, Measured],
+    *,
+    draws: int = 1000,
+) -> dict[str, HeadVerdict]:
+    """Return the verdict on each head that has labels in any part.
+
+    Parameters
+    ----------
+    model
+        The trained model.
+    train, targets
+        Training samples by index, and their labels; baselines learn from these alone.
+    parts
+        Results by part: ``"val"``, ``"test"``.
+    draws
+        Bootstrap draws.
+    """
+    found = {}
+    for i, head in enumerate(next(iter(parts.values())).heads):
+        labels = [head.task.numbers(target) for target in head.labels(targets)]
+        rows = Labelled.of(train, labels, most=MOST_ROWS)
+        own = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
+        own = {name: pair for name, pair in own.items() if len(pair[0])}
+        if not own:
+            continue
+        predicted = predictions_of(rows, [pair[0] for pair in own.values()], head.task)
+        found[head.name] = judge(
+            head.task,
+            {
+                name: _predicted(parts[name], pair, {k: v[n] for k, v in predicted.items()})
+                for n, (name, pair) in enumerate(own.items())
+            },
+            random_weights=model.random_base,
+            draws=draws,
+        )
+    return found
+
+
+def _labelled(part: Measured, head: TaskHead) -> tuple[Labelled, list[int], list[np.ndarray]]:
+    """Return the samples with a label for a head, their places, and the predictions for them."""
+    result = part.results[head.name]
+    places = [i for i, label in enumerate(result.targets) if np.isfinite(label).any()]
+    rows = Labelled([part.samples[i] for i in places], [result.targets[i] for i in places])
+    return rows, places, [result.predictions[i] for i in places]
+
+
+def _predicted(
+    part: Measured,
+    own: tuple[Labelled, list[int], list[np.ndarray]],
+    baselines: Mapping[str, Sequence[np.ndarray]],
+) -> Predicted:
+    rows, places, predictions = own
+    return Predicted(
+        predictions,
+        rows.labels,
+        baselines,
+        groups=None if part.groups is None else [part.groups[i] for i in places],
+        columns={name: [values[i] for i in places] for name, values in part.columns.items()},
+    )
+
+
+def columns_of(dataset: Any, asked: str | None = None) -> dict[str, list[str]]:
+    """Return the columns that group the samples of a data set: `asked` and those of `COLUMNS`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from types import SimpleNamespace
+    >>> table = pd.DataFrame({"assay": ["a", "b", "a"], "protein": ["x", "x", "x"]})
+    >>> columns_of(SimpleNamespace(metadata=table))
+    {'assay': ['a', 'b', 'a']}
+    """
+    table = dataset.metadata
+    found = {}
+    for name in table.columns:
+        if name == asked or str(name).lower() in COLUMNS:
+            values = [str(value) for value in table[name]]
+            if name == asked or 1 < len(set(values)) <= MOST_VALUES:
+                found[str(name)] = values
+    return found
