@@ -24,8 +24,9 @@ COMMENT = f"# yaml-language-server: $schema={SCHEMA}\n"
 
 def write_config(folder: RunFolder, settings: Settings, yaml: str) -> None:
     """Write ``config.yaml`` and its schema into the folder of a run."""
-    write_text(folder.path / SCHEMA, schema_text(type(settings)))
+    # this order: config.yaml tells the folder of a run that was killed here from a user's own files
     write_text(folder.config, COMMENT + yaml)
+    write_text(folder.path / SCHEMA, schema_text(type(settings)))
 
 
 def schema(given: Mapping[str, Any]) -> None:

@@ -94,16 +94,23 @@ def estimates(
     exact = corrected and len(members) <= MOST_FOR_BCA
     method: Literal["BCa", "percentile"] = "BCa" if exact else "percentile"
     bounds, drawn = _bounds(statistic, members, draws, confidence, seed, method)
-    edges = ((1 - confidence) / 2, (1 + confidence) / 2)
-    found = []
-    for value, (low, high), values in zip(whole, bounds, drawn, strict=True):
-        defined = values[np.isfinite(values)]
-        if not (math.isfinite(low) and math.isfinite(high)):
-            # bounds of the few draws that happen to be defined would look surer than they are
-            enough = 2 * len(defined) >= draws
-            low, high = np.quantile(defined, edges) if enough else (math.nan, math.nan)
-        found.append(Estimate(float(value), float(low), float(high)))
-    return found
+    return [
+        Estimate(float(value), *_defined(own, values, confidence))
+        for value, own, values in zip(whole, bounds, drawn, strict=True)
+    ]
+
+
+def _defined(bounds: np.ndarray, values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the bounds, or those of the draws that are defined where others are not."""
+    low, high = bounds.tolist()
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    defined = values[np.isfinite(values)]
+    # bounds of the few draws that happen to be defined would look surer than they are
+    if 2 * len(defined) < len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return float(low), float(high)
 
 
 def _members(n: int, groups: Sequence[Hashable] | None) -> list[np.ndarray]:

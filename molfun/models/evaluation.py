@@ -123,6 +123,8 @@ def _measured(part: TaskHead, loader: Any) -> TaskHead:
 class Scores(dict[str, float]):
     """Metrics by name, as `MolfunStructureModel.evaluate` returns them.
 
+    With baselines also ``baseline/one_hot/rmse`` and so on, by `molfun.registry.BASELINES`.
+
     Attributes
     ----------
     verdict

@@ -351,27 +351,18 @@ class MolfunStructureModel(AssembledModel):
         ----------
         data
             Anything with labels that `fit` takes.
-        bootstrap
-            Number of bootstrap draws for intervals of the metrics (``rmse_low``, ``rmse_high``,
-            ...); 0 computes none.
-        confidence
-            Share of the draws inside the interval.
+        bootstrap, confidence
+            Draws for intervals of the metrics (``rmse_low``, ``rmse_high``; 0 computes none), and
+            the share of the draws inside them.
         baselines
-            True to compare with simple models of the training set of the last `fit`
-            (`molfun.registry.BASELINES`); for a model from a checkpoint, the training set itself.
+            True to compare with simple models of the training set of the last `fit` in this
+            process; else the training set itself.
 
         Returns
         -------
         Scores
-            A dict with ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for
-            regression; NaN if undefined. With several heads, names begin with that of the head:
-            ``ddg/rmse``. With baselines also ``baseline/one_hot/rmse`` and so on, and the attribute
-            ``verdict``, a sentence.
-
-        Raises
-        ------
-        ConfigError
-            If `baselines` is True, and the model was not trained in this process.
+            ``loss``, ``rmse``, ``mae``, ``pearson``, ``spearman``, ``r2`` for regression; NaN if
+            undefined. With several heads, names begin with that of the head: ``ddg/rmse``.
         """
         return evaluation.evaluate(
             self, data, bootstrap=bootstrap, confidence=confidence, baselines=baselines

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -254,6 +255,31 @@ def test_what_a_run_killed_at_its_start_left_is_in_nobodys_way(
         shutil.rmtree(project / "run" / name)
     (project / "run/history.csv").unlink()
     assert {"config.yaml", "splits.csv", "run.log"} <= {p.name for p in (project / "run").iterdir()}
+    result = train("--strategy", "head_only")
+    assert result.exit_code == 0, result.output
+
+
+class Killed(BaseException):
+    """End of a process that handles nothing on its way out."""
+
+
+@pytest.mark.parametrize("n_written", [1, 2, 3])
+def test_a_kill_between_the_first_files_is_in_nobodys_way(
+    train: Command, project: Path, monkeypatch: pytest.MonkeyPatch, n_written: int
+) -> None:
+    written: list[Path] = []
+
+    def replace(source: Any, target: Any) -> None:
+        written.append(Path(target))
+        os.rename(source, target)  # noqa: PTH104
+        if len(written) == n_written:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("molfun._io.os.replace", replace)
+        with pytest.raises(Killed):
+            train("--strategy", "head_only")
+    assert {path.parent.name for path in written} == {"run"}, "the files of the start"
     result = train("--strategy", "head_only")
     assert result.exit_code == 0, result.output
 

@@ -24,26 +24,36 @@ class Elements(Baseline):
 
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Fit the energies of the elements."""
-        samples = [s for part in (train, *others) for s in part.samples]
-        energies = isinstance(task, EnergyTask)
-        numbers = isinstance(task, RegressionTask) and not task.shape and task.level == "sequence"
-        if any(s.atoms is None for s in samples) or not (energies or numbers):
+        if not (_has_atoms([train, *others]) and _is_energy(task)):
             return None
+        rows = isinstance(task, EnergyTask)
         elements = np.unique(np.concatenate([s.atoms.numbers for s in train.samples]))
-        labels = np.array([label[ENERGY] if energies else label for label in train.labels])
+        labels = np.array([label[ENERGY] if rows else label for label in train.labels])
         known = np.isfinite(labels)
         each, *_ = np.linalg.lstsq(_counts(train, elements)[known], labels[known], rcond=None)
-        stress = _mean_stress(train.labels) if energies else np.zeros(0)
-        found = []
-        for part in others:
-            rows = _counts(part, elements) @ each
-            both = zip(part.samples, rows, strict=True)
-            found.append(
-                [_row(len(s.atoms), energy, stress) for s, energy in both]
-                if energies
-                else list(rows)
-            )
-        return found
+        found = [list(_counts(part, elements) @ each) for part in others]
+        return _as_rows(found, train, others) if rows else found
+
+
+def _has_atoms(parts: Sequence[Labelled]) -> bool:
+    return all(sample.atoms is not None for part in parts for sample in part.samples)
+
+
+def _is_energy(task: Task) -> bool:
+    """Return whether a label is a number per structure, which may be an energy."""
+    number = isinstance(task, RegressionTask) and not task.shape and task.level == "sequence"
+    return number or isinstance(task, EnergyTask)
+
+
+def _as_rows(
+    energies: Sequence[Sequence[float]], train: Labelled, others: Sequence[Labelled]
+) -> list[list[np.ndarray]]:
+    """Return energies as `EnergyTask.predictions` has them, with the mean stress and no forces."""
+    stress = _mean_stress(train.labels)
+    return [
+        [_row(len(s.atoms), energy, stress) for s, energy in zip(part.samples, own, strict=True)]
+        for part, own in zip(others, energies, strict=True)
+    ]
 
 
 def _counts(part: Labelled, elements: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
-from molfun.evaluation.baselines.one_hot import letters_of
+from molfun.evaluation.baselines.one_hot import aligned
 from molfun.tasks.base import Task
 from molfun.tasks.classification import MulticlassTask, MultilabelTask
 from molfun.tasks.regression import RegressionTask
@@ -40,8 +40,9 @@ class Neighbour(Baseline):
 
 def _comparable(texts: Sequence[Sequence[str]]) -> tuple[list[Any], str]:
     """Return features of each part, and the distance between them."""
-    if len({len(t) for part in texts for t in part}) == 1:
-        return [letters_of(part) for part in texts], "hamming"
+    letters = aligned(texts)
+    if letters is not None:
+        return letters, "hamming"
     from sklearn.feature_extraction.text import HashingVectorizer
 
     words = HashingVectorizer(analyzer="char", ngram_range=(3, 3), norm="l2", lowercase=False)

@@ -18,22 +18,27 @@ class OneHot(FeatureBaseline):
 
     def features(self, parts: Sequence[Labelled]) -> list[Any] | None:
         """Return 0 or 1 per position and amino acid, of positions that vary in the training set."""
-        texts = [part.sequences() for part in parts]
-        lengths = {len(t) for part in texts if part is not None for t in part}
-        if any(part is None for part in texts) or len(lengths) != 1:
+        letters = aligned([part.sequences() for part in parts])
+        if letters is None:
             return None
-        letters = [letters_of(part or ()) for part in texts]
-        varied = letters[0] != letters[0][:1]
-        letters = [part[:, varied.any(0)] for part in letters]
-        if not letters[0].shape[1]:
+        varied = (letters[0] != letters[0][:1]).any(0)
+        if not varied.any():
             return None
-        known = [np.unique(column) for column in letters[0].T]
-        return [
-            np.concatenate([part[:, [i]] == known[i] for i in range(part.shape[1])], 1).astype(
-                float
-            )
-            for part in letters
-        ]
+        known = [np.unique(column) for column in letters[0][:, varied].T]
+        return [_one_hot(part[:, varied], known) for part in letters]
+
+
+def aligned(texts: Sequence[Sequence[str] | None]) -> list[np.ndarray] | None:
+    """Return the letters of each part as codes, or None unless all have one length."""
+    given = [part for part in texts if part is not None]
+    if len(given) < len(texts) or len({len(text) for part in given for text in part}) != 1:
+        return None
+    return [letters_of(part) for part in given]
+
+
+def _one_hot(letters: np.ndarray, known: Sequence[np.ndarray]) -> np.ndarray:
+    columns = [letters[:, [i]] == seen for i, seen in enumerate(known)]
+    return np.concatenate(columns, axis=1).astype(float)
 
 
 def letters_of(sequences: Sequence[str]) -> np.ndarray:

@@ -34,21 +34,22 @@ class Window(FeatureBaseline):
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Learn from at most `MOST_RESIDUES` labelled residues, drawn at random."""
         model = estimators.linear_model(task)
-        parts = [part.sequences() for part in (train, *others)]
-        if task.level != "residue" or model is None or any(part is None for part in parts):
+        texts = [part.sequences() for part in (train, *others)]
+        given = [part for part in texts if part is not None]
+        if task.level != "residue" or model is None or len(given) < len(texts):
             return None
         labels = np.concatenate(list(train.labels))
-        codes = np.concatenate(_windows(train, parts[0] or []))
         known = np.flatnonzero(np.isfinite(labels.reshape(len(labels), -1)).all(1))
         drawn = np.random.default_rng(0).permutation(known)[:MOST_RESIDUES]
-        found = []
-        tests = [_windows(o, texts or []) for o, texts in zip(others, parts[1:], strict=True)]
+        windows, *tests = map(_windows, (train, *others), given)
         features = [_one_hot(np.concatenate(part)) for part in tests]
-        rows = model(_one_hot(codes[drawn]), labels[drawn], features)
-        for part, values in zip(tests, rows, strict=True):
-            ends = np.cumsum([len(codes) for codes in part])[:-1]
-            found.append(np.split(np.array(values), ends))
-        return found
+        rows = model(_one_hot(np.concatenate(windows)[drawn]), labels[drawn], features)
+        return [_split(np.array(row), part) for row, part in zip(rows, tests, strict=True)]
+
+
+def _split(values: np.ndarray, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the values of each sample's residues."""
+    return np.split(values, np.cumsum([len(codes) for codes in samples])[:-1])
 
 
 def _windows(part: Labelled, sequences: Sequence[str]) -> list[np.ndarray]:
