@@ -310,7 +310,7 @@ def test_commands_in_the_documentation_run(user: Path, page: Path) -> None:
         for old, new in EDITED.items():
             line = line.replace(old, new)
         verb = line.split()[1]
-        if verb in ("fine-tune", "pretrain"):
+        if verb in ("fine-tune", "cv", "pretrain"):
             line = re.sub(r"--epochs \d+", "", line)
             line += "" if "--resume" in line else " --epochs 1 --device cpu"
         arguments = [part.replace("~", str(user)) for part in line.split()[1:]]

@@ -36,6 +36,22 @@ VERBS = (
         folds=True,
     ),
     Verb(
+        "cv",
+        """
+        Cross-validate: train a model per fold, and predict every sample by one that never saw it.
+
+        For example:
+
+        \b
+        molfun cv --demo --folds 3 --strategy head_only --epochs 3 --output runs/cv
+        molfun cv --backbone esm2_t6_8M_UR50D --data gb1.csv --split identity
+        """,
+        settings=(f"{_COMMANDS}FileOptions", "molfun.cli.cv_settings:CvSettings"),
+        run="molfun.cli.cv:cv",
+        kinds="all",
+        folds=True,
+    ),
+    Verb(
         "embed",
         "Write representations of sequences, to use in other programs.",
         settings=(f"{_COMMANDS}EmbedSettings",),

@@ -43,6 +43,10 @@ def say(text: str = "") -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _nothing(text: str = "") -> None:
+    """Print nothing, in place of `say`."""
+
+
 class Progress:
     """Iterate over batches with a progress bar, or with one line per minute without a terminal.
 
@@ -86,9 +90,15 @@ class ConsoleProgress(Callback):
     """Print one line per epoch, and the progress of the whole run with the time that is left.
 
     The progress is a bar on a terminal, and one line per minute elsewhere.
+
+    Parameters
+    ----------
+    epochs
+        Whether to print the epochs; a cross-validation shows the progress alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, epochs: bool = True) -> None:
+        self._say = say if epochs else _nothing
         self._bar: Any = None
         self._task: Any = None
         # until `on_fit_start`, which a failing set-up never reaches
@@ -98,15 +108,15 @@ class ConsoleProgress(Callback):
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
         """Announce the training, and print the epochs of a resumed run again."""
-        say(f"\nTraining for {counted(plan.epochs, 'epoch')}...")
+        self._say(f"\nTraining for {counted(plan.epochs, 'epoch')}...")
         self._plan = plan
         self._began_at, self._began_with = time.monotonic(), len(history) * plan.batches_per_epoch
         for row in history:
-            say(epoch_line(row))
+            self._say(epoch_line(row))
         if history:
-            say(f"  resumed after epoch {len(history)}")
+            self._say(f"  resumed after epoch {len(history)}")
         if len(history) >= plan.epochs:
-            say("  this run is complete; to train longer, start another with --init-from")
+            self._say("  this run is complete; to train longer, start another with --init-from")
         if sys.stderr.isatty():
             self._start_bar()
 
@@ -149,7 +159,7 @@ class ConsoleProgress(Callback):
         # a live bar would be drawn over the line
         if self._bar is not None:
             self._bar.stop()
-        say(epoch_line(row))
+        self._say(epoch_line(row))
         self._said_at = time.monotonic()
         if self._bar is not None:
             self._bar.start()

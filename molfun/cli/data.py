@@ -49,6 +49,13 @@ def open_training(
     return train, val, test
 
 
+def open_whole(settings: FineTuneSettings) -> SampleDataset:
+    """Open the samples of a run without a split, for a cross-validation."""
+    if settings.demo:
+        return settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
+    return _open(settings, settings.data)
+
+
 def _open(
     settings: FineTuneSettings, data: Any, *, like: SampleDataset | None = None
 ) -> SampleDataset:

@@ -64,7 +64,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
     """Load data, split, train and test; print and write along the way."""
     folder = RunFolder(settings.output_dir, resume=options.resume)
     # a demo replaces the demo before it, so that the first command of the README can be repeated
-    overwrite = options.overwrite or (settings.demo and _is_demo(folder))
+    overwrite = options.overwrite or (settings.demo and is_demo(folder))
     names = type(settings).model_fields
     written = (*RUN_FILES, *command_files(), LOG, CACHE)
     with opened_run(
@@ -72,9 +72,9 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
     ):
         train, val, test = open_training(settings)
         old = energies.old_structures(settings)
-        model = _model(settings, train, val, test)
+        model = model_of(settings, train, val, test)
         _check_test_set(model, train, val, test)
-        strategy = _strategy(settings, len(train), len(model.backbone.blocks()))
+        strategy = strategy_of(settings, len(train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test))
@@ -82,8 +82,8 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         shown = ConsoleProgress()
         try:
             history = model.fit(
-                _training_loader(train, settings, model.backbone.length_power),
-                _loader(val, settings),
+                training_loader(train, settings, model.backbone.length_power),
+                None if val is None else plain_loader(val, settings),
                 strategy=strategy,
                 epochs=settings.epochs,
                 output_dir=folder,
@@ -111,6 +111,8 @@ class RunFiles(Callback):
         Sources of the values in ``config.yaml``.
     parts
         Training, validation and test set, for ``splits.csv``.
+    rates
+        Whether to print the learning rates.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class RunFiles(Callback):
         strategy: FinetuneStrategy,
         model: MolfunStructureModel,
         parts: Sequence[SampleDataset | None],
+        *,
+        rates: bool = True,
     ) -> None:
         self._folder, self._settings, self._strategy = folder, settings, strategy
-        self._model, self._parts = model, parts
+        self._model, self._parts, self._rates = model, parts, rates
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Remove the files of the run that is replaced, then write those of the new one.
@@ -148,7 +152,8 @@ class RunFiles(Callback):
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
         write_config(self._folder, self._settings, self._settings.to_yaml(**resolved))
-        say(strategy.describe_rates(self._model))
+        if self._rates:
+            say(strategy.describe_rates(self._model))
         id_name = next(part.id_name for part in self._parts if part is not None)
         named = zip(("train", "val", "test"), self._parts, strict=True)
         self._folder.write_splits(
@@ -160,7 +165,8 @@ def _size(model: MolfunStructureModel) -> int:
     return sum(p.numel() for p in model.backbone.parameters())
 
 
-def _is_demo(folder: RunFolder) -> bool:
+def is_demo(folder: RunFolder) -> bool:
+    """Return whether a folder holds a demo, which a new demo may replace."""
     return folder.config.is_file() and read_yaml(folder.config).get("demo") is True
 
 
@@ -178,7 +184,8 @@ def _check_test_set(
         raise
 
 
-def _model(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunStructureModel:
+def model_of(settings: FineTuneSettings, *parts: SampleDataset | None) -> MolfunStructureModel:
+    """Return the untrained model of a run, for training, validation and test set."""
     if settings.init_from is not None:
         return _from_checkpoint(settings.init_from, settings)
     inputs = [None if part is None else inputs_of(part) for part in parts]
@@ -225,7 +232,8 @@ def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureMo
     return model
 
 
-def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
+def strategy_of(settings: FineTuneSettings, n_train: int, n_blocks: int) -> FinetuneStrategy:
+    """Return the strategy of a run, and say why "auto" chose it."""
     if settings.strategy != "auto":
         return FinetuneStrategy.from_dict(settings.strategy_options(settings.strategy, n_blocks))
     chosen, why = recommend(n_train, n_blocks)
@@ -240,9 +248,10 @@ def _strategy(settings: FineTuneSettings, n_train: int, n_blocks: int) -> Finetu
     return FinetuneStrategy.from_dict(options)
 
 
-def _training_loader(
+def training_loader(
     dataset: SampleDataset, settings: FineTuneSettings, power: float
 ) -> DataLoader[Any]:
+    """Return the loader of a training set, shuffled or in batches by length."""
     size, workers = settings.samples_per_batch, settings.workers
     # with one sample per batch there is nothing to group, and the usual shuffling is kept
     if settings.group_by_length and size > 1:
@@ -250,9 +259,8 @@ def _training_loader(
     return loader(dataset, size, shuffle=True, num_workers=workers)
 
 
-def _loader(dataset: SampleDataset | None, settings: FineTuneSettings) -> DataLoader[Any] | None:
-    if dataset is None:
-        return None
+def plain_loader(dataset: SampleDataset, settings: FineTuneSettings) -> DataLoader[Any]:
+    """Return the loader of validation or test set, in order."""
     return loader(dataset, settings.samples_per_batch, num_workers=settings.workers)
 
 
@@ -274,7 +282,7 @@ def _report(
     measured = {}
     for name, part in zip(("val", "test"), others, strict=True):
         if part is not None:
-            scores = scored(model, Progress(_loader(part, settings), f"predicting {name}"))
+            scores = scored(model, Progress(plain_loader(part, settings), f"predicting {name}"))
             measured[name] = part, scores
             path = folder.path / f"predictions_{name}.csv"
             write_predictions(path, scores.prediction, part)

@@ -16,7 +16,13 @@ from molfun.data.named_targets import NamedTargets
 from molfun.sample import is_missing, single_label
 
 
-def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> None:
+def write_predictions(
+    path: Path,
+    result: Mapping[str, Any],
+    dataset: Any,
+    *,
+    about: Mapping[str, Sequence[Any]] | None = None,
+) -> None:
     """Write ids, labels (blank if unknown), predictions, probabilities, and all other columns.
 
     Columns of several heads begin with the name of the head.
@@ -30,11 +36,13 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
         Result of `MolfunStructureModel.predict` for the data set.
     dataset
         The data set; its columns keep the names of its table.
+    about
+        Further columns on the predictions, after these.
     """
     columns = _inputs_and_labels(result["ids"], dataset)
-    several = {f"{name}_": part for name, part in result.items() if isinstance(part, Mapping)}
-    for prefix, part in (several or {"": result}).items():
-        columns |= {_free(prefix + name, columns): cells for name, cells in _predicted(part)}
+    _add_predictions(columns, result)
+    for name, values in (about or {}).items():
+        columns[_free(name, columns)] = [_cell(value) for value in values]
     # such columns exist if the table is itself one of predictions: the new ones replace them
     others = [name for name in dataset.metadata.columns if name not in columns]
     columns |= {name: [_plain(value) for value in dataset.metadata[name]] for name in others}
@@ -43,6 +51,13 @@ def write_predictions(path: Path, result: Mapping[str, Any], dataset: Any) -> No
     writer.writerow(map(escape, columns))
     writer.writerows(zip(*columns.values(), strict=True))
     write_text(path, text.getvalue())
+
+
+def _add_predictions(columns: dict[str, Sequence[Any]], result: Mapping[str, Any]) -> None:
+    """Add the columns of each head."""
+    several = {f"{name}_": part for name, part in result.items() if isinstance(part, Mapping)}
+    for prefix, part in (several or {"": result}).items():
+        columns |= {_free(prefix + name, columns): cells for name, cells in _predicted(part)}
 
 
 def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[Any]]:

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from molfun._io import write_json
-from molfun._paths import as_path
 from molfun.data.folds import Fold
 from molfun.errors import ConfigError, RunError
 from molfun.fingerprint import digest
@@ -38,7 +37,7 @@ from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
 from molfun.models.loaders import label_texts
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.process import settled
-from molfun.runs.folder import CACHE, RESUME, DirectoryLock, RunFolder
+from molfun.runs.folder import CACHE, RESUME, RunFolder
 from molfun.runs.resume import STATE_FILE
 from molfun.strategies.base import FinetuneStrategy
 from molfun.tasks.classes import Classification
@@ -63,7 +62,7 @@ def cross_validate(
     folds: Sequence[Fold],
     *,
     strategy: FinetuneStrategy | str = "auto",
-    output_dir: str | Path | None = None,
+    output_dir: str | Path | RunFolder | None = None,
     resume: bool = False,
     overwrite: bool = False,
     cache: CacheMode | CacheConfig = "auto",
@@ -92,7 +91,7 @@ def cross_validate(
         As in `MolfunStructureModel.fit`; "auto" chooses once, by the size of the first fold.
     output_dir
         Folder of the cross-validation, with a folder of a run for each fold. None keeps results in
-        memory, and no trained model.
+        memory, and no trained model. A `molfun.runs.folder.RunFolder` is used as it was opened.
     resume
         Continue a cross-validation that was stopped: finished folds are not run again, and one that
         was under way goes on where it was.
@@ -140,15 +139,16 @@ def cross_validate(
     heads = base.need_heads("cross_validate")
     _name_classes(heads, dataset)
     chosen = as_strategy(strategy, len(folds[0].train), len(base.backbone.blocks()))
-    root = None if output_dir is None else as_path(output_dir)
+    folder = RunFolder.of(output_dir, resume=resume)
+    root = None if folder is None else folder.path
     plan = _plan(base, dataset, folds, chosen, options)
-    with _opened(root, plan, resume=resume, overwrite=overwrite), _shared(root) as place:
+    with _opened(folder, plan, overwrite=overwrite), _shared(root) as place:
         config = cache_config(cache, cache_dir, None)
         if config.directory is None:
             config = replace(config, directory=place)
         config = replace(config, keep_for_others=True)
         trainer = _Trainer(base, dataset, chosen, config, make_loader, on_fold, options)
-        results = [trainer.result(fold, root, resume=resume) for fold in folds]
+        results = [trainer.result(fold, folder) for fold in folds]
     return CrossValidation(
         folds=results, heads=heads, higher_is_better=trainer.higher_is_better,
         cache_report="\n".join(trainer.reports),
@@ -174,15 +174,15 @@ class _Trainer:
             part.key(name) for part in heads for name in part.task.higher_is_better
         )
 
-    def result(self, fold: Fold, root: Path | None, *, resume: bool) -> FoldResult:
+    def result(self, fold: Fold, root: RunFolder | None) -> FoldResult:
         """Return the results of a fold: those on disk if it is finished, else train it."""
         if root is None:
             return self._train(fold, None)
-        path = root / fold.name
-        if resume and (path / FOLD_FILE).is_file():
+        path = root.path / fold.name
+        if root.resume and (path / FOLD_FILE).is_file():
             logger.info("%s is finished already.", fold.name)
             return FoldResult.load(path, fold)
-        under_way = resume and (path / RESUME / STATE_FILE).is_file()
+        under_way = root.resume and (path / RESUME / STATE_FILE).is_file()
         found = self._train(fold, RunFolder(path, resume=under_way))
         found.save(path)
         return found
@@ -280,18 +280,17 @@ def _plan(
 
 @contextlib.contextmanager
 def _opened(
-    root: Path | None, plan: Mapping[str, Any], *, resume: bool, overwrite: bool
+    folder: RunFolder | None, plan: Mapping[str, Any], *, overwrite: bool
 ) -> Iterator[None]:
     """Lock the folder of a cross-validation for a ``with`` block, and write or compare its plan."""
-    if root is None:
-        if resume:
-            raise ConfigError("resume=True needs output_dir, the folder to continue.")
+    if folder is None:
         yield
         return
-    with DirectoryLock(root):
+    root, plain = folder.path, json.loads(json.dumps(plan, default=str))
+    with folder.held():
         old = _read_plan(root)
-        if old is not None and resume:
-            _compare(root, old, json.loads(json.dumps(plan, default=str)))
+        if old is not None and folder.resume:
+            _compare(root, old, plain)
         elif old is not None:
             if not overwrite:
                 raise RunError(
@@ -300,7 +299,7 @@ def _opened(
                     f"output folder."
                 )
             _remove(root, old)
-        write_json(root / PLAN, json.loads(json.dumps(plan, default=str)))
+        write_json(root / PLAN, plain)
         yield
 
 

@@ -83,13 +83,13 @@ def files(project: Path, molfun: Command) -> Path:
 @pytest.mark.slow
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
-    assert verbs == {"fine-tune", "pretrain", "train", "doctor", "schema"}
+    assert verbs == {"fine-tune", "cv", "pretrain", "train", "doctor", "schema"}
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
         for old, new in SMALL.items():
             line = line.replace(old, new)
         verb, *arguments = shlex.split(line)[1:]
-        if verb in ("fine-tune", "pretrain"):
+        if verb in ("fine-tune", "cv", "pretrain"):
             arguments += ["--epochs", "1", "--device", "cpu"]
         if verb != "schema" and "--output" not in arguments:
             arguments += ["--output", f"runs/example_{i}"]

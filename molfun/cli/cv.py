@@ -1,0 +1,216 @@
+"""Cross-validation from the command line: a table per fold, and out-of-fold predictions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from molfun._io import write_json, write_text
+from molfun.cli.command_settings import RunOptions
+from molfun.cli.console import ConsoleProgress, say, three_digits
+from molfun.cli.cv_settings import CvSettings
+from molfun.cli.data import group_column, open_whole, say_notes
+from molfun.cli.fine_tune import (
+    RunFiles,
+    is_demo,
+    model_of,
+    plain_loader,
+    strategy_of,
+    training_loader,
+)
+from molfun.cli.outputs import opened_run
+from molfun.cli.places import STARTED_IN, started_in
+from molfun.cli.schema import write_config
+from molfun.cli.sources import settings_of
+from molfun.cli.tables import write_predictions
+from molfun.data.base import SampleDataset
+from molfun.data.folds import Fold
+from molfun.data.splits import DataSplitter
+from molfun.models.cross_validation import PLAN, cross_validate
+from molfun.models.fold_results import CrossValidation, Estimate
+from molfun.models.structure import MolfunStructureModel
+from molfun.runs.folder import CACHE, CONFIG, LOG, SCHEMA, RunFolder
+from molfun.strategies.base import FinetuneStrategy
+from molfun.training.callbacks import Callback
+
+OUT_OF_FOLD, FOLDS, SUMMARY = "out_of_fold.csv", "folds.csv", "cv.json"
+WRITTEN = (CONFIG, SCHEMA, LOG, CACHE, PLAN, OUT_OF_FOLD, FOLDS, SUMMARY)
+"""Files that a cross-validation writes into its folder, next to the folders of the folds."""
+FORMAT = 1
+"""Of ``cv.json``."""
+
+
+def cv(given: Mapping[str, Any]) -> None:
+    """Cross-validate with the settings of the flags, and of the file that they name."""
+    run(*settings_of(CvSettings, given))
+
+
+def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
+    """Make folds, train and test each of them; print and write along the way."""
+    folder = RunFolder(settings.output_dir, resume=options.resume)
+    overwrite = options.overwrite or (settings.demo and is_demo(folder))
+    names = type(settings).model_fields
+    with opened_run(
+        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
+    ):
+        dataset = open_whole(settings)
+        folds = folds_of(dataset, settings)
+        say(f"Data: {len(dataset)} samples, {_described(folds, settings)}")
+        say_notes(settings.kind, dataset, "see run.log")
+        model = model_of(settings, dataset).check(dataset)
+        strategy = strategy_of(settings, len(folds[0].train), len(model.backbone.blocks()))
+        say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
+        say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})\n")
+        start = _Start(folder, settings, strategy, dataset, len(folds))
+        with contextlib.closing(start.shown):
+            found = cross_validate(
+                lambda: model,
+                dataset,
+                folds,
+                strategy=strategy,
+                output_dir=folder,
+                overwrite=overwrite,
+                epochs=settings.epochs,
+                seed=settings.seed,
+                precision=settings.precision,
+                cache=settings.cache_config,
+                make_loader=lambda data, shuffle: (
+                    training_loader(data, settings, model.backbone.length_power)
+                    if shuffle
+                    else plain_loader(data, settings)
+                ),
+                on_fold=start,
+            )
+        write_results(folder, found, dataset, settings, random_weights=model.random_base)
+        _say_results(found)
+        say(f"\nEverything is in {folder.path}: {OUT_OF_FOLD}, {FOLDS}, {SUMMARY}, fold_1/ ...")
+    return found
+
+
+def folds_of(dataset: SampleDataset, settings: CvSettings) -> list[Fold]:
+    """Return the folds that the settings ask for."""
+    about: dict[str, Any] = {"val_frac": settings.val_frac, "seed": settings.seed}
+    if settings.split == "column":
+        return DataSplitter.column_folds(dataset, settings.split_column, **about)
+    about["repeats"] = settings.repeats
+    if settings.split == "group":
+        column = group_column(dataset, settings)
+        return DataSplitter.group_k_fold(dataset, column, settings.folds, **about)
+    if settings.split == "identity":
+        return DataSplitter.identity_k_fold(
+            dataset, settings.folds, threshold=settings.threshold, **about
+        )
+    return DataSplitter.k_fold(dataset, settings.folds, **about)
+
+
+def _described(folds: Sequence[Fold], settings: CvSettings) -> str:
+    repeats = max(fold.repeat for fold in folds)
+    times = "" if repeats == 1 else f", {repeats} times"
+    return f"{len(folds) // repeats} folds by {settings.split}{times}"
+
+
+class _Start:
+    """Announces each fold, and gives its callbacks."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: CvSettings,
+        strategy: FinetuneStrategy,
+        dataset: SampleDataset,
+        n_folds: int,
+    ) -> None:
+        self._folder, self._settings, self._strategy = folder, settings, strategy
+        self._dataset, self._n_folds = dataset, n_folds
+        self.shown = ConsoleProgress(epochs=False)
+
+    def __call__(
+        self, fold: Fold, model: MolfunStructureModel, place: RunFolder | None
+    ) -> list[Callback]:
+        if not self._folder.config.is_file() or not self._folder.resume:
+            where = {STARTED_IN: started_in(self._folder.path)}
+            write_config(self._folder, self._settings, self._settings.to_yaml(**where))
+        parts = [self._dataset.subset(part) for part in (fold.train, fold.val, fold.test)]
+        sizes = " / ".join(
+            f"{len(part)} {name}" for name, part in zip(_PARTS, parts, strict=True) if len(part)
+        )
+        say(f"{fold.name}: {sizes}")
+        assert place is not None
+        quiet = RunFiles(place, self._settings, self._strategy, model, parts, rates=False)
+        return [quiet, self.shown]
+
+
+_PARTS = ("train", "val", "test")
+
+
+def write_results(
+    folder: RunFolder,
+    found: CrossValidation,
+    dataset: SampleDataset,
+    settings: CvSettings,
+    *,
+    random_weights: bool,
+) -> None:
+    """Write ``out_of_fold.csv``, ``folds.csv`` and ``cv.json``."""
+    about = {"fold": found.fold_of_each()}
+    write_predictions(folder.path / OUT_OF_FOLD, found.out_of_fold(), dataset, about=about)
+    table = io.StringIO()
+    found.table().to_csv(table, index=False, lineterminator="\n")
+    write_text(folder.path / FOLDS, table.getvalue())
+    content = {
+        "format": FORMAT,
+        "split": settings.split,
+        "n": len(dataset),
+        "random_weights": random_weights,
+        "n_folds": len(found.folds) // found.n_repeats,
+        "repeats": found.n_repeats,
+        "folds": found.table().to_dict("records"),
+        "metrics": {name: e._asdict() for name, e in found.summary().items()},
+        "pooled": found.pooled(),
+        "cache": found.cache_report.splitlines(),
+    }
+    write_json(folder.path / SUMMARY, _without_nan(content))
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace undefined numbers by None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _say_results(found: CrossValidation) -> None:
+    """Print a row per fold, the means with their intervals, and the metrics over all samples."""
+    rows = _rows_of(found)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    say()
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        say("  ".join([first.ljust(widths[0]), *cells]))
+
+
+def _rows_of(found: CrossValidation) -> list[list[str]]:
+    summary, n = found.summary(), str(len(found.fold_of_each()))
+    names = [name for name in summary if name != "loss"]
+    rows = [["fold", "test", "epoch", *names]]
+    for result in found.folds:
+        about = [result.fold.name, str(len(result.fold.test)), str(result.epoch)]
+        rows.append([*about, *_digits(result.metrics, names)])
+    rows.append(["mean", "", "", *(three_digits(summary[name].value) for name in names)])
+    rows.append(["95 %", "", "", *(_interval(summary[name]) for name in names)])
+    return [*rows, ["all", n, "", *_digits(found.pooled(), names)]]
+
+
+def _digits(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [three_digits(metrics.get(name, math.nan)) for name in names]
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return "undefined"
+    return f"[{three_digits(estimate.low)}, {three_digits(estimate.high)}]"

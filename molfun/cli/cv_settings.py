@@ -1,0 +1,50 @@
+"""Settings of a cross-validation: those of a run, and its folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from molfun._paths import as_path
+from molfun.cli.settings import FineTuneSettings
+from molfun.cli.shared_settings import DATA
+from molfun.config import option
+from molfun.data.kinds.base import with_kinds
+
+
+class CvSettings(FineTuneSettings):
+    """All settings of a cross-validation."""
+
+    folds: int = option(
+        5, "Folds; with --split column those of the column.", panel=DATA, ge=2
+    )  # fmt: skip
+    repeats: int = option(1, "Times that all samples are divided.", panel=DATA, ge=1)
+    threshold: float = option(
+        0.4, "Identity above which --split identity keeps samples together.", panel=DATA,
+        hidden=True, gt=0, le=1,
+    )  # fmt: skip
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], **about: Any) -> CvSettings:
+        """Check values, including those of the data kinds, and build settings from them."""
+        return super(FineTuneSettings, with_kinds(CvSettings)).build(values, **about)
+
+    @model_validator(mode="after")
+    def _takes_its_parts_from_the_data(self) -> Self:
+        if self.val or self.test:
+            raise ValueError("folds are parts of data: leave out val and test, or use fine-tune")
+        if self.is_changed("test_frac"):
+            raise ValueError("each fold tests its own part: give folds in place of test_frac")
+        if self.split == "temporal":
+            raise ValueError("folds have no order in time: split=temporal is for fine-tune")
+        if self.split == "column" and self.repeats > 1:
+            raise ValueError("the folds of a column are divided once: leave out repeats")
+        return self
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the cross-validation; by default ``runs/cv``."""
+        return as_path(self.output or "runs/cv")

@@ -1,0 +1,108 @@
+"""``molfun cv`` as a user meets it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import Result
+
+Command = Callable[..., Result]
+SEQUENCES = [f"MK{a}{b}LAW" for a in "ACDEF" for b in "LKIV"]
+FAMILIES = ["abcd"[i // 5] for i in range(20)]
+
+
+@pytest.fixture
+def cv(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Cross-validate a tiny ESM-2 on a table: ``cv("--folds", 2)``."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{s},{i % 7},{f}" for i, (s, f) in enumerate(zip(SEQUENCES, FAMILIES, strict=True))]
+    Path("data.csv").write_text("\n".join(["sequence,target,family", *rows, ""]))
+    return lambda *arguments: molfun(
+        "cv", "--backbone", "esm2_tiny", "--data", "data.csv", "--device", "cpu", "--epochs", 2,
+        "--strategy", "head_only", "--output", "cv", *arguments,
+    )  # fmt: skip
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_folds_are_trained_tested_and_resumed(cv: Command, molfun: Command) -> None:
+    done = cv("--folds", 4, "--repeats", 2)
+    assert done.exit_code == 0, done.output
+    assert "Data: 20 samples, 4 folds by random, 2 times" in done.output
+    assert "repeat_1_fold_1: 13 train / 2 val / 5 test" in done.output
+    lines = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
+    assert lines["fold"][:3] == ["test", "epoch", "rmse"]
+    folds = rows_of("cv/folds.csv")
+    assert [row["fold"] for row in folds][3:5] == ["repeat_1_fold_4", "repeat_2_fold_1"]
+    found = json.loads(Path("cv/cv.json").read_text())
+    assert (found["format"], found["n"], found["n_folds"], found["repeats"]) == (1, 20, 4, 2)
+    mean = sum(float(row["rmse"]) for row in folds) / 8
+    rmse = found["metrics"]["rmse"]
+    assert rmse["value"] == pytest.approx(mean)
+    assert rmse["low"] < mean < rmse["high"]
+    assert lines["mean"][0] == f"{mean:.3g}"
+    assert lines["all"][0] == "20"
+    predictions = rows_of("cv/out_of_fold.csv")
+    assert [row["sequence"] for row in predictions] == SEQUENCES
+    assert all(float(row["prediction"]) for row in predictions)
+    assert all(row["fold"].count(";") == 1 for row in predictions)
+    config = yaml.safe_load(Path("cv/repeat_1_fold_1/config.yaml").read_text())
+    assert (config["folds"], config["strategy"]) == (4, "head_only")
+    assert Path("cv/repeat_2_fold_4/checkpoint/manifest.json").is_file()
+
+    refused = cv("--folds", 4, "--repeats", 2)
+    assert refused.exit_code == 1
+    assert "cv already holds a cross-validation. Continue it with resume=True" in refused.output
+    texts = [Path(f"cv/{name}").read_text() for name in ("out_of_fold.csv", "folds.csv")]
+    resumed = molfun("cv", "--resume", "--output", "cv")
+    assert resumed.exit_code == 0, resumed.output
+    assert "train /" not in resumed.output
+    assert [Path(f"cv/{name}").read_text() for name in ("out_of_fold.csv", "folds.csv")] == texts
+    other = molfun("cv", "--resume", "--output", "cv", "--epochs", 3)
+    assert "holds a cross-validation with other settings or data:\n  options" in other.output
+    again = cv("--folds", 2, "--overwrite")
+    assert again.exit_code == 0, again.output
+    assert not Path("cv/repeat_1_fold_1").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_folds"),
+    [
+        (("--split", "group", "--group-column", "family", "--folds", 2), 2),
+        (("--split", "column", "--split-column", "family"), 4),
+        (("--split", "identity", "--threshold", 0.99, "--folds", 2), 2),
+    ],
+)
+def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: int) -> None:
+    done = cv(*flags)
+    assert done.exit_code == 0, done.output
+    assert len(rows_of("cv/folds.csv")) == n_folds
+    if "family" in flags:
+        found = {(row["family"], row["fold"]) for row in rows_of("cv/out_of_fold.csv")}
+        assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--val", "data.csv"), "folds are parts of data: leave out val and test"),
+        (("--test-frac", 0.2), "each fold tests its own part: give folds in place of test_frac"),
+        (("--split", "temporal"), "folds have no order in time"),
+        (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
+        (("--folds", 1), "folds: Input should be greater than or equal to 2"),
+        (("--folds", 30), "Cannot divide 20 groups of distinct samples into 30 folds"),
+    ],
+)
+def test_settings_that_make_no_folds(cv: Command, flags: tuple[object, ...], text: str) -> None:
+    done = cv(*flags)
+    assert done.exit_code == 1
+    assert text in " ".join(done.output.split())
+    assert not Path("cv/plan.json").exists()
