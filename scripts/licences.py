@@ -93,7 +93,9 @@ def page() -> str:
     lines = [
         "# Licences",
         "",
-        "Molfun is under Apache-2.0 and contains no code of others. Installing it brings these",
+        "Molfun is under Apache-2.0. The only code of others in it is 3Dmol.js 2.5.5",
+        "(BSD-3-Clause, with parts of GLmol and three.js under MIT; `molfun/report/assets`), which",
+        "shows structures in reports. Installing it brings these",
         "packages along, each under its own licence (as the packages state them; written by",
         "`scripts/licences.py`).",
         "",

@@ -46,6 +46,18 @@ def _logging_as_before() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
+@pytest.fixture
+def reports() -> None:
+    """Runs of the command line draw their reports in this test."""
+
+
+@pytest.fixture(autouse=True)
+def _no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plots at the end of each run, a second of them: tests/report has them."""
+    if "reports" not in request.fixturenames:
+        monkeypatch.setattr("molfun.cli.showing._written", lambda folder: folder.path / "no report")
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., MolfunStructureModel]:
     """Factory of tiny models: ``tiny_model(seed=1, ...)``."""

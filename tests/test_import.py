@@ -103,6 +103,11 @@ PUBLIC = {
         "Prediction",
         "cross_validate",
     ],
+    "molfun.report": [
+        "FinishedRun",
+        "Section",
+        "write_report",
+    ],
     "molfun.objectives": [
         "ContrastiveObjective",
         "JEPAObjective",

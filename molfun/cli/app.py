@@ -124,6 +124,18 @@ VERBS = (
         run="molfun.cli.doctor:doctor",
     ),
     Verb(
+        "report",
+        """
+        Write report.html into the folders of finished runs: one file that works offline.
+
+        For example:
+
+        molfun report runs/lora runs/full
+        """,
+        settings=(f"{_COMMANDS}ReportSettings",),
+        run="molfun.cli.report:report",
+    ),
+    Verb(
         "schema",
         """
         Print the JSON schema of a file of settings, with which editors complete and check it.

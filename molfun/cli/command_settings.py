@@ -136,6 +136,12 @@ class EvaluateSettings(TrainedModel):
     bootstrap: int = option(0, "Draws for 95 % intervals of the metrics.", panel=RUN)
 
 
+class ReportSettings(Command):
+    """Settings of ``molfun report``: the runs."""
+
+    runs: list[str] = option(..., "Folders of runs.", argument=True)
+
+
 class SchemaSettings(Command):
     """Settings of ``molfun schema``."""
 

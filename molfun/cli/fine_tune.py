@@ -30,6 +30,7 @@ from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
+from molfun.cli.showing import record_start, show
 from molfun.cli.sources import settings_of, settings_of_options
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
@@ -97,11 +98,12 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
             shown.close()
         if is_first_process():
             _report(folder, model, history, settings, (train, val, test), reports=reports)
+            show(folder, report=settings.report)
     return history
 
 
 class RunFiles(Callback):
-    """Write ``config.yaml`` and ``splits.csv`` of a run, once all its settings are accepted.
+    """Write settings, split and provenance of a run, once all its settings are accepted.
 
     Parameters
     ----------
@@ -158,6 +160,9 @@ class RunFiles(Callback):
         named = zip(("train", "val", "test"), self._parts, strict=True)
         self._folder.write_splits(
             id_name, [(name, () if part is None else part.ids) for name, part in named]
+        )
+        record_start(
+            self._folder, self._settings, strategy, self._model, self._parts, resumed=bool(history)
         )
 
 

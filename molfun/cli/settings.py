@@ -217,6 +217,10 @@ class RunSettings(ProcessSettings):
     cache_precision: Literal["float32", "bfloat16"] = option(
         "float32", "{choices}, which is half the size.", panel=CACHE, hidden=True
     )
+    report: bool = option(
+        True, "Write report.html at the end.", panel=RUN, names=("--report/--no-report",),
+        hidden=True,
+    )  # fmt: skip
     demo: bool = option(
         False, "Synthetic data: no files, weights or GPU needed.", panel=RUN, needs="demo"
     )

@@ -32,6 +32,7 @@ CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 SCHEMA = "config.schema.json"
 EVALUATION = "evaluation.json"
+REPORT, PROVENANCE = "report.html", "provenance.json"
 _FOLDERS = (CHECKPOINT, RESUME)
 # a log is recognised by the time stamp of its first line, so that no other run.log is replaced
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
@@ -45,7 +46,7 @@ def command_files() -> tuple[str, ...]:
         for table in PREDICTIONS
         for file in kind().files_beside(Path(table))
     )
-    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, EVALUATION, *beside
+    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, EVALUATION, REPORT, PROVENANCE, *beside
 
 
 class RunFolder:

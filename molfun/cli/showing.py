@@ -1,0 +1,73 @@
+"""What a run leaves for people: where it comes from, and its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from molfun.cli.console import say
+from molfun.cli.settings import FineTuneSettings
+from molfun.data.base import SampleDataset
+from molfun.data.summary import summarise
+from molfun.models.structure import MolfunStructureModel
+from molfun.runs import provenance
+from molfun.runs.folder import RunFolder
+from molfun.strategies.base import FinetuneStrategy
+from molfun.text import first_line
+
+logger = logging.getLogger(__name__)
+
+
+def record_start(
+    folder: RunFolder,
+    settings: FineTuneSettings,
+    strategy: FinetuneStrategy,
+    model: MolfunStructureModel,
+    parts: Sequence[SampleDataset | None],
+    *,
+    resumed: bool,
+) -> None:
+    """Write versions, files, parameters and a summary of the data when training starts."""
+    provenance.begin(
+        folder.path,
+        inputs=settings.inputs,
+        resumed=resumed,
+        model={
+            "name": model.backbone.display_name,
+            **_parameters(model),
+            "rates": strategy.describe_rates(model),
+        },
+        data=summarise(dict(zip(("train", "val", "test"), parts, strict=True))),
+    )
+
+
+def _parameters(model: MolfunStructureModel) -> dict[str, int]:
+    """Count parameters of backbone and heads; a head may consist of modules of the backbone."""
+    modules = [model.backbone, *(part.head for part in model.heads)]
+    own: dict[int, Any] = {id(p): p for module in modules for p in module.parameters()}
+    trainable = sum(p.numel() for p in own.values() if p.requires_grad)
+    return {"parameters": sum(p.numel() for p in own.values()), "trainable": trainable}
+
+
+def show(folder: RunFolder, *, report: bool) -> None:
+    """Complete the provenance, and write the report unless it is switched off.
+
+    A run whose report fails is a good run: the failure is a warning.
+    """
+    provenance.finish(folder.path)
+    if not report:
+        return
+    try:
+        say(f"Report: {_written(folder)}")
+    except Exception as error:
+        logger.warning("The report could not be written: %s.", first_line(error))
+        logger.debug("The report failed", exc_info=True)
+
+
+def _written(folder: RunFolder) -> Path:
+    # on first use: matplotlib takes half a second to import
+    from molfun.report import write_report
+
+    return write_report(folder.path)

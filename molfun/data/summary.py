@@ -1,0 +1,127 @@
+"""Counts, lengths and labels of the parts of a data set, as plain values for a report."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from molfun.data.base import SampleDataset
+from molfun.data.named_targets import NamedTargets
+from molfun.sample import is_missing, single_label
+
+BINS = 30
+"""Bins of a histogram; more show the noise of a few hundred samples."""
+
+
+def summarise(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
+    """Count samples, lengths, labels and repeated inputs of each part.
+
+    Parameters
+    ----------
+    parts
+        Data sets by the name of the part; None where there is none.
+
+    Returns
+    -------
+    dict
+        ``n`` and ``repeated`` (samples whose input occurs earlier in the same part) by part,
+        ``shared`` (inputs that two parts have in common), ``lengths``, and ``labels`` by head (a
+        single head has the name ``""``). Histograms have common ``edges`` and ``counts`` by part;
+        labels that are classes have ``counts`` by part and class.
+
+    Examples
+    --------
+    >>> from molfun.data import SequenceDataset
+    >>> train = SequenceDataset.from_list([("MKV", 1.0), ("MKV", 1.5), ("GG", None)])
+    >>> found = summarise({"train": train, "val": None})
+    >>> found["n"], found["repeated"], found["labels"][""]["missing"]
+    ({'train': 3}, {'train': 1}, {'train': 1})
+    """
+    present = {name: part for name, part in parts.items() if part is not None and len(part)}
+    labels: dict[str, dict[str, list[Any]]] = {}
+    for name, part in present.items():
+        for head, targets in _by_head(part):
+            labels.setdefault(head, {})[name] = targets
+    return {
+        "n": {name: len(part) for name, part in present.items()},
+        **_repeats({name: _inputs(part) for name, part in present.items()}),
+        "lengths": _histogram({n: part.lengths.astype(float) for n, part in present.items()}),
+        "labels": {head: _labels(found) for head, found in labels.items()},
+    }
+
+
+def _repeats(inputs: Mapping[str, Counter[tuple[str, ...]]]) -> dict[str, dict[str, int]]:
+    """Count inputs that occur again in their part, and in another one."""
+    return {
+        "repeated": {name: n.total() - len(n) for name, n in inputs.items()},
+        "shared": {
+            f"{one}, {other}": len(inputs[one].keys() & inputs[other].keys())
+            for one, other in itertools.combinations(inputs, 2)
+        },
+    }
+
+
+def _inputs(part: SampleDataset) -> Counter[tuple[str, ...]]:
+    first = part[0]
+    if first.sequence is None and first.protein is None:
+        # the texts of series are names of their groups, which say nothing about another file
+        return Counter((part[i].content_key(),) for i in range(len(part)))
+    # in either case a sequence is the same input, as in splits by identity
+    return Counter(tuple(text.upper() for text in texts) for texts in part.sequences())
+
+
+def _by_head(part: SampleDataset) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the labels of each head; energies where there are energies and forces."""
+    if isinstance(part, NamedTargets):
+        for name, one in part.parts.items():
+            yield name, list(one.targets)
+    else:
+        yield "", [single_label(target) for target in part.targets]
+
+
+def _labels(by_part: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Count classes, or numbers in bins; labels of residues count one by one."""
+    missing = {name: sum(map(is_missing, targets)) for name, targets in by_part.items()}
+    flat = {name: [*_flat(targets)] for name, targets in by_part.items()}
+    if any(isinstance(value, str) for values in flat.values() for value in values):
+        counts = {n: dict(sorted(Counter(map(str, values)).items())) for n, values in flat.items()}
+        return {"kind": "class", "counts": counts, "missing": missing}
+    numbers = {name: np.asarray(values, dtype=float) for name, values in flat.items()}
+    return {"kind": "number", **_histogram(numbers), "missing": missing}
+
+
+def _flat(targets: Iterable[Any]) -> Iterator[Any]:
+    """Yield every label that is present, of each residue or class where a sample has several."""
+    for target in targets:
+        if isinstance(target, list | tuple):
+            yield from (one for one in target if not is_missing(one))
+        elif isinstance(target, np.ndarray) and target.ndim:
+            yield from target[np.isfinite(target)].reshape(-1)
+        elif not is_missing(target):
+            yield target
+
+
+def _histogram(by_part: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return counts in common bins, and mean, deviation, least, median and largest by part."""
+    every = np.concatenate([*by_part.values(), np.zeros(0)])
+    every = every[np.isfinite(every)]
+    edges = np.histogram_bin_edges(every, bins=BINS) if every.size else np.zeros(2)
+    return {
+        "edges": edges.tolist(),
+        "counts": {name: np.histogram(v, edges)[0].tolist() for name, v in by_part.items()},
+        "numbers": {name: _numbers(v) for name, v in by_part.items() if v.size},
+    }
+
+
+def _numbers(values: np.ndarray) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+    }

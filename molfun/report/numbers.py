@@ -1,0 +1,76 @@
+"""Numbers and names as a report writes them: three significant digits, and words people use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from molfun.text import three_digits
+
+NAMES = {
+    "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "r2": "R²",
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1", "mcc": "MCC",
+    "auroc": "AUROC", "auprc": "AUPRC", "q3": "Q3", "energy_mae": "energy MAE (meV/atom)",
+    "energy_rmse": "energy RMSE (meV/atom)", "forces_mae": "forces MAE (meV/Å)",
+    "forces_rmse": "forces RMSE (meV/Å)", "train_loss": "training loss",
+    "val_loss": "validation loss",
+}  # fmt: skip
+"""Names of metrics for people; others are shown as they are."""
+DASH = "\N{EN DASH}"
+"""In place of a value that is undefined or missing."""
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def name_of(metric: str) -> str:
+    """Return the name of a metric for people.
+
+    Examples
+    --------
+    >>> name_of("val/rmse"), name_of("own_score"), name_of("val/ddg/rmse")
+    ('RMSE', 'own_score', 'ddg RMSE')
+    """
+    head, _, bare = metric.removeprefix("val/").rpartition("/")
+    return f"{head} {NAMES.get(bare, bare)}".strip()
+
+
+def number(value: Any) -> str:
+    """Format a number with three significant digits; a dash where it is undefined.
+
+    Examples
+    --------
+    >>> number(0.58634), number(None), number(float("nan")), number(1e-8), number(12)
+    ('0.586', '–', '–', '1e-08', '12')
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value:,}" if isinstance(value, int) else three_digits(value)
+
+
+def estimate(found: Mapping[str, Any] | None) -> str:
+    """Format a value with its interval.
+
+    Examples
+    --------
+    >>> estimate({"value": 0.5912, "low": 0.5188, "high": 0.6499}), estimate({"value": 2.0})
+    ('0.591 [0.519, 0.65]', '2')
+    """
+    if not found:
+        return DASH
+    text = number(found.get("value"))
+    low, high = found.get("low"), found.get("high")
+    return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
+
+
+def duration(seconds: float) -> str:
+    """Format a time span.
+
+    Examples
+    --------
+    >>> duration(0.2), duration(42), duration(250), duration(9000)
+    ('0.2 s', '42 s', '4 min 10 s', '2 h 30 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
