@@ -96,6 +96,7 @@ PUBLIC = {
     ],
     "molfun.models": [
         "CrossValidation",
+        "Ensemble",
         "Estimate",
         "FoldResult",
         "Forgetting",

@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from molfun._io import write_json, write_text
@@ -29,15 +30,17 @@ from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
 from molfun.data.folds import Fold
 from molfun.data.splits import DataSplitter
+from molfun.evaluation.bootstrap import Estimate
 from molfun.models.cross_validation import PLAN, cross_validate
-from molfun.models.fold_results import CrossValidation, Estimate
+from molfun.models.ensemble import save_folds
+from molfun.models.fold_results import CrossValidation
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import CACHE, CONFIG, LOG, SCHEMA, RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.callbacks import Callback
 
-OUT_OF_FOLD, FOLDS, SUMMARY = "out_of_fold.csv", "folds.csv", "cv.json"
-WRITTEN = (CONFIG, SCHEMA, LOG, CACHE, PLAN, OUT_OF_FOLD, FOLDS, SUMMARY)
+OUT_OF_FOLD, FOLDS, SUMMARY, ENSEMBLE = "out_of_fold.csv", "folds.csv", "cv.json", "ensemble"
+WRITTEN = (CONFIG, SCHEMA, LOG, CACHE, PLAN, OUT_OF_FOLD, FOLDS, SUMMARY, ENSEMBLE)
 """Files that a cross-validation writes into its folder, next to the folders of the folds."""
 FORMAT = 1
 """Of ``cv.json``."""
@@ -85,8 +88,10 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
                 on_fold=start,
             )
         write_results(folder, found, dataset, settings, random_weights=model.random_base)
+        save_folds(folder.path / ENSEMBLE, found.checkpoints, {})
         _say_results(found)
         say(f"\nEverything is in {folder.path}: {OUT_OF_FOLD}, {FOLDS}, {SUMMARY}, fold_1/ ...")
+        say(f"Predict with all folds: molfun predict {folder.path / ENSEMBLE} --data FILE")
     return found
 
 
@@ -168,7 +173,7 @@ def write_results(
         "n_folds": len(found.folds) // found.n_repeats,
         "repeats": found.n_repeats,
         "folds": found.table().to_dict("records"),
-        "metrics": {name: e._asdict() for name, e in found.summary().items()},
+        "metrics": {name: asdict(e) for name, e in found.summary().items()},
         "pooled": found.pooled(),
         "cache": found.cache_report.splitlines(),
     }

@@ -7,10 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from molfun._paths import as_path
+from molfun.errors import ConfigError
+from molfun.models.ensemble import Ensemble, is_ensemble, members_of
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.checkpoint import read_meta
 
 STOCK = ".ckpt"
+
+
+def open_ensemble(path: str, **options: Any) -> Ensemble | None:
+    """Load the ensemble in a folder; None if it holds a single model.
+
+    Parameters
+    ----------
+    path
+        Folder, or ``.ckpt``.
+    options
+        As in `Ensemble.from_checkpoints`.
+    """
+    return Ensemble.load(path, **options) if is_ensemble(path) else None
 
 
 def open_model(
@@ -28,7 +43,17 @@ def open_model(
         Whether the user trusts a ``.ckpt``, which is a pickle.
     options
         Further arguments of `MolfunStructureModel`.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is that of an ensemble.
     """
+    if is_ensemble(path):
+        raise ConfigError(
+            f"{path} is an ensemble, which molfun predict takes. Here give one of its models: "
+            f"{Path(path) / 'member_1'}."
+        )
     if not is_stock(path):
         return MolfunStructureModel.from_checkpoint(path, weights=weights, **options)
     return MolfunStructureModel("pet", weights=path, trust=trust, head="energy", **options)
@@ -39,7 +64,7 @@ def trained_as(path: str) -> tuple[str, Mapping[str, Any]]:
     if is_stock(path):
         return "pet", {"kind": "atoms"}
     # the small file alone: data is checked with it before the weights are read
-    meta = read_meta(path)
+    meta = read_meta(members_of(path)[0] if is_ensemble(path) else path)
     return str(meta.backbone["name"]), meta.data
 
 

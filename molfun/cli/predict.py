@@ -12,7 +12,7 @@ from molfun.cli.command_settings import EvaluateSettings, PredictSettings
 from molfun.cli.console import Progress, metric_line, say, set_up_logging
 from molfun.cli.data import kind_for, loader, say_notes
 from molfun.cli.energies import say_units
-from molfun.cli.models import open_model, trained_as
+from molfun.cli.models import open_ensemble, open_model, trained_as
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions
@@ -20,6 +20,7 @@ from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import DataKind
 from molfun.data.named_targets import NamedTargets
 from molfun.errors import ConfigError
+from molfun.models.ensemble import Ensemble
 from molfun.models.structure import MolfunStructureModel
 from molfun.text import counted, three_digits
 
@@ -30,7 +31,8 @@ LABELS = ("target_column", "target_key")
 def predict(given: Mapping[str, Any]) -> None:
     """Predict for new samples, and write a table."""
     wanted, about = PredictSettings.take(given)
-    model, kind, dataset = _opened(wanted, about, labels=False)
+    kind, dataset = _samples(wanted, about, labels=False)
+    model: Any = _ensemble(wanted) or _model(wanted)
     path = as_path(wanted.output)
     result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"))
     write_predictions(path, result, dataset)
@@ -43,7 +45,8 @@ def predict(given: Mapping[str, Any]) -> None:
 def evaluate(given: Mapping[str, Any]) -> None:
     """Compare predictions with labels; print the metrics, and write them as JSON if asked to."""
     wanted, about = EvaluateSettings.take(given)
-    model, _, dataset = _opened(wanted, about, labels=True)
+    _, dataset = _samples(wanted, about, labels=True)
+    model = _model(wanted)
     batches = Progress(loader(dataset, wanted.batch_size), "evaluating")
     metrics = model.evaluate(batches, bootstrap=wanted.bootstrap)
     plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}
@@ -58,10 +61,10 @@ def evaluate(given: Mapping[str, Any]) -> None:
         write_json(as_path(wanted.output), written)
 
 
-def _opened(
+def _samples(
     wanted: PredictSettings | EvaluateSettings, about: Mapping[str, Any], *, labels: bool
-) -> tuple[MolfunStructureModel, DataKind, SampleDataset]:
-    """Open the model of a checkpoint, and samples for it.
+) -> tuple[DataKind, SampleDataset]:
+    """Open samples for the model of a checkpoint, before the model itself.
 
     Parameters
     ----------
@@ -85,6 +88,24 @@ def _opened(
         check_output(wanted.output, inputs, overwrite=wanted.overwrite, beside=beside)
     dataset = _reopened(kind, trained, given, labels=labels)
     say_notes(kind, dataset, "--debug lists them")
+    return kind, dataset
+
+
+def _ensemble(wanted: PredictSettings) -> Ensemble | None:
+    """Open the ensemble of a folder; None if it holds a single model."""
+    found = open_ensemble(
+        wanted.checkpoint, weights=wanted.weights, device=wanted.device, kernels=wanted.kernels
+    )
+    if found is not None and wanted.target is not None:
+        raise ConfigError("--target chooses an energy of a single model: leave it out.")
+    if found is not None:
+        say_units(found.first)
+        say(f"Ensemble of {len(found)} models")
+    return found
+
+
+def _model(wanted: PredictSettings | EvaluateSettings) -> MolfunStructureModel:
+    """Open the model of a checkpoint."""
     model = open_model(
         wanted.checkpoint,
         weights=wanted.weights,
@@ -95,7 +116,7 @@ def _opened(
     if wanted.target is not None:
         model.use_target(wanted.target)
     say_units(model)
-    return model, kind, dataset
+    return model
 
 
 def _reopened(

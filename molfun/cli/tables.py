@@ -77,11 +77,15 @@ def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[A
 def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the columns with the predictions of one head."""
     yield "prediction", [_cell(value) for value in result["prediction"]]
-    probs = result.get("probs")
-    if probs is not None and not isinstance(probs, list):
-        names = result.get("classes") or range(probs.shape[1])
-        for index, name in enumerate(names):
-            yield f"prob_{name}", [_cell(p) for p in probs[:, index]]
+    probs, std = result.get("probs"), result.get("std")
+    if probs is None or isinstance(probs, list):
+        if std is not None:
+            yield "std", [_cell(value) for value in std]
+        return
+    for index, name in enumerate(result.get("classes") or range(probs.shape[1])):
+        yield f"prob_{name}", [_cell(p) for p in probs[:, index]]
+        if std is not None:
+            yield f"std_{name}", [_cell(value) for value in std[:, index]]
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

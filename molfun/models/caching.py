@@ -69,6 +69,10 @@ class RunCaches:
         """Return the memory that entries may take up, 0 if this run caches nothing."""
         return self._config.memory_bytes if self._keeps(self._frozen()) else 0
 
+    def has_outputs(self) -> bool:
+        """Return whether anything is frozen that a cache could keep."""
+        return self._keeps(self._frozen())
+
     def features(self) -> FeatureCache:
         """Return the cache of featurised samples; it uses the same folder as the other entries."""
         # features go to disk only: the budget of memory is for outputs of the frozen part

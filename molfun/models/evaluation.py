@@ -72,7 +72,7 @@ def serving(
 
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
     """Return the predictions for a loader or data set; labels are ignored."""
-    watch = trained_on.Watch(_prepared(model, data), model.training_inputs)
+    watch = trained_on.Watch(prepared(model, data), model.training_inputs)
     result = runner_of(model).evaluate(watch, labels=False)
     watch.warn()
     return result
@@ -101,7 +101,7 @@ def measured(
         List to which the samples are added in the order of the results.
     """
     heads = model.need_heads("this")
-    loader = _prepared(model, data)
+    loader = prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True, passed=passed)
     known = column_of(getattr(loader, "dataset", None), "targets") is not None
     # labels of a loader over an unknown data set could only be read by running through it
@@ -228,7 +228,7 @@ def warn_unready(model: AssembledModel) -> None:
         logger.warning("%s", unready)
 
 
-def _prepared(model: AssembledModel, data: Any) -> Any:
+def prepared(model: AssembledModel, data: Any) -> Any:
     """Return a loader with the inputs of training, and warn of representations from elsewhere."""
     loader = as_loader(data)
     refuse_nothing(loader)

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from molfun._io import load_safetensors, read_metadata, save_safetensors
 from molfun.data.folds import Fold
+from molfun.evaluation.bootstrap import Estimate
 from molfun.models.prediction import Prediction
 from molfun.training.supervised import Evaluation
 from molfun.training.task_head import TaskHead
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
 FOLD_FILE = "out_of_fold.safetensors"
 """File of a fold's results, written last: where it is, the fold is finished."""
 _KEY = "molfun fold 1"
-
-
-class Estimate(NamedTuple):
-    """Mean of a metric over folds, and the bounds of its interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -193,6 +193,11 @@ class PrefixCache:
             )
         return self._as_read(tensors)
 
+    def clear(self) -> None:
+        """Drop the entries in memory."""
+        self._memory.clear()
+        self.held = 0
+
     def _as_kept(self, tensor: torch.Tensor) -> torch.Tensor:
         kept = tensor.detach().cpu()
         floats = kept.is_floating_point() and self.dtype == torch.bfloat16

@@ -107,6 +107,11 @@ class ForwardPass:
         self.cache = None  # free the old entries before new ones need the memory
         self.cache = self._make_cache()
 
+    def use_cache(self, make_cache: Callable[[], PrefixCache | None]) -> None:
+        """Take caches from another function from now on."""
+        self._make_cache = make_cache
+        self.trainable_changed()
+
     def cache_reports(self) -> list[str]:
         """Return one sentence per cache that saved work."""
         last = "" if self.cache is None else self.cache.report()

@@ -73,6 +73,18 @@ def test_folds_are_trained_tested_and_resumed(cv: Command, molfun: Command) -> N
     assert not Path("cv/repeat_1_fold_1").exists()
 
 
+def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
+    assert cv("--folds", 2).exit_code == 0
+    command = ("predict", "cv/ensemble", "--data", "data.csv", "--output", "new.csv")
+    done = molfun(*command, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "Ensemble of 2 models" in done.output
+    assert "of 20 samples were in the training set of the model" in done.output
+    assert all(float(row["std"]) >= 0 for row in rows_of("new.csv"))
+    refused = molfun("evaluate", "cv/ensemble", "--data", "data.csv")
+    assert "cv/ensemble is an ensemble, which molfun predict takes" in refused.output
+
+
 @pytest.mark.parametrize(
     ("flags", "n_folds"),
     [

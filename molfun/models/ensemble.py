@@ -1,0 +1,382 @@
+"""`Ensemble`: models on one trunk whose predictions are averaged, with their spread.
+
+::
+
+    ensemble/
+      ensemble.json        format, and the members in order
+      member_1/ ...        checkpoint folders, each complete in itself; equal files are hard links
+      calibration.json     out-of-fold errors, for intervals (only of a cross-validation)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from molfun import __version__
+from molfun._io import atomic_directory, write_json
+from molfun._paths import as_path
+from molfun.backbones.kernels import Kernels
+from molfun.errors import CheckpointError, ConfigError
+from molfun.models import evaluation, persistence, trained_on
+from molfun.models.caching import caches_of
+from molfun.models.prediction import Prediction
+from molfun.models.structure import MolfunStructureModel
+from molfun.nn.modes import evaluating
+from molfun.nn.process import settled
+from molfun.runs.checkpoint import foreign_files
+from molfun.training.ahead import loaded_ahead
+from molfun.training.cache import CacheConfig, PrefixCache
+from molfun.training.inputs import as_inputs
+from molfun.training.loading import watched, worker_errors
+from molfun.training.supervised import Evaluation, SupervisedRunner
+
+INDEX, CALIBRATION = "ensemble.json", "calibration.json"
+FORMAT = 1
+
+
+class Ensemble:
+    """Models whose mean is predicted, with the standard deviation over them.
+
+    Members are the folds of a cross-validation, runs from several seeds, or any other checkpoints
+    with the same backbone, heads and tasks. Weights that they have in common are held once, and
+    what is frozen in all of them runs once per sample.
+
+    Parameters
+    ----------
+    models
+        Trained models, at least two.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer, or they differ in backbone, heads or tasks.
+
+    Examples
+    --------
+    >>> data = [("MKVA", 1.0), ("MKLA", 2.0), ("MKIA", 3.0)]
+    >>> models = [
+    ...     MolfunStructureModel("esm2_tiny", head="regression", seed=seed, device="cpu")
+    ...     for seed in (0, 1)
+    ... ]
+    >>> for model in models:
+    ...     _ = model.fit(data, strategy="head_only", epochs=1)
+    >>> found = Ensemble(models).predict(["MKVA", "MKLA"])
+    >>> found["prediction"].shape, found["std"].shape
+    (torch.Size([2]), torch.Size([2]))
+    """
+
+    def __init__(self, models: Sequence[MolfunStructureModel]) -> None:
+        self.models = list(models)
+        self.calibration: dict[str, Any] = {}
+        if len(self.models) < 2:
+            raise ConfigError(f"An ensemble has at least two models, got {len(self.models)}.")
+        _check_alike(self.models)
+        for model in self.models[1:]:
+            _share(self.models[0].backbone, model.backbone)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def first(self) -> MolfunStructureModel:
+        """The first model; the others have the same backbone, heads and tasks."""
+        return self.models[0]
+
+    @classmethod
+    @settled()
+    def from_checkpoints(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        weights: str | Path | None = None,
+        device: str | torch.device = "auto",
+        kernels: Kernels = "auto",
+    ) -> Self:
+        """Load checkpoints of one backbone.
+
+        Parameters
+        ----------
+        paths
+            Checkpoint folders, for example `CrossValidation.checkpoints`.
+        weights, device, kernels
+            As in `MolfunStructureModel.from_checkpoint`.
+
+        Raises
+        ------
+        CheckpointError
+            If a checkpoint is damaged or its base weights are not found.
+        """
+        options: dict[str, Any] = {"weights": weights, "device": device, "kernels": kernels}
+        models: list[MolfunStructureModel] = []
+        for path in map(as_path, paths):
+            model = _copied(models[0], path) if models else None
+            models.append(model or MolfunStructureModel.from_checkpoint(path, **options))
+        return cls(models)
+
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Self:
+        """Load the folder of an ensemble; `options` are those of `from_checkpoints`.
+
+        Raises
+        ------
+        CheckpointError
+            If it is none, or a member is damaged.
+        """
+        folder = as_path(path)
+        found = cls.from_checkpoints(members_of(folder), **options)
+        if (folder / CALIBRATION).is_file():
+            found.calibration = _read_json(folder / CALIBRATION)
+        return found
+
+    @settled()
+    def save(self, path: str | Path) -> Self:
+        """Write the ensemble as one folder, from which `load` and ``molfun predict`` read it.
+
+        Raises
+        ------
+        CheckpointError
+            If `path` holds anything but an ensemble.
+        """
+        with _new_folder(as_path(path), len(self), self.calibration) as folders:
+            for i, (model, folder) in enumerate(zip(self.models, folders, strict=True)):
+                persistence.save(model, folder)
+                _link_equal(folder, folders[:i])
+        return self
+
+    @settled()
+    @torch.no_grad()
+    def predict(self, data: Any) -> Prediction:
+        """Return the mean of the predictions, and the standard deviation over the models.
+
+        Parameters
+        ----------
+        data
+            A list of sequences or samples, a loader or a data set; labels are ignored.
+
+        Returns
+        -------
+        Prediction
+            As of a single model, and ``std``: shaped as the predictions of numbers, or as the
+            probabilities of classes.
+        """
+        evaluation.warn_unready(self.first)
+        seen = np.unique(np.concatenate([model.training_inputs for model in self.models]))
+        loader = evaluation.prepared(self.first, data)
+        watch = trained_on.Watch(loader, seen)
+        results = self._run(watch)
+        watch.warn()
+        return self._presented(results)
+
+    def _run(self, batches: Any) -> list[Evaluation]:
+        """Return the predictions of each model, from one pass over the data."""
+        caches: dict[str, PrefixCache] = {}
+        runners = [_runner(model, caches) for model in self.models]
+        results = [runner.empty() for runner in runners]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(worker_errors())
+            for runner in runners:
+                stack.enter_context(
+                    evaluating(runner.backbone, *(part.head for part in runner.heads))
+                )
+            for batch in watched(loaded_ahead(batches, runners[0].ahead)):
+                inputs = as_inputs(batch)
+                for runner, result in zip(runners, results, strict=True):
+                    runner.add(result, inputs, runner.outputs(inputs), labels=False)
+                for cache in caches.values():  # the next batch has other samples
+                    cache.clear()
+        return results
+
+    def _presented(self, results: Sequence[Evaluation]) -> Prediction:
+        found = Prediction(ids=results[0].ids)
+        for part in self.first.heads:
+            rows = list(zip(*(r.heads[part.name].predictions for r in results), strict=True))
+            found.put(part, [np.mean(row, axis=0) for row in rows])
+            spread = [np.std(row, axis=0, ddof=1) for row in rows]
+            own = found[part.name] if part.name else found
+            own["std"] = spread if part.task.level != "sequence" else torch.tensor(np.array(spread))
+        return found
+
+
+def is_ensemble(path: str | Path) -> bool:
+    """Return whether a path is the folder of an ensemble."""
+    return (as_path(path) / INDEX).is_file()
+
+
+def members_of(path: str | Path) -> list[Path]:
+    """Return the checkpoint folders of an ensemble.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no ensemble, or one of another format.
+    """
+    folder = as_path(path)
+    if not is_ensemble(folder):
+        raise CheckpointError(f"{folder} holds no ensemble: {INDEX} is missing.")
+    content = _read_json(folder / INDEX)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has the format {content.get('format')!r} of ensembles; this version of "
+            f"Molfun reads {FORMAT}. Update Molfun."
+        )
+    n = content.get("members")
+    if not isinstance(n, int) or not 2 <= n <= 10_000:
+        raise CheckpointError(f"{folder / INDEX} is damaged: members is {n!r}.")
+    return [folder / f"member_{i + 1}" for i in range(n)]
+
+
+def save_folds(path: str | Path, checkpoints: Sequence[Path], calibration: dict[str, Any]) -> None:
+    """Write the checkpoints of a cross-validation as an ensemble, without loading any of them.
+
+    Raises
+    ------
+    CheckpointError
+        If `path` holds anything but an ensemble.
+    """
+    with _new_folder(as_path(path), len(checkpoints), calibration) as folders:
+        for i, (source, folder) in enumerate(zip(checkpoints, folders, strict=True)):
+            shutil.copytree(source, folder, copy_function=_link)
+            _link_equal(folder, folders[:i])
+
+
+# Weights in common
+
+
+def _check_alike(models: Sequence[MolfunStructureModel]) -> None:
+    first, *others = [_outline(model) for model in models]
+    for i, other in enumerate(others, start=2):
+        differ = [name for name in first if first[name] != other[name]]
+        if differ:
+            raise ConfigError(
+                f"Model {i} of the ensemble differs from the first in {', '.join(differ)}: its "
+                f"predictions mean something else."
+            )
+
+
+def _outline(model: MolfunStructureModel) -> dict[str, Any]:
+    return {
+        "backbone": (model.backbone.name, dict(model.backbone.config_dict)),
+        "heads": [(part.name, part.head_name) for part in model.need_heads("Ensemble")],
+        "tasks": [(part.task_name, getattr(part.task, "classes", None)) for part in model.heads],
+    }
+
+
+def _share(ours: nn.Module, theirs: nn.Module) -> None:
+    """Hold weights of `theirs` that equal those of `ours` in the memory of these."""
+    known = {_plain(name): tensor for name, tensor in ours.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        same = known.get(_plain(name))
+        if same is not None and _equal(same, parameter):
+            parameter.data = same.data
+
+
+def _plain(name: str) -> str:
+    """Return the name of a weight without the layers that adapters put around it."""
+    return name.replace(".base_layer.", ".")
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return alike and torch.equal(one, other)
+
+
+def _copied(model: MolfunStructureModel, path: Path) -> MolfunStructureModel | None:
+    """Return a checkpoint loaded into a copy of a model, which is quicker than to build another.
+
+    None if it needs another model: one with adapters, or without.
+    """
+    made = copy.deepcopy(model)
+    try:
+        persistence.load(made, path)
+    except CheckpointError:  # a damaged one is refused again where it is built
+        return None
+    return made
+
+
+def _runner(model: MolfunStructureModel, caches: dict[str, PrefixCache]) -> SupervisedRunner:
+    """Return the runner of a model; of models with one frozen part, they have one cache."""
+    runner = evaluation.runner_of(model, "predict")
+    made = caches_of(model, model.heads, CacheConfig(mode="memory"))
+
+    def shared() -> PrefixCache | None:
+        cache = made.outputs() if made.has_outputs() else None
+        return None if cache is None else caches.setdefault(cache.prefix, cache)
+
+    runner.forward.use_cache(shared)
+    return runner
+
+
+# Folder
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path, n: int, calibration: dict[str, Any]) -> Iterator[list[Path]]:
+    """Write a folder of `n` members in one step; a ``with`` block fills those it is given."""
+    _refuse_other_files(path)
+    with atomic_directory(path) as folder:
+        yield [folder / f"member_{i + 1}" for i in range(n)]
+        if calibration:
+            write_json(folder / CALIBRATION, calibration)
+        write_json(folder / INDEX, {"format": FORMAT, "members": n, "molfun_version": __version__})
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse to replace a file, or a folder that holds anything but an ensemble."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise CheckpointError(f"{path} is a file, which the ensemble would replace.")
+    foreign = []
+    for entry in sorted(path.glob("*")):
+        if entry.is_dir() and entry.name.startswith("member_"):
+            foreign += [f"{entry.name}/{name}" for name in foreign_files(entry)]
+        elif entry.name not in (INDEX, CALIBRATION):
+            foreign.append(entry.name)
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds other files ({', '.join(foreign[:4])}), which the ensemble would "
+            f"replace. Choose a new folder."
+        )
+
+
+def _link(source: str, target: str) -> str:
+    """Link a file of weights, or copy it where the file system has no links."""
+    if Path(source).suffix != ".safetensors":  # users edit the card of one folder, not of two
+        return shutil.copyfile(source, target)
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
+
+
+def _link_equal(folder: Path, others: Sequence[Path]) -> None:
+    """Replace the trunk of a member by a link to an equal one: a frozen trunk is stored once."""
+    own = folder / "trunk.safetensors"
+    mark = _mark(folder)
+    for other in others if mark is not None else ():
+        if _mark(other) == mark:
+            own.unlink()
+            _link(str(other / own.name), str(own))
+            return
+
+
+def _mark(folder: Path) -> Any:
+    """Return size and checksum of the trunk, from the manifest."""
+    return _read_json(folder / "manifest.json").get("trunk.safetensors")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
