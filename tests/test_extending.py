@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -53,6 +54,9 @@ def test_they_work_on_the_command_line(package: Path) -> None:
         run(package, "molfun.cli", *line.split())
     assert (package / "runs/toy/checkpoint/meta.json").is_file()
     assert (package / "runs/peptides/checkpoint/meta.json").is_file()
+    found = json.loads((package / "runs/toy/evaluation.json").read_text())
+    (part,) = [part for part in found["parts"].values() if "letter" in part["baselines"]][:1]
+    assert part["baselines"]["letter"]["title"] == "ridge on the number of A"
 
 
 def test_they_work_in_python(package: Path) -> None:

@@ -10,8 +10,9 @@
        "baselines": {"one_hot": {"title": "...", "metrics": {...}, "difference": {...}}},
        "groups": {"assay": {"A": {"n": 30, "metrics": {...}}}}}}}
 
-Undefined values are null. ``difference`` is how much better the model is than the baseline in the
-metric of the verdict; below 0 it is worse. With several heads, ``heads`` holds one object per head.
+Undefined values are null. A head of two classes has a ``threshold`` as well. ``difference`` is how
+much better the model is than the baseline in the metric of the verdict; below 0 it is worse. With
+several heads, ``heads`` holds one object per head.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Literal
 
 from molfun._io import write_json
 from molfun.evaluation.bootstrap import Estimate
+from molfun.evaluation.threshold import Threshold
 
 FORMAT = 1
 
@@ -76,6 +78,8 @@ class HeadVerdict:
         Whether the backbone started from random weights where pretrained ones are usual.
     parts
         Results by part.
+    threshold
+        Threshold of two classes, chosen on the validation part, and its metrics on the test part.
     """
 
     verdict: str
@@ -85,6 +89,7 @@ class HeadVerdict:
     part: str
     random_weights: bool
     parts: dict[str, PartResult]
+    threshold: Threshold | None = None
 
 
 def write(path: Path, heads: Mapping[str, HeadVerdict]) -> None:

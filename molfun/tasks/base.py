@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ import torch
 from molfun.sample import is_missing
 from molfun.strict import check_choice, must_set
 from molfun.trunk import Level
+
+LabelsAre = Literal["numbers", "class", "classes", "other"]
 
 
 class LossSum(NamedTuple):
@@ -40,6 +42,8 @@ class Task(ABC):
     """Metrics of which the largest value is the best; of all others the smallest is."""
     main_metric: ClassVar[str] = ""
     """Metric of a verdict; empty for the first one."""
+    labels_are: ClassVar[LabelsAre] = "other"
+    """What `numbers` gives, for baselines: numbers, one class, or a 0 or 1 for each class."""
     level: Level = "sequence"
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""

@@ -43,6 +43,7 @@ class MulticlassTask(Classification):
         {"accuracy", "balanced_accuracy", "f1", "mcc", "auroc", "auprc", "q3"}
     )
     main_metric = "accuracy"
+    labels_are = "class"
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ class MultilabelTask(Classification):
 
     name = "multilabel"
     main_metric = "f1"
+    labels_are = "classes"
     higher_is_better = frozenset({"accuracy", "f1", "f1_micro", "auroc", "auprc"})
 
     @staticmethod

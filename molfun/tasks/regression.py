@@ -64,6 +64,7 @@ class RegressionTask(Configured, Task):
     numbers_unfitted = True
     higher_is_better = frozenset({"pearson", "spearman", "r2"})
     main_metric = "spearman"
+    labels_are = "numbers"
 
     def __init__(
         self,

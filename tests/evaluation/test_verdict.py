@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from molfun.evaluation import results, verdict
 from molfun.evaluation.bootstrap import estimates
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import Predicted
-from molfun.tasks import MulticlassTask, RegressionTask
+from molfun.tasks import BinaryTask, MulticlassTask, RegressionTask
 from molfun.tasks.base import Task
 
 RNG = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def test_validation_rows_and_random_weights_are_named() -> None:
 def test_few_samples_conclude_nothing() -> None:
     found = judge(RegressionTask(), {"test": part(0.1, 1.0, n=8)})
     assert found.outcome == "too few"
-    assert found.verdict.endswith(": nothing can be concluded from 8 test samples.")
+    assert found.verdict.endswith(": nothing can be concluded from 8 samples.")
     assert "[" not in found.verdict
     grouped = judge(
         RegressionTask(),
@@ -176,3 +177,22 @@ def test_the_file(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "two.json").read_text())
     assert list(content["heads"]) == ["ddg", "tm"]
     assert content["verdict"].splitlines()[1] == f"tm: {one.verdict}"
+
+
+def test_a_threshold_is_chosen_on_validation_and_judged_on_test() -> None:
+    """All probabilities are below 0.5: at the chosen threshold the classes separate."""
+    task = BinaryTask(classes=["no", "yes"])
+
+    def classes(values: Sequence[float], labels: Sequence[float]) -> Predicted:
+        return Predicted([np.array([1 - p, p]) for p in values], rows(np.array(labels)))
+
+    val = classes([0.05, 0.1, 0.2, 0.3], [0, 0, 1, 1])
+    test = classes([0.05, 0.25, 0.1, 0.4], [0, 0, 1, 1])
+    found = judge(task, {"val": val, "test": test}).threshold
+    assert found is not None
+    assert found.value == 0.2
+    assert found.metrics["accuracy"] == 0.5
+    assert judge(task, {"test": test}).threshold is None
+    assert judge(RegressionTask(), {"val": part(1, 1), "test": part(1, 1)}).threshold is None
+    one_class = classes([0.1, 0.2], [0, 0])
+    assert judge(task, {"val": one_class, "test": test}).threshold is None

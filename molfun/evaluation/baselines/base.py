@@ -15,7 +15,6 @@ from molfun.registry import BASELINES
 from molfun.sample import Sample
 from molfun.strict import must_set
 from molfun.tasks.base import Task
-from molfun.tasks.regression import RegressionTask
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class FeatureBaseline(Baseline):
 
     def described(self, task: Task) -> str:
         """Return the kind of linear model and its features."""
-        kind = "ridge" if isinstance(task, RegressionTask) else "logistic regression"
+        kind = "ridge" if task.labels_are == "numbers" else "logistic regression"
         return f"{kind} on {self.title}"
 
     @abstractmethod
@@ -137,7 +136,7 @@ class FeatureBaseline(Baseline):
 
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Fit a ridge to numbers, and a logistic regression to classes."""
-        model = estimators.linear_model(task)
+        model = estimators.linear_model(task) if task.level == "sequence" else None
         found = None if model is None else self.features([train, *others])
         if model is None or found is None:
             return None

@@ -9,7 +9,6 @@ import numpy as np
 from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
 from molfun.tasks.base import Task
 from molfun.tasks.energy import ENERGY, FORCES, N_ATOMS, STRESS, EnergyTask
-from molfun.tasks.regression import RegressionTask
 
 
 class Elements(Baseline):
@@ -41,8 +40,8 @@ def _has_atoms(parts: Sequence[Labelled]) -> bool:
 
 def _is_energy(task: Task) -> bool:
     """Return whether a label is a number per structure, which may be an energy."""
-    number = isinstance(task, RegressionTask) and not task.shape and task.level == "sequence"
-    return number or isinstance(task, EnergyTask)
+    one_number = task.labels_are == "numbers" and task.numbers(None).shape == ()
+    return isinstance(task, EnergyTask) or (one_number and task.level == "sequence")
 
 
 def _as_rows(

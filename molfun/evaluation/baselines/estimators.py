@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from molfun.tasks.base import Task
-from molfun.tasks.classification import MulticlassTask, MultilabelTask
-from molfun.tasks.regression import RegressionTask
 
 LinearModel = Callable[[Any, np.ndarray, Sequence[Any]], list[list[np.ndarray]]]
 """Function from training features, labels and the features of each part to its predictions."""
@@ -22,11 +20,9 @@ def linear_model(task: Task) -> LinearModel | None:
     """Return the linear model of a task, or None for labels that no linear model here predicts."""
     if task.level == "pair":
         return None
-    if isinstance(task, RegressionTask):
-        return ridge
-    if isinstance(task, MulticlassTask):
+    if task.labels_are == "class":
         return lambda x, y, parts: logistic(x, y, parts, n_classes=task.n_outputs)
-    return one_per_class if isinstance(task, MultilabelTask) else None
+    return {"numbers": ridge, "classes": one_per_class}.get(task.labels_are)
 
 
 def ridge(x: Any, y: np.ndarray, parts: Sequence[Any]) -> list[list[np.ndarray]]:

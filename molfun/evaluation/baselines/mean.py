@@ -8,8 +8,6 @@ import numpy as np
 
 from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
 from molfun.tasks.base import Task
-from molfun.tasks.classification import MulticlassTask, MultilabelTask
-from molfun.tasks.regression import RegressionTask
 
 
 class Mean(Baseline):
@@ -20,11 +18,11 @@ class Mean(Baseline):
 
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Learn one value."""
-        if not isinstance(task, RegressionTask | MulticlassTask | MultilabelTask):
+        if task.labels_are == "other":
             return None
-        width = np.atleast_1d(task.numbers(None)).shape[-1] if _has_columns(task) else 0
-        rows = np.concatenate([label.reshape(-1, *[width] * bool(width)) for label in train.labels])
-        if isinstance(task, MulticlassTask):
+        shape = task.numbers(None).shape
+        rows = np.concatenate([label.reshape(-1, *shape) for label in train.labels])
+        if task.labels_are == "class":
             counts = np.bincount(rows[np.isfinite(rows)].astype(int), minlength=task.n_outputs)
             value = counts / counts.sum()
         else:
@@ -34,8 +32,3 @@ class Mean(Baseline):
             [np.broadcast_to(value, (*label.shape[:n_residue], *value.shape)) for label in o.labels]
             for o in others
         ]
-
-
-def _has_columns(task: Task) -> bool:
-    """Return whether a label is a row of numbers: a vector, or a 0 or 1 per class."""
-    return isinstance(task, MultilabelTask) or bool(getattr(task, "shape", ()))

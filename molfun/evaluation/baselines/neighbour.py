@@ -10,8 +10,6 @@ import numpy as np
 from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
 from molfun.evaluation.baselines.one_hot import aligned
 from molfun.tasks.base import Task
-from molfun.tasks.classification import MulticlassTask, MultilabelTask
-from molfun.tasks.regression import RegressionTask
 
 N_NEIGHBOURS = 5
 
@@ -28,11 +26,11 @@ class Neighbour(Baseline):
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Look up the neighbours; exact duplicates decide alone."""
         texts = [part.sequences() for part in (train, *others)]
-        known = isinstance(task, RegressionTask | MulticlassTask | MultilabelTask)
+        known = task.labels_are != "other"
         if not known or task.level != "sequence" or any(part is None for part in texts):
             return None
         labels = np.stack(train.labels)
-        if isinstance(task, MulticlassTask):
+        if task.labels_are == "class":
             labels = np.eye(task.n_outputs)[labels.astype(int)]
         features, metric = _comparable([part or [] for part in texts])
         return [list(rows) for rows in _nearest(features, labels, metric)]
