@@ -79,6 +79,8 @@ class Backbone(nn.Module, ABC):
     """Registered name."""
     display_name: ClassVar[str]
     """Name shown to people."""
+    weights_licence: ClassVar[str] = ""
+    """Licence of the published weights, for model cards; empty where each file has its own."""
     inputs: ClassVar[tuple[str, ...]]
     """Data kinds it takes, the usual one first: names in `molfun.registry.DATASETS`."""
     block_prefix: ClassVar[str]

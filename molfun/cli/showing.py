@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from molfun.cli.console import say
 from molfun.cli.settings import FineTuneSettings
+from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.summary import summarise
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs import provenance
+from molfun.runs.card import write_card
+from molfun.runs.checkpoint import CARD
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.text import first_line
@@ -52,18 +56,26 @@ def _parameters(model: MolfunStructureModel) -> dict[str, int]:
 
 
 def show(folder: RunFolder, *, report: bool) -> None:
-    """Complete the provenance, and write the report unless it is switched off.
+    """Complete provenance and model card, and write the report unless it is switched off.
 
-    A run whose report fails is a good run: the failure is a warning.
+    A run whose card or report fails is a good run: the failure is a warning.
     """
     provenance.finish(folder.path)
-    if not report:
-        return
+    with _failing("model card"):
+        write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
+    if report:
+        with _failing("report"):
+            say(f"Report: {_written(folder)}")
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn any error into a warning."""
     try:
-        say(f"Report: {_written(folder)}")
+        yield
     except Exception as error:
-        logger.warning("The report could not be written: %s.", first_line(error))
-        logger.debug("The report failed", exc_info=True)
+        logger.warning("The %s could not be written: %s.", what, first_line(error))
+        logger.debug("The %s failed", what, exc_info=True)
 
 
 def _written(folder: RunFolder) -> Path:

@@ -45,6 +45,7 @@ from molfun._paths import as_path
 from molfun.errors import CheckpointError, MolfunError
 from molfun.fingerprint import tensor_digests
 from molfun.nn.allocation_cap import AllocationCap
+from molfun.runs.card import card_text
 from molfun.text import listing
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def write_checkpoint(
             save_adapter(folder / ADAPTER)
         write_json(folder / MANIFEST, _measure(folder))
         # after the manifest, which leaves it out: users edit the card
-        write_text(folder / CARD, _card(meta))
+        write_text(folder / CARD, card_text(content))
 
 
 def foreign_files(path: Path) -> list[str]:
@@ -250,26 +251,6 @@ def _measure(folder: Path) -> dict[str, dict[str, Any]]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-
-
-def _card(meta: Meta) -> str:
-    strategy = meta.strategy["name"] if meta.strategy else "none"
-    tasks = ", ".join(one.task["name"] for one in meta.heads)
-    heads = " and ".join(
-        f"{one.head['name']} ({one.name})" if one.name else one.head["name"] for one in meta.heads
-    )
-    rows = "\n".join(f"| {key} | {value} |" for key, value in meta.result.items())
-    return (
-        # the header of a model card on Hugging Face's hub
-        f"---\nlibrary_name: molfun\ntags: [{meta.backbone['name']}, {tasks}]\n---\n\n"
-        f"# {meta.backbone['name']} with head {heads}\n\n"
-        f"Fine-tuned with the strategy `{strategy}`, Molfun {meta.molfun_version}.\n"
-        f"Base weights: `{meta.backbone['weights'] or 'random initialisation'}` "
-        f"(fingerprint `{meta.backbone['fingerprint'][:16]}`).\n\n"
-        f"| result | value |\n|---|---|\n{rows}\n\n"
-        f"```python\nfrom molfun import MolfunStructureModel\n"
-        f'model = MolfunStructureModel.from_checkpoint("path/to/this/folder")\n```\n'
-    )
 
 
 def read_meta(path: str | Path) -> Meta:

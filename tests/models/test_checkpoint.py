@@ -609,7 +609,7 @@ def test_an_error_while_writing_keeps_the_old_checkpoint(tiny_model, tmp_path, m
     def fail(_meta):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(portable, "_card", fail)
+    monkeypatch.setattr(portable, "card_text", fail)
     model.result = {"step": 2}
     with pytest.raises(KeyboardInterrupt):
         model.save(tmp_path / "checkpoint")

@@ -78,6 +78,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
 
     name = "esm2"
     display_name = "ESM-2"
+    weights_licence = "the MIT licence (ESM-2, Lin et al. 2023)"
     block_prefix = "model.layers"
     lora_targets = ("q_proj", "v_proj")
     length_power = 1.0

@@ -88,6 +88,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
 
     name = "openfold"
     display_name = "OpenFold"
+    weights_licence = "CC BY 4.0 (OpenFold, Ahdritz et al. 2024; AlphaFold, Jumper et al. 2021)"
     block_prefix = "model.evoformer.blocks"
     lora_targets = ("linear_q", "linear_v")
     inputs = ("structures",)
