@@ -16,7 +16,7 @@ from molfun.evaluation.results import HeadVerdict
 from molfun.models.judging import Measured, columns_of, judged
 from molfun.models.prediction import Scored
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import RunFolder
+from molfun.runs.folder import CACHE, RunFolder
 
 
 def judge_run(
@@ -51,7 +51,7 @@ def judge_run(
     }
     if not measured:
         return {}
-    found = judged(model, train, train.targets, measured)
+    found = judged(model, train, train.targets, measured, keep=folder.path / CACHE)
     results.write(folder.evaluation, found)
     for name, head in found.items():
         say(f"Verdict on {name}: {head.verdict}" if name else f"Verdict: {head.verdict}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled, predictions_of
+from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled
+from molfun.evaluation.kept import kept_predictions
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import Predicted, judge
 from molfun.models.assembly import AssembledModel
@@ -53,6 +55,7 @@ def judged(
     parts: Mapping[str, Measured],
     *,
     draws: int = 1000,
+    keep: Path | None = None,
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on each head that has labels in any part.
 
@@ -66,6 +69,8 @@ def judged(
         Results by part: ``"val"``, ``"test"``.
     draws
         Bootstrap draws.
+    keep
+        Folder in which the predictions of baselines are kept; None keeps nothing.
     """
     found = {}
     for i, head in enumerate(next(iter(parts.values())).heads):
@@ -75,7 +80,8 @@ def judged(
         own = {name: pair for name, pair in own.items() if len(pair[0])}
         if not own:
             continue
-        predicted = predictions_of(rows, [pair[0] for pair in own.values()], head.task)
+        file = None if keep is None else keep / f"baselines_{head.name or 'head'}.safetensors"
+        predicted = kept_predictions(file, rows, [pair[0] for pair in own.values()], head.task)
         found[head.name] = judge(
             head.task,
             {

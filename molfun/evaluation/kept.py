@@ -1,0 +1,90 @@
+"""Predictions of baselines in a file, so that a finished run that is opened again fits none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from molfun import __version__
+from molfun._io import load_safetensors, save_safetensors
+from molfun.errors import MolfunError
+from molfun.evaluation.baselines import Labelled, predictions_of
+from molfun.fingerprint import digest
+from molfun.registry import BASELINES
+from molfun.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+Found = dict[str, list[list[np.ndarray]]]
+"""Predictions by baseline: one array per sample of each part."""
+
+
+def kept_predictions(
+    path: Path | None, train: Labelled, others: Sequence[Labelled], task: Task
+) -> Found:
+    """Return `predictions_of` the baselines, from a file if it was made from the same rows.
+
+    A file that cannot be read or written is made again or left out: it only saves seconds.
+
+    Parameters
+    ----------
+    path
+        The file; None keeps nothing.
+    train, others, task
+        As in `predictions_of`.
+    """
+    if path is None:
+        return predictions_of(train, others, task)
+    key = _key(train, others, task)
+    try:
+        return _unpacked(load_safetensors(path, key=key, sealed=True), len(others))
+    except (MolfunError, OSError) as error:
+        logger.debug("Baselines are fitted: %s", error)
+    found = predictions_of(train, others, task)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_safetensors(path, _packed(found), key=key)
+    except (MolfunError, OSError) as error:
+        logger.warning("The predictions of baselines are not kept: %s", error)
+    return found
+
+
+def _key(train: Labelled, others: Sequence[Labelled], task: Task) -> str:
+    """Return a digest of all inputs and labels, and of what computes on them."""
+    rows = (
+        text
+        for part in (train, *others)
+        for sample, label in zip(part.samples, part.labels, strict=True)
+        for text in (sample.content_key(), digest([label.tobytes().hex()]))
+    )
+    about = [__version__, type(task).__name__, repr(task.config_dict), *BASELINES]
+    return digest([*about, *map(str, map(len, (train, *others))), *rows])
+
+
+def _packed(found: Found) -> dict[str, torch.Tensor]:
+    """Return the values of each baseline and part as one row, and the shapes of its samples."""
+    packed = {}
+    for name, parts in found.items():
+        for i, rows in enumerate(parts):
+            arrays = [np.asarray(row, np.float64) for row in rows]
+            values = np.concatenate([a.ravel() for a in arrays]) if arrays else np.zeros(0)
+            shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), -1)
+            packed[f"{name}/{i}/values"] = torch.from_numpy(values)
+            packed[f"{name}/{i}/shapes"] = torch.from_numpy(shapes)
+    return packed
+
+
+def _unpacked(packed: Mapping[str, torch.Tensor], n_parts: int) -> Found:
+    names = dict.fromkeys(name.rpartition("/")[0].rpartition("/")[0] for name in packed)
+    return {name: [_rows(packed, f"{name}/{i}") for i in range(n_parts)] for name in names}
+
+
+def _rows(packed: Mapping[str, torch.Tensor], place: str) -> list[np.ndarray]:
+    values, shapes = packed[f"{place}/values"].numpy(), packed[f"{place}/shapes"].numpy()
+    ends = np.cumsum(shapes.prod(1))[:-1]
+    both = zip(np.split(values, ends), shapes.tolist(), strict=True)
+    return [part.reshape(shape) for part, shape in both]
