@@ -126,6 +126,10 @@ class TrainedModel(Command):
 class PredictSettings(TrainedModel):
     """Settings of ``molfun predict``."""
 
+    coverage: float | None = option(
+        None, "Add intervals that hold the label this often, of an ensemble of molfun cv.",
+        panel=MODEL, shown="none; 0.9 is usual", gt=0, lt=1,
+    )  # fmt: skip
     output: str = option("predictions.csv", "Table to write.", panel=RUN)
 
 

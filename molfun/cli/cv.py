@@ -88,7 +88,7 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
                 on_fold=start,
             )
         write_results(folder, found, dataset, settings, random_weights=model.random_base)
-        save_folds(folder.path / ENSEMBLE, found.checkpoints, {})
+        save_folds(folder.path / ENSEMBLE, found.checkpoints, found.calibrations())
         _say_results(found)
         say(f"\nEverything is in {folder.path}: {OUT_OF_FOLD}, {FOLDS}, {SUMMARY}, fold_1/ ...")
         say(f"Predict with all folds: molfun predict {folder.path / ENSEMBLE} --data FILE")
@@ -175,6 +175,7 @@ def write_results(
         "folds": found.table().to_dict("records"),
         "metrics": {name: asdict(e) for name, e in found.summary().items()},
         "pooled": found.pooled(),
+        "reliability": found.reliability(),
         "cache": found.cache_report.splitlines(),
     }
     write_json(folder.path / SUMMARY, _without_nan(content))

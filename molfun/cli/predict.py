@@ -34,7 +34,8 @@ def predict(given: Mapping[str, Any]) -> None:
     kind, dataset = _samples(wanted, about, labels=False)
     model: Any = _ensemble(wanted) or _model(wanted)
     path = as_path(wanted.output)
-    result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"))
+    bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
+    result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"), **bounds)
     write_predictions(path, result, dataset)
     beside = kind.write_beside(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
@@ -96,6 +97,12 @@ def _ensemble(wanted: PredictSettings) -> Ensemble | None:
     found = open_ensemble(
         wanted.checkpoint, weights=wanted.weights, device=wanted.device, kernels=wanted.kernels
     )
+    if found is None and wanted.coverage is not None:
+        raise ConfigError(
+            f"--coverage needs the errors of a model on rows that it never saw, and "
+            f"{wanted.checkpoint} is a single model. Run molfun cv with the settings of its run, "
+            f"and predict with the folder ensemble/ of that."
+        )
     if found is not None and wanted.target is not None:
         raise ConfigError("--target chooses an energy of a single model: leave it out.")
     if found is not None:

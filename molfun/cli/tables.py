@@ -76,16 +76,28 @@ def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[A
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the columns with the predictions of one head."""
-    yield "prediction", [_cell(value) for value in result["prediction"]]
-    probs, std = result.get("probs"), result.get("std")
-    if probs is None or isinstance(probs, list):
-        if std is not None:
-            yield "std", [_cell(value) for value in std]
+    yield "prediction", _cells(result["prediction"])
+    if "set" in result:
+        yield "prediction_set", _cells(result["set"])
+    probs = result.get("probs")
+    if probs is not None and not isinstance(probs, list):
+        yield from _of_classes(probs, result)
         return
+    for name in ("std", "lower", "upper"):
+        if name in result:
+            yield name, _cells(result[name])
+
+
+def _of_classes(probs: Any, result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the probability of each class, and its standard deviation over an ensemble."""
     for index, name in enumerate(result.get("classes") or range(probs.shape[1])):
-        yield f"prob_{name}", [_cell(p) for p in probs[:, index]]
-        if std is not None:
-            yield f"std_{name}", [_cell(value) for value in std[:, index]]
+        yield f"prob_{name}", _cells(probs[:, index])
+        if "std" in result:
+            yield f"std_{name}", _cells(result["std"][:, index])
+
+
+def _cells(values: Iterable[Any]) -> list[str]:
+    return [_cell(value) for value in values]
 
 
 def _free(name: str, taken: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,8 @@ from molfun import __version__
 from molfun._io import atomic_directory, write_json
 from molfun._paths import as_path
 from molfun.backbones.kernels import Kernels
-from molfun.errors import CheckpointError, ConfigError
+from molfun.errors import CheckpointError, ConfigError, DataError
+from molfun.evaluation.conformal import Calibration
 from molfun.models import evaluation, persistence, trained_on
 from molfun.models.caching import caches_of
 from molfun.models.prediction import Prediction
@@ -57,6 +58,11 @@ class Ensemble:
     models
         Trained models, at least two.
 
+    Attributes
+    ----------
+    calibrations
+        Out-of-fold errors of each head, of `CrossValidation.calibrations`; empty without them.
+
     Raises
     ------
     ConfigError
@@ -78,7 +84,7 @@ class Ensemble:
 
     def __init__(self, models: Sequence[MolfunStructureModel]) -> None:
         self.models = list(models)
-        self.calibration: dict[str, Any] = {}
+        self.calibrations: dict[str, Calibration] = {}
         if len(self.models) < 2:
             raise ConfigError(f"An ensemble has at least two models, got {len(self.models)}.")
         _check_alike(self.models)
@@ -136,7 +142,11 @@ class Ensemble:
         folder = as_path(path)
         found = cls.from_checkpoints(members_of(folder), **options)
         if (folder / CALIBRATION).is_file():
-            found.calibration = _read_json(folder / CALIBRATION)
+            content = _read_json(folder / CALIBRATION)
+            try:
+                found.calibrations = {n: Calibration.from_dict(c) for n, c in content.items()}
+            except DataError as error:
+                raise CheckpointError(f"{folder / CALIBRATION} is damaged: {error}") from error
         return found
 
     @settled()
@@ -148,7 +158,7 @@ class Ensemble:
         CheckpointError
             If `path` holds anything but an ensemble.
         """
-        with _new_folder(as_path(path), len(self), self.calibration) as folders:
+        with _new_folder(as_path(path), len(self), self.calibrations) as folders:
             for i, (model, folder) in enumerate(zip(self.models, folders, strict=True)):
                 persistence.save(model, folder)
                 _link_equal(folder, folders[:i])
@@ -156,27 +166,51 @@ class Ensemble:
 
     @settled()
     @torch.no_grad()
-    def predict(self, data: Any) -> Prediction:
+    def predict(self, data: Any, *, coverage: float | None = None) -> Prediction:
         """Return the mean of the predictions, and the standard deviation over the models.
 
         Parameters
         ----------
         data
             A list of sequences or samples, a loader or a data set; labels are ignored.
+        coverage
+            Probability with which intervals hold the label, 0.9 for example; None gives none. It
+            is calibrated on errors of single folds, which are a little larger than those of their
+            mean, so that intervals rather hold more often.
 
         Returns
         -------
         Prediction
             As of a single model, and ``std``: shaped as the predictions of numbers, or as the
-            probabilities of classes.
+            probabilities of classes. With `coverage` also ``lower`` and ``upper`` of numbers, or
+            ``set``, the names of the classes in the set of each sample.
+
+        Raises
+        ------
+        ConfigError
+            If `coverage` is given, and the ensemble has no out-of-fold errors.
+        DataError
+            If there are too few of them for this coverage.
+
+        References
+        ----------
+        Barber et al. 2021, "Predictive Inference with the Jackknife+" (its CV+).
         """
+        if coverage is not None and not self.calibrations:
+            raise ConfigError(
+                "Intervals need out-of-fold errors, which this ensemble does not have: make it "
+                "with molfun cv, or set Ensemble.calibrations = CrossValidation.calibrations()."
+            )
         evaluation.warn_unready(self.first)
         seen = np.unique(np.concatenate([model.training_inputs for model in self.models]))
         loader = evaluation.prepared(self.first, data)
         watch = trained_on.Watch(loader, seen)
         results = self._run(watch)
         watch.warn()
-        return self._presented(results)
+        found = self._presented(results)
+        if coverage is not None:
+            self._add_bounds(found, coverage)
+        return found
 
     def _run(self, batches: Any) -> list[Evaluation]:
         """Return the predictions of each model, from one pass over the data."""
@@ -207,6 +241,18 @@ class Ensemble:
             own["std"] = spread if part.task.level != "sequence" else torch.tensor(np.array(spread))
         return found
 
+    def _add_bounds(self, found: Prediction, coverage: float) -> None:
+        """Add intervals of numbers and sets of classes."""
+        for name, calibration in self.calibrations.items():
+            own = found[name] if name else found
+            if calibration.classes:
+                chosen = calibration.sets(own["probs"].numpy(), coverage=coverage)
+                names = np.array(calibration.classes, dtype=object)
+                own["set"] = [names[row].tolist() for row in chosen]
+            else:
+                bounds = calibration.intervals(own["prediction"].numpy(), coverage=coverage)
+                own["lower"], own["upper"] = map(torch.from_numpy, bounds)
+
 
 def is_ensemble(path: str | Path) -> bool:
     """Return whether a path is the folder of an ensemble."""
@@ -236,7 +282,9 @@ def members_of(path: str | Path) -> list[Path]:
     return [folder / f"member_{i + 1}" for i in range(n)]
 
 
-def save_folds(path: str | Path, checkpoints: Sequence[Path], calibration: dict[str, Any]) -> None:
+def save_folds(
+    path: str | Path, checkpoints: Sequence[Path], calibrations: Mapping[str, Calibration]
+) -> None:
     """Write the checkpoints of a cross-validation as an ensemble, without loading any of them.
 
     Raises
@@ -244,7 +292,7 @@ def save_folds(path: str | Path, checkpoints: Sequence[Path], calibration: dict[
     CheckpointError
         If `path` holds anything but an ensemble.
     """
-    with _new_folder(as_path(path), len(checkpoints), calibration) as folders:
+    with _new_folder(as_path(path), len(checkpoints), calibrations) as folders:
         for i, (source, folder) in enumerate(zip(checkpoints, folders, strict=True)):
             shutil.copytree(source, folder, copy_function=_link)
             _link_equal(folder, folders[:i])
@@ -321,13 +369,16 @@ def _runner(model: MolfunStructureModel, caches: dict[str, PrefixCache]) -> Supe
 
 
 @contextlib.contextmanager
-def _new_folder(path: Path, n: int, calibration: dict[str, Any]) -> Iterator[list[Path]]:
+def _new_folder(
+    path: Path, n: int, calibrations: Mapping[str, Calibration]
+) -> Iterator[list[Path]]:
     """Write a folder of `n` members in one step; a ``with`` block fills those it is given."""
     _refuse_other_files(path)
     with atomic_directory(path) as folder:
         yield [folder / f"member_{i + 1}" for i in range(n)]
-        if calibration:
-            write_json(folder / CALIBRATION, calibration)
+        if calibrations:
+            content = {name: one.to_dict() for name, one in calibrations.items()}
+            write_json(folder / CALIBRATION, content)
         write_json(folder / INDEX, {"format": FORMAT, "members": n, "molfun_version": __version__})
 
 

@@ -15,7 +15,9 @@ import torch
 from molfun._io import load_safetensors, read_metadata, save_safetensors
 from molfun.data.folds import Fold
 from molfun.evaluation.bootstrap import Estimate
+from molfun.evaluation.conformal import Calibration, reliability
 from molfun.models.prediction import Prediction
+from molfun.tasks.classification import MulticlassTask
 from molfun.training.supervised import Evaluation
 from molfun.training.task_head import TaskHead
 
@@ -207,10 +209,7 @@ class CrossValidation:
         """
         values: dict[str, float] = {}
         for part in self._presenting():
-            order = self._order()
-            rows = self.raw(part.name)
-            first = [r for r in self.folds if r.fold.repeat == 1]
-            targets = _in_order([t for r in first for t in r.targets[part.name]], order)
+            rows, targets = self.raw(part.name), self._targets(part.name)
             found = part.task.metrics(part.task.join(rows), part.task.join(targets))
             values |= {part.key(name): value for name, value in found.items()}
         return values
@@ -235,6 +234,39 @@ class CrossValidation:
         for part in self._presenting():
             found.put(part, self.raw(part.name))
         return found
+
+    def calibrations(self) -> dict[str, Calibration]:
+        """Return the out-of-fold errors of each head, for intervals and sets of classes.
+
+        Heads that predict one number or one class per sample have them.
+        """
+        found = {}
+        for part in self._presenting():
+            if part.task.level != "sequence":
+                continue
+            rows, targets = np.stack(self.raw(part.name)), np.stack(self._targets(part.name))
+            if rows.ndim == targets.ndim == 1:
+                found[part.name] = Calibration.of_numbers(rows, targets)
+            elif isinstance(part.task, MulticlassTask):
+                names = part.task.classes or []
+                found[part.name] = Calibration.of_classes(rows, targets, names)
+        return found
+
+    def reliability(self) -> dict[str, Any]:
+        """Return reliability diagram and expected calibration error of each head of classes."""
+        found = {}
+        for part in self._presenting():
+            if isinstance(part.task, MulticlassTask):
+                probs = part.task.join(self.raw(part.name))
+                labels = part.task.join(self._targets(part.name))
+                known = np.isfinite(labels)
+                found[part.name] = reliability(probs[known], labels[known].astype(np.int64))
+        return found
+
+    def _targets(self, head: str) -> list[np.ndarray]:
+        """Return the label of each sample as numbers."""
+        first = [r for r in self.folds if r.fold.repeat == 1]
+        return _in_order([t for r in first for t in r.targets[head]], self._order())
 
     def fold_of_each(self) -> list[str]:
         """Return the number of the fold that tested each sample; of several repeats ``"3;1"``."""

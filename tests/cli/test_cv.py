@@ -81,8 +81,43 @@ def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
     assert "Ensemble of 2 models" in done.output
     assert "of 20 samples were in the training set of the model" in done.output
     assert all(float(row["std"]) >= 0 for row in rows_of("new.csv"))
+    done = molfun(*command, "--device", "cpu", "--overwrite", "--coverage", 0.8)
+    assert done.exit_code == 0, done.output
+    errors = sorted(
+        abs(float(row["prediction"]) - float(row["target"]))
+        for row in rows_of("cv/out_of_fold.csv")
+    )
+    for row in rows_of("new.csv"):
+        half = float(row["upper"]) - float(row["prediction"])
+        assert half == pytest.approx(float(row["prediction"]) - float(row["lower"]))
+        # 80 % of 21 places: the 17th error of 20, or one more by rounding
+        assert any(half == pytest.approx(error) for error in errors[16:18])
+    few = molfun(*command, "--device", "cpu", "--overwrite", "--coverage", 0.99)
+    assert "20 out-of-fold predictions are too few for intervals of 99%" in few.output
+    single = molfun(
+        "predict", "cv/fold_1/checkpoint", "--data", "data.csv", "--output", "s.csv",
+        "--coverage", 0.9,
+    )  # fmt: skip
+    assert "cv/fold_1/checkpoint is a single model. Run molfun cv" in single.output
     refused = molfun("evaluate", "cv/ensemble", "--data", "data.csv")
     assert "cv/ensemble is an ensemble, which molfun predict takes" in refused.output
+
+
+def test_classes_have_sets_and_a_reliability_diagram(molfun: Command, cv: Command) -> None:
+    rows = [f"{s},{'yes' if i % 3 else 'no'}" for i, s in enumerate(SEQUENCES)]
+    Path("data.csv").write_text("\n".join(["sequence,target", *rows, ""]))
+    assert cv("--folds", 2, "--task", "binary").exit_code == 0
+    (found,) = json.loads(Path("cv/cv.json").read_text())["reliability"].values()
+    assert 0 <= found["ece"] <= 1
+    assert sum(found["n"]) == 20
+    done = molfun(
+        "predict", "cv/ensemble", "--data", "data.csv", "--output", "new.csv", "--device", "cpu",
+        "--coverage", 0.5,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    new = rows_of("new.csv")
+    assert {row["prediction_set"] for row in new} <= {"", "no", "yes", "no;yes"}
+    assert all(float(row["std_yes"]) >= 0 for row in new)
 
 
 @pytest.mark.parametrize(
