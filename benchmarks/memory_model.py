@@ -112,7 +112,7 @@ def main() -> None:
                 Case(kernels, plan, *sizes)
                 for sizes in itertools.product(args.blocks, args.lengths, args.rows)
             ]
-            rows, peaks, worst = [], [], 0.0
+            rows, peaks, last = [], [], 0.0
             for case in cases:
                 found = measure(case)
                 pair, msa, weights = units(case)
@@ -127,7 +127,7 @@ def main() -> None:
                     f"{predicted / 2**20:>8.0f}",
                     flush=True,
                 )
-                worst = max(worst, (found - FIXED) / predicted)
+                last = (found - FIXED) / predicted
                 kept = 4 * weights * (case.blocks if plan == "keep" else 1)
                 rows.append([case.blocks * pair, case.blocks * msa, pair, msa])
                 peaks.append(found - (0 if kernels == "fast" else kept))
@@ -138,7 +138,8 @@ def main() -> None:
             names = ("block_pair", "block_msa", "once_pair", "once_msa")
             text = ", ".join(f"{n}={c:.1f}" for n, c in zip(names, found_costs, strict=True))
             print(f"  {kernels} {plan}: {text}")
-            harness.hold(f"{kernels} {plan}", "worst measured / predicted peak", worst, 1.5)
+            # of the largest case: what does not grow with the sizes hides the rest in small ones
+            harness.hold(f"{kernels} {plan}", "measured / predicted peak", last, 1.5)
     harness.finish()
 
 
