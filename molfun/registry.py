@@ -217,6 +217,8 @@ BASELINES = Registry("baselines")
 """Simple models to compare with, `molfun.evaluation.baselines.Baseline`."""
 OPTIMIZERS = Registry("optimizers")
 """Optimizers for the ``optimizer`` of a strategy."""
+LOGGERS = Registry("loggers")
+"""Experiment trackers, `molfun.training.loggers.Logger`."""
 ENCODERS = Registry("encoders")
 """Encoders of time series, `molfun.backbones.timeseries.encoders.BaseEncoder`."""
 ENCODER_CONFIGS = Registry("encoder_configs")
@@ -307,3 +309,7 @@ STRATEGIES.register("gradual", "molfun.strategies.gradual:GradualFinetune")
 OPTIMIZERS.register("adam", "torch.optim:Adam")
 OPTIMIZERS.register("adamw", "torch.optim:AdamW")
 OPTIMIZERS.register("sgd", "torch.optim:SGD")
+LOGGERS.register("csv", "molfun.training.loggers.csv_file:CSVLogger")
+LOGGERS.register("tensorboard", "molfun.training.loggers.tensorboard:TensorBoardLogger")
+LOGGERS.register("wandb", "molfun.training.loggers.wandb:WandbLogger")
+LOGGERS.register("mlflow", "molfun.training.loggers.mlflow:MLflowLogger")

@@ -143,8 +143,17 @@ PUBLIC = {
         "History",
         "LoRAFinetune",
         "PartialFinetune",
+        "StepReport",
         "TaskHead",
         "choose_strategy",
+    ],
+    "molfun.training.loggers": [
+        "CSVLogger",
+        "LoggedRun",
+        "Logger",
+        "MLflowLogger",
+        "TensorBoardLogger",
+        "WandbLogger",
     ],
     "molfun.backbones.timeseries.encoders": [
         "BaseEncoder",

@@ -42,6 +42,8 @@ class CvSettings(FineTuneSettings):
             raise ValueError("folds have no order in time: split=temporal is for fine-tune")
         if self.split == "column" and self.repeats > 1:
             raise ValueError("the folds of a column are divided once: leave out repeats")
+        if self.logger:
+            raise ValueError("folds are not sent to trackers: leave out logger, or use fine-tune")
         return self
 
     @property

@@ -26,6 +26,7 @@ from molfun.cli.data import (
     task_config,
 )
 from molfun.cli.judging import judge_run
+from molfun.cli.loggers import held_loggers
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -68,8 +69,16 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
     overwrite = options.overwrite or (settings.demo and is_demo(folder))
     names = type(settings).model_fields
     written = (*RUN_FILES, *command_files(), LOG, CACHE)
-    with opened_run(
-        folder, written, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
+    with (
+        opened_run(
+            folder,
+            written,
+            settings.inputs,
+            settings=names,
+            overwrite=overwrite,
+            debug=options.debug,
+        ),
+        held_loggers(settings) as loggers,
     ):
         train, val, test = open_training(settings)
         old = energies.old_structures(settings)
@@ -92,6 +101,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
                 precision=settings.precision,
                 cache=settings.cache_config,
                 callbacks=[files, *reports, shown],
+                loggers=loggers,
                 overwrite=overwrite,
             )
         finally:

@@ -12,8 +12,7 @@ from molfun.strict import mistyped
 from molfun.text import listing, nearest
 
 TOP = ("architecture", "training_set", "validation_set", "test_set", "seed", "device",
-       "base_precision", "trust")  # fmt: skip
-UNUSED_TOP: dict[str, Any] = {"wandb": None}
+       "base_precision", "trust", "wandb")  # fmt: skip
 REPORTS_TOP = ("print_stats", "final_eval")
 ARCHITECTURE = ("name", "atomic_types", "model", "training")
 TRAINING = ("batch_size", "num_epochs", "warmup_fraction", "learning_rate", "weight_decay",
@@ -99,9 +98,8 @@ class Translation:
         """Add a problem for names that metatrain has and Molfun does not."""
         names = [key for key in section if key in known and section[key] != known[key]]
         if names:
-            place = f"{where}: " if where else ""
             self.problems.append(
-                f"{place}Molfun does not do what metatrain does with {', '.join(names)}. Leave "
+                f"{where}: Molfun does not do what metatrain does with {', '.join(names)}. Leave "
                 f"{'it' if len(names) == 1 else 'them'} out, or train with metatrain itself."
             )
 
@@ -156,8 +154,7 @@ def translate(options: Mapping[str, Any], *, source: str = "options") -> Transla
 
 def _translate(options: Mapping[str, Any], source: str) -> Translation:
     found, options = Translation(), plain(options)
-    found.check("", options, [*TOP, *UNUSED_TOP, *REPORTS_TOP])
-    found.unused("", options, UNUSED_TOP)
+    found.check("", options, [*TOP, *REPORTS_TOP])
     found.reports(options, REPORTS_TOP)
     found.settings |= {"backbone": "pet", "head": "energy", "trust": bool(options.get("trust"))}
     _run(options, found)
@@ -179,6 +176,9 @@ def _translate(options: Mapping[str, Any], source: str) -> Translation:
 def _run(options: Mapping[str, Any], found: Translation) -> None:
     if options.get("seed") is not None:
         found.settings["seed"] = options["seed"]
+    if options.get("wandb") is not None:  # arguments of wandb.init, as Molfun's logger takes them
+        given = {"wandb": found.section("wandb", options["wandb"])}
+        found.settings |= {"logger": ["wandb"], "logger_config": given}
     device = options.get("device")
     if device is not None and str(device).startswith("multi-"):
         found.problems.append(

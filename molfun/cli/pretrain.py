@@ -9,6 +9,7 @@ from typing import Any
 from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import ConsoleProgress, say
 from molfun.cli.data import loader, say_notes
+from molfun.cli.loggers import held_loggers
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
@@ -38,8 +39,16 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
     """Load data, train, and write weights."""
     folder, overwrite = RunFolder(settings.output, resume=options.resume), options.overwrite
     names = type(settings).model_fields
-    with opened_run(
-        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
+    with (
+        opened_run(
+            folder,
+            WRITTEN,
+            settings.inputs,
+            settings=names,
+            overwrite=overwrite,
+            debug=options.debug,
+        ),
+        held_loggers(settings) as loggers,
     ):
         train, val = _data(settings)
         kind, total = settings.kind, int(train.lengths.sum())
@@ -76,6 +85,7 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
                 save_every_steps=settings.save_every_steps,
                 overwrite=overwrite,
                 callbacks=[_ConfigFile(folder, settings), shown],
+                loggers=loggers,
             )
         finally:
             shown.close()

@@ -75,7 +75,7 @@ def _described(settings: type[Settings], schema: dict[str, Any]) -> dict[str, An
         choices = settings.flag(name).choices
         if choices is not None:
             # the type in the schema is any text: which names are registered is known only now
-            types = [entry, *entry.get("anyOf", [])]
+            types = [entry, *entry.get("anyOf", []), entry.get("items", {})]
             names = [*choices(), *(TASKS if name == "head" else ())]  # a task means its usual head
             next(t for t in types if t.get("type") == "string")["enum"] = names
         entry["description"] = settings.describe(name)

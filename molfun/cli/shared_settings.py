@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from molfun.config import Settings, option
-from molfun.registry import OPTIMIZERS
+from molfun.registry import LOGGERS, OPTIMIZERS
 from molfun.strategies.course import SCHEDULERS, Course, Mode
 from molfun.text import unknown_name
+from molfun.training.loggers.names import logger_names
 
 DATA, MODEL, TASK, TRAINING, RUN, CACHE = (
     *("Data", "Model", "Task", "Training", "Run", "Cache of what is frozen"),
@@ -46,9 +47,24 @@ class ProcessSettings(StartSettings):
         ge=0, lt=2**63,
     )  # fmt: skip
     workers: int = option(0, "Processes that load data.", panel=RUN, hidden=True, ge=0)
+    logger: list[str] = option(
+        list, "Experiment trackers, with commas: {choices}.", panel=RUN, hidden=True,
+        choices=LOGGERS.__iter__, shown="none",
+    )  # fmt: skip
+    logger_config: dict[str, dict[str, Any]] = option(
+        dict, "Settings of each logger, as project of wandb.", yaml_only=True
+    )
     started_in: str | None = option(
         None, "Folder a run was started in, as seen from its own.", yaml_only=True
     )
+
+    @field_validator("logger", mode="before")
+    @classmethod
+    def _are_loggers(cls, given: Any) -> Any:
+        if given is None:
+            return []
+        texts = isinstance(given, str) or all(isinstance(one, str) for one in given)
+        return logger_names(given) if texts else given
 
 
 class OptimizerSettings(Settings):

@@ -22,6 +22,8 @@ from molfun.strategies.base import FinetuneStrategy
 from molfun.strict import check_choice
 from molfun.training.callbacks import Callback
 from molfun.training.job import Job
+from molfun.training.loggers.base import Logger
+from molfun.training.loggers.given import as_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def open_job(
     overwrite: bool,
     by_name: bool = True,
     callbacks: Sequence[Callback],
+    loggers: Sequence[Logger | str] | str,
     **options: Any,
 ) -> Job:
     """Check all arguments of a run and return its `Job`, which has written nothing yet.
@@ -45,7 +48,7 @@ def open_job(
     ----------
     model
         Model to train.
-    train, val, strategy, output_dir, resume, overwrite, callbacks
+    train, val, strategy, output_dir, resume, overwrite, callbacks, loggers
         As in `MolfunStructureModel.fit`.
     by_name
         Whether a strategy may be given by its name.
@@ -56,6 +59,8 @@ def open_job(
     ------
     ConfigError, DataError
         If an argument or a sample cannot be used.
+    MissingDependencyError
+        If the package of a logger is not installed.
     RunError
         If the run may not begin or go on in its folder.
     """
@@ -64,7 +69,10 @@ def open_job(
     train = as_loader(train, shuffle=True)
     val = None if val is None else as_loader(val)
     callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)
+    trackers = as_loggers(loggers)
     folder = RunFolder.of(output_dir, resume=resume)
+    if folder is None and trackers:
+        raise ConfigError("loggers need output_dir, the folder that keeps the ids of their runs.")
     # before the samples are read: a folder in use or full of results ends the run at once
     if folder is not None:
         # a model whose base weights lie in this folder would lose them to its own run, and a
@@ -78,6 +86,7 @@ def open_job(
         val=val,
         folder=folder,
         callbacks=callbacks,
+        loggers=trackers,
         **options,
     )
     job.train, job.val = _same_features(model, train, val)

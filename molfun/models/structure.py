@@ -33,6 +33,7 @@ from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
 from molfun.training.inputs import as_inputs
+from molfun.training.loggers.base import Logger
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class MolfunStructureModel(AssembledModel):
         cache: CacheMode | CacheConfig = "auto",
         cache_dir: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger | str] | str = (),
         save_every_steps: int | None = None,
         restore_best: bool = True,
         overwrite: bool = False,
@@ -118,8 +120,7 @@ class MolfunStructureModel(AssembledModel):
             length and returns `Sample`), a list of samples, of (sequence, number) pairs or of
             batches. `pretrain`, `predict`, `evaluate` and `embed` accept the same.
         strategy
-            What trains and how fast: a strategy, the registered name of one (with its defaults),
-            or "auto" to choose by the number of samples.
+            What trains and how fast: a strategy, the name of one, or "auto" (by sample count).
         epochs, max_steps
             Limits of the training; 20 epochs if neither is given.
         output_dir
@@ -130,23 +131,19 @@ class MolfunStructureModel(AssembledModel):
         seed
             Decides the order of samples and dropout.
         precision
-            Overrides the strategy's ``amp``: "32-true", "bf16-mixed" or "16-mixed", for which
-            "fp32", "bf16" and "fp16" are short.
+            "fp32", "bf16" or "fp16" (or Fabric's names); overrides the strategy's ``amp``.
         cache
-            Where to keep the outputs of a frozen backbone, or the activations before its first
-            block that trains: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets
-            and precision.
+            Where outputs of a frozen backbone, or activations before its first block that trains,
+            are kept: "auto", "memory", "disk", "off", or a `CacheConfig` with budgets, precision.
         cache_dir
-            Folder for "auto" and "disk", which several runs may share; by default in
-            `output_dir`.
-        callbacks
-            Hooks, see `molfun.training.Callback`.
+            Folder for "auto" and "disk", which runs may share; by default in `output_dir`.
+        callbacks, loggers
+            Hooks (`molfun.training.Callback`), and experiment trackers: names ("tensorboard",
+            "wandb") or objects of `molfun.training.loggers`.
         save_every_steps
-            Write the resume state after this many optimizer steps, as well as after every epoch
-            and every ten minutes.
+            Optimizer steps between resume states; epochs and ten minutes write one as well.
         restore_best
-            False leaves the weights of the last epoch in the model; ``checkpoint/`` holds the
-            best ones all the same.
+            False leaves the last epoch's weights in the model; ``checkpoint/`` has the best.
         overwrite
             Whether a run that `output_dir` already holds may be replaced.
 
@@ -176,6 +173,7 @@ class MolfunStructureModel(AssembledModel):
             seed=seed,
             precision=precision,
             callbacks=callbacks,
+            loggers=loggers,
             save_every_steps=save_every_steps,
             restore_best=restore_best,
         )
@@ -197,6 +195,7 @@ class MolfunStructureModel(AssembledModel):
         seed: int = 0,
         precision: str | None = None,
         callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger | str] | str = (),
         save_every_steps: int | None = None,
         overwrite: bool = False,
     ) -> History:
@@ -216,7 +215,7 @@ class MolfunStructureModel(AssembledModel):
             Folder of the run: ``weights.safetensors`` (the best weights so far, to be passed as
             ``weights``; with jepa the last, since its loss cannot rank epochs), ``resume/`` and
             ``history.csv``.
-        resume, seed, precision, callbacks, save_every_steps, overwrite
+        resume, seed, precision, callbacks, loggers, save_every_steps, overwrite
             As in `fit`.
 
         Returns
@@ -247,6 +246,7 @@ class MolfunStructureModel(AssembledModel):
             seed=seed,
             precision=precision,
             callbacks=callbacks,
+            loggers=loggers,
             save_every_steps=save_every_steps,
         )
         history = pretraining.run(

@@ -29,6 +29,8 @@ CHECKPOINT, RESUME, HISTORY, WEIGHTS = (
 RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
 """Files and folders that `fit` and `pretrain` write into the folder of a run."""
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
+LOGGERS, LOGS = "loggers.json", "logs"
+"""Ids of the runs of trackers, and folder of their files."""
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
 SCHEMA = "config.schema.json"
 EVALUATION = "evaluation.json"

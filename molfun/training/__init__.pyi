@@ -9,6 +9,7 @@ from molfun.training.cache import CacheConfig as CacheConfig
 from molfun.training.callbacks import Callback as Callback
 from molfun.training.callbacks import CSVLog as CSVLog
 from molfun.training.callbacks import FitPlan as FitPlan
+from molfun.training.callbacks import StepReport as StepReport
 from molfun.training.history import History as History
 from molfun.training.task_head import TaskHead as TaskHead
 

@@ -30,12 +30,15 @@ class FitPlan:
         Optimizer steps: ``ceil(batches / accumulation_steps)``.
     total_steps
         Optimizer steps of the whole fit.
+    done_steps
+        Optimizer steps that a resumed fit took before.
     """
 
     epochs: int
     batches_per_epoch: int
     steps_per_epoch: int
     total_steps: int
+    done_steps: int = 0
 
     @classmethod
     def of(
@@ -74,6 +77,40 @@ class FitPlan:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is known of one optimizer step.
+
+    Parameters
+    ----------
+    epoch
+        Epoch, counted from 1.
+    step
+        Optimizer steps so far, this one included; a skipped step is not counted.
+    loss
+        Mean loss per label of its batches with a finite loss; NaN without labels.
+    rates
+        Learning rate of the next step, by group of parameters.
+    grad_norm
+        Norm of the gradient before clipping; NaN if there was none.
+    skipped
+        Steps of the run that were skipped so far, since a loss or gradient was not finite.
+    n_samples
+        Samples in its batches, over all processes.
+    seconds
+        Time that it took, with loading its batches and without callbacks.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    rates: Mapping[str, float]
+    grad_norm: float
+    skipped: int
+    n_samples: int
+    seconds: float
+
+
 class Callback:
     """Base class of callbacks; every method does nothing unless it is overridden."""
 
@@ -82,6 +119,9 @@ class Callback:
 
     def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
         """Run after each training batch; `batch` counts from 1, `loss` is the mean of the batch."""
+
+    def on_step_end(self, report: StepReport) -> None:
+        """Run after each optimizer step, also a skipped one."""
 
     def on_validation_start(self, n_batches: int) -> None:
         """Run before the model is validated."""

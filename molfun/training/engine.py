@@ -21,7 +21,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,10 +33,10 @@ from molfun.nn.process import random_state, seed_everything
 from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded_batches
-from molfun.training.callbacks import Callback, FitPlan
+from molfun.training.callbacks import Callback, FitPlan, StepReport
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.engine_config import EngineConfig
-from molfun.training.groups import let_train, shown_lr, warn_of_late_starts
+from molfun.training.groups import let_train, rates_of, shown_lr, warn_of_late_starts
 from molfun.training.history import History, Row
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.interrupt import Interrupted, SignalWatch
@@ -111,6 +111,7 @@ class Engine:
         self._watch = SignalWatch()
         self._windows = 0  # windows closed in this epoch
         self._window_loss = 0.0  # loss of this process in the open window
+        self._closed = (0.0, 0, 0.0)  # loss and labels before the open window, and its start
 
     # --- the whole fit -------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Engine:
         if replaces and not resumed:
             self._write_state(randoms)
         for callback in self.callbacks:
-            callback.on_fit_start(plan, history)
+            callback.on_fit_start(replace(plan, done_steps=self.state.step), history)
         if not (replaces or resumed):
             self._write_state(randoms)
 
@@ -234,6 +235,7 @@ class Engine:
     def _begin_epoch(self) -> None:
         """Unfreeze the parameters that begin to train in this epoch."""
         state = self.state
+        self._closed = (state.loss_total, state.loss_count, time.perf_counter())
         if let_train(self.optimizer, state.epoch):
             self.runner.trainable_changed()
         starts = [group["start_epoch"] for group in self.optimizer.param_groups]
@@ -275,6 +277,7 @@ class Engine:
     def _optimizer_step(self) -> None:
         state = self.state
         precision = self.fabric.strategy.precision
+        norm: Any = math.nan
         self._add_up_window()
         if state.window_count and not state.window_bad:
             # unscale, divide, clip: the norm is that of the mean gradient, in any precision
@@ -294,7 +297,27 @@ class Engine:
                     precision.optimizer_step(self.optimizer)
         # None and not zero: weight decay and moments would move a parameter with a zero gradient
         self.optimizer.zero_grad(set_to_none=True)
+        if self.callbacks:
+            self._report_step(float(norm))
         self._close_window()
+
+    def _report_step(self, norm: float) -> None:
+        state, (loss, count, began_at) = self.state, self._closed
+        labels = state.loss_count - count
+        report = StepReport(
+            epoch=state.epoch + 1,
+            step=state.step,
+            loss=(state.loss_total - loss) / labels if labels else math.nan,
+            rates=rates_of(self.optimizer),
+            grad_norm=norm,
+            skipped=state.skipped_windows + state.window_bad,
+            n_samples=len(state.window_ids) * self.ranks.size,
+            seconds=time.perf_counter() - began_at,
+        )
+        for callback in self.callbacks:
+            callback.on_step_end(report)
+        # after the callbacks, whose time is not that of training
+        self._closed = (state.loss_total, state.loss_count, time.perf_counter())
 
     def _add_up_window(self) -> None:
         """Sum loss, labels, gradients and failures of the window over all processes."""

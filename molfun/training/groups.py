@@ -44,10 +44,16 @@ def let_train(optimizer: torch.optim.Optimizer, epoch: int) -> bool:
     return changed
 
 
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the learning rate of the next step of each group of parameters, by its name."""
+    # matrices and vectors of a group are apart for weight decay, with the same rate
+    return {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+
+
 def shown_lr(optimizer: torch.optim.Optimizer) -> float:
     """Return the learning rate of the next step: of the head, or of the first group without one."""
     # logs have one column for the rate, and the head is in nearly every strategy
-    rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+    rates = rates_of(optimizer)
     return rates.get("head", next(iter(rates.values())))
 
 

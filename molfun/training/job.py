@@ -20,6 +20,7 @@ from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import make_optimizer
 from molfun.training.history import History, Row
+from molfun.training.loggers.base import Logger, ended, joined
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 
@@ -56,6 +57,8 @@ class Job:
         Overrides the strategy's ``amp``; `chosen_precision` is the result, by Fabric's name.
     callbacks
         Hooks, called in order after the history is written.
+    loggers
+        Experiment trackers, called after the hooks; they are closed at the end of `run`.
     save_every_steps
         Write the resume state after this many optimizer steps, as well as after every epoch and
         every ten minutes.
@@ -74,6 +77,7 @@ class Job:
     callbacks: Sequence[Callback]
     save_every_steps: int | None
     restore_best: bool = True
+    loggers: Sequence[Logger] = ()
 
     def __post_init__(self) -> None:
         self.history = History([])
@@ -142,7 +146,8 @@ class Job:
             keep(history[-1], folder)
 
         engine = self._engine(runner, identity, on_start, keep_best)
-        with contextlib.nullcontext() if folder is None else folder.held():
+        held = contextlib.nullcontext() if folder is None else folder.held()
+        with held, ended(self.loggers):
             try:
                 self.history = engine.fit(self.train, self.val, resume=self.resume)
             except NonFiniteError:  # leave a checkpoint of finite weights, if there is none yet
@@ -178,6 +183,9 @@ class Job:
         )
         # first, so that a user's callback can read the row in the file
         logs = [] if self.folder is None else [CSVLog(self.folder.history)]
+        about = {"backbone": runner.backbone.name, **self._settings()}
+        # last, since callbacks of a command write the settings that loggers send
+        trackers = joined(self.loggers, self.folder, about)
         return Engine(
             runner,
             self.strategy,
@@ -185,7 +193,7 @@ class Job:
             parameters=self.parameters,
             optimizer=self.optimizer,
             fabric=self.fabric,
-            callbacks=[*logs, *self.callbacks],
+            callbacks=[*logs, *self.callbacks, *trackers],
             on_start=on_start,
             on_best=on_best,
             ranks=self.ranks,

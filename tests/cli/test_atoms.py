@@ -25,7 +25,6 @@ from molfun.cli.from_metatrain import (
     TOP,
     TRAINING,
     UNUSED,
-    UNUSED_TOP,
     translate,
 )
 from molfun.cli.settings import FineTuneSettings
@@ -707,7 +706,7 @@ def test_the_names_are_those_of_metatrain() -> None:
 
     assert {*TRAINING, *UNUSED, *REPORTS} == set(TrainerHypers.__annotations__)
     assert set(ARCHITECTURE) == set(ArchitectureBaseHypers.__annotations__)
-    assert {*TOP, *UNUSED_TOP, *REPORTS_TOP} - {"trust"} == set(BaseHypers.__annotations__)
+    assert {*TOP, *REPORTS_TOP} - {"trust"} == set(BaseHypers.__annotations__)
     theirs = get_default_hypers("pet")["training"]
     ours = {**UNUSED, "distributed": theirs.get("distributed")}
     assert {k: v for k, v in ours.items() if theirs.get(k) != v} == {"best_model_metric": "loss"}
@@ -819,6 +818,13 @@ def test_virials_of_metatrain_are_read(target: dict[str, Any], expected: dict[st
     assert {k: settings[k] for k in names if k in settings} == expected
 
 
+def test_the_tracker_of_metatrain_is_that_of_molfun() -> None:
+    settings = translate(options(wandb={"project": "x", "tags": ["a"]})).settings
+    assert settings["logger"] == ["wandb"]
+    assert settings["logger_config"] == {"wandb": {"project": "x", "tags": ["a"]}}
+    assert "logger" not in translate(options(wandb=None)).settings
+
+
 def test_what_only_changes_reports_is_left_aside() -> None:
     training = {"checkpoint_interval": 7, "log_interval": 5}
     found = translate(options(training=training, print_stats=True))
@@ -835,8 +841,7 @@ def test_what_only_changes_reports_is_left_aside() -> None:
          "with best_model_metric, atomic_baseline. Leave them out, or train with metatrain"),
         ({"base_precision": 16}, "PET trains in 32 or 64 bits, got 16"),
         ({"training": {"scale_targets": False}}, "with scale_targets. Leave it out"),
-        ({"wandb": {"project": "x"}}, "options.yaml: Molfun does not do what metatrain does with "
-         "wandb"),
+        ({"wandb": "x"}, "options.yaml: wandb must hold `name: value` lines, got 'x'"),
         ({"architecture": {"name": "gap"}}, "Molfun trains pet of metatrain, not gap"),
         ({"finetune": {"method": "head"}}, "unknown method 'head'. Did you mean 'heads'?"),
         ({"finetune": {"method": "lora", "config": {"rnk": 3}}}, "Did you mean 'rank'?"),
