@@ -36,7 +36,15 @@ class ConfigError(MolfunError, ValueError):
 
 
 class DataError(MolfunError, ValueError):
-    """The user's data has a fault; the text names file, row and column."""
+    """The user's data has a fault; the text names file, row and column.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        All single faults, where the text lists only the first of many.
+    """
+
+    problems: tuple[str, ...] = ()
 
 
 class TableError(DataError):

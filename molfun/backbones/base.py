@@ -192,6 +192,21 @@ class Backbone(nn.Module, ABC):
                 found.append(str(error))
         return len(found), found
 
+    def doubtful(self, dataset: Any) -> Sequence[int] | None:  # noqa: ARG002
+        """Return the places of those samples of a data set that `check` has to look at.
+
+        None is all of them. A backbone that can tell quickly that most samples are fine (all
+        letters of all sequences are known) spares the rest.
+        """
+        return None
+
+    def problems_in(self, dataset: Any) -> tuple[int, list[str]]:
+        """Return `problems` of the samples of a data set with ``__len__`` and ``__getitem__``."""
+        places = self.doubtful(dataset)
+        return self.problems(
+            dataset[i] for i in (range(len(dataset)) if places is None else places)
+        )
+
     def featurize_key(self) -> str:
         """Return the settings that decide the result of `featurize`; part of every cache key."""
         return self.name

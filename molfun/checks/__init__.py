@@ -1,1 +1,1 @@
-"""Checks that train nothing: `doctor` of the installation, `data` of what a run would read."""
+"""Checks that train nothing: `doctor` of the machine, `data` of what a run would read."""

@@ -108,6 +108,28 @@ VERBS = (
         kinds="again",
     ),
     Verb(
+        "check",
+        """
+        Check data and settings of a fine-tuning run, all faults at once; train nothing.
+
+        For example:
+
+        \b
+        molfun check --data pdbbind.csv --pdbs pdbs/
+        molfun check --backbone esm2_t6_8M_UR50D --data gb1.csv --json
+
+        Exit code 1 if something failed.
+        """,
+        settings=(
+            f"{_COMMANDS}CheckOptions",
+            f"{_COMMANDS}FileOptions",
+            f"{_SETTINGS}FineTuneSettings",
+        ),
+        run="molfun.cli.check:check",
+        kinds="all",
+        folds=True,
+    ),
+    Verb(
         "doctor",
         """
         Examine the installation and the machine; exit code 1 if something failed.

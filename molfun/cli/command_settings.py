@@ -155,6 +155,12 @@ class SchemaSettings(Command):
     output: str | None = option(None, "File to write; by default it is printed.", panel=RUN)
 
 
+class CheckOptions(Settings):
+    """Options of ``molfun check`` that a run does not have."""
+
+    as_json: bool = option(False, "Print JSON.", panel=RUN, names=("--json",))
+
+
 class DoctorSettings(Command):
     """Settings of ``molfun doctor``: what is looked at, and how it is printed."""
 

@@ -13,6 +13,7 @@ from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
 from molfun.data.batching import LengthBatchSampler
+from molfun.data.faults import is_collecting
 from molfun.data.kinds.base import CLASSES, DataKind, is_chosen, is_of, kind_of
 from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import DataSplitter
@@ -29,14 +30,14 @@ def open_training(
     """Open training, validation and test set of a run."""
     if settings.demo:
         return _demo(settings)
-    dataset = _open(settings, settings.data)
-    train, val, test = _split(dataset, settings)
+    dataset = open_file(settings, settings.data)
+    train, val, test = split(dataset, settings)
     read = [dataset]  # whole files, before the split: notes on a file are printed once
     if settings.val:
-        val = _open(settings, settings.val, like=dataset)
+        val = open_file(settings, settings.val, like=dataset)
         read.append(val)
     if settings.test:
-        test = _open(settings, settings.test, like=dataset)
+        test = open_file(settings, settings.test, like=dataset)
         read.append(test)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
@@ -53,10 +54,10 @@ def open_whole(settings: FineTuneSettings) -> SampleDataset:
     """Open the samples of a run without a split, for a cross-validation."""
     if settings.demo:
         return settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
-    return _open(settings, settings.data)
+    return open_file(settings, settings.data)
 
 
-def _open(
+def open_file(
     settings: FineTuneSettings, data: Any, *, like: SampleDataset | None = None
 ) -> SampleDataset:
     """Read a file, or several, with the labels of each head; inputs are those of `like`."""
@@ -66,7 +67,13 @@ def _open(
         labels = replace(one.labels, required="column") if name else one.labels
         given = one.model_copy(update={"data": data})
         parts[name] = settings.kind.open(given, labels, like=inputs)
-    return NamedTargets(parts) if settings.heads else parts[""]
+    if not settings.heads:
+        return parts[""]
+    if is_collecting():  # rows that are bad for one head alone were left out there
+        shared = set.intersection(*(set(part.ids) for part in parts.values()))
+        for name, part in parts.items():
+            parts[name] = part.subset([i for i, one in enumerate(part.ids) if one in shared])
+    return NamedTargets(parts)
 
 
 def inputs_of(dataset: SampleDataset) -> SampleDataset:
@@ -87,8 +94,8 @@ def _origin(settings: FineTuneSettings) -> str:
         for paths in (settings.data, settings.val, settings.test)
         if paths
     ]
-    split = f"{settings.split} split of {files[0]}"
-    return "; ".join([files[0] if settings.val and settings.test else split, *files[1:]])
+    parts = f"{settings.split} split of {files[0]}"
+    return "; ".join([files[0] if settings.val and settings.test else parts, *files[1:]])
 
 
 def loader(dataset: SampleDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
@@ -213,7 +220,8 @@ def _classes(task: Any, level: str, parts: Sequence[SampleDataset | None]) -> li
     return names
 
 
-def _split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
+def split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
+    """Split a data set as the settings say; None for parts that are empty or files of their own."""
     sizes: dict[str, Any] = {
         "val_frac": 0.0 if settings.val else settings.val_frac,
         "test_frac": 0.0 if settings.test else settings.test_frac,

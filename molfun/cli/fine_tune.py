@@ -203,6 +203,20 @@ def model_of(settings: FineTuneSettings, *parts: SampleDataset | None) -> Molfun
     """Return the untrained model of a run, for training, validation and test set."""
     if settings.init_from is not None:
         return _from_checkpoint(settings.init_from, settings)
+    model = MolfunStructureModel(
+        settings.backbone,
+        weights=settings.weights,
+        device=settings.device,
+        seed=settings.seed,
+        kernels=settings.kernels,
+        **architecture(settings, *parts),
+    )
+    energies.use_target(model, settings)
+    return model
+
+
+def architecture(settings: FineTuneSettings, *parts: SampleDataset | None) -> dict[str, Any]:
+    """Return the arguments of a model that say what it is made of, from settings and data."""
     inputs = [None if part is None else inputs_of(part) for part in parts]
     arguments = settings.kind.backbone_arguments(settings, inputs)
     if settings.heads:
@@ -214,19 +228,12 @@ def model_of(settings: FineTuneSettings, *parts: SampleDataset | None) -> Molfun
             "task": settings.task,
             "task_config": task_config(settings, *parts),
         }
-    model = MolfunStructureModel(
-        settings.backbone,
-        config=settings.preset,
-        weights=settings.weights,
-        device=settings.device,
-        backbone_config={**arguments, **settings.backbone_arguments},
+    return {
+        "config": settings.preset,
+        "backbone_config": {**arguments, **settings.backbone_arguments},
+        "trust": settings.trust,
         **heads,
-        seed=settings.seed,
-        kernels=settings.kernels,
-        trust=settings.trust,
-    )
-    energies.use_target(model, settings)
-    return model
+    }
 
 
 def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureModel:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,19 @@ import numpy as np
 
 from molfun._paths import as_path
 from molfun._shapes import Int64
+from molfun.data.affinity_files import Parsed, Source, drop_missing, locate
 from molfun.data.base import TableDataset
 from molfun.data.cells import Required, noted
 from molfun.data.columns import rows_meeting
-from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
-from molfun.data.folders import FolderIndex, with_alignments
-from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
+from molfun.data.faults import kind_of, report
 from molfun.data.tables import Table, read_table
-from molfun.errors import ConfigError, DataError, UnsafeFileError
-from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
+from molfun.errors import ConfigError, DataError
+from molfun.protein import CropPolicy, Protein
 from molfun.sample import Sample
-from molfun.text import counted, few, listing
+from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 
-MOST_LOOKED_FOR = 100
-"""Missing files up to which names like theirs are looked for, each in the whole folder."""
 
 _HYDROPATHY = dict(
     zip(
@@ -39,60 +35,6 @@ _HYDROPATHY = dict(
     )
 )  # fmt: skip
 """Kyte and Doolittle, J. Mol. Biol. 157, 105 (1982), table 2."""
-
-
-@dataclass
-class _Parsed:
-    """A structure as it is kept in memory: the crop, and the whole chains for the splits."""
-
-    protein: Protein
-    chains: tuple[str, ...]
-
-
-@dataclass
-class _Source:
-    """Files that samples come from; shared by a data set and all its subsets."""
-
-    structures: dict[str, Path] = field(default_factory=dict)
-    features: dict[str, Path] = field(default_factory=dict)
-    alignments: dict[str, Path] = field(default_factory=dict)
-    max_length: int | None = None
-    crop: CropPolicy = "auto"
-    beside: dict[str, str] = field(default_factory=dict)
-    """For ids without a file of a kind that is read: the files of other kinds there are."""
-    noun: str = "structures"
-    example: str = ".cif"
-    parsed: dict[str, _Parsed] = field(default_factory=dict)
-    chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(
-        default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
-    )
-
-    def protein(self, name: str) -> Protein | None:
-        """Return the cropped protein; None where features stand for it."""
-        return None if name in self.features else self._parse(name).protein
-
-    def read_features(self, name: str) -> dict[str, Any] | None:
-        path = self.features.get(name)
-        return None if path is None else read_features(path)
-
-    def sequences(self, name: str) -> tuple[str, ...]:
-        """Return the sequence of each chain, before any crop."""
-        if name not in self.features:
-            return self._parse(name).chains
-        if name not in self.chains:
-            self.chains[name] = _feature_sequence(self.features[name])
-        return self.chains[name]
-
-    def _parse(self, name: str) -> _Parsed:
-        if name not in self.parsed:
-            protein = read_structure(self.structures[name])
-            self.parsed[name] = _Parsed(
-                protein=protein.crop(self.max_length, self.crop), chains=_split_chains(protein)
-            )
-            if protein.notes:
-                logger.info("%s: %s", name, "; ".join(protein.notes))
-        return self.parsed[name]
 
 
 class AffinityDataset(TableDataset):
@@ -112,7 +54,7 @@ class AffinityDataset(TableDataset):
 
     kind = "structures"
 
-    def __init__(self, table: Table, source: _Source) -> None:
+    def __init__(self, table: Table, source: Source) -> None:
         super().__init__(table, max_length=source.max_length, columns=source.columns)
         self._source = source
 
@@ -176,11 +118,11 @@ class AffinityDataset(TableDataset):
         table = read_table(csv, **named, require_target=require_target)
         if filters:
             table = table.take(rows_meeting(filters, table.metadata, f"{table.path}"))
-        source = _locate(table.ids, pdb_dir, features_dir, alignments_dir)
+        source = locate(table.ids, pdb_dir, features_dir, alignments_dir)
         source.max_length, source.crop = max_length, crop
         source.columns = named | noted(require_target)
         folders = " and ".join(str(as_path(d)) for d in (pdb_dir, features_dir) if d)
-        return cls(_drop_missing(table, source, folders, skip_missing=skip_missing), source)
+        return cls(drop_missing(table, source, folders, skip_missing=skip_missing), source)
 
     @classmethod
     def synthetic(cls, n: int = 8, length: int = 32, seed: int = 0) -> AffinityDataset:
@@ -221,10 +163,10 @@ class AffinityDataset(TableDataset):
             ids=ids,
             targets=np.array([target for _, target in samples]),
         )
-        source = _Source()
+        source = Source()
         for name, (sequence, _) in zip(ids, samples, strict=True):
             protein = Protein.from_sequence(sequence, name=name)
-            source.parsed[name] = _Parsed(protein=protein, chains=(sequence,))
+            source.parsed[name] = Parsed(protein=protein, chains=(sequence,))
         return cls(table, source)
 
     def __getitem__(self, index: int) -> Sample:
@@ -275,11 +217,16 @@ class AffinityDataset(TableDataset):
         """
         return self._collect(self._source.sequences)
 
-    def check(self) -> AffinityDataset:
+    def check(self, *, workers: int = 0) -> AffinityDataset:
         """Parse every file now, and keep the parsed structures for training.
 
         Call it before a DataLoader with workers starts: the workers then inherit the structures
         and read nothing again.
+
+        Parameters
+        ----------
+        workers
+            Processes that parse structures, if these are many (200 or more).
 
         Returns
         -------
@@ -291,9 +238,13 @@ class AffinityDataset(TableDataset):
         DataError
             If files are bad; all of them are listed.
         """
+        self._source.parse_all(self.ids, workers)
         self._collect(self._source.protein)
         self._collect(self._source.read_features, keep=False)
-        return self
+        bad = self._source.unreadable
+        if not bad:  # where faults are collected, files that cannot be read are left out
+            return self
+        return self.subset([i for i, name in enumerate(self.ids) if name not in bad])
 
     def notes(self) -> dict[str, tuple[str, ...]]:
         """Return what reading changed or chose, for each structure where it did."""
@@ -317,172 +268,27 @@ class AffinityDataset(TableDataset):
 
     def _collect(self, read: Callable[[str], Any], *, keep: bool = True) -> list[Any]:
         """Read every sample, and report all bad ones in one error."""
-        results, problems = [], []
+        results, problems = [], {}
         for name in self.ids:
             try:
                 result = read(name)
             except DataError as error:
-                problems.append(str(error))
+                problems[name] = str(error)
             else:
                 results.append(result if keep else None)
         if problems:
-            raise DataError(
-                f"{len(problems)} of {len(self)} samples cannot be read:\n{listing(problems)}\n"
+            texts = list(problems.values())
+            failure = DataError(
+                f"{len(texts)} of {len(self)} samples cannot be read:\n{listing(texts)}\n"
                 f"Repair these files, or remove their rows from {self._table.path}."
             )
+            for name, text in problems.items():
+                report(self._table.path, [text], failure, kind_of(text, self._source.file(name)))
+            self._source.unreadable |= problems.keys()
         return results
 
 
-# Finding files
-
-
-def _locate(
-    ids: Sequence[str],
-    pdb_dir: str | Path | None,
-    features_dir: str | Path | None,
-    alignments_dir: str | Path | None,
-) -> _Source:
-    """Return the paths of all ids, each folder scanned once."""
-    refused: list[str] = []
-    source = _Source()
-    if pdb_dir is None:
-        source.noun, source.example = "feature files", ".pkl"
-    if features_dir is not None:
-        index = FolderIndex(features_dir)
-        source.features = _find_all(index, ids, FEATURE_SUFFIXES, refused)
-        source.beside.update(_others(index, ids, source.features))
-    if pdb_dir is not None:
-        rest = [name for name in ids if name not in source.features]
-        index = FolderIndex(pdb_dir)
-        source.structures = _find_all(index, rest, STRUCTURE_SUFFIXES, refused)
-        source.beside.update(_others(index, rest, source.structures))
-    folder = _alignment_folder(pdb_dir, alignments_dir)
-    if folder is not None:
-        found = _find_all(FolderIndex(folder), ids, ("",), refused)
-        source.alignments = with_alignments(folder, found, ids)
-    if refused:
-        raise UnsafeFileError(f"Refused {counted(len(refused), 'file')}:\n{listing(refused)}")
-    return source
-
-
-def _find_all(
-    index: FolderIndex, ids: Sequence[str], suffixes: Sequence[str], refused: list[str]
-) -> dict[str, Path]:
-    found = {}
-    for name in ids:
-        try:
-            path = index.find(name, suffixes)
-        except UnsafeFileError as error:
-            refused.append(str(error))
-        else:
-            if path is not None:
-                found[name] = path
-    return found
-
-
-def _others(
-    index: FolderIndex, ids: Sequence[str], found: Mapping[str, Path]
-) -> Iterator[tuple[str, str]]:
-    """Return ids that were not found, with the files of other kinds that are named after them."""
-    absent = [name for name in ids if name not in found]
-    for name in absent if len(absent) < MOST_LOOKED_FOR else []:
-        others = index.beside(name)
-        if others:
-            yield name, ", ".join(others[:3])
-
-
-def _alignment_folder(pdb_dir: str | Path | None, alignments_dir: str | Path | None) -> Path | None:
-    if alignments_dir is not None:
-        return as_path(alignments_dir)
-    if pdb_dir is None:
-        return None
-    beside = as_path(pdb_dir).resolve().parent / "alignments"
-    return beside if beside.is_dir() else None
-
-
-def _drop_missing(table: Table, source: _Source, folders: str, *, skip_missing: bool) -> Table:
-    located = source.structures.keys() | source.features.keys()
-    present = [i for i, name in enumerate(table.ids) if name in located]
-    absent = [name for name in table.ids if name not in located]
-    if not absent:
-        return table
-    if not present:
-        raise _all_missing(absent, source, folders)
-    summary = f"{len(absent)} of {len(table)} {source.noun} are missing in {folders}"
-    if not skip_missing:
-        shown = [
-            f"{name} (there is {source.beside[name]}, which is not read)"
-            if name in source.beside
-            else name
-            for name in absent
-        ]
-        raise DataError(
-            f"{summary}:\n{listing(shown)}\nAdd the files, or continue without these rows: "
-            f"--skip-missing (skip_missing=True)."
-        )
-    logger.warning("%s and are skipped: %s", summary, few(absent, limit=10))
-    return table.take(present)
-
-
-def _all_missing(absent: Sequence[str], source: _Source, folders: str) -> DataError:
-    other = next((name for name in absent if name in source.beside), None)
-    if other is not None:
-        return DataError(
-            f"All {len(absent)} {source.noun} are missing in {folders}; for {other} there is "
-            f"{source.beside[other]}, which is not read. Write {other}{source.example} or another "
-            f"kind that is read."
-        )
-    return DataError(
-        f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
-        f"{absent[0]}{source.example}. Check the folder and the id column."
-    )
-
-
-# Sequences
-
-
-def _split_chains(protein: Protein) -> tuple[str, ...]:
-    letters = np.array(list(protein.sequence))
-    return tuple(
-        "".join(letters[protein.chain_index == chain]) for chain in np.unique(protein.chain_index)
-    )
-
-
-def _feature_sequence(path: Path) -> tuple[str, ...]:
-    """Return the sequence in a feature file: openfold's ``sequence`` text, or its ``aatype``."""
-    features = read_features(path)
-    try:
-        if "sequence" in features:
-            text = np.asarray(features["sequence"]).reshape(-1)[0]
-            return (text.decode() if isinstance(text, bytes) else str(text),)
-        if "aatype" in features:
-            numbers = _residue_types(features)
-            return ("".join(RESIDUE_LETTERS_WITH_X[min(int(i), 20)] for i in numbers),)
-    except (IndexError, ValueError, TypeError) as error:
-        key = "sequence" if "sequence" in features else "aatype"
-        raise DataError(
-            f"{path}: {key!r} holds no sequence of residues. Compute the features again."
-        ) from error
-    raise DataError(
-        f"{path} has neither 'sequence' nor 'aatype', so the split cannot see which samples "
-        f"are alike. Add one of them."
-    )
-
-
-def _residue_types(features: Mapping[str, Any]) -> np.ndarray:
-    """Return the index of each residue's type, of raw features (one-hot) or processed ones.
-
-    Processed features have a recycling dimension, last in openfold's files and first in others:
-    along it the types are the same.
-    """
-    aatype = np.asarray(features["aatype"])
-    if aatype.ndim == 2 and aatype.shape[1] in (20, 21, 22) and aatype.max() <= 1:
-        return aatype.argmax(-1)
-    if aatype.ndim == 2 and "target_feat" in features:
-        is_first = np.shape(features["target_feat"])[-1] == 22 and len(aatype) != 22
-        if is_first or (aatype == aatype[:1]).all() > (aatype == aatype[:, :1]).all():
-            return aatype[0]
-    return aatype.reshape(len(aatype), -1)[:, 0]
+# Synthetic samples
 
 
 def _synthetic_sample(stream: np.random.PCG64, length: int) -> tuple[str, float]:

@@ -7,15 +7,27 @@ import difflib
 import io
 import logging
 import re
+from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from molfun._formats import line_of, text_of
+import numpy as np
+
+from molfun._formats import foreign, foreign_text, line_of, text_of
 from molfun._limits import Limit, read_bytes
+from molfun._shapes import Float64
+from molfun.data.cell_columns import (
+    FORMULA_STARTS,
+    Column,
+    TextColumn,
+    plain_columns,
+    unescape,
+)
 from molfun.data.columns import NUMBER
+from molfun.data.faults import report
 from molfun.data.parquet import read_parquet
 from molfun.errors import TableError, UnsafeFileError
 from molfun.text import counted, listing, shown
@@ -31,10 +43,10 @@ MAX_CELL = Limit("CELL_CHARACTERS", 2**24, "characters in one cell")
 """Longest cell: labels of each residue of a long protein are 0.3 million characters."""
 LONGEST_HEADER = 2**22
 """Characters among which the header is looked for, to find the delimiter."""
+SHORT_HEADER = 2**14
+"""Characters in which the header nearly always ends."""
 LONGEST_ID = 200
 """Ids become file names, and file systems end at 255 bytes with the suffixes."""
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
 
 _HARMLESS = re.compile(r"-[-A-Za-z? ]*")
 """Labels of residues such as -EEH: letters alone make no formula that does anything."""
@@ -57,31 +69,49 @@ class Cells:
     ----------
     path
         The file.
-    header, rows
-        Names of the columns, and the text of every cell.
+    header, columns
+        Names of the columns, and their cells.
     lines
         Line of each row in the file (row number for Parquet).
     word
         What to call such a number.
     problems
         A line of text for each fault: rows with too few or too many cells, and what `note` adds.
+    bad
+        Rows with a fault.
     """
 
     path: Path
     header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
+    columns: list[Column]
+    lines: Sequence[int]
     word: str = "line"
     problems: list[str] = field(default_factory=list)
+    bad: set[int] = field(default_factory=set)
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column, blanks around them removed."""
-        index = self.header.index(name)
-        return [row[index].strip() for row in self.rows]
+        return self.columns[self.header.index(name)].texts
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of each row."""
+        return [list(row) for row in zip(*(c.texts for c in self.columns), strict=True)]
+
+    def filled(self, name: str) -> list[str]:
+        """Return the cells of a column; note those that are blank."""
+        texts = self.column(name)
+        for row, text in enumerate(texts) if not all(texts) else ():
+            if not text:
+                self.note(row, name, "is blank; fill it in or remove the row")
+        return texts
+
+    def __len__(self) -> int:
+        return len(self.lines)
 
     def column_or_blank(self, name: str | None) -> list[str]:
         """Return the cells of a column; an empty text for every row if there is no such column."""
-        return self.column(name) if name in self.header else [""] * len(self.rows)
+        return self.column(name) if name in self.header else [""] * len(self)
 
     def where(self, row: int) -> str:
         """Place of a row in the file, for messages."""
@@ -89,11 +119,23 @@ class Cells:
 
     def note(self, row: int, column: str, problem: str) -> None:
         """Add what is wrong with a cell to the problems."""
-        self.problems.append(f"{self.where(row)}, column {column}: {problem}")
+        self.refuse(row, f"{self.where(row)}, column {column}: {problem}")
+
+    def refuse(self, row: int, problem: str) -> None:
+        """Add what is wrong with a row to the problems."""
+        self.problems.append(problem)
+        self.bad.add(row)
+
+    def good(self, rows: Iterable[int] | None = None) -> list[int]:
+        """Return those of `rows`, or of all rows, that have no fault."""
+        rows = range(len(self)) if rows is None else rows
+        return [row for row in rows if row not in self.bad] if self.bad else list(rows)
 
     def ids(self, column: str) -> list[str]:
         """Return the ids of all rows; note those that cannot name a sample."""
         ids = self.column(column)
+        if self.columns[self.header.index(column)].is_safe(LONGEST_ID):
+            return ids
         for row, text in enumerate(ids):
             if problem := id_problem(text):
                 self.note(row, column, f"{shown(text)} {problem}")
@@ -121,23 +163,24 @@ class Cells:
         fit
             Takes a row and its label; gives the label that fits it, or what is wrong.
         """
-        labels, problems = [], []
+        labels, problems = [], {}
         for row, text in enumerate(self.column_or_blank(column)):
             label, problem = parse(text) if text or required is True else (None, None)
             if fit is not None and problem is None and label is not None:
                 label, problem = fit(row, label)
             if problem:
-                problems.append(f"{self.where(row)}, column {column}: {shown(text)} {problem}")
+                problems[row] = f"{self.where(row)}, column {column}: {shown(text)} {problem}"
             labels.append(None if problem else label)
         self._note_labels(problems, required=bool(required))
         return labels
 
-    def _note_labels(self, problems: list[str], *, required: bool) -> None:
+    def _note_labels(self, problems: Mapping[int, str], *, required: bool) -> None:
         if required:
-            self.problems += problems
+            for row, problem in problems.items():
+                self.refuse(row, problem)
         elif problems:
-            n = counted(len(problems), "label")
-            logger.warning("%s: %s not used:\n%s", self.path, n, listing(problems, 3))
+            n, texts = counted(len(problems), "label"), list(problems.values())
+            logger.warning("%s: %s not used:\n%s", self.path, n, listing(texts, 3))
 
     def require(self, needed: Mapping[str, str]) -> None:
         """Refuse a table without the columns `needed`, or with a column twice.
@@ -168,8 +211,18 @@ class Cells:
                 f"{_said_with([needed[name] for name in missing])}."
             )
 
-    def raise_problems(self) -> None:
+    def numbers(self, name: str) -> Float64[np.ndarray, "rows"] | None:
+        """Return a column of plain numbers; None where there is none, or cells need a look."""
+        return self.columns[self.header.index(name)].numbers if name in self.header else None
+
+    def raise_problems(self, *, goes_on: bool = False) -> None:
         """Report all that is wrong in one error, if anything is.
+
+        Parameters
+        ----------
+        goes_on
+            Whether the caller goes on with the rows that are `good` where faults are collected
+            (`molfun.data.faults`).
 
         Raises
         ------
@@ -178,7 +231,11 @@ class Cells:
         """
         if self.problems:
             n = counted(len(self.problems), "bad row")
-            raise TableError(f"{self.path} has {n}:\n{listing(self.problems)}")
+            error = TableError(f"{self.path} has {n}:\n{listing(self.problems)}")
+            error.problems = tuple(self.problems)
+            if not goes_on:
+                raise error
+            report(self.path, self.problems, error)
 
 
 def noted(required: Required) -> dict[str, str]:
@@ -249,17 +306,6 @@ def escape(text: str) -> str:
     return text if NUMBER.fullmatch(text) or _HARMLESS.fullmatch(text) else f"'{text}"
 
 
-def unescape(text: str) -> str:
-    """Return the text that `escape` was given.
-
-    Examples
-    --------
-    >>> unescape("'=SUM(A1)"), unescape("5'-UTR")
-    ('=SUM(A1)', "5'-UTR")
-    """
-    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(FORMULA_STARTS) else text
-
-
 # Reading
 
 
@@ -281,26 +327,45 @@ def read_cells(path: Path, key_column: str) -> Cells:
         raise UnsafeFileError(
             f"Refused {path}: reading it exhausts memory. Split it, or leave out columns."
         ) from None
-    if not cells.rows and not cells.problems:
+    if not len(cells) and not cells.problems:
         raise TableError(f"{path} has a header but no rows. Add one row per sample.")
-    return replace(
-        cells,
-        header=[unescape(name) for name in cells.header],
-        rows=[[unescape(cell) for cell in row] for row in cells.rows],
-    )
+    return replace(cells, header=[unescape(name) for name in cells.header])
 
 
 def _parquet_cells(path: Path) -> Cells:
     header, columns = read_parquet(path, max_bytes=MAX_BYTES, max_cells=MAX_CELLS)
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    lines = list(range(1, len(rows) + 1))
-    return Cells(path=path, header=header, rows=rows, lines=lines, word="row")
+    lines = list(range(1, len(columns[0]) + 1)) if columns else []
+    return Cells(path, header, [TextColumn(column) for column in columns], lines, word="row")
 
 
 def _from_text(path: Path, id_column: str) -> Cells:
-    text = read_text(path)
-    if not text.strip():
-        raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
+    raw = read_bytes(path, MAX_BYTES, error=TableError)
+    return _plain(path, raw, id_column) or _from_rows(path, raw, id_column)
+
+
+def _plain(path: Path, raw: bytes, id_column: str) -> Cells | None:
+    """Read a table in UTF-8 by columns, None if its rows have to be looked at."""
+    mark = len(BOM_UTF8) * raw.startswith(BOM_UTF8)
+    head = raw[mark : mark + SHORT_HEADER].decode("utf-8", "replace")
+    # one of more bytes than cells are allowed may still hold fewer
+    if len(raw) > MAX_CELLS.value or "\0" in head or not _first_line(head):
+        return None
+    if foreign(raw, "CSV") or foreign_text(head, "CSV") or head.lstrip()[:1] == "#":
+        return None
+    delimiter, skipped = _layout(path, head, id_column)
+    found = plain_columns(
+        raw, mark + len(head[:skipped].encode()), delimiter, longest=MAX_CELL.value
+    )
+    if found is None:
+        return None
+    header, columns = found
+    first = line_of(head, skipped) + 1
+    return Cells(path, header, columns, list(range(first, first + len(columns[0]))))
+
+
+def _from_rows(path: Path, raw: bytes, id_column: str) -> Cells:
+    """Read a table row by row, and note rows with too few or too many cells."""
+    text = _filled(path, _text(path, raw))
     delimiter, skipped = _layout(path, text, id_column)
     first_line = line_of(text, skipped)
     text = text[skipped:]
@@ -324,7 +389,8 @@ def _from_text(path: Path, id_column: str) -> Cells:
             lines.append(line)
     if header is None:
         raise TableError(f"{path} has no header. The first line names the columns.")
-    return Cells(path=path, header=header, rows=rows, lines=lines, problems=problems)
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    return Cells(path, header, [TextColumn(c) for c in columns], lines, problems=problems)
 
 
 def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, list[str]]]:
@@ -352,7 +418,10 @@ def _numbered(reader: Any, path: Path, first_line: int) -> Iterator[tuple[int, l
 
 def read_text(path: Path) -> str:
     """Return the text of a table; refuse what is no text, and name it."""
-    raw = read_bytes(path, MAX_BYTES, error=TableError)
+    return _text(path, read_bytes(path, MAX_BYTES, error=TableError))
+
+
+def _text(path: Path, raw: bytes) -> str:
     text, encoding = text_of(path, raw, "CSV", TableError)
     if "\0" in text:
         raise TableError(
@@ -361,6 +430,12 @@ def read_text(path: Path) -> str:
         )
     if encoding == "latin-1":
         logger.warning("%s is not UTF-8; it is read as Latin-1.", path)
+    return text
+
+
+def _filled(path: Path, text: str) -> str:
+    if not text or text.isspace():
+        raise TableError(f"{path} is empty. Give a table with a header and one row per sample.")
     return text
 
 
@@ -387,13 +462,18 @@ def _layout(path: Path, text: str, id_column: str) -> tuple[str, int]:
     return delimiter, comments.end()
 
 
+def _first_line(text: str) -> str:
+    """Return the first line that is not blank and that is followed by another."""
+    return next((line for line in text.splitlines()[:-1] if line.strip()), "")
+
+
 def _sniff_delimiter(text: str, id_column: str) -> tuple[str, bool]:
     """Return the delimiter that makes a cell of the header the id column, else the commonest.
 
     Also whether it makes one.
     """
     # the lines of all of a large table would take more memory than the limits allow
-    header = next((line for line in text[:LONGEST_HEADER].splitlines() if line.strip()), "")
+    header = _first_line(text[:SHORT_HEADER]) or _first_line(text[:LONGEST_HEADER] + "\n")
 
     def fitness(delimiter: str) -> tuple[bool, int]:
         try:

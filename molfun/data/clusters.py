@@ -259,6 +259,51 @@ def _are_similar(left: str, right: str, threshold: float) -> bool:
     return alignment.counts().identities >= threshold * shorter
 
 
+def identity(left: str, right: str) -> float:
+    """Return identical residues in the best local alignment, as a fraction of the shorter sequence.
+
+    Parameters
+    ----------
+    left, right
+        Sequences as `comparable` gives them.
+
+    Examples
+    --------
+    >>> identity("MKTAYIAKQR", "MKTAYIAKQR"), identity("MKTAYIAKQR", "MKTAYLAKQR")
+    (1.0, 0.9)
+    """
+    shorter = min(len(left), len(right))
+    if shorter == 0 or _aligner().score(left, right) <= 0:
+        return 0.0
+    alignment = next(iter(_aligner().align(left, right)))
+    return float(alignment.counts().identities) / shorter
+
+
+def nearest_by_words(sequences: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Return for each sequence the known one with which it shares most words of three letters.
+
+    Parameters
+    ----------
+    sequences, known
+        Sequences as `comparable` gives them, at least one of each.
+
+    Examples
+    --------
+    >>> nearest_by_words(["MKTAYIAK"], ["GGGGGGGG", "MKTAYLAK"])
+    [1]
+    """
+    other = _words(known, 3)
+    sizes = np.maximum(1, np.diff(other.indptr))
+    found: list[int] = []
+    # in blocks, since variants of one protein share words in every pair
+    for start in range(0, len(sequences), 100):
+        block = _words(sequences[start : start + 100], 3)
+        shared = (block @ other.T).toarray()
+        # of two that share as many, the one with fewer others
+        found += (shared - sizes / (sizes.max() + 1)).argmax(axis=1).tolist()
+    return found
+
+
 def _least_score(n: int, m: int) -> float:
     """Return the score that `MAX_EVALUE` alignments reach by chance (Karlin and Altschul 1990)."""
     return math.log(_K * n * m / MAX_EVALUE) / _LAMBDA

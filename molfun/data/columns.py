@@ -24,7 +24,8 @@ def typed(texts: list[str]) -> pd.Series:
     Numbers with leading zeros are codes: they stay text.
     """
     present = list(filter(None, texts))
-    if not present or any(map(_PADDED.match, present)):
+    # the first of a column of words is one, so that not all of it need be looked at
+    if not any(map(NUMBER.fullmatch, present[:1])) or any(map(_PADDED.match, present)):
         return pd.Series(texts, dtype=object)
     if all(map(_INTEGER.fullmatch, present)):
         whole = [int(text) if text else None for text in texts]

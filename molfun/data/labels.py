@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from molfun.data.cells import Parse
+from molfun.data.cells import Cells, Parse, Required
 from molfun.data.columns import NUMBER
 
 LabelForm = Literal["number", "class", "classes"]
@@ -30,6 +30,34 @@ def label_parser(labels: LabelForm, level: Level) -> Parse:
     if level == "residue":
         return {"number": _numbers, "class": _letters, "classes": _refused}[labels]
     return {"number": parse_number, "class": _name, "classes": _listed}[labels]
+
+
+def read_labels(
+    cells: Cells,
+    column: str,
+    labels: LabelForm = "number",
+    level: Level = "sequence",
+    *,
+    required: Required = True,
+    fit: Callable[[int, Any], tuple[Any, str | None]] | None = None,
+) -> np.ndarray:
+    """Return the labels of a table as `label_array` does; bad ones are noted in `cells`.
+
+    Parameters
+    ----------
+    cells, column
+        The table, and its column of labels.
+    labels, level
+        Form of a label, and what has one.
+    required, fit
+        As in `Cells.labels`.
+    """
+    if (labels, level) == ("number", "sequence"):
+        numbers = cells.numbers(column)
+        if numbers is not None and np.abs(numbers).max(initial=0) <= LARGEST_LABEL:
+            return numbers
+    parse = label_parser(labels, level)
+    return label_array(cells.labels(column, parse, required=required, fit=fit))
 
 
 def _name(text: str) -> tuple[Any, str | None]:

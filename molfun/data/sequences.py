@@ -16,17 +16,19 @@ from molfun._paths import as_path
 from molfun.data.base import TableDataset
 from molfun.data.cells import Cells, Required, noted, read_cells, repeated_ids
 from molfun.data.fasta import read_fasta
-from molfun.data.labels import LabelForm, Level, label_array, label_parser
+from molfun.data.faults import report
+from molfun.data.labels import LabelForm, Level, label_array, read_labels
 from molfun.data.representations import (
     Representations,
     as_representations,
     read_representations,
 )
+from molfun.data.residue_labels import Residues, length_problem
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.sample import MASK, Sample, is_missing, n_residues
 from molfun.strict import check_choice
-from molfun.text import counted, listing, shown
+from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
 
@@ -141,21 +143,21 @@ class SequenceDataset(TableDataset):
         label = {target_column: "target_column"} if require_target else {}
         others = _named(id_column=id_column, mask_column=mask_column)
         cells.require({sequence_column: "sequence_column", **others, **label})
-        sequences = cells.column(sequence_column)
-        for row, sequence in enumerate(sequences):
-            if not sequence:
-                cells.note(row, sequence_column, "is blank; fill it in or remove the row")
-        residues = _Residues(cells, sequences, mask_column)
-        targets = cells.labels(
+        sequences = cells.filled(sequence_column)
+        residues = Residues(cells, sequences, mask_column)
+        targets = read_labels(
+            cells,
             target_column,
-            label_parser(labels, level),
+            labels,
+            level,
             required=require_target,
             fit=residues.fit if level == "residue" else None,
         )
-        cells.raise_problems()
+        cells.raise_problems(goes_on=True)
         residues.warn()
         used = {sequence_column, target_column, *optional}
-        table = Table.of(cells, _ids(cells, id_column), label_array(targets), used=used)
+        ids = _ids(cells, id_column)
+        table = Table.of(cells, ids, targets, used=used)
         columns = {
             "sequence_column": sequence_column,
             "target_column": target_column,
@@ -165,6 +167,7 @@ class SequenceDataset(TableDataset):
             "level": level,
         } | noted(require_target)
         dataset = cls(table, sequences, max_length=max_length, columns=columns)
+        dataset = _without_bad(dataset, cells)
         _warn_dna(dataset)
         return dataset.filter(**filters) if filters else dataset
 
@@ -214,10 +217,11 @@ class SequenceDataset(TableDataset):
             elif known is not sequence:
                 repeated.append(name)
         if clashes:
-            raise DataError(
+            error = DataError(
                 f"{path}: {counted(len(clashes), 'id')} with two different sequences:\n"
                 f"{listing(clashes)}\nThe id is the first word after '>'; make them different."
             )
+            report(path, clashes, error, "one id with two different sequences")
         if repeated:
             logger.warning(
                 "%s repeats %s; each is kept once.", path, counted(len(repeated), "record")
@@ -387,77 +391,37 @@ class SequenceDataset(TableDataset):
 # Rows of a table
 
 
+def _without_bad(dataset: SequenceDataset, cells: Cells) -> SequenceDataset:
+    """Leave out rows with a fault, of which there are some where faults are collected."""
+    return dataset.subset(cells.good()) if cells.bad else dataset
+
+
 def _named(**columns: str | None) -> dict[str, str]:
     """Return the columns that have a name, each with its setting."""
     return {column: setting for setting, column in columns.items() if column}
 
 
-class _Residues:
-    """Labels of residues, held against the sequences and masks of a table."""
-
-    def __init__(self, cells: Cells, sequences: Sequence[str], mask_column: str | None) -> None:
-        self._cells = cells
-        self._sequences = sequences
-        self._mask_column = mask_column
-        self._masks = None if mask_column is None else cells.column(mask_column)
-        self._padded: list[str] = []
-
-    def fit(self, row: int, labels: Sequence[Any]) -> tuple[Sequence[Any], str | None]:
-        """Drop the labels of a row that its mask leaves out, and say what is wrong with both."""
-        problem = _length_problem(labels, self._sequences[row])
-        if problem is None and self._masks is not None:
-            labels = self._masked(row, labels, self._masks[row])
-        return labels, problem
-
-    def _masked(self, row: int, labels: Sequence[Any], mask: str) -> Sequence[Any]:
-        n = len(labels)
-        # a number that lost its zeros begins with 1, but for 0 itself
-        short = len(mask) < n and not (mask.startswith("1") or mask == "0")
-        if not mask or len(mask) > n or mask.strip("01") or short:
-            problem = f"expected {n} of 0 and 1, got {len(mask)}: {shown(mask)}"
-            self._cells.note(row, str(self._mask_column), problem)
-            return labels
-        if len(mask) < n:
-            self._padded.append(f"{self._cells.where(row)}: {len(mask)} for {n} residues")
-            mask = mask.rjust(n, "0")
-        return [v if m == "1" else None for v, m in zip(labels, mask, strict=True)]
-
-    def warn(self) -> None:
-        """Say which masks were filled up."""
-        if self._padded:
-            logger.warning(
-                "%s: %s shorter than the sequence, as when 0011 was once read as the number 11; "
-                "zeros are put back in front, so labels there are left out:\n%s",
-                self._cells.path,
-                counted(len(self._padded), "mask"),
-                listing(self._padded, 3),
-            )
-
-
-def _length_problem(labels: Sequence[Any], sequence: str) -> str | None:
-    n = n_residues(sequence)
-    if len(labels) == n:
-        return None
-    return f"has {len(labels)} labels for a sequence of {counted(n, 'residue')}"
-
-
 def _ids(cells: Cells, column: str | None) -> list[str]:
     """Return the ids of all rows; number them without a column."""
     if column is None:
-        return _numbered(len(cells.rows))
+        return _numbered(len(cells))
     ids = cells.column(column)
-    problems = [f"{cells.where(row)}: the id is blank" for row, name in enumerate(ids) if not name]
+    blank = [row for row, name in enumerate(ids) if not name]
+    problems = [f"{cells.where(row)}: the id is blank" for row in blank]
     problems += repeated_ids(ids)
     if problems:
-        raise TableError(
+        error = TableError(
             f"{cells.path} has {counted(len(problems), 'bad id')} in column {column!r}:\n"
             f"{listing(problems)}\nLeave id_column out to number the rows."
         )
+        report(cells.path, problems, error)
+        first = {name: row for row, name in reversed(list(enumerate(ids)))}
+        cells.bad |= {*blank, *(row for row, name in enumerate(ids) if first[name] != row)}
     return ids
 
 
 def _numbered(n: int) -> list[str]:
-    return [f"seq_{i}" for i in range(1, n + 1)]
+    return list(map("seq_{}".format, range(1, n + 1)))
 
 
 def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None:
@@ -475,13 +439,13 @@ def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None
 
 def _residues_problem(target: Any, sequence: str) -> str | None:
     try:
-        return _length_problem(target, sequence)
+        return length_problem(target, sequence)
     except TypeError:
         return f"has the label {target!r} for the whole sequence"
 
 
 def _warn_dna(dataset: SequenceDataset) -> None:
-    letters = Counter("".join(s for (s,) in dataset.sequences()[:200]).upper())
+    letters = Counter("".join(dataset._sequences[:200]).upper())
     total = sum(letters.values())
     if total > 50 and sum(letters[c] for c in "ACGTUN") > 0.95 * total:
         logger.warning(

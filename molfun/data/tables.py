@@ -14,8 +14,8 @@ import pandas as pd
 from molfun._paths import as_path
 from molfun._shapes import Float64
 from molfun.data.cells import Cells, Required, read_cells
-from molfun.data.columns import typed
-from molfun.data.labels import parse_number
+from molfun.data.faults import is_collecting
+from molfun.data.labels import read_labels
 from molfun.text import counted
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Table:
     ids: list[str]
     targets: Float64[np.ndarray, "rows"]
     metadata: pd.DataFrame = field(default_factory=pd.DataFrame)
-    lines: list[int] = field(default_factory=list)
+    lines: Sequence[int] = field(default_factory=list)
     word: str = "line"
 
     def __post_init__(self) -> None:
@@ -64,7 +64,8 @@ class Table:
         cls, cells: Cells, ids: list[str], targets: np.ndarray, *, used: Iterable[str | None]
     ) -> Table:
         """Make one of the rows of a file, whose columns that are not `used` are metadata."""
-        others = {name: typed(cells.column(name)) for name in cells.header if name not in used}
+        columns = zip(cells.header, cells.columns, strict=True)
+        others = {name: column.typed() for name, column in columns if name not in used}
         return cls(
             path=cells.path,
             ids=ids,
@@ -84,6 +85,8 @@ class Table:
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """Keep the rows at `indices`, in that order."""
         indices = np.asarray(indices, np.int64)
+        if np.array_equal(indices, np.arange(len(self))):
+            return self
         return replace(
             self,
             ids=[self.ids[i] for i in indices],
@@ -139,10 +142,12 @@ def read_table(
     label = {target_column: "target_column"} if require_target else {}
     cells.require({id_column: "id_column", **label})
     ids = cells.ids(id_column)
-    labels = cells.labels(target_column, parse_number, required=require_target)
+    labels = read_labels(cells, target_column, required=require_target)
+    # objects where no row has one
     targets = np.array(labels, np.float64)
     keep = _without_duplicates(cells, ids, targets)
-    cells.raise_problems()
+    cells.raise_problems(goes_on=True)
+    keep = cells.good(keep)
     table = Table.of(cells, ids, targets, used=(id_column, target_column)).take(keep)
     _warn_labels(table, target_column)
     _warn_case(table)
@@ -151,6 +156,8 @@ def read_table(
 
 def _without_duplicates(cells: Cells, ids: list[str], targets: np.ndarray) -> list[int]:
     """Return the rows to keep; note ids that come with two labels."""
+    if len(set(ids)) == len(ids):
+        return list(range(len(ids)))
     first: dict[str, int] = {}
     keep, dropped = [], []
     for row, name in enumerate(ids):
@@ -160,11 +167,12 @@ def _without_duplicates(cells: Cells, ids: list[str], targets: np.ndarray) -> li
         elif np.array_equal(targets[earlier], targets[row], equal_nan=True):
             dropped.append(f"{name} ({cells.where(row)})")
         else:
-            cells.problems.append(
+            cells.refuse(
+                row,
                 f"{cells.where(row)}: {name!r} has the label {targets[row]:g}, and "
-                f"{targets[earlier]:g} on {cells.where(earlier)}; keep one of them"
+                f"{targets[earlier]:g} on {cells.where(earlier)}; keep one of them",
             )
-    if dropped and not cells.problems:
+    if dropped and (is_collecting() or not cells.problems):
         logger.warning(
             "%s repeats %s (same id, same label); the first of each is kept: %s%s",
             cells.path, counted(len(dropped), "row"),
@@ -195,6 +203,9 @@ def _warn_labels(table: Table, column: str) -> None:
 
 
 def _warn_case(table: Table) -> None:
+    text = "\n".join(table.ids)
+    if text in (text.lower(), text.upper()):
+        return  # ids of one case, of which none repeats another
     folded = Counter(name.casefold() for name in table.ids)
     alike = [name for name in table.ids if folded[name.casefold()] > 1]
     if alike:

@@ -46,11 +46,11 @@ def is_many(data: Any) -> bool:
     return not isinstance(data, Sample | SampleBatch | Mapping | Inputs)
 
 
-def as_loader(data: Any, *, shuffle: bool = False) -> Any:
+def as_loader(data: Any, *, shuffle: bool = False, batch_size: int | None = None) -> Any:
     """Return data as an iterable of batches with a length.
 
-    A loader stays as it is, a data set becomes a ``DataLoader`` with its default batch size, and a
-    single sample or batch a list.
+    A loader stays as it is, a data set becomes a ``DataLoader`` with `batch_size` or its default
+    one, and a single sample or batch a list.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def as_loader(data: Any, *, shuffle: bool = False) -> Any:
     if collate is None:
         return data
     # the kind of data knows a usual size: 1 for structures, 8 for sequences
-    size = getattr(parts_of(data)[0], "default_batch_size", 1)
+    size = batch_size or getattr(parts_of(data)[0], "default_batch_size", 1)
     return DataLoader(data, batch_size=size, shuffle=shuffle, collate_fn=collate)
 
 

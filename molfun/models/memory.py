@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,35 @@ def plan(
     reserved
         Bytes that something else will take, such as a cache.
     """
+    found = forecast(backbone, loader, device, trained=trained, reserved=reserved)
+    if found is not None:
+        logger.log(logging.INFO if found.fits else logging.WARNING, "%s", found.text)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Memory that a step will take: whether it fits, in words, and in bytes."""
+
+    fits: bool
+    text: str
+    peak: int
+    free: int
+
+
+def forecast(
+    backbone: Backbone, loader: Any, device: torch.device, *, trained: int, reserved: int = 0
+) -> Forecast | None:
+    """Return the memory of a step with the choice of the backbone; None if nothing is known.
+
+    Parameters are those of `plan`; the backbone keeps its choice until `forget`.
+    """
     if not isinstance(backbone, MemoryPlanning):
-        return
+        return None
     backbone.forget_plan()
     sample, length, size = heaviest_batch(loader)
     free = free_bytes(device)
     if sample is None or free is None:
-        return
+        return None
     available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained - reserved)
     found = backbone.plan_memory(sample, size, available)
     what = (
@@ -62,10 +85,10 @@ def plan(
         f"{what} ({sample.id}: {length} residues) takes about "
         f"{megabytes(found.peak)}, {megabytes(free)} are free: {found.how}."
     )
-    if found.peak <= available:
-        logger.info("%s", text)
-    else:
-        logger.warning("%s It may not fit: %s.", text, _advice(found, size))
+    fits = found.peak <= available
+    if not fits:
+        text += f" It may not fit: {_advice(found, size)}."
+    return Forecast(fits, text, found.peak, free)
 
 
 def forget(backbone: Backbone) -> None:

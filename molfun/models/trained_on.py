@@ -94,7 +94,7 @@ class TrainingRows:
         """Warn of inputs with several labels, and of a column that looks like an unused split."""
         warn_of_conflicts(self.n_conflicts, "training samples")
         for name, values in self._columns.items():
-            held = self._held_out(name, values)
+            held = held_out(name, values, self._n)
             if held:
                 logger.warning(
                     "The column %r assigns %d of %s to another part of the data, and is not used: "
@@ -102,17 +102,33 @@ class TrainingRows:
                     name, held, counted(self._n, "training sample"),
                 )  # fmt: skip
 
-    def _held_out(self, name: str, values: Counter[str]) -> int:
-        """Return how many samples a column assigns to another part; 0 if it is no split."""
-        present = {value: n for value, n in values.items() if value}
-        # only a column whose every value is the name of a part is taken for a split
-        if set(present) <= set(PART_WORDS):
-            return sum(n for value, n in present.items() if PART_WORDS[value])
-        flag = name.casefold()
-        if flag not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
-            return 0
-        yes = values["1"] + values["true"]
-        return self._n - yes if flag.endswith("train") else yes
+
+def held_out(name: str, values: Mapping[str, int], n: int) -> int:
+    """Return how many of `n` samples a column assigns to another part; 0 if it is no split.
+
+    Parameters
+    ----------
+    name
+        Name of the column.
+    values
+        Its values in lower case, with their counts.
+    n
+        Samples of the training set.
+
+    Examples
+    --------
+    >>> held_out("fold", {"train": 8, "test": 2}, 10), held_out("is_train", {"1": 8, "0": 2}, 10)
+    (2, 2)
+    """
+    present = {value: count for value, count in values.items() if value}
+    # only a column whose every value is the name of a part is taken for a split
+    if set(present) <= set(PART_WORDS):
+        return sum(count for value, count in present.items() if PART_WORDS[value])
+    flag = name.casefold()
+    if flag not in _FLAGS or not set(present) <= {"0", "1", "true", "false"}:
+        return 0
+    yes = values.get("1", 0) + values.get("true", 0)
+    return n - yes if flag.endswith("train") else yes
 
 
 def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:

@@ -83,7 +83,7 @@ def files(project: Path, molfun: Command) -> Path:
 @pytest.mark.slow
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
-    assert verbs == {"fine-tune", "cv", "pretrain", "train", "doctor", "schema"}
+    assert verbs == {"fine-tune", "cv", "pretrain", "train", "check", "doctor", "schema"}
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
         for old, new in SMALL.items():

@@ -284,7 +284,7 @@ def test_notes_in_brief_and_in_the_log(complexes, write, caplog):
         brief = "several chains (2), non-standard residues (1), chain breaks (1)"
         assert dataset.notes_in_brief() == brief
         dataset.check()
-    said = [r.getMessage() for r in caplog.records if r.name == "molfun.data.affinity"]
+    said = [r.getMessage() for r in caplog.records if r.name == "molfun.data.affinity_files"]
     assert [line for line in said if line.startswith("2bbb")] == [
         "2bbb: found 1 chain break; joined chains A, B"
     ]

@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset
 
 import molfun
-from molfun.data import AffinityDataset, DataSplitter, LengthBatchSampler, SequenceDataset
-from molfun.data import affinity as affinity_module
+from molfun.data import (
+    AffinityDataset,
+    DataSplitter,
+    LengthBatchSampler,
+    SequenceDataset,
+    affinity_files,
+)
 from molfun.data.batching import COST_SLACK, lengths_of
 from molfun.errors import ConfigError
 from molfun.registry import BACKBONES
@@ -182,9 +187,9 @@ def test_wrong_arguments_are_told_at_once(arguments: dict[str, Any], message: st
 
 def test_structures_are_read_once(complexes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
-    original = affinity_module.read_structure
+    original = affinity_files.read_structure
     monkeypatch.setattr(
-        affinity_module, "read_structure", lambda path: read.append(path) or original(path)
+        affinity_files, "read_structure", lambda path: read.append(path) or original(path)
     )
     data = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
     assert lengths_of(Subset(data, [3])).tolist() == [6]

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molfun.data import clusters
-from molfun.data.affinity import AffinityDataset, _Parsed, _Source
+from molfun.data.affinity import AffinityDataset
+from molfun.data.affinity_files import Parsed, Source
 from molfun.data.clusters import cluster_by_alignment, cluster_sequences
 from molfun.data.splits import DataSplitter
 from molfun.data.tables import Table
@@ -28,10 +29,10 @@ AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 def dataset_of(chains: list[tuple[str, ...]], **columns: list) -> AffinityDataset:
     """A data set with these chains in memory."""
     ids = [f"s{i:03d}" for i in range(len(chains))]
-    source = _Source()
+    source = Source()
     for name, parts in zip(ids, chains, strict=True):
         protein = Protein.from_sequence("".join(parts), name=name)
-        source.parsed[name] = _Parsed(protein=protein, chains=parts)
+        source.parsed[name] = Parsed(protein=protein, chains=parts)
     metadata = pd.DataFrame(
         {name: pd.Series(values, dtype=object if isinstance(values[0], str) else None)
          for name, values in columns.items()},

@@ -193,7 +193,7 @@ def test_parquet_that_inflates_is_refused_before_it_does(tmp_path, monkeypatch):
     table = pa.table({"pdb_id": pa.DictionaryArray.from_arrays(np.zeros(rows, int), ["x" * 9999])})
     pa.parquet.write_table(table, path)
     # 2 GB as plain text; one text that all rows share here
-    assert len(read_cells(path, "pdb_id").rows) == rows
+    assert len(read_cells(path, "pdb_id")) == rows
     monkeypatch.setenv("MOLFUN_MAX_TABLE_CELLS", "100k")
     with pytest.raises(UnsafeFileError, match="200,000 cells are more than the 102,400 allowed"):
         read_cells(path, "pdb_id")

@@ -176,6 +176,12 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         """
         tokens.encode(_sequence_of(sample), name=sample.shown)
 
+    def doubtful(self, dataset: Any) -> Sequence[int] | None:
+        """Return the places of sequences with a letter that is no amino acid."""
+        if getattr(dataset, "kind", None) != "sequences":
+            return None
+        return tokens.doubtful([sequence for (sequence,) in dataset.sequences()])
+
     def collate(self, features: Sequence[Features]) -> Features:
         """Concatenate the tokens of all samples; nothing is padded."""
         return _join(features)

@@ -73,5 +73,5 @@ def _quick_initialisation(*, draw: bool) -> Iterator[None]:
 def _fill_zeros(model: nn.Module, std: float) -> None:
     for parameter in model.parameters():
         # matrices only: a bias of zero stops no gradient
-        if parameter.ndim > 1 and not parameter.any():
+        if parameter.ndim > 1 and not parameter.is_meta and not parameter.any():
             nn.init.normal_(parameter, std=std)

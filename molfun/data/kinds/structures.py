@@ -82,7 +82,7 @@ class Structures(DataKind):
             id_column=self.column(settings, "id_column"),
             target_column=self.column(settings, "target_column"),
             require_target=labels.required,
-        ).check()
+        ).check(workers=getattr(settings, "workers", 0))
 
     def reopen(
         self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool

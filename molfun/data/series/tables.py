@@ -150,7 +150,7 @@ class _TableReader:
     form: TableFormat
 
     def __post_init__(self) -> None:
-        if not self.cells.rows:
+        if not len(self.cells):
             self.cells.raise_problems()
         self.target = self._present(self.form.target_column)
         self.group = self._present(self.form.group_column)
@@ -257,7 +257,7 @@ class _TableReader:
 
     def read_wide(self) -> SeriesTable:
         """Read one row per series."""
-        n = len(self.cells.rows)
+        n = len(self.cells)
         rows = np.arange(n)
         ids = self._wide_ids()
         places, times = self._wide_columns()
@@ -283,7 +283,7 @@ class _TableReader:
 
     def _wide_ids(self) -> list[str]:
         if not self.form.id_column:
-            return numbered(len(self.cells.rows))
+            return numbered(len(self.cells))
         ids = self.cells.ids(self.form.id_column)
         self.cells.problems += repeated_ids(ids)
         return ids

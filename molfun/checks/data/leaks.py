@@ -1,0 +1,67 @@
+"""Sequence identity between the training set and what judges the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from molfun.checks.data.duplicates import has_sequences
+from molfun.checks.data.subject import Subject
+from molfun.checks.findings import EXAMPLES, Finding
+from molfun.data.clusters import comparable, identity, nearest_by_words
+
+MOST_TRAIN, MOST_HELD_OUT = 20_000, 300
+"""Chains that are compared at most: 300 alignments take a second."""
+CLOSE = 0.9
+"""Identity from which on two proteins mostly have the same structure and function."""
+BY_CHANCE = 0.3
+"""Identity below which a pair is not shown: unrelated proteins reach it (Rost 1999)."""
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Show the ten pairs of highest identity across the split."""
+    if not has_sequences(subject) or "train" not in subject.parts:
+        return
+    for part in ("val", "test"):
+        if part in subject.parts:
+            yield _across(subject, part)
+
+
+def _across(subject: Subject, part: str) -> Finding:
+    train_names, train = _chains(subject, "train", MOST_TRAIN)
+    names, chains = _chains(subject, part, MOST_HELD_OUT)
+    near = nearest_by_words(chains, train)
+    values = [identity(chain, train[place]) for chain, place in zip(chains, near, strict=True)]
+    worst = sorted(range(len(chains)), key=lambda i: -values[i])[:EXAMPLES]
+    top, close = max(values), sum(value >= CLOSE for value in values)
+    text = f"highest identity to a training sequence {top:.0%}"
+    if close:
+        text += f"; {close:,} of {len(chains):,} chains have {CLOSE:.0%} or more"
+    if max(len(chains) / MOST_HELD_OUT, len(train) / MOST_TRAIN) >= 1:
+        text += f" ({len(chains):,} against {len(train):,} were compared)"
+    return Finding(
+        status="WARNING" if close else "OK",
+        topic=f"identity, {part}",
+        text=text,
+        remedy="--split identity keeps similar sequences in one part." if close else "",
+        examples=[
+            f"{values[i]:.0%}  {names[i]}  {train_names[near[i]]}"
+            for i in worst
+            if values[i] >= BY_CHANCE
+        ],
+        facts={"highest": top, "close": close, "compared": len(chains)},
+    )
+
+
+def _chains(subject: Subject, part: str, most: int) -> tuple[list[str], list[str]]:
+    """Return chains of a part, each once and with its sample; evenly drawn if there are many."""
+    data = subject.parts[part]
+    of: dict[str, str] = {}
+    for name, sample in zip(data.ids, data.sequences(), strict=True):
+        for chain in sample:
+            of.setdefault(comparable(chain), name)
+    chains: Sequence[str] = list(of)
+    if len(chains) > most:
+        chains = [chains[i] for i in np.linspace(0, len(chains) - 1, most).astype(int)]
+    return [of[chain] for chain in chains], list(chains)

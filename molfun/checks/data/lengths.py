@@ -1,0 +1,83 @@
+"""Lengths of the samples, and the memory that a step on the longest ones takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from molfun.checks.data.subject import Subject
+from molfun.checks.findings import EXAMPLES, Finding
+from molfun.models import memory
+from molfun.models.loaders import as_loader
+from molfun.text import counted, megabytes
+
+CONTEXT = {"sequences": 1022}
+"""Length on which published models of a kind were trained."""
+SHORTEST = 3
+"""Shorter samples are fragments more often than data."""
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Describe the lengths, and compare the predicted peak with the free memory."""
+    for part, data in subject.parts.items():
+        yield from _lengths(subject, part, np.asarray(data.lengths), data.ids)
+    if subject.model is not None and "train" in subject.parts:
+        yield from _memory(subject)
+
+
+def _lengths(subject: Subject, part: str, lengths: np.ndarray, ids: list[str]) -> Iterator[Finding]:
+    unit, topic = subject.kind.unit, f"lengths, {part}"
+    if not len(lengths):
+        return
+    low, middle, high = lengths.min(), np.median(lengths), lengths.max()
+    yield Finding(
+        status="OK", topic=topic, text=f"{low:,} to {high:,} {unit}, median {middle:,.0f}",
+        facts={"min": int(low), "median": float(middle), "max": int(high)},
+    )  # fmt: skip
+    longest = CONTEXT.get(subject.kind.name)
+    for places, text, remedy in (
+        (np.flatnonzero(lengths > (longest or np.inf)), f"above the {longest} of pretraining",
+         "--max-length crops them, --long window or crop decides how they are read."),
+        (np.flatnonzero(lengths < SHORTEST), f"below {SHORTEST} {unit}", "Are they whole?"),
+    ):  # fmt: skip
+        if len(places):
+            yield Finding(
+                status="WARNING",
+                topic=topic,
+                text=f"{counted(len(places), 'sample')} {text}",
+                remedy=remedy,
+                examples=[f"{ids[i]}: {lengths[i]:,}" for i in places[:EXAMPLES]],
+                total=len(places),
+            )
+
+
+def _memory(subject: Subject) -> Iterator[Finding]:
+    """Predict the peak of a step, and add what the weights and the optimizer take."""
+    parameters = list(subject.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    held = 4 * sum(p.numel() for p in parameters)
+    backbone, data = subject.model.backbone, subject.parts["train"]
+    try:
+        # the batch that fine-tune would take, which decides the peak
+        loader = as_loader(data, batch_size=subject.batch_size)
+        found = memory.forecast(backbone, loader, subject.device, trained=trained)
+    finally:
+        memory.forget(backbone)
+    if found is not None:
+        yield Finding(
+            status="OK" if found.fits else "WARNING",
+            topic="memory of a step",
+            text=found.text,
+            facts={"peak_bytes": found.peak, "free_bytes": found.free},
+        )
+    needed, free = held + memory.BYTES_A_WEIGHT * trained, memory.free_bytes(subject.device)
+    little = free is not None and needed > memory.SHARE * free
+    yield Finding(
+        status="WARNING" if little else "OK",
+        topic="memory of the weights",
+        text=f"{megabytes(needed)} with gradients, optimizer and moving average"
+        + (f", {megabytes(free)} are free" if free is not None else ""),
+        remedy="Use --strategy head_only or lora, or a smaller model." if little else "",
+        facts={"bytes": needed, "free_bytes": free},
+    )

@@ -1,0 +1,77 @@
+"""Whether the model can take the samples, and its heads the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from molfun.checks.data.subject import Subject
+from molfun.checks.findings import Finding
+from molfun.data.faults import Faults, kind_of
+from molfun.errors import DataError
+from molfun.models.loaders import check_labels, check_sizes
+from molfun.sample import is_missing
+from molfun.training.task_head import TaskHead
+
+
+def samples(subject: Subject, faults: Faults) -> None:
+    """Note the samples that the backbone cannot use."""
+    if subject.model is None:
+        return
+    for part, data in subject.parts.items():
+        _, problems = subject.model.backbone.problems_in(data)
+        for text in problems:
+            # "seq_3 (t.csv, line 4): 'J' at position 2 is no amino acid: write X"
+            fault = text.partition(": ")[2] or text
+            faults.note(f"samples, {part}", [text], kind_of(fault).partition(": ")[0])
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Let every task learn the training labels, as a run does, and read those of all parts."""
+    if "train" not in subject.parts:
+        return
+    for head in subject.heads:
+        topic = f"head{f' {head.name}' if head.name else ''}"
+        faults = _of_labels(subject, head)
+        for (_, kind), texts in faults.found.items():
+            yield Finding(status="FAILED", topic=topic, text=kind, examples=list(texts)[:10],
+                          total=len(texts))  # fmt: skip
+        if not faults.found:
+            yield from _fitting(subject, head, topic)
+
+
+def _of_labels(subject: Subject, head: TaskHead) -> Faults:
+    faults = Faults()
+    train = subject.parts["train"]
+    loaders = {name: Loaded(data) for name, data in subject.parts.items()}
+    with faults.caught("labels"):
+        check_sizes(head, *subject.parts.values())
+    with faults.caught("labels"):
+        own = head.labels(train.targets)
+        if all(map(is_missing, own)):
+            raise DataError("no training sample has a label")
+        if head.task.numbers_unfitted:
+            check_labels(head, loaders["train"])
+        head.task.fit_targets(own)
+        for name in loaders:
+            check_labels(head, loaders[name])
+    return faults
+
+
+class Loaded:
+    """Stand-in for a loader, which checks of labels ask for its data set."""
+
+    def __init__(self, dataset: object) -> None:
+        self.dataset = dataset
+
+
+def _fitting(subject: Subject, head: TaskHead, topic: str) -> Iterator[Finding]:
+    n = sum(p.numel() for p in head.head.parameters())
+    text = f"{head.head_name} with {n:,} weights, for the task {head.task_name} per {_level(head)}"
+    gaps = head.task.gaps(head.labels(subject.parts["train"].targets))
+    yield Finding(
+        status="WARNING" if gaps else "OK", topic=topic, text=f"{text}; {gaps}" if gaps else text
+    )
+
+
+def _level(head: TaskHead) -> str:
+    return "sample" if head.task.level == "sequence" else head.task.level

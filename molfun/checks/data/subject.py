@@ -1,0 +1,72 @@
+"""The run that is checked: its data, its model and its choices, before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from molfun.data.base import SampleDataset
+from molfun.data.kinds.base import DataKind, Labels
+from molfun.strategies.base import FinetuneStrategy
+from molfun.training.task_head import TaskHead
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """What the checks of a run look at.
+
+    Parameters
+    ----------
+    parts
+        Those of "train", "val" and "test" that have samples.
+    kind
+        Kind of the data.
+    backbone_name
+        Name that the user gave.
+    labels
+        Task and level of the labels of each head; one head has the empty name.
+    label_columns
+        Column of the labels of each head, None where there is none.
+    used
+        Further columns that the run reads.
+    split
+        Name of the split, and of the column that it reads if it reads one.
+    model
+        Model, or `molfun.models.skeleton.Skeleton`, with ``backbone`` and ``heads``; None if it
+        cannot be built.
+    strategy, why
+        What trains, and the reason if it was chosen by the number of samples.
+    device
+        Device of the run.
+    batch_size, epochs
+        Settings of the run.
+    """
+
+    parts: Mapping[str, SampleDataset]
+    kind: DataKind
+    backbone_name: str
+    labels: Mapping[str, Labels]
+    label_columns: Mapping[str, str | None] = field(default_factory=dict)
+    used: frozenset[str] = frozenset()
+    split: str = "random"
+    model: Any = None
+    strategy: FinetuneStrategy | None = None
+    why: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    batch_size: int = 1
+    epochs: int = 1
+
+    @property
+    def heads(self) -> tuple[TaskHead, ...]:
+        """Heads of the model; empty without a model."""
+        return () if self.model is None else tuple(self.model.heads)
+
+    def targets(self, part: str, head: str) -> Sequence[Any]:
+        """Return the labels of one head in a part."""
+        targets = self.parts[part].targets
+        return [target.get(head) for target in targets] if head else targets

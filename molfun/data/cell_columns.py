@@ -1,0 +1,257 @@
+"""Columns of a table as text: of any table, and of a plain one that C code has read.
+
+Most tables are plain: no quotes, no blank rows, as many cells in each row. Arrow reads them a
+hundred times as fast as Python's csv module, and what has to be known of a column (that all cells
+are numbers, that none holds a slash) is found for all cells at once. Whatever is not plain is read
+cell by cell, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from molfun._shapes import Float64
+from molfun.data.columns import typed
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
+_PLAIN = bytes(c for c in range(0x21, 0x7F) if c != ord("'"))
+"""Characters of cells that are neither stripped nor unescaped."""
+_OF_NUMBERS = b"0123456789+-.eE"
+_SAFE = bytes(c for c in _PLAIN if c not in b"/\\.")
+"""Characters of ids that can name a file, whatever their order."""
+
+
+class Column(Protocol):
+    """The cells of one column."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Cells without blanks around them and without the marks of `unescape`."""
+
+    @property
+    def numbers(self) -> Float64[np.ndarray, "rows"] | None:
+        """Values, if it is quickly seen that all cells are finite numbers; else None."""
+
+    def is_safe(self, longest: int) -> bool:
+        """Return True if it is quickly seen that every cell can name a file."""
+
+    def typed(self) -> pd.Series:
+        """Return integers, else floats, where every cell that is not blank parses; else text."""
+
+
+def unescape(text: str) -> str:
+    """Return the text that `molfun.data.cells.escape` was given.
+
+    Examples
+    --------
+    >>> unescape("'=SUM(A1)"), unescape("5'-UTR")
+    ('=SUM(A1)', "5'-UTR")
+    """
+    return text[1:] if text[:1] == "'" and text.lstrip("'").startswith(FORMULA_STARTS) else text
+
+
+@dataclass
+class TextColumn:
+    """Cells as Python read them."""
+
+    cells: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Cells without blanks around them and without the marks of `unescape`."""
+        return [unescape(cell).strip() for cell in self.cells]
+
+    @property
+    def numbers(self) -> None:
+        """None: each cell has to be looked at."""
+        return
+
+    def is_safe(self, longest: int) -> bool:  # noqa: ARG002
+        """Return False: each cell has to be looked at."""
+        return False
+
+    def typed(self) -> pd.Series:
+        """Return integers, else floats, where every cell that is not blank parses; else text."""
+        return typed(self.texts)
+
+
+@dataclass
+class ArrowColumn:
+    """Cells as Arrow read them."""
+
+    array: Any
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        """All cells, one behind the other."""
+        data = self.array.buffers()[2]
+        ends = self._ends
+        return b"" if data is None else memoryview(data)[ends[0] : ends[-1]].tobytes()
+
+    @property
+    def _ends(self) -> np.ndarray:
+        ends = np.frombuffer(self.array.buffers()[1], np.int32)
+        return ends[self.array.offset : self.array.offset + len(self.array) + 1]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Cells without blanks around them and without the marks of `unescape`."""
+        cells = self.array.to_pylist()
+        if not self._bytes.translate(None, _PLAIN):
+            return cells
+        return [unescape(cell).strip() for cell in cells]
+
+    @cached_property
+    def numbers(self) -> Float64[np.ndarray, "rows"] | None:
+        """Values, if all cells are finite numbers as Arrow writes them; else None."""
+        import pyarrow as pa
+        import pyarrow.compute
+
+        if self._bytes.translate(None, _OF_NUMBERS):
+            return None
+        try:
+            found = pyarrow.compute.cast(self.array, pa.float64())
+        except pa.ArrowInvalid:
+            return None
+        values = found.to_numpy(zero_copy_only=False)
+        return values if np.isfinite(values).all() else None
+
+    def is_safe(self, longest: int) -> bool:
+        """Return True if no cell is blank, too long, or holds what is special in a path."""
+        lengths = np.diff(self._ends)
+        if not lengths.size or lengths.min() == 0 or lengths.max() > longest:
+            return False
+        return not self._bytes.translate(None, _SAFE)
+
+    def typed(self) -> pd.Series:
+        """Return integers, else floats, where every cell that is not blank parses; else text."""
+        numbers = self.numbers
+        # Arrow reads +2 as a float alone
+        if numbers is None or self._has_codes or b"+" in self._bytes:
+            return typed(self.texts)
+        # 18 digits fit into 64 bits
+        if not self._bytes.translate(None, b"0123456789-") and np.diff(self._ends).max() <= 18:
+            import pyarrow as pa
+
+            return pd.Series(self.array.cast(pa.int64()).to_numpy())
+        return pd.Series(numbers)
+
+    @property
+    def _has_codes(self) -> bool:
+        """True if a number has leading zeros, which make it a code."""
+        data, starts = np.frombuffer(self._bytes, np.uint8), self._ends[:-1] - self._ends[0]
+        lengths = np.diff(self._ends)
+        # a number is at most one place off behind its sign
+        signed = np.isin(data[starts], (ord("+"), ord("-")))
+        starts, lengths = starts + signed, lengths - signed
+        first, second = data[starts], data[np.minimum(starts + 1, len(data) - 1)]
+        return bool(((lengths > 1) & (first == ord("0")) & (second - ord("0") < 10)).any())
+
+
+def plain_columns(
+    raw: bytes, start: int, delimiter: str, *, longest: int
+) -> tuple[list[str], list[Column]] | None:
+    r"""Return header and columns of a plain table, None if its rows have to be looked at.
+
+    Parameters
+    ----------
+    raw
+        The file, in UTF-8.
+    start
+        Place of the header.
+    delimiter
+        Character between cells.
+    longest
+        Characters that a cell may have.
+
+    Examples
+    --------
+    >>> header, columns = plain_columns(b"id,target\na,1.5\nb,2\n", 0, ",", longest=9)
+    >>> header, columns[0].texts, columns[1].numbers.tolist()
+    (['id', 'target'], ['a', 'b'], [1.5, 2.0])
+    >>> plain_columns(b'id,target\n"a",1.5\n', 0, ",", longest=9) is None
+    True
+    """
+    end = raw.find(b"\n", start)
+    header = _header(raw[start:end], delimiter) if end >= 0 and _is_plain(raw) else []
+    if max(map(len, header), default=longest + 1) > longest:
+        return None
+    arrays = _parsed(memoryview(raw)[end + 1 :], delimiter, len(header))
+    columns = [ArrowColumn(array) for array in arrays]
+    if not columns:
+        return None
+    rows = raw.count(b"\n", end + 1) + (not raw.endswith(b"\n"))
+    # fewer rows than lines: some are blank, and the numbers of lines would not be theirs
+    if len(columns[0]) != rows or not rows or not _are_filled(columns, longest):
+        return None
+    return header, list(columns)
+
+
+def _header(line: bytes, delimiter: str) -> list[str]:
+    """Return the names of the columns; none if the line is blank or not UTF-8."""
+    try:
+        text = line.decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError:
+        return []
+    return [cell.strip() for cell in text.split(delimiter)] if text.strip() else []
+
+
+def _is_plain(raw: bytes) -> bool:
+    """Return True for a table without quotes whose lines end as in Unix or in Windows."""
+    if b'"' in raw or b"\0" in raw:
+        return False
+    return b"\r" not in raw or raw.count(b"\r") == raw.count(b"\r\n")
+
+
+def _are_filled(columns: Sequence[ArrowColumn], longest: int) -> bool:
+    """Return True if no row is blank and no cell too long."""
+    first = columns[0]
+    lengths = [np.diff(column._ends) for column in columns]
+    if max(int(n.max()) for n in lengths) > longest or not lengths[0].all():
+        return False
+    # a row of blanks alone begins with one
+    starts = np.frombuffer(first._bytes, np.uint8)[first._ends[:-1] - first._ends[0]]
+    return bool(((starts > 0x20) & (starts < 0x7F)).all())
+
+
+def _parsed(raw: memoryview, delimiter: str, n: int) -> list[Any]:
+    """Return the columns of rows as arrays of text; none if a row has more or fewer cells."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    names = [str(i) for i in range(n)]
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(pa.py_buffer(raw)),
+            # one block, so that a column is one array
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=names, block_size=max(len(raw), 1), use_threads=False
+            ),
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter, quote_char=False, double_quote=False
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowException:  # cells that are missing or too many, text that is not UTF-8
+        return []
+    if any(column.num_chunks != 1 for column in table.columns):
+        return []
+    return [column.chunk(0) for column in table.columns]

@@ -1,0 +1,367 @@
+"""`molfun check` finds every fault of tables, structures and sequences, all of them at once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from pdb_text import pdb_atom, pdb_chain, pdb_residue
+from typer.testing import CliRunner
+
+from molfun.cli.main import app
+
+LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
+Checked = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*flags: object) -> Result:
+    return CliRunner().invoke(app, ["check", *map(str, flags)])
+
+
+def findings(*flags: object) -> list[dict[str, Any]]:
+    done = run(*flags, "--json")
+    document = json.loads(done.output)
+    assert done.exit_code == int(document["status"] == "FAILED")
+    return document["findings"]
+
+
+def of_sequences(*flags: object) -> list[dict[str, Any]]:
+    return findings("--backbone", "esm2_tiny", "--data", "t.csv", *flags)
+
+
+def of_structures(*flags: object) -> list[dict[str, Any]]:
+    tiny = ("--preset", "tiny", "--device", "cpu")
+    return findings("--data", "t.csv", "--pdbs", "pdbs", *tiny, *flags)
+
+
+def texts(found: list[dict[str, Any]], status: str) -> str:
+    return "\n".join(f"{f['topic']}: {f['text']}" for f in found if f["status"] == status)
+
+
+def one(found: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    (finding,) = [f for f in found if text in f["text"]]
+    return finding
+
+
+def proteins(n: int, length: int = 12, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(LETTERS, length)) for _ in range(n)]
+
+
+def write(rows: list[str], header: str = "sequence,target", name: str = "t.csv") -> None:
+    Path(name).write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+
+
+def good(n: int = 40) -> list[str]:
+    return [f"{text},{0.1 * i:.2f}" for i, text in enumerate(proteins(n))]
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_faults_of_labels_and_sequences_are_all_listed_at_once() -> None:
+    """T01, T12, T14, Q01 to Q05."""
+    bad = {
+        "nan": "is not a finite number",
+        "inf": "is not a finite number",
+        "-inf": "is not a finite number",
+        "": "is blank",
+        "high": "is not a number",
+        '"6,52"': "has a decimal comma",
+        '"1,000"': "has a comma",
+        ">10": "is a bound, not a value",
+        "1e30": "is beyond",
+    }
+    rows = good() + [f"MKVAC,{label}" for label in bad]
+    letters = ("MKJ", "MK*", "M-K", "M.K", "MK1", "M K", "M\u0410K")
+    rows += [f"{text},1.5" for text in letters]
+    rows += ["mkvacd,1.0", "MUZOBX,2.0", ",3.0", f"{'MK' * 600},2.5"]
+    write(rows + [f"MKVAC,bad{i}" for i in range(1000)])
+    found = of_sequences()
+    failed = texts(found, "FAILED")
+    for kind in bad.values():
+        assert kind in failed
+    assert "column sequence: is blank" in failed
+    words = one(found, "is not a number")
+    assert words["total"] == 1001
+    assert len(words["examples"]) == 10
+    assert words["examples"][0].startswith("line 46, column target: 'high' is not a number")
+    odd = [f for f in found if f["topic"].startswith("samples, ") and "no amino acid" in f["text"]]
+    listed = "\n".join(line for f in odd for line in f["examples"])
+    assert sum(f["total"] for f in odd) == len(letters)
+    assert all(f"t.csv, line {i}" in listed for i in range(51, 58))
+    assert "1 sample above the 1022 of pretraining" in texts(found, "WARNING")
+    # the good rows are still looked at
+    assert "deviation" in texts(found, "OK")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("sequence,target\n", "has a header but no rows"),
+        ("sequence,traget\nMKV,1\n", "Did you mean 'traget' for 'target'?"),
+        ("sequence,target\nMK\0V,1\n", "a NUL byte"),
+        ("sequence,target\nMKV,1,2\nMKA\n", "has 2 bad rows"),
+    ],
+)
+def test_a_table_that_cannot_be_read(text: str, said: str) -> None:
+    """T03, T09."""
+    Path("t.csv").write_text(text)
+    write(good(), name="test.csv")
+    found = of_sequences("--test", "test.csv")
+    failed = [f for f in found if f["status"] == "FAILED"]
+    assert failed
+    whole = "\n".join([texts(failed, "FAILED"), *(line for f in failed for line in f["examples"])])
+    assert said in whole or "cells where the header has" in whole
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_as_programs_write_them_pass(encoding: str, delimiter: str) -> None:
+    """T04 to T07: marks, encodings, delimiters, line ends, quoted line ends, further columns."""
+    rows = [f"{row},note{i}".replace(",", delimiter) for i, row in enumerate(good())]
+    rows[0] = rows[0].replace("note0", '"first\r\nsecond"')
+    header = delimiter.join([" sequence ", "target", "remark"])
+    Path("t.csv").write_bytes("\r\n".join([header, *rows, ""]).encode(encoding))
+    assert not texts(of_sequences(), "FAILED")
+
+
+def test_ids_stay_texts_and_repeated_ones_are_found() -> None:
+    """T02, T10, T11 and paths as ids."""
+    Path("pdbs").mkdir()
+    for name in ("1e10", "0001", "NA", "a", "b"):
+        Path(f"pdbs/{name}.pdb").write_text("\n".join([*pdb_chain("ALA GLY SER LEU"), "END", ""]))
+    rows = ["1e10,1", "0001,2", "NA,3", "a,4", "a,4", "b,5", "b,6", "gone,7", "lost,8", "../x,9"]
+    write(rows, "pdb_id,affinity")
+    found = of_structures("--val-frac", 0, "--test-frac", 0)
+    failed = texts(found, "FAILED")
+    assert one(found, "files are missing")["examples"] == ["gone", "lost"]
+    assert "has the label N, and N on line N" in failed
+    assert "is a path, not an id" in failed
+    assert "repeats 1 row (same id, same label)" in texts(found, "WARNING")
+    assert "5 train / 0 val / 0 test" in texts(found, "WARNING")
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "status", "said"),
+    [
+        (["2.5"] * 30, (), "FAILED", "there is nothing to learn"),
+        (["yes"] * 30, ("--task", "multiclass"), "FAILED", "one class alone ('yes' "),
+        ([str(i % 2) for i in range(90)], (), "WARNING", "--task binary"),
+        ([f"{i % 7}" for i in range(29)] + ["5000"], (), "WARNING", "far from the rest"),
+        (["1"] * 199 + ["0"], ("--task", "binary"), "WARNING", "below 2%: '0'"),
+    ],
+)
+def test_labels_from_which_little_can_be_learned(
+    labels: list[str], flags: tuple[str, ...], status: str, said: str
+) -> None:
+    """T13, T14, N05."""
+    pairs = zip(proteins(len(labels)), labels, strict=True)
+    write([f"{text},{label}" for text, label in pairs])
+    found = of_sequences("--val-frac", 0, "--test-frac", 0, *flags)
+    lines = [f"{f['text']} {f['remedy']}" for f in found if f["status"] == status]
+    assert any(said in line for line in lines), lines
+
+
+# --- structures ----------------------------------------------------------------------------------
+
+
+def water(n: int = 3) -> list[str]:
+    return [pdb_atom("O", "HOH", "W", i, record="HETATM") for i in range(1, n + 1)]
+
+
+def test_faults_of_structures_are_all_listed_at_once() -> None:
+    """P01 to P13."""
+    plain = pdb_chain("ALA GLY SER LEU LYS")
+    bad: dict[str, str | bytes] = {
+        "empty.pdb": "",
+        "water.pdb": "\n".join(water()),
+        "binary.pdb": b"\x00\x01\x02" * 50,
+        "cut.cif": "data_x\nloop_\n_atom_site.group_PDB\n_atom_site.id\nATOM",
+        "packed.pdb.gz": gzip.compress("\n".join(plain).encode())[:-20],
+        "noca.pdb": "\n".join(pdb_residue("ALA", atoms=("N", "C"))),
+        "stars.pdb": "\n".join(plain).replace("   3.800", "********"),
+        "nan.pdb": "\n".join(plain).replace("   5.000", "     NaN"),
+    }
+    fine = {
+        "modified.pdb": pdb_chain("MSE SEP UNK ALA"),
+        "inserted.pdb": [*pdb_residue("ALA"), *pdb_residue("GLY", slot=2, icode="A")],
+        "altloc.pdb": [*plain, pdb_atom("CA", "LYS", number=5, altloc="B", occupancy=0.2)],
+        "models.pdb": ["MODEL        1", *plain, "ENDMDL", "MODEL        2", *plain, "ENDMDL"],
+        "chains.pdb": [*plain, "TER", *pdb_chain("GLY SER ALA", "B")],
+        "gap.pdb": [*plain, *pdb_chain("ALA GLY", first=40)],
+        "ligand.pdb": [*plain, pdb_atom("C1", "ATP", "A", 90, record="HETATM", xyz=(90, 0, 0))],
+        "dna.pdb": [*plain, "TER", *(pdb_atom("P", " DA", "D", i, xyz=(50, i, 0)) for i in (1, 2))],
+        "short.pdb": pdb_residue("ALA"),
+        "trace.pdb": [line for line in plain if " CA " in line],
+        "serial.pdb": [line.replace("    1 ", "***** ", 1) for line in plain],
+    }
+    Path("pdbs").mkdir()
+    for name, text in bad.items():
+        content = text.encode() if isinstance(text, str) else text
+        Path("pdbs", name).write_bytes(content)
+    for name, lines in fine.items():
+        Path("pdbs", name).write_text("\n".join([*lines, "END", ""]))
+    ids = [name.partition(".")[0] for name in [*bad, *fine]]
+    write([f"{name},{i % 5}.5" for i, name in enumerate(ids)], "pdb_id,affinity")
+    found = of_structures("--val-frac", 0.2, "--test-frac", 0)
+    failed = [f for f in found if f["status"] == "FAILED"]
+    listed = "\n".join(line for f in failed for line in f["examples"])
+    missed = [name for name in bad if name not in listed]
+    assert not missed, listed
+    assert not [name for name in fine if name in listed]
+    said = "\n".join(
+        f"{f['text']}: {' '.join(f['examples'])}" for f in found if f["topic"] == "structures"
+    )
+    for kind in (
+        *("non-standard residues", "alternate locations", "one model of several", "several chains"),
+        *("chain breaks", "ligands left out", "nucleic acids left out", "CA atoms only"),
+    ):
+        assert f"{kind} in 1 of 11" in said, said
+    warned = texts(found, "WARNING")
+    assert "ligands left out" in warned
+    assert "below 3 residues" in warned
+
+
+def test_structures_are_read_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from molfun.data import affinity_files
+
+    Path("pdbs").mkdir()
+    for i in range(6):
+        lines = pdb_chain("ALA GLY SER LEU MSE"[: 11 + 4 * (i % 3)]) if i else ["END"]
+        Path(f"pdbs/s{i}.pdb").write_text("\n".join([*lines, "END", ""]))
+    write([f"s{i},{i}.5" for i in range(6)], "pdb_id,affinity")
+    alone = of_structures()
+    monkeypatch.setattr(affinity_files, "MANY_FILES", 2)
+    together = of_structures("--workers", 2)
+    assert "s0.pdb" in one(together, "holds no protein")["examples"][0]
+    lines = [
+        [f["text"] for f in found if "memory" not in f["topic"]] for found in (alone, together)
+    ]
+    assert lines[0] == lines[1]
+
+
+# --- sequences -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "said"),
+    [
+        (">a\nMKV\n>a\nMKA\n", "FAILED", "one id with two different sequences"),
+        (">a\nMKV\n>a\nMKV\n", "WARNING", "repeats 1 record"),
+        ("MKV\n>a\nMKV\n", "FAILED", "expected a header that begins with '>'"),
+        (">a\n" + "ACGT" * 30 + "\n", "WARNING", "Are these nucleotides?"),
+    ],
+)
+def test_fasta_files(text: str, status: str, said: str) -> None:
+    """Q06, Q07."""
+    Path("t.fasta").write_text(text)
+    found = findings("--backbone", "esm2_tiny", "--data", "t.fasta")
+    assert any(said in f["text"] for f in found if f["status"] == status), found
+
+
+# --- what the run looks like ---------------------------------------------------------------------
+
+
+def test_columns_that_are_not_used_and_leaks_are_named() -> None:
+    texts_ = proteins(60)
+    rows = [f"{text},{i},{'test' if i % 4 == 0 else 'train'},{2 * i}"
+            for i, text in enumerate(texts_)]  # fmt: skip
+    rows += [f"{texts_[0]},7,train,1", f"{texts_[1]},1,train,1"]
+    write(rows, "sequence,target,fold,fitness")
+    found = of_sequences()
+    warned = texts(found, "WARNING")
+    assert "column 'fold': assigns" in warned
+    assert "column 'fitness': looks like a label" in warned
+    assert "2 training samples have the input of another one and a different label" in warned
+    found = of_sequences("--split", "column", "--split-column", "fold", "--test-frac", 0)
+    warned = texts(found, "WARNING")
+    assert "fold" not in warned
+    shared = one(found, "test samples are in the training set")
+    assert shared["examples"] == ["seq_1 = seq_61"]
+    across = one(found, "highest identity to a training sequence 100%")
+    assert across["examples"][0] == "100%  seq_1  seq_61"
+
+
+def test_what_auto_would_take_and_what_trains() -> None:
+    write(good())
+    found = of_sequences()
+    line = next(f for f in found if f["topic"] == "strategy")
+    assert line["text"].startswith("head_only (chosen by the number of samples) trains 8,")
+    line = next(f for f in of_sequences("--strategy", "full") if f["topic"] == "strategy")
+    assert line["status"] == "WARNING"
+    assert line["text"].endswith("auto would take head_only (fewer than 100 samples)")
+    assert line["facts"]["trained"] == line["facts"]["weights"]
+    late = texts(of_sequences("--warmup", 500), "WARNING")
+    assert "schedule: The warm-up of 500 steps is not shorter than the run" in late
+
+
+def test_nothing_to_train_and_missing_weights_fail() -> None:
+    """N01, N09."""
+    write([f"{row},test" for row in good()], "sequence,target,split")
+    assert "leaves no sample for training" in texts(of_sequences("--split", "column"), "FAILED")
+    write(good())
+    failed = texts(of_sequences("--weights", "gone.pt"), "FAILED")
+    assert "model: " in failed
+    assert "gone.pt" in failed
+    flags = ("--strategy", "lora", "strategy_config.target_modules=[quary]")
+    assert "quary" in texts(of_sequences(*flags), "FAILED")
+
+
+def test_text_and_exit_code() -> None:
+    write(good())
+    done = run("--backbone", "esm2_tiny", "--data", "t.csv")
+    assert done.exit_code == 0
+    assert not done.stderr
+    lines = done.output.splitlines()
+    assert lines[0] == "OK       rows: every row and file can be used"
+    assert lines[-1].endswith(" 0 FAILED")
+    assert not [path for path in Path().iterdir() if path.name != "t.csv"]
+    write([*good(), "MKV,high"])
+    done = run("--backbone", "esm2_tiny", "--data", "t.csv")
+    assert done.exit_code == 1
+    assert done.output.startswith("FAILED   t.csv: column target: ... is not a number\n")
+
+
+def test_a_demo_a_config_and_several_heads() -> None:
+    assert run("--demo", "--preset", "tiny").exit_code == 0
+    Path("two.yaml").write_text(
+        "backbone: esm2_tiny\ndata: t.csv\n"
+        "heads:\n  ddg: {task: regression}\n  kind: {task: binary}\n"
+    )
+    rows = [f"{text},{i},{'ab'[i % 2]}" for i, text in enumerate(proteins(30))]
+    write([*rows, "MKVAC,high,a"], "sequence,ddg,kind")
+    found = findings("--config", "two.yaml")
+    assert one(found, "is not a number")["total"] == 1
+    topics = [f["topic"] for f in found]
+    assert {"labels ddg, train", "labels kind, train", "head ddg", "head kind"} <= set(topics)
+
+
+def test_series_and_atoms() -> None:
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write as write_atoms
+    from tiny import build_atoms
+
+    steps = [f"s{i},{t},{i + t},{'yes' if i % 2 else 'no'}" for i in range(12) for t in range(4)]
+    write(steps, "id,time,hr,target")
+    found = findings("--backbone", "timeseries", "--data", "t.csv", "--task", "binary")
+    assert not texts(found, "FAILED")
+    frames = []
+    for sample in build_atoms(10):
+        sample.atoms.calc = SinglePointCalculator(sample.atoms, **sample.target)
+        frames.append(sample.atoms)
+    write_atoms("x.xyz", frames, format="extxyz")
+    found = findings("--backbone", "pet", "--data", "x.xyz")
+    assert not texts(found, "FAILED"), found
