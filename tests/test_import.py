@@ -105,8 +105,11 @@ PUBLIC = {
         "cross_validate",
     ],
     "molfun.report": [
+        "Comparison",
         "FinishedRun",
         "Section",
+        "compare_runs",
+        "write_comparison",
         "write_report",
     ],
     "molfun.objectives": [

@@ -158,6 +158,18 @@ VERBS = (
         run="molfun.cli.report:report",
     ),
     Verb(
+        "compare",
+        """
+        Compare finished runs on the samples that all of them predicted, with paired intervals.
+
+        For example:
+
+        molfun compare runs/head_only runs/lora runs/full
+        """,
+        settings=(f"{_COMMANDS}CompareSettings",),
+        run="molfun.cli.report:compare",
+    ),
+    Verb(
         "schema",
         """
         Print the JSON schema of a file of settings, with which editors complete and check it.

@@ -146,6 +146,14 @@ class ReportSettings(Command):
     runs: list[str] = option(..., "Folders of runs.", argument=True)
 
 
+class CompareSettings(Command):
+    """Settings of ``molfun compare``: the runs, and the file to write."""
+
+    runs: list[str] = option(..., "Folders of runs; the first is compared with.", argument=True)
+    output: str = option("comparison.html", "HTML file to write.", panel=RUN)
+    overwrite: bool = OVERWRITE
+
+
 class SchemaSettings(Command):
     """Settings of ``molfun schema``."""
 

@@ -16,6 +16,7 @@ from molfun._paths import as_path
 from molfun.config import read_yaml
 from molfun.data.cells import read_cells
 from molfun.errors import ConfigError, MolfunError, RunError
+from molfun.registry import TASKS
 from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
@@ -102,8 +103,10 @@ class FinishedRun:
         history = History(_rows(self.folder.history))
         strategy = self.meta.get("strategy") or {}
         history.monitor = strategy.get("monitor", "val/loss")
-        losses = ("loss", "rmse", "mae", "perplexity", "q_error")
-        history.higher_is_better = not history.monitor.endswith(losses)
+        metric = history.monitor.rpartition("/")[2]
+        history.higher_is_better = any(
+            metric in TASKS[head.task].higher_is_better for head in self.heads if head.task in TASKS
+        )
         return history
 
     @cached_property

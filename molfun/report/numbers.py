@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from molfun.evaluation.bootstrap import Estimate
 from molfun.text import three_digits
 
 NAMES = {
@@ -60,6 +61,18 @@ def estimate(found: Mapping[str, Any] | None) -> str:
     text = number(found.get("value"))
     low, high = found.get("low"), found.get("high")
     return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
+
+
+def interval(found: Estimate) -> str:
+    """Format an estimate; without brackets where its interval is undefined.
+
+    Examples
+    --------
+    >>> interval(Estimate(0.5912, 0.5188, 0.6499)), interval(Estimate(2.0))
+    ('0.591 [0.519, 0.65]', '2')
+    """
+    known = math.isfinite(found.low) and math.isfinite(found.high)
+    return estimate(vars(found) if known else {"value": found.value})
 
 
 def duration(seconds: float) -> str:

@@ -48,7 +48,7 @@ def _figure(found: Mapping[str, Any], part: Mapping[str, Any]) -> Figure:
     with plot(5.4, 1.1 + 0.36 * len(lines)) as drawn:
         axes = drawn.axes[0]
         for place, (_, value) in enumerate(lines):
-            _interval(axes, place, value, COLOURS[0] if place == 0 else MUTED)
+            draw_interval(axes, place, value, COLOURS[0] if place == 0 else MUTED)
         axes.set_yticks(range(len(lines)), [cut(name, 34) for name, _ in lines], color=INK)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel(name_of(main))
@@ -56,8 +56,8 @@ def _figure(found: Mapping[str, Any], part: Mapping[str, Any]) -> Figure:
     return Figure(drawn.svg, f"{name_of(main)} with 95 % intervals; {better} is better.")
 
 
-def _interval(axes: Any, place: int, value: Mapping[str, float | None], colour: str) -> None:
-    """Draw a value with its interval, if it has one."""
+def draw_interval(axes: Any, place: int, value: Mapping[str, float | None], colour: str) -> None:
+    """Draw a value with its interval, if it has one that is defined."""
     if value.get("low") is not None and value.get("high") is not None:
         axes.plot([value["low"], value["high"]], [place, place], color=colour, linewidth=2)
     axes.plot([value["value"]], [place], "o", color=colour, markersize=6)

@@ -1,0 +1,316 @@
+"""Compare runs on the samples that all of them predicted, with paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun._io import write_text
+from molfun.errors import ConfigError, DataError
+from molfun.evaluation.bootstrap import FEW_DRAWS, Estimate, estimates
+from molfun.registry import TASKS
+from molfun.report.blocks import Figure, Section, Table, Text
+from molfun.report.figures import COLOURS, INK, MUTED, cut, plot
+from molfun.report.finished import PARTS, FinishedRun
+from molfun.report.numbers import PART_NAMES, interval, name_of
+from molfun.report.page import page
+from molfun.report.predicted import HeadOfRun, Predicted
+from molfun.report.sections.baselines import draw_interval
+from molfun.tasks.class_metrics import class_scores
+from molfun.tasks.regression import RegressionTask
+
+DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of several runs on the samples that they share.
+
+    Parameters
+    ----------
+    names
+        Name of each run.
+    head, part
+        Head, and part of the data, that are compared.
+    n
+        Samples that all runs predicted.
+    left_out
+        Samples that only some of them predicted.
+    main
+        Metric of the differences.
+    higher_is_better
+        Direction of it.
+    metrics
+        Values by metric, one per run.
+    better
+        How much better each run is than the first one in the main metric; below 0 it is worse.
+    """
+
+    names: list[str]
+    head: HeadOfRun
+    part: str
+    n: int
+    left_out: int
+    main: str
+    higher_is_better: bool
+    metrics: dict[str, list[Estimate]]
+    better: list[Estimate]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows as texts, the first run first."""
+        others = [name for name in self.metrics if name != self.main]
+        header = ["run", name_of(self.main), f"better than {self.names[0]} by"]
+        header += map(name_of, others)
+        rows = []
+        for i, name in enumerate(self.names):
+            row = [name, interval(self.metrics[self.main][i])]
+            row += [interval(self.better[i]) if i else ""]
+            rows.append([*row, *(interval(self.metrics[other][i]) for other in others)])
+        return header, rows
+
+
+def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
+    """Compare runs on the samples of one part that all of them predicted, head by head.
+
+    The same samples are drawn for all runs, so that the interval of a difference is that of pairs.
+
+    Parameters
+    ----------
+    runs
+        Folders of at least two runs.
+
+    Returns
+    -------
+    list of Comparison
+        One per head that all runs have.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than two runs, or they have no head in common.
+    DataError
+        If they share no sample, or have different labels for one.
+    """
+    if len(runs) < 2:
+        raise ConfigError("compare needs at least two runs, and the same test samples in each.")
+    opened = [FinishedRun(run) for run in runs]
+    heads = [head for head in opened[0].heads if all(_same(head, run) for run in opened)]
+    if not heads:
+        tasks = "; ".join(f"{run.name}: {_tasks(run)}" for run in opened)
+        raise ConfigError(f"The runs have no task in common ({tasks}).")
+    return [_compared(opened, head) for head in heads]
+
+
+def _tasks(run: FinishedRun) -> str:
+    return ", ".join(f"{head.task} of {head.target}" for head in run.heads) or "none"
+
+
+def _same(head: HeadOfRun, run: FinishedRun) -> HeadOfRun | None:
+    """Return the head of a run with the same task and classes; None if it has none."""
+    wanted = (head.name, head.task, head.level, head.classes)
+    return next((h for h in run.heads if (h.name, h.task, h.level, h.classes) == wanted), None)
+
+
+def _compared(runs: Sequence[FinishedRun], head: HeadOfRun) -> Comparison:
+    part, found = _predictions(runs, head)
+    if found[0].form == "other":
+        raise ConfigError(f"Runs of the task {head.task!r} cannot be compared yet.")
+    names = _names(runs)
+    ids = set(found[0].ids).intersection(*(one.ids for one in found[1:]))
+    shared = [name for name in found[0].ids if name in ids]
+    if not shared:
+        raise DataError(
+            f"The runs share no sample of the {PART_NAMES[part]} part: train them with the same "
+            f"split (--seed, --split column or --test)."
+        )
+    samples = [Values.of(one, shared) for one in found]
+    _check_labels(samples, names, shared)
+    task = TASKS[head.task]
+    main = task.main_metric if found[0].form == "class" else RegressionTask.main_metric
+    higher = main in (task if found[0].form == "class" else RegressionTask).higher_is_better
+    metrics, better = _estimates(found[0].form, samples, main, higher=higher)
+    every = set().union(*(one.ids for one in found))
+    return Comparison(
+        names, head, part, len(shared), len(every) - len(shared), main, higher, metrics, better
+    )
+
+
+def _predictions(runs: Sequence[FinishedRun], head: HeadOfRun) -> tuple[str, list[Predicted]]:
+    """Return the first part that all runs predicted, test before validation."""
+    for part in PARTS:
+        found = [run.predicted(_same(head, run) or head, part) for run in runs]
+        present = [one for one in found if one is not None]
+        if len(present) == len(runs):
+            return part, present
+    raise DataError("The runs have no part in common that all of them predicted.")
+
+
+def _names(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return names of the folders, or their paths where names repeat."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+@dataclass(frozen=True)
+class Values:
+    """Labels and predictions of some samples; probabilities, where classes have any.
+
+    Parameters
+    ----------
+    labels, predictions
+        (labels, ...) values of all samples, one after the other.
+    places
+        Where those of each sample are.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    places: list[np.ndarray]
+
+    @classmethod
+    def of(cls, found: Predicted, ids: Sequence[str]) -> Values:
+        """Return the values of some samples, in the order of `ids`."""
+        predictions = found.predictions
+        if found.form == "class":
+            one_hot = np.eye(len(found.head.classes))[np.maximum(found.predictions, 0)]
+            has_probs = found.probs is not None and len(found.probs) == len(found.labels)
+            predictions = found.probs if has_probs and found.probs is not None else one_hot
+        row = {name: i for i, name in enumerate(found.ids)}
+        borders = np.searchsorted(found.sample, np.arange(len(found.rows) + 1))
+        places = [np.arange(borders[row[name]], borders[row[name] + 1]) for name in ids]
+        return cls(found.labels, predictions, places)
+
+    def drawn(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels and predictions of the samples at `chosen`, joined."""
+        places = np.concatenate([self.places[i] for i in chosen])
+        return self.labels[places], self.predictions[places]
+
+
+def _check_labels(samples: Sequence[Values], names: Sequence[str], ids: Sequence[str]) -> None:
+    first = samples[0]
+    for name, own in zip(names[1:], samples[1:], strict=True):
+        pairs = zip(first.places, own.places, strict=True)
+        wrong = [
+            i
+            for i, (a, b) in enumerate(pairs)
+            if not np.array_equal(first.labels[a], own.labels[b], equal_nan=True)
+        ]
+        if wrong:
+            raise DataError(
+                f"{names[0]} and {name} have different labels for {len(wrong):,} of their common "
+                f"samples, first for {ids[wrong[0]]!r}: they were trained on different data."
+            )
+
+
+def _estimates(
+    form: str, samples: Sequence[Values], main: str, *, higher: bool
+) -> tuple[dict[str, list[Estimate]], list[Estimate]]:
+    """Return metrics of each run, and differences to the first, from the same draws."""
+    score = _score_classes if form == "class" else _score_numbers
+    n = len(samples[0].places)
+    names = list(score(*samples[0].drawn(np.arange(n))))
+    sign = 1 if higher else -1
+
+    def values(drawn: np.ndarray) -> np.ndarray:
+        scores = [score(*own.drawn(drawn)) for own in samples]
+        differences = [sign * (one[main] - scores[0][main]) for one in scores]
+        return np.array([*(one[name] for one in scores for name in names), *differences])
+
+    # scikit-learn takes milliseconds for all metrics of classes
+    draws = FEW_DRAWS if form == "class" else DRAWS
+    found = estimates(values, n, draws=draws, corrected=False)
+    by_run = [found[i * len(names) : (i + 1) * len(names)] for i in range(len(samples))]
+    metrics = {name: [own[place] for own in by_run] for place, name in enumerate(names)}
+    return metrics, found[len(names) * len(samples) :]
+
+
+def _score_numbers(labels: np.ndarray, predictions: np.ndarray) -> Mapping[str, float]:
+    return RegressionTask().metrics(predictions, labels)
+
+
+def _score_classes(labels: np.ndarray, probs: np.ndarray) -> Mapping[str, float]:
+    return class_scores(probs[labels >= 0], labels[labels >= 0])
+
+
+def write_comparison(
+    runs: Sequence[str | Path], found: Sequence[Comparison], path: str | Path
+) -> Path:
+    """Write a comparison as one HTML file, and return its path.
+
+    Parameters
+    ----------
+    runs
+        Folders of the runs.
+    found
+        Result of `compare_runs`.
+    path
+        File to write.
+    """
+    opened = [FinishedRun(run) for run in runs]
+    sections = [_section(one) for one in found]
+    differing = _settings(opened, _names(opened))
+    sections += [differing] if differing is not None else []
+    verdicts = [
+        {
+            "head": name,
+            "sentence": str(verdict.get("verdict", "")),
+            "outcome": str(verdict.get("outcome", "")).replace(" ", "-"),
+            "badge": "",
+        }
+        for name, run in zip(_names(opened), opened, strict=True)
+        for verdict in run.evaluation.values()
+    ]
+    title = " and ".join(_names(opened)[:3]) + (" ..." if len(opened) > 3 else "")
+    write_text(path, page(title, sections, kicker="Molfun comparison", verdicts=verdicts))
+    return Path(path)
+
+
+def _section(found: Comparison) -> Section:
+    header, rows = found.table()
+    words = f"{found.n:,} common samples of the {PART_NAMES[found.part]} part"
+    if found.left_out:
+        words += f"; {found.left_out:,} that only some runs predicted are left out"
+    note = (
+        "Brackets are 95 % bootstrap intervals. Differences are paired: the same samples are drawn "
+        "for all runs. Where an interval holds 0, the data does not tell the runs apart."
+    )
+    title = f"Results: {found.head.target}"
+    return Section(title, [Table(header, rows, f"{words}."), _figure(found), Text(note, "note")])
+
+
+def _figure(found: Comparison) -> Figure:
+    lines: list[tuple[str, Callable[[int], Any]]] = [
+        (name_of(found.main), lambda i: found.metrics[found.main][i]),
+        (f"better than {cut(found.names[0], 16)} by", lambda i: found.better[i]),
+    ]
+    with plot(8.8, 1.2 + 0.36 * len(found.names), columns=2) as drawn:
+        for axes, (label, value) in zip(drawn.axes, lines, strict=True):
+            for i in range(len(found.names)):
+                draw_interval(axes, i, vars(value(i)), COLOURS[0] if i else MUTED)
+            axes.set_ylim(len(found.names) - 0.5, -0.5)
+            axes.set_xlabel(label)
+            names = [cut(name, 24) for name in found.names]
+            axes.set_yticks(range(len(names)), names, color=INK)
+        drawn.axes[1].axvline(0, color=MUTED, linewidth=1, linestyle="--")
+        drawn.axes[1].tick_params(labelleft=False)
+    better = "higher" if found.higher_is_better else "lower"
+    caption = f"{name_of(found.main)} of each run ({better} is better), and paired differences."
+    return Figure(drawn.svg, caption, wide=True)
+
+
+def _settings(runs: Sequence[FinishedRun], names: Sequence[str]) -> Section | None:
+    """Return the settings in which the runs differ."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    own = {"output", "started_in"}
+    rows = [
+        [key, *(str(run.config.get(key, "")) for run in runs)]
+        for key in keys
+        if key not in own and len({str(run.config.get(key)) for run in runs}) > 1
+    ]
+    if not rows:
+        return None
+    return Section("Settings that differ", [Table(["", *names], rows, numeric=False)])
