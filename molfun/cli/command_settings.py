@@ -111,6 +111,10 @@ class TrainedModel(Command):
     data: str = option(
         ..., "Table of samples; for sequences also FASTA; for atoms xyz.", panel=DATA
     )
+    training_data: str | None = option(
+        None, "Training table or run: counts its rows in --data; predict adds the nearest one.",
+        panel=DATA,
+    )  # fmt: skip
     target: str | None = option(
         None, "Which energy of a model of atoms that has several.", panel=MODEL
     )

@@ -13,6 +13,7 @@ from molfun.cli.console import Progress, metric_line, say, set_up_logging
 from molfun.cli.data import kind_for, loader, say_notes
 from molfun.cli.energies import say_units
 from molfun.cli.models import open_ensemble, open_model, trained_as
+from molfun.cli.nearness import compare, training_of
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions
@@ -32,11 +33,12 @@ def predict(given: Mapping[str, Any]) -> None:
     """Predict for new samples, and write a table."""
     wanted, about = PredictSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=False)
+    near = _compared(wanted, kind, dataset, about)
     model: Any = _ensemble(wanted) or _model(wanted)
     path = as_path(wanted.output)
     bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
     result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"), **bounds)
-    write_predictions(path, result, dataset)
+    write_predictions(path, result, dataset, about=near)
     beside = kind.write_beside(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
     if beside is not None:
@@ -46,7 +48,8 @@ def predict(given: Mapping[str, Any]) -> None:
 def evaluate(given: Mapping[str, Any]) -> None:
     """Compare predictions with labels; print the metrics, and write them as JSON if asked to."""
     wanted, about = EvaluateSettings.take(given)
-    _, dataset = _samples(wanted, about, labels=True)
+    kind, dataset = _samples(wanted, about, labels=True)
+    _compared(wanted, kind, dataset, about)
     model = _model(wanted)
     batches = Progress(loader(dataset, wanted.batch_size), "evaluating")
     metrics = model.evaluate(batches, bootstrap=wanted.bootstrap)
@@ -85,11 +88,25 @@ def _samples(
         paths = {"data", *paths_in(kind.settings)} & given.keys()
         inputs = {f"--{name}": given[name] for name in paths}
         inputs |= {"--weights": wanted.weights, "CHECKPOINT": wanted.checkpoint}
+        inputs["--training-data"] = wanted.training_data
         beside = [] if labels else kind.files_beside(as_path(wanted.output))
         check_output(wanted.output, inputs, overwrite=wanted.overwrite, beside=beside)
     dataset = _reopened(kind, trained, given, labels=labels)
     say_notes(kind, dataset, "--debug lists them")
     return kind, dataset
+
+
+def _compared(
+    wanted: PredictSettings | EvaluateSettings,
+    kind: DataKind,
+    dataset: SampleDataset,
+    about: Mapping[str, Any],
+) -> dict[str, list[Any]]:
+    """Compare samples with the training set that a flag names; nothing without it."""
+    if wanted.training_data is None:
+        return {}
+    _, trained = trained_as(wanted.checkpoint)
+    return compare(dataset, training_of(wanted.training_data, kind, trained, about))
 
 
 def _ensemble(wanted: PredictSettings) -> Ensemble | None:

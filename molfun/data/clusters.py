@@ -192,7 +192,7 @@ def _candidates(sequences: Sequence[str], threshold: float) -> Iterator[tuple[in
     """Return pairs worth aligning, those with the most shared words first."""
     word = 4 if threshold >= 0.4 else 3
     lengths = np.array([len(sequence) for sequence in sequences])
-    counts = _words(sequences, word)
+    counts = words_of(sequences, word)
     shared = (counts @ counts.T).tocoo()
     left, right, n_shared = shared.coords[0], shared.coords[1], shared.data
     shorter = np.minimum(lengths[left], lengths[right])
@@ -210,7 +210,7 @@ def _least_words(length: np.ndarray, threshold: float, word: int) -> np.ndarray:
     return np.maximum(1, np.floor(expected - 1.65 * np.sqrt(expected)))
 
 
-def _words(sequences: Sequence[str], word: int) -> csr_array:
+def words_of(sequences: Sequence[str], word: int) -> csr_array:
     """Return a (sequences, words) matrix: one where the sequence has the word."""
     from scipy.sparse import csr_array
 
@@ -292,12 +292,12 @@ def nearest_by_words(sequences: Sequence[str], known: Sequence[str]) -> list[int
     >>> nearest_by_words(["MKTAYIAK"], ["GGGGGGGG", "MKTAYLAK"])
     [1]
     """
-    other = _words(known, 3)
+    other = words_of(known, 3)
     sizes = np.maximum(1, np.diff(other.indptr))
     found: list[int] = []
     # in blocks, since variants of one protein share words in every pair
     for start in range(0, len(sequences), 100):
-        block = _words(sequences[start : start + 100], 3)
+        block = words_of(sequences[start : start + 100], 3)
         shared = (block @ other.T).toarray()
         # of two that share as many, the one with fewer others
         found += (shared - sizes / (sizes.max() + 1)).argmax(axis=1).tolist()

@@ -1,0 +1,78 @@
+"""``--training-data``: how far new samples are from those that a model was trained on."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+Command = Callable[..., Result]
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+def table(path: str, rows: list[str]) -> None:
+    lines = [f"p{i},{text},{i % 7}" for i, text in enumerate(rows)]
+    Path(path).write_text("\n".join(["id,sequence,target", *lines, ""]))
+
+
+@pytest.fixture
+def parents(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Training sequences of the run in ``run/``."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    family = "".join(rng.choices(LETTERS, k=50))
+    rows = [family[:i] + LETTERS[i % 20] + family[i + 1 :] for i in range(0, 40, 2)]
+    table("data.csv", rows)
+    done = molfun(
+        "fine-tune", "--backbone", "esm2_tiny", "--data", "data.csv", "--id-column", "id",
+        "--strategy", "head_only", "--epochs", 1, "--device", "cpu", "--output", "run",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with Path("run/splits.csv").open() as file:
+        part = {row["id"]: row["split"] for row in csv.DictReader(file)}
+    return [text for i, text in enumerate(rows) if part[f"p{i}"] == "train"]
+
+
+@pytest.mark.parametrize("source", ["run", "data.csv"])
+def test_the_nearest_training_sequence_is_a_column(
+    molfun: Command, parents: list[str], source: str
+) -> None:
+    close = "W" + parents[3][1:]
+    table("new.csv", [parents[0], close, "W" * 50])
+    done = molfun(
+        "predict", "run/checkpoint", "--data", "new.csv", "--device", "cpu", "--training-data",
+        source,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "Of 3 samples, 1 have a sequence of the training set, and 1 more are at" in done.output
+    # one sample is like no validation sample; a table alone does not tell which these are
+    below = "1 sample of 3 less similar to the training set than any validation sample"
+    assert (below in done.output) == (source == "run")
+    with Path("predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["identity"]) for row in rows] == [1.0, 0.98, 0.0]
+    assert rows[2]["nearest_id"] == ""
+    texts = {}
+    with Path("data.csv").open() as file:
+        texts = {row["id"]: row["sequence"] for row in csv.DictReader(file)}
+    assert texts[rows[0]["nearest_id"]] == parents[0]
+
+
+def test_evaluate_counts_rows_of_the_training_set(molfun: Command, parents: list[str]) -> None:
+    done = molfun(
+        "evaluate", "run/checkpoint", "--data", "data.csv", "--device", "cpu", "--training-data",
+        "run",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert f"Of 20 samples, {len(parents)} have a sequence of the training set, and" in done.output
+
+
+def test_what_is_no_training_set_is_refused(molfun: Command, parents: list[str]) -> None:
+    done = molfun(
+        "predict", "run/checkpoint", "--data", "data.csv", "--training-data", "run/checkpoint"
+    )
+    assert "run/checkpoint is not the folder of a run: config.yaml is missing" in done.output
