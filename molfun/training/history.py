@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molfun._lazy import require
+from molfun.text import three_digits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +57,22 @@ class History(list[Row]):
 
         return pd.DataFrame(list(self))
 
+    def _repr_html_(self) -> str:
+        """Return the rows as an HTML table in three digits, as notebooks show it."""
+        if not self:
+            return "<p>No epoch has ended.</p>"
+        table = self.to_pandas().to_html(
+            index=False, float_format=three_digits, na_rep="undefined", border=0
+        )
+        return f"<p>Best epoch: {self.best['epoch']} ({escape(self.monitor)})</p>{table}"
+
     def plot(self, path: str | Path) -> None:
         """Draw the training and validation loss over the epochs into an image file.
+
+        Parameters
+        ----------
+        path
+            File to write; its ending chooses the format (``.png``, ``.svg``, ``.pdf``).
 
         Raises
         ------

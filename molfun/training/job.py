@@ -21,6 +21,7 @@ from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import make_optimizer
 from molfun.training.history import History, Row
 from molfun.training.loggers.base import Logger, ended, joined
+from molfun.training.notebook import NotebookProgress, in_notebook
 from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 
@@ -183,6 +184,7 @@ class Job:
         )
         # first, so that a user's callback can read the row in the file
         logs = [] if self.folder is None else [CSVLog(self.folder.history)]
+        shown = [NotebookProgress()] if in_notebook() else []
         about = {"backbone": runner.backbone.name, **self._settings()}
         # last, since callbacks of a command write the settings that loggers send
         trackers = joined(self.loggers, self.folder, about)
@@ -193,7 +195,7 @@ class Job:
             parameters=self.parameters,
             optimizer=self.optimizer,
             fabric=self.fabric,
-            callbacks=[*logs, *self.callbacks, *trackers],
+            callbacks=[*logs, *self.callbacks, *shown, *trackers],
             on_start=on_start,
             on_best=on_best,
             ranks=self.ranks,

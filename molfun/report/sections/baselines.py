@@ -30,14 +30,19 @@ def section(run: FinishedRun) -> Section | None:
 
 def _table(head: str, found: Mapping[str, Any], part: Mapping[str, Any]) -> Table:
     main = found["metric"]
-    names = [main, *(m for m in part["metrics"] if m != main)][:4]
-    header = ["", *map(name_of, names), f"model better by ({name_of(main)})"]
-    rows = [["this model", *(estimate(part["metrics"].get(m)) for m in names), ""]]
+    names = [main, *(m for m in part["metrics"] if m != main)][:3]
+    header = ["", name_of(main), "model better by", *map(name_of, names[1:])]
+    rows = [_row("this model", part["metrics"], names, "")]
     for baseline in part["baselines"].values():
-        cells = [estimate(baseline["metrics"].get(m)) for m in names]
-        rows.append([baseline["title"], *cells, estimate(baseline.get("difference"))])
+        better = estimate(baseline.get("difference"))
+        rows.append(_row(baseline["title"], baseline["metrics"], names, better))
     words = f"{PART_NAMES.get(found['part'], found['part'])} part, {part['n']:,} samples"
     return Table(header, rows, caption=f"{head}: {words}" if head else words.capitalize())
+
+
+def _row(title: str, metrics: Mapping[str, Any], names: list[str], better: str) -> list[str]:
+    first, *others = (estimate(metrics.get(name)) for name in names)
+    return [title, first, better, *others]
 
 
 def _figure(found: Mapping[str, Any], part: Mapping[str, Any]) -> Figure:

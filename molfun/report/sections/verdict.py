@@ -24,9 +24,10 @@ def section(run: FinishedRun) -> Section | None:
 def _metrics(head: str, found: Mapping[str, Any]) -> Iterator[Table]:
     """Yield one table: metrics by part."""
     parts = {name: found["parts"][name] for name in PARTS if name in found.get("parts", {})}
-    names = list(dict.fromkeys(m for part in parts.values() for m in part["metrics"]))
-    if not names:
+    every = [m for part in parts.values() for m in part["metrics"]]
+    if not every:
         return
+    names = dict.fromkeys([found["metric"], *every])  # the metric of the verdict first
     header = ["", *(f"{PART_NAMES[name]} ({part['n']:,})" for name, part in parts.items())]
     rows = [
         [name_of(metric), *(estimate(part["metrics"].get(metric)) for part in parts.values())]
