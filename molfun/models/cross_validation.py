@@ -30,7 +30,7 @@ from molfun._io import write_json
 from molfun.data.folds import Fold
 from molfun.errors import ConfigError, RunError
 from molfun.fingerprint import digest
-from molfun.models import evaluation
+from molfun.models import evaluation, trained_on
 from molfun.models.arguments import as_strategy
 from molfun.models.caching import cache_config
 from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
@@ -138,6 +138,8 @@ def cross_validate(
     base = make_model()
     heads = base.need_heads("cross_validate")
     _name_classes(heads, dataset)
+    if base.n_fits or len(base.training_inputs):
+        trained_on.warn_of_overlap(make_loader(dataset, False), base.training_inputs, "test sample")
     chosen = as_strategy(strategy, len(folds[0].train), len(base.backbone.blocks()))
     folder = RunFolder.of(output_dir, resume=resume)
     root = None if folder is None else folder.path

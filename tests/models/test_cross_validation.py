@@ -250,6 +250,16 @@ def test_folds_go_on_after_kill_9(
     assert again.folds[0].epoch == 1
 
 
+def test_a_model_that_has_seen_the_rows_is_named(
+    make_model: Any, data: SequenceDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model()
+    model.fit(data.subset(range(10)), strategy="head_only", epochs=1)
+    folds = DataSplitter.k_fold(data, 2)
+    cross_validate(lambda: model, data, folds, strategy=HEAD_ONLY, epochs=1)
+    assert "10 of 24 test samples are also in the training set" in caplog.text
+
+
 def test_wrong_folds_are_refused(make_model: Any, data: SequenceDataset, folds: Any) -> None:
     with pytest.raises(ConfigError, match="needs folds, for example"):
         cross_validate(make_model, data, [])
