@@ -34,6 +34,7 @@ class Suite:
 SUITES = {
     "start_up": Suite(),
     "data_loading": Suite(),
+    "row_checks": Suite(),
     "engine_overhead": Suite(),
     "prefix_cache": Suite(),
     "openfold_kernels": Suite(

@@ -18,9 +18,9 @@ from molfun.cli.data import open_file, split
 from molfun.cli.fine_tune import architecture, model_of, strategy_of
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.sources import settings_of
+from molfun.cli.subjects import subject_of
 from molfun.data.base import SampleDataset
 from molfun.data.faults import Faults, collected
-from molfun.data.kinds.base import DataKind
 from molfun.data.kinds.sequences import is_fasta
 from molfun.models.build import resolve_device
 from molfun.models.skeleton import Skeleton
@@ -91,17 +91,7 @@ def _opened(settings: FineTuneSettings, path: Any, like: SampleDataset | None) -
 def _subject(
     settings: FineTuneSettings, parts: dict[str, SampleDataset], faults: Faults
 ) -> Subject:
-    kind: DataKind = settings.kind
-    subject = Subject(
-        parts=parts,
-        kind=kind,
-        backbone_name=settings.backbone,
-        labels={name: one.labels for name, one in settings.by_head.items()},
-        used=_used(settings),
-        split=settings.split,
-        batch_size=settings.samples_per_batch,
-        epochs=settings.epochs,
-    )
+    subject = subject_of(settings, parts)
     with faults.caught("device"):
         subject.device = resolve_device(settings.device)
     with faults.caught("model"):
@@ -123,17 +113,3 @@ def _model(settings: FineTuneSettings, parts: list[SampleDataset | None]) -> Any
             # not every package can be built on the meta device (metatensor cannot)
             logger.debug("No skeleton of %s: %s", settings.backbone, error)
     return model_of(settings, *parts)
-
-
-def _used(settings: FineTuneSettings) -> frozenset[str]:
-    """Return the names of the columns that a run reads."""
-    kind = settings.kind
-    names = [n for n in kind.settings.model_fields if n.endswith("_column")]
-    found = {kind.column(one, n) for one in settings.by_head.values() for n in names}
-    if settings.split == "column":
-        found.add(settings.split_column)
-    if settings.split == "group":
-        found |= {settings.group_column, settings.split_column}
-    if settings.split == "temporal":
-        found.add("year")
-    return frozenset(name for name in found if name)

@@ -33,6 +33,7 @@ from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.showing import record_start, show
 from molfun.cli.sources import settings_of, settings_of_options
+from molfun.cli.subjects import log_checks
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
@@ -81,6 +82,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         held_loggers(settings) as loggers,
     ):
         train, val, test = open_training(settings)
+        log_checks(settings, {"train": train, "val": val, "test": test})
         old = energies.old_structures(settings)
         model = model_of(settings, train, val, test)
         _check_test_set(model, train, val, test)

@@ -1,13 +1,14 @@
 """Columns of a table as text: of any table, and of a plain one that C code has read.
 
-Most tables are plain: no quotes, no blank rows, as many cells in each row. Arrow reads them a
-hundred times as fast as Python's csv module, and what has to be known of a column (that all cells
-are numbers, that none holds a slash) is found for all cells at once. Whatever is not plain is read
-cell by cell, with the same result.
+Most tables are plain: no quotes inside of cells, no blank rows, as many cells in each row. Arrow
+reads them a hundred times as fast as Python's csv module, and what has to be known of a column
+(that all cells are numbers, that none holds a slash) is found for all cells at once. Whatever is
+not plain is read cell by cell, with the same result.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 """Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
 _PLAIN = bytes(c for c in range(0x21, 0x7F) if c != ord("'"))
 """Characters of cells that are neither stripped nor unescaped."""
+_MARKS = b" '\t\x0b\x0c\x1c\x1d\x1e\x1f"
+"""Blanks, but for line ends, and the mark of `unescape`."""
 _OF_NUMBERS = b"0123456789+-.eE"
 _SAFE = bytes(c for c in _PLAIN if c not in b"/\\.")
 """Characters of ids that can name a file, whatever their order."""
@@ -90,9 +93,18 @@ class TextColumn:
 
 @dataclass
 class ArrowColumn:
-    """Cells as Arrow read them."""
+    """Cells as Arrow read them.
+
+    Parameters
+    ----------
+    array
+        Array of texts.
+    is_bare
+        Whether no cell has blanks or apostrophes, which is found for a whole file at once.
+    """
 
     array: Any
+    is_bare: bool = False
 
     def __len__(self) -> int:
         return len(self.array)
@@ -110,10 +122,20 @@ class ArrowColumn:
         return ends[self.array.offset : self.array.offset + len(self.array) + 1]
 
     @cached_property
+    def _is_plain(self) -> bool:
+        """True if cells are texts as they stand."""
+        return self.is_bare or not self._bytes.translate(None, _PLAIN)
+
+    @cached_property
+    def _has_words(self) -> bool:
+        """True if a cell is no number."""
+        return bool(self._bytes.translate(None, _OF_NUMBERS))
+
+    @cached_property
     def texts(self) -> list[str]:
         """Cells without blanks around them and without the marks of `unescape`."""
         cells = self.array.to_pylist()
-        if not self._bytes.translate(None, _PLAIN):
+        if self._is_plain:
             return cells
         return [unescape(cell).strip() for cell in cells]
 
@@ -123,7 +145,7 @@ class ArrowColumn:
         import pyarrow as pa
         import pyarrow.compute
 
-        if self._bytes.translate(None, _OF_NUMBERS):
+        if self._has_words:
             return None
         try:
             found = pyarrow.compute.cast(self.array, pa.float64())
@@ -141,6 +163,8 @@ class ArrowColumn:
 
     def typed(self) -> pd.Series:
         """Return integers, else floats, where every cell that is not blank parses; else text."""
+        if self._is_plain and self._has_words:
+            return pd.Series(self.texts, dtype=object)
         numbers = self.numbers
         # Arrow reads +2 as a float alone
         if numbers is None or self._has_codes or b"+" in self._bytes:
@@ -185,48 +209,68 @@ def plain_columns(
     >>> header, columns = plain_columns(b"id,target\na,1.5\nb,2\n", 0, ",", longest=9)
     >>> header, columns[0].texts, columns[1].numbers.tolist()
     (['id', 'target'], ['a', 'b'], [1.5, 2.0])
-    >>> plain_columns(b'id,target\n"a",1.5\n', 0, ",", longest=9) is None
+    >>> plain_columns(b'id,target\n"a""b",1.5\n', 0, ",", longest=9) is None
     True
     """
     end = raw.find(b"\n", start)
-    header = _header(raw[start:end], delimiter) if end >= 0 and _is_plain(raw) else []
+    is_plain = end >= 0 and _has_plain_ends(raw) and _has_plain_quotes(raw, start, delimiter)
+    header = _header(raw[start:end], delimiter) if is_plain else []
     if max(map(len, header), default=longest + 1) > longest:
         return None
     arrays = _parsed(memoryview(raw)[end + 1 :], delimiter, len(header))
-    columns = [ArrowColumn(array) for array in arrays]
-    if not columns:
-        return None
-    rows = raw.count(b"\n", end + 1) + (not raw.endswith(b"\n"))
-    # fewer rows than lines: some are blank, and the numbers of lines would not be theirs
-    if len(columns[0]) != rows or not rows or not _are_filled(columns, longest):
-        return None
-    return header, list(columns)
+    is_bare = _is_bare(raw, delimiter)
+    columns = [ArrowColumn(array, is_bare) for array in arrays]
+    return (header, list(columns)) if _are_rows(columns, raw, end + 1, longest) else None
 
 
 def _header(line: bytes, delimiter: str) -> list[str]:
-    """Return the names of the columns; none if the line is blank or not UTF-8."""
+    """Return the names of the columns; none if the line is blank or no part of a plain table."""
     try:
         text = line.decode("utf-8").removesuffix("\r")
-    except UnicodeDecodeError:
+        cells = next(csv.reader([text], delimiter=delimiter, strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
         return []
-    return [cell.strip() for cell in text.split(delimiter)] if text.strip() else []
+    return [cell.strip() for cell in cells] if text.strip() else []
 
 
-def _is_plain(raw: bytes) -> bool:
-    """Return True for a table without quotes whose lines end as in Unix or in Windows."""
-    if b'"' in raw or b"\0" in raw:
+def _lines(raw: bytes, start: int) -> int | None:
+    """Return the lines of a table with quotes, which may be more than its rows; None without."""
+    return None if b'"' not in raw else raw.count(b"\n", start) + (not raw.endswith(b"\n"))
+
+
+def _has_plain_ends(raw: bytes) -> bool:
+    """Return True where every line ends with a line feed, or with carriage return and line feed."""
+    if b"\0" in raw:
         return False
     return b"\r" not in raw or raw.count(b"\r") == raw.count(b"\r\n")
 
 
-def _are_filled(columns: Sequence[ArrowColumn], longest: int) -> bool:
-    """Return True if no row is blank and no cell too long."""
+def _has_plain_quotes(raw: bytes, start: int, delimiter: str) -> bool:
+    """Return True if every quote opens or closes a cell."""
+    if b'"' not in raw:
+        return True
+    mark = delimiter.encode()
+    opening = raw.count(mark + b'"') + raw.count(b'\n"') + raw.startswith(b'"', start)
+    closing = raw.count(b'"' + mark) + raw.count(b'"\n') + raw.count(b'"\r') + raw.endswith(b'"')
+    # of ...,",",... each quote would be counted twice, and of "a""b" two not at all
+    return opening == closing and opening + closing == raw.count(b'"')
+
+
+def _is_bare(raw: bytes, delimiter: str) -> bool:
+    """Return True if no cell of a file has blanks or apostrophes."""
+    return raw.isascii() and not any(bytes([c]) in raw for c in _MARKS if chr(c) != delimiter)
+
+
+def _are_rows(columns: Sequence[ArrowColumn], raw: bytes, start: int, longest: int) -> bool:
+    """Return True if there is a row for each line, no row is blank and no cell too long."""
+    if not columns or _lines(raw, start) not in (None, len(columns[0])):
+        return False
     first = columns[0]
     lengths = [np.diff(column._ends) for column in columns]
-    if max(int(n.max()) for n in lengths) > longest or not lengths[0].all():
+    if not len(first) or max(int(n.max()) for n in lengths) > longest or not lengths[0].all():
         return False
     # a row of blanks alone begins with one
-    starts = np.frombuffer(first._bytes, np.uint8)[first._ends[:-1] - first._ends[0]]
+    starts = np.frombuffer(first.array.buffers()[2], np.uint8)[first._ends[:-1]]
     return bool(((starts > 0x20) & (starts < 0x7F)).all())
 
 
@@ -244,7 +288,11 @@ def _parsed(raw: memoryview, delimiter: str, n: int) -> list[Any]:
                 column_names=names, block_size=max(len(raw), 1), use_threads=False
             ),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter, quote_char=False, double_quote=False
+                delimiter=delimiter,
+                quote_char='"',
+                double_quote=False,
+                # a blank line is then a blank cell or an error, and is not left out of the count
+                ignore_empty_lines=False,
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False

@@ -85,8 +85,6 @@ class Table:
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """Keep the rows at `indices`, in that order."""
         indices = np.asarray(indices, np.int64)
-        if np.array_equal(indices, np.arange(len(self))):
-            return self
         return replace(
             self,
             ids=[self.ids[i] for i in indices],
@@ -148,7 +146,9 @@ def read_table(
     keep = _without_duplicates(cells, ids, targets)
     cells.raise_problems(goes_on=True)
     keep = cells.good(keep)
-    table = Table.of(cells, ids, targets, used=(id_column, target_column)).take(keep)
+    table = Table.of(cells, ids, targets, used=(id_column, target_column))
+    if len(keep) < len(table):
+        table = table.take(keep)
     _warn_labels(table, target_column)
     _warn_case(table)
     return table

@@ -365,3 +365,17 @@ def test_series_and_atoms() -> None:
     write_atoms("x.xyz", frames, format="extxyz")
     found = findings("--backbone", "pet", "--data", "x.xyz")
     assert not texts(found, "FAILED"), found
+
+
+def test_a_run_logs_what_checks_at_no_cost_find() -> None:
+    texts_ = proteins(30)
+    write([f"{text},{i},{2 * i}" for i, text in enumerate(texts_)], "sequence,target,fitness")
+    done = CliRunner().invoke(
+        app,
+        ["fine-tune", "--backbone", "esm2_tiny", "--data", "t.csv", "--epochs", "1", "--device",
+         "cpu", "--output", "run", "--no-report"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    log = Path("run/run.log").read_text()
+    assert "WARNING  column 'fitness': looks like a label and is not used" in log
+    assert "fitness" not in done.stderr

@@ -40,6 +40,7 @@ CELLS = st.one_of(
     ),
     st.sampled_from(["", " 1", "a b", "\u00a0", "1e400", "9" * 18, "9" * 19]),
     st.text("ab'=+- .0123456789eE", max_size=6),
+    st.text('",ab1\n', max_size=5),
 )
 TABLES = st.integers(1, 3).flatmap(
     lambda n: st.lists(st.lists(CELLS, min_size=n, max_size=n), min_size=1, max_size=5)
@@ -64,16 +65,29 @@ def content(path: Path) -> object:
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(rows=TABLES, end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), mark=st.booleans())
-@example(rows=[["a", "1"], ["b", "2.5"]], end="\n", last=False, mark=True)
+@given(
+    rows=TABLES,
+    end=st.sampled_from(["\n", "\r\n"]),
+    quotes=st.sampled_from(["none", "all", "raw"]),
+    last=st.booleans(),
+    mark=st.booleans(),
+)
+@example(rows=[["a", "1"], ["b", "2.5"]], end="\n", quotes="none", last=False, mark=True)
+@example(rows=[["a,c", "1"], ["b", "2.5"]], end="\n", quotes="all", last=True, mark=False)
+@example(rows=[['"', '"'], ['"a"b', "2.5"]], end="\n", quotes="raw", last=True, mark=False)
 def test_a_plain_table_is_what_its_rows_are(
     rows: list[list[str]],
     end: str,
+    quotes: str,
     last: bool,
     mark: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if quotes != "raw":
+        rows = [[cell.replace('"', "") for cell in row] for row in rows]
+    if quotes == "all":
+        rows = [[f'"{cell}"' for cell in row] for row in rows]
     lines = [",".join(["id", "b", "c"][: len(rows[0])]), *map(",".join, rows)]
     path = tmp_path / "t.csv"
     path.write_bytes((end.join(lines) + end * last).encode("utf-8-sig" if mark else "utf-8"))

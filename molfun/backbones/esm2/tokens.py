@@ -14,6 +14,7 @@ from molfun.sample import MASK
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
 """The 20 amino acids, and the other letters of ESM-2: X, B, U, Z, O."""
+_KNOWN = (LETTERS + LETTERS.lower()).encode()
 # fair-esm also has tokens for gaps ("-", ".") and would read them without a word; they are refused,
 # as a gap in a sequence means that it was cut from an alignment
 _REMEDIES = {
@@ -91,15 +92,17 @@ def doubtful(sequences: Sequence[str]) -> list[int]:
     >>> doubtful(["MKV", "mkx", "MK1", ""])
     [2, 3]
     """
-    known = (LETTERS + LETTERS.lower()).encode()
+    found: list[int] = []
+    # together, in blocks that stay in the processor's cache
+    for start in range(0, len(sequences), 500):
+        block = sequences[start : start + 500]
+        if not all(block) or _is_odd("".join(block)):
+            found += [start + i for i, text in enumerate(block) if not text or _is_odd(text)]
+    return found
 
-    def is_odd(text: str) -> bool:
-        return not text or bool(text.encode("utf-8", "replace").translate(None, known))
 
-    # at once: 30 million residues take 0.1 s
-    if all(sequences) and not is_odd("".join(sequences)):
-        return []
-    return [i for i, text in enumerate(sequences) if is_odd(text)]
+def _is_odd(text: str) -> bool:
+    return bool(text.encode("utf-8", "replace").translate(None, _KNOWN))
 
 
 def _describe(text: str, bad: np.ndarray) -> str:

@@ -30,8 +30,6 @@ class Subject:
         Name that the user gave.
     labels
         Task and level of the labels of each head; one head has the empty name.
-    label_columns
-        Column of the labels of each head, None where there is none.
     used
         Further columns that the run reads.
     split
@@ -51,7 +49,6 @@ class Subject:
     kind: DataKind
     backbone_name: str
     labels: Mapping[str, Labels]
-    label_columns: Mapping[str, str | None] = field(default_factory=dict)
     used: frozenset[str] = frozenset()
     split: str = "random"
     model: Any = None
