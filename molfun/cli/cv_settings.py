@@ -14,6 +14,9 @@ from molfun.cli.shared_settings import DATA
 from molfun.config import option
 from molfun.data.kinds.base import with_kinds
 
+_UNUSED = ("metrics_by", "report", "old_data")
+"""Settings of a single run that a cross-validation has no use for."""
+
 
 class CvSettings(FineTuneSettings):
     """All settings of a cross-validation."""
@@ -44,6 +47,13 @@ class CvSettings(FineTuneSettings):
             raise ValueError("the folds of a column are divided once: leave out repeats")
         if self.logger:
             raise ValueError("folds are not sent to trackers: leave out logger, or use fine-tune")
+        return self
+
+    @model_validator(mode="after")
+    def _uses_all_settings(self) -> Self:
+        unused = [n for n in _UNUSED if n in type(self).model_fields and self.is_changed(n)]
+        if unused:
+            raise ValueError(f"a cross-validation does not use {', '.join(unused)}: leave it out")
         return self
 
     @property

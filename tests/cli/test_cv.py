@@ -144,6 +144,8 @@ def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: in
         (("--test-frac", 0.2), "each fold tests its own part: give folds in place of test_frac"),
         (("--split", "temporal"), "folds have no order in time"),
         (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
+        (("--no-report",), "a cross-validation does not use report: leave it out"),
+        (("--metrics-by", "family"), "a cross-validation does not use metrics_by"),
         (("--folds", 1), "folds: Input should be greater than or equal to 2"),
         (("--folds", 30), "Cannot divide 20 groups of distinct samples into 30 folds"),
     ],
