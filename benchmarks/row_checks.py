@@ -4,8 +4,9 @@
     python benchmarks/row_checks.py --quick
 
 Tables are read by ``pandas.read_csv``, which checks nothing, and by the readers that check every
-row: widths, ids, labels, and with ``letters`` every residue. Structures are single chains with main chain and CB; gemmi's row builds its
-own structure and no arrays. Values: mean of the labels, or residues.
+row: widths, ids, labels, and with ``letters`` every residue. Structures are single chains with main
+chain and CB; gemmi's row builds its own structure and no arrays. Values: mean of the labels, or
+residues.
 """
 
 from __future__ import annotations
