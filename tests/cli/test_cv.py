@@ -34,17 +34,17 @@ def rows_of(path: str) -> list[dict[str, str]]:
 
 
 def test_folds_are_trained_tested_and_resumed(cv: Command, molfun: Command) -> None:
-    done = cv("--folds", 4, "--repeats", 2)
+    done = cv("--folds", 2, "--repeats", 2)
     assert done.exit_code == 0, done.output
-    assert "Data: 20 samples, 4 folds by random, 2 times" in done.output
-    assert "repeat_1_fold_1: 13 train / 2 val / 5 test" in done.output
+    assert "Data: 20 samples, 2 folds by random, 2 times" in done.output
+    assert "repeat_1_fold_1: 9 train / 1 val / 10 test" in done.output
     lines = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line.strip()}
     assert lines["fold"][:3] == ["test", "epoch", "rmse"]
     folds = rows_of("cv/folds.csv")
-    assert [row["fold"] for row in folds][3:5] == ["repeat_1_fold_4", "repeat_2_fold_1"]
+    assert [row["fold"] for row in folds][1:3] == ["repeat_1_fold_2", "repeat_2_fold_1"]
     found = json.loads(Path("cv/cv.json").read_text())
-    assert (found["format"], found["n"], found["n_folds"], found["repeats"]) == (1, 20, 4, 2)
-    mean = sum(float(row["rmse"]) for row in folds) / 8
+    assert (found["format"], found["n"], found["n_folds"], found["repeats"]) == (1, 20, 2, 2)
+    mean = sum(float(row["rmse"]) for row in folds) / 4
     rmse = found["metrics"]["rmse"]
     assert rmse["value"] == pytest.approx(mean)
     assert rmse["low"] < mean < rmse["high"]
@@ -55,10 +55,10 @@ def test_folds_are_trained_tested_and_resumed(cv: Command, molfun: Command) -> N
     assert all(float(row["prediction"]) for row in predictions)
     assert all(row["fold"].count(";") == 1 for row in predictions)
     config = yaml.safe_load(Path("cv/repeat_1_fold_1/config.yaml").read_text())
-    assert (config["folds"], config["strategy"]) == (4, "head_only")
-    assert Path("cv/repeat_2_fold_4/checkpoint/manifest.json").is_file()
+    assert (config["folds"], config["strategy"]) == (2, "head_only")
+    assert Path("cv/repeat_2_fold_2/checkpoint/manifest.json").is_file()
 
-    refused = cv("--folds", 4, "--repeats", 2)
+    refused = cv("--folds", 2, "--repeats", 2)
     assert refused.exit_code == 1
     assert "cv already holds a cross-validation. Continue it with resume=True" in refused.output
     texts = [Path(f"cv/{name}").read_text() for name in ("out_of_fold.csv", "folds.csv")]

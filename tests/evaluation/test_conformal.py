@@ -33,7 +33,7 @@ def test_intervals_cover_within_two_points(coverage: float) -> None:
 
 def test_sets_cover_each_class() -> None:
     coverage, found = 0.9, []
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         labels = rng.choice(3, size=2000, p=[0.75, 0.2, 0.05])
         logits = rng.normal(size=(2000, 3)) + 1.5 * np.eye(3)[labels]
