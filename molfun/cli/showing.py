@@ -34,17 +34,18 @@ def record_start(
     resumed: bool,
 ) -> None:
     """Write versions, files, parameters and a summary of the data when training starts."""
-    provenance.begin(
-        folder.path,
-        inputs=settings.inputs,
-        resumed=resumed,
-        model={
-            "name": model.backbone.display_name,
-            **_parameters(model),
-            "rates": strategy.describe_rates(model),
-        },
-        data=summarise(dict(zip(("train", "val", "test"), parts, strict=True))),
-    )
+    with _failing("provenance"):
+        provenance.begin(
+            folder.path,
+            inputs=settings.inputs,
+            resumed=resumed,
+            model={
+                "name": model.backbone.display_name,
+                **_parameters(model),
+                "rates": strategy.describe_rates(model),
+            },
+            data=summarise(dict(zip(("train", "val", "test"), parts, strict=True))),
+        )
 
 
 def _parameters(model: MolfunStructureModel) -> dict[str, int]:
@@ -60,7 +61,8 @@ def show(folder: RunFolder, *, report: bool) -> None:
 
     A run whose card or report fails is a good run: the failure is a warning.
     """
-    provenance.finish(folder.path)
+    with _failing("provenance"):
+        provenance.finish(folder.path)
     with _failing("model card"):
         write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
     if report:

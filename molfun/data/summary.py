@@ -76,11 +76,18 @@ def _inputs(part: SampleDataset) -> Counter[tuple[str, ...]]:
 
 def _by_head(part: SampleDataset) -> Iterator[tuple[str, list[Any]]]:
     """Yield the labels of each head; energies where there are energies and forces."""
-    if isinstance(part, NamedTargets):
-        for name, one in part.parts.items():
-            yield name, list(one.targets)
-    else:
-        yield "", [single_label(target) for target in part.targets]
+    parts = part.parts if isinstance(part, NamedTargets) else {"": part}
+    for name, one in parts.items():
+        targets = [single_label(target) for target in one.targets]
+        of_residues = one.input_settings.get("level") == "residue"
+        yield name, [*map(_letters, targets)] if of_residues else targets
+
+
+def _letters(target: Any) -> Any:
+    """Split a text with a class per residue, which data sets keep where none is missing."""
+    if not isinstance(target, str):
+        return target
+    return target.split(";") if ";" in target else [*target]
 
 
 def _labels(by_part: Mapping[str, list[Any]]) -> dict[str, Any]:
