@@ -22,6 +22,7 @@ def subject_of(settings: FineTuneSettings, parts: Mapping[str, SampleDataset | N
         labels={name: one.labels for name, one in settings.by_head.items()},
         used=_used(settings),
         split=settings.split,
+        has_weights=settings.weights is not None or settings.init_from is not None,
         batch_size=settings.samples_per_batch,
         epochs=settings.epochs,
     )

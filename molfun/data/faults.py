@@ -17,7 +17,7 @@ from pathlib import Path
 from molfun.errors import DataError, MolfunError
 from molfun.text import first_line
 
-_ROW = re.compile(r"^(?:line|row) \d+(?:, |: )")
+_ROW = re.compile(r"^(?:, )?(?:line|row) \d+(?:, |: )")
 _QUOTED = re.compile(r"'[^']*'")
 _NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?")
 
@@ -75,7 +75,8 @@ class Faults:
             # an error that lists its cases has them in lines of their own
             lines = str(error).splitlines()[1:]
             cases = [line.strip() for line in lines if line.startswith("  ")]
-            self.note(source, cases or [str(error)], first_line(error).rstrip(":"))
+            kind = first_line(error).rstrip(":") if cases else kind_of(str(error), source)
+            self.note(source, cases or [str(error)], kind)
 
     def __len__(self) -> int:
         return sum(map(len, self.found.values()))

@@ -26,9 +26,12 @@ def samples(subject: Subject, faults: Faults) -> None:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Let every task learn the training labels, as a run does, and read those of all parts."""
-    if "train" not in subject.parts:
-        return
+    """Let every task learn the training labels, as a run does, and read those of all parts.
+
+    Whether there are weights to start from is said first.
+    """
+    if subject.model is not None and not subject.has_weights:
+        yield from _random(subject)
     for head in subject.heads:
         topic = f"head{f' {head.name}' if head.name else ''}"
         faults = _of_labels(subject, head)
@@ -37,6 +40,18 @@ def check(subject: Subject) -> Iterator[Finding]:
                           total=len(texts))  # fmt: skip
         if not faults.found:
             yield from _fitting(subject, head, topic)
+
+
+def _random(subject: Subject) -> Iterator[Finding]:
+    backbone = subject.model.backbone
+    if not backbone.starts_random:
+        yield Finding(
+            status="WARNING",
+            topic="weights",
+            text=f"none are given: {backbone.display_name} starts from random ones, which is good "
+            f"for tests and not for science",
+            remedy="--weights FILE; weights/README.md lists the files and where they come from.",
+        )
 
 
 def _of_labels(subject: Subject, head: TaskHead) -> Faults:

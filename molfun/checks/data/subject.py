@@ -37,6 +37,8 @@ class Subject:
     model
         Model, or `molfun.models.skeleton.Skeleton`, with ``backbone`` and ``heads``; None if it
         cannot be built.
+    has_weights
+        Whether the run starts from weights of its own: a file, or a checkpoint.
     strategy, why
         What trains, and the reason if it was chosen by the number of samples.
     device
@@ -52,6 +54,7 @@ class Subject:
     used: frozenset[str] = frozenset()
     split: str = "random"
     model: Any = None
+    has_weights: bool = False
     strategy: FinetuneStrategy | None = None
     why: str = ""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

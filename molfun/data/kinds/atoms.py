@@ -89,6 +89,7 @@ class Atoms(DataKind):
 
     name = "atoms"
     title = "structures of atoms"
+    unit = "atoms"
     backbone = "pet"
     settings = AtomsSettings
     default_batch_size = 16  # metatrain's default
