@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,46 +74,48 @@ def judged(
     """
     found = {}
     for i, head in enumerate(next(iter(parts.values())).heads):
-        labels = [head.task.numbers(target) for target in head.labels(targets)]
-        rows = Labelled.of(train, labels, most=MOST_ROWS)
-        own = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
-        own = {name: pair for name, pair in own.items() if len(pair[0])}
-        if not own:
+        rows = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
+        rows = {name: own for name, own in rows.items() if len(own.rows)}
+        if not rows:
             continue
+        labels = [head.task.numbers(target) for target in head.labels(targets)]
+        learnt = Labelled.of(train, labels, most=MOST_ROWS)
         file = None if keep is None else keep / f"baselines_{head.name or 'head'}.safetensors"
-        predicted = kept_predictions(file, rows, [pair[0] for pair in own.values()], head.task)
+        baselines = kept_predictions(file, learnt, [own.rows for own in rows.values()], head.task)
+        predicted = {
+            name: _predicted(parts[name], own, {k: v[n] for k, v in baselines.items()})
+            for n, (name, own) in enumerate(rows.items())
+        }
         found[head.name] = judge(
-            head.task,
-            {
-                name: _predicted(parts[name], pair, {k: v[n] for k, v in predicted.items()})
-                for n, (name, pair) in enumerate(own.items())
-            },
-            random_weights=model.random_base,
-            draws=draws,
+            head.task, predicted, random_weights=model.random_base, draws=draws
         )
     return found
 
 
-def _labelled(part: Measured, head: TaskHead) -> tuple[Labelled, list[int], list[np.ndarray]]:
-    """Return the samples with a label for a head, their places, and the predictions for them."""
+class _Own(NamedTuple):
+    """Samples of a part with a label for a head, their places, and the predictions for them."""
+
+    rows: Labelled
+    places: list[int]
+    predictions: list[np.ndarray]
+
+
+def _labelled(part: Measured, head: TaskHead) -> _Own:
     result = part.results[head.name]
     places = [i for i, label in enumerate(result.targets) if np.isfinite(label).any()]
     rows = Labelled([part.samples[i] for i in places], [result.targets[i] for i in places])
-    return rows, places, [result.predictions[i] for i in places]
+    return _Own(rows, places, [result.predictions[i] for i in places])
 
 
 def _predicted(
-    part: Measured,
-    own: tuple[Labelled, list[int], list[np.ndarray]],
-    baselines: Mapping[str, Sequence[np.ndarray]],
+    part: Measured, own: _Own, baselines: Mapping[str, Sequence[np.ndarray]]
 ) -> Predicted:
-    rows, places, predictions = own
     return Predicted(
-        predictions,
-        rows.labels,
+        own.predictions,
+        own.rows.labels,
         baselines,
-        groups=None if part.groups is None else [part.groups[i] for i in places],
-        columns={name: [values[i] for i in places] for name, values in part.columns.items()},
+        groups=None if part.groups is None else [part.groups[i] for i in own.places],
+        columns={name: [values[i] for i in own.places] for name, values in part.columns.items()},
     )
 
 
