@@ -76,20 +76,21 @@ def judged(
     for i, head in enumerate(next(iter(parts.values())).heads):
         rows = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
         rows = {name: own for name, own in rows.items() if len(own.rows)}
-        if not rows:
-            continue
-        labels = [head.task.numbers(target) for target in head.labels(targets)]
-        learnt = Labelled.of(train, labels, most=MOST_ROWS)
-        file = None if keep is None else keep / f"baselines_{head.name or 'head'}.safetensors"
-        baselines = kept_predictions(file, learnt, [own.rows for own in rows.values()], head.task)
-        predicted = {
-            name: _predicted(parts[name], own, {k: v[n] for k, v in baselines.items()})
-            for n, (name, own) in enumerate(rows.items())
-        }
-        found[head.name] = judge(
-            head.task, predicted, random_weights=model.random_base, draws=draws
-        )
+        if rows:
+            labels = [head.task.numbers(target) for target in head.labels(targets)]
+            learnt = Labelled.of(train, labels, most=MOST_ROWS)
+            baselines = kept_predictions(
+                _file_in(keep, head), learnt, [own.rows for own in rows.values()], head.task
+            )
+            predicted = _with_baselines(parts, rows, baselines)
+            found[head.name] = judge(
+                head.task, predicted, random_weights=model.random_base, draws=draws
+            )
     return found
+
+
+def _file_in(folder: Path | None, head: TaskHead) -> Path | None:
+    return None if folder is None else folder / f"baselines_{head.name or 'head'}.safetensors"
 
 
 class _Own(NamedTuple):
@@ -107,16 +108,23 @@ def _labelled(part: Measured, head: TaskHead) -> _Own:
     return _Own(rows, places, [result.predictions[i] for i in places])
 
 
-def _predicted(
-    part: Measured, own: _Own, baselines: Mapping[str, Sequence[np.ndarray]]
-) -> Predicted:
-    return Predicted(
-        own.predictions,
-        own.rows.labels,
-        baselines,
-        groups=None if part.groups is None else [part.groups[i] for i in own.places],
-        columns={name: [values[i] for i in own.places] for name, values in part.columns.items()},
-    )
+def _with_baselines(
+    parts: Mapping[str, Measured],
+    rows: Mapping[str, _Own],
+    baselines: Mapping[str, Sequence[Sequence[np.ndarray]]],
+) -> dict[str, Predicted]:
+    """Return the predictions of model and baselines by part, for the samples with a label."""
+    found = {}
+    for n, (name, own) in enumerate(rows.items()):
+        part, places = parts[name], own.places
+        found[name] = Predicted(
+            own.predictions,
+            own.rows.labels,
+            {baseline: predicted[n] for baseline, predicted in baselines.items()},
+            groups=None if part.groups is None else [part.groups[i] for i in places],
+            columns={column: [v[i] for i in places] for column, v in part.columns.items()},
+        )
+    return found
 
 
 def columns_of(dataset: Any, asked: str | None = None) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def files(project: Path, molfun: Command) -> Path:
 @pytest.mark.slow
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
-    assert verbs == {"fine-tune", "cv", "pretrain", "train", "check", "doctor", "schema"}
+    assert verbs == {
+        *("fine-tune", "cv", "pretrain", "train", "check", "doctor", "schema"),
+        *("report", "compare"),
+    }
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
         for old, new in SMALL.items():
@@ -91,7 +95,10 @@ def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
         verb, *arguments = shlex.split(line)[1:]
         if verb in ("fine-tune", "cv", "pretrain"):
             arguments += ["--epochs", "1", "--device", "cpu"]
-        if verb != "schema" and "--output" not in arguments:
+        if verb in ("report", "compare"):
+            for run in arguments:
+                shutil.copytree("runs/a", run, dirs_exist_ok=True)
+        elif verb != "schema" and "--output" not in arguments:
             arguments += ["--output", f"runs/example_{i}"]
         done = molfun(verb, *arguments)
         assert done.exit_code == 0, (example, done.output, done.exception)
