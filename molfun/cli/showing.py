@@ -1,4 +1,4 @@
-"""What a run leaves for people: where it comes from, and its report."""
+"""Write the provenance, report and model card of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the checks of a run look at, from its settings and parts."""
+"""Prepare the checks of a run from its settings and the parts of its data."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from molfun import __version__
 from molfun._io import load_safetensors, save_safetensors
 from molfun.errors import MolfunError
 from molfun.evaluation.baselines import Labelled, predictions_of
+from molfun.evaluation.ragged import packed, unpacked
 from molfun.fingerprint import digest
 from molfun.registry import BASELINES
 from molfun.tasks.base import Task
@@ -66,25 +67,14 @@ def _key(train: Labelled, others: Sequence[Labelled], task: Task) -> str:
 
 
 def _packed(found: Found) -> dict[str, torch.Tensor]:
-    """Return the values of each baseline and part as one row, and the shapes of its samples."""
-    packed = {}
+    """Return the tensors of each baseline and part."""
+    tensors: dict[str, torch.Tensor] = {}
     for name, parts in found.items():
         for i, rows in enumerate(parts):
-            arrays = [np.asarray(row, np.float64) for row in rows]
-            values = np.concatenate([a.ravel() for a in arrays]) if arrays else np.zeros(0)
-            shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), -1)
-            packed[f"{name}/{i}/values"] = torch.from_numpy(values)
-            packed[f"{name}/{i}/shapes"] = torch.from_numpy(shapes)
-    return packed
+            tensors |= packed(f"{name}/{i}", rows)
+    return tensors
 
 
-def _unpacked(packed: Mapping[str, torch.Tensor], n_parts: int) -> Found:
-    names = dict.fromkeys(name.rpartition("/")[0].rpartition("/")[0] for name in packed)
-    return {name: [_rows(packed, f"{name}/{i}") for i in range(n_parts)] for name in names}
-
-
-def _rows(packed: Mapping[str, torch.Tensor], place: str) -> list[np.ndarray]:
-    values, shapes = packed[f"{place}/values"].numpy(), packed[f"{place}/shapes"].numpy()
-    ends = np.cumsum(shapes.prod(1))[:-1]
-    both = zip(np.split(values, ends), shapes.tolist(), strict=True)
-    return [part.reshape(shape) for part, shape in both]
+def _unpacked(tensors: Mapping[str, torch.Tensor], n_parts: int) -> Found:
+    names = dict.fromkeys(name.partition("/")[0] for name in tensors)
+    return {name: [unpacked(tensors, f"{name}/{i}") for i in range(n_parts)] for name in names}

@@ -159,7 +159,7 @@ def cross_validate(
 
 @dataclass
 class _Trainer:
-    """What all folds share."""
+    """Settings and caches that all folds share."""
 
     base: MolfunStructureModel
     dataset: Any

@@ -16,6 +16,7 @@ from molfun._io import load_safetensors, read_metadata, save_safetensors
 from molfun.data.folds import Fold
 from molfun.evaluation.bootstrap import Estimate
 from molfun.evaluation.conformal import Calibration, reliability
+from molfun.evaluation.ragged import packed, unpacked
 from molfun.models.prediction import Prediction
 from molfun.tasks.classification import MulticlassTask
 from molfun.training.supervised import Evaluation
@@ -84,7 +85,7 @@ class FoldResult:
         tensors: dict[str, torch.Tensor] = {}
         for kind, arrays in (("predictions", self.predictions), ("targets", self.targets)):
             for name, rows in arrays.items():
-                tensors |= _packed(f"{kind}/{name}", rows)
+                tensors |= packed(f"{kind}/{name}", rows)
         about = {
             "ids": self.ids,
             "heads": list(self.predictions),
@@ -112,28 +113,12 @@ class FoldResult:
         metrics = {k: math.nan if v is None else v for k, v in about.pop("metrics").items()}
         return cls(
             fold=fold,
-            predictions={name: _unpacked(tensors, f"predictions/{name}") for name in heads},
-            targets={name: _unpacked(tensors, f"targets/{name}") for name in heads},
+            predictions={name: unpacked(tensors, f"predictions/{name}") for name in heads},
+            targets={name: unpacked(tensors, f"targets/{name}") for name in heads},
             metrics=metrics,
             checkpoint=folder / "checkpoint",
             **about,
         )
-
-
-def _packed(name: str, rows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-    """Return arrays of different shapes as two tensors: their numbers and their shapes."""
-    flat = np.concatenate([np.zeros(0), *(np.asarray(row, np.float64).reshape(-1) for row in rows)])
-    shapes = np.array([np.shape(row) for row in rows], np.int64).reshape(len(rows), -1)
-    return {name: torch.from_numpy(flat), f"{name}/shapes": torch.from_numpy(shapes)}
-
-
-def _unpacked(tensors: Mapping[str, torch.Tensor], name: str) -> list[np.ndarray]:
-    flat, shapes = tensors[name].numpy(), tensors[f"{name}/shapes"].tolist()
-    ends = np.cumsum([math.prod(shape) for shape in shapes], dtype=np.int64)
-    return [
-        part.reshape(shape)
-        for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -45,7 +45,7 @@ class LogRecord:
 
 
 class FinishedRun:
-    """What the folder of a run holds; every part but the history may be missing.
+    """Files of a finished run, read; every part but the history may be missing.
 
     Parameters
     ----------

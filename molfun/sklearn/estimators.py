@@ -28,7 +28,7 @@ _PACKED = "_checkpoint"
 
 
 class _MolfunEstimator(BaseEstimator):
-    """What both estimators share: data, strategy, training, and a pickle without modules."""
+    """Base of both estimators: data, strategy, training, and a pickle without modules."""
 
     model_: MolfunStructureModel
 

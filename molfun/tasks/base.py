@@ -43,7 +43,7 @@ class Task(ABC):
     main_metric: ClassVar[str] = ""
     """Metric of a verdict; empty for the first one."""
     labels_are: ClassVar[LabelsAre] = "other"
-    """What `numbers` gives, for baselines: numbers, one class, or a 0 or 1 for each class."""
+    """Kind of labels, for baselines: numbers, one class, or a 0 or 1 per class."""
     level: Level = "sequence"
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""

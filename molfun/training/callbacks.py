@@ -79,7 +79,7 @@ class FitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What is known of one optimizer step.
+    """Figures of one optimizer step.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether table, task and backbone suit each other, by the look of the data."""
+"""Look for data that suggest another task or backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the model can take the samples, and its heads the labels."""
+"""Check that the model takes the samples, and its heads the labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def samples(subject: Subject, faults: Faults) -> None:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Let every task learn the training labels, as a run does, and read those of all parts.
+    """Fit every task to the training labels, as a run does, and read the labels of all parts.
 
     Whether there are weights to start from is said first.
     """

@@ -1,4 +1,4 @@
-"""What the reader of structures changed, chose or left out."""
+"""Count the changes, choices and omissions of the reader of structures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trains, and whether the number of samples suits it."""
+"""Name the weights that train, and check that the number of samples suits them."""
 
 from __future__ import annotations
 

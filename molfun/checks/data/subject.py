@@ -18,7 +18,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(kw_only=True)
 class Subject:
-    """What the checks of a run look at.
+    """Data, settings and model of a run that is checked.
 
     Parameters
     ----------

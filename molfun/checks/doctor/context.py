@@ -1,4 +1,4 @@
-"""What the checks of the installation need to know."""
+"""Settings and facts that the checks of the installation share."""
 
 from __future__ import annotations
 

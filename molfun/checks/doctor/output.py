@@ -1,4 +1,4 @@
-"""Whether a run can be written."""
+"""Check that a run can be written."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ GUARANTEES = {
     "group": "By group: no group is in two parts.",
     "column": "As a column of the table says; nothing was checked about what the parts share.",
 }
-"""What a split guarantees, by the setting ``split``."""
+"""Guarantee of each split, by the setting ``split``."""
 MOST_CLASSES = 20
 """Classes that have room as bars."""
 
