@@ -75,7 +75,7 @@ def _failing(what: str) -> Iterator[None]:
     """Turn any error into a warning."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # hours of training are not lost to a page about them
         logger.warning("The %s could not be written: %s.", what, first_line(error))
         logger.debug("The %s failed", what, exc_info=True)
 

@@ -208,4 +208,5 @@ def _cells(path: Path) -> list[dict[str, str]]:
         cells = read_cells(path, "id")
     except MolfunError:
         return []
+    # a user may have edited the table: a row with fewer cells still has its first ones
     return [dict(zip(cells.header, row, strict=False)) for row in cells.rows]

@@ -80,7 +80,7 @@ def _made(section: Any, run: FinishedRun) -> Section | None:
     """Make a section; one that fails is left out with a warning, the others still tell."""
     try:
         made: Section | None = section(run)
-    except Exception as error:
+    except Exception as error:  # files of older runs lack anything; the other sections are shown
         name = section.__module__.rpartition(".")[2]
         logger.warning("The report has no section %r: %s.", name, first_line(error))
         logger.debug("Section %r failed", name, exc_info=True)

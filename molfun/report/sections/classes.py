@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -60,15 +61,15 @@ def _confusion(truth: np.ndarray, hard: np.ndarray, found: Predicted, name: str)
     return Figure(drawn.svg, f"{name}: how often each class is predicted as each.", wide=size > 5)
 
 
-def _cell(axes: object, row: int, column: int, share: float, n: int, *, small: bool) -> None:
+def _cell(axes: Any, row: int, column: int, share: float, n: int, *, small: bool) -> None:
     from matplotlib.patches import Rectangle
 
     square = Rectangle((column - 0.5, row - 0.5), 1, 1, color=COLOURS[0], alpha=share, linewidth=0)
-    axes.add_patch(square)  # type: ignore[attr-defined]
+    axes.add_patch(square)
     if n:
         style = {"ha": "center", "va": "center", "fontsize": 7 if small else 9}
         colour = PAPER if share > 0.6 else INK
-        axes.text(column, row, f"{n:,}", color=colour, **style)  # type: ignore[attr-defined]
+        axes.text(column, row, f"{n:,}", color=colour, **style)
 
 
 def _rankings(

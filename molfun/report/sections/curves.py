@@ -54,7 +54,7 @@ def _is_known(history: History, name: str) -> bool:
 def _losses(history: History, best: int) -> Figure:
     with plot() as drawn:
         axes = drawn.axes[0]
-        for key, colour in zip(("train_loss", "val_loss"), COLOURS, strict=False):
+        for key, colour in zip(("train_loss", "val_loss"), COLOURS[:2], strict=True):
             if _is_known(history, key):
                 _line(axes, history, key, colour)
         _mark(axes, best)

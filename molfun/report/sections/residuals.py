@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -77,11 +78,11 @@ def _scatter(
     )
 
 
-def _share_wrong(axes: object, values: np.ndarray, errors: np.ndarray) -> None:
+def _share_wrong(axes: Any, values: np.ndarray, errors: np.ndarray) -> None:
     """Draw the share of wrong samples in five groups of equal size."""
     order = np.argsort(values, kind="stable")
     groups = [group for group in np.array_split(order, 5) if len(group)]
     centres = [float(values[group].mean()) for group in groups]
     shares = [float(errors[group].mean()) for group in groups]
-    axes.plot(centres, shares, "o-", color=COLOURS[0])  # type: ignore[attr-defined]
-    axes.set_ylim(bottom=0)  # type: ignore[attr-defined]
+    axes.plot(centres, shares, "o-", color=COLOURS[0])
+    axes.set_ylim(bottom=0)

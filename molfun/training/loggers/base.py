@@ -281,7 +281,7 @@ def ended(loggers: Sequence[Logger]) -> Iterator[None]:
     """Close loggers at the end of a ``with`` block, as failed after an error or a signal."""
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl-C and signals: a tracker must not show a run that goes on
         for one in loggers:
             one.end(failed=True)
         raise
