@@ -13,6 +13,7 @@ from molfun.models import evaluation, trained_on
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
 from molfun.nn.modes import evaluating
+from molfun.nn.process import settled
 from molfun.training.forward import ForwardPass
 from molfun.training.supervised import Evaluation, HeadResult
 from molfun.training.task_head import TaskHead, joined_needs
@@ -54,6 +55,7 @@ class Scored(NamedTuple):
     results: Mapping[str, HeadResult]
 
 
+@settled()
 def scored(model: AssembledModel, data: Any) -> Scored:
     """Predict and measure in one pass; see `MolfunStructureModel.predict_and_score`."""
     model.need_heads("predict_and_score")

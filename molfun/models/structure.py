@@ -296,7 +296,6 @@ class MolfunStructureModel(AssembledModel):
         """
         return prediction.predict(self, data, outputs)
 
-    @settled()
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """Return the results of `predict` and `evaluate` from one pass over the data."""
         found = prediction.scored(self, data)

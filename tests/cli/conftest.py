@@ -42,12 +42,15 @@ def molfun() -> Callable[..., Result]:
 
 @pytest.fixture
 def train(molfun: Callable[..., Result], project: Path) -> Callable[..., Result]:
-    """Fine-tune the tiny trunk on the project: ``train("--strategy", "lora")``."""
+    """Fine-tune the tiny trunk on the project: ``train("--strategy", "lora")``.
+
+    No report is drawn: tests of reports call ``molfun`` or pass ``--report``.
+    """
 
     def run(*arguments: object) -> Result:
         return molfun(
             "fine-tune", "--data", "data.csv", "--pdbs", "pdbs", "--preset", "tiny", "--device",
-            "cpu", "--epochs", 2, "--accum", 2, "--output", "run", *arguments,
+            "cpu", "--epochs", 2, "--accum", 2, "--output", "run", "--no-report", *arguments,
         )  # fmt: skip
 
     return run

@@ -1,0 +1,5 @@
+"""``python -m molfun``."""
+
+from molfun.cli.app import main
+
+main()
