@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from molfun.cli.command_settings import RunOptions
-from molfun.cli.console import ConsoleProgress, say
+from molfun.cli.console import ConsoleProgress, is_first_process, say
 from molfun.cli.data import loader, say_notes
 from molfun.cli.loggers import held_loggers
 from molfun.cli.outputs import opened_run
@@ -15,19 +15,17 @@ from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.schema import write_config
 from molfun.cli.settings import with_long
+from molfun.cli.showing import record_pretraining, show
 from molfun.cli.sources import settings_of
 from molfun.config import dump_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.splits import DataSplitter
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import CONFIG, LOG, RUN_FILES, SCHEMA, RunFolder
+from molfun.runs.folder import LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.full import FullFinetune
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History
-
-WRITTEN = (*RUN_FILES, CONFIG, SCHEMA, LOG)
-"""Names of all files and folders that a run writes into its folder."""
 
 
 def pretrain(given: Mapping[str, Any]) -> None:
@@ -42,7 +40,7 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
     with (
         opened_run(
             folder,
-            WRITTEN,
+            (*RUN_FILES, *command_files(), LOG),
             settings.inputs,
             settings=names,
             overwrite=overwrite,
@@ -84,25 +82,37 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
                 precision=settings.precision,
                 save_every_steps=settings.save_every_steps,
                 overwrite=overwrite,
-                callbacks=[_ConfigFile(folder, settings), shown],
+                callbacks=[_RunFiles(folder, settings, model, (train, val)), shown],
                 loggers=loggers,
             )
         finally:
             shown.close()
         say(f"\nWeights of epoch {history.best['epoch']}: {folder.weights}")
+        if is_first_process():
+            show(folder, report=settings.report)
     return history
 
 
-class _ConfigFile(Callback):
-    """Write the settings once `pretrain` has accepted them all."""
+class _RunFiles(Callback):
+    """Write settings, split and provenance once `pretrain` has accepted them all."""
 
-    def __init__(self, folder: RunFolder, settings: PretrainSettings) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(
+        self,
+        folder: RunFolder,
+        settings: PretrainSettings,
+        model: MolfunStructureModel,
+        parts: tuple[SampleDataset, SampleDataset | None],
+    ) -> None:
+        self._folder, self._settings, self._model, self._parts = folder, settings, model, parts
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Write ``config.yaml``."""
+        """Remove the files of the run that is replaced, then write those of the new one."""
+        self._folder.remove_replaced()
         values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder.path)}
         write_config(self._folder, self._settings, dump_yaml(values))
+        record_pretraining(
+            self._folder, self._settings, self._model, self._parts, resumed=bool(history)
+        )
 
 
 def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | None]:

@@ -70,6 +70,10 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
     save_every_steps: int | None = option(
         None, "Write the state so often, and after every epoch.", panel=RUN, ge=1
     )
+    report: bool = option(
+        True, "Write report.html at the end.", panel=RUN, names=("--report/--no-report",),
+        hidden=True,
+    )  # fmt: skip
     output: str = option("runs/pretrain", "Folder of the run.", panel=RUN)
 
     @model_validator(mode="before")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from molfun.cli.console import say
+from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
-from molfun.data.summary import summarise
+from molfun.data.summary import summarise, summarise_inputs
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs import provenance
 from molfun.runs.card import write_card
@@ -41,16 +42,36 @@ def record_start(
             resumed=resumed,
             model={
                 "name": model.backbone.display_name,
-                **_parameters(model),
+                **_parameters(model.backbone, *(part.head for part in model.heads)),
                 "rates": strategy.describe_rates(model),
             },
             data=summarise(dict(zip(("train", "val", "test"), parts, strict=True))),
         )
 
 
-def _parameters(model: MolfunStructureModel) -> dict[str, int]:
+def record_pretraining(
+    folder: RunFolder,
+    settings: PretrainSettings,
+    model: MolfunStructureModel,
+    parts: Sequence[SampleDataset | None],
+    *,
+    resumed: bool,
+) -> None:
+    """Write versions, files, parameters and a summary of the data when pre-training starts."""
+    named = dict(zip(("train", "val"), parts, strict=True))
+    with _failing("provenance"):
+        # the weights of the objective are not among them: they are left behind
+        provenance.begin(
+            folder.path,
+            inputs=settings.inputs,
+            resumed=resumed,
+            model={"name": model.backbone.display_name, **_parameters(model.backbone)},
+            data=summarise_inputs(named),
+        )
+
+
+def _parameters(*modules: Any) -> dict[str, int]:
     """Count parameters of backbone and heads; a head may consist of modules of the backbone."""
-    modules = [model.backbone, *(part.head for part in model.heads)]
     own: dict[int, Any] = {id(p): p for module in modules for p in module.parameters()}
     trainable = sum(p.numel() for p in own.values() if p.requires_grad)
     return {"parameters": sum(p.numel() for p in own.values()), "trainable": trainable}
@@ -63,8 +84,9 @@ def show(folder: RunFolder, *, report: bool) -> None:
     """
     with _failing("provenance"):
         provenance.finish(folder.path)
-    with _failing("model card"):
-        write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
+    if folder.checkpoint.is_dir():  # pre-training leaves weights alone
+        with _failing("model card"):
+            write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
     if report:
         with _failing("report"):
             say(f"Report: {_written(folder)}")

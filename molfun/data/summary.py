@@ -41,7 +41,7 @@ def summarise(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
     >>> found["n"], found["repeated"], found["labels"][""]["missing"]
     ({'train': 3}, {'train': 1}, {'train': 1})
     """
-    present = {name: part for name, part in parts.items() if part is not None and len(part)}
+    present = _present(parts)
     labels: dict[str, dict[str, list[Any]]] = {}
     for name, part in present.items():
         for head, targets in _by_head(part):
@@ -49,9 +49,62 @@ def summarise(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
     return {
         "n": {name: len(part) for name, part in present.items()},
         **_repeats({name: _inputs(part) for name, part in present.items()}),
-        "lengths": _histogram({n: part.lengths.astype(float) for n, part in present.items()}),
+        "lengths": _lengths(present),
         "labels": {head: _labels(found) for head, found in labels.items()},
     }
+
+
+MOST_SUMMARISED = 200_000
+"""Samples of which inputs and letters are counted; those of pre-training may be many more."""
+
+
+def summarise_inputs(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
+    """Count samples, lengths, repeated inputs and letters of each part, without labels.
+
+    Parameters
+    ----------
+    parts
+        Data sets by the name of the part; None where there is none.
+
+    Returns
+    -------
+    dict
+        As of `summarise`, without ``labels``. For sequences ``letters`` counts the residues of each
+        part. Of more than 200,000 samples only numbers and lengths are counted.
+
+    Examples
+    --------
+    >>> from molfun.data import SequenceDataset
+    >>> summarise_inputs({"train": SequenceDataset.from_list(["MKM"])})["letters"]
+    {'train': {'K': 1, 'M': 2}}
+    """
+    present = _present(parts)
+    found: dict[str, Any] = {
+        "n": {name: len(part) for name, part in present.items()},
+        "lengths": _lengths(present),
+    }
+    if sum(map(len, present.values())) > MOST_SUMMARISED:
+        return found
+    inputs = {name: _inputs(part) for name, part in present.items()}
+    found |= _repeats(inputs)
+    if all(part[0].sequence is not None for part in present.values()):
+        found["letters"] = {name: _letter_counts(part) for name, part in present.items()}
+    return found
+
+
+def _present(parts: Mapping[str, SampleDataset | None]) -> dict[str, SampleDataset]:
+    return {name: part for name, part in parts.items() if part is not None and len(part)}
+
+
+def _lengths(parts: Mapping[str, SampleDataset]) -> dict[str, Any]:
+    return _histogram({name: part.lengths.astype(float) for name, part in parts.items()})
+
+
+def _letter_counts(part: SampleDataset) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for texts in part.sequences():
+        counts.update("".join(texts).upper())
+    return dict(sorted(counts.items()))
 
 
 def _repeats(inputs: Mapping[str, Counter[tuple[str, ...]]]) -> dict[str, dict[str, int]]:
@@ -116,12 +169,22 @@ def _histogram(by_part: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return counts in common bins, and mean, deviation, least, median and largest by part."""
     every = np.concatenate([*by_part.values(), np.zeros(0)])
     every = every[np.isfinite(every)]
-    edges = np.histogram_bin_edges(every, bins=BINS) if every.size else np.zeros(2)
+    edges = _edges(every) if every.size else np.zeros(2)
     return {
         "edges": edges.tolist(),
         "counts": {name: np.histogram(v, edges)[0].tolist() for name, v in by_part.items()},
         "numbers": {name: _numbers(v) for name, v in by_part.items() if v.size},
     }
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Return borders of bins; of whole numbers each bin holds as many, else bars have gaps."""
+    low, high = values.min(), values.max()
+    if low == high or (values % 1).any():
+        return np.histogram_bin_edges(values, bins=BINS)
+    width = np.ceil((high - low + 1) / BINS)
+    edges: np.ndarray = np.arange(low - 0.5, high + width, width)
+    return edges
 
 
 def _numbers(values: np.ndarray) -> dict[str, float]:

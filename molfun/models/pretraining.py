@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from molfun._io import save_safetensors
+from molfun._io import save_safetensors, write_text
 from molfun.backbones.base import Backbone
+from molfun.data.cells import escape
 from molfun.errors import ConfigError, RunError
 from molfun.models.assembly import AssembledModel, arithmetic_of
-from molfun.models.loaders import data_identity, fit_inputs
+from molfun.models.loaders import data_identity, fit_inputs, samples_of
 from molfun.nn import lora
 from molfun.nn.process import seeded
-from molfun.objectives.base import Objective
+from molfun.objectives.base import Objective, Reconstruction
 from molfun.registry import OBJECTIVES
-from molfun.runs.folder import RunFolder
+from molfun.runs.folder import RECONSTRUCTIONS, RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strategies.full import FullFinetune
 from molfun.strict import build
@@ -33,6 +38,10 @@ DEFAULT = FullFinetune(
     lr=4e-4, lr_head=4e-4, lr_embedder=4e-4, layer_lr_decay=1.0, warmup_ratio=0.05
 )
 """Default strategy: all weights train at 4e-4, the rate of ESM-2's own pre-training."""
+MOST_RECONSTRUCTED = 4
+"""Series that are written with what was hidden and predicted."""
+MOST_STEPS, MOST_FEATURES = 2000, 8
+"""Time steps and features of each, from the first."""
 
 
 class Pretraining(nn.Module):
@@ -109,7 +118,40 @@ def run(
             f"Nothing was trained: no batch had anything for {objective.name!r} to learn from. "
             f"Give larger batches (a DataLoader with batch_size), or look at the data."
         )
+    if job.folder is not None and job.ranks.is_first:
+        write_reconstructions(runner, job, job.folder)
     return history
+
+
+def write_reconstructions(runner: ObjectiveRunner, job: Job, folder: RunFolder) -> None:
+    """Write a few series of the validation set (of the training set, without one) as filled in.
+
+    One row per value: ``id,step,feature,value,hidden,predicted``, in the units of the data; an
+    empty value was never observed. An objective that predicts no values writes nothing.
+    """
+    data = job.train if job.val is None else job.val
+    # one by one: a series may be as long as the memory holds
+    samples = list(itertools.islice(samples_of([data]), MOST_RECONSTRUCTED))
+    found = [(s.id, one) for s in samples for one in runner.reconstruct([s]) or ()]
+    if not found:
+        if RECONSTRUCTIONS in folder.replaced:  # of the run before
+            folder.reconstructions.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "step", "feature", "value", "hidden", "predicted"])
+    for name, one in found:
+        writer.writerows(_cells(name, one, runner.backbone.feature_names))
+    write_text(folder.reconstructions, text.getvalue())
+
+
+def _cells(series: str, found: Reconstruction, names: list[str] | None) -> Iterator[list[Any]]:
+    steps, features = found.values.shape
+    shown = (names or [str(i) for i in range(features)])[:MOST_FEATURES]
+    for i, (j, name) in itertools.product(range(min(steps, MOST_STEPS)), enumerate(shown)):
+        value = "" if np.isnan(found.values[i, j]) else f"{found.values[i, j]:.6g}"
+        predicted = f"{found.predicted[i, j]:.6g}"
+        yield [escape(series), i, escape(name), value, int(found.hidden[i, j]), predicted]
 
 
 def save_weights(backbone: Backbone, path: Path) -> None:

@@ -38,6 +38,25 @@ class ObjectiveOutput:
     sums: Mapping[str, float | np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """A time series with what an objective hid of it and predicted.
+
+    Parameters
+    ----------
+    values
+        (time, features) the series, in the units of the data; NaN where nothing was observed.
+    hidden
+        (time, features) True where a value was observed and hidden.
+    predicted
+        (time, features) the model's values at every place, in the units of the data.
+    """
+
+    values: np.ndarray
+    hidden: np.ndarray
+    predicted: np.ndarray
+
+
 def need(objective: str, backbone: nn.Module, what: str, names: Sequence[str]) -> None:
     """Refuse a backbone that lacks attributes that an objective uses.
 
@@ -110,6 +129,17 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def metrics(self, loss: float, sums: Mapping[str, Any], n_labels: int) -> dict[str, float]:
         """Return metrics over a whole data set from its mean loss and its sums."""
+
+    def reconstruct(
+        self,
+        backbone: Any,  # noqa: ARG002
+        batch: dict[str, torch.Tensor],  # noqa: ARG002
+    ) -> list[Reconstruction] | None:
+        """Return the series of a batch of prepared features as the model fills them in.
+
+        None, the default, for an objective that predicts no values.
+        """
+        return None
 
     def after_step(self, progress: float) -> None:
         """Follow an optimizer step, given the share of all steps done (for EMA teachers)."""

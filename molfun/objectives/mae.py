@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-from molfun.objectives.base import ObjectiveOutput
+from molfun.objectives.base import ObjectiveOutput, Reconstruction
 from molfun.objectives.series import SeriesObjective, check_share, random_blocks, two_layers
 from molfun.strict import check_choice
 
@@ -98,6 +98,19 @@ class MAEObjective(SeriesObjective):
         absolute, first, second = moments.tolist()
         sums = {"absolute": absolute, "target": first, "squares": second}
         return ObjectiveOutput(total, int(hidden.sum()), sums)
+
+    @torch.no_grad()
+    def reconstruct(self, backbone: Any, batch: dict[str, torch.Tensor]) -> list[Reconstruction]:
+        """Return each series with its hidden values and the decoder's output, in data units."""
+        predicted = self.decoder(backbone.encode(batch)).float()
+        predicted = predicted * backbone.input_std + backbone.input_mean
+        # what was not observed may hold anything
+        observed = batch["mask"] | batch["hidden"]
+        values = torch.where(observed, batch["timeseries"], torch.nan)
+        rows = zip(values, batch["hidden"], predicted, batch["padding_mask"].sum(1), strict=True)
+        return [
+            Reconstruction(*(part[: int(n)].cpu().numpy() for part in parts)) for *parts, n in rows
+        ]
 
     def metrics(self, loss: float, sums: Mapping[str, float], n_labels: int) -> dict[str, float]:
         """Return errors in standardised units, and the share of the variance that is explained."""

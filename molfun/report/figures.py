@@ -65,8 +65,8 @@ class Plot:
     ----------
     width, height
         Size in inches; 100 pixels each on the page.
-    columns
-        Number of axes side by side.
+    columns, rows
+        Numbers of axes side by side, and one above the other.
 
     Attributes
     ----------
@@ -81,20 +81,25 @@ class Plot:
     ('<svg', True)
     """
 
-    def __init__(self, width: float, height: float, columns: int) -> None:
+    def __init__(self, width: float, height: float, columns: int, rows: int) -> None:
         # Figure and not pyplot, which would choose a backend and keep the figure alive
         figure = require("matplotlib.figure", "pip install matplotlib")
         self.figure = figure.Figure(figsize=(width, height), layout="constrained")
-        self.axes: list[Any] = list(self.figure.subplots(1, columns, squeeze=False)[0])
+        grid = self.figure.subplots(
+            rows, columns, squeeze=False, sharex="col" if rows > 1 else False
+        )
+        self.axes: list[Any] = list(grid.reshape(-1))
         self.svg = ""
 
 
 @contextlib.contextmanager
-def plot(width: float = 4.8, height: float = 3.4, columns: int = 1) -> Iterator[Plot]:
+def plot(
+    width: float = 4.8, height: float = 3.4, columns: int = 1, rows: int = 1
+) -> Iterator[Plot]:
     """Give a `Plot` to draw on; its `svg` is there when the block ends."""
     matplotlib = require("matplotlib", "pip install matplotlib")
     with matplotlib.rc_context(_STYLE):
-        drawn = Plot(width, height, columns)
+        drawn = Plot(width, height, columns, rows)
         yield drawn
         text = io.StringIO()
         # without a date, equal runs give equal files

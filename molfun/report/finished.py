@@ -16,7 +16,7 @@ from molfun._paths import as_path
 from molfun.config import read_yaml
 from molfun.data.cells import read_cells
 from molfun.errors import ConfigError, MolfunError, RunError
-from molfun.registry import TASKS
+from molfun.registry import OBJECTIVES, TASKS
 from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
@@ -97,12 +97,24 @@ class FinishedRun:
         found = content.get("heads", {"": content} if content else {})
         return {name: one for name, one in found.items() if isinstance(one, dict)}
 
+    @property
+    def objective(self) -> str | None:
+        """Objective of a pre-training run; None for a run that learned from labels."""
+        return None if self.meta else self.config.get("objective")
+
+    @cached_property
+    def reconstructions(self) -> list[dict[str, str]]:
+        """Rows of ``reconstructions.csv``, as texts; empty where there is none."""
+        return _cells(self.folder.reconstructions)
+
     @cached_property
     def history(self) -> History:
         """One row per epoch."""
         history = History(_rows(self.folder.history))
         strategy = self.meta.get("strategy") or {}
         history.monitor = strategy.get("monitor", "val/loss")
+        if self.objective in OBJECTIVES and not OBJECTIVES[str(self.objective)].ranks_epochs:
+            history.monitor = ""  # no row has it, so that the last one is the best
         metric = history.monitor.rpartition("/")[2]
         history.higher_is_better = any(
             metric in TASKS[head.task].higher_is_better for head in self.heads if head.task in TASKS

@@ -15,9 +15,17 @@ NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "q3": "Q3", "energy_mae": "energy MAE (meV/atom)",
     "energy_rmse": "energy RMSE (meV/atom)", "forces_mae": "forces MAE (meV/Å)",
     "forces_rmse": "forces RMSE (meV/Å)", "train_loss": "training loss",
-    "val_loss": "validation loss",
+    "val_loss": "validation loss", "mse": "mean squared error (standardised units)",
+    "cosine": "cosine to the teacher", "target_std": "deviation of the teacher (0: collapsed)",
 }  # fmt: skip
 """Names of metrics for people; others are shown as they are."""
+OBJECTIVE_NAMES = {
+    "masked_lm": "predict masked residues (masked_lm)",
+    "mae": "predict masked values (mae)",
+    "jepa": "predict the representation of masked steps (jepa)",
+    "contrastive": "tell two views of a series from others (contrastive)",
+}
+"""Objectives of pre-training for people; others are shown by their names."""
 DASH = "\N{EN DASH}"
 """In place of a value that is undefined or missing."""
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}

@@ -20,7 +20,7 @@ from molfun._io import write_text
 from molfun._lazy import require
 from molfun.report.blocks import Section, Structures
 from molfun.report.finished import FinishedRun
-from molfun.report.sections import SECTIONS
+from molfun.report.sections import SECTIONS, pretraining
 from molfun.runs.folder import REPORT
 from molfun.text import first_line
 
@@ -59,12 +59,18 @@ def write_report(run: str | Path | FinishedRun) -> Path:
 
 def title_of(run: FinishedRun) -> str:
     """Return the heading of a report: name of the run, and what it predicts."""
+    if run.objective:
+        return f"{run.name}: pre-training"
     targets = ", ".join(head.target for head in run.heads)
     return f"{run.name}: {targets}" if targets else run.name
 
 
 def verdicts(run: FinishedRun) -> list[dict[str, str]]:
     """Return sentence, class and badge of the verdict of each head; empty for an older run."""
+    if run.objective:
+        words = pretraining.sentence(run)
+        badge = "validation also chose the epoch" if "validation" in words else ""
+        return [{"head": "", "sentence": words, "outcome": "", "badge": badge}] if words else []
     return [
         {
             "head": head,

@@ -26,7 +26,8 @@ from molfun.runs.resume import STATE_FILE
 CHECKPOINT, RESUME, HISTORY, WEIGHTS = (
     "checkpoint", "resume", "history.csv", "weights.safetensors",
 )  # fmt: skip
-RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS)
+RECONSTRUCTIONS = "reconstructions.csv"
+RUN_FILES = (CHECKPOINT, RESUME, HISTORY, WEIGHTS, RECONSTRUCTIONS)
 """Files and folders that `fit` and `pretrain` write into the folder of a run."""
 CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 LOGGERS, LOGS = "loggers.json", "logs"
@@ -71,6 +72,8 @@ class RunFolder:
         Table with one row per epoch.
     weights : Path
         Weights of a pre-trained backbone.
+    reconstructions : Path
+        Series with what pre-training hid of them and predicted.
     config, log, evaluation : Path
         Settings, log and verdict of a command.
     replaced : list of str
@@ -86,6 +89,7 @@ class RunFolder:
         self.path = as_path(path)
         self.checkpoint, self.state = self.path / CHECKPOINT, self.path / RESUME
         self.history, self.weights = self.path / HISTORY, self.path / WEIGHTS
+        self.reconstructions = self.path / RECONSTRUCTIONS
         self.config, self.log = self.path / CONFIG, self.path / LOG
         self.evaluation = self.path / EVALUATION
         self.resume = resume
@@ -142,7 +146,7 @@ class RunFolder:
         return self
 
     def _results(self) -> list[str]:
-        return [n for n in (CHECKPOINT, HISTORY, WEIGHTS) if _has_content(self.path / n)]
+        return [n for n in RUN_FILES if n != RESUME and _has_content(self.path / n)]
 
     def _lost_state(self, results: Sequence[str]) -> RunError:
         return RunError(

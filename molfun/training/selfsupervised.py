@@ -15,7 +15,8 @@ from molfun.backbones.base import Backbone, Features
 from molfun.backbones.tensor_input import split_batch
 from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.nn.modes import evaluating
-from molfun.objectives.base import Objective, ObjectiveOutput
+from molfun.objectives.base import Objective, ObjectiveOutput, Reconstruction
+from molfun.sample import Sample
 from molfun.tasks.base import LossSum
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs, as_inputs
@@ -89,7 +90,20 @@ class ObjectiveRunner(Runner):
         """Restore the result of `resume_state`."""
         self.head.load_resume_state(state)
 
+    @torch.no_grad()
+    def reconstruct(self, samples: Sequence[Sample]) -> list[Reconstruction] | None:
+        """Return samples as the model fills them in, hidden as in `evaluate`; None if it cannot."""
+        with evaluating(self.backbone, self.head), self.autocast():
+            return self.head.reconstruct(self.backbone, self._batch(Inputs.of(samples), fixed=True))
+
     def _run(self, inputs: Inputs, *, fixed: bool) -> ObjectiveOutput:
+        batch = self._batch(inputs, fixed=fixed)
+        with self.autocast():
+            output: ObjectiveOutput = self.head(self.backbone, batch)
+        return output
+
+    def _batch(self, inputs: Inputs, *, fixed: bool) -> Features:
+        """Return prepared features on the device of the model."""
         if inputs.features is None:
             keys = [sample.content_key() for sample in inputs.samples]
             rows = list(zip(keys, inputs.featurized(self._featurizer.features), strict=True))
@@ -97,10 +111,7 @@ class ObjectiveRunner(Runner):
             parts = split_batch(self.backbone, inputs.features)
             rows = [(combine_digests({}, tensor_digests(part)), part) for part in parts]
         features = [self._prepare(key, row, fixed=fixed) for key, row in rows]
-        batch = {k: v.to(self.device) for k, v in self.backbone.collate(features).items()}
-        with self.autocast():
-            output: ObjectiveOutput = self.head(self.backbone, batch)
-        return output
+        return {k: v.to(self.device) for k, v in self.backbone.collate(features).items()}
 
     def _prepare(self, key: str, features: Features, *, fixed: bool) -> Features:
         # in validation the masks of a sample come from its content key, so that losses of different

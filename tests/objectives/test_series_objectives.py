@@ -181,3 +181,21 @@ def test_jepa_keeps_the_last_weights_and_others_the_best(
     )
     for name, tensor in again.backbone.state_dict().items():
         assert torch.equal(tensor, chosen[name]), name
+
+
+def test_a_reconstruction_is_what_the_loss_measures() -> None:
+    samples = build_series(3)
+    objective, backbone, batch = prepared("mae", samples, mask_ratio=0.4)
+    backbone.input_mean.fill_(5.0)
+    backbone.input_std.fill_(2.0)
+    found = objective.reconstruct(backbone, batch)
+    assert [len(one.values) for one in found] == [len(s.features["timeseries"]) for s in samples]
+    error = sum(
+        float(np.square((one.predicted - one.values)[one.hidden] / 2).sum()) for one in found
+    )
+    assert error == pytest.approx(float(objective(backbone, batch).total.detach()), rel=1e-4)
+    for one, sample in zip(found, samples, strict=True):
+        known = np.isfinite(one.values)
+        assert not (one.hidden & ~known).any()
+        assert np.array_equal(one.values[known], sample.features["timeseries"][known])
+    assert prepared("jepa", samples)[0].reconstruct(backbone, batch) is None

@@ -21,6 +21,8 @@ from molfun.report.sections import (
     groups,
     origin,
     parity,
+    pretraining,
+    reconstructions,
     residuals,
     residues,
     series,
@@ -33,6 +35,8 @@ from molfun.report.sections import (
 
 SECTIONS: tuple[Callable[[FinishedRun], Section | None], ...] = (
     verdict.section,
+    pretraining.section,
+    reconstructions.section,
     baselines.section,
     data.section,
     curves.section,

@@ -9,11 +9,12 @@ from molfun.report.blocks import Figure, Section, Text
 from molfun.report.figures import COLOURS, MUTED, plot
 from molfun.report.finished import FinishedRun
 from molfun.report.numbers import name_of
-from molfun.training.history import History
+from molfun.report.predicted import NUMBERS
+from molfun.training.history import History, monitored
 
 PREFERRED = (
     *("val/spearman", "val/rmse", "val/auroc", "val/accuracy", "val/mcc", "val/energy_mae"),
-    *("val/forces_mae", "val/perplexity"),
+    *("val/forces_mae", "val/perplexity", "val/r2", "val/cosine"),
 )
 """Metrics shown next to the losses, the first two that the history has."""
 
@@ -26,15 +27,23 @@ def section(run: FinishedRun) -> Section | None:
     if len(history) == 1:
         return Section("Learning curves", [Text("One epoch was trained: there is no curve.")])
     best = history.best["epoch"]
-    figures = [_losses(history, best)]
+    numbers = bool(run.heads) and all(head.task in NUMBERS for head in run.heads)
+    figures = [_losses(history, best, "loss (standardised units)" if numbers else "loss")]
     metrics = [name for name in _metrics(history) if _is_known(history, name)]
     figures += [_metric(history, name, best) for name in metrics[:2]]
     if _is_known(history, "lr"):
         figures.append(_metric(history, "lr", best))
+    return Section("Learning curves", [Text(_kept(history, best)), *figures])
+
+
+def _kept(history: History, best: int) -> str:
+    """Say which weights the run left, and why."""
+    if not any(math.isfinite(monitored(row, history.monitor)) for row in history):
+        return f"Nothing ranks the epochs: the weights of the last one, {best}, are kept."
     text = f"Best epoch: {best} of {len(history)}, by {history.monitor}; its weights are kept."
     if len(history) == best:
         text += " It is the last one: longer training may still help."
-    return Section("Learning curves", [Text(text), *figures])
+    return text
 
 
 def _metrics(history: History) -> list[str]:
@@ -51,14 +60,14 @@ def _is_known(history: History, name: str) -> bool:
     return any(math.isfinite(row.get(name, math.nan)) for row in history)
 
 
-def _losses(history: History, best: int) -> Figure:
+def _losses(history: History, best: int, label: str) -> Figure:
     with plot() as drawn:
         axes = drawn.axes[0]
         for key, colour in zip(("train_loss", "val_loss"), COLOURS[:2], strict=True):
             if _is_known(history, key):
                 _line(axes, history, key, colour)
         _mark(axes, best)
-        axes.set_ylabel("loss (standardised units)")
+        axes.set_ylabel(label)
         axes.legend()
     return Figure(drawn.svg, "Loss of training and validation; the dashed line is the best epoch.")
 

@@ -39,14 +39,16 @@ def _counts(run: FinishedRun, found: Mapping[str, Any]) -> Iterator[Any]:
         return
     lengths = found.get("lengths", {}).get("numbers", {})
     header = ["part", "samples"]
+    if "repeated" in found:
+        header.append("repeated inputs")
     if found:
-        header += ["repeated inputs", "shortest", "median", "longest"]
+        header += ["shortest", "median", "longest"]
     rows = []
     for part, n in counts.items():
         row = [PART_NAMES.get(part, part), f"{n:,}"]
         if found:
             own = lengths.get(part, {})
-            row += [f"{found['repeated'].get(part, 0):,}"]
+            row += [f"{found['repeated'].get(part, 0):,}"] if "repeated" in found else []
             row += [number(own.get(name)) for name in ("min", "median", "max")]
         rows.append(row)
     yield Table(header, rows, caption=_files(run))
@@ -66,7 +68,7 @@ def in_order(by_part: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files(run: FinishedRun) -> str:
     names: list[str] = []
-    for given in (run.config.get(name) for name in ("data", "val", "test")):
+    for given in (run.config.get(name) for name in ("sequences", "data", "val", "test")):
         names += [given] if isinstance(given, str) else given or []
     return f"Read from {', '.join(names)}." if names else ""
 

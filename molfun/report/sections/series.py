@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from molfun.report.blocks import Figure, Section
+from molfun.report.blocks import Figure, Section, Text
 from molfun.report.figures import COLOURS, cut, plot
 from molfun.report.finished import FinishedRun
 from molfun.report.inputs import kind_name, samples
@@ -35,7 +35,13 @@ def section(run: FinishedRun) -> Section | None:
         for place in chosen
         if found.ids[place] in known
     ]
-    return Section("Example series", figures) if figures else None
+    if not figures:
+        return None
+    text = (
+        "This model predicts labels and has no decoder that fills in hidden values; the report of "
+        "a pre-training run (molfun pretrain) shows reconstructions."
+    )
+    return Section("Example series", [*figures, Text(text, "note")])
 
 
 def _figure(found: Predicted, place: int, sample: Any, names: list[str]) -> Figure:

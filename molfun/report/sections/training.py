@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from molfun.report.blocks import Section, Table, Text
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import number
+from molfun.report.numbers import OBJECTIVE_NAMES, number
 
 SHOWN = (
     *("rank", "alpha", "unfreeze_last_n", "unfreeze_epoch", "optimizer", "scheduler"),
@@ -29,6 +29,13 @@ def section(run: FinishedRun) -> Section | None:
 def _model(run: FinishedRun) -> Iterator[list[str]]:
     """Yield backbone, weights and tasks."""
     backbone = run.meta.get("backbone", {})
+    if run.objective:
+        about = run.provenance.get("model", {})
+        yield ["backbone", about.get("name") or str(run.config.get("backbone", ""))]
+        yield ["weights", str(run.config.get("weights") or "random initialisation")]
+        yield ["objective", OBJECTIVE_NAMES.get(run.objective, run.objective)]
+        for name, value in (run.config.get("objective_config") or {}).items():
+            yield [name.replace("_", " "), _value(value)]
     if backbone:
         name = run.provenance.get("model", {}).get("name")
         yield ["backbone", name or backbone.get("name", "")]

@@ -38,7 +38,7 @@ def _metrics(head: str, found: Mapping[str, Any]) -> Iterator[Table]:
 
 def _without_evaluation(run: FinishedRun) -> Section | None:
     """Return what the best epoch had in validation, of a run without ``evaluation.json``."""
-    if not run.history:
+    if not run.history or run.objective:
         return None
     best = run.history.best
     rows = [[name_of(k), number(v)] for k, v in best.items() if k.startswith("val")]
