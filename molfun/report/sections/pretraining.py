@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from molfun.report.blocks import Section, Table, Text
@@ -27,13 +28,18 @@ def section(run: FinishedRun) -> Section | None:
     if not run.objective or not run.history:
         return None
     best = run.history.best
-    names = [name for name in (*best, *LOSSES) if name.startswith("val/") or name in LOSSES]
-    known = [name for name in dict.fromkeys(names) if _is_known(best.get(name))]
+    known = _known(best)
     validated = any(name.startswith("val") for name in known)
     where = "validation samples" if validated else "training samples; nothing was validated"
+    caption = f"Epoch {best['epoch']}, {where}."
     notes = [Text(NOTES[run.objective], "note")] if run.objective in NOTES else []
-    table = _table(run, {name: best[name] for name in known})
-    return Section("Results", [replace(table, caption=f"Epoch {best['epoch']}, {where}."), *notes])
+    return Section("Results", [replace(_table(run, known), caption=caption), *notes])
+
+
+def _known(best: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are defined, and the losses below them."""
+    names = dict.fromkeys([*(name for name in best if name.startswith("val/")), *LOSSES])
+    return {name: best[name] for name in names if _is_known(best.get(name))}
 
 
 def _table(run: FinishedRun, values: dict[str, float]) -> Table:
