@@ -22,9 +22,11 @@ from molfun.cli.fine_tune import (
     strategy_of,
     training_loader,
 )
+from molfun.cli.judging import judge_folds
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
+from molfun.cli.showing import record_folds, show
 from molfun.cli.sources import settings_of
 from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
@@ -35,12 +37,26 @@ from molfun.models.cross_validation import PLAN, cross_validate
 from molfun.models.ensemble import save_folds
 from molfun.models.fold_results import CrossValidation
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import CACHE, CONFIG, LOG, SCHEMA, RunFolder
+from molfun.runs.folder import (
+    CACHE,
+    CONFIG,
+    CV_SUMMARY,
+    EVALUATION,
+    FOLDS,
+    LOG,
+    OUT_OF_FOLD,
+    PROVENANCE,
+    REPORT,
+    SCHEMA,
+    RunFolder,
+)
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.callbacks import Callback
 
-OUT_OF_FOLD, FOLDS, SUMMARY, ENSEMBLE = "out_of_fold.csv", "folds.csv", "cv.json", "ensemble"
-WRITTEN = (CONFIG, SCHEMA, LOG, CACHE, PLAN, OUT_OF_FOLD, FOLDS, SUMMARY, ENSEMBLE)
+ENSEMBLE = "ensemble"
+RESULTS = (OUT_OF_FOLD, FOLDS, CV_SUMMARY, EVALUATION, REPORT)
+"""Files with what all folds gave, written at the end."""
+WRITTEN = (CONFIG, SCHEMA, LOG, CACHE, PLAN, PROVENANCE, *RESULTS, ENSEMBLE)
 """Files that a cross-validation writes into its folder, next to the folders of the folds."""
 FORMAT = 1
 """Of ``cv.json``."""
@@ -67,7 +83,7 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
         strategy = strategy_of(settings, len(folds[0].train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})\n")
-        start = _Start(folder, settings, strategy, dataset, len(folds))
+        start = _Start(folder, settings, strategy, dataset)
         with contextlib.closing(start.shown):
             found = cross_validate(
                 lambda: model,
@@ -90,8 +106,11 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
         write_results(folder, found, dataset, settings, random_weights=model.random_base)
         save_folds(folder.path / ENSEMBLE, found.checkpoints, found.calibrations())
         _say_results(found)
-        say(f"\nEverything is in {folder.path}: {OUT_OF_FOLD}, {FOLDS}, {SUMMARY}, fold_1/ ...")
+        say()
+        judge_folds(folder, found, settings, dataset)
+        say(f"Everything is in {folder.path}: {OUT_OF_FOLD}, {FOLDS}, {CV_SUMMARY}, fold_1/ ...")
         say(f"Predict with all folds: molfun predict {folder.path / ENSEMBLE} --data FILE")
+        show(folder, report=settings.report)
     return found
 
 
@@ -126,18 +145,17 @@ class _Start:
         settings: CvSettings,
         strategy: FinetuneStrategy,
         dataset: SampleDataset,
-        n_folds: int,
     ) -> None:
         self._folder, self._settings, self._strategy = folder, settings, strategy
-        self._dataset, self._n_folds = dataset, n_folds
+        self._dataset = dataset
+        self._has_begun = False
         self.shown = ConsoleProgress(epochs=False)
 
     def __call__(
         self, fold: Fold, model: MolfunStructureModel, place: RunFolder | None
     ) -> list[Callback]:
-        if not self._folder.config.is_file() or not self._folder.resume:
-            where = {STARTED_IN: started_in(self._folder.path)}
-            write_config(self._folder, self._settings, self._settings.to_yaml(**where))
+        if not self._has_begun:
+            self._begin()
         parts = [self._dataset.subset(part) for part in (fold.train, fold.val, fold.test)]
         sizes = " / ".join(
             f"{len(part)} {name}" for name, part in zip(_PARTS, parts, strict=True) if len(part)
@@ -146,6 +164,17 @@ class _Start:
         assert place is not None
         quiet = RunFiles(place, self._settings, self._strategy, model, parts, rates=False)
         return [quiet, self.shown]
+
+    def _begin(self) -> None:
+        """Write the settings, and remove what the folds of a former start gave."""
+        self._has_begun = True
+        folder, resumed = self._folder, self._folder.config.is_file() and self._folder.resume
+        if not resumed:
+            where = {STARTED_IN: started_in(folder.path)}
+            write_config(folder, self._settings, self._settings.to_yaml(**where))
+        for name in RESULTS:
+            (folder.path / name).unlink(missing_ok=True)
+        record_folds(folder, self._settings, self._dataset, resumed=resumed)
 
 
 _PARTS = ("train", "val", "test")
@@ -178,7 +207,7 @@ def write_results(
         "reliability": found.reliability(),
         "cache": found.cache_report.splitlines(),
     }
-    write_json(folder.path / SUMMARY, _without_nan(content))
+    write_json(folder.path / CV_SUMMARY, _without_nan(content))
 
 
 def _without_nan(value: Any) -> Any:

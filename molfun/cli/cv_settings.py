@@ -14,7 +14,7 @@ from molfun.cli.shared_settings import DATA
 from molfun.config import option
 from molfun.data.kinds.base import with_kinds
 
-_UNUSED = ("metrics_by", "report", "old_data")
+_UNUSED = ("old_data",)
 """Settings of a single run that a cross-validation has no use for."""
 
 

@@ -77,6 +77,16 @@ def _parameters(*modules: Any) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in own.values()), "trainable": trainable}
 
 
+def record_folds(
+    folder: RunFolder, settings: FineTuneSettings, dataset: SampleDataset, *, resumed: bool
+) -> None:
+    """Write versions, files and a summary of the data when a cross-validation starts."""
+    with _failing("provenance"):
+        provenance.begin(
+            folder.path, inputs=settings.inputs, resumed=resumed, data=summarise({"all": dataset})
+        )
+
+
 def show(folder: RunFolder, *, report: bool) -> None:
     """Complete provenance and model card, and write the report unless it is switched off.
 
@@ -84,7 +94,8 @@ def show(folder: RunFolder, *, report: bool) -> None:
     """
     with _failing("provenance"):
         provenance.finish(folder.path)
-    if folder.checkpoint.is_dir():  # pre-training leaves weights alone
+    # pre-training leaves weights alone, and the models of folds have cards of their own
+    if folder.checkpoint.is_dir():
         with _failing("model card"):
             write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
     if report:

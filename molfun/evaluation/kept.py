@@ -76,5 +76,7 @@ def _packed(found: Found) -> dict[str, torch.Tensor]:
 
 
 def _unpacked(tensors: Mapping[str, torch.Tensor], n_parts: int) -> Found:
-    names = dict.fromkeys(name.partition("/")[0] for name in tensors)
+    present = {name.partition("/")[0] for name in tensors}
+    # in the order in which they are fitted: of two that are as good, a verdict names the first
+    names = [name for name in BASELINES if name in present]
     return {name: [unpacked(tensors, f"{name}/{i}") for i in range(n_parts)] for name in names}

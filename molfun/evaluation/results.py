@@ -51,7 +51,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class PartResult:
-    """Results on validation or test part."""
+    """Results on one part: validation, test, or the out-of-fold predictions."""
 
     n: int
     n_labels: int
@@ -73,7 +73,8 @@ class HeadVerdict:
     metric, higher_is_better
         Main metric, and its direction.
     part
-        Part the verdict speaks of: ``"test"``, or ``"val"`` without one.
+        Part the verdict speaks of: ``"test"``, or ``"val"`` without one; ``"out_of_fold"`` of a
+        cross-validation.
     random_weights
         Whether the backbone started from random weights where pretrained ones are usual.
     parts

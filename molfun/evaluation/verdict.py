@@ -31,7 +31,10 @@ from molfun.text import counted, three_digits
 FEWEST = 20
 """Samples below which nothing can be concluded: correlations of 20 have intervals 0.8 wide."""
 
-PARTS = {"val": "validation row", "test": "test row"}
+OUT_OF_FOLD = "out_of_fold"
+"""Part of all samples of a cross-validation, each predicted by a model that never saw it."""
+PARTS = {"test": "test row", OUT_OF_FOLD: "out-of-fold row", "val": "validation row"}
+"""Words for the rows of a part; the verdict speaks of the first that there is."""
 TITLES = {
     "rmse": "RMSE", "mae": "MAE", "r2": "R2", "mcc": "MCC", "auroc": "AUROC", "auprc": "AUPRC",
     "f1": "F1", "q3": "Q3", "energy_mae": "Energy MAE (meV/atom)", "precision_at_n": "precision@L",
@@ -67,23 +70,27 @@ def judge(
     *,
     random_weights: bool = False,
     draws: int = 1000,
+    of: str = "",
 ) -> HeadVerdict:
     """Compare a model with the baselines on each part, and say how it went.
 
-    The verdict speaks of the test part; without one, of the validation part.
+    The verdict speaks of the test part or of the out-of-fold predictions; without them, of the
+    validation part.
 
     Parameters
     ----------
     task
         Task that computes the metrics.
     parts
-        Predictions by part, ``"val"`` and ``"test"``; at least one.
+        Predictions by part, those of `PARTS`; at least one.
     random_weights
         Whether the backbone started from random weights where pretrained ones are usual.
     draws
         Bootstrap draws.
+    of
+        Words after the number of rows, such as those for its folds.
     """
-    part = "test" if "test" in parts else "val"
+    part = next(name for name in PARTS if name in parts)
     metric = main_metric(task, parts[part])
     found = {name: _part(task, metric, one, draws) for name, one in parts.items()}
     groups = parts[part].groups
@@ -91,7 +98,7 @@ def judge(
     best = best_baseline(found[part], metric, higher=metric in task.higher_is_better)
     outcome = _outcome(n, best)
     sentence = f"{titled(metric)} {_shown(found[part].metrics[metric])} on "
-    sentence += counted(found[part].n, PARTS[part])
+    sentence += counted(found[part].n, PARTS[part]) + of
     if part == "val":
         sentence += ", which also chose the epoch"
     if random_weights:

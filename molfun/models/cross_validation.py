@@ -153,7 +153,7 @@ def cross_validate(
         results = [trainer.result(fold, folder) for fold in folds]
     return CrossValidation(
         folds=results, heads=heads, higher_is_better=trainer.higher_is_better,
-        cache_report="\n".join(trainer.reports),
+        cache_report="\n".join(trainer.reports), random_weights=base.random_base,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ from molfun.data.folds import Fold
 from molfun.evaluation.bootstrap import Estimate
 from molfun.evaluation.conformal import Calibration, reliability
 from molfun.evaluation.ragged import packed, unpacked
+from molfun.evaluation.results import HeadVerdict
+from molfun.models.judging import Measured, judged_folds
 from molfun.models.prediction import Prediction
 from molfun.tasks.classification import MulticlassTask
-from molfun.training.supervised import Evaluation
+from molfun.training.supervised import Evaluation, HeadResult
 from molfun.training.task_head import TaskHead
 
 if TYPE_CHECKING:
@@ -135,12 +137,15 @@ class CrossValidation:
         Metrics of which more is better.
     cache_report
         What the shared frozen-prefix cache saved, one line per fold.
+    random_weights
+        Whether the backbone started from random weights where pretrained ones are usual.
     """
 
     folds: list[FoldResult]
     heads: tuple[TaskHead, ...]
     higher_is_better: frozenset[str]
     cache_report: str = field(default="", repr=False)
+    random_weights: bool = False
 
     @property
     def n_repeats(self) -> int:
@@ -219,6 +224,60 @@ class CrossValidation:
         for part in self._presenting():
             found.put(part, self.raw(part.name))
         return found
+
+    def judge(
+        self,
+        dataset: Any,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        draws: int = 1000,
+        keep: Path | None = None,
+    ) -> dict[str, HeadVerdict]:
+        """Compare the out-of-fold predictions with those of baselines of the same folds.
+
+        Parameters
+        ----------
+        dataset
+            The data set of the cross-validation.
+        groups
+            A cluster, patient or family per sample, which intervals draw whole; None draws samples.
+        columns
+            Columns by whose values metrics are reported, with one value per sample.
+        draws
+            Bootstrap draws.
+        keep
+            Folder in which the predictions of baselines are kept; None keeps nothing.
+
+        Returns
+        -------
+        dict
+            Verdict by head; the only head has the name ``""``.
+
+        Examples
+        --------
+        >>> from molfun import DataSplitter, MolfunStructureModel, SequenceDataset
+        >>> from molfun.models import cross_validate
+        >>> texts = [a + b for a in "ACDE" for b in "FGHI"]
+        >>> data = SequenceDataset.from_list([(t, float("A" in t)) for t in texts])
+        >>> result = cross_validate(
+        ...     lambda: MolfunStructureModel("esm2_tiny", head="regression", device="cpu"),
+        ...     data, DataSplitter.k_fold(data, 4), strategy="head_only", epochs=1,
+        ... )
+        >>> (found,) = result.judge(data).values()
+        >>> found.outcome, " on 16 out-of-fold rows of 4 folds " in found.verdict
+        ('too few', True)
+        """
+        heads = self._presenting()
+        results = {
+            part.name: HeadResult(predictions=self.raw(part.name), targets=self._targets(part.name))
+            for part in heads
+        }
+        found = Measured(dataset, heads, results, groups, columns or {})
+        folds = [result.fold for result in self.folds]
+        return judged_folds(
+            found, folds, random_weights=self.random_weights, draws=draws, keep=keep
+        )
 
     def calibrations(self) -> dict[str, Calibration]:
         """Return the out-of-fold errors of each head, for intervals and sets of classes.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from molfun.data.folds import Fold
 from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled
-from molfun.evaluation.kept import kept_predictions
+from molfun.evaluation.kept import Found, kept_predictions
 from molfun.evaluation.results import HeadVerdict
-from molfun.evaluation.verdict import Predicted, judge
+from molfun.evaluation.verdict import OUT_OF_FOLD, Predicted, judge
 from molfun.models.assembly import AssembledModel
+from molfun.text import counted
 from molfun.training.supervised import HeadResult
 from molfun.training.task_head import TaskHead
 
@@ -72,25 +74,108 @@ def judged(
     keep
         Folder in which the predictions of baselines are kept; None keeps nothing.
     """
+
+    def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
+        labels = [head.task.numbers(target) for target in head.labels(targets)]
+        learnt = Labelled.of(train, labels, most=MOST_ROWS)
+        others = [own.rows for own in rows.values()]
+        return kept_predictions(_file_in(keep, head), learnt, others, head.task)
+
+    return _judged(parts, baselines, random_weights=model.random_base, draws=draws)
+
+
+def judged_folds(
+    found: Measured,
+    folds: Sequence[Fold],
+    *,
+    random_weights: bool,
+    draws: int = 1000,
+    keep: Path | None = None,
+) -> dict[str, HeadVerdict]:
+    """Return the verdict on the out-of-fold predictions of each head that has labels.
+
+    Baselines learn from the training rows of each fold and predict those that it tests; of several
+    repeats they are averaged, as the predictions of the models are.
+
+    Parameters
+    ----------
+    found
+        Out-of-fold predictions and labels of all samples.
+    folds
+        The folds, of all repeats.
+    random_weights
+        Whether the backbone started from random weights where pretrained ones are usual.
+    draws, keep
+        As in `judged`.
+    """
+    n_repeats = max(fold.repeat for fold in folds)
+    words = f" of {len(folds) // n_repeats} folds"
+    if n_repeats > 1:
+        words += f", mean of {counted(n_repeats, 'repeat')}"
+
+    def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
+        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep)
+
+    return _judged(
+        {OUT_OF_FOLD: found}, baselines, random_weights=random_weights, draws=draws, of=words
+    )
+
+
+def _out_of_fold(
+    head: TaskHead, own: _Own, folds: Sequence[Fold], keep: Path | None
+) -> dict[str, list[list[np.ndarray]]]:
+    """Return the predictions of baselines for samples that they did not learn from."""
+    predicted: dict[str, list[list[np.ndarray]]] = {}
+    for fold in folds:
+        train, test = (np.flatnonzero(np.isin(own.places, p)) for p in (fold.train, fold.test))
+        if not len(test):
+            continue
+        learnt, held_out = own.rows.at(train.tolist(), most=MOST_ROWS), own.rows.at(test.tolist())
+        path = _file_in(keep, head, f"{fold.name}_")
+        for name, (rows,) in kept_predictions(path, learnt, [held_out], head.task).items():
+            each = predicted.setdefault(name, [[] for _ in own.places])
+            for i, row in zip(test, rows, strict=True):
+                each[i].append(row)
+    return _means(predicted, n=max(fold.repeat for fold in folds))
+
+
+def _means(
+    predicted: Mapping[str, Sequence[Sequence[np.ndarray]]], *, n: int
+) -> dict[str, list[list[np.ndarray]]]:
+    """Return the mean of the `n` predictions of each baseline for each sample."""
+    # one that does not apply to the rows of some fold cannot be compared on all of them
+    return {
+        name: [[np.mean(rows, axis=0) for rows in each]]
+        for name, each in predicted.items()
+        if all(len(rows) == n for rows in each)
+    }
+
+
+def _judged(
+    parts: Mapping[str, Measured],
+    baselines: Callable[[TaskHead, Mapping[str, _Own]], Found],
+    *,
+    random_weights: bool,
+    draws: int,
+    of: str = "",
+) -> dict[str, HeadVerdict]:
+    """Return the verdict on each head; `baselines` predicts the labelled samples of the parts."""
     found = {}
     for i, head in enumerate(next(iter(parts.values())).heads):
         rows = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
         rows = {name: own for name, own in rows.items() if len(own.rows)}
         if rows:
-            labels = [head.task.numbers(target) for target in head.labels(targets)]
-            learnt = Labelled.of(train, labels, most=MOST_ROWS)
-            baselines = kept_predictions(
-                _file_in(keep, head), learnt, [own.rows for own in rows.values()], head.task
-            )
-            predicted = _with_baselines(parts, rows, baselines)
+            predicted = _with_baselines(parts, rows, baselines(head, rows))
             found[head.name] = judge(
-                head.task, predicted, random_weights=model.random_base, draws=draws
+                head.task, predicted, random_weights=random_weights, draws=draws, of=of
             )
     return found
 
 
-def _file_in(folder: Path | None, head: TaskHead) -> Path | None:
-    return None if folder is None else folder / f"baselines_{head.name or 'head'}.safetensors"
+def _file_in(folder: Path | None, head: TaskHead, fold: str = "") -> Path | None:
+    if folder is None:
+        return None
+    return folder / f"baselines_{fold}{head.name or 'head'}.safetensors"
 
 
 class _Own(NamedTuple):

@@ -20,11 +20,12 @@ from molfun.registry import OBJECTIVES, TASKS
 from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
-from molfun.runs.folder import LOG, SPLITS, RunFolder
+from molfun.runs.folder import CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
 from molfun.training.history import History
 
-PARTS = ("test", "val")
+PARTS = ("test", "out_of_fold", "val")
 """Parts with predictions, the more telling one first."""
+_FILES = {part: f"predictions_{part}.csv" for part in PARTS} | {"out_of_fold": OUT_OF_FOLD}
 _RECORD = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d{3} (\w+) ([\w.]+): (.*)")
 """First line of a record in ``run.log``: time, level, logger and text."""
 
@@ -61,7 +62,9 @@ class FinishedRun:
     def __init__(self, path: str | Path) -> None:
         self.folder = RunFolder(path)
         self.path = as_path(path)
-        if not (self.folder.history.is_file() or self.folder.checkpoint.is_dir()):
+        # a model of a cross-validation is as good as another to say what was trained
+        self._trained = RunFolder(self.path / self._first_fold) if self.folds else self.folder
+        if not (self._trained.history.is_file() or self._trained.checkpoint.is_dir()):
             raise RunError(
                 f"{path} is no folder of a run: it holds neither history.csv nor checkpoint/. "
                 f"Give the folder that --output named."
@@ -71,6 +74,16 @@ class FinishedRun:
     def name(self) -> str:
         """Name of the folder."""
         return self.path.resolve().name
+
+    @cached_property
+    def folds(self) -> dict[str, Any]:
+        """Rows and metrics of the folds of a cross-validation; empty for a single run."""
+        return _json(self.path / CV_SUMMARY)
+
+    @property
+    def _first_fold(self) -> str:
+        rows = self.folds.get("folds") or [{}]
+        return Path(str(rows[0].get("fold", ""))).name
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -83,12 +96,15 @@ class FinishedRun:
     @cached_property
     def meta(self) -> dict[str, Any]:
         """Description in the checkpoint; empty for a pre-training run."""
-        return _json(self.folder.checkpoint / META_JSON)
+        return _json(self._trained.checkpoint / META_JSON)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Versions, files and machine, as `molfun.runs.provenance` wrote them."""
-        return provenance.read(self.path)
+        own = provenance.read(self.path)
+        if self.folds:
+            own.setdefault("model", provenance.read(self._trained.path).get("model", {}))
+        return own
 
     @cached_property
     def evaluation(self) -> dict[str, dict[str, Any]]:
@@ -152,7 +168,7 @@ class FinishedRun:
 
     @cached_property
     def _tables(self) -> dict[str, list[dict[str, str]]]:
-        return {part: _cells(self.path / f"predictions_{part}.csv") for part in PARTS}
+        return {part: _cells(self.path / name) for part, name in _FILES.items()}
 
     def predicted(self, head: HeadOfRun, part: str) -> Predicted | None:
         """Return labels and predictions of a part; None where there are none."""

@@ -28,7 +28,9 @@ OBJECTIVE_NAMES = {
 """Objectives of pre-training for people; others are shown by their names."""
 DASH = "\N{EN DASH}"
 """In place of a value that is undefined or missing."""
-PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+PART_NAMES = {
+    "train": "training", "val": "validation", "test": "test", "out_of_fold": "out-of-fold",
+}  # fmt: skip
 
 
 def name_of(metric: str) -> str:

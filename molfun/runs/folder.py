@@ -33,6 +33,8 @@ CONFIG, SPLITS, LOG, CACHE = "config.yaml", "splits.csv", "run.log", "cache"
 LOGGERS, LOGS = "loggers.json", "logs"
 """Ids of the runs of trackers, and folder of their files."""
 PREDICTIONS = ("predictions_val.csv", "predictions_test.csv")
+OUT_OF_FOLD, FOLDS, CV_SUMMARY = "out_of_fold.csv", "folds.csv", "cv.json"
+"""Results of a cross-validation, in its folder."""
 SCHEMA = "config.schema.json"
 EVALUATION = "evaluation.json"
 REPORT, PROVENANCE = "report.html", "provenance.json"

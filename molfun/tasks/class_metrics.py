@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 
-def class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+def class_scores(
+    probs: np.ndarray, truth: np.ndarray, *, only: str | None = None
+) -> dict[str, float]:
     """Return scores where each sample is of one class.
 
     Parameters
@@ -18,6 +20,9 @@ def class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         Probabilities, (samples, classes).
     truth
         Numbers of the classes, (samples,).
+    only
+        Score to compute, the others staying NaN: a bootstrap needs one of them a thousand times.
+        None computes all.
 
     Returns
     -------
@@ -35,33 +40,48 @@ def class_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     present = np.unique(truth)
     if len(present) > 1:
         chosen = [1] if probs.shape[-1] == 2 else list(present)
-        recalls = [float((hard[truth == c] == c).mean()) for c in present]
-        result["balanced_accuracy"] = float(np.mean(recalls))
-        result |= _hard_scores(hard, truth, chosen)
-        result |= _ranking_scores([(truth == c, probs[:, c]) for c in chosen])
+        pairs = [(truth == c, probs[:, c]) for c in chosen]
+        computed: dict[str, Callable[[], float]] = {
+            "balanced_accuracy": lambda: _mean((hard[truth == c] == c).mean() for c in present),
+            "f1": lambda: _f1(hard, truth, chosen),
+            "mcc": lambda: _mcc(hard, truth),
+            "auroc": lambda: _auroc(pairs),
+            "auprc": lambda: _auprc(pairs),
+        }
+        result |= {name: score() for name, score in computed.items() if only in (None, name)}
     return result
 
 
-def _hard_scores(hard: np.ndarray, truth: np.ndarray, chosen: Sequence[int]) -> dict[str, float]:
-    from sklearn import metrics
+def _f1(hard: np.ndarray, truth: np.ndarray, chosen: Sequence[int]) -> float:
+    from sklearn.metrics import f1_score
 
     with warnings.catch_warnings():
         # F1 of a class nobody predicts is 0, which sklearn warns about
         warnings.simplefilter("ignore")
-        f1 = metrics.f1_score(truth, hard, labels=chosen, average="macro")
-        mcc = metrics.matthews_corrcoef(truth, hard)
+        return float(f1_score(truth, hard, labels=chosen, average="macro"))
+
+
+def _mcc(hard: np.ndarray, truth: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     # MCC is 0 / 0 where all predictions are the same class
-    return {"f1": float(f1), "mcc": float(mcc) if len(np.unique(hard)) > 1 else math.nan}
+    return float(matthews_corrcoef(truth, hard)) if len(np.unique(hard)) > 1 else math.nan
 
 
-def _ranking_scores(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Return AUROC and AUPRC, means over classes, from one-vs-rest labels and probabilities."""
-    from sklearn import metrics
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Labels of one class against the rest, and its probabilities, per class."""
 
-    return {
-        "auroc": _mean(float(metrics.roc_auc_score(true, p)) for true, p in pairs),
-        "auprc": _mean(float(metrics.average_precision_score(true, p)) for true, p in pairs),
-    }
+
+def _auroc(pairs: Pairs) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return _mean(float(roc_auc_score(true, p)) for true, p in pairs)
+
+
+def _auprc(pairs: Pairs) -> float:
+    from sklearn.metrics import average_precision_score
+
+    return _mean(float(average_precision_score(true, p)) for true, p in pairs)
 
 
 def label_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -91,7 +111,8 @@ def label_scores(probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "accuracy": float((hard == truth).mean()),
         "f1": _mean(float(f1_score(true, said)) for true, said, _ in columns),
         "f1_micro": float(f1_score(truth.ravel(), hard.ravel())) if columns else math.nan,
-        **_ranking_scores(both),
+        "auroc": _auroc(both),
+        "auprc": _auprc(both),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,18 @@ def cv(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comm
         "cv", "--backbone", "esm2_tiny", "--data", "data.csv", "--device", "cpu", "--epochs", 2,
         "--strategy", "head_only", "--output", "cv", *arguments,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No intervals of the 20 samples, which most tests here do not look at."""
+    if "intervals" not in request.fixturenames:
+        monkeypatch.setattr("molfun.evaluation.verdict.FEWEST", len(SEQUENCES) + 1)
+
+
+@pytest.fixture
+def intervals() -> None:
+    """Verdicts have intervals in this test."""
 
 
 def rows_of(path: str) -> list[dict[str, str]]:
@@ -61,16 +74,63 @@ def test_folds_are_trained_tested_and_resumed(cv: Command, molfun: Command) -> N
     refused = cv("--folds", 2, "--repeats", 2)
     assert refused.exit_code == 1
     assert "cv already holds a cross-validation. Continue it with resume=True" in refused.output
-    texts = [Path(f"cv/{name}").read_text() for name in ("out_of_fold.csv", "folds.csv")]
+    names = ("out_of_fold.csv", "folds.csv", "evaluation.json")
+    texts = [Path(f"cv/{name}").read_text() for name in names]
     resumed = molfun("cv", "--resume", "--output", "cv")
     assert resumed.exit_code == 0, resumed.output
     assert "train /" not in resumed.output
-    assert [Path(f"cv/{name}").read_text() for name in ("out_of_fold.csv", "folds.csv")] == texts
+    assert [Path(f"cv/{name}").read_text() for name in names] == texts
     other = molfun("cv", "--resume", "--output", "cv", "--epochs", 3)
     assert "holds a cross-validation with other settings or data:\n  options" in other.output
     again = cv("--folds", 2, "--overwrite")
     assert again.exit_code == 0, again.output
     assert not Path("cv/repeat_1_fold_1").exists()
+
+
+def test_the_folds_have_one_verdict_against_baselines_of_each(
+    cv: Command, molfun: Command, reports: None, intervals: None
+) -> None:
+    done = cv("--folds", 2, "--metrics-by", "family")
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.output.splitlines() if line.startswith("Verdict: ")]
+    found = json.loads(Path("cv/evaluation.json").read_text())
+    assert found["verdict"] == line.removeprefix("Verdict: ")
+    assert " on 20 out-of-fold rows of 2 folds (random backbone weights); " in line
+    assert (found["part"], found["random_weights"]) == ("out_of_fold", True)
+    part = found["parts"]["out_of_fold"]
+    assert {name: group["n"] for name, group in part["groups"]["family"].items()} == dict.fromkeys(
+        "abcd", 5
+    )
+    assert part["metrics"]["rmse"]["low"] < part["metrics"]["rmse"]["high"]
+    assert {"mean", "composition", "one_hot", "neighbour"} <= part["baselines"].keys()
+    # the baseline predicts each row by the mean of the rows that trained its fold
+    label = dict(zip(SEQUENCES, [i % 7 for i in range(20)], strict=True))
+    squares = []
+    for fold in ("fold_1", "fold_2"):
+        splits = rows_of(f"cv/{fold}/splits.csv")
+        known = {row["id"]: row["sequence"] for row in rows_of("cv/out_of_fold.csv")}
+        parts = {row["id"]: row["split"] for row in splits}
+        train = [label[known[i]] for i in parts if parts[i] == "train"]
+        mean = sum(train) / len(train)
+        squares += [(label[known[i]] - mean) ** 2 for i in parts if parts[i] == "test"]
+    rmse = part["baselines"]["mean"]["metrics"]["rmse"]["value"]
+    assert rmse == pytest.approx((sum(squares) / 20) ** 0.5)
+
+    report = Path("cv/report.html").read_text()
+    titles = ("Results", "Baselines", "Folds", "Predictions against labels", "Settings", "Origin")
+    assert all(f">{title}</h2>" in report for title in titles)
+    assert html.escape(found["verdict"], quote=False) in report
+    assert "molfun cv --config cv/config.yaml --output cv-again" in report
+    assert len(report) < 2 * 2**20
+    Path("cv/report.html").unlink()
+    assert molfun("report", "cv").exit_code == 0
+    assert Path("cv/report.html").read_text() == report
+
+
+def test_intervals_draw_whole_groups_of_the_split(cv: Command) -> None:
+    done = cv("--split", "group", "--group-column", "family", "--folds", 2, "--no-report")
+    assert "nothing can be concluded from 4 independent groups." in done.output
+    assert not Path("cv/report.html").exists()
 
 
 def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
@@ -144,8 +204,6 @@ def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: in
         (("--test-frac", 0.2), "each fold tests its own part: give folds in place of test_frac"),
         (("--split", "temporal"), "folds have no order in time"),
         (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
-        (("--no-report",), "a cross-validation does not use report: leave it out"),
-        (("--metrics-by", "family"), "a cross-validation does not use metrics_by"),
         (("--folds", 1), "folds: Input should be greater than or equal to 2"),
         (("--folds", 30), "Cannot divide 20 groups of distinct samples into 30 folds"),
     ],

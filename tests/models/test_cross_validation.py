@@ -171,6 +171,23 @@ def test_repeats_are_averaged(make_model: Any, data: SequenceDataset) -> None:
     assert found.fold_of_each()[row].count(";") == 1
 
 
+def test_baselines_predict_rows_that_their_fold_held_out(
+    result: CrossValidation, data: SequenceDataset, folds: list[Fold]
+) -> None:
+    (found,) = result.judge(data, draws=20).values()
+    part = found.parts["out_of_fold"]
+    labels, expected = np.asarray(data.targets), np.zeros(N)
+    for fold in folds:
+        expected[fold.test] = labels[fold.train].mean()
+    rmse = math.sqrt(((expected - labels) ** 2).mean())
+    assert part.baselines["mean"].metrics["rmse"].value == pytest.approx(rmse)
+    assert part.metrics["rmse"].value == result.pooled()["rmse"]
+    assert "on 24 out-of-fold rows of 4 folds (random backbone weights); " in found.verdict
+    (few,) = result.judge(data, draws=20, groups=[t[0] for t in TEXTS]).values()
+    assert few.outcome == "too few"
+    assert few.verdict.endswith("nothing can be concluded from 3 independent groups.")
+
+
 def test_a_class_may_be_missing_from_a_fold(make_model: Any) -> None:
     data = SequenceDataset.from_list(
         [(t, "rare" if i == 3 else "ab"[i % 2]) for i, t in enumerate(TEXTS)]
@@ -244,6 +261,11 @@ def test_folds_go_on_after_kill_9(
     for one, other in zip(found.folds, result.folds, strict=True):
         assert np.array_equal(np.stack(one.predictions[""]), np.stack(other.predictions[""]))
         assert one.metrics == pytest.approx(other.metrics, nan_ok=True)
+    # baselines that a killed process kept are those that one without a stop fits
+    expected = result.judge(data, draws=30)
+    assert repr(found.judge(data, draws=30, keep=place / "cache")) == repr(expected)
+    assert repr(found.judge(data, draws=30, keep=place / "cache")) == repr(expected)
+    assert len(list((place / "cache").glob("baselines_fold_*"))) == 4
     with pytest.raises(RunError, match=r"with other settings or data:\n  options\n"):
         cross_validate(make_model, data, folds, resume=True, **{**options, "epochs": 4})
     again = cross_validate(make_model, data, folds[:], overwrite=True, **{**options, "epochs": 1})

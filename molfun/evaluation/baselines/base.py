@@ -70,6 +70,12 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def at(self, places: Sequence[int], *, most: int | None = None) -> Self:
+        """Return the samples at some places, at most `most` of them as `of` draws them."""
+        return self.of(
+            [self.samples[i] for i in places], [self.labels[i] for i in places], most=most
+        )
+
     def sequences(self) -> list[str] | None:
         """Return the sequence of each sample in upper case, or None if one has none."""
         texts = [sequence_of(sample) for sample in self.samples]

@@ -16,6 +16,8 @@ def section(run: FinishedRun) -> Section | None:
     if not run.config:
         return None
     verb = "pretrain" if "objective" in run.config or not run.meta else "fine-tune"
+    if run.folds:
+        verb = "cv"
     # the settings name a file relative to the folder that the run was started in
     output = str(run.config.get("output") or run.path)
     command = shlex.join(
