@@ -110,7 +110,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
             shown.close()
         if is_first_process():
             _report(folder, model, history, settings, (train, val, test), reports=reports)
-            show(folder, report=settings.report)
+            show(folder, report=settings.report, model=model, parts=(train, val, test))
     return history
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from molfun._io import write_text
 from molfun.cli.console import say
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.settings import FineTuneSettings
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
+from molfun.data.cells import escape
 from molfun.data.summary import summarise, summarise_inputs
+from molfun.errors import ConfigError
+from molfun.models.attribution import residue_attributions
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs import provenance
 from molfun.runs.card import write_card
 from molfun.runs.checkpoint import CARD
-from molfun.runs.folder import RunFolder
+from molfun.runs.folder import ATTRIBUTIONS, RunFolder
+from molfun.sample import Sample
 from molfun.strategies.base import FinetuneStrategy
 from molfun.text import first_line
 
@@ -87,10 +94,25 @@ def record_folds(
         )
 
 
-def show(folder: RunFolder, *, report: bool) -> None:
+def show(
+    folder: RunFolder,
+    *,
+    report: bool,
+    model: MolfunStructureModel | None = None,
+    parts: Sequence[SampleDataset | None] = (),
+) -> None:
     """Complete provenance and model card, and write the report unless it is switched off.
 
     A run whose card or report fails is a good run: the failure is a warning.
+
+    Parameters
+    ----------
+    folder
+        Folder of the run.
+    report
+        Whether to write the report.
+    model, parts
+        The trained model and its data sets, for what is computed for the report alone.
     """
     with _failing("provenance"):
         provenance.finish(folder.path)
@@ -99,8 +121,51 @@ def show(folder: RunFolder, *, report: bool) -> None:
         with _failing("model card"):
             write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
     if report:
+        if model is not None:
+            with _failing("attributions"):
+                write_attributions(folder, model, parts)
         with _failing("report"):
             say(f"Report: {_written(folder)}")
+
+
+def write_attributions(
+    folder: RunFolder, model: MolfunStructureModel, parts: Sequence[SampleDataset | None]
+) -> None:
+    """Write what each residue contributes, of the structures that the report shows.
+
+    One row per residue that the model read: ``id,chain,position,residue,attribution``, the position
+    counted from 1 in the sequence before any crop. Nothing is written where the head does not pool.
+    """
+    from molfun.report.finished import FinishedRun
+    from molfun.report.sections.structures import shown
+
+    chosen = shown(FinishedRun(folder.path))
+    if chosen is None:
+        return
+    _, found, places = chosen
+    samples = _samples(parts, {found.ids[place] for place in places})
+    try:
+        values = residue_attributions(model, samples) if samples else []
+    except ConfigError:  # this head has no pooled number
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "chain", "position", "residue", "attribution"])
+    for sample, own in zip(samples, values, strict=True):
+        protein: Any = sample.protein
+        for i, value in enumerate(own):
+            chain = escape(protein.chain_ids[protein.chain_index[i]])
+            place = int(protein.positions[i]) + 1
+            row = [escape(sample.id), chain, place, protein.sequence[i], f"{value:.6g}"]
+            writer.writerow(row)
+    write_text(folder.path / ATTRIBUTIONS, text.getvalue())
+
+
+def _samples(parts: Sequence[SampleDataset | None], wanted: set[str]) -> list[Sample]:
+    """Return the structures of some ids."""
+    present = [part for part in parts if part is not None]
+    found = [part[i] for part in present for i, name in enumerate(part.ids) if name in wanted]
+    return [sample for sample in found if sample.protein is not None]
 
 
 @contextlib.contextmanager

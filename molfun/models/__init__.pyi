@@ -1,4 +1,5 @@
 from molfun.evaluation.bootstrap import Estimate as Estimate
+from molfun.models.attribution import residue_attributions as residue_attributions
 from molfun.models.cross_validation import cross_validate as cross_validate
 from molfun.models.energies import Forgetting as Forgetting
 from molfun.models.ensemble import Ensemble as Ensemble

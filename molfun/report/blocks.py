@@ -100,11 +100,32 @@ class Tracks:
 
 
 @dataclass(frozen=True)
-class Structures:
-    """Structures in three dimensions, each a caption and the text of a PDB file."""
+class Model3D:
+    """A structure in three dimensions.
 
-    models: Sequence[tuple[str, str]]
+    Parameters
+    ----------
+    caption
+        Sentence below it.
+    text
+        PDB file, with B-factors that say the colours.
+    mode
+        What they are: ``"plddt"``, ``"attribution"`` or ``"chain"``; see
+        `molfun.report.coordinates.coloured`.
+    """
+
     caption: str
+    text: str
+    mode: str = "chain"
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Structures in three dimensions, next to each other, and what their colours mean."""
+
+    models: Sequence[Model3D]
+    caption: str
+    legend: Sequence[tuple[str, str]] = ()
     block: str = field(default="structures", init=False)
 
 

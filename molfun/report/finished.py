@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from molfun._paths import as_path
 from molfun.config import read_yaml
 from molfun.data.cells import read_cells
@@ -20,7 +22,7 @@ from molfun.registry import OBJECTIVES, TASKS
 from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
-from molfun.runs.folder import CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
+from molfun.runs.folder import ATTRIBUTIONS, CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
 from molfun.training.history import History
 
 PARTS = ("test", "out_of_fold", "val")
@@ -124,6 +126,14 @@ class FinishedRun:
         return _cells(self.folder.reconstructions)
 
     @cached_property
+    def attributions(self) -> dict[str, np.ndarray]:
+        """Contributions of residues by id, of the samples in ``attributions.csv``."""
+        found: dict[str, list[float]] = {}
+        for row in _cells(self.path / ATTRIBUTIONS):
+            found.setdefault(row.get("id", ""), []).append(_number(row.get("attribution")))
+        return {name: np.array(values) for name, values in found.items()}
+
+    @cached_property
     def history(self) -> History:
         """One row per epoch."""
         history = History(_rows(self.folder.history))
@@ -164,7 +174,8 @@ class FinishedRun:
                 records.append(LogRecord(time, level, logger, [first]))
             elif records:
                 records[-1].lines.append(line)
-        return records
+        since = self.provenance.get("log_from", "")
+        return [record for record in records if record.time >= since]
 
     @cached_property
     def _tables(self) -> dict[str, list[dict[str, str]]]:

@@ -15,6 +15,8 @@ from molfun.sample import Sample
 
 LARGEST = 200 * 2**20
 """Bytes of a file that is read again for a few samples of it."""
+FOLDERS = ("pdbs", "features", "alignments")
+"""Settings that name folders, seen from where the run was started."""
 
 
 def kind_name(run: FinishedRun) -> str:
@@ -53,10 +55,15 @@ def _files(run: FinishedRun) -> Iterator[list[Path]]:
                 yield files
 
 
+def _settings(run: FinishedRun, names: list[str]) -> dict[str, Any]:
+    """Return the settings that were given, with folders as seen from here."""
+    given = {name: run.config[name] for name in names if run.config.get(name) is not None}
+    return given | {n: str(place_of(run, given[n])) for n in FOLDERS if n in given}
+
+
 def _read(run: FinishedRun, files: list[Path], ids: list[str]) -> dict[str, Sample]:
     kind = DATASETS[kind_name(run)]()
-    settings: dict[str, Any] = {n: run.config.get(n) for n in kind.settings.model_fields}
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = _settings(run, list(kind.settings.model_fields))
     given["data"] = [str(f) for f in files] if kind.takes_several_files else str(files[0])
     # a report is no place to fail: what cannot be read again is not shown
     with contextlib.suppress(MolfunError, OSError, ValueError, KeyError):

@@ -38,6 +38,7 @@ OUT_OF_FOLD, FOLDS, CV_SUMMARY = "out_of_fold.csv", "folds.csv", "cv.json"
 SCHEMA = "config.schema.json"
 EVALUATION = "evaluation.json"
 REPORT, PROVENANCE = "report.html", "provenance.json"
+ATTRIBUTIONS = "attributions.csv"
 _FOLDERS = (CHECKPOINT, RESUME)
 # a log is recognised by the time stamp of its first line, so that no other run.log is replaced
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
@@ -51,7 +52,17 @@ def command_files() -> tuple[str, ...]:
         for table in PREDICTIONS
         for file in kind().files_beside(Path(table))
     )
-    return CONFIG, SCHEMA, SPLITS, *PREDICTIONS, EVALUATION, REPORT, PROVENANCE, *beside
+    return (
+        CONFIG,
+        SCHEMA,
+        SPLITS,
+        *PREDICTIONS,
+        EVALUATION,
+        REPORT,
+        PROVENANCE,
+        ATTRIBUTIONS,
+        *beside,
+    )
 
 
 class RunFolder:

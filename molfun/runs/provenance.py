@@ -34,6 +34,8 @@ from molfun._paths import as_path
 from molfun.runs.folder import PROVENANCE as FILE
 
 FORMAT = 1
+IMPORTED = datetime.datetime.now()  # the local time, as in logs
+"""Start of this process, more or less: no line of its logs is older."""
 PACKAGES = (
     *("torch", "numpy", "scipy", "scikit-learn", "pandas", "peft", "lightning-fabric"),
     *("openfold", "fair-esm", "metatrain", "gemmi"),
@@ -58,6 +60,7 @@ def begin(folder: Path, *, inputs: Mapping[str, Any], **about: Any) -> None:
     content = {
         "format": FORMAT,
         "started": _now().isoformat(timespec="seconds"),
+        "log_from": _log_from(folder, resumed=bool(about.get("resumed"))),
         "versions": versions(),
         "machine": machine(),
         "git": commit(Path.cwd()),
@@ -65,6 +68,15 @@ def begin(folder: Path, *, inputs: Mapping[str, Any], **about: Any) -> None:
         **about,
     }
     write_json(folder / FILE, content)
+
+
+def _log_from(folder: Path, *, resumed: bool) -> str:
+    """Return the time of the first line of ``run.log`` that is of this run, as the log writes it.
+
+    A log may begin with the lines of a run that this one replaced.
+    """
+    known = read(folder).get("log_from") if resumed else None
+    return str(known or f"{IMPORTED:%Y-%m-%d %H:%M:%S}")
 
 
 def finish(folder: Path) -> None:

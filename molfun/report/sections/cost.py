@@ -24,7 +24,7 @@ def section(run: FinishedRun) -> Section | None:
 def _times(run: FinishedRun) -> Iterator[list[str]]:
     seconds = run.provenance.get("seconds")
     if seconds is not None:
-        what = "since it was resumed" if run.provenance.get("resumed") else "whole run"
+        what = "since it was resumed" if run.provenance.get("resumed") else "training to report"
         yield [what, duration(seconds)]
     epochs = _epochs(run)
     if epochs:
