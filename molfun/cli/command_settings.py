@@ -112,7 +112,8 @@ class TrainedModel(Command):
         ..., "Table of samples; for sequences also FASTA; for atoms xyz.", panel=DATA
     )
     training_data: str | None = option(
-        None, "Training table or run: counts its rows in --data; predict adds the nearest one.",
+        None, "Training table or run: counts its rows in --data; predict adds the nearest one, "
+        "evaluate compares with baselines of it.",
         panel=DATA,
     )  # fmt: skip
     target: str | None = option(
@@ -142,6 +143,10 @@ class EvaluateSettings(TrainedModel):
 
     output: str | None = option(None, "JSON file to write.", panel=RUN)
     bootstrap: int = option(0, "Draws for 95 % intervals of the metrics.", panel=RUN)
+    baselines: bool = option(
+        True, "Compare with simple models of the training rows, if they are found.", panel=RUN,
+        names=("--baselines/--no-baselines",),
+    )  # fmt: skip
 
 
 class ReportSettings(Command):

@@ -51,7 +51,7 @@ def open_model(
     """
     if is_ensemble(path):
         raise ConfigError(
-            f"{path} is an ensemble, which molfun predict takes. Here give one of its models: "
+            f"{path} is an ensemble, which molfun predict and evaluate take. Here give one model: "
             f"{Path(path) / 'member_1'}."
         )
     if not is_stock(path):

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from molfun._paths import as_path
 from molfun.cli.console import say
-from molfun.cli.places import as_started
-from molfun.config import read_yaml
+from molfun.cli.training_rows import TrainingRows, rows_of
 from molfun.data.base import SampleDataset
-from molfun.data.cells import escape
 from molfun.data.kinds.base import DataKind
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError
 from molfun.evaluation.nearest import NEAR, Nearest, nearest
-from molfun.runs.folder import CONFIG, SPLITS
 from molfun.text import counted, three_digits
 
 KINDS = ("sequences", "structures")
@@ -57,44 +51,13 @@ def training_of(
     """
     if kind.name not in KINDS:
         raise ConfigError(f"--training-data compares sequences, and the model takes {kind.title}.")
-    folder = as_path(path)
-    if folder.is_dir():
-        return _of_run(folder, kind, trained)
-    data = kind.reopen(trained, {**about, "data": path}, labels=False)
-    return Training(data.ids, data.sequences())
+    return chains_of(rows_of(path, kind, trained, about, labels=False))
 
 
-def _of_run(folder: Path, kind: DataKind, trained: Mapping[str, Any]) -> Training:
-    if not (folder / CONFIG).is_file():
-        raise ConfigError(
-            f"--training-data {folder} is not the folder of a run: {CONFIG} is missing. Give that "
-            f"folder, or the table of the training samples."
-        )
-    stored = as_started(read_yaml(folder / CONFIG), folder)
-    if not isinstance(stored.get("data"), str):
-        raise ConfigError(f"{folder / CONFIG} names no table: give the training samples as one.")
-    names = {"data", *kind.settings.model_fields}
-    own = {name: stored[name] for name in names if stored.get(name) is not None}
-    data = kind.reopen(trained, own, labels=False)
-    return _parts(data, folder / SPLITS)
-
-
-def _parts(data: SampleDataset, splits: Path) -> Training:
-    """Return training and validation set; all samples train where no file says otherwise."""
-    chains = data.sequences()
-    if not splits.is_file():  # of a cross-validation, whose folds train on all of them
-        return Training(data.ids, chains)
-    with splits.open(encoding="utf-8", newline="") as file:
-        part = dict(csv.reader(file))
-    of = [part.get(escape(name)) for name in data.ids]
-    train = [i for i, name in enumerate(of) if name == "train"]
-    if not train:
-        raise DataError(f"{splits} names no training sample of the table in {CONFIG}.")
-    return Training(
-        [data.ids[i] for i in train],
-        [chains[i] for i in train],
-        [chains[i] for i, name in enumerate(of) if name == "val"],
-    )
+def chains_of(rows: TrainingRows) -> Training:
+    """Return what samples are compared with."""
+    validation = () if rows.validation is None else rows.validation.sequences()
+    return Training(rows.train.ids, rows.train.sequences(), validation)
 
 
 def compare(dataset: SampleDataset, training: Training) -> dict[str, list[Any]]:

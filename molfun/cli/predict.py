@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from molfun._io import write_json
@@ -13,18 +15,20 @@ from molfun.cli.console import Progress, metric_line, say, set_up_logging
 from molfun.cli.data import kind_for, loader, say_notes
 from molfun.cli.energies import say_units
 from molfun.cli.models import open_ensemble, open_model, trained_as
-from molfun.cli.nearness import compare, training_of
+from molfun.cli.nearness import KINDS, chains_of, compare, training_of
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions
+from molfun.cli.training_rows import reopened, rows_of, run_of
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import DataKind
-from molfun.data.named_targets import NamedTargets
-from molfun.errors import ConfigError
-from molfun.models.ensemble import Ensemble
+from molfun.errors import ConfigError, MolfunError
+from molfun.models.ensemble import is_ensemble
+from molfun.models.evaluation import Scores
 from molfun.models.structure import MolfunStructureModel
-from molfun.text import counted, three_digits
+from molfun.text import counted, first_line, three_digits
 
+_MEMBER = re.compile(r"member_\d+/")
 LABELS = ("target_column", "target_key")
 """Settings that name one label."""
 
@@ -34,7 +38,13 @@ def predict(given: Mapping[str, Any]) -> None:
     wanted, about = PredictSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=False)
     near = _compared(wanted, kind, dataset, about)
-    model: Any = _ensemble(wanted) or _model(wanted)
+    if wanted.coverage is not None and not is_ensemble(wanted.checkpoint):
+        raise ConfigError(
+            f"--coverage needs the errors of a model on rows that it never saw, and "
+            f"{wanted.checkpoint} is a single model. Run molfun cv with the settings of its run, "
+            f"and predict with the folder ensemble/ of that."
+        )
+    model = _opened(wanted)
     path = as_path(wanted.output)
     bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
     result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"), **bounds)
@@ -46,23 +56,77 @@ def predict(given: Mapping[str, Any]) -> None:
 
 
 def evaluate(given: Mapping[str, Any]) -> None:
-    """Compare predictions with labels; print the metrics, and write them as JSON if asked to."""
+    """Compare predictions with labels; print metrics and verdict, and write JSON if asked to."""
     wanted, about = EvaluateSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=True)
-    _compared(wanted, kind, dataset, about)
-    model = _model(wanted)
+    training, why_not = _training(wanted, kind, dataset, about)
+    model = _opened(wanted)
     batches = Progress(loader(dataset, wanted.batch_size), "evaluating")
-    metrics = model.evaluate(batches, bootstrap=wanted.bootstrap)
-    plain = {k: v for k, v in metrics.items() if not k.endswith(("_low", "_high"))}
-    say(f"{counted(len(dataset), 'sample')}: {metric_line(plain)}")
-    for name in plain:
-        if f"{name}_low" in metrics:
-            low, high = (three_digits(metrics[f"{name}_{end}"]) for end in ("low", "high"))
-            say(f"  {name}: {low} to {high} (95 %)")
+    scores = model.evaluate(
+        batches, bootstrap=wanted.bootstrap, baselines=False if training is None else training
+    )
+    say(f"{counted(len(dataset), 'sample')}: {metric_line(_own(scores))}")
+    _say_details(scores)
+    if scores.verdict:
+        say(f"Verdict: {scores.verdict}")
+    elif wanted.baselines:
+        say(f"Not compared with baselines: {why_not}")
     if wanted.output is not None:
         # JSON has no NaN: an undefined metric is null
-        written = {k: None if math.isnan(v) else v for k, v in metrics.items()}
-        write_json(as_path(wanted.output), written)
+        written: dict[str, Any] = {k: None if math.isnan(v) else v for k, v in scores.items()}
+        write_json(as_path(wanted.output), {**written, "verdict": scores.verdict or None})
+
+
+def _own(scores: Scores) -> dict[str, float]:
+    """Return the metrics of the model: no bounds, and none of baselines or single members."""
+    return {
+        name: value
+        for name, value in scores.items()
+        if not (name.endswith(("_low", "_high")) or "baseline/" in name or _MEMBER.match(name))
+    }
+
+
+def _say_details(scores: Scores) -> None:
+    """Print the interval of each metric, and a line per member of an ensemble."""
+    for name in _own(scores):
+        if f"{name}_low" in scores:
+            low, high = (three_digits(scores[f"{name}_{end}"]) for end in ("low", "high"))
+            say(f"  {name}: {low} to {high} (95 %)")
+    members: dict[str, dict[str, float]] = {}
+    for name, value in scores.items():
+        if _MEMBER.match(name):
+            member, _, metric = name.partition("/")
+            members.setdefault(member, {})[metric] = value
+    for member, own in members.items():
+        say(f"  {member}: {metric_line(own)}")
+
+
+def _training(
+    wanted: EvaluateSettings, kind: DataKind, dataset: SampleDataset, about: Mapping[str, Any]
+) -> tuple[SampleDataset | None, str]:
+    """Return the training set that baselines learn from, or the reason why there is none.
+
+    Samples are compared with it if a flag names it.
+    """
+    if not wanted.baselines:
+        _compared(wanted, kind, dataset, about)
+        return None, ""
+    source: str | Path | None = wanted.training_data or run_of(wanted.checkpoint)
+    if source is None:
+        return None, (
+            f"{wanted.checkpoint} is not in the folder of its run; --training-data names its "
+            f"training rows."
+        )
+    _, trained = trained_as(wanted.checkpoint)
+    try:
+        rows = rows_of(source, kind, trained, about, labels=True)
+    except MolfunError as error:
+        # sequences without labels can still be compared
+        _compared(wanted, kind, dataset, about)
+        return None, first_line(error)
+    if wanted.training_data is not None and kind.name in KINDS:
+        compare(dataset, chains_of(rows))
+    return rows.train, ""
 
 
 def _samples(
@@ -109,22 +173,17 @@ def _compared(
     return compare(dataset, training_of(wanted.training_data, kind, trained, about))
 
 
-def _ensemble(wanted: PredictSettings) -> Ensemble | None:
-    """Open the ensemble of a folder; None if it holds a single model."""
+def _opened(wanted: PredictSettings | EvaluateSettings) -> Any:
+    """Open the ensemble or the model of a folder."""
     found = open_ensemble(
         wanted.checkpoint, weights=wanted.weights, device=wanted.device, kernels=wanted.kernels
     )
-    if found is None and wanted.coverage is not None:
-        raise ConfigError(
-            f"--coverage needs the errors of a model on rows that it never saw, and "
-            f"{wanted.checkpoint} is a single model. Run molfun cv with the settings of its run, "
-            f"and predict with the folder ensemble/ of that."
-        )
-    if found is not None and wanted.target is not None:
+    if found is None:
+        return _model(wanted)
+    if wanted.target is not None:
         raise ConfigError("--target chooses an energy of a single model: leave it out.")
-    if found is not None:
-        say_units(found.first)
-        say(f"Ensemble of {len(found)} models")
+    say_units(found.first)
+    say(f"Ensemble of {len(found)} models")
     return found
 
 
@@ -146,16 +205,12 @@ def _model(wanted: PredictSettings | EvaluateSettings) -> MolfunStructureModel:
 def _reopened(
     kind: DataKind, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
 ) -> SampleDataset:
-    """Open samples prepared as in training, with the labels of each head if there are several."""
+    """Open samples prepared as in training; labels of several heads have the columns of these."""
     of_heads = trained.get("heads")
-    if not (labels and of_heads):
-        return kind.reopen(trained, given, labels=labels)
     columns = [f"--{name.replace('_', '-')}" for name in LABELS if name in given]
-    if columns:
+    if labels and of_heads and columns:
         raise ConfigError(
             f"{', '.join(columns)}: the model has the heads {', '.join(of_heads)}, and each is "
             f"compared with the column of its training set. Leave it out."
         )
-    return NamedTargets(
-        {name: kind.reopen(own, given, labels=labels) for name, own in of_heads.items()}
-    )
+    return reopened(kind, trained, given, labels=labels)

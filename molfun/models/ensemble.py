@@ -31,16 +31,19 @@ from molfun.errors import CheckpointError, ConfigError, DataError
 from molfun.evaluation.conformal import Calibration
 from molfun.models import evaluation, persistence, trained_on
 from molfun.models.caching import caches_of
+from molfun.models.judging import Measured
 from molfun.models.prediction import Prediction
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.runs.checkpoint import foreign_files
+from molfun.sample import Sample
 from molfun.training.ahead import loaded_ahead
 from molfun.training.cache import CacheConfig, PrefixCache
 from molfun.training.inputs import as_inputs
 from molfun.training.loading import watched, worker_errors
 from molfun.training.supervised import Evaluation, SupervisedRunner
+from molfun.training.task_head import TaskHead
 
 INDEX, CALIBRATION = "ensemble.json", "calibration.json"
 FORMAT = 1
@@ -202,22 +205,72 @@ class Ensemble:
                 "with molfun cv, or set Ensemble.calibrations = CrossValidation.calibrations()."
             )
         evaluation.warn_unready(self.first)
-        seen = np.unique(np.concatenate([model.training_inputs for model in self.models]))
-        loader = evaluation.prepared(self.first, data)
-        watch = trained_on.Watch(loader, seen)
-        results = self._run(watch)
+        watch = trained_on.Watch(evaluation.prepared(self.first, data), self._seen())
+        results = self._run(watch, [model.heads for model in self.models], labels=False)
         watch.warn()
         found = self._presented(results)
         if coverage is not None:
             self._add_bounds(found, coverage)
         return found
 
-    def _run(self, batches: Any) -> list[Evaluation]:
-        """Return the predictions of each model, from one pass over the data."""
+    @settled()
+    @torch.no_grad()
+    def evaluate(
+        self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95, baselines: Any = False
+    ) -> evaluation.Scores:
+        """Return the metrics of the mean of the predictions, and those of each model.
+
+        Parameters
+        ----------
+        data
+            Samples with labels, as in `MolfunStructureModel.evaluate`.
+        bootstrap, confidence
+            Draws for intervals of the metrics, and the share of the draws inside them.
+        baselines
+            True to compare with simple models of the training sets of all models, if they were
+            trained in this process; else the training set itself.
+
+        Returns
+        -------
+        Scores
+            As of a single model: ``rmse`` ... of the mean prediction, and ``loss``, the mean over
+            the models. Also ``member_1/rmse`` and so on: the models alone, in their order.
+        """
+        train = evaluation.training_set(self.models, baselines)
+        evaluation.warn_unready(self.first)
+        passed: list[Sample] = []
+        loader = evaluation.prepared(self.first, data)
+        watch = trained_on.Watch(loader, self._seen(), labels=True, passed=passed)
+        heads = [evaluation.measuring(model, loader) for model in self.models]
+        results = self._run(watch, heads, labels=True)
+        watch.warn()
+        whole = evaluation.mean_of(results)
+        runners = [
+            evaluation.runner_of(m, heads=h) for m, h in zip(self.models, heads, strict=True)
+        ]
+        found = evaluation.scores_of(runners[0], whole, bootstrap=bootstrap, confidence=confidence)
+        for i, (runner, result) in enumerate(zip(runners, results, strict=True), start=1):
+            found |= {f"member_{i}/{name}": v for name, v in runner.metrics(result).items()}
+        if train is not None:
+            measured = Measured(passed, heads[0], whole.heads)
+            evaluation.compare(found, self.first, train, measured, self._seen())
+        return found
+
+    def _seen(self) -> np.ndarray:
+        """Return the digests of the inputs that any of the models was trained on."""
+        return np.unique(np.concatenate([model.training_inputs for model in self.models]))
+
+    def _run(
+        self, batches: Any, heads: Sequence[Sequence[TaskHead]], *, labels: bool
+    ) -> list[Evaluation]:
+        """Return the predictions of each model by its heads, from one pass over the data."""
         caches: dict[str, PrefixCache] = {}
-        runners = [_runner(model, caches) for model in self.models]
-        results = [runner.empty() for runner in runners]
+        pairs = list(zip(self.models, heads, strict=True))
         with contextlib.ExitStack() as stack:
+            for model, own in pairs:
+                stack.enter_context(evaluation.serving(model, own))
+            runners = [_runner(model, own, caches) for model, own in pairs]
+            results = [runner.empty() for runner in runners]
             stack.enter_context(worker_errors())
             for runner in runners:
                 stack.enter_context(
@@ -226,7 +279,7 @@ class Ensemble:
             for batch in watched(loaded_ahead(batches, runners[0].ahead)):
                 inputs = as_inputs(batch)
                 for runner, result in zip(runners, results, strict=True):
-                    runner.add(result, inputs, runner.outputs(inputs), labels=False)
+                    runner.add(result, inputs, runner.outputs(inputs), labels=labels)
                 for cache in caches.values():  # the next batch has other samples
                     cache.clear()
         return results
@@ -352,10 +405,12 @@ def _copied(model: MolfunStructureModel, path: Path) -> MolfunStructureModel | N
     return made
 
 
-def _runner(model: MolfunStructureModel, caches: dict[str, PrefixCache]) -> SupervisedRunner:
+def _runner(
+    model: MolfunStructureModel, heads: Sequence[TaskHead], caches: dict[str, PrefixCache]
+) -> SupervisedRunner:
     """Return the runner of a model; of models with one frozen part, they have one cache."""
-    runner = evaluation.runner_of(model, "predict")
-    made = caches_of(model, model.heads, CacheConfig(mode="memory"))
+    runner = evaluation.runner_of(model, "predict", heads)
+    made = caches_of(model, heads, CacheConfig(mode="memory"))
 
     def shared() -> PrefixCache | None:
         cache = made.outputs() if made.has_outputs() else None

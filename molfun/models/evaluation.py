@@ -33,7 +33,7 @@ from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
 from molfun.training.cache import CacheConfig
 from molfun.training.forward import ForwardPass
-from molfun.training.supervised import Evaluation, SupervisedRunner
+from molfun.training.supervised import Evaluation, HeadResult, SupervisedRunner
 from molfun.training.task_head import TaskHead
 
 logger = logging.getLogger(__name__)
@@ -100,17 +100,22 @@ def measured(
     passed
         List to which the samples are added in the order of the results.
     """
-    heads = model.need_heads("this")
+    model.need_heads("this")
     loader = prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True, passed=passed)
-    known = column_of(getattr(loader, "dataset", None), "targets") is not None
-    # labels of a loader over an unknown data set could only be read by running through it
-    if isinstance(loader, list) or known:
-        heads = tuple(_measured(part, loader) for part in heads)
-    with serving(model, heads, cache) as runner:
+    with serving(model, measuring(model, loader), cache) as runner:
         result = runner.evaluate(watch)
     watch.warn()
     return runner, result
+
+
+def measuring(model: AssembledModel, loader: Any) -> tuple[TaskHead, ...]:
+    """Return the heads of a model with tasks that measure all labels of the data."""
+    known = column_of(getattr(loader, "dataset", None), "targets") is not None
+    # labels of a loader over an unknown data set could only be read by running through it
+    if not (isinstance(loader, list) or known):
+        return model.heads
+    return tuple(_measured(part, loader) for part in model.heads)
 
 
 def _measured(part: TaskHead, loader: Any) -> TaskHead:
@@ -139,10 +144,27 @@ def evaluate(
 ) -> Scores:
     """Measure loss and metrics; see `MolfunStructureModel.evaluate`."""
     model.need_heads("evaluate")
-    train = _training_set(model, baselines)
+    train = training_set([model], baselines)
     warn_unready(model)
     samples: list[Sample] = []
     runner, result = measured(model, data, passed=None if train is None else samples)
+    found = scores_of(runner, result, bootstrap=bootstrap, confidence=confidence)
+    if train is not None:
+        results = judging.Measured(samples, runner.heads, result.heads)
+        compare(found, model, train, results, model.training_inputs)
+    return found
+
+
+def scores_of(
+    runner: SupervisedRunner, result: Evaluation, *, bootstrap: int, confidence: float
+) -> Scores:
+    """Return loss and metrics of an evaluation, and their intervals.
+
+    Raises
+    ------
+    DataError
+        If the data has no labels.
+    """
     if result.n_labels == 0:
         raise DataError(
             "Nothing to evaluate: the data has no labels. Use predict, or fill the target column."
@@ -158,28 +180,55 @@ def evaluate(
                 part.task, own.predictions, own.targets, n=bootstrap, confidence=confidence
             )
             found |= {part.key(name): value for name, value in bounds.items()}
-    if train is not None:
-        _compare(found, model, train, judging.Measured(samples, runner.heads, result.heads))
     return found
 
 
-def _training_set(model: AssembledModel, baselines: Any) -> list[Sample] | None:
-    """Return the samples that baselines learn from; None if none are asked for."""
+def mean_of(results: Sequence[Evaluation]) -> Evaluation:
+    """Return the mean prediction with the labels, and the mean loss."""
+    heads = {}
+    for name, first in results[0].heads.items():
+        every = [result.heads[name] for result in results]
+        rows = zip(*(one.predictions for one in every), strict=True)
+        mean = [np.mean(row, axis=0) for row in rows]
+        heads[name] = replace(HeadResult.joined(every), predictions=mean, targets=first.targets)
+    return Evaluation(results[0].ids, heads)
+
+
+def training_set(models: Sequence[AssembledModel], baselines: Any) -> list[Sample] | None:
+    """Return the samples that baselines learn from; None if none are asked for.
+
+    Raises
+    ------
+    ConfigError
+        If those of the models are asked for, and one was not trained in this process.
+    """
     if baselines is False or baselines is None:
         return None
-    data = model.training_set.data if baselines is True else baselines
-    if data is None:
+    if baselines is not True:
+        return all_samples(baselines)
+    given = [model.training_set.data for model in models]
+    if any(data is None for data in given):
         raise ConfigError(
             "baselines=True compares with simple models of the training set, and this model was "
             "not trained in this process. Pass the training set: baselines=DATASET."
         )
-    return all_samples(data)
+    return all_samples(given[0]) if len(given) == 1 else _distinct(given)
 
 
-def _compare(
-    found: Scores, model: AssembledModel, train: list[Sample], measured: judging.Measured
+def _distinct(given: Sequence[Any]) -> list[Sample]:
+    """Return the samples of several training sets, those that they share once."""
+    every = (sample for data in given for sample in all_samples(data))
+    return list({(s.id, trained_on.input_digest(s), str(s.target)): s for s in every}.values())
+
+
+def compare(
+    found: Scores,
+    model: AssembledModel,
+    train: list[Sample],
+    measured: judging.Measured,
+    seen: np.ndarray,
 ) -> None:
-    """Add the metrics of baselines and the verdict."""
+    """Add metrics of baselines and the verdict; `seen` are digests of the inputs trained on."""
     targets = [sample.target for sample in train]
     # "test": data of an evaluation chose no epoch, as far as is known
     verdicts = judging.judged(model, train, targets, {"test": measured})
@@ -192,6 +241,10 @@ def _compare(
                 for metric, estimate in result.metrics.items()
             }
     lines = [f"{name}: {v.verdict}" if several else v.verdict for name, v in verdicts.items()]
+    samples = list(measured.samples)  # type: ignore[call-overload]
+    known = int(np.isin([trained_on.input_digest(s) for s in samples], seen).sum())
+    if known:
+        lines.append(f"{known} of {len(samples)} rows trained the model: not a test of new ones.")
     found.verdict = "\n".join(lines)
 
 

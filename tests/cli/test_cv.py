@@ -159,8 +159,18 @@ def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
         "--coverage", 0.9,
     )  # fmt: skip
     assert "cv/fold_1/checkpoint is a single model. Run molfun cv" in single.output
-    refused = molfun("evaluate", "cv/ensemble", "--data", "data.csv")
-    assert "cv/ensemble is an ensemble, which molfun predict takes" in refused.output
+    done = molfun("evaluate", "cv/ensemble", "--data", "data.csv", "--output", "scores.json")
+    assert done.exit_code == 0, done.output
+    scores = json.loads(Path("scores.json").read_text())
+    squares = [(float(row["prediction"]) - float(row["target"])) ** 2 for row in rows_of("new.csv")]
+    assert scores["rmse"] == pytest.approx((sum(squares) / 20) ** 0.5)
+    assert "  member_2: rmse=" in done.output
+    assert scores["member_2/rmse"] > 0
+    # a row may have chosen the epoch of one fold and been tested by the other
+    assert "Verdict: " in done.output
+    assert scores["verdict"].endswith("18 of 20 rows trained the model: not a test of new ones.")
+    refused = molfun("export", "cv/ensemble", "x.pt")
+    assert "is an ensemble, which molfun predict and evaluate take. Here give" in refused.output
 
 
 def test_classes_have_sets_and_a_reliability_diagram(molfun: Command, cv: Command) -> None:

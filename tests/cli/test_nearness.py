@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,41 @@ def test_evaluate_counts_rows_of_the_training_set(molfun: Command, parents: list
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert f"Of 20 samples, {len(parents)} have a sequence of the training set, and" in done.output
+
+
+def test_evaluate_compares_with_baselines_where_the_training_rows_are_known(
+    molfun: Command, parents: list[str]
+) -> None:
+    with Path("run/splits.csv").open() as file:
+        n_train = sum(row["split"] == "train" for row in csv.DictReader(file))
+    table("new.csv", ["W" + parent[1:] for parent in parents[:6]])
+    command = ("evaluate", "run/checkpoint", "--data", "new.csv", "--device", "cpu")
+    done = molfun(*command, "--output", "e.json")
+    assert done.exit_code == 0, done.output
+    assert "nothing can be concluded from 6 samples" in done.output
+    scores = json.loads(Path("e.json").read_text())
+    labels = [i % 7 for i in range(20)]
+    with Path("data.csv").open() as file:
+        known = {row["sequence"]: float(row["target"]) for row in csv.DictReader(file)}
+    mean = sum(known[parent] for parent in parents) / n_train
+    expected = (sum((label - mean) ** 2 for label in labels[:6]) / 6) ** 0.5
+    assert scores["baseline/mean/rmse"] == pytest.approx(expected)
+    assert scores["verdict"] in done.output
+
+    without = molfun(*command, "--no-baselines")
+    assert "erdict" not in without.output
+    assert "baselines" not in without.output
+    shutil.copytree("run/checkpoint", "elsewhere/x")
+    command = ("evaluate", "elsewhere/x", "--data", "new.csv", "--device", "cpu")
+    lost = molfun(*command)
+    assert lost.exit_code == 0, lost.output
+    assert "Not compared with baselines: elsewhere/x is not in the folder of" in lost.output
+    named = molfun(*command, "--training-data", "data.csv")
+    assert "Verdict: " in named.output
+    Path("data.csv").unlink()
+    moved = molfun("evaluate", "run/checkpoint", "--data", "new.csv", "--device", "cpu")
+    assert moved.exit_code == 0, moved.output
+    assert "Not compared with baselines: data.csv does not exist." in moved.output
 
 
 def test_what_is_no_training_set_is_refused(molfun: Command, parents: list[str]) -> None:

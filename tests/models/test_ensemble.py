@@ -110,6 +110,36 @@ def test_training_rows_of_any_member_are_counted(
     assert "8 of 9 samples were in the training set of the model" in caplog.text
 
 
+def test_the_mean_is_measured_next_to_baselines_and_members(
+    checkpoints: dict[str, list[Path]],
+) -> None:
+    paths = [*checkpoints["head_only"], checkpoints["full"][0]]
+    ensemble = Ensemble.from_checkpoints(paths, device="cpu")
+    found = ensemble.evaluate(DATA, baselines=DATA[:4], bootstrap=5)
+    mean = np.mean([alone(path) for path in paths], axis=0)
+    labels = np.array([label for _, label in DATA])
+    assert found["rmse"] == pytest.approx(np.sqrt(((mean - labels) ** 2).mean()), rel=1e-5)
+    assert {"loss", "rmse_low", "baseline/mean/rmse"} <= found.keys()
+    one = MolfunStructureModel.from_checkpoint(paths[2], device="cpu").evaluate(DATA)
+    assert found["member_3/rmse"] == pytest.approx(one["rmse"], rel=1e-6)
+    assert found.verdict.endswith("8 of 8 rows trained the model: not a test of new ones.")
+    assert ensemble.evaluate([("WWWW", 1.0), ("WWWC", 2.0)]).verdict == ""
+    with pytest.raises(ConfigError, match=r"not trained in this process\. Pass the training set"):
+        ensemble.evaluate(DATA, baselines=True)
+
+
+def test_baselines_of_an_ensemble_learn_from_the_rows_of_all_members(
+    base: MolfunStructureModel,
+) -> None:
+    models = []
+    for rows in (DATA[:4], DATA[2:6]):
+        models.append(copy.deepcopy(base))
+        models[-1].fit(rows, strategy="head_only", epochs=1)
+    found = Ensemble(models).evaluate([("WWWW", 1.0)], baselines=True)
+    mean = np.mean([label for _, label in DATA[:6]])
+    assert found["baseline/mean/rmse"] == pytest.approx(abs(1.0 - mean))
+
+
 def test_classes_have_a_spread_per_class() -> None:
     models = []
     for seed in (0, 1):
