@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,22 @@ import numpy as np
 
 from molfun._io import write_text
 from molfun.errors import ConfigError, DataError
-from molfun.evaluation.bootstrap import FEW_DRAWS, Estimate, estimates
-from molfun.registry import TASKS
+from molfun.evaluation.bootstrap import Estimate, estimates
 from molfun.report.blocks import Figure, Section, Table, Text
 from molfun.report.figures import COLOURS, INK, MUTED, cut, plot
 from molfun.report.finished import PARTS, FinishedRun
 from molfun.report.numbers import PART_NAMES, interval, name_of
 from molfun.report.page import page
+from molfun.report.paired import (
+    Measure,
+    Values,
+    forces_measure,
+    forces_of,
+    measure_of,
+    values_of,
+)
 from molfun.report.predicted import HeadOfRun, Predicted
 from molfun.report.sections.baselines import draw_interval
-from molfun.tasks.class_metrics import class_scores
-from molfun.tasks.regression import RegressionTask
-
-DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
     Returns
     -------
     list of Comparison
-        One per head that all runs have.
+        One per head that all runs have, and one for the forces of each model of energies.
 
     Raises
     ------
@@ -98,11 +101,18 @@ def compare_runs(runs: Sequence[str | Path]) -> list[Comparison]:
     if len(runs) < 2:
         raise ConfigError("compare needs at least two runs, and the same test samples in each.")
     opened = [FinishedRun(run) for run in runs]
-    heads = [head for head in opened[0].heads if all(_same(head, run) for run in opened)]
+    heads = _common_heads(opened)
+    found = [_compared(opened, head) for head in heads]
+    forces = [_forces(opened, head) for head in heads if head.task == "energy"]
+    return [*found, *(one for one in forces if one is not None)]
+
+
+def _common_heads(runs: Sequence[FinishedRun]) -> list[HeadOfRun]:
+    heads = [head for head in runs[0].heads if all(_same(head, run) for run in runs)]
     if not heads:
-        tasks = "; ".join(f"{run.name}: {_tasks(run)}" for run in opened)
+        tasks = "; ".join(f"{run.name}: {_tasks(run)}" for run in runs)
         raise ConfigError(f"The runs have no task in common ({tasks}).")
-    return [_compared(opened, head) for head in heads]
+    return heads
 
 
 def _tasks(run: FinishedRun) -> str:
@@ -117,26 +127,55 @@ def _same(head: HeadOfRun, run: FinishedRun) -> HeadOfRun | None:
 
 def _compared(runs: Sequence[FinishedRun], head: HeadOfRun) -> Comparison:
     part, found = _predictions(runs, head)
-    if found[0].form == "other":
-        raise ConfigError(f"Runs of the task {head.task!r} cannot be compared yet.")
+    measure = measure_of(head, found[0].form)
     names = _names(runs)
-    ids = set(found[0].ids).intersection(*(one.ids for one in found[1:]))
-    shared = [name for name in found[0].ids if name in ids]
+    shared = _shared([one.ids for one in found])
     if not shared:
         raise DataError(
             f"The runs share no sample of the {PART_NAMES[part]} part: train them with the same "
             f"split (--seed, --split column or --test)."
         )
-    samples = [Values.of(one, shared) for one in found]
+    samples = [values_of(one, shared) for one in found]
     _check_labels(samples, names, shared)
-    task = TASKS[head.task]
-    main = task.main_metric if found[0].form == "class" else RegressionTask.main_metric
-    higher = main in (task if found[0].form == "class" else RegressionTask).higher_is_better
-    metrics, better = _estimates(found[0].form, samples, main, higher=higher)
     every = set().union(*(one.ids for one in found))
-    return Comparison(
-        names, head, part, len(shared), len(every) - len(shared), main, higher, metrics, better
-    )
+    return _comparison(names, head, part, samples, measure, left_out=len(every) - len(shared))
+
+
+def _shared(ids: Sequence[Sequence[str]]) -> list[str]:
+    """Return the ids that all have, in the order of the first."""
+    common = set(ids[0]).intersection(*ids[1:])
+    return [name for name in ids[0] if name in common]
+
+
+def _forces(runs: Sequence[FinishedRun], head: HeadOfRun) -> Comparison | None:
+    """Compare the forces of models of energies; None where some run has none."""
+    part, found = _predictions(runs, head)
+    shared = _shared([one.ids for one in found])
+    by_run = [forces_of(run, part, shared) for run in runs]
+    known = _shared([list(one) for one in by_run])
+    if not known:
+        return None
+    samples = [Values.joined([one[name] for name in known]) for one in by_run]
+    names = _names(runs)
+    _check_labels(samples, names, known)
+    forces = replace(head, target=f"forces of {head.target}")
+    left_out = len(shared) - len(known)
+    return _comparison(names, forces, part, samples, forces_measure(), left_out=left_out)
+
+
+def _comparison(
+    names: list[str],
+    head: HeadOfRun,
+    part: str,
+    samples: Sequence[Values],
+    measure: Measure,
+    *,
+    left_out: int,
+) -> Comparison:
+    metrics, better = _estimates(measure, samples)
+    n = len(samples[0].places)
+    higher = measure.higher_is_better
+    return Comparison(names, head, part, n, left_out, measure.main, higher, metrics, better)
 
 
 def _predictions(runs: Sequence[FinishedRun], head: HeadOfRun) -> tuple[str, list[Predicted]]:
@@ -153,41 +192,6 @@ def _names(runs: Sequence[FinishedRun]) -> list[str]:
     """Return names of the folders, or their paths where names repeat."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
-
-
-@dataclass(frozen=True)
-class Values:
-    """Labels and predictions of some samples; probabilities, where classes have any.
-
-    Parameters
-    ----------
-    labels, predictions
-        (labels, ...) values of all samples, one after the other.
-    places
-        Where those of each sample are.
-    """
-
-    labels: np.ndarray
-    predictions: np.ndarray
-    places: list[np.ndarray]
-
-    @classmethod
-    def of(cls, found: Predicted, ids: Sequence[str]) -> Values:
-        """Return the values of some samples, in the order of `ids`."""
-        predictions = found.predictions
-        if found.form == "class":
-            one_hot = np.eye(len(found.head.classes))[np.maximum(found.predictions, 0)]
-            has_probs = found.probs is not None and len(found.probs) == len(found.labels)
-            predictions = found.probs if has_probs and found.probs is not None else one_hot
-        row = {name: i for i, name in enumerate(found.ids)}
-        borders = np.searchsorted(found.sample, np.arange(len(found.rows) + 1))
-        places = [np.arange(borders[row[name]], borders[row[name] + 1]) for name in ids]
-        return cls(found.labels, predictions, places)
-
-    def drawn(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels and predictions of the samples at `chosen`, joined."""
-        places = np.concatenate([self.places[i] for i in chosen])
-        return self.labels[places], self.predictions[places]
 
 
 def _check_labels(samples: Sequence[Values], names: Sequence[str], ids: Sequence[str]) -> None:
@@ -207,33 +211,22 @@ def _check_labels(samples: Sequence[Values], names: Sequence[str], ids: Sequence
 
 
 def _estimates(
-    form: str, samples: Sequence[Values], main: str, *, higher: bool
+    measure: Measure, samples: Sequence[Values]
 ) -> tuple[dict[str, list[Estimate]], list[Estimate]]:
     """Return metrics of each run, and differences to the first, from the same draws."""
-    score = _score_classes if form == "class" else _score_numbers
-    n = len(samples[0].places)
+    n, main, score = len(samples[0].places), measure.main, measure.score
     names = list(score(*samples[0].drawn(np.arange(n))))
-    sign = 1 if higher else -1
+    sign = 1 if measure.higher_is_better else -1
 
     def values(drawn: np.ndarray) -> np.ndarray:
         scores = [score(*own.drawn(drawn)) for own in samples]
         differences = [sign * (one[main] - scores[0][main]) for one in scores]
         return np.array([*(one[name] for one in scores for name in names), *differences])
 
-    # scikit-learn takes milliseconds for all metrics of classes
-    draws = FEW_DRAWS if form == "class" else DRAWS
-    found = estimates(values, n, draws=draws, corrected=False)
+    found = estimates(values, n, draws=measure.draws, corrected=False)
     by_run = [found[i * len(names) : (i + 1) * len(names)] for i in range(len(samples))]
     metrics = {name: [own[place] for own in by_run] for place, name in enumerate(names)}
     return metrics, found[len(names) * len(samples) :]
-
-
-def _score_numbers(labels: np.ndarray, predictions: np.ndarray) -> Mapping[str, float]:
-    return RegressionTask().metrics(predictions, labels)
-
-
-def _score_classes(labels: np.ndarray, probs: np.ndarray) -> Mapping[str, float]:
-    return class_scores(probs[labels >= 0], labels[labels >= 0])
 
 
 def write_comparison(

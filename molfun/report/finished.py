@@ -213,6 +213,7 @@ def _head(meta: Mapping[str, Any], data: Mapping[str, Any]) -> HeadOfRun:
         level=task.get("config", {}).get("level") or "sequence",
         target=data.get("target_column") or name or energy or "target",
         classes=tuple(map(str, classes)),
+        settings=task.get("config", {}),
     )
 
 

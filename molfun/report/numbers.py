@@ -12,6 +12,7 @@ from molfun.text import three_digits
 NAMES = {
     "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "r2": "R²",
     "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1", "mcc": "MCC",
+    "precision_at_n": "precision of the n most probable pairs", "f1_micro": "F1 over all labels",
     "auroc": "AUROC", "auprc": "AUPRC", "q3": "Q3", "energy_mae": "energy MAE (meV/atom)",
     "energy_rmse": "energy RMSE (meV/atom)", "forces_mae": "forces MAE (meV/Å)",
     "forces_rmse": "forces RMSE (meV/Å)", "train_loss": "training loss",

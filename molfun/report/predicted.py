@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ class HeadOfRun:
         Column of the labels.
     classes
         Names of the classes; empty for numbers.
+    settings
+        Settings of the task.
     """
 
     name: str = ""
@@ -34,6 +36,13 @@ class HeadOfRun:
     level: str = "sequence"
     target: str = "target"
     classes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def prediction_column(self) -> str:
+        """Column of the predictions; another one where the labels had its name first."""
+        column = f"{self.name}_prediction" if self.name else "prediction"
+        return f"{column}_molfun" if column == self.target else column
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,15 @@ class Predicted:
         """(rows,) letters of the sequence, 0 where the table has none."""
         return np.array([len(row.get("sequence", "")) for row in self.rows])
 
+    def label_cell(self, place: int) -> str:
+        """Cell with the label of a row, as it was written."""
+        column = _label_column(list(self.rows[0]), self.head.prediction_column, self.head)
+        return self.rows[place].get(column or "", "")
+
+    def prediction_cell(self, place: int) -> str:
+        """Cell with the prediction of a row, as it was written."""
+        return self.rows[place][self.head.prediction_column]
+
     def errors(self) -> np.ndarray:
         """(rows,) mean absolute error, or share of wrong classes, of each sample with a label."""
         wrong = (
@@ -105,9 +123,7 @@ def read_predicted(rows: Sequence[Mapping[str, str]], head: HeadOfRun) -> Predic
         The head.
     """
     prefix = f"{head.name}_" if head.name else ""
-    column = f"{prefix}prediction"
-    if column == head.target:  # the label had the name first
-        column += "_molfun"
+    column = head.prediction_column
     target = _label_column(list(rows[0]), column, head)
     if target is None:
         return None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from finished_runs import MATHS, SCRIPT, write_run
 from typer.testing import CliRunner
@@ -27,8 +30,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer draws than users get, whose intervals nobody reads here."""
-    monkeypatch.setattr("molfun.report.compare.DRAWS", 60)
-    monkeypatch.setattr("molfun.report.compare.FEW_DRAWS", 20)
+    monkeypatch.setattr("molfun.report.paired.DRAWS", 60)
+    monkeypatch.setattr("molfun.report.paired.FEW_DRAWS", 20)
 
 
 def _edit(run: Path, change: dict[str, str], *, keep: int | None = None) -> None:
@@ -109,3 +112,57 @@ def test_classes_of_residues_and_samples(family: tuple[str, Path]) -> None:
     mains = {"sequences": "auroc", "residues": "accuracy", "series": "auroc"}
     assert found[0].main == mains.get(name, "spearman")
     assert found[0].better[1].value == 0
+    if name == "atoms":
+        forces = found[1]
+        assert (forces.main, forces.higher_is_better) == ("forces_mae", False)
+        assert forces.head.target == "forces of energy"
+        assert vars(forces.better[1]) == {"value": 0, "low": 0, "high": 0}
+        part = json.loads((run / "evaluation.json").read_text())["parts"][found[0].part]
+        expected = part["metrics"]["forces_mae"]["value"]
+        assert forces.metrics["forces_mae"][0].value == pytest.approx(expected, rel=1e-3)
+
+
+def _other_run(folder: Path, task: dict[str, Any], rows: list[list[str]], header: str) -> Path:
+    write_run(folder)
+    path = folder / "checkpoint/meta.json"
+    meta = json.loads(path.read_text())
+    meta |= {"task": task, "data": {"kind": "sequences", "target_column": "label"}}
+    path.write_text(json.dumps(meta))
+    text = "\n".join([header, *(",".join(row) for row in rows)])
+    (folder / "predictions_test.csv").write_text(text + "\n")
+    return folder
+
+
+def test_labels_with_several_classes(tmp_path: Path) -> None:
+    task = {"name": "multilabel", "config": {}, "state": {"classes": ["x", "y"]}}
+    labels = ["x", "y", "x;y", "y", "", "x"]
+    truth = [("1", "0"), ("0", "1"), ("1", "1"), ("0", "1"), ("0.5", "0.5"), ("1", "0")]
+    header = "id,label,prediction,prob_x,prob_y"
+    good = [[f"s{i}", a, "", *p] for i, (a, p) in enumerate(zip(labels, truth, strict=True))]
+    bad = [[*row[:3], row[4], row[3]] for row in good]
+    runs = [_other_run(tmp_path / n, task, r, header) for n, r in (("a", good), ("b", bad))]
+    (found,) = compare_runs(runs)
+    assert (found.main, found.higher_is_better, found.n) == ("f1", True, 6)
+    assert [one.value for one in found.metrics["f1"]] == pytest.approx([1, 1 / 3], abs=0.1)
+    assert found.better[1].value < -0.5
+
+
+def test_contacts_count_pairs_that_are_apart(tmp_path: Path) -> None:
+    task = {"name": "contact", "config": {"min_separation": 2, "level": "pair"}, "state": {}}
+    label, right = np.zeros((4, 4)), np.full((4, 4), 0.1)
+    label[0, 3] = label[3, 0] = label[0, 1] = label[1, 0] = 1
+    right[0, 3] = right[3, 0] = 0.9  # the near pair is wrong, and does not count
+    wrong = 1 - right
+
+    def rows(predicted: np.ndarray) -> list[list[str]]:
+        cells = [" ".join(map(str, a.reshape(-1).tolist())) for a in (label, predicted)]
+        return [[f"s{i}", *cells] for i in range(5)]
+
+    runs = [
+        _other_run(tmp_path / n, task, rows(p), "id,label,prediction")
+        for n, p in (("a", right), ("b", wrong))
+    ]
+    (found,) = compare_runs(runs)
+    assert found.main == "precision_at_n"
+    assert [one.value for one in found.metrics["precision_at_n"]] == [1.0, 0.0]
+    assert [one.value for one in found.metrics["auroc"]] == [1.0, 0.0]
