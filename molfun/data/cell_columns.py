@@ -246,14 +246,18 @@ def _has_plain_ends(raw: bytes) -> bool:
 
 
 def _has_plain_quotes(raw: bytes, start: int, delimiter: str) -> bool:
-    """Return True if every quote opens or closes a cell."""
+    """Return True if every quote opens or closes a cell, in turn, and the last one closes one."""
     if b'"' not in raw:
         return True
-    mark = delimiter.encode()
-    opening = raw.count(mark + b'"') + raw.count(b'\n"') + raw.startswith(b'"', start)
-    closing = raw.count(b'"' + mark) + raw.count(b'"\n') + raw.count(b'"\r') + raw.endswith(b'"')
-    # of ...,",",... each quote would be counted twice, and of "a""b" two not at all
-    return opening == closing and opening + closing == raw.count(b'"')
+    text = np.frombuffer(raw, np.uint8)
+    places = np.flatnonzero(text[start:] == ord('"')) + start
+    opening, closing = places[::2], places[1::2]
+    opening = opening[opening > start]  # nothing is in front of the header
+    closing = closing[closing < len(raw) - 1]
+    ends = [*delimiter.encode(), *b"\n"]
+    after = [*ends, *b"\r"]
+    are_ends = np.isin(text[opening - 1], ends).all() and np.isin(text[closing + 1], after).all()
+    return bool(are_ends) and len(places) % 2 == 0
 
 
 def _is_bare(raw: bytes, delimiter: str) -> bool:

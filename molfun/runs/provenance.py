@@ -60,7 +60,7 @@ def begin(folder: Path, *, inputs: Mapping[str, Any], **about: Any) -> None:
     content = {
         "format": FORMAT,
         "started": _now().isoformat(timespec="seconds"),
-        "log_from": _log_from(folder, resumed=bool(about.get("resumed"))),
+        **_sessions(folder, resumed=bool(about.get("resumed"))),
         "versions": versions(),
         "machine": machine(),
         "git": commit(Path.cwd()),
@@ -70,13 +70,14 @@ def begin(folder: Path, *, inputs: Mapping[str, Any], **about: Any) -> None:
     write_json(folder / FILE, content)
 
 
-def _log_from(folder: Path, *, resumed: bool) -> str:
-    """Return the time of the first line of ``run.log`` that is of this run, as the log writes it.
+def _sessions(folder: Path, *, resumed: bool) -> dict[str, Any]:
+    """Return when the lines of this run in ``run.log`` begin, and when it was resumed.
 
-    A log may begin with the lines of a run that this one replaced.
+    A log may begin with the lines of a run that this one replaced. Times are as the log has them.
     """
-    known = read(folder).get("log_from") if resumed else None
-    return str(known or f"{IMPORTED:%Y-%m-%d %H:%M:%S}")
+    now, former = f"{IMPORTED:%Y-%m-%d %H:%M:%S}", read(folder) if resumed else {}
+    since = [*former.get("resumed_at", ()), now] if resumed else []
+    return {"log_from": str(former.get("log_from") or now), "resumed_at": since}
 
 
 def finish(folder: Path) -> None:

@@ -74,6 +74,10 @@ def content(path: Path) -> object:
 )
 @example(rows=[["a", "1"], ["b", "2.5"]], end="\n", quotes="none", last=False, mark=True)
 @example(rows=[["a,c", "1"], ["b", "2.5"]], end="\n", quotes="all", last=True, mark=False)
+# each quote of ,",", both opens and closes
+@example(rows=[['",""+1"', ".5"]], end="\n", quotes="raw", last=True, mark=False)
+@example(rows=[["a", "1"], ['b"', '"2']], end="\n", quotes="raw", last=True, mark=False)
+@example(rows=[['"a', '"b"', 'x"']], end="\n", quotes="raw", last=True, mark=False)
 @example(rows=[['"', '"'], ['"a"b', "2.5"]], end="\n", quotes="raw", last=True, mark=False)
 def test_a_plain_table_is_what_its_rows_are(
     rows: list[list[str]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import json
 import re
@@ -221,10 +222,41 @@ def test_a_report_can_be_left_out_and_written_later(tmp_path: Path, reports: Non
     assert (tmp_path / "run/report.html").is_file()
 
 
-def test_provenance_of_a_run_that_is_not_under_git(tmp_path: Path) -> None:
+def test_provenance_of_a_run_that_is_not_under_git(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert provenance.commit(tmp_path) is None
     provenance.begin(tmp_path, inputs={"--data": None})
     assert json.loads((tmp_path / "provenance.json").read_text())["git"] is None
+
+
+def test_cost_and_warnings_are_those_of_this_run_and_of_its_processes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = "{0}:00,000 WARNING molfun.data: {1}\n{0}:01,000 INFO molfun.training.engine: epoch=1\n"
+    lines += "{0}:05,000 INFO molfun.training.engine: epoch=2\n"
+    texts = ("2026-11-27 12:00", "replaced"), ("2026-11-28 12:00", "own")
+    after = "2026-11-29 12:00:03,000 INFO molfun.training.engine: epoch=3\n"
+    (run / "run.log").write_text("".join(lines.format(*text) for text in texts) + after)
+    times = {"log_from": "2026-11-28 11:59:58", "resumed_at": ["2026-11-29 11:59:59"]}
+    (run / "provenance.json").write_text(json.dumps(times))
+    text = read(write_report(run).parent).text
+    assert "own" in text
+    assert "replaced" not in text
+    assert "per epoch (median) 4 s" in " ".join(text.split())
+
+
+def test_provenance_keeps_when_a_run_began_and_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day, resumed in ((1, False), (2, True), (3, True)):
+        monkeypatch.setattr(provenance, "IMPORTED", datetime.datetime(2026, 1, day))
+        provenance.begin(tmp_path, inputs={}, resumed=resumed)
+    found = provenance.read(tmp_path)
+    assert found["log_from"] == "2026-01-01 00:00:00"
+    assert found["resumed_at"] == ["2026-01-02 00:00:00", "2026-01-03 00:00:00"]
+    provenance.begin(tmp_path, inputs={}, resumed=False)
+    assert provenance.read(tmp_path)["log_from"] == "2026-01-03 00:00:00"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

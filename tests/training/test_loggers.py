@@ -224,6 +224,8 @@ def test_a_tracker_that_fails_stops_alone(
         "history.csv has its rows."
     ]
     assert broken.rows[-1][0] == 3
+    # its run must not stay open in the tracker
+    assert broken.ends == [True]
     assert (tmp_path / "run/logs/csv/metrics.csv").read_text().count("\n") == 1 + EPOCHS * (
         STEPS + 1
     )
@@ -288,6 +290,24 @@ def test_csv(resumed: Callable[[str], History], tmp_path: Path) -> None:
     losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
     assert losses == [row["val_loss"] for row in history]
     assert json.loads((tmp_path / "run/logs/csv/config.json").read_text())["strategy.rank"] == 2
+
+
+def test_csv_keeps_its_rows_whenever_a_resumed_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "logs/csv/metrics.csv"
+    file.parent.mkdir(parents=True)
+    rows = "epoch,step,train/loss\n1,1,0.5\n1,2,0.25\n"
+    file.write_text(rows + "1,3,0.125\n1")  # the last one was not written to its end
+    run = LoggedRun(name="run", folder=file.parent, config={}, id="run", step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_fabric.loggers.CSVLogger.save", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            CSVLogger().start(run)
+    assert not file.exists()
+    CSVLogger().start(run)
+    assert file.read_text().replace("\r", "") == rows
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["csv"]
 
 
 def test_tensorboard(resumed: Callable[[str], History], tmp_path: Path) -> None:

@@ -51,11 +51,18 @@ def _machine(run: FinishedRun) -> Iterator[list[str]]:
 
 
 def _epochs(run: FinishedRun) -> list[float]:
-    """Return the seconds between the log lines of one epoch and the next."""
+    """Return the seconds between the log lines of one epoch and the next of one process."""
     times = [
-        datetime.datetime.fromisoformat(record.time)
+        record.time
         for record in run.log
         if record.logger == "molfun.training.engine" and record.text.startswith("epoch=")
     ]
-    found = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
+    resumed = run.provenance.get("resumed_at", ())
+    read = datetime.datetime.fromisoformat
+    found = [
+        (read(b) - read(a)).total_seconds()
+        for a, b in itertools.pairwise(times)
+        # the process may have been dead for days
+        if not any(a <= time <= b for time in resumed)
+    ]
     return [seconds for seconds in found if seconds > 0]

@@ -94,7 +94,7 @@ class Logger(Callback, ABC):
         self.every = every
         self._folder: RunFolder | None = None
         self._config: Mapping[str, Any] = {}
-        self._is_held = self._is_open = False
+        self._is_held = self._is_open = self._is_stopped = False
         self._step = self._n_skipped = 0
         self._n_samples, self._seconds = 0, 0.0
         self._last: StepReport | None = None
@@ -150,9 +150,18 @@ class Logger(Callback, ABC):
                 self._try(self.write_file, path)
         if not failed:
             self._send(final_metrics(self._folder.path), self._step)
-        if self._is_open:
-            self._try(lambda: self.finish(failed=failed))
+        self._close(failed=failed or self._is_stopped)
+
+    def _close(self, *, failed: bool) -> None:
+        """Close the run of the tracker, also of one that stopped: it must not seem to go on."""
         self._is_open = False
+        try:
+            self.finish(failed=failed)
+        except Exception as error:  # any package may raise anything
+            logger.warning(
+                "The logger %s cannot close its run: %s: %s.",
+                self.name, type(error).__name__, first_line(error),
+            )  # fmt: skip
 
     # --- hooks ---------------------------------------------------------------------------------
 
@@ -185,7 +194,7 @@ class Logger(Callback, ABC):
                 f"{first_line(error)}. Leave it out, or set it up."
             ) from error
         write_ids(self._folder, {**ids, self.name: found})
-        self._is_open, self._step = True, plan.done_steps
+        self._is_open, self._is_stopped, self._step = True, False, plan.done_steps
         self._begin_epoch()
 
     def on_step_end(self, report: StepReport) -> None:
@@ -222,10 +231,12 @@ class Logger(Callback, ABC):
 
     def _try(self, action: Any, *arguments: Any) -> None:
         """Run an action of the tracker; if it fails, say so and go on without the tracker."""
+        if self._is_stopped:
+            return
         try:
             action(*arguments)
         except Exception as error:  # a tracker that is down must not end days of training
-            self._is_open = False
+            self._is_stopped = True
             logger.warning(
                 "The logger %s stops: %s: %s. The run goes on, and history.csv has its rows.",
                 self.name, type(error).__name__, first_line(error),

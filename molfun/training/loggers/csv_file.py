@@ -28,9 +28,9 @@ class CSVLogger(Logger):
         """Open the file; rows that a killed run wrote after its state are written again."""
         from lightning_fabric.loggers import CSVLogger as FabricLogger
 
-        path = run.folder / METRICS
-        rows = _rows_until(path, run.step) if run.id else []
-        # Fabric warns of a folder that is there, and then removes the file as well
+        before = run.folder.with_name(f".{run.folder.name}.before")
+        rows = _kept(run, before) if run.id else []
+        # what is left in the folder, or of a run that was replaced
         shutil.rmtree(run.folder, ignore_errors=True)
         self._writer: Any = FabricLogger(run.folder.parent, name="", version=run.folder.name)
         self._writer.experiment  # noqa: B018  (Fabric looks for other files when it is made)
@@ -38,6 +38,8 @@ class CSVLogger(Logger):
         for row in rows:
             step = int(row.pop("step"))
             self._writer.log_metrics(row, step)
+        self._writer.save()
+        shutil.rmtree(before, ignore_errors=True)
         return run.name
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -50,9 +52,20 @@ class CSVLogger(Logger):
         self._writer.finalize("finished")
 
 
+def _kept(run: LoggedRun, before: Path) -> list[dict[str, Any]]:
+    """Return the rows up to the state, and put the folder aside until they are written again.
+
+    Fabric removes the file when it opens one, and a process may be killed at any moment.
+    """
+    if run.folder.is_dir() and not before.is_dir():
+        run.folder.rename(before)
+    return _rows_until(before / METRICS, run.step)
+
+
 def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return [row for row in rows if int(row["step"]) <= step]
+    # the last row of a killed process may be a part of one
+    return [row for row in rows if "step" in row and int(row["step"]) <= step]
