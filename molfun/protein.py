@@ -7,6 +7,7 @@ types then ``X``; 37 heavy-atom names), so a backbone can use the arrays as they
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -93,6 +94,9 @@ class Protein:
         Sequence before any crop (one letter per residue).
     positions
         (length,) index of each residue in `full_sequence`.
+    residue_ids
+        Number and insertion code of each residue in the file (``"52A"``), which files written for
+        it get back. No backbone sees them. Empty where there was no file.
     notes
         Changes and choices of the reader, one sentence each, for the user.
     """
@@ -107,6 +111,7 @@ class Protein:
     chain_ids: tuple[str, ...] = ("A",)
     full_sequence: str = ""
     positions: Int64[np.ndarray, "length"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    residue_ids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -146,6 +151,33 @@ class Protein:
             chain_index=np.zeros(n, np.int64),
         )
 
+    @classmethod
+    def from_chains(cls, sequences: Sequence[str], *, name: str = "complex") -> Protein:
+        """Make a protein of several chains, A, B and so on, without coordinates.
+
+        Parameters
+        ----------
+        sequences
+            One-letter sequence of each chain.
+        name
+            Name in messages.
+
+        Examples
+        --------
+        >>> protein = Protein.from_chains(["ACD", "EF"])
+        >>> protein.chain_ids, protein.residue_index.tolist()
+        (('A', 'B'), [0, 1, 2, 202, 203])
+        """
+        whole = cls.from_sequence("".join(sequences), name=name)
+        sizes = [len(sequence) for sequence in sequences]
+        chain_index = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        return replace(
+            whole,
+            chain_index=chain_index,
+            residue_index=whole.residue_index + (CHAIN_GAP - 1) * chain_index,
+            chain_ids=tuple(chain_name(number) for number in range(len(sizes))),
+        )
+
     def take(self, indices: Int64[np.ndarray, "kept"]) -> Protein:
         """Return the residues at `indices` (sorted), with their numbers unchanged."""
         return replace(
@@ -157,6 +189,7 @@ class Protein:
             residue_index=self.residue_index[indices],
             chain_index=self.chain_index[indices],
             positions=self.positions[indices],
+            residue_ids=tuple(self.residue_ids[i] for i in indices) if self.residue_ids else (),
         )
 
     def crop(self, max_length: int | None, policy: CropPolicy = "auto") -> Protein:
@@ -249,6 +282,12 @@ class Protein:
             digest.update(str((array.dtype, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def chain_name(number: int) -> str:
+    """Return A to Z, then AA to AZ and so on."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return (chain_name(number // 26 - 1) if number >= 26 else "") + letters[number % 26]
 
 
 def _chain_spans(chain_index: np.ndarray) -> tuple[list[int], list[int]]:

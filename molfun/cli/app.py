@@ -58,6 +58,20 @@ VERBS = (
         run="molfun.cli.embed:embed",
     ),
     Verb(
+        "fold",
+        """
+        Predict structures, and write mmCIF, PDB and confidence of each.
+
+        For example:
+
+        \b
+        molfun fold --sequences proteins.fasta --weights finetuning_ptm_2.pt
+        molfun fold runs/affinity/checkpoint --data pdbbind.csv --pdbs pdbs/
+        """,
+        settings=(f"{_COMMANDS}FoldSettings",),
+        run="molfun.cli.fold:fold",
+    ),
+    Verb(
         "pretrain",
         """
         Train a backbone on sequences or time series without labels, to fine-tune from afterwards.

@@ -90,6 +90,43 @@ class EmbedSettings(Command, SequenceInputs):
     overwrite: bool = OVERWRITE
 
 
+class FoldSettings(Command):
+    """Settings of ``molfun fold``: sequences or structures, model and output."""
+
+    checkpoint: str | None = option(None, CHECKPOINT, argument=True)
+    sequences: str | None = option(
+        None, "FASTA; A:B, or several records of one id, are chains.", panel=DATA, path=True
+    )
+    data: str | None = option(
+        None, "Table of sequences, or with --pdbs of ids.", panel=DATA, path=True
+    )
+    sequence_column: str = option("sequence", "Column of sequences.", panel=DATA)
+    id_column: str | None = option(None, "Column of ids.", panel=DATA, shown="pdb_id with --pdbs")
+    pdbs: str | None = option(
+        None, "Folder of structures whose sequences, chains and numbers are used.", panel=DATA,
+        path=True,
+    )  # fmt: skip
+    alignments: str | None = option(None, "Folder of alignments {id}/*.a3m.", panel=DATA, path=True)
+    backbone: str = option("openfold", "Base model, without CHECKPOINT.", panel=MODEL)
+    preset: str | None = option(None, "Its architecture.", panel=MODEL)
+    weights: str | None = option(None, "File of its weights.", panel=MODEL, path=True)
+    recycles: int = option(3, "Recycling passes before the last.", panel=MODEL, ge=0)
+    recycle_tolerance: float | None = option(
+        None, "End recycling below this change of CA distances (angstrom).", panel=MODEL, gt=0,
+        shown="none",
+    )  # fmt: skip
+    seed: int = option(0, "Seed of the choice of alignment rows.", panel=MODEL, ge=0, lt=2**63)
+    output: str = option("folded", "Folder to write.", panel=RUN)
+    unify_chains: bool = option(False, "Write all chains as one, numbered through.", panel=RUN)
+    plots: bool = option(
+        True, "Draw pLDDT and predicted aligned error.", panel=RUN, names=("--plots/--no-plots",)
+    )
+    shard_size: int = option(1000, "Structures per folder; a stopped run goes on.", panel=RUN)
+    device: str = DEVICE
+    kernels: Kernels = KERNELS
+    overwrite: bool = OVERWRITE
+
+
 class ExportSettings(Command):
     """Settings of ``molfun export``: the model, and the file to write."""
 

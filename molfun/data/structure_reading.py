@@ -56,6 +56,8 @@ def _is_amino_acid(residue: Any) -> bool:
 class _Residue:
     aatype: int
     number: int
+    name: str
+    """Number and insertion code."""
     chain: int
     atoms: dict[int, Any]
     places: list[list[float]]
@@ -142,7 +144,12 @@ class Reading:
         aatype = self._aatype(residue)
         self.residues.append(
             _Residue(
-                aatype=aatype, number=residue.seqid.num, chain=chain, atoms=atoms, places=places
+                aatype=aatype,
+                number=residue.seqid.num,
+                name=str(residue.seqid).strip(),
+                chain=chain,
+                atoms=atoms,
+                places=places,
             )
         )
 
@@ -262,6 +269,7 @@ class Reading:
             residue_index=np.concatenate([[0], np.cumsum(step)]).astype(np.int64),
             chain_index=chain_index,
             chain_ids=tuple(self.chain_ids),
+            residue_ids=tuple(residue.name for residue in self.residues),
             notes=tuple(self._all_notes()),
         )
 

@@ -218,6 +218,26 @@ class AssembledModel(nn.Module):
             )
         return self
 
+    @settled()
+    def merge(self) -> Self:
+        """Merge the adapters into the weights: the same predictions without the extra layers."""
+        if lora.installed_spec(self.backbone) is None:
+            logger.warning("merge: the model has no adapters; nothing to do.")
+        elif lora.is_merged(self.backbone):
+            logger.warning("merge: the adapters are merged already; nothing to do.")
+        else:
+            lora.merge(self.backbone)
+        return self
+
+    @settled()
+    def unmerge(self) -> Self:
+        """Separate merged adapters again; the base weights are restored bit by bit."""
+        if lora.is_merged(self.backbone):
+            lora.unmerge(self.backbone)
+        else:
+            logger.warning("unmerge: the adapters are not merged; nothing to do.")
+        return self
+
     @property
     def device(self) -> torch.device:
         """Device that holds the weights."""

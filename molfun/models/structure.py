@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ from molfun.models import (
     energies,
     evaluation,
     fine_tuning,
+    folding,
     persistence,
     prediction,
     pretraining,
@@ -25,17 +25,15 @@ from molfun.models.assembly import AssembledModel, parameter_table
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
-from molfun.nn import lora
 from molfun.nn.process import settled
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
+from molfun.structures.folded import FoldedStructure
 from molfun.training.cache import CacheConfig, CacheMode
 from molfun.training.callbacks import Callback
 from molfun.training.history import History
 from molfun.training.inputs import as_inputs
 from molfun.training.loggers.base import Logger
-
-logger = logging.getLogger(__name__)
 
 
 class MolfunStructureModel(AssembledModel):
@@ -341,6 +339,30 @@ class MolfunStructureModel(AssembledModel):
         return embedding.embed(self, data, pooling=pooling, layer=layer, batch_tokens=batch_tokens)
 
     @settled()
+    def fold(
+        self, data: Any, *, recycles: int = 3, tolerance: float | None = None, seed: int = 0
+    ) -> list[FoldedStructure]:
+        """Predict the structures of sequences, samples or a data set, in input order.
+
+        Parameters
+        ----------
+        data
+            Sequences (``"MKV:ACD"`` has two chains), samples, or data sets of structures, whose
+            coordinates are not read.
+        recycles, tolerance
+            Recycling passes before the last, and change of the CA distances between two passes, in
+            angstrom, below which no further pass runs (None runs all).
+        seed
+            Seed of the choice of alignment rows.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone predicts no structures.
+        """
+        return folding.fold(self, data, recycles=recycles, tolerance=tolerance, seed=seed)
+
+    @settled()
     def evaluate(
         self, data: Any, *, bootstrap: int = 0, confidence: float = 0.95, baselines: Any = False
     ) -> evaluation.Scores:
@@ -410,28 +432,6 @@ class MolfunStructureModel(AssembledModel):
             If there is no such energy.
         """
         return energies.use_target(self, name)
-
-    # --- adapters ------------------------------------------------------------------------------
-
-    @settled()
-    def merge(self) -> Self:
-        """Merge the adapters into the weights: the same predictions without the extra layers."""
-        if lora.installed_spec(self.backbone) is None:
-            logger.warning("merge: the model has no adapters; nothing to do.")
-        elif lora.is_merged(self.backbone):
-            logger.warning("merge: the adapters are merged already; nothing to do.")
-        else:
-            lora.merge(self.backbone)
-        return self
-
-    @settled()
-    def unmerge(self) -> Self:
-        """Separate merged adapters again; the base weights are restored bit by bit."""
-        if lora.is_merged(self.backbone):
-            lora.unmerge(self.backbone)
-        else:
-            logger.warning("unmerge: the adapters are not merged; nothing to do.")
-        return self
 
     # --- save and load -------------------------------------------------------------------------
 

@@ -18,11 +18,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from molfun.backbones.base import Backbone, Features, Layer
+from molfun.backbones.folding import Fold, Folding
 from molfun.backbones.kernels import KernelChoice, Kernels, check_kernels
 from molfun.backbones.openfold import (
     _shims,
+    confidence,
     fast,
     features,
+    folding,
     kernel_choice,
     memory,
     precomputed,
@@ -32,7 +35,7 @@ from molfun.backbones.openfold.initialisation import build_model
 from molfun.backbones.openfold.weights import load_weights
 from molfun.backbones.planning import MemoryPlan, MemoryPlanning
 from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
-from molfun.errors import ConfigError, DataError
+from molfun.errors import DataError
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.sample import Sample
 from molfun.trunk import TrunkOutput
@@ -45,7 +48,7 @@ EXTRA_BLOCKS = 4
 """Blocks of the extra-MSA stack; they keep a graph if parameters before the trunk train."""
 
 
-class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
+class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice, Folding):
     """OpenFold (AlphaFold 2) as published in the ``openfold`` package, 1.x or 2.x.
 
     Parameters
@@ -112,7 +115,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         _shims.prepare()
         super().__init__()
         self.preset, self.config = presets.resolve_config(config)
-        _check_counts(recycling, max_msa_clusters, max_extra_msa)
+        features.check_counts(recycling, max_msa_clusters, max_extra_msa)
         self.config.globals.chunk_size = None
         # saved now: the model writes its chunk size into the same config
         self._custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
@@ -324,16 +327,33 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
             "plddt": raw["plddt"],
         }
         if "tm_logits" in raw:
-            result["ptm"] = self._ptm(raw["tm_logits"], mask)
+            settings = dict(self.config.model.heads.tm)
+            result["ptm"] = confidence.predicted_tm(raw["tm_logits"], mask, settings)
         return result
 
-    def _ptm(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the pTM of each sample; openfold's function gives one number for a whole batch."""
-        from openfold.utils.loss import compute_tm
+    def fold(self, sample: Sample, *, recycles: int, tolerance: float | None, seed: int) -> Fold:
+        """Predict a structure; features that were made for other recycling passes keep theirs."""
+        made = self._features_for(sample, recycles, seed)
+        protein = sample.protein or folding.residues_of(made)
+        device = next(self.parameters()).device
+        batch = {k: v.to(device) for k, v in self._schema.collate([made], self._inputs).items()}
+        self._set_memory(1, len(protein))
+        outputs, passes = folding.run_passes(self.model, batch, tolerance)
+        return folding.of_outputs(
+            outputs,
+            protein,
+            dict(self.config.model.heads.tm),
+            recycles=passes,
+            alignment_rows=int(made["msa_mask"][..., 0].any(-1).sum()),
+        )
 
-        settings = dict(self.config.model.heads.tm)
-        pairs = zip(logits, mask.sum(-1).long().tolist(), strict=True)
-        return torch.stack([compute_tm(pair[:n, :n].float(), **settings) for pair, n in pairs])
+    def _features_for(self, sample: Sample, recycles: int, seed: int) -> Features:
+        """Return the features of a sample for so many recycling passes."""
+        if sample.features is not None and features.is_processed(sample.features):
+            return self.featurize(sample)
+        settings = {**self.settings, "recycling": recycles}
+        config = features.data_config(self.config.data, **settings)
+        return features.process(self._raw_features(sample), config, seed=seed)
 
     def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan:
         """Keep all activations if they fit, else those between blocks, else as few as possible.
@@ -358,17 +378,13 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
 
     def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
         """Return the sizes that decide the memory of a step, and the blocks that keep a graph."""
-        rows = self.featurize(longest)["msa_feat"].shape[0]
-        if self.config.model.template.enabled and self.config.model.template.embed_angles:
-            rows += int(self.config.data.predict.max_templates or 0)
         trains = {self.layer_of(n).kind for n, p in self.named_parameters() if p.requires_grad}
         early = bool(trains & {"embedder", "early"})
-        return memory.Shape(
+        return memory.shape_of(
+            self.config,
             batch=batch_size,
             length=len(longest.protein) if longest.protein is not None else 0,
-            rows=rows,
-            c_m=int(self.config.globals.c_m),
-            c_z=int(self.config.globals.c_z),
+            msa_rows=self.featurize(longest)["msa_feat"].shape[0],
             blocks=len(self.blocks()) - frozen_blocks(self) + (EXTRA_BLOCKS if early else 0),
         )
 
@@ -391,20 +407,11 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice):
         """Checkpoint blocks if a large graph is kept, and chunk long inputs if none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         plan = self._plan_for(batch, length)
-        self._checkpoint_blocks(keeps_graph and plan != "keep")
+        memory.checkpoint_blocks(self.model, keeps_graph and plan != "keep")
         fast.set_lean(self.model, keeps_graph and plan == "lean")
         # the fast kernels divide long inputs themselves
         whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"
         self.model.globals.chunk_size = None if whole else 4
-
-    def _checkpoint_blocks(self, on: bool) -> None:
-        per_checkpoint = 1 if on else None
-        self.model.evoformer.blocks_per_ckpt = per_checkpoint
-        for module in self.model.modules():
-            if type(module).__name__ == "TemplatePairStack":
-                module.blocks_per_ckpt = per_checkpoint
-            elif type(module).__name__ == "ExtraMSABlock":
-                module.ckpt = on
 
     def set_kernels(self, kernels: Kernels) -> None:
         """Switch to openfold's own code, or to `molfun.backbones.openfold.fast` after testing it.
@@ -487,13 +494,3 @@ class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
     def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
         super().__init__("trunk done")
         self.outputs = outputs
-
-
-def _check_counts(
-    recycling: int | None, max_msa_clusters: int | None, max_extra_msa: int | None
-) -> None:
-    if recycling is not None and recycling < 0:
-        raise ConfigError(f"recycling must be 0 or more, got {recycling}.")
-    for name, value in (("max_msa_clusters", max_msa_clusters), ("max_extra_msa", max_extra_msa)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}.")

@@ -17,7 +17,7 @@ import torch
 
 from molfun.backbones.base import Features
 from molfun.backbones.openfold.alignments import read_alignments
-from molfun.errors import DataError, MolfunError, UnsafeFileError
+from molfun.errors import ConfigError, DataError, MolfunError, UnsafeFileError
 from molfun.nn.process import seeded
 from molfun.protein import Protein
 from molfun.trunk import padded_cat
@@ -295,3 +295,20 @@ class Schema:
         if any(len({tensor.shape[dim] for tensor in tensors}) > 1 for dim in fixed):
             raise DataError(f"Feature {key} has shapes that cannot be padded to one another.")
         return padded_cat([tensor.unsqueeze(0) for tensor in tensors])
+
+
+def check_counts(
+    recycling: int | None, max_msa_clusters: int | None, max_extra_msa: int | None
+) -> None:
+    """Refuse numbers of passes or of MSA rows that cannot be.
+
+    Raises
+    ------
+    ConfigError
+        If a number is too small.
+    """
+    if recycling is not None and recycling < 0:
+        raise ConfigError(f"recycling must be 0 or more, got {recycling}.")
+    for name, value in (("max_msa_clusters", max_msa_clusters), ("max_extra_msa", max_extra_msa)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}.")

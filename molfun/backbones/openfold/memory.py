@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Plan = Literal["keep", "checkpoint", "compact", "lean"]
 """Activations that a step keeps for the backward pass, from most memory to least.
@@ -137,3 +137,28 @@ def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
         if peak_bytes(smaller, plan, fast=fast) <= available:
             return length
     return 0
+
+
+def shape_of(config: Any, *, batch: int, length: int, msa_rows: int, blocks: int) -> Shape:
+    """Return the sizes of a step; `blocks` keep a graph, templates add rows to the alignment."""
+    template = config.model.template
+    templates = template.enabled and template.embed_angles
+    return Shape(
+        batch=batch,
+        length=length,
+        rows=msa_rows + (int(config.data.predict.max_templates or 0) if templates else 0),
+        c_m=int(config.globals.c_m),
+        c_z=int(config.globals.c_z),
+        blocks=blocks,
+    )
+
+
+def checkpoint_blocks(model: Any, on: bool) -> None:
+    """Turn recomputation of every stack of blocks of openfold's model on or off."""
+    per_checkpoint = 1 if on else None
+    model.evoformer.blocks_per_ckpt = per_checkpoint
+    for module in model.modules():
+        if type(module).__name__ == "TemplatePairStack":
+            module.blocks_per_ckpt = per_checkpoint
+        elif type(module).__name__ == "ExtraMSABlock":
+            module.ckpt = on

@@ -1,0 +1,259 @@
+"""Fold sequences or samples of a table, and write the files of each; a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from molfun._io import write_json
+from molfun._paths import as_path
+from molfun.cli.command_settings import FoldSettings
+from molfun.cli.console import Progress, say, set_up_logging
+from molfun.cli.models import open_model
+from molfun.cli.outputs import refuse_inputs
+from molfun.data.fasta import read_fasta
+from molfun.data.folders import FolderIndex, with_alignments
+from molfun.data.kinds.sequences import is_fasta
+from molfun.errors import ConfigError, DataError, RunError
+from molfun.models import folding
+from molfun.models.structure import MolfunStructureModel
+from molfun.runs.folder import DirectoryLock
+from molfun.sample import Sample
+from molfun.strict import check_choice
+from molfun.structures import files
+from molfun.text import counted, listing
+
+NOTE = "fold.json"
+"""What the structures in a folder were made with."""
+SHOWN = 10
+"""Structures that the terminal lists."""
+
+
+def fold(given: Mapping[str, Any]) -> None:
+    """Fold with the settings of the command line."""
+    wanted, _ = FoldSettings.take(given)
+    set_up_logging(None, debug=wanted.debug)
+    samples = folding.samples_to_fold(_samples(wanted))
+    _refuse(wanted, samples)
+    model = _model(wanted)
+    model.check(samples)
+    run(model, samples, wanted)
+
+
+def run(model: MolfunStructureModel, samples: Sequence[Sample], wanted: FoldSettings) -> None:
+    """Fold and write; a structure that is there already is not computed again.
+
+    Raises
+    ------
+    RunError
+        If the folder holds structures of another model or other settings, or other files.
+    """
+    folder = as_path(wanted.output)
+    with DirectoryLock(folder):
+        identity = {
+            "model": model.backbone.state_fingerprint(),
+            "settings": model.backbone.featurize_key(),
+            "recycles": wanted.recycles,
+            "recycle_tolerance": wanted.recycle_tolerance,
+            "seed": wanted.seed,
+            "unify_chains": wanted.unify_chains,
+        }
+        _claim(folder, identity, overwrite=wanted.overwrite)
+        places = dict(_places(folder, samples, wanted.shard_size))
+        work = [s for s in samples if not _is_done(places[s.id], s)]
+        if len(work) < len(samples):
+            say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
+        made = folding.folded(model, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
+        for sample, structure in zip(Progress(work, "folding"), made, strict=True):
+            shown = files.as_one_chain(structure) if wanted.unify_chains else structure
+            place = places[sample.id]
+            write_json(_request(place, sample.id), {"input": sample.content_key()})
+            files.write_structure(shown, place, plots=wanted.plots)
+        rows = [files.read_row(places[s.id], s.id) for s in samples]
+        files.write_summary(rows, folder / files.SUMMARY)
+    _say(rows, folder)
+
+
+def _say(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Print the most confident structures, and what must be known of them."""
+    ranked = sorted(rows, key=lambda row: -row["confidence"])
+    width = max(len(row["id"]) for row in ranked[:SHOWN])
+    say(f"{'id':<{width}}  residues  pLDDT    pTM   ipTM")
+    for row in ranked[:SHOWN]:
+        ptm, iptm = (
+            f"{'-':>6}" if row[name] is None else f"{row[name]:6.3f}" for name in ("ptm", "iptm")
+        )
+        say(f"{row['id']:<{width}}  {row['length']:>8}  {row['plddt']:>5.1f} {ptm} {iptm}")
+    if len(ranked) > SHOWN:
+        say(f"... and {len(ranked) - SHOWN} more in {folder / files.SUMMARY}")
+    counts = Counter(note for row in rows for note in row["notes"])
+    for note, n in counts.items():
+        whole = "all" if n == len(rows) else f"{n} of {len(rows)}"
+        say(f"Note on {whole}: {note}.")
+    say(f"{counted(len(rows), 'structure')} in {folder}: mmCIF, PDB, confidence; {files.SUMMARY}")
+
+
+# Input
+
+
+def _samples(wanted: FoldSettings) -> list[Sample]:
+    given = [name for name in ("sequences", "data") if getattr(wanted, name) is not None]
+    if len(given) != 1:
+        raise ConfigError("Give either --sequences FASTA or --data TABLE.")
+    source = str(getattr(wanted, given[0]))
+    if wanted.pdbs is not None:
+        return _of_structures(wanted, source)
+    samples = list(_of_fasta(source) if is_fasta(source) else _of_table(source, wanted))
+    return _aligned(samples, wanted.alignments)
+
+
+def _of_fasta(path: str) -> Iterator[Sample]:
+    """Yield one sample per id; several records of one id are the chains of one sample."""
+    chains: dict[str, list[str]] = {}
+    for name, sequence in read_fasta(path):
+        chains.setdefault(name, []).append(sequence)
+    for name, parts in chains.items():
+        yield Sample(id=name, sequence=folding.CHAIN_SEPARATOR.join(parts), origin=path)
+
+
+def _of_table(path: str, wanted: FoldSettings) -> Iterator[Sample]:
+    from molfun.data.cells import read_cells
+
+    cells = read_cells(as_path(path), wanted.sequence_column)
+    check_choice("column", wanted.sequence_column, cells.header)
+    sequences = cells.filled(wanted.sequence_column)
+    if wanted.id_column is None:
+        ids = [f"seq_{number}" for number in range(1, len(cells) + 1)]
+    else:
+        check_choice("column", wanted.id_column, cells.header)
+        ids = cells.ids(wanted.id_column)
+    if cells.problems:
+        raise DataError(f"{path} cannot be folded:\n{listing(cells.problems)}")
+    for row, (name, sequence) in enumerate(zip(ids, sequences, strict=True)):
+        yield Sample(id=name, sequence=sequence, origin=f"{path}, {cells.where(row)}")
+
+
+def _of_structures(wanted: FoldSettings, source: str) -> list[Sample]:
+    """Read the proteins of structure files, whose coordinates the model does not see."""
+    from molfun.data.affinity import AffinityDataset
+
+    dataset = AffinityDataset.from_csv(
+        source,
+        wanted.pdbs,
+        alignments_dir=wanted.alignments,
+        id_column=wanted.id_column or "pdb_id",
+        require_target=False,
+    ).check()
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def _aligned(samples: list[Sample], folder: str | None) -> list[Sample]:
+    """Add the alignments ``FOLDER/ID/*.a3m``; say how many samples have none."""
+    if folder is None:
+        return samples
+    names = [sample.id for sample in samples]
+    index = FolderIndex(folder)
+    places = {name: path for name in names if (path := index.find(name)) is not None}
+    found = with_alignments(index.folder, places, names)
+    without = [name for name in names if name not in found]
+    if without:
+        say(f"No alignment for {len(without)} of {len(names)} samples: {', '.join(without[:3])}")
+    return [replace(sample, alignment_dir=found.get(sample.id)) for sample in samples]
+
+
+def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
+    """Refuse what cannot be written, before the model is read."""
+    twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
+    clashes = [f"{name!r} stands there twice" for name in twice]
+    clashes += files.refuse_equal_files([sample.id for sample in samples])
+    if clashes:
+        raise DataError(f"Every structure needs a name of its own:\n{listing(clashes)}")
+    read = ("sequences", "data", "pdbs", "alignments", "weights")
+    inputs = {f"--{name}": getattr(wanted, name) for name in read}
+    for name in (files.SUMMARY, NOTE):
+        refuse_inputs(as_path(wanted.output) / name, inputs)
+
+
+# Output folder
+
+
+def _claim(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
+    """Check that structures in the folder have the same origin, or remove them if asked to."""
+    note = folder / NOTE
+    others = [p.name for p in folder.iterdir() if p.name not in (".lock",)]
+    stored = _read(note)
+    if others and stored is None:
+        raise RunError(
+            f"{folder} holds {others[0]} and is no folder of molfun fold. Choose another --output."
+        )
+    if stored is not None and overwrite:
+        _remove(folder)
+    elif stored is not None and stored != identity:
+        different = [key for key in identity if stored.get(key) != identity[key]]
+        raise RunError(
+            f"{folder} holds structures made with another {', '.join(different)}. Replace them "
+            f"with --overwrite, or choose another --output."
+        )
+    write_json(note, identity)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+_SHARD = re.compile(r"\d{5}-of-\d{5}")
+
+
+def _remove(folder: Path) -> None:
+    """Remove the structures of a former run: the files next to each note of a request."""
+    for place in (folder, *(p for p in folder.iterdir() if _SHARD.fullmatch(p.name))):
+        for request in list(place.glob("*_request.json")):
+            stem = request.name.removesuffix("_request.json")
+            for ending in (*files.ENDINGS, "_request.json"):
+                (place / f"{stem}{ending}").unlink(missing_ok=True)
+
+
+def _places(folder: Path, samples: Sequence[Sample], size: int) -> Iterator[tuple[str, Path]]:
+    """Yield the folder of each structure: one folder per `size` of them if there are more."""
+    if size < 1:
+        raise ConfigError(f"--shard-size must be at least 1, got {size}.")
+    shards = -(-len(samples) // size)
+    for number, sample in enumerate(samples):
+        shard = f"{number // size:05d}-of-{shards:05d}"
+        yield sample.id, folder / shard if shards > 1 else folder
+
+
+def _request(place: Path, name: str) -> Path:
+    return place / f"{files.file_stem(name)}_request.json"
+
+
+def _is_done(place: Path, sample: Sample) -> bool:
+    """Return whether the structure of this very input is there, with all of its files."""
+    if not files.is_complete(place, sample.id):
+        return False
+    stored = _read(_request(place, sample.id))
+    return isinstance(stored, dict) and stored.get("input") == sample.content_key()
+
+
+def _model(wanted: FoldSettings) -> MolfunStructureModel:
+    if wanted.checkpoint is None:
+        return MolfunStructureModel(
+            wanted.backbone,
+            config=wanted.preset,
+            weights=wanted.weights,
+            device=wanted.device,
+            kernels=wanted.kernels,
+        )
+    if wanted.preset is not None:
+        raise ConfigError("--preset is for a base model; a checkpoint keeps its own.")
+    return open_model(
+        wanted.checkpoint, weights=wanted.weights, device=wanted.device, kernels=wanted.kernels
+    )

@@ -1,0 +1,200 @@
+"""Predict structures: of sequences, samples or a data set, one after the other."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from molfun._io import sha256_of
+from molfun.backbones.folding import Fold, Folding
+from molfun.errors import ConfigError, DataError
+from molfun.models.assembly import AssembledModel, autocast
+from molfun.models.loaders import all_samples, refuse_nothing
+from molfun.nn.modes import evaluating
+from molfun.nn.process import settled
+from molfun.protein import RESIDUE_LETTERS_WITH_X, Protein
+from molfun.sample import Sample
+from molfun.structures.folded import ALONE, FoldedStructure, Maker
+from molfun.text import counted
+
+CHAIN_SEPARATOR = ":"
+"""Between the sequences of the chains of one sample."""
+JUMPED = (
+    "its chains were folded by a model of single chains, with a jump of the residue index between "
+    "them; a multimer preset was trained for complexes"
+)
+"""Caveat of a fold of several chains."""
+
+
+def fold(
+    model: AssembledModel,
+    data: Any,
+    *,
+    recycles: int,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> list[FoldedStructure]:
+    """Return the predicted structure of every sample; see `MolfunStructureModel.fold`."""
+    return list(folded(model, samples_to_fold(data), recycles, tolerance, seed))
+
+
+def samples_to_fold(data: Any) -> list[Sample]:
+    """Return samples with proteins, from sequences, samples or a data set.
+
+    Raises
+    ------
+    DataError
+        If there is none, or a sequence is none.
+    """
+    samples = [_with_protein(sample) for sample in all_samples(data)]
+    refuse_nothing(samples)
+    return samples
+
+
+def folded(
+    model: AssembledModel,
+    samples: Sequence[Sample],
+    recycles: int,
+    tolerance: float | None,
+    seed: int,
+) -> Iterator[FoldedStructure]:
+    """Yield structures one by one, so that a caller can write each before the next is computed.
+
+    Raises
+    ------
+    ConfigError
+        If the backbone predicts no structures, or an argument is out of range.
+    DataError
+        Listing the samples that cannot be folded, before the first is.
+    """
+    backbone = _folding(model)
+    _check(recycles, tolerance)
+    model.check(samples)
+    maker = maker_of(model)
+    for sample in samples:
+        # for each sample: between two, the program that iterates has its own settings
+        with settled(), torch.no_grad(), evaluating(model), autocast(model):
+            found = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
+        yield structure_of(sample, found, maker, seed)
+
+
+def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int) -> FoldedStructure:
+    """Return what a backbone predicted with all that a user's file says of it."""
+    return FoldedStructure(
+        id=sample.id,
+        protein=found.protein,
+        plddt=found.plddt,
+        pae=found.pae,
+        max_pae=found.max_pae,
+        ptm=found.ptm,
+        iptm=found.iptm,
+        recycles=found.recycles,
+        seed=seed,
+        notes=tuple(_notes(found)),
+        maker=maker,
+    )
+
+
+def _folding(model: AssembledModel) -> Any:
+    if not isinstance(model.backbone, Folding):
+        raise ConfigError(
+            f"{model.backbone.display_name} predicts no structures; openfold does: "
+            f'MolfunStructureModel("openfold", weights=...).'
+        )
+    return model.backbone
+
+
+def _check(recycles: int, tolerance: float | None) -> None:
+    if isinstance(recycles, bool) or not isinstance(recycles, int) or recycles < 0:
+        raise ConfigError(f"recycles must be a whole number from 0 on, got {recycles!r}.")
+    if tolerance is not None and not tolerance > 0:
+        raise ConfigError(
+            f"The tolerance of recycling is a distance in angstrom above 0, got {tolerance}."
+        )
+
+
+def _with_protein(sample: Sample) -> Sample:
+    if sample.sequence is None:
+        return sample
+    chains = [chain.strip() for chain in sample.sequence.split(CHAIN_SEPARATOR)]
+    if not all(chains):
+        raise DataError(f"{sample.shown} has an empty chain: {sample.sequence!r}.")
+    for chain in chains:
+        wrong = sorted({c for c in chain.upper() if not c.isalpha() or c in "JO"})
+        if wrong:
+            letters = " ".join(map(repr, wrong))
+            raise DataError(f"{sample.shown} holds {letters}, which stands for no amino acid.")
+    protein = Protein.from_chains(chains, name=sample.id).crop(sample.max_length)
+    return replace(sample, sequence=None, protein=protein)
+
+
+def _notes(found: Fold) -> Iterator[str]:
+    if found.alignment_rows < 2:
+        yield ALONE
+    chains = len(found.protein.chain_ids)
+    if chains > 1:
+        yield JUMPED
+    unknown = int((found.protein.aatype == len(RESIDUE_LETTERS_WITH_X) - 1).sum())
+    if unknown:
+        yield (
+            f"{counted(unknown, 'residue')} of unknown type (X) took part as such; openfold gives "
+            f"them no atoms"
+        )
+    if found.ptm is None:
+        yield "the preset has no TM head, so there is no pTM and no predicted aligned error"
+
+
+def maker_of(model: AssembledModel) -> Maker:
+    """Return software and weights of a model."""
+    backbone = model.backbone
+    preset = getattr(backbone, "preset", None)
+    return Maker(
+        model=f"{backbone.display_name} {preset}" if preset else backbone.display_name,
+        software=_versions(backbone.name),
+        weights=_weights_of(model),
+        weights_sha256="" if model.weights is None else _sha256(model.weights, _state(model)),
+        trained=_trained(model),
+    )
+
+
+def _versions(package: str) -> dict[str, str]:
+    """Return the versions of the wrapped package and of Molfun; a package may be renamed."""
+    found: dict[str, str] = {}
+    for name in (package, "molfun"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _weights_of(model: AssembledModel) -> str:
+    if model.weights is not None:
+        return Path(model.weights).name
+    if model.random_base:
+        return "random, for tests and not for science"
+    return "in the checkpoint"
+
+
+def _state(model: AssembledModel) -> tuple[int, int]:
+    """Return size and time of the file of weights, by which its checksum is kept."""
+    status = Path(str(model.weights)).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(weights: str, _state: tuple[int, int]) -> str:
+    return sha256_of(weights)
+
+
+def _trained(model: AssembledModel) -> str:
+    """Say in a few words what fine-tuning changed in the trunk."""
+    if model.strategy is None:
+        return ""
+    return f"fine-tuned ({model.strategy.name})"

@@ -1,0 +1,1 @@
+"""Predicted structures: their confidence, and the files that hold them."""

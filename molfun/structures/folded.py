@@ -1,0 +1,146 @@
+"""`FoldedStructure`: a predicted structure with its confidence, and how it was made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from molfun._shapes import Float32
+from molfun.protein import Protein, chain_name
+
+ALONE = (
+    "made from a single sequence: AlphaFold's trunk was trained on alignments, and this fold had "
+    "none, so its confidence is not that of a usual AlphaFold model"
+)
+"""Caveat of a fold without an alignment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """The software and the weights behind a structure, for its files.
+
+    Parameters
+    ----------
+    model
+        Name of the model and of its preset.
+    software
+        Version of each package that took part, by name.
+    weights
+        File of the weights, or how they came to be where there is no file.
+    weights_sha256
+        Checksum of the file; empty where there is none.
+    trained
+        What fine-tuning changed in the trunk, in a few words; empty for the base model.
+    """
+
+    model: str
+    software: dict[str, str]
+    weights: str
+    weights_sha256: str = ""
+    trained: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedStructure:
+    """A predicted structure of one sample.
+
+    Parameters
+    ----------
+    id
+        Id of the sample.
+    protein
+        Residues, chains and predicted coordinates in angstrom. The B-factors of a residue are its
+        pLDDT.
+    plddt
+        (length,) pLDDT of each residue, 0 to 100.
+    pae
+        (length, length) predicted aligned error in angstrom: row, residue whose frame is aligned;
+        column, residue whose error it is. None where the preset has no TM head.
+    max_pae
+        Largest value that `pae` can take, in angstrom.
+    ptm, iptm
+        Predicted TM-score, and the one between chains; None without a TM head, and for one chain.
+    recycles
+        Recycling passes that ran before the last pass.
+    seed
+        Seed of the features' random choices.
+    notes
+        What a reader of the structure must know, one sentence each.
+    maker
+        Software and weights.
+
+    Examples
+    --------
+    >>> from molfun import MolfunStructureModel
+    >>> model = MolfunStructureModel("openfold", config="tiny")
+    >>> folded = model.fold("MKTAYIAKQR", recycles=1)[0]
+    >>> folded.protein.sequence, folded.plddt.shape, folded.recycles
+    ('MKTAYIAKQR', (10,), 1)
+    """
+
+    id: str
+    protein: Protein
+    plddt: Float32[np.ndarray, "length"]
+    pae: Float32[np.ndarray, "length length"] | None = None
+    max_pae: float | None = None
+    ptm: float | None = None
+    iptm: float | None = None
+    recycles: int
+    seed: int = 0
+    notes: Sequence[str] = ()
+    maker: Maker = field(default_factory=lambda: Maker(model="", software={}, weights=""))
+
+    @property
+    def mean_plddt(self) -> float:
+        """Mean pLDDT over the residues."""
+        return float(np.mean(self.plddt))
+
+    @property
+    def confidence(self) -> float:
+        """Value by which structures are sorted, 0 to 1.
+
+        0.8 ipTM + 0.2 pTM for several chains (Evans et al. 2021), else the mean pLDDT / 100.
+        """
+        if self.iptm is not None and self.ptm is not None:
+            return 0.8 * self.iptm + 0.2 * self.ptm
+        return self.mean_plddt / 100
+
+    def scores(self) -> dict[str, Any]:
+        """Return the confidence of the whole structure by name, as the summary table holds it."""
+        return {
+            "confidence": self.confidence,
+            "plddt": self.mean_plddt,
+            "ptm": self.ptm,
+            "iptm": self.iptm,
+        }
+
+    def chain_names(self) -> list[str]:
+        """Return names of the chains as files hold them: unique, and never empty."""
+        given = self.protein.chain_ids
+        # a new name must not be one that a later chain has
+        free = (name for name in map(chain_name, itertools.count()) if name not in given)
+        return [
+            name if name and given.index(name) == place else next(free)
+            for place, name in enumerate(given)
+        ]
+
+    def residue_ids(self) -> list[tuple[int, str]]:
+        """Return the number and insertion code of each residue in files.
+
+        They are those of the input structure. Without one, a chain counts from 1 in steps of the
+        residue index.
+        """
+        own = self.protein.residue_ids
+        if own:
+            return [(int(text.rstrip(_INSERTIONS)), text.lstrip(_DIGITS)) for text in own]
+        index, chain = self.protein.residue_index, self.protein.chain_index
+        starts = {c: int(index[chain == c].min()) for c in np.unique(chain).tolist()}
+        return [(int(i) - starts[int(c)] + 1, "") for i, c in zip(index, chain, strict=True)]
+
+
+_DIGITS = "-0123456789"
+_INSERTIONS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

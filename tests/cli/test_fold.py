@@ -1,0 +1,183 @@
+"""``molfun fold``: files of every structure, resumed after a kill, refusals in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import gemmi
+import numpy as np
+import pytest
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def fold(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.chdir(tmp_path)
+    records = {"one first": "MKTAYIAKQR", "sp|P1|two": "GSHMKX", "pair": "MKTAY:ACDEF"}
+    text = "".join(f">{name}\n{sequence}\n" for name, sequence in records.items())
+    Path("x.fasta").write_text(text + ">hetero\nMKTA\n>hetero\nGSH\n")
+
+    def run(*arguments: object) -> Result:
+        source = () if {"--data", "--sequences"} & set(arguments) else ("--sequences", "x.fasta")
+        options = ("--preset", "tiny", "--device", "cpu", "--no-plots")
+        return molfun("fold", *source, *options, *arguments)
+
+    return run
+
+
+def table(path: str) -> dict[str, dict[str, str]]:
+    with Path(path).open() as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def test_a_fasta_file(fold: Command) -> None:
+    result = fold("--output", "out", "--recycles", 1)
+    assert result.exit_code == 0, result.output
+    rows = table("out/summary.csv")
+    assert set(rows) == {"one", "sp|P1|two", "pair", "hetero"}
+    assert [rows[name]["chains"] for name in ("one", "pair", "hetero")] == ["1", "2", "2"]
+    assert float(rows["pair"]["iptm"]) > 0
+    assert rows["one"]["iptm"] == ""
+    confidences = [float(row["confidence"]) for row in rows.values()]
+    assert confidences == sorted(confidences, reverse=True)
+    for stem, n in (("one", 10), ("sp_P1_two", 6), ("pair", 10), ("hetero", 7)):
+        for ending in (".cif", ".pdb"):
+            model = gemmi.read_structure(f"out/{stem}{ending}")[0]
+            # a PDB file has no residues without atoms
+            unknown = stem == "sp_P1_two"
+            assert sum(len(chain) for chain in model) == n - unknown
+        with np.load(f"out/{stem}_pae.npz") as errors:
+            assert errors["pae"].shape == (n, n)
+    assert "Note on all: made from a single sequence" in result.stdout
+    assert "4 structures in out: mmCIF, PDB, confidence; summary.csv" in result.stdout
+
+
+def test_a_table_and_structures(fold: Command, project: Path) -> None:
+    rows = (project / "data.csv").read_text().splitlines()[:3]
+    Path("few.csv").write_text("\n".join(rows) + "\n")
+    result = fold("--data", "few.csv", "--pdbs", "pdbs", "--output", "out", "--recycles", 0)
+    assert result.exit_code == 0, result.output
+    given = gemmi.read_structure("pdbs/s000.pdb")[0][0]
+    found = gemmi.read_structure("out/s000.cif")[0][0]
+    assert [str(r.seqid) for r in found] == [str(r.seqid) for r in given]
+    assert [r.name for r in found] == [r.name for r in given]
+    Path("seq.csv").write_text("name,sequence\na,MKT\nb,MK:GS\n")
+    result = fold("--data", "seq.csv", "--id-column", "name", "--output", "two", "--recycles", 0)
+    assert result.exit_code == 0, result.output
+    assert table("two/summary.csv")["b"]["chains"] == "2"
+
+
+def test_what_is_there_is_not_computed_again(fold: Command) -> None:
+    fold("--output", "out", "--recycles", 0)
+    written = Path("out/one.cif").stat().st_mtime_ns
+    Path("out/pair.cif").unlink()
+    content = Path("x.fasta").read_text().replace("GSHMKX", "GSHMKA")
+    Path("x.fasta").write_text(content)
+    result = fold("--output", "out", "--recycles", 0)
+    assert "2 of 4 structures are there" in result.stdout
+    assert Path("out/one.cif").stat().st_mtime_ns == written
+    assert Path("out/pair.cif").exists()
+    assert json.loads(Path("out/sp_P1_two_confidence.json").read_text())["residues"][-1] == "6"
+    changed = gemmi.read_structure("out/sp_P1_two.cif")[0][0]
+    assert changed[-1].name == "ALA"
+
+
+def test_shards(fold: Command) -> None:
+    result = fold("--output", "out", "--recycles", 0, "--shard-size", 3)
+    assert result.exit_code == 0, result.output
+    assert Path("out/00000-of-00002/one.cif").exists()
+    assert Path("out/00001-of-00002/hetero.cif").exists()
+    assert len(table("out/summary.csv")) == 4
+
+
+def test_one_chain_of_two(fold: Command) -> None:
+    fold("--output", "out", "--recycles", 0, "--unify-chains")
+    assert [chain.name for chain in gemmi.read_structure("out/pair.cif")[0]] == ["A"]
+
+
+def test_other_folders_and_settings_are_refused(fold: Command) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("keep\n")
+    result = fold("--output", "mine")
+    assert result.exit_code == 1
+    assert "mine holds notes.txt and is no folder of molfun fold" in result.stderr
+    fold("--output", "out", "--recycles", 0)
+    result = fold("--output", "out", "--recycles", 1)
+    assert result.exit_code == 1
+    assert "out holds structures made with another recycles." in result.stderr
+    Path("out/own.txt").write_text("keep\n")
+    content = Path("x.fasta").read_text()
+    Path("x.fasta").write_text(content.split(">pair")[0])
+    result = fold("--output", "out", "--recycles", 1, "--overwrite")
+    assert result.exit_code == 0, result.output
+    # nothing of the former run is left, nothing else is touched
+    assert not list(Path("out").glob("pair*"))
+    assert Path("out/own.txt").read_text() == "keep\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">a\nMK1\n", "a (x.fasta) holds '1', which stands for no amino acid"),
+        (">a/b\nMK\n>a_b\nMKK\n", "'a/b' and 'a_b' would both be a_b.cif"),
+        (">a\nMK:\n", "a (x.fasta) has an empty chain"),
+        (">a\nM\n", "a has 1 residues; openfold takes 2 or more"),
+    ],
+)
+def test_bad_sequences(fold: Command, text: str, message: str) -> None:
+    Path("x.fasta").write_text(text)
+    result = fold("--output", "out")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_tables_and_flags(fold: Command) -> None:
+    Path("seq.csv").write_text("name,sequence\na,MKT\na,MK\n,MK\nd,\n")
+    result = fold("--data", "seq.csv", "--id-column", "name", "--output", "out")
+    assert "seq.csv cannot be folded" in result.stderr
+    assert "column sequence: is blank" in result.stderr
+    result = fold("--data", "seq.csv", "--sequence-column", "seqence", "--output", "out")
+    assert result.exit_code == 1
+    result = fold("--sequences", "x.fasta", "--data", "seq.csv", "--output", "out")
+    assert "Give either --sequences FASTA or --data TABLE." in result.stderr
+    result = fold("--backbone", "esm2_tiny", "--output", "out")
+    assert result.exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_files(fold: Command) -> None:
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    rng = np.random.default_rng(0)
+    records = [f">s{i}\n{''.join(rng.choice(list(letters), 40))}\n" for i in range(12)]
+    Path("x.fasta").write_text("".join(records))
+    fold("--output", "whole", "--recycles", 2)
+    with subprocess.Popen(
+        [sys.executable, "-m", "molfun", "fold", "--sequences", "x.fasta", "--preset", "tiny",
+         "--device", "cpu", "--no-plots", "--output", "killed", "--recycles", "2"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not list(Path("killed").glob("*.cif")):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert len(list(Path("killed").glob("*.cif"))) < 12
+    result = fold("--output", "killed", "--recycles", 2)
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in Path("whole").iterdir() if path.name != ".lock")
+    assert names == sorted(path.name for path in Path("killed").iterdir() if path.name != ".lock")
+    for name in names:
+        assert (Path("whole") / name).read_bytes() == (Path("killed") / name).read_bytes()
