@@ -112,6 +112,13 @@ PUBLIC = {
         "write_comparison",
         "write_report",
     ],
+    "molfun.structures": [
+        "FoldedStructure",
+        "Maker",
+        "mmcif_text",
+        "pdb_text",
+        "write_structure",
+    ],
     "molfun.objectives": [
         "ContrastiveObjective",
         "JEPAObjective",
@@ -119,6 +126,7 @@ PUBLIC = {
         "MaskedLMObjective",
         "Objective",
         "ObjectiveOutput",
+        "Reconstruction",
     ],
     "molfun.sklearn": [
         "MolfunClassifier",

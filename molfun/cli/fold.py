@@ -185,21 +185,28 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
 def _claim(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
     """Check that structures in the folder have the same origin, or remove them if asked to."""
     note = folder / NOTE
-    others = [p.name for p in folder.iterdir() if p.name not in (".lock",)]
     stored = _read(note)
-    if others and stored is None:
-        raise RunError(
-            f"{folder} holds {others[0]} and is no folder of molfun fold. Choose another --output."
-        )
-    if stored is not None and overwrite:
+    if stored is None:
+        _refuse_others(folder)
+    elif overwrite:
         _remove(folder)
-    elif stored is not None and stored != identity:
+    elif stored != identity:
         different = [key for key in identity if stored.get(key) != identity[key]]
         raise RunError(
             f"{folder} holds structures made with another {', '.join(different)}. Replace them "
             f"with --overwrite, or choose another --output."
         )
     write_json(note, identity)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse a folder with files that are not of this command."""
+    # a run that was killed before its note leaves its lock
+    others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    if others:
+        raise RunError(
+            f"{folder} holds {others[0]} and is no folder of molfun fold. Choose another --output."
+        )
 
 
 def _read(path: Path) -> Any:

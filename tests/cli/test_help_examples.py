@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from tiny import PET_TINY, build_atoms
 
@@ -34,6 +35,8 @@ SMALL = {
     "--backbone esm2 ...": "--backbone esm2_tiny --data gb1.csv",
 }
 """What an example leaves out, or has larger than a test should."""
+SMALL_FOLD = {"--sequences": "--preset tiny --recycles 0 --sequences"}
+"""The same for ``molfun fold``, whose model is the checkpoint or the weights of its example."""
 FINETUNE = "{backbone: timeseries, task: binary, strategy: head_only}"
 OPTIONS = """
 architecture:
@@ -60,6 +63,9 @@ def files(project: Path, molfun: Command) -> Path:
     for name in ("gb1.csv", "x.csv"):
         Path(name).write_text(table)
     records = "".join(f">p{i}\n{text}\n" for i, text in enumerate(sequences))
+    Path("proteins.fasta").write_text(">a\nMKTAYIAKQR\n>b\nMKT:GSH\n")
+    folds = MolfunStructureModel("openfold", config="tiny", device="cpu")
+    torch.save(folds.backbone.model.state_dict(), "finetuning_ptm_2.pt")
     Path("mine.fasta.gz").write_bytes(gzip.compress(records.encode()))
     steps = [f"s{i},{t},{i + t},{'yes' if i % 2 else 'no'}" for i in range(12) for t in range(4)]
     Path("series.csv").write_text("\n".join(["id,time,hr,target", *steps, ""]))
@@ -85,12 +91,12 @@ def files(project: Path, molfun: Command) -> Path:
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
     assert verbs == {
-        *("fine-tune", "cv", "pretrain", "train", "check", "doctor", "schema"),
+        *("fine-tune", "cv", "fold", "pretrain", "train", "check", "doctor", "schema"),
         *("report", "compare"),
     }
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
-        for old, new in SMALL.items():
+        for old, new in (SMALL_FOLD if "molfun fold" in line else SMALL).items():
             line = line.replace(old, new)
         verb, *arguments = shlex.split(line)[1:]
         if verb in ("fine-tune", "cv", "pretrain"):
