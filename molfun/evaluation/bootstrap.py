@@ -21,7 +21,7 @@ MOST_FOR_BCA = 1000
 FEW_DRAWS = 200
 """Draws where a thousand would take minutes: of all metrics of classes, and of many labels."""
 MANY_LABELS = 2000
-"""Labels above which metrics other than the main one get no interval; of residues, say."""
+"""Labels of residues and pairs above which only the main metric gets an interval."""
 
 
 @dataclass(frozen=True)

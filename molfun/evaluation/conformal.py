@@ -107,13 +107,15 @@ class Calibration:
         DataError
             If there are too few errors for this coverage.
         """
-        if not self.errors:
+        if self.classes:
             raise ConfigError("Intervals are for numbers; these are classes.")
         _check(coverage, len(self.errors), "out-of-fold predictions")
         from crepes import ConformalRegressor
 
         fitted = ConformalRegressor().fit(np.array(self.errors))
-        bounds = fitted.predict_int(np.asarray(predictions, np.float64), confidence=coverage)
+        bounds = fitted.predict_int(
+            np.asarray(predictions, np.float64), confidence=_exact(coverage)
+        )
         return bounds[:, 0], bounds[:, 1]
 
     def sets(
@@ -142,7 +144,7 @@ class Calibration:
         for place in np.unique(labels).tolist():
             bins = np.full(len(new), place)
             # without smoothing, which draws random numbers to reach the coverage exactly
-            chosen = fitted.predict_set(new, bins, confidence=coverage, smoothing=False)
+            chosen = fitted.predict_set(new, bins, confidence=_exact(coverage), smoothing=False)
             found[:, place] = chosen[:, place].astype(bool)
         return found
 
@@ -162,12 +164,19 @@ def least(coverage: float) -> int:
 def _check(coverage: float, n: int | None = None, what: str = "") -> None:
     if not 0 < coverage < 1:
         raise ConfigError(f"coverage must be between 0 and 1, got {coverage}.")
-    # one more than needed in theory: crepes rounds down
-    if n is not None and n <= least(coverage):
+    if n is not None and n < least(coverage):
         raise DataError(
             f"{n} {what} are too few for intervals of {coverage:.0%}: at least "
-            f"{least(coverage) + 1} are needed. Lower the coverage."
+            f"{least(coverage)} are needed. Lower the coverage."
         )
+
+
+def _exact(coverage: float) -> float:
+    """Return the confidence for crepes, which takes the rank int((1 - confidence) * (n + 1)).
+
+    1 - 0.8 is a little below 0.2, and the rank of 19 errors would be 3 instead of 4.
+    """
+    return coverage - 1e-12
 
 
 # Reliability

@@ -45,7 +45,8 @@ def chosen(
     Returns
     -------
     Threshold or None
-        None without two classes in the validation part.
+        None without two classes in the validation part. Predictions that are not finite are left
+        out.
 
     References
     ----------
@@ -81,7 +82,7 @@ def chosen(
 def _flat(
     task: Task, predictions: Sequence[np.ndarray], targets: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities of the second class and labels, where there is a label."""
+    """Return probabilities of the second class and labels, where both are known."""
     probs, truth = task.join(predictions)[:, 1], task.join(targets)
-    known = np.isfinite(truth)
+    known = np.isfinite(truth) & np.isfinite(probs)
     return probs[known], truth[known].astype(int)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from molfun._shapes import Bool
 from molfun.evaluation.bootstrap import (
     FEW_DRAWS,
     MANY_LABELS,
@@ -30,6 +31,11 @@ from molfun.text import counted, three_digits
 
 FEWEST = 20
 """Samples below which nothing can be concluded: correlations of 20 have intervals 0.8 wide."""
+FEWEST_OF_CLASS = 10
+"""Samples outside the most frequent class below which nothing can be concluded.
+
+The interval of an AUROC of 0.75 from 10 of 100 is 0.36 wide (Hanley and McNeil 1982).
+"""
 
 OUT_OF_FOLD = "out_of_fold"
 """Part of all samples of a cross-validation, each predicted by a model that never saw it."""
@@ -93,12 +99,11 @@ def judge(
     part = next(name for name in PARTS if name in parts)
     metric = main_metric(task, parts[part])
     found = {name: _part(task, metric, one, draws) for name, one in parts.items()}
-    groups = parts[part].groups
-    n = found[part].n if groups is None else len(set(groups))
     best = best_baseline(found[part], metric, higher=metric in task.higher_is_better)
-    outcome = _outcome(n, best)
+    few = too_few(task, parts[part])
+    outcome: Outcome = "too few" if few else _outcome(best)
     sentence = f"{titled(metric)} {_shown(found[part].metrics[metric])} on "
-    sentence += counted(found[part].n, PARTS[part]) + of
+    sentence += counted(found[part].n, PARTS[part]) + of + _not_finite(parts[part])
     if part == "val":
         sentence += ", which also chose the epoch"
     if random_weights:
@@ -106,7 +111,7 @@ def judge(
     if best is not None:
         sentence += f"; {best.title} {three_digits(best.metrics[metric].value)}"
     return HeadVerdict(
-        verdict=f"{sentence}: {_words(outcome, n, groups, best)}.",
+        verdict=f"{sentence}: {few or _words(outcome, best)}.",
         outcome=outcome,
         metric=metric,
         higher_is_better=metric in task.higher_is_better,
@@ -142,17 +147,66 @@ def _shown(estimate: Estimate) -> str:
     return f"{value} [{three_digits(estimate.low)}, {three_digits(estimate.high)}]"
 
 
-def _words(
-    outcome: Outcome,
-    n: int,
-    groups: Sequence[Hashable] | None,
-    best: BaselineResult | None,
-) -> str:
-    if outcome == "too few":
-        what = "sample" if groups is None else "independent group"
+def _not_finite(part: Predicted) -> str:
+    """Return how many labelled samples have a prediction that is NaN or infinite, in words."""
+    n = 0
+    for prediction, target in zip(part.predictions, part.targets, strict=True):
+        finite = np.isfinite(prediction)
+        if finite.ndim > target.ndim:  # a probability per class
+            finite = finite.all(-1)
+        n += bool((np.isfinite(target) & ~finite).any())
+    return f" ({counted(n, 'prediction')} {'is' if n == 1 else 'are'} not finite)" if n else ""
+
+
+def too_few(task: Task, part: Predicted) -> str:
+    """Return why nothing can be concluded from a part; empty if something can.
+
+    Samples of a group are not independent, so groups are counted where they are known.
+    """
+    what = "sample" if part.groups is None else "independent group"
+    groups = range(len(part.targets)) if part.groups is None else part.groups
+    places = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    n = len(places)
+    if n < FEWEST:
         return f"nothing can be concluded from {counted(n, what)}"
+    if task.labels_are not in ("class", "classes"):
+        return ""
+    why = _too_rare(task, _held(task, part.targets, [places[group] for group in groups], n), what)
+    return why and f"nothing can be concluded, since {why}"
+
+
+def _too_rare(task: Task, held: Bool[np.ndarray, "n columns values"], what: str) -> str:
+    """Return which class is too rare, of labels that `n` samples or groups have."""
+    # groups that hold another value than this one: of two classes, those of the rarer one
+    others = (held.sum(2, keepdims=True) > held).sum(0)
+    fewest = int(others.min(1).max())
+    if fewest >= FEWEST_OF_CLASS:
+        return ""
+    if task.labels_are == "classes":
+        return f"no class has {FEWEST_OF_CLASS} {what}s with it and as many without"
+    name = (getattr(task, "classes", None) or range(task.n_outputs))[int(others[0].argmin())]
+    verb = "has" if fewest == 1 else "have"
+    return f"only {fewest} of {counted(len(held), what)} {verb} another class than {name!r}"
+
+
+def _held(
+    task: Task, targets: Sequence[np.ndarray], places: Sequence[int], n: int
+) -> Bool[np.ndarray, "n columns values"]:
+    """Return which labels each of `n` groups has: one column of classes, or 0 and 1 per class."""
+    columns, values = (1, task.n_outputs) if task.labels_are == "class" else (task.n_outputs, 2)
+    held = np.zeros((n, columns, values), bool)
+    for place, target in zip(places, targets, strict=True):
+        rows = target.reshape(-1, columns)
+        known = np.isfinite(rows)
+        held[place, np.nonzero(known)[1], rows[known].astype(int)] = True
+    return held
+
+
+def _words(outcome: Outcome, best: BaselineResult | None) -> str:
     if best is None:
         return "no baseline to compare with"
+    if outcome == "no baseline":
+        return "undefined for the model, so that nothing is compared"
     gain = best.difference
     by = f"{three_digits(gain.value)} [{three_digits(gain.low)}, {three_digits(gain.high)}]"
     if outcome == "worse":
@@ -160,9 +214,7 @@ def _words(
     return f"{outcome} than the baseline" + (f" (by {by})" if outcome == "better" else "")
 
 
-def _outcome(n: int, best: BaselineResult | None) -> Outcome:
-    if n < FEWEST:
-        return "too few"
+def _outcome(best: BaselineResult | None) -> Outcome:
     if best is None or math.isnan(best.difference.value):
         return "no baseline"
     if best.difference.low > 0:
@@ -194,10 +246,11 @@ def best_baseline(part: PartResult, metric: str, *, higher: bool) -> BaselineRes
 
 def _part(task: Task, metric: str, part: Predicted, draws: int) -> PartResult:
     n_labels = sum(int(np.isfinite(t).sum()) for t in part.targets)
-    if len(part.targets) < FEWEST:
+    if too_few(task, part):
         draws = 0  # intervals of so few would look like knowledge
-    many = n_labels > MANY_LABELS
-    draws = min(draws, FEW_DRAWS) if many and task.level != "sequence" else draws
+    # of whole samples a draw takes milliseconds whatever their number, of their residues not
+    many = n_labels > MANY_LABELS and task.level != "sequence"
+    draws = min(draws, FEW_DRAWS) if many else draws
     metrics = _all_metrics(task, part, 0 if many else draws)
     names = list(part.baselines)
     compared = _paired(task, metric, part, names, draws) if names else []
@@ -221,8 +274,8 @@ def _part(task: Task, metric: str, part: Predicted, draws: int) -> PartResult:
 
 
 def _all_metrics(task: Task, part: Predicted, draws: int) -> dict[str, Estimate]:
-    """Return all metrics, with intervals if there are draws and enough samples."""
-    if draws and len(part.targets) >= FEWEST:
+    """Return all metrics, with intervals if there are draws."""
+    if draws:
         return metric_estimates(
             task,
             part.predictions,
@@ -260,7 +313,18 @@ def _by_value(
 ) -> dict[str, GroupResult]:
     found = {}
     for value in dict.fromkeys(values):
-        chosen = [i for i, v in enumerate(values) if v == value]
-        own = Predicted([part.predictions[i] for i in chosen], [part.targets[i] for i in chosen])
-        found[value] = GroupResult(len(chosen), _all_metrics(task, own, draws))
+        own = _chosen(part, [i for i, v in enumerate(values) if v == value])
+        enough = not too_few(task, own)
+        found[value] = GroupResult(
+            len(own.targets), _all_metrics(task, own, draws if enough else 0)
+        )
     return found
+
+
+def _chosen(part: Predicted, places: Sequence[int]) -> Predicted:
+    """Return the model's predictions for some samples."""
+    return Predicted(
+        [part.predictions[i] for i in places],
+        [part.targets[i] for i in places],
+        groups=None if part.groups is None else [part.groups[i] for i in places],
+    )

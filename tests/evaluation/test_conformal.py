@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
@@ -29,6 +31,21 @@ def test_intervals_cover_within_two_points(coverage: float) -> None:
         low, high = calibration.intervals(predictions[1000:], coverage=coverage)
         found.append(np.mean((low <= y[1000:]) & (y[1000:] <= high)))
     assert abs(np.mean(found) - coverage) < 0.02
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
+def test_the_rank_is_that_of_theory(coverage: float) -> None:
+    """Of n errors the interval reaches as far as number ceil(coverage * (n + 1)), by size."""
+    for n in (19, 39, 99):
+        calibration = Calibration.of_numbers(np.zeros(n), np.arange(1.0, n + 1))
+        (high,) = calibration.intervals(np.zeros(1), coverage=coverage)[1]
+        assert high == math.ceil(round(coverage * (n + 1), 9))
+        # a class whose probability is lower than that of so many calibrated rows is left out
+        scores = np.arange(1, n + 1) / (n + 1)
+        probs = np.stack([1 - scores, scores], 1)
+        classes = Calibration.of_classes(probs, np.zeros(n), ["no", "yes"])
+        held = classes.sets(probs, coverage=coverage)[:, 0]
+        assert held.sum() == math.ceil(round(coverage * (n + 1), 9))
 
 
 def test_sets_cover_each_class() -> None:
@@ -60,9 +77,13 @@ def test_what_cannot_be_calibrated() -> None:
     classes = Calibration.of_classes(np.full((4, 2), 0.5), np.zeros(4), ["no", "yes"])
     assert least(0.9) == 9
     with pytest.raises(
-        DataError, match="9 out-of-fold predictions are too few for intervals of 90"
+        DataError, match="9 out-of-fold predictions are too few for intervals of 95%: at least 19"
     ):
-        numbers.intervals(np.zeros(1), coverage=0.9)
+        numbers.intervals(np.zeros(1), coverage=0.95)
+    assert numbers.intervals(np.zeros(1), coverage=0.9)[1].tolist() == [8]
+    nothing = Calibration.of_numbers(np.full(9, np.nan), np.arange(9.0))
+    with pytest.raises(DataError, match="0 out-of-fold predictions are too few"):
+        nothing.intervals(np.zeros(1), coverage=0.9)
     low, high = numbers.intervals(np.zeros(1), coverage=0.5)
     assert high == -low == 4
     with pytest.raises(ConfigError, match="coverage must be between 0 and 1, got 90"):

@@ -13,10 +13,10 @@ import pytest
 
 from molfun.errors import ConfigError
 from molfun.evaluation import results, verdict
-from molfun.evaluation.bootstrap import estimates
+from molfun.evaluation.bootstrap import Estimate, estimates
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import Predicted
-from molfun.tasks import BinaryTask, MulticlassTask, RegressionTask
+from molfun.tasks import BinaryTask, MulticlassTask, MultilabelTask, RegressionTask
 from molfun.tasks.base import Task
 
 RNG = np.random.default_rng(0)
@@ -25,7 +25,7 @@ NOISE = RNG.normal(size=200)
 
 
 def judge(task: Task, parts: dict[str, Predicted], **options: Any) -> HeadVerdict:
-    return verdict.judge(task, parts, draws=100, **options)
+    return verdict.judge(task, parts, **{"draws": 100, **options})
 
 
 def rows(values: np.ndarray) -> list[np.ndarray]:
@@ -134,6 +134,66 @@ def test_few_samples_conclude_nothing() -> None:
     assert grouped.verdict.endswith(": nothing can be concluded from 2 independent groups.")
 
 
+def classes(
+    labels: Sequence[float], probs: Sequence[float], groups: list[str] | None = None
+) -> Predicted:
+    """Predictions of two classes, next to a constant."""
+    rows_of = [np.array([1 - p, p]) for p in probs]
+    constant = [np.array([0.5, 0.5])] * len(rows_of)
+    return Predicted(rows_of, rows(np.array(labels)), {"mean": constant}, groups=groups)
+
+
+BINARY = BinaryTask(classes=["no", "yes"])
+
+
+def test_few_of_a_class_conclude_nothing() -> None:
+    labels = [0.0] * 39 + [1.0]
+    found = judge(BINARY, {"test": classes(labels, np.linspace(0, 1, 40).tolist())})
+    assert found.outcome == "too few"
+    assert found.verdict == (
+        "AUROC 1 on 40 test rows; class frequencies 0.5: nothing can be concluded, since only 1 of "
+        "40 samples has another class than 'no'."
+    )
+    # ten are enough, unless they are of a few patients
+    labels, probs = [0.0] * 30 + [1.0] * 10, np.linspace(0, 1, 40).tolist()
+    assert judge(BINARY, {"test": classes(labels, probs)}, draws=10).outcome == "better"
+    patients = [str(i) for i in range(30)] + ["x"] * 5 + ["y"] * 5
+    found = judge(BINARY, {"test": classes(labels, probs, patients)})
+    assert found.verdict.endswith(
+        "since only 2 of 32 independent groups have another class than 'no'."
+    )
+    # most samples are negative, but of two patients
+    labels, patients = [1.0] * 20 + [0.0] * 60, [str(i) for i in range(20)] + ["x", "y"] * 30
+    found = judge(BINARY, {"test": classes(labels, np.linspace(1, 0, 80).tolist(), patients)})
+    assert "only 2 of 22 independent groups have another class than 'yes'" in found.verdict
+
+
+def test_rare_classes_among_many() -> None:
+    """Accuracy needs samples outside the most frequent class, and not ten of each class."""
+    truth = np.array([0.0] * 20 + [1.0] * 18 + [2.0] * 2)
+    right = [np.eye(3)[int(t)] for t in truth]
+    task = MulticlassTask(classes=["x", "y", "z"])
+    blind = [np.full(3, 1 / 3)] * 40
+    found = judge(task, {"test": Predicted(right, rows(truth), {"mean": blind})}, draws=10)
+    assert found.outcome == "better"
+    labels = [np.array([float(i < 3), float(i < 37)]) for i in range(40)]
+    found = judge(MultilabelTask(classes=["x", "y"]), {"test": Predicted(labels, labels)})
+    assert "since no class has 10 samples with it and as many without." in found.verdict
+
+
+def test_an_undefined_value_is_not_compared() -> None:
+    """A prediction that is not finite leaves the model without metrics, and the verdict says so."""
+    labels, probs = [0.0, 1.0] * 20, np.linspace(0, 1, 40).tolist()
+    one = classes(labels, [math.nan, *probs[1:]])
+    found = judge(BINARY, {"val": one, "test": one}, draws=10)
+    assert found.outcome == "no baseline"
+    assert found.verdict == (
+        "AUROC undefined on 40 test rows (1 prediction is not finite); class frequencies 0.5: "
+        "undefined for the model, so that nothing is compared."
+    )
+    assert found.threshold is not None, "of the rows that are finite"
+
+
 def test_without_a_baseline() -> None:
     found = judge(RegressionTask(), {"test": Predicted(rows(TRUTH + NOISE), rows(TRUTH))})
     assert found.verdict.endswith("on 200 test rows: no baseline to compare with.")
@@ -152,6 +212,45 @@ def test_metrics_by_a_column() -> None:
     assert by_assay["b"].metrics["rmse"].value == pytest.approx(np.sqrt((error**2).mean()))
 
 
+def test_intervals_by_a_column_draw_whole_groups() -> None:
+    """Each value stands in the table five times: intervals over rows are too narrow."""
+    one = part(0.3, 1.0, n=40)
+    places = [i for i in range(40) for _ in range(5)]
+
+    def interval(groups: list[Any] | None, column: list[str]) -> Estimate:
+        given = Predicted(
+            [one.predictions[i] for i in places], [one.targets[i] for i in places],
+            groups=groups, columns={"assay": column},
+        )  # fmt: skip
+        by_assay = judge(RegressionTask(), {"test": given}).parts["test"].groups["assay"]
+        return by_assay["a"].metrics["rmse"]
+
+    alone, grouped = (interval(groups, ["a"] * 200) for groups in (None, places))
+    assert grouped.high - grouped.low > 1.7 * (alone.high - alone.low)
+    # 75 rows, but 15 groups
+    few = interval(places, ["a"] * 75 + ["b"] * 125)
+    assert math.isnan(few.low)
+
+
+def test_groups_are_counted_before_intervals_are_shown() -> None:
+    found = judge(
+        RegressionTask(),
+        {"test": Predicted(rows(TRUTH + NOISE), rows(TRUTH), groups=[i // 14 for i in range(200)])},
+    )
+    assert found.outcome == "too few"
+    assert "[" not in found.verdict
+    assert all(math.isnan(one.low) for one in found.parts["test"].metrics.values())
+
+
+def test_all_metrics_of_many_samples_have_intervals() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=2100)
+    found = judge(
+        RegressionTask(), {"test": Predicted(rows(truth + rng.normal(size=2100)), rows(truth))}
+    )
+    assert all(one.low < one.value < one.high for one in found.parts["test"].metrics.values())
+
+
 def test_classes_by_accuracy_and_residues_within_samples() -> None:
     rng = np.random.default_rng(1)
     truth = [rng.integers(3, size=30).astype(float) for _ in range(40)]
@@ -159,7 +258,7 @@ def test_classes_by_accuracy_and_residues_within_samples() -> None:
     blind = [np.full((30, 3), 1 / 3) for _ in truth]
     task = MulticlassTask(classes=["C", "E", "H"], level="residue")
     found = judge(task, {"test": Predicted(right, truth, {"mean": blind})})
-    assert found.verdict.startswith("Accuracy 1 [1, 1] on 40 test rows; mean of the training")
+    assert found.verdict.startswith("Accuracy 1 [1, 1] on 40 test rows; class frequencies 0.3")
     assert found.outcome == "better"
     assert found.parts["test"].n_labels == 1200
 
@@ -181,18 +280,13 @@ def test_the_file(tmp_path: Path) -> None:
 
 def test_a_threshold_is_chosen_on_validation_and_judged_on_test() -> None:
     """All probabilities are below 0.5: at the chosen threshold the classes separate."""
-    task = BinaryTask(classes=["no", "yes"])
-
-    def classes(values: Sequence[float], labels: Sequence[float]) -> Predicted:
-        return Predicted([np.array([1 - p, p]) for p in values], rows(np.array(labels)))
-
-    val = classes([0.05, 0.1, 0.2, 0.3], [0, 0, 1, 1])
-    test = classes([0.05, 0.25, 0.1, 0.4], [0, 0, 1, 1])
-    found = judge(task, {"val": val, "test": test}).threshold
+    val = classes([0, 0, 1, 1], [0.05, 0.1, 0.2, 0.3])
+    test = classes([0, 0, 1, 1], [0.05, 0.25, 0.1, 0.4])
+    found = judge(BINARY, {"val": val, "test": test}).threshold
     assert found is not None
     assert found.value == 0.2
     assert found.metrics["accuracy"] == 0.5
-    assert judge(task, {"test": test}).threshold is None
+    assert judge(BINARY, {"test": test}).threshold is None
     assert judge(RegressionTask(), {"val": part(1, 1), "test": part(1, 1)}).threshold is None
-    one_class = classes([0.1, 0.2], [0, 0])
-    assert judge(task, {"val": one_class, "test": test}).threshold is None
+    one_class = classes([0, 0], [0.1, 0.2])
+    assert judge(BINARY, {"val": one_class, "test": test}).threshold is None

@@ -16,6 +16,10 @@ class Mean(Baseline):
     name = "mean"
     title = "mean of the training labels"
 
+    def described(self, task: Task) -> str:
+        """Return the words of a verdict, by what is predicted."""
+        return "class frequencies" if task.labels_are in ("class", "classes") else self.title
+
     def predict(self, train: Labelled, others: Sequence[Labelled], task: Task) -> Predictions:
         """Learn one value."""
         if task.labels_are == "other":
