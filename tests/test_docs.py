@@ -315,7 +315,9 @@ def test_commands_in_the_documentation_run(user: Path, page: Path) -> None:
             line += "" if "--resume" in line else " --epochs 1 --device cpu"
         arguments = [part.replace("~", str(user)) for part in line.split()[1:]]
         done = runner.invoke(app, arguments)
-        assert done.exit_code == 0, (line, done.output, done.exception)
+        # so few rows as here are worth a warning of `molfun check`
+        allowed = (0, 3) if verb == "check" else (0,)
+        assert done.exit_code in allowed, (line, done.output, done.exception)
 
 
 def test_numbers_in_the_readme_are_filled_in() -> None:

@@ -23,7 +23,7 @@ class Finding:
     Parameters
     ----------
     status
-        ``"FAILED"`` decides the exit code; ``"WARNING"`` does not.
+        ``"FAILED"``: it has to be repaired; ``"WARNING"``: someone should look.
     topic
         What was looked at: "torch", "labels".
     text

@@ -132,7 +132,8 @@ VERBS = (
         molfun check --data pdbbind.csv --pdbs pdbs/
         molfun check --backbone esm2_t6_8M_UR50D --data gb1.csv --json
 
-        Exit code 1 if something failed.
+        Exit code 0 if all of it passed, 1 if something failed (a run would refuse it), 3 if there
+        are warnings alone (a run would start, and someone should look).
         """,
         settings=(
             f"{_COMMANDS}CheckOptions",

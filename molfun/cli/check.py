@@ -11,7 +11,7 @@ from typing import Any
 from molfun.checks.data import examine, rows
 from molfun.checks.data.model import samples
 from molfun.checks.data.subject import PARTS, Subject
-from molfun.checks.findings import Finding, as_json, summary, worst
+from molfun.checks.findings import Finding, Status, as_json, summary, worst
 from molfun.checks.logs import as_finding, kept_warnings
 from molfun.cli.console import say
 from molfun.cli.data import open_file, split
@@ -28,9 +28,15 @@ from molfun.nn.process import settled
 
 logger = logging.getLogger(__name__)
 
+EXIT_CODES: Mapping[Status, int] = {"OK": 0, "FAILED": 1, "WARNING": 3}
+"""Worst status to exit code: a run would refuse what failed. 2 is a wrong flag, as everywhere."""
+
 
 def check(given: Mapping[str, Any]) -> None:
-    """Print findings as they are made, or all of them as JSON; exit code 1 if one failed."""
+    """Print findings as they are made, or all of them as JSON.
+
+    The exit code is that of the worst of them (`EXIT_CODES`); 0 means that all of it passed.
+    """
     given = dict(given)
     wants_json = bool(given.pop("as_json", False))
     settings, _ = settings_of(FineTuneSettings, given)
@@ -40,8 +46,8 @@ def check(given: Mapping[str, Any]) -> None:
         if not wants_json:
             say(str(finding))
     say(as_json(findings) if wants_json else summary(findings))
-    if worst(findings) == "FAILED":
-        raise SystemExit(1)
+    if code := EXIT_CODES[worst(findings)]:
+        raise SystemExit(code)
 
 
 def findings_of(settings: FineTuneSettings) -> Iterator[Finding]:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gemmi
 import numpy as np
 import pytest
 from click.testing import Result
 from pdb_text import pdb_atom, pdb_chain, pdb_residue
 from typer.testing import CliRunner
 
+from molfun.backbones.esm2.tokens import doubtful
+from molfun.cli.data import open_file
 from molfun.cli.main import app
+from molfun.cli.settings import FineTuneSettings
+from molfun.cli.sources import settings_of
+from molfun.data.structures import read_structure
+from molfun.errors import StructureError
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
 Checked = Callable[..., list[dict[str, Any]]]
@@ -32,7 +41,7 @@ def run(*flags: object) -> Result:
 def findings(*flags: object) -> list[dict[str, Any]]:
     done = run(*flags, "--json")
     document = json.loads(done.output)
-    assert done.exit_code == int(document["status"] == "FAILED")
+    assert done.exit_code == {"OK": 0, "FAILED": 1, "WARNING": 3}[document["status"]]
     return document["findings"]
 
 
@@ -235,6 +244,82 @@ def test_faults_of_structures_are_all_listed_at_once() -> None:
     assert "below 3 residues" in warned
 
 
+def as_cif(lines: list[str], names: dict[str, str]) -> str:
+    """Return PDB records as mmCIF, with other author names of the chains."""
+    structure = gemmi.read_pdb_string("\n".join([*lines, "END", ""]))
+    structure.setup_entities()
+    structure.assign_label_seq_id()
+    structure.assign_subchains()
+    for chain in structure[0]:
+        chain.name = names[chain.name]
+    return structure.make_mmcif_document().as_string()
+
+
+def test_long_chain_names_and_those_of_the_author() -> None:
+    """P12: names of two and more letters, and label_asym_id that differs from auth_asym_id."""
+    two = [*pdb_chain("ALA GLY SER LEU"), "TER", *pdb_chain("LYS ALA GLY", "B")]
+    # a ligand has a label_asym_id of its own, and the author's id of its chain
+    ligand = pdb_atom("C1", "ATP", "A", 90, record="HETATM", xyz=(90, 0, 0))
+    wide = [line[:20] + 2 * line[21] + line[22:] if line != "TER" else line for line in two]
+    Path("pdbs").mkdir()
+    Path("pdbs/two.cif").write_text(as_cif(two, {"A": "AAA", "B": "A"}))
+    Path("pdbs/one.cif").write_text(as_cif([*two[:16], ligand], {"A": "heavy"}))
+    Path("pdbs/wide.pdb").write_text("\n".join([*wide, "END", ""]))
+    ids = [path.stem for path in sorted(Path("pdbs").iterdir())]
+    write([f"{name},{i}.5" for i, name in enumerate(ids)], "pdb_id,affinity")
+    found = of_structures("--val-frac", 0, "--test-frac", 0)
+    assert not texts(found, "FAILED")
+    assert one(found, "several chains in 2 of 3")
+    ligands = one(found, "ligands left out in 1 of 3")
+    assert ligands["examples"] == ["one: left out 1 ligand: ATP (1)"]
+    assert read_structure("pdbs/two.cif").chain_ids == ("AAA", "A")
+    assert read_structure("pdbs/wide.pdb").chain_ids == ("AA", "BB")
+    with pytest.raises(StructureError, match="has no chain B; found AAA"):
+        read_structure("pdbs/two.cif", chains="B")
+
+
+def test_one_entry_as_pdb_and_as_mmcif_is_the_same() -> None:
+    """P14: all findings are equal, and both in one table are the same input twice."""
+    lines = [*pdb_chain("ALA GLY MSE LEU LYS"), "TER", *pdb_chain("GLY SER TRP", "B", first=7)]
+    lines += [pdb_atom("C1", "ATP", "A", 90, record="HETATM", xyz=(90, 0, 0)), *water()]
+    texts_of = []
+    for suffix, text in (
+        ("pdb", "\n".join([*lines, "END", ""])),
+        ("cif", as_cif(lines, {"A": "A", "B": "B", "W": "W"})),
+    ):
+        Path(suffix).mkdir()
+        for i in range(3):
+            Path(suffix, f"s{i}.{suffix}").write_text(text)
+        Path(f"{suffix}.csv").write_text("pdb_id,affinity\ns0,1\ns1,1.5\ns2,1\n")
+        flags = ("--data", f"{suffix}.csv", "--pdbs", suffix, "--preset", "tiny")
+        found = findings(*flags, "--device", "cpu", "--val-frac", 0, "--test-frac", 0)
+        texts_of.append([f["text"] for f in found if "memory" not in f["topic"]])
+        assert one(found, "3 training samples have the input of another one and a different label")
+    assert texts_of[0] == texts_of[1]
+    first, second = read_structure("pdb/s0.pdb"), read_structure("cif/s0.cif")
+    assert first.content_key() == second.content_key()
+
+
+def test_many_rows_take_a_moment_and_little_memory() -> None:
+    """T08: 100,000 rows in 2 seconds; twice the rows take twice the memory at most."""
+    settings, _ = settings_of(FineTuneSettings, {"backbone": "esm2_tiny", "data": "t.csv"})
+    peaks = []
+    for n in (50_000, 100_000):
+        texts_ = proteins(100, length=60)
+        write([f"{texts_[i % 100]}{LETTERS[i // 100 % 20]},{i % 97}" for i in range(n)])
+        tracemalloc.start()
+        start = time.process_time()
+        data = open_file(settings, settings.data)
+        assert not doubtful([text for (text,) in data.sequences()])
+        taken = time.process_time() - start
+        assert len(data) == n
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert taken < 2
+    assert peaks[1] < 2.2 * peaks[0]
+    assert peaks[1] < 8 * Path("t.csv").stat().st_size
+
+
 def test_structures_are_read_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     from molfun.data import affinity_files
 
@@ -321,9 +406,16 @@ def test_nothing_to_train_and_missing_weights_fail() -> None:
 
 
 def test_text_and_exit_code() -> None:
+    """0: all of it passed; 1: a run would refuse it; 3: warnings alone."""
+    steps = [f"s{i},{t},{i % 9 + t},{'ab'[i % 2]}" for i in range(200) for t in range(3)]
+    write(steps, "id,time,hr,target")
+    done = run("--backbone", "timeseries", "--data", "t.csv", "--task", "binary")
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1].endswith(" 0 WARNING, 0 FAILED")
     write(good())
     done = run("--backbone", "esm2_tiny", "--data", "t.csv")
-    assert done.exit_code == 0
+    assert done.exit_code == 3
+    assert "WARNING  weights: none are given" in done.output
     assert not done.stderr
     lines = done.output.splitlines()
     assert lines[0] == "OK       rows: every row and file can be used"
@@ -336,7 +428,7 @@ def test_text_and_exit_code() -> None:
 
 
 def test_a_demo_a_config_and_several_heads() -> None:
-    assert run("--demo", "--preset", "tiny").exit_code == 0
+    assert run("--demo", "--preset", "tiny").exit_code == 3
     Path("two.yaml").write_text(
         "backbone: esm2_tiny\ndata: t.csv\n"
         "heads:\n  ddg: {task: regression}\n  kind: {task: binary}\n"
