@@ -139,8 +139,10 @@ def read_bytes(
         if not packed:
             limit.check(size, path, advice=advice)
             with path.open("rb") as plain:
-                # stat said less: the file may grow meanwhile, or be a device or pipe of size 0
-                raw = plain.read(limit.value + 1)
+                # Python allocates all that it is asked for, so not the limit of a gigabyte
+                raw = plain.read(size + 1)
+                if len(raw) != size:  # it grows meanwhile, or is a device or pipe of size 0
+                    raw += plain.read(limit.value + 1 - len(raw))
         else:
             raw = _inflate(path, size, limit, ratio)
     except EOFError as cause:

@@ -13,6 +13,7 @@ import pandas as pd
 from molfun._shapes import Int64
 from molfun.data.columns import row_of, rows_meeting
 from molfun.data.tables import Table
+from molfun.data.texts import listed
 from molfun.errors import ConfigError
 from molfun.registry import DATASETS, DEFAULT_KIND
 from molfun.sample import Sample, SampleBatch, is_missing
@@ -203,7 +204,7 @@ class TableDataset(SampleDataset):
     @property
     def ids(self) -> list[str]:
         """Ids in order."""
-        return self._table.ids
+        return listed(self._table.ids)
 
     @property
     def targets(self) -> Any:

@@ -19,13 +19,12 @@ import pandas as pd
 
 from molfun._shapes import Float64
 from molfun.data.columns import typed
+from molfun.data.texts import ArrowTexts, bytes_of, ends_of
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Beginnings of a formula in a spreadsheet; the last four are the wide forms."""
 _PLAIN = bytes(c for c in range(0x21, 0x7F) if c != ord("'"))
 """Characters of cells that are neither stripped nor unescaped."""
-_MARKS = b" '\t\x0b\x0c\x1c\x1d\x1e\x1f"
-"""Blanks, but for line ends, and the mark of `unescape`."""
 _OF_NUMBERS = b"0123456789+-.eE"
 _SAFE = bytes(c for c in _PLAIN if c not in b"/\\.")
 """Characters of ids that can name a file, whatever their order."""
@@ -38,7 +37,7 @@ class Column(Protocol):
         """Number of rows."""
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> Sequence[str]:
         """Cells without blanks around them and without the marks of `unescape`."""
 
     @property
@@ -99,45 +98,48 @@ class ArrowColumn:
     ----------
     array
         Array of texts.
-    is_bare
-        Whether no cell has blanks or apostrophes, which is found for a whole file at once.
     """
 
     array: Any
-    is_bare: bool = False
 
     def __len__(self) -> int:
         return len(self.array)
 
-    @cached_property
-    def _bytes(self) -> bytes:
+    @property
+    def _bytes(self) -> np.ndarray:
         """All cells, one behind the other."""
-        data = self.array.buffers()[2]
-        ends = self._ends
-        return b"" if data is None else memoryview(data)[ends[0] : ends[-1]].tobytes()
+        return bytes_of(self.array)
 
     @property
     def _ends(self) -> np.ndarray:
-        ends = np.frombuffer(self.array.buffers()[1], np.int32)
-        return ends[self.array.offset : self.array.offset + len(self.array) + 1]
+        return ends_of(self.array)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.diff(self._ends)
 
     @cached_property
     def _is_plain(self) -> bool:
-        """True if cells are texts as they stand."""
-        return self.is_bare or not self._bytes.translate(None, _PLAIN)
+        """True if cells are texts as they stand, without blanks and apostrophes."""
+        data = self._bytes
+        if not data.size:
+            return True
+        return bool(data.min() > 0x20 and data.max() < 0x7F and not (data == ord("'")).any())
 
     @cached_property
     def _has_words(self) -> bool:
         """True if a cell is no number."""
-        return bool(self._bytes.translate(None, _OF_NUMBERS))
+        # the first cells tell of most columns
+        return any(
+            bytes(part).translate(None, _OF_NUMBERS) for part in (self._bytes[:64], self._bytes)
+        )
 
     @cached_property
-    def texts(self) -> list[str]:
+    def texts(self) -> Sequence[str]:
         """Cells without blanks around them and without the marks of `unescape`."""
-        cells = self.array.to_pylist()
         if self._is_plain:
-            return cells
-        return [unescape(cell).strip() for cell in cells]
+            return ArrowTexts(self.array)
+        return [unescape(cell).strip() for cell in self.array.to_pylist()]
 
     @cached_property
     def numbers(self) -> Float64[np.ndarray, "rows"] | None:
@@ -156,34 +158,50 @@ class ArrowColumn:
 
     def is_safe(self, longest: int) -> bool:
         """Return True if no cell is blank, too long, or holds what is special in a path."""
-        lengths = np.diff(self._ends)
+        lengths = self._lengths
         if not lengths.size or lengths.min() == 0 or lengths.max() > longest:
             return False
-        return not self._bytes.translate(None, _SAFE)
+        return not self._bytes.tobytes().translate(None, _SAFE)
 
     def typed(self) -> pd.Series:
         """Return integers, else floats, where every cell that is not blank parses; else text."""
-        if self._is_plain and self._has_words:
-            return pd.Series(self.texts, dtype=object)
-        numbers = self.numbers
-        # Arrow reads +2 as a float alone
-        if numbers is None or self._has_codes or b"+" in self._bytes:
-            return typed(self.texts)
-        # 18 digits fit into 64 bits
-        if not self._bytes.translate(None, b"0123456789-") and np.diff(self._ends).max() <= 18:
-            import pyarrow as pa
-
-            return pd.Series(self.array.cast(pa.int64()).to_numpy())
+        if self._has_words and self._is_plain:
+            return self._repeated()
+        raw = self._bytes.tobytes()
+        # Arrow reads +2 as a float alone; 18 digits fit into 64 bits
+        is_whole = not raw.translate(None, b"0123456789-") and self._lengths.max(initial=0) <= 18
+        numbers = self._integers() if is_whole else self.numbers
+        if numbers is None or b"+" in raw or self._has_codes:
+            return typed(list(self.texts))
         return pd.Series(numbers)
+
+    def _integers(self) -> np.ndarray | None:
+        import pyarrow as pa
+
+        try:
+            return self.array.cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid:  # a blank, or signs in the middle
+            return None
+
+    def _repeated(self) -> pd.Series:
+        """Return cells as texts, of which those that repeat are one object if many do."""
+        first = self.array[:1000]
+        if len(first.unique()) > len(first) / 2:
+            return pd.Series(self.array.to_pylist(), dtype=object)
+        coded = self.array.dictionary_encode()
+        values = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+        return pd.Series(values[coded.indices.to_numpy()], dtype=object)
 
     @property
     def _has_codes(self) -> bool:
         """True if a number has leading zeros, which make it a code."""
-        data, starts = np.frombuffer(self._bytes, np.uint8), self._ends[:-1] - self._ends[0]
-        lengths = np.diff(self._ends)
+        data, starts = self._bytes, self._ends[:-1] - self._ends[0]
+        begins = data[starts]
+        signed = (begins == ord("+")) | (begins == ord("-"))
+        if not (signed | (begins == ord("0"))).any():
+            return False
         # a number is at most one place off behind its sign
-        signed = np.isin(data[starts], (ord("+"), ord("-")))
-        starts, lengths = starts + signed, lengths - signed
+        starts, lengths = starts + signed, self._lengths - signed
         first, second = data[starts], data[np.minimum(starts + 1, len(data) - 1)]
         return bool(((lengths > 1) & (first == ord("0")) & (second - ord("0") < 10)).any())
 
@@ -218,8 +236,7 @@ def plain_columns(
     if max(map(len, header), default=longest + 1) > longest:
         return None
     arrays = _parsed(memoryview(raw)[end + 1 :], delimiter, len(header))
-    is_bare = _is_bare(raw, delimiter)
-    columns = [ArrowColumn(array, is_bare) for array in arrays]
+    columns = [ArrowColumn(array) for array in arrays]
     return (header, list(columns)) if _are_rows(columns, raw, end + 1, longest) else None
 
 
@@ -235,14 +252,21 @@ def _header(line: bytes, delimiter: str) -> list[str]:
 
 def _lines(raw: bytes, start: int) -> int | None:
     """Return the lines of a table with quotes, which may be more than its rows; None without."""
-    return None if b'"' not in raw else raw.count(b"\n", start) + (not raw.endswith(b"\n"))
+    if b'"' not in raw:
+        return None
+    ends = np.count_nonzero(np.frombuffer(raw, np.uint8, offset=start) == ord("\n"))
+    return int(ends) + (not raw.endswith(b"\n"))
 
 
 def _has_plain_ends(raw: bytes) -> bool:
     """Return True where every line ends with a line feed, or with carriage return and line feed."""
     if b"\0" in raw:
         return False
-    return b"\r" not in raw or raw.count(b"\r") == raw.count(b"\r\n")
+    if b"\r" not in raw:
+        return True
+    data = np.frombuffer(raw, np.uint8)
+    after = np.flatnonzero(data == ord("\r")) + 1
+    return bool(after[-1] < len(data) and (data[after] == ord("\n")).all())
 
 
 def _has_plain_quotes(raw: bytes, start: int, delimiter: str) -> bool:
@@ -260,17 +284,12 @@ def _has_plain_quotes(raw: bytes, start: int, delimiter: str) -> bool:
     return bool(are_ends) and len(places) % 2 == 0
 
 
-def _is_bare(raw: bytes, delimiter: str) -> bool:
-    """Return True if no cell of a file has blanks or apostrophes."""
-    return raw.isascii() and not any(bytes([c]) in raw for c in _MARKS if chr(c) != delimiter)
-
-
 def _are_rows(columns: Sequence[ArrowColumn], raw: bytes, start: int, longest: int) -> bool:
     """Return True if there is a row for each line, no row is blank and no cell too long."""
     if not columns or _lines(raw, start) not in (None, len(columns[0])):
         return False
     first = columns[0]
-    lengths = [np.diff(column._ends) for column in columns]
+    lengths = [column._lengths for column in columns]
     if not len(first) or max(int(n.max()) for n in lengths) > longest or not lengths[0].all():
         return False
     # a row of blanks alone begins with one

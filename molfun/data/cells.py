@@ -9,7 +9,7 @@ import logging
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from molfun.data.cell_columns import (
 from molfun.data.columns import NUMBER
 from molfun.data.faults import report
 from molfun.data.parquet import read_parquet
+from molfun.data.texts import ArrowTexts, listed
 from molfun.errors import TableError, UnsafeFileError
 from molfun.text import counted, listing, shown
 
@@ -91,6 +92,9 @@ class Cells:
 
     def column(self, name: str) -> list[str]:
         """Return the cells of a column, blanks around them removed."""
+        return listed(self._texts(name))
+
+    def _texts(self, name: str) -> Sequence[str]:
         return self.columns[self.header.index(name)].texts
 
     @property
@@ -98,9 +102,11 @@ class Cells:
         """The cells of each row."""
         return [list(row) for row in zip(*(c.texts for c in self.columns), strict=True)]
 
-    def filled(self, name: str) -> list[str]:
+    def filled(self, name: str) -> Sequence[str]:
         """Return the cells of a column; note those that are blank."""
-        texts = self.column(name)
+        texts = self._texts(name)
+        if isinstance(texts, ArrowTexts) and texts.are_filled():
+            return texts
         for row, text in enumerate(texts) if not all(texts) else ():
             if not text:
                 self.note(row, name, "is blank; fill it in or remove the row")
@@ -126,14 +132,14 @@ class Cells:
         self.problems.append(problem)
         self.bad.add(row)
 
-    def good(self, rows: Iterable[int] | None = None) -> list[int]:
+    def good(self, rows: Sequence[int] | None = None) -> Sequence[int]:
         """Return those of `rows`, or of all rows, that have no fault."""
         rows = range(len(self)) if rows is None else rows
-        return [row for row in rows if row not in self.bad] if self.bad else list(rows)
+        return [row for row in rows if row not in self.bad] if self.bad else rows
 
-    def ids(self, column: str) -> list[str]:
+    def ids(self, column: str) -> Sequence[str]:
         """Return the ids of all rows; note those that cannot name a sample."""
-        ids = self.column(column)
+        ids = self._texts(column)
         if self.columns[self.header.index(column)].is_safe(LONGEST_ID):
             return ids
         for row, text in enumerate(ids):

@@ -36,7 +36,8 @@ MANY_PAIRS = 50_000
 """Alignments that may take a minute; from here on the log recommends mmseqs2."""
 
 _LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-_KNOWN = frozenset(_LETTERS + "BZX")  # those of BLOSUM62
+_AS_COMPARED = bytes(c if chr(c) in _LETTERS + "BZX" else ord("X") for c in range(256))
+"""Byte to the letter of BLOSUM62 that it is compared as."""
 # Karlin-Altschul parameters of BLOSUM62 with gap costs 11, 1 (Altschul and Gish 1996)
 _LAMBDA, _K = 0.267, 0.041
 
@@ -58,7 +59,8 @@ def comparable(sequence: str) -> str:
     'MKXXX'
     """
     plain = sequence.replace(MASK, "X").upper()
-    return "".join(letter if letter in _KNOWN else "X" for letter in plain)
+    # "replace" gives one byte per character
+    return plain.encode("ascii", "replace").translate(_AS_COMPARED).decode("ascii")
 
 
 def cluster_sequences(sequences: Iterable[str], threshold: float) -> Clusters:
@@ -214,24 +216,23 @@ def words_of(sequences: Sequence[str], word: int) -> csr_array:
     """Return a (sequences, words) matrix: one where the sequence has the word."""
     from scipy.sparse import csr_array
 
-    order = np.full(256, -1)
+    order = np.full(256, -1, np.int8)
     order[np.frombuffer(_LETTERS.encode(), np.uint8)] = np.arange(len(_LETTERS))
-    rows: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    for row, sequence in enumerate(sequences):
-        letters = order[np.frombuffer(sequence.encode("ascii", "replace"), np.uint8)]
-        if letters.size < word:
-            continue
-        windows = np.lib.stride_tricks.sliding_window_view(letters, word)
-        windows = windows[(windows >= 0).all(axis=1)]
-        found = np.unique(windows @ (len(_LETTERS) ** np.arange(word)))
-        columns.append(found)
-        rows.append(np.full(found.size, row))
+    # all in one buffer; the blank between two sequences is in no word
+    letters = order[np.frombuffer(" ".join(sequences).encode("ascii", "replace"), np.uint8)]
+    n_words = max(0, len(letters) - word + 1)
+    codes, whole = np.zeros(n_words, np.int32), np.ones(n_words, bool)
+    for place in range(word):
+        here = letters[place : place + n_words]
+        codes += here * np.int32(len(_LETTERS) ** place)
+        whole &= here >= 0
+    sizes = np.array([len(sequence) + 1 for sequence in sequences], np.int64)
+    rows = np.repeat(np.arange(len(sequences)), sizes)[:n_words]
     shape = (len(sequences), len(_LETTERS) ** word)
-    if not rows:
-        return csr_array(shape, dtype=np.int32)
-    places = (np.concatenate(rows), np.concatenate(columns))
-    return csr_array((np.ones(len(places[0]), np.int32), places), shape=shape)
+    found = csr_array((whole[whole].astype(np.int32), (rows[whole], codes[whole])), shape=shape)
+    found.sum_duplicates()
+    found.data[:] = 1
+    return found
 
 
 @cache

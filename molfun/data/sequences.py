@@ -25,6 +25,7 @@ from molfun.data.representations import (
 )
 from molfun.data.residue_labels import Residues, length_problem
 from molfun.data.tables import Table
+from molfun.data.texts import ArrowTexts, LazyTexts, listed
 from molfun.errors import ConfigError, DataError, TableError
 from molfun.sample import MASK, Sample, is_missing, n_residues
 from molfun.strict import check_choice
@@ -65,7 +66,7 @@ class SequenceDataset(TableDataset):
         representations: Representations | None = None,
     ) -> None:
         super().__init__(table, max_length=max_length, columns=columns)
-        self._sequences = list(sequences)
+        self._sequences = sequences if isinstance(sequences, ArrowTexts) else list(sequences)
         self._representations = representations
 
     @property
@@ -328,6 +329,10 @@ class SequenceDataset(TableDataset):
             settings["representations"] = self._representations.model
         return settings
 
+    def has_only(self, letters: bytes) -> bool:
+        """Return True if it is quickly seen that no sequence is empty or has other letters."""
+        return isinstance(self._sequences, ArrowTexts) and self._sequences.has_only(letters)
+
     def digests(self) -> list[str]:
         """Return a short sha256 of each sequence as the model sees it."""
         seen = (s.replace(MASK, "?")[: self.max_length].upper() for s in self._sequences)
@@ -338,7 +343,8 @@ class SequenceDataset(TableDataset):
         return [(sequence,) for sequence in self._sequences]
 
     def _take(self, places: np.ndarray) -> None:
-        self._sequences = [self._sequences[i] for i in places]
+        sequences = listed(self._sequences)
+        self._sequences = [sequences[i] for i in places]
         if self._representations is not None:
             self._representations = self._representations.take(places)
 
@@ -401,7 +407,7 @@ def _named(**columns: str | None) -> dict[str, str]:
     return {column: setting for setting, column in columns.items() if column}
 
 
-def _ids(cells: Cells, column: str | None) -> list[str]:
+def _ids(cells: Cells, column: str | None) -> Sequence[str]:
     """Return the ids of all rows; number them without a column."""
     if column is None:
         return _numbered(len(cells))
@@ -420,8 +426,8 @@ def _ids(cells: Cells, column: str | None) -> list[str]:
     return ids
 
 
-def _numbered(n: int) -> list[str]:
-    return list(map("seq_{}".format, range(1, n + 1)))
+def _numbered(n: int) -> LazyTexts:
+    return LazyTexts(n, lambda: [f"seq_{i}" for i in range(1, n + 1)])
 
 
 def _check_lengths(ids: Sequence[str], pairs: Sequence[tuple[str, Any]]) -> None:
@@ -445,7 +451,9 @@ def _residues_problem(target: Any, sequence: str) -> str | None:
 
 
 def _warn_dna(dataset: SequenceDataset) -> None:
-    letters = Counter("".join(dataset._sequences[:200]).upper())
+    sequences = dataset._sequences
+    first = sequences.first(200) if isinstance(sequences, ArrowTexts) else sequences[:200]
+    letters = Counter("".join(first).upper())
     total = sum(letters.values())
     if total > 50 and sum(letters[c] for c in "ACGTUN") > 0.95 * total:
         logger.warning(

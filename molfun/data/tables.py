@@ -16,6 +16,7 @@ from molfun._shapes import Float64
 from molfun.data.cells import Cells, Required, read_cells
 from molfun.data.faults import is_collecting
 from molfun.data.labels import read_labels
+from molfun.data.texts import ArrowTexts, are_distinct, listed
 from molfun.text import counted
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Table:
     """
 
     path: Path
-    ids: list[str]
+    ids: Sequence[str]
     targets: Float64[np.ndarray, "rows"]
     metadata: pd.DataFrame = field(default_factory=pd.DataFrame)
     lines: Sequence[int] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Table:
 
     @classmethod
     def of(
-        cls, cells: Cells, ids: list[str], targets: np.ndarray, *, used: Iterable[str | None]
+        cls, cells: Cells, ids: Sequence[str], targets: np.ndarray, *, used: Iterable[str | None]
     ) -> Table:
         """Make one of the rows of a file, whose columns that are not `used` are metadata."""
         columns = zip(cells.header, cells.columns, strict=True)
@@ -84,10 +85,10 @@ class Table:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """Keep the rows at `indices`, in that order."""
-        indices = np.asarray(indices, np.int64)
+        indices, ids = np.asarray(indices, np.int64), listed(self.ids)
         return replace(
             self,
-            ids=[self.ids[i] for i in indices],
+            ids=[ids[i] for i in indices],
             targets=self.targets[indices],
             metadata=self.metadata.iloc[indices].reset_index(drop=True),
             lines=[self.lines[i] for i in indices],
@@ -154,10 +155,10 @@ def read_table(
     return table
 
 
-def _without_duplicates(cells: Cells, ids: list[str], targets: np.ndarray) -> list[int]:
+def _without_duplicates(cells: Cells, ids: Sequence[str], targets: np.ndarray) -> Sequence[int]:
     """Return the rows to keep; note ids that come with two labels."""
-    if len(set(ids)) == len(ids):
-        return list(range(len(ids)))
+    if are_distinct(ids):
+        return range(len(ids))
     first: dict[str, int] = {}
     keep, dropped = [], []
     for row, name in enumerate(ids):
@@ -203,6 +204,8 @@ def _warn_labels(table: Table, column: str) -> None:
 
 
 def _warn_case(table: Table) -> None:
+    if isinstance(table.ids, ArrowTexts) and table.ids.are_of_one_case():
+        return
     text = "\n".join(table.ids)
     if text in (text.lower(), text.upper()):
         return  # ids of one case, of which none repeats another

@@ -180,6 +180,8 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
         """Return the places of sequences with a letter that is no amino acid."""
         if getattr(dataset, "kind", None) != "sequences":
             return None
+        if hasattr(dataset, "has_only") and dataset.has_only(tokens.LETTERS_OF_BOTH_CASES):
+            return []
         return tokens.doubtful([sequence for (sequence,) in dataset.sequences()])
 
     def collate(self, features: Sequence[Features]) -> Features:

@@ -14,7 +14,7 @@ from molfun.sample import MASK
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO"
 """The 20 amino acids, and the other letters of ESM-2: X, B, U, Z, O."""
-_KNOWN = (LETTERS + LETTERS.lower()).encode()
+LETTERS_OF_BOTH_CASES = (LETTERS + LETTERS.lower()).encode()
 # fair-esm also has tokens for gaps ("-", ".") and would read them without a word; they are refused,
 # as a gap in a sequence means that it was cut from an alignment
 _REMEDIES = {
@@ -102,7 +102,7 @@ def doubtful(sequences: Sequence[str]) -> list[int]:
 
 
 def _is_odd(text: str) -> bool:
-    return bool(text.encode("utf-8", "replace").translate(None, _KNOWN))
+    return bool(text.encode("utf-8", "replace").translate(None, LETTERS_OF_BOTH_CASES))
 
 
 def _describe(text: str, bad: np.ndarray) -> str:

@@ -28,6 +28,7 @@ from molfun.data.series.arrays import (
 )
 from molfun.data.series.suspects import Rows, kind_of_name
 from molfun.data.tables import Table
+from molfun.data.texts import listed
 from molfun.errors import ConfigError, TableError
 from molfun.text import counted, listing, names_in, shown
 
@@ -182,7 +183,7 @@ class _TableReader:
 
     def read_long(self) -> SeriesTable:
         """Read one row per time step."""
-        ids = self.cells.ids(str(self.form.id_column))
+        ids = listed(self.cells.ids(str(self.form.id_column)))
         times = self._numbers(self.form.time_column, parse_times)
         others = self._others()
         features = list(self.form.feature_columns or others)
@@ -284,7 +285,7 @@ class _TableReader:
     def _wide_ids(self) -> list[str]:
         if not self.form.id_column:
             return numbered(len(self.cells))
-        ids = self.cells.ids(self.form.id_column)
+        ids = listed(self.cells.ids(self.form.id_column))
         self.cells.problems += repeated_ids(ids)
         return ids
 
