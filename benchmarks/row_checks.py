@@ -108,10 +108,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "structures": ("gemmi", "molfun"),
 }
 BOUNDS: dict[str, tuple[Bound, ...]] = {
-    "sequences": (Bound(ROWS, PANDAS, 2.5), Bound(LETTERS, PANDAS, 2.5)),
+    "sequences": (Bound(ROWS, PANDAS, 2.5), Bound(LETTERS, PANDAS, 3.0)),
     "ids": (Bound(ROWS, PANDAS, 2.5),),
     "quoted": (Bound(ROWS, PANDAS, 2.5),),
-    "structures": (Bound("molfun", "gemmi", 80.0),),
+    "structures": (Bound("molfun", "gemmi", 12.0),),
 }
 """Bounds on the rows of each table, for the small sizes too.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,14 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
     residues = _with_segments(list(_residues(chosen)), notes)
     split = split_chains(path, residues)
     notes += _starred(chosen)
-    sequences = _sequences(lines)
+    sequences = sequences_of(lines)
     with_atoms = {residue.chain for residue in residues if residue.is_amino_acid}
     return Records(
         structure=_parse(path, _coded(chosen, split.parts)),
         parts=split.parts,
         notes=notes + split.notes,
         lengths=_lengths(sequences, split.parts),
-        absent={
-            f"chain {name or NO_NAME}": length
-            for name, length in sequences.items()
-            if length and name not in with_atoms
-        },
+        absent=absent_sequences(sequences, with_atoms),
     )
 
 
@@ -385,13 +381,22 @@ def _coded(section: _Section, parts: Iterable[Part]) -> Iterator[str]:
 # Sequences
 
 
-def _sequences(lines: Iterable[str]) -> dict[str, int]:
+def sequences_of(lines: Iterable[str]) -> dict[str, int]:
     """Return the amino acids in the SEQRES records of each chain id."""
     counts: Counter[str] = Counter()
     for line in lines:
         if line.startswith("SEQRES"):
             counts[line[11:12].strip()] += sum(map(is_amino_acid_name, line[19:70].split()))
     return dict(counts)
+
+
+def absent_sequences(sequences: dict[str, int], present: Collection[str]) -> dict[str, int]:
+    """Return the lengths of sequences of chains that are not present."""
+    return {
+        f"chain {name or NO_NAME}": length
+        for name, length in sequences.items()
+        if length and name not in present
+    }
 
 
 def _lengths(sequences: dict[str, int], parts: Sequence[Part]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
-from molfun._shapes import Bool, Float32
+from molfun._shapes import Bool, Float32, Int64
 from molfun.data.structure_chains import MAX_BOND, MAX_CA_STEP, NO_NAME, Part
 from molfun.data.structure_names import STANDARD, atom_names
 from molfun.protein import ATOM_NAMES, CHAIN_GAP, RESIDUE_LETTERS, UNKNOWN_RESIDUE, Note, Protein
@@ -211,21 +211,6 @@ class Reading:
             )
         return ""
 
-    def _absent_residues(self) -> Iterator[Note]:
-        """Say which residues of the sequences have no coordinates."""
-        read = Counter(residue.chain for residue in self.residues)
-        for chain, (name, length) in enumerate(zip(self.chain_ids, self.lengths, strict=True)):
-            if read[chain] < length:
-                yield Note(
-                    f"read {read[chain]} of {length} residues of chain {name or NO_NAME}: the "
-                    f"others of its sequence have no coordinates",
-                    "residues without coordinates",
-                )
-        for name, length in self.absent.items():
-            count = counted(length, "residue")
-            sentence = f"read no residue of {name}: its {count} have no coordinates"
-            yield Note(sentence, "residues without coordinates")
-
     def _odd_atoms(self) -> Iterator[Note]:
         """Say which atoms are missing, or at no real place."""
         with_trace = [_CA in residue.atoms for residue in self.residues]
@@ -247,7 +232,7 @@ class Reading:
     def protein(self, name: str) -> Protein:
         """Return all that was read, as arrays."""
         n = len(self.residues)
-        positions, mask, b_factors = _empty(n)
+        positions, mask, b_factors = empty(n)
         for row, residue in enumerate(self.residues):
             columns = list(residue.atoms)
             positions[row, columns] = residue.places
@@ -255,18 +240,14 @@ class Reading:
             mask[row, columns] = 1
         chain_index = np.array([residue.chain for residue in self.residues], np.int64)
         author = np.array([residue.number for residue in self.residues], np.int64)
-        bonded = _bonded(positions, mask)
-        new_chain = np.diff(chain_index) > 0
-        step = np.where(bonded, 1, np.maximum(1, np.diff(author)))
-        step[new_chain] = CHAIN_GAP
-        self.counts["breaks"] = int((~bonded & ~new_chain).sum())
+        residue_index, self.counts["breaks"] = numbered(positions, mask, chain_index, author)
         return Protein(
             name=name,
             aatype=np.array([residue.aatype for residue in self.residues], np.int64),
             atom_positions=positions,
             atom_mask=mask,
             b_factors=b_factors,
-            residue_index=np.concatenate([[0], np.cumsum(step)]).astype(np.int64),
+            residue_index=residue_index,
             chain_index=chain_index,
             chain_ids=tuple(self.chain_ids),
             residue_ids=tuple(residue.name for residue in self.residues),
@@ -276,17 +257,10 @@ class Reading:
     def _all_notes(self) -> Iterator[Note]:
         yield from self.notes
         yield from self._names_changed()
-        for key, (sentence, noun, kind) in _COUNTED.items():
-            if self.counts[key]:
-                yield Note(sentence.format(counted(self.counts[key], noun)), kind)
-        if self.ligands:
-            total = counted(self.ligands.total(), "ligand")
-            yield Note(f"left out {total}: {_listed(self.ligands)}", "ligands left out")
-        yield from self._absent_residues()
-        yield from self._odd_atoms()
-        if len(self.chain_ids) > 1:
-            names = [name or NO_NAME for name in self.chain_ids]
-            yield Note(f"joined chains {few(names, limit=30)}", "several chains")
+        read = Counter(residue.chain for residue in self.residues)
+        absent = absent_residues(read, self.chain_ids, self.lengths, self.absent)
+        others = [*absent, *self._odd_atoms()]
+        yield from closing_notes(self.counts, self.ligands, others, self.chain_ids)
 
     def _names_changed(self) -> Iterator[Note]:
         if self.converted:
@@ -296,6 +270,42 @@ class Reading:
         if self.renamed:
             total = counted(self.renamed.total(), "atom name")
             yield Note(f"read {total} as: {_listed(self.renamed)}", "other atom names")
+
+
+def absent_residues(
+    read: Mapping[int, int],
+    chain_ids: Sequence[str],
+    lengths: Sequence[int],
+    absent: Mapping[str, int],
+) -> Iterator[Note]:
+    """Say which residues of the sequences have no coordinates; parameters as of `Reading`."""
+    for chain, (name, length) in enumerate(zip(chain_ids, lengths, strict=True)):
+        if read[chain] < length:
+            yield Note(
+                f"read {read[chain]} of {length} residues of chain {name or NO_NAME}: the "
+                f"others of its sequence have no coordinates",
+                "residues without coordinates",
+            )
+    for name, length in absent.items():
+        count = counted(length, "residue")
+        sentence = f"read no residue of {name}: its {count} have no coordinates"
+        yield Note(sentence, "residues without coordinates")
+
+
+def closing_notes(
+    counts: Counter[str], ligands: Counter[str], others: Iterable[Note], chain_ids: Sequence[str]
+) -> Iterator[Note]:
+    """Say what was counted and left out, then `others`, then which chains were joined."""
+    for key, (sentence, noun, kind) in _COUNTED.items():
+        if counts[key]:
+            yield Note(sentence.format(counted(counts[key], noun)), kind)
+    if ligands:
+        total = counted(ligands.total(), "ligand")
+        yield Note(f"left out {total}: {_listed(ligands)}", "ligands left out")
+    yield from others
+    if len(chain_ids) > 1:
+        names = [name or NO_NAME for name in chain_ids]
+        yield Note(f"joined chains {few(names, limit=30)}", "several chains")
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -318,7 +328,23 @@ _COUNTED = {
 """Count: its sentence, what is counted, and the kind of note."""
 
 
-def _empty(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def numbered(
+    positions: Float32[np.ndarray, "length 37 3"],
+    mask: Float32[np.ndarray, "length 37"],
+    chain_index: Int64[np.ndarray, "length"],
+    author: Int64[np.ndarray, "length"],
+) -> tuple[Int64[np.ndarray, "length"], int]:
+    """Return the residue index, and the number of chain breaks; `author` are the file's numbers."""
+    bonded = _bonded(positions, mask)
+    new_chain = np.diff(chain_index) > 0
+    step = np.where(bonded, 1, np.maximum(1, np.diff(author)))
+    step[new_chain] = CHAIN_GAP
+    index = np.concatenate([[0], np.cumsum(step)]).astype(np.int64)
+    return index, int((~bonded & ~new_chain).sum())
+
+
+def empty(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions, mask and B-factors of no atom."""
     positions = np.zeros((n, len(ATOM_NAMES), 3), np.float32)
     return (
         positions,

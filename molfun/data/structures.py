@@ -9,6 +9,7 @@ from pathlib import Path
 from molfun._paths import as_path
 from molfun.data.cif_atoms import read_cif
 from molfun.data.folders import FolderIndex
+from molfun.data.pdb_plain import read_plain
 from molfun.data.pdb_records import read_pdb
 from molfun.data.structure_chains import Records
 from molfun.data.structure_names import residue_name
@@ -87,18 +88,10 @@ def read_structure(
     if model < 1:
         raise ConfigError(f"model counts from 1, got {model}.")
     wanted = (chains,) if isinstance(chains, str) else tuple(chains or ())
-    records = _read_records(path, model)
-    _check_chains(path, records, wanted)
-    reading = Reading(notes=records.notes)
-    parts = {part.code: part for part in records.parts}
-    for chain in records.structure[0]:
-        part = parts[chain.name]
-        if not wanted or part.chain in wanted:
-            reading.add_chain(chain, part, records.lengths.get(part.code, 0))
-    if not wanted:
-        reading.absent = records.absent
-    _check_reading(path, reading, records)
-    return reading.protein(_stem(path))
+    text = _text(path)
+    if not wanted and model == 1 and (plain := _plain(path, text)) is not None:
+        return plain
+    return _read(path, text, wanted, model)
 
 
 def find_structure(folder: str | Path, pdb_id: str) -> Path | None:
@@ -134,12 +127,35 @@ def _stem(path: Path) -> str:
 # From text to a gemmi structure
 
 
-def _read_records(path: Path, model: int) -> Records:
-    """Read one model of a file, its chains told apart and its residues named as in the PDB."""
+def _plain(path: Path, text: str) -> Protein | None:
+    return read_plain(text, _stem(path)) if _is_pdb(path) else None
+
+
+def _read(path: Path, text: str, wanted: Sequence[str], model: int) -> Protein:
+    """Read a file record by record."""
+    records = _read_records(path, text, model)
+    _check_chains(path, records, wanted)
+    reading = Reading(notes=records.notes)
+    parts = {part.code: part for part in records.parts}
+    for chain in records.structure[0]:
+        part = parts[chain.name]
+        if not wanted or part.chain in wanted:
+            reading.add_chain(chain, part, records.lengths.get(part.code, 0))
+    if not wanted:
+        reading.absent = records.absent
+    _check_reading(path, reading, records)
+    return reading.protein(_stem(path))
+
+
+def _is_pdb(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(PDB_SUFFIXES)
+
+
+def _text(path: Path) -> str:
+    """Return the text of a file; refuse one whose name says something else than its content."""
     text = read_text(path)
-    name = path.name.lower().removesuffix(".gz")
-    is_cif = name.endswith(CIF_SUFFIXES)
-    if not is_cif and not name.endswith(PDB_SUFFIXES):
+    is_cif = path.name.lower().removesuffix(".gz").endswith(CIF_SUFFIXES)
+    if not is_cif and not _is_pdb(path):
         raise StructureError(
             f"{path} has none of the suffixes {', '.join(PDB_SUFFIXES + CIF_SUFFIXES)} (or with "
             f".gz). Rename it to what it is."
@@ -149,7 +165,12 @@ def _read_records(path: Path, model: int) -> Records:
         raise StructureError(f"{path} holds mmCIF under a PDB name. Rename it to .cif.")
     if is_cif and re.match(r"(HEADER|TITLE |REMARK|CRYST1|ATOM  |MODEL )[^\n]*\n", text):
         raise StructureError(f"{path} holds PDB records under an mmCIF name. Rename it to .pdb.")
-    records = read_cif(path, text, model) if is_cif else read_pdb(path, text, model)
+    return text
+
+
+def _read_records(path: Path, text: str, model: int) -> Records:
+    """Read one model of a file, its chains told apart and its residues named as in the PDB."""
+    records = read_pdb(path, text, model) if _is_pdb(path) else read_cif(path, text, model)
     records.structure.merge_chain_parts()
     _rename(records)
     records.structure.setup_entities()
