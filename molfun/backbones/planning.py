@@ -1,9 +1,13 @@
-"""Ability of a backbone to choose which activations it keeps, by the memory that is free."""
+"""Abilities of a backbone: choose which activations it keeps, and say what its blocks cost."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
 
 from molfun.sample import Sample
 
@@ -47,3 +51,51 @@ class MemoryPlanning(ABC):
     @abstractmethod
     def forget_plan(self) -> None:
         """Undo the choice of `plan_memory`."""
+
+
+KEPT_PER_WEIGHT_SIDE = 1.2
+"""Numbers that a block keeps per position for the backward pass, for each input and output of its
+weight matrices: 1.1 for ESM-2 and 1.2 for the transformer of time series, as the hooks of autograd
+count them (``tests/models/test_cost.py``)."""
+
+
+class BlockCosts(ABC):
+    """Mix-in for a `Backbone` that can say what one of its blocks costs, before anything runs."""
+
+    step_seconds: ClassVar[float] = 0.01
+    """Time of an optimizer step that no block takes: loading, embedding, head and optimizer."""
+
+    @abstractmethod
+    def block_flops(self, sample: Sample) -> float:
+        """Return the floating-point operations of one block, forward, for one sample."""
+
+    def block_bytes(self, sample: Sample) -> int:  # noqa: ARG002
+        """Return the bytes that one block keeps for the backward pass; 0 if that is not known."""
+        return 0
+
+
+class PositionCosts(BlockCosts):
+    """Costs of blocks whose weight matrices are applied to each position of a sample apart.
+
+    A position is a residue, a time step, or an atom and each of its pairs.
+    """
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Repeated blocks of the trunk, as `Backbone` has them."""
+
+    @abstractmethod
+    def positions(self, sample: Sample) -> int:
+        """Return the number of positions of a sample."""
+
+    def block_flops(self, sample: Sample) -> float:
+        """Return twice the weights per position, as a product and a sum are two operations."""
+        return 2.0 * self.positions(sample) * sum(p.numel() for p in self._matrices())
+
+    def block_bytes(self, sample: Sample) -> int:
+        """Return the bytes of the inputs and outputs of all weight matrices, in float32."""
+        sides = sum(sum(p.shape) for p in self._matrices())
+        return int(4 * KEPT_PER_WEIGHT_SIDE * self.positions(sample) * sides)
+
+    def _matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.blocks()[0].parameters() if p.ndim == 2]

@@ -13,13 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from molfun.backbones.base import Backbone
-from molfun.backbones.planning import MemoryPlan, MemoryPlanning
+from molfun.backbones.planning import BlockCosts, MemoryPlan, MemoryPlanning
+from molfun.backbones.splitting import frozen_blocks
 from molfun.data.batching import LengthBatchSampler, lengths_of
 from molfun.errors import ConfigError
 from molfun.models.loaders import samples_of
 from molfun.nn import allocator
 from molfun.sample import Sample
-from molfun.text import megabytes
+from molfun.text import counted, megabytes
 
 logger = logging.getLogger(__name__)
 
@@ -67,28 +68,42 @@ def forecast(
 ) -> Forecast | None:
     """Return the memory of a step with the choice of the backbone; None if nothing is known.
 
+    A backbone without a choice is asked for what its blocks keep.
+
     Parameters are those of `plan`; the backbone keeps its choice until `forget`.
     """
-    if not isinstance(backbone, MemoryPlanning):
+    if not isinstance(backbone, MemoryPlanning | BlockCosts):
         return None
-    backbone.forget_plan()
+    forget(backbone)
     sample, length, size = heaviest_batch(loader)
     free = free_bytes(device)
     if sample is None or free is None:
         return None
     available = max(0, int(SHARE * free) - BYTES_A_WEIGHT * trained - reserved)
-    found = backbone.plan_memory(sample, size, available)
+    found = _planned(backbone, sample, size, available)
     what = (
         f"A step on {size} of the longest samples" if size > 1 else "A step on the longest sample"
     )
+    unit = " residues" if sample.protein is not None or sample.sequence is not None else ""
     text = (
-        f"{what} ({sample.id}: {length} residues) takes about "
+        f"{what} ({sample.id}: {length}{unit}) takes about "
         f"{megabytes(found.peak)}, {megabytes(free)} are free: {found.how}."
     )
     fits = found.peak <= available
     if not fits:
         text += f" It may not fit: {_advice(found, size)}."
     return Forecast(fits, text, found.peak, free)
+
+
+def _planned(backbone: Backbone, sample: Sample, size: int, available: int) -> MemoryPlan:
+    """Return the plan of the backbone; for one without a choice, what its blocks keep."""
+    if isinstance(backbone, MemoryPlanning):
+        return backbone.plan_memory(sample, size, available)
+    assert isinstance(backbone, BlockCosts)
+    trained = len(backbone.blocks()) - frozen_blocks(backbone)
+    # while a block runs, forward or backward, there is once more what it keeps
+    peak = (trained + 1) * size * backbone.block_bytes(sample)
+    return MemoryPlan(peak, f"activations of {counted(trained, 'block')} are kept")
 
 
 def forget(backbone: Backbone) -> None:

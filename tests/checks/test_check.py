@@ -26,6 +26,8 @@ from molfun.data.structures import read_structure
 from molfun.errors import StructureError
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
+MEASURED = ("memory", "time")
+"""Topics that differ from run to run."""
 Checked = Callable[..., list[dict[str, Any]]]
 
 
@@ -61,6 +63,16 @@ def texts(found: list[dict[str, Any]], status: str) -> str:
 def one(found: list[dict[str, Any]], text: str) -> dict[str, Any]:
     (finding,) = [f for f in found if text in f["text"]]
     return finding
+
+
+def predicted(found: list[dict[str, Any]]) -> list[str]:
+    """Return what has a predicted peak or time, each above 0."""
+    kinds = {"memory of a step": "peak_bytes", "time of an epoch": "first"}
+    return [
+        f["topic"].partition(" of ")[2]
+        for f in found
+        if f["topic"] in kinds and f["facts"][kinds[f["topic"]]] > 0
+    ]
 
 
 def proteins(n: int, length: int = 12, seed: int = 0) -> list[str]:
@@ -293,7 +305,7 @@ def test_one_entry_as_pdb_and_as_mmcif_is_the_same() -> None:
         Path(f"{suffix}.csv").write_text("pdb_id,affinity\ns0,1\ns1,1.5\ns2,1\n")
         flags = ("--data", f"{suffix}.csv", "--pdbs", suffix, "--preset", "tiny")
         found = findings(*flags, "--device", "cpu", "--val-frac", 0, "--test-frac", 0)
-        texts_of.append([f["text"] for f in found if "memory" not in f["topic"]])
+        texts_of.append([f["text"] for f in found if not f["topic"].startswith(MEASURED)])
         assert one(found, "3 training samples have the input of another one and a different label")
     assert texts_of[0] == texts_of[1]
     first, second = read_structure("pdb/s0.pdb"), read_structure("cif/s0.cif")
@@ -333,7 +345,8 @@ def test_structures_are_read_by_several_processes(monkeypatch: pytest.MonkeyPatc
     together = of_structures("--workers", 2)
     assert "s0.pdb" in one(together, "holds no protein")["examples"][0]
     lines = [
-        [f["text"] for f in found if "memory" not in f["topic"]] for found in (alone, together)
+        [f["text"] for f in found if not f["topic"].startswith(MEASURED)]
+        for found in (alone, together)
     ]
     assert lines[0] == lines[1]
 
@@ -383,6 +396,7 @@ def test_columns_that_are_not_used_and_leaks_are_named() -> None:
 def test_what_auto_would_take_and_what_trains() -> None:
     write(good())
     found = of_sequences()
+    assert predicted(found) == ["a step", "an epoch"]
     line = next(f for f in found if f["topic"] == "strategy")
     assert line["text"].startswith("head_only (chosen by the number of samples) trains 8,")
     line = next(f for f in of_sequences("--strategy", "full") if f["topic"] == "strategy")
@@ -450,6 +464,7 @@ def test_series_and_atoms() -> None:
     write(steps, "id,time,hr,target")
     found = findings("--backbone", "timeseries", "--data", "t.csv", "--task", "binary")
     assert not texts(found, "FAILED")
+    assert predicted(found) == ["a step", "an epoch"]
     frames = []
     for sample in build_atoms(10):
         sample.atoms.calc = SinglePointCalculator(sample.atoms, **sample.target)
@@ -457,6 +472,7 @@ def test_series_and_atoms() -> None:
     write_atoms("x.xyz", frames, format="extxyz")
     found = findings("--backbone", "pet", "--data", "x.xyz")
     assert not texts(found, "FAILED"), found
+    assert predicted(found) == ["a step", "an epoch"]
 
 
 def test_a_run_logs_what_checks_at_no_cost_find() -> None:

@@ -18,6 +18,7 @@ from molfun.backbones.esm2 import packed, presets, tokens
 from molfun.backbones.esm2.packed import Packing, Rotation
 from molfun.backbones.esm2.weights import load_weights
 from molfun.backbones.own_heads import OwnHeads
+from molfun.backbones.planning import PositionCosts
 from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError
 from molfun.nn.process import seeded
@@ -40,7 +41,7 @@ _SAID = {
 """Warning about the first sequence that is too long."""
 
 
-class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
+class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
     """ESM-2, a protein language model, as published in the ``fair-esm`` package.
 
     Parameters
@@ -146,6 +147,16 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads):
             "begins": torch.from_numpy(starts[:-1]),
             "shape": torch.tensor([[n, len(windows)]]),
         }
+
+    def positions(self, sample: Sample) -> int:
+        """Return the number of tokens."""
+        return len(self.featurize(sample)["tokens"])
+
+    def block_bytes(self, sample: Sample) -> int:
+        """Return the bytes that one block keeps: its input alone where blocks are recomputed."""
+        if self.checkpointing:
+            return 4 * self.positions(sample) * self.single_dim
+        return super().block_bytes(sample)
 
     def _encode(self, sample: Sample) -> np.ndarray:
         residues = tokens.encode(_sequence_of(sample), name=sample.shown)

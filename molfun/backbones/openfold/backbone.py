@@ -32,8 +32,9 @@ from molfun.backbones.openfold import (
     presets,
 )
 from molfun.backbones.openfold.initialisation import build_model
+from molfun.backbones.openfold.memory import EvoformerCosts
 from molfun.backbones.openfold.weights import load_weights
-from molfun.backbones.planning import MemoryPlan, MemoryPlanning
+from molfun.backbones.planning import MemoryPlan
 from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
 from molfun.errors import DataError
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
@@ -48,7 +49,7 @@ EXTRA_BLOCKS = 4
 """Blocks of the extra-MSA stack; they keep a graph if parameters before the trunk train."""
 
 
-class OpenFoldBackbone(Backbone, PrefixSplitting, MemoryPlanning, KernelChoice, Folding):
+class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, EvoformerCosts):
     """OpenFold (AlphaFold 2) as published in the ``openfold`` package, 1.x or 2.x.
 
     Parameters

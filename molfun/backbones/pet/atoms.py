@@ -29,6 +29,7 @@ from molfun.backbones.pet.baselines import (
     symbol_of,
 )
 from molfun.backbones.pet.label_checks import doubts
+from molfun.backbones.planning import PositionCosts
 from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, in_batches
@@ -75,7 +76,7 @@ class Readout:
     modules: tuple[str, ...]
 
 
-class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
+class AtomisticBackbone(Backbone, OwnHeads, TensorInput, PositionCosts):
     """A pretrained model of atoms, with targets (energies) that it was trained on.
 
     A sample holds an ``ase.Atoms``. A batch is packed: the atoms of all samples are concatenated,
@@ -95,6 +96,7 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
     names_weights = False
     checks_quickly = True
     length_power: ClassVar[float] = 1.0
+    step_seconds = 0.03
 
     atomic_types: tuple[int, ...]
     """Atomic numbers that the model knows."""
@@ -351,6 +353,14 @@ class AtomisticBackbone(Backbone, OwnHeads, TensorInput):
             raise DataError(
                 f"{sample.shown} has {len(atoms)} atoms, and forces of shape {np.shape(forces)}."
             )
+
+    def positions(self, sample: Sample) -> int:
+        """Return the number of atoms and of their pairs."""
+        return int(self.featurize(sample)["shape"].sum())
+
+    def block_flops(self, sample: Sample) -> float:
+        """Return those of the energy, and of the forces, which are its gradient."""
+        return 3 * super().block_flops(sample)
 
     def featurize(self, sample: Sample) -> Features:
         """Return the atoms and neighbour pairs of one structure.

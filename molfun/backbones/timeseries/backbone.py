@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from molfun.backbones.base import Backbone, Features, Layer, Run
+from molfun.backbones.planning import PositionCosts
 from molfun.backbones.splitting import PrefixSplitting
 from molfun.backbones.tensor_input import TensorInput
 from molfun.backbones.timeseries.encoders.base import (
@@ -33,7 +34,7 @@ FEW_SAMPLES = 2
 """Observed values that a feature needs for a standard deviation."""
 
 
-class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
+class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput, PositionCosts):
     """An encoder of multivariate time series with missing values.
 
     Values are standardised to mean 0 and standard deviation 1 per feature. The scale is learned
@@ -130,6 +131,10 @@ class TimeSeriesBackbone(Backbone, PrefixSplitting, TensorInput):
             "mask": mask,
             "padding_mask": torch.ones(len(values), dtype=torch.bool),
         }
+
+    def positions(self, sample: Sample) -> int:
+        """Return the number of time steps."""
+        return len(self.featurize(sample)["padding_mask"])
 
     def check_batch(self, batch: Features) -> None:
         """Refuse series without any observed value.

@@ -1,4 +1,4 @@
-"""Lengths of the samples, and the memory that a step on the longest ones takes."""
+"""Lengths of the samples, memory of a step on the longest ones, and time of an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import EXAMPLES, Finding
-from molfun.models import memory
+from molfun.errors import DataError
+from molfun.models import cost, memory
 from molfun.models.loaders import as_loader
 from molfun.text import counted, megabytes
 
@@ -24,6 +25,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield from _lengths(subject, part, np.asarray(data.lengths), data.ids)
     if subject.model is not None and "train" in subject.parts:
         yield from _memory(subject)
+        yield from _time(subject)
 
 
 def _lengths(subject: Subject, part: str, lengths: np.ndarray, ids: list[str]) -> Iterator[Finding]:
@@ -52,6 +54,30 @@ def _lengths(subject: Subject, part: str, lengths: np.ndarray, ids: list[str]) -
             )
 
 
+def _time(subject: Subject) -> Iterator[Finding]:
+    """Estimate the time of an epoch; nothing is said of backbones that do not know their costs."""
+    found = cost.epoch_cost(
+        subject.model.backbone, subject.parts["train"], subject.device,
+        batch_size=subject.batch_size,
+    )  # fmt: skip
+    if found is None:
+        return
+    text = f"about {cost.duration(found.first)}"
+    if found.later < found.first:
+        text += (
+            f" ({cost.duration(found.later)} from the second on, where frozen blocks are cached)"
+        )
+    yield Finding(
+        status="OK",
+        topic="time of an epoch",
+        text=f"{text}: {found.flops / 1e9:,.0f} GFLOP on {subject.device}, which does "
+        f"{found.rate / 1e9:,.0f} GFLOP/s; an estimate, right within a factor "
+        f"of {cost.WITHIN} for most runs",
+        facts={"first": found.first, "later": found.later, "flops": found.flops,
+               "flops_per_second": found.rate},
+    )  # fmt: skip
+
+
 def _memory(subject: Subject) -> Iterator[Finding]:
     """Predict the peak of a step, and add what the weights and the optimizer take."""
     parameters = list(subject.model.parameters())
@@ -62,6 +88,8 @@ def _memory(subject: Subject) -> Iterator[Finding]:
         # the batch that fine-tune would take, which decides the peak
         loader = as_loader(data, batch_size=subject.batch_size)
         found = memory.forecast(backbone, loader, subject.device, trained=trained)
+    except DataError:  # the longest sample cannot be used, which is said as its fault
+        found = None
     finally:
         memory.forget(backbone)
     if found is not None:
