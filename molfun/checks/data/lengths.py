@@ -83,16 +83,7 @@ def _memory(subject: Subject) -> Iterator[Finding]:
     parameters = list(subject.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     held = 4 * sum(p.numel() for p in parameters)
-    backbone, data = subject.model.backbone, subject.parts["train"]
-    try:
-        # the batch that fine-tune would take, which decides the peak
-        loader = as_loader(data, batch_size=subject.batch_size)
-        found = memory.forecast(backbone, loader, subject.device, trained=trained)
-    except DataError:  # the longest sample cannot be used, which is said as its fault
-        found = None
-    finally:
-        memory.forget(backbone)
-    if found is not None:
+    if (found := _forecast(subject, trained)) is not None:
         yield Finding(
             status="OK" if found.fits else "WARNING",
             topic="memory of a step",
@@ -109,3 +100,15 @@ def _memory(subject: Subject) -> Iterator[Finding]:
         remedy="Use --strategy head_only or lora, or a smaller model." if little else "",
         facts={"bytes": needed, "free_bytes": free},
     )
+
+
+def _forecast(subject: Subject, trained: int) -> memory.Forecast | None:
+    backbone = subject.model.backbone
+    # the batch that fine-tune would take, which decides the peak
+    loader = as_loader(subject.parts["train"], batch_size=subject.batch_size)
+    try:
+        return memory.forecast(backbone, loader, subject.device, trained=trained)
+    except DataError:  # the longest sample cannot be used, which is said as its fault
+        return None
+    finally:
+        memory.forget(backbone)
