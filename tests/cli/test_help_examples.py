@@ -107,7 +107,9 @@ def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
         elif verb != "schema" and "--output" not in arguments:
             arguments += ["--output", f"runs/example_{i}"]
         done = molfun(verb, *arguments)
-        assert done.exit_code == 0, (example, done.output, done.exception)
+        # so few rows as here are worth a warning of `molfun check`
+        allowed = (0, 3) if verb == "check" else (0,)
+        assert done.exit_code in allowed, (example, done.output, done.exception)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if "molfun " in verb.help])

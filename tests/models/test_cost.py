@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import PET_TINY, build_atoms
+from torch.utils.flop_counter import FlopCounterMode
 
 from molfun.backbones.splitting import frozen_blocks
 from molfun.data.affinity import AffinityDataset
@@ -16,6 +17,7 @@ from molfun.data.atoms import AtomsDataset
 from molfun.data.sequences import SequenceDataset
 from molfun.data.series.demo import double_well
 from molfun.models import cost, memory
+from molfun.models.skeleton import Skeleton
 from molfun.models.structure import MolfunStructureModel
 from molfun.strategies.full import FullFinetune
 from molfun.strategies.head_only import HeadOnlyFinetune
@@ -99,6 +101,18 @@ def test_a_predicted_time_is_that_of_a_run_within_the_stated_factor(kind: str) -
     model.fit(loader, strategy=strategy, epochs=1)
     taken = time.process_time() - start
     assert 1 / cost.WITHIN < found.first / taken < cost.WITHIN, (found, taken)
+
+
+def test_operations_of_a_block_are_those_that_torch_counts() -> None:
+    # on the meta device, since torch does not see into faster code
+    backbone = Skeleton("openfold", config="tiny", head="affinity").backbone.train()
+    sample = AffinityDataset.synthetic(1, length=48)[0]
+    batch = backbone.collate([backbone.featurize(sample)])
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        backbone({name: tensor.to("meta") for name, tensor in batch.items()})
+    counts = {name: sum(n.values()) for name, n in counted.flop_counts.items()}
+    (own,) = [n for name, n in counts.items() if name.endswith("evoformer.blocks.0")]
+    assert backbone.block_flops(sample) == pytest.approx(own, rel=0.15)
 
 
 def test_frozen_blocks_count_once_and_lengths_count() -> None:

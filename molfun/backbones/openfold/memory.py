@@ -195,8 +195,8 @@ class EvoformerCosts(MemoryPlanning, BlockCosts):
         of_msa, of_pairs = 0, 0
         for name, weight in self.blocks()[0].named_parameters():
             if weight.ndim == 2:
-                of_msa += weight.numel() * name.startswith("msa")
-                of_pairs += weight.numel() * (not name.startswith("msa"))
+                of_msa += weight.numel() * ("msa" in name)
+                of_pairs += weight.numel() * ("msa" not in name)
         n, rows = shape.length, shape.rows
         products = 2.0 * (of_pairs * n**2 + of_msa * rows * n)
         return products + 12.0 * n**3 * shape.c_z + 4.0 * rows * n**2 * shape.c_m
