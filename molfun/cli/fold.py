@@ -128,7 +128,7 @@ def _of_table(path: str, wanted: FoldSettings) -> Iterator[Sample]:
     check_choice("column", wanted.sequence_column, cells.header)
     sequences = cells.filled(wanted.sequence_column)
     if wanted.id_column is None:
-        ids = [f"seq_{number}" for number in range(1, len(cells) + 1)]
+        ids: Sequence[str] = [f"seq_{number}" for number in range(1, len(cells) + 1)]
     else:
         check_choice("column", wanted.id_column, cells.header)
         ids = cells.ids(wanted.id_column)
