@@ -220,7 +220,7 @@ def _estimates(
 
     def values(drawn: np.ndarray) -> np.ndarray:
         scores = [score(*own.drawn(drawn)) for own in samples]
-        differences = [sign * (one[main] - scores[0][main]) for one in scores]
+        differences = [sign * (one[main] - scores[0][main]) + 0.0 for one in scores]  # no -0
         return np.array([*(one[name] for one in scores for name in names), *differences])
 
     found = estimates(values, n, draws=measure.draws, corrected=False)
@@ -272,7 +272,11 @@ def _section(found: Comparison) -> Section:
         "for all runs. Where an interval holds 0, the data does not tell the runs apart."
     )
     title = f"Results: {found.head.target}"
-    return Section(title, [Table(header, rows, f"{words}."), _figure(found), Text(note, "note")])
+    blocks: list[Any] = [Table(header[:3], [row[:3] for row in rows], f"{words}."), _figure(found)]
+    if header[3:]:  # apart from the others, as all intervals in one table are wider than a page
+        names = [header[0], *header[3:]]
+        blocks.append(Table(names, [[row[0], *row[3:]] for row in rows], "Other metrics."))
+    return Section(title, [*blocks, Text(note, "note")])
 
 
 def _figure(found: Comparison) -> Figure:

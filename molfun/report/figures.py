@@ -31,6 +31,7 @@ _STYLE = {
     "svg.fonttype": "none",  # texts stay texts: small files, searchable, in the page's font
     "svg.hashsalt": "molfun",  # equal figures have equal bytes
     "text.parse_math": False,  # a name with two dollar signs is no formula
+    "axes.formatter.useoffset": False,  # "+1.978e4" above an axis is read by nobody
     "font.family": "sans-serif",
     "font.size": 10.0,
     "axes.spines.top": False,

@@ -47,16 +47,20 @@ def name_of(metric: str) -> str:
 
 
 def number(value: Any) -> str:
-    """Format a number with three significant digits; a dash where it is undefined.
+    """Format a number with three significant digits, or to the unit; a dash where undefined.
 
     Examples
     --------
     >>> number(0.58634), number(None), number(float("nan")), number(1e-8), number(12)
     ('0.586', '–', '–', '1e-08', '12')
+    >>> number(-97081.62)
+    '-97,082'
     """
     if value is None or not math.isfinite(value):
         return DASH
-    return f"{value:,}" if isinstance(value, int) else three_digits(value)
+    if isinstance(value, int) or 1000 <= abs(value) < 1e7:
+        return f"{round(value):,}"
+    return three_digits(value)
 
 
 def estimate(found: Mapping[str, Any] | None) -> str:

@@ -90,10 +90,14 @@ class Predicted:
         """(rows,) letters of the sequence, 0 where the table has none."""
         return np.array([len(row.get("sequence", "")) for row in self.rows])
 
+    @property
+    def label_column(self) -> str:
+        """Name of the column with the labels."""
+        return _label_column([*self.rows[0]], self.head.prediction_column, self.head) or ""
+
     def label_cell(self, place: int) -> str:
         """Cell with the label of a row, as it was written."""
-        column = _label_column(list(self.rows[0]), self.head.prediction_column, self.head)
-        return self.rows[place].get(column or "", "")
+        return self.rows[place].get(self.label_column, "")
 
     def prediction_cell(self, place: int) -> str:
         """Cell with the prediction of a row, as it was written."""

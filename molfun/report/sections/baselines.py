@@ -50,15 +50,15 @@ def _figure(found: Mapping[str, Any], part: Mapping[str, Any]) -> Figure:
     lines = [("this model", part["metrics"].get(main))]
     lines += [(one["title"], one["metrics"].get(main)) for one in part["baselines"].values()]
     lines = [(name, value) for name, value in lines if value and value.get("value") is not None]
-    with plot(5.4, 1.1 + 0.36 * len(lines)) as drawn:
+    with plot(8.0, 1.1 + 0.36 * len(lines)) as drawn:
         axes = drawn.axes[0]
         for place, (_, value) in enumerate(lines):
             draw_interval(axes, place, value, COLOURS[0] if place == 0 else MUTED)
-        axes.set_yticks(range(len(lines)), [cut(name, 34) for name, _ in lines], color=INK)
+        axes.set_yticks(range(len(lines)), [cut(name, 50) for name, _ in lines], color=INK)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel(name_of(main))
     better = "higher" if found.get("higher_is_better") else "lower"
-    return Figure(drawn.svg, f"{name_of(main)} with 95 % intervals; {better} is better.")
+    return Figure(drawn.svg, f"{name_of(main)} with 95 % intervals; {better} is better.", wide=True)
 
 
 def draw_interval(axes: Any, place: int, value: Mapping[str, float | None], colour: str) -> None:

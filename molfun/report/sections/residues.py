@@ -27,11 +27,17 @@ def section(run: FinishedRun) -> Section | None:
         part, found = judged
         chosen = _chosen(found.errors())
         if chosen:
-            text = f"{head.target}, {PART_NAMES[part]} part: from the worst protein to the best."
-            blocks.append(Text(text))
+            blocks.append(Text(_introduction(part, found)))
         draw = _letters if found.form == "class" else _curves
         blocks += [track for place in chosen for track in draw(found, place)]
     return Section("Along the sequence", blocks) if blocks else None
+
+
+def _introduction(part: str, found: Predicted) -> str:
+    text = f"{found.head.target}, {PART_NAMES[part]} part: from the worst protein to the best."
+    if found.form == "class":
+        text += " Wrong residues are underlined; a question mark is no label."
+    return text
 
 
 def _chosen(errors: np.ndarray) -> list[int]:

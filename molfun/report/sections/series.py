@@ -52,6 +52,7 @@ def _figure(found: Predicted, place: int, sample: Any, names: list[str]) -> Figu
             name = names[i] if i < len(names) else str(i)
             axes.plot(column, color=COLOURS[i], linewidth=1.1, label=cut(name, 14))
         axes.set_xlabel("time step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("value")
         axes.legend(ncols=1, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     more = f" (first {MOST_FEATURES} of {values.shape[1]} features)"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from molfun.report.blocks import Section, Table, Text
 from molfun.report.finished import FinishedRun
 from molfun.report.numbers import OBJECTIVE_NAMES, number
+from molfun.report.predicted import HeadOfRun
 
 SHOWN = (
     *("rank", "alpha", "unfreeze_last_n", "unfreeze_epoch", "optimizer", "scheduler"),
@@ -41,7 +42,7 @@ def _model(run: FinishedRun) -> Iterator[list[str]]:
         yield ["backbone", name or backbone.get("name", "")]
         yield ["weights", _weights(run)]
     for head in run.heads:
-        yield [f"task {head.name}".strip(), f"{head.task} of {head.target}, {head.level} level"]
+        yield [f"task {head.name}".strip(), _task(head)]
 
 
 def _strategy(run: FinishedRun) -> Iterator[list[str]]:
@@ -55,8 +56,15 @@ def _strategy(run: FinishedRun) -> Iterator[list[str]]:
         yield ["parameters", f"{model['parameters']:,}"]
         yield ["of these train", f"{model['trainable']:,} ({number(100 * share)} %)"]
     for name in SHOWN:
-        if strategy.get(name) is not None:
+        is_off = name == "early_stopping_patience" and not strategy.get(name)
+        if strategy.get(name) is not None and not is_off:
             yield [name.replace("_", " "), _value(strategy[name])]
+
+
+def _task(head: HeadOfRun) -> str:
+    unit = head.level if head.level != "sequence" else "sample"
+    words = "energies and forces" if head.task == "energy" else f"{head.task} of {head.target}"
+    return f"{words}, one label per {unit}"
 
 
 def _weights(run: FinishedRun) -> str:

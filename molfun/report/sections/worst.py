@@ -62,12 +62,17 @@ def _table(part: str, found: Predicted) -> Table:
 
 
 def _others(found: Predicted) -> list[str]:
-    """Return the first columns that are neither labels nor predictions, to tell samples apart."""
-    own = {found.head.target, *list(found.rows[0])[:1]}
+    """Return the first columns that tell samples apart: no labels, predictions or copies of ids."""
+    own = {found.label_column, *list(found.rows[0])[:1]}
     names = [
         n for n in found.rows[0] if n not in own and "prediction" not in n and "prob_" not in n
     ]
-    return names[:3]
+    return [name for name in names if _tells(found, name)][:3]
+
+
+def _tells(found: Predicted, name: str) -> bool:
+    values = [row[name] for row in found.rows]
+    return values != found.ids and (len(values) < 2 or len(set(values)) > 1)
 
 
 def _short(text: str) -> str:
