@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,16 @@ def _no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Leave out the plots at the end of each run, a second of them: tests/report has them."""
     if "reports" not in request.fixturenames:
         monkeypatch.setattr("molfun.cli.showing._written", lambda folder: folder.path / "no report")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data: MOLFUN_DATA, or shared/data beside the repository."""
+    default = Path(__file__).parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("MOLFUN_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("real data absent (set MOLFUN_DATA to its folder)")
+    return folder
 
 
 @pytest.fixture(scope="session")

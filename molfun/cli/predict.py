@@ -15,7 +15,14 @@ from molfun.cli.console import Progress, metric_line, say, set_up_logging
 from molfun.cli.data import kind_for, loader, say_notes
 from molfun.cli.energies import say_units
 from molfun.cli.models import open_ensemble, open_model, trained_as
-from molfun.cli.nearness import KINDS, chains_of, compare, training_of
+from molfun.cli.nearness import (
+    KINDS,
+    chains_of,
+    compare,
+    compare_with_record,
+    distances,
+    training_of,
+)
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
 from molfun.cli.tables import write_predictions
@@ -37,7 +44,7 @@ def predict(given: Mapping[str, Any]) -> None:
     """Predict for new samples, and write a table."""
     wanted, about = PredictSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=False)
-    near = _compared(wanted, kind, dataset, about)
+    near = _compared(wanted, kind, dataset, about) or _recorded(wanted, kind, dataset)
     if wanted.coverage is not None and not is_ensemble(wanted.checkpoint):
         raise ConfigError(
             f"--coverage needs the errors of a model on rows that it never saw, and "
@@ -48,6 +55,7 @@ def predict(given: Mapping[str, Any]) -> None:
     path = as_path(wanted.output)
     bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
     result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"), **bounds)
+    near |= distances(result, getattr(model, "training_record", None))
     write_predictions(path, result, dataset, about=near)
     beside = kind.write_beside(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
@@ -60,11 +68,13 @@ def evaluate(given: Mapping[str, Any]) -> None:
     wanted, about = EvaluateSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=True)
     training, why_not = _training(wanted, kind, dataset, about)
+    _recorded(wanted, kind, dataset)
     model = _opened(wanted)
     batches = Progress(loader(dataset, wanted.batch_size), "evaluating")
     scores = model.evaluate(
         batches, bootstrap=wanted.bootstrap, baselines=False if training is None else training
     )
+    distances(scores, getattr(model, "training_record", None))
     say(f"{counted(len(dataset), 'sample')}: {metric_line(_own(scores))}")
     _say_details(scores)
     if scores.verdict:
@@ -171,6 +181,15 @@ def _compared(
         return {}
     _, trained = trained_as(wanted.checkpoint)
     return compare(dataset, training_of(wanted.training_data, kind, trained, about))
+
+
+def _recorded(
+    wanted: PredictSettings | EvaluateSettings, kind: DataKind, dataset: SampleDataset
+) -> dict[str, list[Any]]:
+    """Compare samples with the record in the checkpoint, unless a flag names the training set."""
+    if wanted.training_data is not None:
+        return {}
+    return compare_with_record(wanted.checkpoint, kind, dataset)
 
 
 def _opened(wanted: PredictSettings | EvaluateSettings) -> Any:

@@ -35,8 +35,9 @@ MIN_CONTAINED = 6
 MANY_PAIRS = 50_000
 """Alignments that may take a minute; from here on the log recommends mmseqs2."""
 
-_LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-_AS_COMPARED = bytes(c if chr(c) in _LETTERS + "BZX" else ord("X") for c in range(256))
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+"""Residues that words are made of."""
+_AS_COMPARED = bytes(c if chr(c) in LETTERS + "BZX" else ord("X") for c in range(256))
 """Byte to the letter of BLOSUM62 that it is compared as."""
 # Karlin-Altschul parameters of BLOSUM62 with gap costs 11, 1 (Altschul and Gish 1996)
 _LAMBDA, _K = 0.267, 0.041
@@ -217,22 +218,36 @@ def words_of(sequences: Sequence[str], word: int) -> csr_array:
     from scipy.sparse import csr_array
 
     order = np.full(256, -1, np.int8)
-    order[np.frombuffer(_LETTERS.encode(), np.uint8)] = np.arange(len(_LETTERS))
+    order[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(len(LETTERS))
     # all in one buffer; the blank between two sequences is in no word
     letters = order[np.frombuffer(" ".join(sequences).encode("ascii", "replace"), np.uint8)]
     n_words = max(0, len(letters) - word + 1)
     codes, whole = np.zeros(n_words, np.int32), np.ones(n_words, bool)
     for place in range(word):
         here = letters[place : place + n_words]
-        codes += here * np.int32(len(_LETTERS) ** place)
+        codes += here * np.int32(len(LETTERS) ** place)
         whole &= here >= 0
     sizes = np.array([len(sequence) + 1 for sequence in sequences], np.int64)
     rows = np.repeat(np.arange(len(sequences)), sizes)[:n_words]
-    shape = (len(sequences), len(_LETTERS) ** word)
+    shape = (len(sequences), len(LETTERS) ** word)
     found = csr_array((whole[whole].astype(np.int32), (rows[whole], codes[whole])), shape=shape)
     found.sum_duplicates()
     found.data[:] = 1
     return found
+
+
+_ORDER = np.full(256, -1)
+_ORDER[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(len(LETTERS))
+
+
+def word_codes(sequence: str, word: int) -> np.ndarray:
+    """Return the number of each word of a sequence; words with other letters are left out."""
+    letters = _ORDER[np.frombuffer(sequence.encode("ascii", "replace"), np.uint8)]
+    if letters.size < word:
+        return np.zeros(0, np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(letters, word)
+    windows = windows[(windows >= 0).all(axis=1)]
+    return windows @ (len(LETTERS) ** np.arange(word))
 
 
 @cache

@@ -68,7 +68,7 @@ def nearest(samples: Sequence[Sequence[str]], training: Sequence[Sequence[str]])
     owner = _owners(training)
     plain = [[comparable(chain) for chain in sample] for sample in samples]
     best = _best_of_each({chain for sample in plain for chain in sample}, owner)
-    of_each = [max((best[chain] for chain in sample), default=_NONE) for sample in plain]
+    of_each = [max((best[chain] for chain in sample), default=NOTHING_NEAR) for sample in plain]
     same = [not owner.keys().isdisjoint(sample) for sample in plain]
     return Nearest(
         places=np.array([-place for _, place in of_each], np.int64),
@@ -77,7 +77,7 @@ def nearest(samples: Sequence[Sequence[str]], training: Sequence[Sequence[str]])
     )
 
 
-_NONE = (0.0, 1)
+NOTHING_NEAR = (0.0, 1)
 """Identity and negative position where there is no relative."""
 
 
@@ -102,7 +102,7 @@ def _best_of_each(chains: Iterable[str], owner: Mapping[str, int]) -> dict[str, 
         part = new[start : start + _ROWS]
         for chain, candidates in zip(part, _candidates(part, known), strict=True):
             pairs = [(identity(chain, known[i]), -owner[known[i]]) for i in candidates]
-            best[chain] = max([pair for pair in pairs if pair[0]], default=_NONE)
+            best[chain] = max([pair for pair in pairs if pair[0]], default=NOTHING_NEAR)
     return best
 
 

@@ -26,6 +26,7 @@ from molfun.models.build import (
     resolve_device,
 )
 from molfun.models.loaders import samples_of
+from molfun.models.training_record import TrainingRecord
 from molfun.nn import lora
 from molfun.nn.allocator import keep_large_buffers
 from molfun.nn.kernels import matrix_kernel
@@ -66,6 +67,8 @@ class AssembledModel(nn.Module):
         Settings with which the training set prepared its inputs.
     training_inputs
         Digests of the inputs that the model was trained on.
+    training_record
+        What tells how far samples are from the training rows; None before `fit`.
     training_set
         Data of the last `fit` in this process, for baselines.
     n_fits
@@ -117,6 +120,7 @@ class AssembledModel(nn.Module):
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
         self.training_inputs = trained_on.NOTHING
+        self.training_record: TrainingRecord | None = None
         self.training_set = trained_on.TrainingSet()
         self.n_fits = 0
         self.precision = "32-true"

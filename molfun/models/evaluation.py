@@ -28,6 +28,7 @@ from molfun.models.loaders import (
     refuse_nothing,
     targets_of,
 )
+from molfun.models.training_record import Distances
 from molfun.sample import Sample
 from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
@@ -73,8 +74,21 @@ def serving(
 def predicted(model: AssembledModel, data: Any) -> Evaluation:
     """Return the predictions for a loader or data set; labels are ignored."""
     watch = trained_on.Watch(prepared(model, data), model.training_inputs)
-    result = runner_of(model).evaluate(watch, labels=False)
+    result = _evaluated(model, runner_of(model), watch, labels=False)
     watch.warn()
+    return result
+
+
+def _evaluated(
+    model: AssembledModel, runner: SupervisedRunner, batches: Any, *, labels: bool = True
+) -> Evaluation:
+    """Run over batches, and note how far each sample is from the training set if that is known."""
+    record = model.training_record
+    if record is None or record.space is None:
+        return runner.evaluate(batches, labels=labels)
+    runner.on_trunk = distances = Distances(record.space)
+    result = runner.evaluate(batches, labels=labels)
+    result.distances = distances.found()
     return result
 
 
@@ -104,7 +118,7 @@ def measured(
     loader = prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True, passed=passed)
     with serving(model, measuring(model, loader), cache) as runner:
-        result = runner.evaluate(watch)
+        result = _evaluated(model, runner, watch)
     watch.warn()
     return runner, result
 
@@ -134,9 +148,12 @@ class Scores(dict[str, float]):
     ----------
     verdict
         Comparison with baselines in one sentence per head; empty without baselines.
+    distances
+        As of `molfun.models.prediction.Prediction`.
     """
 
     verdict: str = ""
+    distances: np.ndarray | None = None
 
 
 def evaluate(
@@ -173,6 +190,7 @@ def scores_of(
         if not result.heads[part.name].loss_count:
             logger.warning("%s: no sample has a label, so it is not measured.", part.name)
     found = Scores({"loss": result.loss, **runner.metrics(result)})
+    found.distances = result.distances
     if bootstrap:
         for part in runner.heads:
             own = result.heads[part.name]

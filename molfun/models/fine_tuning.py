@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from molfun.models.loaders import (
     samples_of,
     targets_of,
 )
+from molfun.models.training_record import record_of, space_of
 from molfun.nn.modes import set_modes
+from molfun.runs.checkpoint import put_record
 from molfun.runs.folder import RunFolder
 from molfun.sample import is_missing
 from molfun.strategies.base import FinetuneStrategy
@@ -58,6 +61,7 @@ def run(
         model.n_fits += 1
         # a union, since a second fit adds to what the model has seen
         model.training_inputs = np.union1d(model.training_inputs, rows.inputs)
+        model.training_record = record_of(rows, job.val, before=model.training_record)
         model.training_set = trained_on.TrainingSet(getattr(job.train, "dataset", job.train))
 
     def keep(row: Row | None, folder: RunFolder | None) -> None:
@@ -73,9 +77,26 @@ def run(
         model.eval()
         memory.forget(model.backbone)
     history.cache_report = "\n".join(runner.forward.cache_reports())
+    _add_vectors(model, job, runner, history)
     if history.cache_report or runner.forward.cache is not None:
         logger.info("%s", history.cache_report or "Frozen-prefix cache: no entry was used.")
     return history
+
+
+def _add_vectors(
+    model: AssembledModel, job: Job, runner: SupervisedRunner, history: History
+) -> None:
+    """Add the mean representations of training rows to the record, in the checkpoint as well."""
+    if not job.ranks.is_first:
+        return
+    space = space_of(runner, job.train, job.val, epochs=len(history))
+    if space is None or model.training_record is None:
+        return
+    model.training_record = replace(model.training_record, space=space)
+    # a trunk that trains and is left at its last weights is not that of the checkpoint
+    if job.folder is not None and (job.restore_best or runner.forward.frozen.whole):
+        with job.folder.held():
+            put_record(job.folder.checkpoint, model.training_record.to_tensors())
 
 
 def _training_rows(model: AssembledModel, job: Job) -> trained_on.TrainingRows:

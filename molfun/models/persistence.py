@@ -15,6 +15,7 @@ from molfun.errors import CheckpointError, MolfunError
 from molfun.fingerprint import tensor_digests
 from molfun.models import base_weights
 from molfun.models.assembly import AssembledModel, use_precision
+from molfun.models.training_record import TrainingRecord
 from molfun.nn import lora
 from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
@@ -50,7 +51,7 @@ def save(model: AssembledModel, folder: Path) -> None:
     """
     model.need_heads("save")
     base_weights.refuse_own(model.weights, [folder])
-    backbone = model.backbone
+    backbone, record = model.backbone, model.training_record
     # merged adapters would be part of the backbone's weights, and no longer a separate adapter
     with lora.unmerged(backbone):
         adapted = lora.installed_spec(backbone) is not None
@@ -61,6 +62,7 @@ def save(model: AssembledModel, folder: Path) -> None:
             trunk=_trunk_to_save(model),
             save_adapter=(lambda place: lora.save_adapter(backbone, place)) if adapted else None,
             training_inputs=model.training_inputs,
+            training_record=None if record is None else record.to_tensors(),
         )
 
 
@@ -151,6 +153,7 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     model.random_base = bool(settings.pop("random_base", False))
     model.result, model.data_settings = dict(meta.result), settings
     model.training_inputs = portable.read_training_inputs(folder)
+    model.training_record = TrainingRecord.from_tensors(portable.read_record(folder))
 
 
 def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:

@@ -12,6 +12,7 @@ from molfun.errors import ConfigError
 from molfun.models import evaluation, trained_on
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
+from molfun.models.training_record import Distances
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.training.forward import ForwardPass
@@ -25,7 +26,15 @@ class Prediction(dict[str, Any]):
     Keys: ``ids`` (list), ``prediction`` ((n,) float64 tensor on the CPU, in the units of the
     labels, in input order) and, for a single batch, ``trunk`` (the `TrunkOutput`). With several
     heads, the predictions of each are a dict under its name.
+
+    Attributes
+    ----------
+    distances
+        (samples,) distance of each sample to the training set in the mean representation, see
+        `molfun.evaluation.space.Space`; None where heads read none, or the model keeps no vectors.
     """
+
+    distances: np.ndarray | None = None
 
     def put(self, part: TaskHead, predictions: Sequence[np.ndarray]) -> None:
         """Add the predictions of a head, one array per sample."""
@@ -66,6 +75,7 @@ def scored(model: AssembledModel, data: Any) -> Scored:
 
 def _presented(model: AssembledModel, result: Evaluation) -> Prediction:
     prediction = Prediction(ids=result.ids)
+    prediction.distances = result.distances
     for part in model.heads:
         prediction.put(part, result.heads[part.name].predictions)
     return prediction
@@ -89,6 +99,11 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
         for part in model.heads:
             scores = part.task.predictions(part.head(trunk))
             prediction.put(part, part.task.split(scores, lengths))
+    record = model.training_record
+    if record is not None and record.space is not None:
+        distances = Distances(record.space)
+        distances(trunk)
+        prediction.distances = distances.found()
     # without what only the heads needed
     prediction["trunk"] = trunk.select(outputs)
     return prediction

@@ -10,11 +10,13 @@ import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from molfun._shapes import Int64
+from molfun.data.base import SampleDataset
 from molfun.data.splits import PART_WORDS
 from molfun.models.loaders import label_texts, samples_of
 from molfun.sample import Sample, is_missing
@@ -67,7 +69,7 @@ class TrainingSet:
 
 
 class TrainingRows:
-    """Input digests, conflicting labels and unused split columns of a training set.
+    """Ids, chains, input digests, conflicting labels and unused split columns of a training set.
 
     Parameters
     ----------
@@ -78,16 +80,21 @@ class TrainingRows:
     def __init__(self, loader: Any) -> None:
         digests: list[int] = []
         targets: list[Any] = []
+        self.ids: list[str] = []
+        chains: list[tuple[str, ...]] = []
         self._columns: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in samples_of([loader]):
             digests.append(input_digest(sample))
             targets.append(sample.target)
+            self.ids.append(sample.id)
+            chains.append(chains_of(sample))
             for name, value in sample.metadata.items():
                 if isinstance(value, str | bool | int):
                     self._columns[str(name)][str(value).strip().lower()] += 1
         # sorted and unique, as np.isin and np.union1d want them
         self.inputs: Int64[np.ndarray, "inputs"] = np.unique(np.array(digests, np.int64))
         self.n_conflicts = conflicts(digests, targets)
+        self.chains = _whole_chains(loader) or chains
         self._n = len(digests)
 
     def warn(self) -> None:
@@ -101,6 +108,34 @@ class TrainingRows:
                     "--split column (DataSplitter.by_column) splits by it.",
                     name, held, counted(self._n, "training sample"),
                 )  # fmt: skip
+
+
+def chains_of(sample: Sample) -> tuple[str, ...]:
+    """Return the sequences of a sample before any crop; () for series and atoms.
+
+    Chains of a cropped complex are one sequence, since their ends are not known.
+
+    Examples
+    --------
+    >>> chains_of(Sample(id="a", sequence="MKV")), chains_of(Sample(id="b"))
+    (('MKV',), ())
+    """
+    protein = sample.protein
+    if protein is None:
+        return () if sample.sequence is None else (sample.sequence,)
+    whole = protein.full_sequence
+    if len(protein) != len(whole):
+        return (whole,)
+    ends = (np.flatnonzero(np.diff(protein.chain_index)) + 1).tolist()
+    return tuple(whole[a:b] for a, b in pairwise([0, *ends, len(whole)]))
+
+
+def _whole_chains(loader: Any) -> list[tuple[str, ...]] | None:
+    """Return the chains that a data set of structures knows before any crop; None of others."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, SampleDataset) and dataset.kind == "structures":
+        return dataset.sequences()
+    return None
 
 
 def held_out(name: str, values: Mapping[str, int], n: int) -> int:

@@ -7,6 +7,7 @@
       head.pt              weights of the head
       peft_adapter/        adapters in the PEFT format (LoRA only)
       training_inputs.safetensors  digests of the training inputs, 8 bytes per sample
+      training_record.safetensors  keyed hashes of the training sequences, and vectors of some rows
       trunk.safetensors    backbone weights that differ from the base file; all weights if there
                            is no base file
       manifest.json        size and sha256 of every file
@@ -54,7 +55,7 @@ FORMAT, FORMAT_OF_SEVERAL = 1, 2
 """Formats 1 (entries ``head`` and ``task`` of a single head) and 2 (``heads``, a list)."""
 META, META_JSON, HEAD, TRUNK = "meta.pt", "meta.json", "head.pt", "trunk.safetensors"
 ADAPTER, MANIFEST, CARD = "peft_adapter", "manifest.json", "README.md"
-SEEN = "training_inputs.safetensors"
+SEEN, RECORD = "training_inputs.safetensors", "training_record.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ def write_checkpoint(
     trunk: Mapping[str, torch.Tensor],
     save_adapter: Any = None,
     training_inputs: np.ndarray | None = None,
+    training_record: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint folder; the old one stays until the new one is complete.
 
@@ -157,6 +159,8 @@ def write_checkpoint(
         Function that writes the adapters into a folder; None without adapters.
     training_inputs
         Digests of the training inputs, int64; None or empty writes no file.
+    training_record
+        What tells how far samples are from the training rows; None or empty writes no file.
     """
     content = meta.to_content()
     _refuse_other_folders(Path(path))
@@ -169,6 +173,8 @@ def write_checkpoint(
             _write_trunk(folder / TRUNK, trunk, Path(path) / TRUNK)
         if training_inputs is not None and len(training_inputs):
             save_safetensors(folder / SEEN, {"inputs": torch.from_numpy(training_inputs)})
+        if training_record:
+            save_safetensors(folder / RECORD, training_record)
         if save_adapter is not None:
             save_adapter(folder / ADAPTER)
         write_json(folder / MANIFEST, _measure(folder))
@@ -176,10 +182,23 @@ def write_checkpoint(
         write_text(folder / CARD, card_text(content))
 
 
+def put_record(path: Path, record: Mapping[str, torch.Tensor]) -> None:
+    """Replace the record of the training rows in a checkpoint; all else stays as it is."""
+    entries = json.loads(_manifest_of(path).read_text(encoding="utf-8"))
+    with atomic_directory(path) as folder:
+        shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
+        # links: the files of the old folder must not change
+        for name in (RECORD, MANIFEST):
+            (folder / name).unlink(missing_ok=True)
+        save_safetensors(folder / RECORD, record)
+        entries[RECORD] = _measured(folder / RECORD)
+        write_json(folder / MANIFEST, dict(sorted(entries.items())))
+
+
 def foreign_files(path: Path) -> list[str]:
     """Return names of files that do not belong to a checkpoint, and that a new one would remove."""
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    own = {META, META_JSON, HEAD, TRUNK, SEEN, ADAPTER, MANIFEST, CARD}
+    own = {META, META_JSON, HEAD, TRUNK, SEEN, RECORD, ADAPTER, MANIFEST, CARD}
     # a folder without any of these is not a checkpoint, whatever else it holds: README.md, say
     if names and not {MANIFEST, META, META_JSON} & set(names):
         return names
@@ -210,13 +229,17 @@ def _write_trunk(path: Path, trunk: Mapping[str, torch.Tensor], previous: Path) 
     """
     content = hashlib.sha256(repr(sorted(tensor_digests(trunk).items())).encode()).hexdigest()
     if _stored_content(previous) == content and _is_intact(previous):
-        try:
-            # the folder is exchanged as a whole afterwards; the link keeps the content alive
-            path.hardlink_to(previous)
-        except OSError:  # a file system without links
-            shutil.copyfile(previous, path)
+        # the folder is exchanged as a whole afterwards; the link keeps the content alive
+        _link(previous, path)
         return
     save_safetensors(path, trunk, {"content": content})
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
 
 
 def _stored_content(path: Path) -> str | None:
@@ -244,13 +267,14 @@ def _is_intact(path: Path) -> bool:
 
 def _measure(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        file.relative_to(folder).as_posix(): {
-            "size": file.stat().st_size,
-            "sha256": sha256_of(file),
-        }
+        file.relative_to(folder).as_posix(): _measured(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
+
+
+def _measured(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def read_meta(path: str | Path) -> Meta:
@@ -430,3 +454,9 @@ def read_training_inputs(folder: Path) -> np.ndarray:
     path = folder / SEEN
     found = load_safetensors(path).get("inputs") if path.is_file() else None
     return np.zeros(0, np.int64) if found is None else found.numpy().astype(np.int64)
+
+
+def read_record(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the record of the training rows; empty if the checkpoint stores none."""
+    path = folder / RECORD
+    return load_safetensors(path) if path.is_file() else {}

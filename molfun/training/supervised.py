@@ -47,10 +47,21 @@ class HeadResult(MeanLoss):
 
 @dataclass
 class Evaluation:
-    """Results over a data set: ids in input order, and one `HeadResult` per head by its name."""
+    """Results over a data set.
+
+    Parameters
+    ----------
+    ids
+        Ids in input order.
+    heads
+        Results of each head by its name.
+    distances
+        (samples,) distances to the training set, where they are known.
+    """
 
     ids: list[str]
     heads: dict[str, HeadResult]
+    distances: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -119,6 +130,8 @@ class SupervisedRunner(Runner):
             make_cache=make_cache,
             features=features,
         )
+        self.on_trunk: Callable[[TrunkOutput], None] | None = None
+        """Reader of the representations of each batch, next to the heads."""
 
     @property
     def ahead(self) -> Featurize | None:
@@ -134,6 +147,8 @@ class SupervisedRunner(Runner):
         with self.autocast():
             # once for all heads
             trunk = self.forward(inputs)
+            if self.on_trunk is not None:
+                self.on_trunk(trunk)
             found = {part.name: part.head(trunk) for part in self.heads}
         return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
 

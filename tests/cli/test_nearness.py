@@ -1,4 +1,4 @@
-"""``--training-data``: how far new samples are from those that a model was trained on."""
+"""How far new samples are from those that a model was trained on, by flag or checkpoint alone."""
 
 from __future__ import annotations
 
@@ -113,3 +113,35 @@ def test_what_is_no_training_set_is_refused(molfun: Command, parents: list[str])
         "predict", "run/checkpoint", "--data", "data.csv", "--training-data", "run/checkpoint"
     )
     assert "run/checkpoint is not the folder of a run: config.yaml is missing" in done.output
+
+
+def test_a_checkpoint_alone_tells_how_far_rows_are(
+    molfun: Command, parents: list[str], tmp_path: Path
+) -> None:
+    Path("run/checkpoint").rename("alone")
+    shutil.rmtree("run")
+    rng = random.Random(1)
+    table("new.csv", [parents[0], "W" + parents[3][1:], "".join(rng.choices(LETTERS, k=50))])
+    done = molfun(
+        "predict", "alone", "--data", "new.csv", "--id-column", "id", "--device", "cpu"
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for text in (
+        "Of 3 samples, 1 have a sequence of the training set, and 1 more are at least 95% "
+        "identical to one (identities estimated from the checkpoint).",
+        "1 sample of 3 less similar to the training set than any validation sample (identity bel",
+        "2 samples of 3 with the id of a training sample and another sequence: check that these",
+        "1 sample of 3 farther from the training set in the model's representation than any valid",
+    ):
+        assert text in done.output
+    with Path("predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["nearest_id"] for row in rows] == ["row 1", "row 4", ""]
+    identities = [float(row["identity"]) for row in rows]
+    assert identities == [1.0, pytest.approx(0.98, abs=0.02), 0.0]
+    distances = [float(row["distance"]) for row in rows]
+    assert distances[0] < distances[1] < distances[2]
+    done = molfun("evaluate", "alone", "--data", "new.csv", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "1 more are at least 95%" in done.output
+    assert "farther from the training" in done.output

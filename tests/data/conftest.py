@@ -1,8 +1,7 @@
-"""Small files for the data tests, and the folder of real data where there is one."""
+"""Small files for the data tests."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,16 +22,6 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write_file
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data: MOLFUN_DATA, or shared/data beside the repository."""
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("MOLFUN_DATA", default))
-    if not folder.is_dir():
-        pytest.skip("real data absent (set MOLFUN_DATA to its folder)")
-    return folder
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_any_path_will_do(tiny_model, tmp_path, samples, name):
 
 def test_the_files_are_those_of_the_format(trained):
     common = {"meta.pt", "meta.json", "head.pt", "manifest.json", "README.md",
-              "training_inputs.safetensors"}  # fmt: skip
+              "training_inputs.safetensors", "training_record.safetensors"}  # fmt: skip
     adapter = {f"peft_adapter/{n}" for n in ("adapter_config.json", "adapter_model.safetensors")}
     expected = {
         ("head_only", "file"): common,
