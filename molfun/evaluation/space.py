@@ -133,9 +133,11 @@ class Space:
             If arrays are missing or do not fit together.
         """
         try:
-            mean, axes, vectors, quantiles = (
-                arrays[name].astype(np.float32) for name in ("mean", "axes", "vectors", "quantiles")
+            mean, axes, vectors = (
+                arrays[name].astype(np.float32) for name in ("mean", "axes", "vectors")
             )
+            # absent without validation samples
+            quantiles = arrays.get("quantiles", np.zeros(0)).astype(np.float32)
             scale = float(arrays["scale"][0])
             fits = axes.shape == (vectors.shape[1], *mean.shape) and scale > 0 and len(vectors)
         except (KeyError, ValueError, IndexError) as error:
