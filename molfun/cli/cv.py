@@ -119,7 +119,7 @@ def folds_of(dataset: SampleDataset, settings: CvSettings) -> list[Fold]:
     about: dict[str, Any] = {"val_frac": settings.val_frac, "seed": settings.seed}
     if settings.split == "column":
         return DataSplitter.column_folds(dataset, settings.split_column, **about)
-    about["repeats"] = settings.repeats
+    about |= {"repeats": settings.repeats, "stratify": settings.stratifies}
     if settings.split == "group":
         column = group_column(dataset, settings)
         return DataSplitter.group_k_fold(dataset, column, settings.folds, **about)
@@ -133,7 +133,8 @@ def folds_of(dataset: SampleDataset, settings: CvSettings) -> list[Fold]:
 def _described(folds: Sequence[Fold], settings: CvSettings) -> str:
     repeats = max(fold.repeat for fold in folds)
     times = "" if repeats == 1 else f", {repeats} times"
-    return f"{len(folds) // repeats} folds by {settings.split}{times}"
+    kind = "stratified folds" if settings.stratifies else "folds"
+    return f"{len(folds) // repeats} {kind} by {settings.split}{times}"
 
 
 class _Start:

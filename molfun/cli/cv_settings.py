@@ -13,6 +13,7 @@ from molfun.cli.settings import FineTuneSettings
 from molfun.cli.shared_settings import DATA
 from molfun.config import option
 from molfun.data.kinds.base import with_kinds
+from molfun.registry import TASKS
 
 _UNUSED = ("old_data",)
 """Settings of a single run that a cross-validation has no use for."""
@@ -29,6 +30,10 @@ class CvSettings(FineTuneSettings):
         0.4, "Identity above which --split identity keeps samples together.", panel=DATA,
         hidden=True, gt=0, le=1,
     )  # fmt: skip
+    stratify: bool | None = option(
+        None, "Test the classes in the same shares in each fold.", panel=DATA, hidden=True,
+        shown="for tasks of one class per sample", names=("--stratify/--no-stratify",),
+    )  # fmt: skip
 
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> CvSettings:
@@ -43,6 +48,8 @@ class CvSettings(FineTuneSettings):
             raise ValueError("each fold tests its own part: give folds in place of test_frac")
         if self.split == "temporal":
             raise ValueError("folds have no order in time: split=temporal is for fine-tune")
+        if self.split == "column" and self.stratify:
+            raise ValueError("the folds of a column are as they are: leave out stratify")
         if self.split == "column" and self.repeats > 1:
             raise ValueError("the folds of a column are divided once: leave out repeats")
         if self.logger:
@@ -55,6 +62,16 @@ class CvSettings(FineTuneSettings):
         if unused:
             raise ValueError(f"a cross-validation does not use {', '.join(unused)}: leave it out")
         return self
+
+    @property
+    def stratifies(self) -> bool:
+        """Whether folds keep the shares of the classes: as scikit-learn does it for classifiers."""
+        if self.stratify is not None:
+            return self.stratify
+        if self.split == "column" or self.heads:
+            return False
+        labels = self.labels
+        return TASKS[labels.task].labels_are == "class" and labels.level in (None, "sequence")
 
     @property
     def output_dir(self) -> Path:

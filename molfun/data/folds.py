@@ -5,10 +5,12 @@ scikit-learn divides the groups; `molfun.data.grouping` says what is a group.
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -23,9 +25,13 @@ from molfun.data.grouping import (
 )
 from molfun.data.part_sizes import choose
 from molfun.errors import ConfigError, DataError
+from molfun.sample import is_missing
+from molfun.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+logger = logging.getLogger(__name__)
 
 Positions: TypeAlias = "Int64[np.ndarray, 'samples']"
 
@@ -92,8 +98,17 @@ class Plan:
         if not 0 <= self.val_frac < 1:
             raise ConfigError(f"val_frac must be at least 0 and below 1, got {self.val_frac}.")
 
-    def folds(self, groups: Groups, what: str) -> list[Fold]:
-        """Return the folds of all repeats; `what` names the groups in errors.
+    def folds(self, groups: Groups, what: str, classes: Positions | None = None) -> list[Fold]:
+        """Return the folds of all repeats.
+
+        Parameters
+        ----------
+        groups
+            Positions that stay together.
+        what
+            Name of the groups in errors.
+        classes
+            Number of the class of each sample, whose shares are to be the same in all folds.
 
         Raises
         ------
@@ -103,7 +118,7 @@ class Plan:
         found = []
         for repeat in range(1, self.repeats + 1):
             rng = np.random.default_rng([self.seed, repeat])
-            tests = _divided(groups, self.n_folds, rng, what)
+            tests = _divided(groups, self.n_folds, rng, what, classes)
             for number, tested in enumerate(tests, start=1):
                 name = f"fold_{number}"
                 found.append(
@@ -154,6 +169,26 @@ def given(dataset: Splittable, column: str, *, val_frac: float, seed: int) -> li
     ]  # fmt: skip
 
 
+def classes_of(dataset: Any) -> Positions:
+    """Return the number of the class of each sample; those without a label are a class of theirs.
+
+    Raises
+    ------
+    ConfigError
+        If the labels are no classes.
+    """
+    labels = ["" if is_missing(one) else one for one in dataset.targets]
+    numbers = {one for one in labels if isinstance(one, float | np.floating)}
+    if any(not isinstance(one, str | int | float | np.number) for one in labels) or any(
+        not float(one).is_integer() for one in numbers
+    ):
+        raise ConfigError(
+            "stratify keeps the shares of classes, and these labels are not one class per sample: "
+            "leave it out."
+        )
+    return np.unique([str(one) for one in labels], return_inverse=True)[1]
+
+
 def fold_of_each(folds: Iterable[Fold], n: int) -> Positions:
     """Return the number of the fold that tests each of `n` samples, of one repeat."""
     number = np.zeros(n, np.int64)
@@ -162,10 +197,14 @@ def fold_of_each(folds: Iterable[Fold], n: int) -> Positions:
     return number
 
 
-def _divided(groups: Groups, n_folds: int, rng: np.random.Generator, what: str) -> list[np.ndarray]:
+def _divided(
+    groups: Groups,
+    n_folds: int,
+    rng: np.random.Generator,
+    what: str,
+    classes: Positions | None = None,
+) -> list[Positions]:
     """Return the positions that each fold tests, folds as equal in size as the groups allow."""
-    from sklearn.model_selection import GroupKFold
-
     if len(groups) < n_folds:
         raise DataError(
             f"Cannot divide {len(groups)} {what} into {n_folds} folds. Add samples, or lower the "
@@ -180,8 +219,41 @@ def _divided(groups: Groups, n_folds: int, rng: np.random.Generator, what: str) 
         labels[at : at + len(group)] = label
         positions[at : at + len(group)] = group
         at += len(group)
-    parts = GroupKFold(n_splits=n_folds).split(labels, groups=labels)
-    return [np.sort(positions[test]) for _, test in parts]
+    parts = None
+    if classes is not None:
+        parts = _stratified(labels, classes[positions], n_folds, rng)
+    return [np.sort(positions[test]) for test in parts or _equal(labels, n_folds)]
+
+
+def _equal(groups: Positions, n_folds: int) -> list[Positions]:
+    """Return folds of about equal size."""
+    from sklearn.model_selection import GroupKFold
+
+    return [test for _, test in GroupKFold(n_splits=n_folds).split(groups, groups=groups)]
+
+
+def _stratified(
+    groups: Positions, classes: Positions, n_folds: int, rng: np.random.Generator
+) -> list[Positions] | None:
+    """Return folds with about equal shares of the classes; None where the groups give none."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    rarest = int(np.unique(classes, return_counts=True)[1].min())
+    if rarest < n_folds:
+        logger.warning(
+            "The rarest class has %s for %d folds: some folds test none of it.",
+            counted(rarest, "sample"), n_folds,
+        )  # fmt: skip
+    if np.unique(classes, return_counts=True)[1].max() < n_folds:
+        return None
+    whole = len(np.unique(groups)) < len(groups)
+    make = StratifiedGroupKFold if whole else StratifiedKFold
+    splitter = make(n_splits=n_folds, shuffle=True, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the rarest class: said above
+        parts = [test for _, test in splitter.split(classes, classes, groups)]
+    # few groups of mixed classes may leave a fold without any
+    return parts if all(len(test) for test in parts) else None
 
 
 def _fold(

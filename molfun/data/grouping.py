@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from molfun.data.clusters import Clusters, cluster_sequences, comparable, linked
+from molfun.data.columns import numeric
 from molfun.errors import ConfigError, DataError
 from molfun.text import listing, nearest
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?", re.ASCII)
 Groups = list[list[int]]
 """Positions of the samples of each group, in order of their first sample."""
 
@@ -125,3 +128,27 @@ def cells_of(
             f"{listing(names)}\nFill it in, or filter these samples out."
         )
     return cells.tolist()
+
+
+def times_of(dataset: Splittable, column: str) -> list[float] | list[str]:
+    """Return the values of a column as numbers, or as dates that sort as texts.
+
+    Raises
+    ------
+    DataError
+        If the column is missing, has blanks, or holds something else.
+    """
+    values = cells_of(dataset, column, numeric(dataset.metadata))
+    if column in numeric(dataset.metadata):
+        return [float(value) for value in values]
+    texts = [str(value) for value in values]
+    bad = [
+        f"{name}: {text!r}"
+        for name, text in zip(dataset.ids, texts, strict=True)
+        if not _ISO_DATE.fullmatch(text)
+    ]
+    if bad:
+        raise DataError(
+            f"Column {column!r} holds neither numbers nor dates as 2016-05-01:\n{listing(bad)}"
+        )
+    return texts

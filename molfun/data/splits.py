@@ -12,14 +12,12 @@ larger than it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from molfun.data import folds
-from molfun.data.columns import numeric
 from molfun.data.folds import Fold, NestedFold
 from molfun.data.grouping import (
     Splittable,
@@ -28,6 +26,7 @@ from molfun.data.grouping import (
     identical,
     same_value,
     similar,
+    times_of,
     together,
 )
 from molfun.data.part_sizes import fill, sizes_of
@@ -36,7 +35,6 @@ from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
 
-_ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?", re.ASCII)
 IDENTITY = 0.4
 """Identity from which sequences are similar; below 0.4 an alignment alone seldom shows a family."""
 _NAMES = ("train", "validation", "test")
@@ -134,7 +132,7 @@ class DataSplitter:
             If the column is missing or has blank cells, or a part would be empty.
         """
         n_train, n_val, n_test = sizes_of(len(dataset), val_frac, test_frac)
-        when = _times(dataset, year_column)
+        when = times_of(dataset, year_column)
         order = sorted(range(len(dataset)), key=lambda i: (when[i], dataset.ids[i]))
         part = np.zeros(len(dataset), np.int64)
         part[order[n_train:]] = 1
@@ -278,6 +276,7 @@ class DataSplitter:
         repeats: int = 1,
         val_frac: float = 0.1,
         seed: int = 42,
+        stratify: bool = False,
     ) -> list[Fold]:
         """Make folds at random, identical sequences together.
 
@@ -293,6 +292,9 @@ class DataSplitter:
             Fraction of what a fold does not test that chooses its epoch; 0 for none.
         seed
             Another seed gives other folds.
+        stratify
+            Whether each fold tests the classes in the shares that they have in the whole, by
+            scikit-learn's StratifiedKFold or, where samples stay together, StratifiedGroupKFold.
 
         Returns
         -------
@@ -314,11 +316,17 @@ class DataSplitter:
         [('fold_1', 7, 1, 2), ('fold_2', 7, 1, 2)]
         """
         how = folds.Plan(n_folds=n_folds, repeats=repeats, val_frac=val_frac, seed=seed)
-        return how.folds(together(identical(dataset)), "groups of distinct samples")
+        classes = folds.classes_of(dataset) if stratify else None
+        return how.folds(together(identical(dataset)), "groups of distinct samples", classes)
 
     @staticmethod
     def group_k_fold(
-        dataset: Splittable, column: str, n_folds: int = 5, **options: Any
+        dataset: Splittable,
+        column: str,
+        n_folds: int = 5,
+        *,
+        stratify: bool = False,
+        **options: Any,
     ) -> list[Fold]:
         """Make folds in which samples with the same value in a column stay together.
 
@@ -332,8 +340,8 @@ class DataSplitter:
             Column of the table, a protein family for example.
         n_folds
             Number of folds.
-        **options
-            ``repeats``, ``val_frac`` and ``seed`` of `k_fold`.
+        stratify, **options
+            As in `k_fold`: ``repeats``, ``val_frac`` and ``seed``.
 
         Raises
         ------
@@ -341,11 +349,17 @@ class DataSplitter:
             If the column is missing or has blank cells, or there are too few groups.
         """
         how = folds.Plan(n_folds=n_folds, **options)
-        return how.folds(same_value(dataset, column), f"groups of {column!r}")
+        classes = folds.classes_of(dataset) if stratify else None
+        return how.folds(same_value(dataset, column), f"groups of {column!r}", classes)
 
     @staticmethod
     def identity_k_fold(
-        dataset: Splittable, n_folds: int = 5, *, threshold: float = 0.4, **options: Any
+        dataset: Splittable,
+        n_folds: int = 5,
+        *,
+        threshold: float = 0.4,
+        stratify: bool = False,
+        **options: Any,
     ) -> list[Fold]:
         """Make folds in which no chain is similar to a chain of another fold.
 
@@ -357,8 +371,8 @@ class DataSplitter:
             Number of folds.
         threshold
             Sequence identity above which samples stay together, as in `by_identity`.
-        **options
-            ``repeats``, ``val_frac`` and ``seed`` of `k_fold`.
+        stratify, **options
+            As in `k_fold`: ``repeats``, ``val_frac`` and ``seed``.
 
         Raises
         ------
@@ -369,7 +383,9 @@ class DataSplitter:
         """
         check_threshold(threshold)
         how = folds.Plan(n_folds=n_folds, **options)
-        return how.folds(similar(dataset, threshold), f"clusters at {threshold:.0%} identity")
+        what = f"clusters at {threshold:.0%} identity"
+        classes = folds.classes_of(dataset) if stratify else None
+        return how.folds(similar(dataset, threshold), what, classes)
 
     @staticmethod
     def column_folds(
@@ -474,23 +490,3 @@ def _warn_shared(dataset: Splittable, part: np.ndarray) -> None:
         logger.warning(
             "%s with the same sequence in two parts of the split.", counted(shared, "sample")
         )
-
-
-# Columns
-
-
-def _times(dataset: Splittable, column: str) -> list[float] | list[str]:
-    values = cells_of(dataset, column, numeric(dataset.metadata))
-    if column in numeric(dataset.metadata):
-        return [float(value) for value in values]
-    texts = [str(value) for value in values]
-    bad = [
-        f"{name}: {text!r}"
-        for name, text in zip(dataset.ids, texts, strict=True)
-        if not _ISO_DATE.fullmatch(text)
-    ]
-    if bad:
-        raise DataError(
-            f"Column {column!r} holds neither numbers nor dates as 2016-05-01:\n{listing(bad)}"
-        )
-    return texts

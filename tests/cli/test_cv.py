@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,9 @@ FAMILIES = ["abcd"[i // 5] for i in range(20)]
 def cv(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Cross-validate a tiny ESM-2 on a table: ``cv("--folds", 2)``."""
     monkeypatch.chdir(tmp_path)
-    rows = [f"{s},{i % 7},{f}" for i, (s, f) in enumerate(zip(SEQUENCES, FAMILIES, strict=True))]
-    Path("data.csv").write_text("\n".join(["sequence,target,family", *rows, ""]))
+    pairs = enumerate(zip(SEQUENCES, FAMILIES, strict=True))
+    rows = [f"{s},{i % 7},{f},{i / 7}" for i, (s, f) in pairs]
+    Path("data.csv").write_text("\n".join(["sequence,target,family,x", *rows, ""]))
     return lambda *arguments: molfun(
         "cv", "--backbone", "esm2_tiny", "--data", "data.csv", "--device", "cpu", "--epochs", 2,
         "--strategy", "head_only", "--output", "cv", *arguments,
@@ -176,7 +178,10 @@ def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
 def test_classes_have_sets_and_a_reliability_diagram(molfun: Command, cv: Command) -> None:
     rows = [f"{s},{'yes' if i % 3 else 'no'}" for i, s in enumerate(SEQUENCES)]
     Path("data.csv").write_text("\n".join(["sequence,target", *rows, ""]))
-    assert cv("--folds", 2, "--task", "binary").exit_code == 0
+    done = cv("--folds", 2, "--task", "binary")
+    assert "Data: 20 samples, 2 stratified folds by random" in done.output
+    tested = [(row["fold"], row["target"]) for row in rows_of("cv/out_of_fold.csv")]
+    assert sorted(Counter(tested).values()) == [3, 4, 6, 7]
     (found,) = json.loads(Path("cv/cv.json").read_text())["reliability"].values()
     assert 0 <= found["ece"] <= 1
     assert sum(found["n"]) == 20
@@ -214,6 +219,8 @@ def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: in
         (("--test-frac", 0.2), "each fold tests its own part: give folds in place of test_frac"),
         (("--split", "temporal"), "folds have no order in time"),
         (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
+        (("--split", "column", "--stratify"), "the folds of a column are as they are"),
+        (("--stratify", "--folds", 2, "--target-column", "x"), "labels are not one class per"),
         (("--folds", 1), "folds: Input should be greater than or equal to 2"),
         (("--folds", 30), "Cannot divide 20 groups of distinct samples into 30 folds"),
     ],

@@ -70,10 +70,12 @@ def assert_sound(folds: list[Fold], n: int, groups: list[list[int]]) -> None:
     repeats=st.integers(1, 3),
     val_frac=st.sampled_from([0, 0.1, 0.3]),
     seed=st.integers(0, 1000),
+    stratify=st.booleans(),
 )
-def test_no_group_and_no_sequence_is_in_two_parts(rows, n_folds, repeats, val_frac, seed):
+def test_no_group_and_no_sequence_is_in_two_parts(rows, n_folds, repeats, val_frac, seed, stratify):
     data = of_letters("".join(row[0] for row in rows), family=[row[1] for row in rows])
-    options = {"repeats": repeats, "val_frac": val_frac, "seed": seed}
+    data.targets = [("a", "b", None)[row[1] % 3] for row in rows]
+    options = {"repeats": repeats, "val_frac": val_frac, "seed": seed, "stratify": stratify}
     identical = together([[sequence] for sequence in data.chains])
     # each of the other folds has a group at least: with three, one trains and one validates
     assume(len(identical) >= n_folds)
@@ -90,8 +92,9 @@ def test_no_group_and_no_sequence_is_in_two_parts(rows, n_folds, repeats, val_fr
     kinds=st.lists(st.integers(0, 7), min_size=12, max_size=24),
     mutated=st.lists(st.integers(0, 49), min_size=24, max_size=24),
     seed=st.integers(0, 100),
+    stratify=st.booleans(),
 )
-def test_no_cluster_is_in_two_parts(kinds, mutated, seed):
+def test_no_cluster_is_in_two_parts(kinds, mutated, seed, stratify):
     rng = np.random.default_rng(0)
     ancestors = ["".join(rng.permutation(list(PROTEIN))) for _ in range(8)]
     chains = []
@@ -103,8 +106,9 @@ def test_no_cluster_is_in_two_parts(kinds, mutated, seed):
     groups = together([[clusters.of[chain]] for (chain,) in chains])
     assume(len(groups) > 4)
     data = Rows(chains)
+    data.targets = [float(place % 2) for place in mutated[: len(chains)]]
     assert groups == similar(data, 0.5)
-    folds = DataSplitter.identity_k_fold(data, 3, threshold=0.5, seed=seed)
+    folds = DataSplitter.identity_k_fold(data, 3, threshold=0.5, seed=seed, stratify=stratify)
     assert_sound(folds, len(data), groups)
 
 
@@ -140,6 +144,35 @@ def test_folds_are_balanced_and_repeats_differ():
     assert [frozenset(fold.test.tolist()) for fold in again] == tests
     other = DataSplitter.k_fold(data, 4, repeats=2, seed=1)
     assert [frozenset(fold.test.tolist()) for fold in other] != tests
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_stratified_folds_test_the_classes_in_their_shares(whole, caplog):
+    rng = np.random.default_rng(0)
+    chains = [("".join(rng.choice(list("ACDEFGHIKL"), 12)),) for _ in range(60)]
+    data = Rows(chains, family=[i // 2 if whole else i for i in range(60)])
+    # 6 of 60: by chance one fold of five has none in half of the seeds
+    data.targets = ["rare" if i % 20 < 2 else "common" for i in range(60)]
+    for seed in range(5):
+        folds = DataSplitter.group_k_fold(data, "family", 3, seed=seed, stratify=True)
+        assert_sound(folds, 60, same_value(data, "family"))
+        rare = [sum(data.targets[i] == "rare" for i in fold.test) for fold in folds]
+        assert rare == [2, 2, 2]
+        assert [len(fold.test) for fold in folds] == [20] * 3
+    assert not caplog.text
+    folds = DataSplitter.k_fold(data, 10, stratify=True)
+    assert "The rarest class has 6 samples for 10 folds: some folds test none" in caplog.text
+    assert max(sum(data.targets[i] == "rare" for i in fold.test) for fold in folds) == 1
+
+
+def test_stratified_folds_need_classes():
+    data = of_letters("ACDEFG")
+    data.targets = [0.5, 1.5, 2.0, 3.0, 4.0, 5.0]
+    with pytest.raises(ConfigError, match="these labels are not one class per sample"):
+        DataSplitter.k_fold(data, 2, stratify=True)
+    # one sample of each class: nothing to stratify, and still folds
+    data.targets = list("abcdef")
+    assert_sound(DataSplitter.k_fold(data, 3, stratify=True), 6, [[i] for i in range(6)])
 
 
 def test_nested_keeps_clusters_and_columns_together():
