@@ -26,7 +26,7 @@ from molfun.cli.data import (
     task_config,
 )
 from molfun.cli.judging import judge_run
-from molfun.cli.loggers import held_loggers
+from molfun.cli.loggers import held_loggers, tell
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -90,6 +90,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         say(f"Model: {model.backbone.display_name} ({_size(model):,} params)")
         say(f"Strategy: {type(strategy).__name__} (lr={strategy.main_lr:.1e})")
         files = RunFiles(folder, settings, strategy, model, (train, val, test))
+        tell(loggers, files.settings)
         reports = energies.forgetting(settings, model, old)
         shown = ConsoleProgress()
         try:
@@ -148,6 +149,29 @@ class RunFiles(Callback):
         Not earlier: until `fit` has accepted everything, a failing start must keep the old run.
         """
         self._folder.remove_replaced()
+        write_config(self._folder, self._settings, self._settings.to_yaml(**self._resolved()))
+        if self._rates:
+            say(self._strategy.describe_rates(self._model))
+        id_name = next(part.id_name for part in self._parts if part is not None)
+        named = zip(("train", "val", "test"), self._parts, strict=True)
+        self._folder.write_splits(
+            id_name, [(name, () if part is None else part.ids) for name, part in named]
+        )
+        record_start(
+            self._folder,
+            self._settings,
+            self._strategy,
+            self._model,
+            self._parts,
+            resumed=bool(history),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings as ``config.yaml`` has them, for trackers."""
+        return {**self._settings.model_dump(), **self._resolved()}
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return the values of settings that were left open."""
         strategy = self._strategy
         inner = strategy.inner if isinstance(strategy, GradualFinetune) else strategy
         resolved = {
@@ -165,17 +189,7 @@ class RunFiles(Callback):
         resolved[STARTED_IN] = started_in(self._folder.path)
         if isinstance(strategy, GradualFinetune):
             resolved["unfreeze_epoch"] = strategy.unfreeze_epoch
-        write_config(self._folder, self._settings, self._settings.to_yaml(**resolved))
-        if self._rates:
-            say(strategy.describe_rates(self._model))
-        id_name = next(part.id_name for part in self._parts if part is not None)
-        named = zip(("train", "val", "test"), self._parts, strict=True)
-        self._folder.write_splits(
-            id_name, [(name, () if part is None else part.ids) for name, part in named]
-        )
-        record_start(
-            self._folder, self._settings, strategy, self._model, self._parts, resumed=bool(history)
-        )
+        return resolved
 
 
 def _size(model: MolfunStructureModel) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from molfun.cli.shared_settings import ProcessSettings
 from molfun.training.loggers.base import Logger
@@ -25,3 +26,9 @@ def held_loggers(settings: ProcessSettings) -> Iterator[list[Logger]]:
     made = named_loggers(settings.logger, settings.logger_config)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(one) for one in made]
+
+
+def tell(loggers: Sequence[Logger], settings: Callable[[], Mapping[str, Any]]) -> None:
+    """Let loggers send the settings of a run, which `settings` returns when it starts."""
+    for one in loggers:
+        one.settings = settings

@@ -9,7 +9,7 @@ from typing import Any
 from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import ConsoleProgress, is_first_process, say
 from molfun.cli.data import loader, say_notes
-from molfun.cli.loggers import held_loggers
+from molfun.cli.loggers import held_loggers, tell
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
@@ -66,6 +66,8 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
         )
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")
+        files = _RunFiles(folder, settings, model, (train, val))
+        tell(loggers, files.settings)
         shown = ConsoleProgress()
         loading = {"num_workers": settings.workers}
         try:
@@ -82,7 +84,7 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
                 precision=settings.precision,
                 save_every_steps=settings.save_every_steps,
                 overwrite=overwrite,
-                callbacks=[_RunFiles(folder, settings, model, (train, val)), shown],
+                callbacks=[files, shown],
                 loggers=loggers,
             )
         finally:
@@ -108,11 +110,14 @@ class _RunFiles(Callback):
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
         """Remove the files of the run that is replaced, then write those of the new one."""
         self._folder.remove_replaced()
-        values = {**self._settings.model_dump(), STARTED_IN: started_in(self._folder.path)}
-        write_config(self._folder, self._settings, dump_yaml(values))
+        write_config(self._folder, self._settings, dump_yaml(self.settings()))
         record_pretraining(
             self._folder, self._settings, self._model, self._parts, resumed=bool(history)
         )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings as ``config.yaml`` has them, for trackers."""
+        return {**self._settings.model_dump(), STARTED_IN: started_in(self._folder.path)}
 
 
 def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | None]:

@@ -114,6 +114,9 @@ class StepReport:
 class Callback:
     """Base class of callbacks; every method does nothing unless it is overridden."""
 
+    def before_fit(self, plan: FitPlan) -> None:
+        """Run before a run writes or removes anything: an error here leaves an older run whole."""
+
     def on_fit_start(self, plan: FitPlan, history: History) -> None:
         """Run once before the first batch; `history` holds the rows of a resumed run."""
 

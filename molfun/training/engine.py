@@ -7,8 +7,7 @@ Rules, each with a test:
 * Frozen modules are in eval mode and build no graph. The trainable set is the optimizer set, minus
   the parameters that a strategy unfreezes in a later epoch.
 * The weights that are validated are the ones that are kept: the moving average if there is one.
-* A window with a non-finite loss or gradient is skipped and counted.
-* A resumed run continues bit by bit.
+* A window with a non-finite loss or gradient is skipped and counted; a resumed run is bit-equal.
 
 A *window* is the series of batches whose gradients go into one optimizer step.
 """
@@ -148,7 +147,7 @@ class Engine:
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.monitor.name, self.monitor.higher_is_better
         with SignalWatch() as self._watch, worker_errors():
-            self._start(plan, history, resumed=resumed)
+            self._start(replace(plan, done_steps=self.state.step), history, resumed=resumed)
             self.on_start()
             while not self.state.finished:
                 self._train_epoch(batches, plan)
@@ -170,16 +169,17 @@ class Engine:
     def _start(self, plan: FitPlan, history: History, *, resumed: bool) -> None:
         """Call the callbacks and write the first state, from which a killed run can resume.
 
-        Callbacks write files that describe the run (settings, splits), so they come first: no state
-        is on disk without its description. If the run replaces another one they come last, so that
-        a process killed in between leaves the files of one run, never a mix of both.
+        Callbacks write files that describe the run (settings, splits), and come before its state;
+        if another run is replaced they come last, so that a kill in between leaves files of one.
         """
         replaces = self._saved is not None and self._saved.exists()
         randoms = self.ranks.gather(random_state())
+        for callback in self.callbacks:
+            callback.before_fit(plan)  # may refuse the run
         if replaces and not resumed:
             self._write_state(randoms)
         for callback in self.callbacks:
-            callback.on_fit_start(replace(plan, done_steps=self.state.step), history)
+            callback.on_fit_start(plan, history)
         if not (replaces or resumed):
             self._write_state(randoms)
 

@@ -61,6 +61,15 @@ class Kept(Logger):
         return [row[name] for _, row in self.rows if name in row]
 
 
+class Refusing(Kept):
+    """Cannot be reached from the start."""
+
+    name = "refusing"
+
+    def start(self, run: LoggedRun) -> str:
+        raise ConnectionError("no route to host")
+
+
 class StopAt(Callback):
     """Interrupts the run after an optimizer step."""
 
@@ -231,6 +240,32 @@ def test_a_tracker_that_fails_stops_alone(
     )
     with pytest.raises(RunError, match=r"^The logger kept cannot start: ConnectionError: no route"):
         fit(Kept(fails_at=0), output_dir="other")
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Content of all files of a run, apart from its lock and its log."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {name: text for name, text in found.items() if name not in (".lock", "run.log")}
+
+
+def test_a_tracker_that_refuses_leaves_the_run_that_it_would_replace(
+    fit: Callable[..., History], tmp_path: Path
+) -> None:
+    fit(CSVLogger(every=1), Kept())
+    before = files_in(tmp_path / "run")
+    assert {"logs/csv/metrics.csv", "loggers.json", "history.csv"} <= before.keys()
+    started = Kept()
+    with pytest.raises(RunError, match=r"^The logger refusing cannot start: ConnectionError"):
+        fit(started, CSVLogger(every=1), Refusing(), overwrite=True)
+    assert started.ends == [True]
+    assert files_in(tmp_path / "run") == before
+    # without it the run is replaced, and continues where it was stopped
+    with pytest.raises(KeyboardInterrupt):
+        fit(CSVLogger(every=1), stop=5, overwrite=True, save_every_steps=4)
+    fit(CSVLogger(every=1), resume=True)
+    after = files_in(tmp_path / "run")
+    assert after["logs/csv/metrics.csv"].count(b"\n") == 1 + EPOCHS * (STEPS + 1)
+    assert not any("replaced" in name for name in after)
 
 
 @pytest.mark.parametrize(
@@ -416,13 +451,18 @@ def test_settings_name_loggers(
     with Path("one/logs/csv/metrics.csv").open(newline="") as file:
         assert csv.DictReader(file).fieldnames
     assert json.loads(Path("one/loggers.json").read_text())["runs"].keys() == {"csv", "kept"}
-    # config.yaml is read, which holds what `fit` is not given
+    # the settings of the command, which `fit` is not given
     assert kept.runs[0].config["target_column"] == "fitness"
     assert any(name.startswith("test/") for name in kept.rows[-1][1])
     assert kept.ends == [False]
     assert "Unknown logger 'tensorbord'" in command("--logger", "csv,tensorbord")
     assert "Unknown logger with settings 'csv'" in command("--logger", "kept")
     assert "Unknown key in logger csv 'evry'" in command("logger_config.csv.evry=3")
+    before = files_in(Path("one"))
+    kept.fails_at = 0
+    said = command("--output", "one", "--overwrite")
+    assert "The logger kept cannot start: ConnectionError: no route to host. Leave it" in said
+    assert files_in(Path("one")) == before
     folds = CliRunner().invoke(app, ["cv", "--config", "run.yaml", "--folds", "2"])
     assert "folds are not sent to trackers: leave out logger" in folds.output
 

@@ -10,7 +10,7 @@ import resource
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,9 +18,9 @@ from typing import Any, ClassVar, Self
 import torch
 
 from molfun._io import write_text
-from molfun.config import flattened, read_yaml
+from molfun.config import flattened
 from molfun.errors import ConfigError, MolfunError, RunError
-from molfun.runs.folder import CONFIG, LOGGERS, LOGS, RunFolder
+from molfun.runs.folder import LOGGERS, LOGS, RunFolder
 from molfun.strict import must_set, wrong_counts
 from molfun.text import first_line
 from molfun.training.callbacks import Callback, FitPlan, StepReport
@@ -79,6 +79,12 @@ class Logger(Callback, ABC):
     ------
     MissingDependencyError
         If the package of the tracker is not installed; the text has the line that installs it.
+
+    Attributes
+    ----------
+    settings
+        Function that returns further settings to send, asked when the run starts; those of a
+        command, with values that are resolved.
     """
 
     name: ClassVar[str]
@@ -92,6 +98,7 @@ class Logger(Callback, ABC):
         if problems:
             raise ConfigError(f"The logger {self.name}: {' '.join(problems)}")
         self.every = every
+        self.settings: Callable[[], Mapping[str, Any]] = dict
         self._folder: RunFolder | None = None
         self._config: Mapping[str, Any] = {}
         self._is_held = self._is_open = self._is_stopped = False
@@ -140,6 +147,35 @@ class Logger(Callback, ABC):
         self._is_held = False
         self.end(failed=kind is not None)
 
+    def begin(self, plan: FitPlan, run_id: str | None) -> str:
+        """Start or continue the run of the tracker, and return its id.
+
+        Raises
+        ------
+        RunError
+            If the tracker refuses.
+        """
+        assert self._folder is not None
+        run = LoggedRun(
+            name=self._folder.path.absolute().name,
+            folder=self._folder.path / LOGS / self.name,
+            config=flattened({**self._config, **self.settings()}),
+            id=run_id,
+            step=plan.done_steps,
+        )
+        try:
+            found = self.start(run)
+        except MolfunError:
+            raise
+        except Exception as error:  # any package may raise anything; the run has not begun
+            raise RunError(
+                f"The logger {self.name} cannot start: {type(error).__name__}: "
+                f"{first_line(error)}. Leave it out, or set it up."
+            ) from error
+        self._is_open, self._is_stopped, self._step = True, False, plan.done_steps
+        self._begin_epoch()
+        return found
+
     def end(self, *, failed: bool) -> None:
         """Attach files and close, unless a ``with`` block keeps the logger open."""
         if self._is_held or not self._is_open:
@@ -163,39 +199,12 @@ class Logger(Callback, ABC):
                 self.name, type(error).__name__, first_line(error),
             )  # fmt: skip
 
+    def give_up(self) -> None:
+        """Close the tracker's run as failed, if it is open: another tracker refused."""
+        if self._is_open:
+            self._close(failed=True)
+
     # --- hooks ---------------------------------------------------------------------------------
-
-    def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        """Start or continue the run of the tracker.
-
-        Raises
-        ------
-        RunError
-            If the tracker refuses.
-        """
-        assert self._folder is not None
-        ids = read_ids(self._folder)
-        # as the run wrote them, with values that are resolved
-        own = read_yaml(self._folder.config) if (self._folder.path / CONFIG).is_file() else {}
-        run = LoggedRun(
-            name=self._folder.path.absolute().name,
-            folder=self._folder.path / LOGS / self.name,
-            config=flattened({**self._config, **own}),
-            id=ids.get(self.name),
-            step=plan.done_steps,
-        )
-        try:
-            found = self.start(run)
-        except MolfunError:
-            raise
-        except Exception as error:  # any package may raise anything; the run has not begun
-            raise RunError(
-                f"The logger {self.name} cannot start: {type(error).__name__}: "
-                f"{first_line(error)}. Leave it out, or set it up."
-            ) from error
-        write_ids(self._folder, {**ids, self.name: found})
-        self._is_open, self._is_stopped, self._step = True, False, plan.done_steps
-        self._begin_epoch()
 
     def on_step_end(self, report: StepReport) -> None:
         """Log loss, gradient norm and rates of every `every`-th step, and of each skipped one."""
@@ -284,7 +293,7 @@ def joined(
     """
     for one in loggers:
         one.join(folder, config)
-    return [] if folder is None or not loggers else [_NewRuns(folder), *loggers]
+    return [] if folder is None or not loggers else [_Starts(folder, loggers), *loggers]
 
 
 @contextlib.contextmanager
@@ -300,19 +309,47 @@ def ended(loggers: Sequence[Logger]) -> Iterator[None]:
         one.end(failed=False)
 
 
-class _NewRuns(Callback):
-    """Remove ids and files of the loggers of a run that is replaced."""
+class _Starts(Callback):
+    """Start the loggers before anything of a replaced run is removed; if one refuses, none is."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, loggers: Sequence[Logger]) -> None:
+        self._folder, self._loggers = folder, loggers
+        self._ids: dict[str, str] = {}
+        self._aside: dict[Path, Path] = {}
+
+    def before_fit(self, plan: FitPlan) -> None:
+        known = read_ids(self._folder)
+        if not self._folder.resume:
+            self._set_aside(known)
+            known = {}
+        try:
+            found = {one.name: one.begin(plan, known.get(one.name)) for one in self._loggers}
+        except BaseException:  # also Ctrl-C while a tracker waits for its server
+            self._restore()
+            raise
+        self._ids = {**known, **found}
 
     def on_fit_start(self, plan: FitPlan, history: History) -> None:  # noqa: ARG002
-        if self._folder.resume:
-            return
+        for place in self._aside.values():
+            shutil.rmtree(place, ignore_errors=True)
+        write_ids(self._folder, self._ids)
+
+    def _set_aside(self, names: Iterable[str]) -> None:
+        """Move the logs of the replaced run out of the way of the new ones."""
         # a folder of logs that no run of Molfun listed is a user's own, and stays
-        for name in read_ids(self._folder):
-            shutil.rmtree(self._folder.path / LOGS / name, ignore_errors=True)
-        (self._folder.path / LOGGERS).unlink(missing_ok=True)
+        for place in (self._folder.path / LOGS / name for name in names):
+            aside = place.with_name(f".{place.name}.replaced")
+            shutil.rmtree(aside, ignore_errors=True)  # of a process killed in between
+            if place.is_dir():
+                place.rename(aside)
+                self._aside[place] = aside
+
+    def _restore(self) -> None:
+        for one in self._loggers:
+            one.give_up()
+        for place, aside in self._aside.items():
+            shutil.rmtree(place, ignore_errors=True)
+            aside.rename(place)
 
 
 def read_ids(folder: RunFolder) -> dict[str, str]:
