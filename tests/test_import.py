@@ -115,8 +115,10 @@ PUBLIC = {
     "molfun.structures": [
         "FoldedStructure",
         "Maker",
+        "StructureScores",
         "mmcif_text",
         "pdb_text",
+        "score",
         "write_structure",
     ],
     "molfun.objectives": [

@@ -66,10 +66,22 @@ VERBS = (
 
         \b
         molfun fold --sequences proteins.fasta --weights finetuning_ptm_2.pt
-        molfun fold runs/affinity/checkpoint --data pdbbind.csv --pdbs pdbs/
+        molfun fold runs/affinity/checkpoint --data pdbbind.csv --pdbs pdbs/ --output refolded
         """,
         settings=(f"{_COMMANDS}FoldSettings",),
         run="molfun.cli.fold:fold",
+    ),
+    Verb(
+        "score",
+        """
+        Score predicted structures: lDDT, TM-score, GDT, RMSD, DockQ of complexes, clashes.
+
+        For example:
+
+        molfun score refolded pdbs/ --output scores.csv
+        """,
+        settings=(f"{_COMMANDS}ScoreSettings",),
+        run="molfun.cli.score:score_structures",
     ),
     Verb(
         "pretrain",

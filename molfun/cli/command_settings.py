@@ -127,6 +127,18 @@ class FoldSettings(Command):
     overwrite: bool = OVERWRITE
 
 
+class ScoreSettings(Command):
+    """Settings of ``molfun score``: the structures, and the files to write."""
+
+    predicted: str = option(..., "Predicted structure, or a folder of them.", argument=True)
+    reference: str = option(
+        ..., "Reference, or a folder of files of the same names.", argument=True
+    )
+    output: str | None = option(None, "Table of scores to write (CSV).", panel=RUN)
+    residues: str | None = option(None, "Table of scores per residue to write (CSV).", panel=RUN)
+    overwrite: bool = OVERWRITE
+
+
 class ExportSettings(Command):
     """Settings of ``molfun export``: the model, and the file to write."""
 

@@ -91,7 +91,7 @@ def files(project: Path, molfun: Command) -> Path:
 def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
     assert verbs == {
-        *("fine-tune", "cv", "fold", "pretrain", "train", "check", "doctor", "schema"),
+        *("fine-tune", "cv", "fold", "score", "pretrain", "train", "check", "doctor", "schema"),
         *("report", "compare"),
     }
     for i, example in enumerate(EXAMPLES):

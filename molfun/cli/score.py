@@ -1,0 +1,134 @@
+"""Score predicted structures against references: one pair of files, or two folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from molfun._io import write_text
+from molfun._paths import as_path
+from molfun.cli.command_settings import ScoreSettings
+from molfun.cli.console import Progress, say, set_up_logging
+from molfun.cli.outputs import check_output
+from molfun.data.folders import FolderIndex
+from molfun.data.structures import CIF_SUFFIXES, PDB_SUFFIXES, read_structure
+from molfun.errors import DataError, MolfunError
+from molfun.structures.scoring.interfaces import interface_rows
+from molfun.structures.scoring.score import StructureScores, score
+from molfun.text import counted, first_line, three_digits
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (*CIF_SUFFIXES, *PDB_SUFFIXES)
+SHOWN = ("lddt_ca", "lddt", "tm_score", "gdt_ts", "rmsd", "dockq", "clashes")
+"""Scores that the terminal shows of many structures."""
+
+
+def score_structures(given: Mapping[str, Any]) -> None:
+    """Score with the settings of the command line."""
+    wanted, _ = ScoreSettings.take(given)
+    set_up_logging(None, debug=wanted.debug)
+    pairs = list(_pairs(as_path(wanted.predicted), as_path(wanted.reference)))
+    inputs = {"PREDICTED": wanted.predicted, "REFERENCE": wanted.reference}
+    for output in (wanted.output, wanted.residues):
+        if output is not None:
+            check_output(output, inputs, overwrite=wanted.overwrite)
+    scored = dict(_scored(pairs))
+    if not scored:
+        raise DataError("No structure could be scored; the lines above say why.")
+    if len(pairs) == 1:
+        _say_one(*scored.items())
+    else:
+        _say_all(scored)
+    if wanted.output is not None:
+        rows = [{"id": name, **found.values} for name, found in scored.items()]
+        _write(as_path(wanted.output), rows)
+    if wanted.residues is not None:
+        residues = [{"id": n, **row} for n, found in scored.items() for row in found.residues]
+        _write(as_path(wanted.residues), residues)
+
+
+def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]:
+    """Yield the name and both files of each structure."""
+    if predicted.is_dir() != reference.is_dir():
+        raise DataError("Give two files, or two folders whose files have the same names.")
+    if not predicted.is_dir():
+        yield predicted.name.split(".")[0], predicted, reference
+        return
+    references = FolderIndex(reference)
+    without = []
+    for name in sorted({_stem(path) for path in predicted.iterdir() if _stem(path)}):
+        own = FolderIndex(predicted).find(name, SUFFIXES)
+        other = references.find(name, SUFFIXES)
+        if own is None or other is None:
+            without.append(name)
+        else:
+            yield name, own, other
+    if without:
+        say(f"No reference for {counted(len(without), 'structure')}: {', '.join(without[:3])}")
+
+
+def _stem(path: Path) -> str:
+    """Return the name without its ending; empty for a file that holds no structure."""
+    ending = next((s for s in sorted(SUFFIXES, key=len)[::-1] if path.name.endswith(s)), None)
+    return "" if ending is None else path.name.removesuffix(ending)
+
+
+def _scored(pairs: Sequence[tuple[str, Path, Path]]) -> Iterator[tuple[str, StructureScores]]:
+    """Yield the scores of each pair; name those that cannot be compared."""
+    for name, own, other in Progress(pairs, "scoring") if len(pairs) > 1 else pairs:
+        try:
+            yield name, score(read_structure(own), read_structure(other))
+        except MolfunError as error:
+            if len(pairs) == 1:
+                raise
+            logger.warning("%s is left out: %s", name, first_line(error))
+
+
+def _say_one(item: tuple[str, StructureScores]) -> None:
+    name, found = item
+    say(name)
+    for key, value in found.values.items():
+        say(f"  {key:<12} {three_digits(value)}")
+    for row in interface_rows(found.interfaces):
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if k != "chains")
+        say(f"  interface {row['chains']}: {shown}")
+    for note in found.notes:
+        say(f"Note: {note}.")
+
+
+def _short(value: object) -> str:
+    return three_digits(value) if isinstance(value, float) else str(value)
+
+
+def _say_all(scored: Mapping[str, StructureScores]) -> None:
+    shown = [key for key in SHOWN if any(key in found.values for found in scored.values())]
+    width = max(len(name) for name in scored)
+    say(f"{'id':<{width}}" + "".join(f"{key:>10}" for key in shown))
+    for name, found in scored.items():
+        cells = [three_digits(found.values[k]) if k in found.values else "-" for k in shown]
+        say(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    noted = sum(bool(found.notes) for found in scored.values())
+    if noted:
+        say(f"{counted(noted, 'structure')} with residues or chains that were not compared")
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a table holds it: an undefined number is an empty cell."""
+    if not isinstance(value, float):
+        return value
+    return "" if value != value else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Scores of a predicted structure against a reference, and of its own geometry."""
