@@ -103,6 +103,7 @@ PUBLIC = {
         "MolfunStructureModel",
         "Prediction",
         "cross_validate",
+        "residue_attributions",
     ],
     "molfun.report": [
         "Comparison",

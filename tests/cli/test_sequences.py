@@ -115,7 +115,8 @@ def judged(molfun: Command, folder: Path, data: str) -> tuple[str, dict[str, flo
         "--overwrite",
     )
     assert result.exit_code == 0, result.output
-    line = result.stdout.splitlines()[-1].split(": ", 1)[1]
+    (line,) = [text for text in result.stdout.splitlines() if "loss=" in text]
+    line = line.split(": ", 1)[1]
     loss, _, rest = line.partition("  ")
     assert loss.startswith("loss=")
     return rest, json.loads((folder / "metrics.json").read_text())

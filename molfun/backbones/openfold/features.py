@@ -18,7 +18,7 @@ import torch
 from molfun.backbones.base import Features
 from molfun.backbones.openfold.alignments import read_alignments
 from molfun.errors import ConfigError, DataError, MolfunError, UnsafeFileError
-from molfun.nn.process import seeded
+from molfun.nn.process import seeded, settled
 from molfun.protein import Protein
 from molfun.trunk import padded_cat
 
@@ -225,7 +225,8 @@ def process(raw: Mapping[str, Any], data: Any, *, seed: int) -> Features:
         predict.max_extra_msa = min(predict.max_extra_msa, max(depth - predict.max_msa_clusters, 1))
         # openfold fails on tensors without elements (a reshape), so one masked row stands for none
         predict.max_templates = min(predict.max_templates, max(templates, 1))
-    with seeded(seed):  # openfold 2.x draws from the generators of Python as well
+    # own settings here, whoever asks: a default dtype of the program would change the features
+    with settled(), seeded(seed):  # openfold 2.x draws from the generators of Python as well
         return dict(FeaturePipeline(sized).process_features(dict(raw), mode="predict"))
 
 

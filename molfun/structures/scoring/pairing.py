@@ -51,9 +51,10 @@ def paired(predicted: Protein, reference: Protein) -> Pairing:
         If no chain of the prediction is a chain of the reference.
     """
     tables = {
-        (r, p): _aligned(_letters(reference, r), _letters(predicted, p))
+        (r, p): pairs
         for r in range(len(reference.chain_ids))
         for p in range(len(predicted.chain_ids))
+        if (pairs := _same_chain(_letters(reference, r), _letters(predicted, p)))
     }
     candidates = list(_orders(tables, len(reference.chain_ids), len(predicted.chain_ids)))
     if not candidates:
@@ -69,10 +70,7 @@ def _orders(
     tables: dict[tuple[int, int], list[tuple[int, int, bool]]], n_reference: int, n_predicted: int
 ) -> list[dict[int, int]]:
     """Return assignments of chains that pair as many as possible."""
-    partners = {
-        r: [p for p in range(n_predicted) if _identity(tables[r, p]) >= SAME]
-        for r in range(n_reference)
-    }
+    partners = {r: [p for p in range(n_predicted) if (r, p) in tables] for r in range(n_reference)}
     with_any = [r for r, found in partners.items() if found]
     choices = itertools.product(*([None, *partners[r]] for r in with_any))
     best: list[dict[int, int]] = []
@@ -115,8 +113,14 @@ def _aligned(one: str, other: str) -> list[tuple[int, int, bool]]:
     return pairs
 
 
-def _identity(pairs: list[tuple[int, int, bool]]) -> float:
-    return sum(same for _, _, same in pairs) / len(pairs) if pairs else 0.0
+def _same_chain(one: str, other: str) -> list[tuple[int, int, bool]]:
+    """Return the pairs of two sequences of one chain; none if they are of two."""
+    if not one or not other:
+        return []
+    pairs = _aligned(one, other)
+    # of the shorter one: a few letters that happen to align are no chain
+    identity = sum(same for _, _, same in pairs) / min(len(one), len(other))
+    return pairs if identity >= SAME else []
 
 
 def _joined(
