@@ -11,6 +11,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -133,8 +134,24 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+    """Write `content` as indented JSON to `path` atomically; `finite` says what NaN becomes."""
+    text = json.dumps(finite(content), indent=2, sort_keys=True, default=str, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Return content for JSON, which has neither NaN nor infinity: they become null.
+
+    Examples
+    --------
+    >>> finite({"r2": float("nan"), "bounds": (0.5, float("inf"))})
+    {'r2': None, 'bounds': [0.5, None]}
+    """
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 @contextlib.contextmanager

@@ -35,6 +35,10 @@ def test_text_and_json_are_written_and_folders_made(tmp_path):
     assert (tmp_path / "deep" / "er" / "ünï.txt").read_text(encoding="utf-8") == "größe\n"
     _io.write_json(tmp_path / "a.json", {"b": 1, "a": [Path("x")]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": ["x"], "b": 1}
+    numbers = {"a": [1.5, float("nan")], "b": {"c": (float("inf"), -float("inf"))}}
+    _io.write_json(tmp_path / "a.json", numbers)
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"a": [1.5, None], "b": {"c": [None, None]}}
 
 
 def test_written_files_have_the_usual_rights(tmp_path):

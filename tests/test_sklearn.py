@@ -187,6 +187,9 @@ def test_validation_keeps_equal_sequences_together(texts: list[str], numbers: np
     seen = [{part.dataset[i].sequence for i in part.indices} for part in (train, val)]
     assert len(val) == 8
     assert not seen[0] & seen[1]
+    one = r"^val_fraction=0.25 leaves nothing to train on: X has 1 distinct input, and equal ones"
+    with pytest.raises(DataError, match=one):
+        sequences_model(val_fraction=0.25).fit([texts[0]] * 4, numbers[:4])
 
 
 def test_structures_by_id_samples_and_atoms(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from molfun._io import finite
 
 Status = Literal["OK", "WARNING", "FAILED"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -107,12 +108,4 @@ def as_json(findings: Sequence[Finding], **about: Any) -> str:
         **about,
         "findings": [finding.as_dict() for finding in findings],
     }
-    return json.dumps(_finite(document), indent=2, default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.dumps(finite(document), indent=2, default=str, allow_nan=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,9 +81,7 @@ def evaluate(given: Mapping[str, Any]) -> None:
     elif wanted.baselines:
         say(f"Not compared with baselines: {why_not}")
     if wanted.output is not None:
-        # JSON has no NaN: an undefined metric is null
-        written: dict[str, Any] = {k: None if math.isnan(v) else v for k, v in scores.items()}
-        write_json(as_path(wanted.output), {**written, "verdict": scores.verdict or None})
+        write_json(as_path(wanted.output), {**scores, "verdict": scores.verdict or None})
 
 
 def _own(scores: Scores) -> dict[str, float]:

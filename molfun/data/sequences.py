@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -14,7 +14,13 @@ import numpy as np
 
 from molfun._paths import as_path
 from molfun.data.base import TableDataset
-from molfun.data.cells import Cells, Required, noted, read_cells, repeated_ids
+from molfun.data.cells import (
+    Cells,
+    Required,
+    noted,
+    read_cells,
+    repeated_ids,
+)
 from molfun.data.fasta import read_fasta
 from molfun.data.faults import report
 from molfun.data.labels import LabelForm, Level, label_array, read_labels
@@ -32,6 +38,11 @@ from molfun.strict import check_choice
 from molfun.text import counted, listing
 
 logger = logging.getLogger(__name__)
+
+NOT_NAMED = (
+    "%s: the rows are called seq_1, seq_2 ..., and predictions leave its column 'id' out. To call "
+    "them by it, set id_column='id' (--id-column id)."
+)
 
 
 class SequenceDataset(TableDataset):
@@ -157,6 +168,8 @@ class SequenceDataset(TableDataset):
         cells.raise_problems(goes_on=True)
         residues.warn()
         used = {sequence_column, target_column, *optional}
+        if id_column is None:
+            _warn_of_ids(cells, used)
         ids = _ids(cells, id_column)
         table = Table.of(cells, ids, targets, used=used)
         columns = {
@@ -405,6 +418,11 @@ def _without_bad(dataset: SequenceDataset, cells: Cells) -> SequenceDataset:
 def _named(**columns: str | None) -> dict[str, str]:
     """Return the columns that have a name, each with its setting."""
     return {column: setting for setting, column in columns.items() if column}
+
+
+def _warn_of_ids(cells: Cells, used: Container[str]) -> None:
+    if "id" in cells.header and "id" not in used:
+        logger.warning(NOT_NAMED, cells.path)
 
 
 def _ids(cells: Cells, column: str | None) -> Sequence[str]:

@@ -17,11 +17,10 @@ several heads, ``heads`` holds one object per head.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from molfun._io import write_json
 from molfun.evaluation.bootstrap import Estimate
@@ -95,17 +94,10 @@ class HeadVerdict:
 
 def write(path: Path, heads: Mapping[str, HeadVerdict]) -> None:
     """Write ``evaluation.json``; a single head has the name ``""``."""
-    found = {name: _plain(asdict(head)) for name, head in heads.items()}
+    found = {name: asdict(head) for name, head in heads.items()}
     if list(found) == [""]:
         content = {"format": FORMAT, **found[""]}
     else:
         verdicts = [f"{name}: {head.verdict}" for name, head in heads.items()]
         content = {"format": FORMAT, "verdict": "\n".join(verdicts), "heads": found}
     write_json(path, content)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

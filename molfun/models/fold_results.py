@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from molfun._io import load_safetensors, read_metadata, save_safetensors
+from molfun._io import finite, load_safetensors, read_metadata, save_safetensors
 from molfun.data.folds import Fold
 from molfun.evaluation.bootstrap import Estimate
 from molfun.evaluation.conformal import Calibration, reliability
@@ -91,13 +91,17 @@ class FoldResult:
         about = {
             "ids": self.ids,
             "heads": list(self.predictions),
-            # JSON has no NaN: an undefined metric is null
-            "metrics": {k: None if math.isnan(v) else v for k, v in self.metrics.items()},
+            "metrics": self.metrics,
             "states": self.states,
             "epoch": self.epoch,
             "seconds": self.seconds,
         }
-        save_safetensors(folder / FOLD_FILE, tensors, {"about": json.dumps(about)}, key=_KEY)
+        save_safetensors(
+            folder / FOLD_FILE,
+            tensors,
+            {"about": json.dumps(finite(about), allow_nan=False)},
+            key=_KEY,
+        )
 
     @classmethod
     def load(cls, folder: Path, fold: Fold) -> FoldResult:

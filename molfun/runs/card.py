@@ -160,8 +160,17 @@ def _split(provenance: Content, settings: Content) -> Iterator[str]:
         yield f"- samples: {', '.join(texts)}"
     if settings.get("demo"):
         yield "- synthetic samples of the demo"
-    elif settings.get("split"):
-        yield f"- split: {settings['split']}, seed {settings.get('seed')}"
+    else:
+        yield from _parts(settings)
+
+
+def _parts(settings: Content) -> Iterator[str]:
+    """Yield how the rows of ``data`` are split, and which parts are files of their own."""
+    own = [PARTS[part] for part in ("val", "test") if settings.get(part)]
+    if len(own) < 2 and settings.get("split"):
+        within = " within `data`" if own else ""
+        yield f"- split{within}: {settings['split']}, seed {settings.get('seed')}"
+    yield from (f"- the {words} part is a file of its own" for words in own)
 
 
 def _results(meta: Content, evaluation: Content) -> str:

@@ -15,6 +15,7 @@ code of that moment, and completed with time and memory at the end::
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -22,7 +23,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _files(inputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path, size and sha256 of each file; of a folder its number of files alone."""
+    """Yield path, size and sha256 of each file; of a folder its number of files and one sha256."""
     for given in inputs.values():
         for name in [given] if isinstance(given, str) else given or ():
             path = as_path(name)
@@ -152,11 +153,21 @@ def _files(inputs: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 digest = {"sha256": sha256_of(path)} if size <= LARGEST else {}
                 yield name, {"size": size, **digest}
             elif path.is_dir():
-                yield name, {"files": _count(path.iterdir())}
+                yield name, _folder(sorted(path.iterdir()))
 
 
-def _count(entries: Iterable[Path]) -> int:
-    return sum(1 for _ in entries)
+def _folder(entries: Sequence[Path]) -> dict[str, Any]:
+    """Return the number of entries, and the sha256 of a list of the files as ``sha256sum`` makes.
+
+    None for folders of folders, of which a run may read any part.
+    """
+    found: dict[str, Any] = {"files": len(entries)}
+    if all(path.is_file() for path in entries):
+        size = sum(path.stat().st_size for path in entries)
+        if size <= LARGEST:
+            lines = (f"{sha256_of(path)}  {path.name}\n" for path in entries)
+            found |= {"size": size, "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+    return found
 
 
 def _peak_memory() -> int:

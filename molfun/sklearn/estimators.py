@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ from molfun.sample import Sample
 from molfun.sklearn.inputs import rows_of, samples_of, series_of
 from molfun.sklearn.portable import packed, unpacked
 from molfun.sklearn.strategy import PREFIX, Strategy, as_strategy, settings_in, with_settings
-from molfun.text import few
+from molfun.text import counted, few
 
 _PACKED = "_checkpoint"
 """Key of the model's files in the state of a pickle."""
@@ -170,6 +171,13 @@ class _MolfunEstimator(BaseEstimator):
         if not self.val_fraction:
             return data, None
         groups = [data[i].content_key() for i in range(len(data))]
+        n = len(set(groups))
+        if self.val_fraction < 1 and math.ceil(self.val_fraction * n) >= n:
+            raise DataError(
+                f"val_fraction={self.val_fraction:g} leaves nothing to train on: X has "
+                f"{counted(n, 'distinct input')}, and equal ones stay together. Set "
+                f"val_fraction=0, or give more samples."
+            )
         split = GroupShuffleSplit(1, test_size=self.val_fraction, random_state=self.seed)
         train, val = next(split.split(groups, y, groups))
         return Subset(data, train.tolist()), Subset(data, val.tolist())

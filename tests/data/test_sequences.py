@@ -816,3 +816,15 @@ def test_masked_residues_count_once():
 def test_nucleotides_are_suspected_in_lists_too(caplog):
     SequenceDataset.from_list(["ACGT" * 20])
     assert "list: nearly all letters are A, C, G, T, U or N." in caplog.text
+
+
+def test_a_column_id_that_is_not_used_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("id,sequence,target\nb7,MKV,1\na2,ACD,2\n")
+    assert SequenceDataset.from_csv(path, id_column="id").ids == ["b7", "a2"]
+    assert SequenceDataset.from_csv(path, target_column="id", labels="class").ids[0] == "seq_1"
+    assert not caplog.records
+    assert SequenceDataset.from_csv(path)[0].id == "seq_1"
+    assert "To call them by it, set id_column='id' (--id-column id)." in caplog.text

@@ -56,5 +56,9 @@ def test_baselines_and_limits_are_named(written: Path, tmp_path: Path) -> None:
     assert "- A simple baseline does as well: see the results." in card
     assert "The published weights are under the MIT licence (ESM-2, Lin et al. 2023)" in card
     assert "- split: identity, seed 3" in card
+    own = {"split": "identity", "seed": 3, "test": "t.csv"}
+    write_card(run, run / "checkpoint/README.md", own)
+    card = (run / "checkpoint/README.md").read_text(encoding="utf-8")
+    assert "- split within `data`: identity, seed 3\n- the test part is a file of its own" in card
     assert SCRIPT not in card
     assert f"`{MATHS.replace('<', '&lt;')}`" in card

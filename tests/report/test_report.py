@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import html
 import json
 import re
@@ -21,6 +22,9 @@ from molfun.cli import showing
 from molfun.cli.main import app
 from molfun.errors import RunError
 from molfun.report import page, write_report
+from molfun.report.finished import FinishedRun
+from molfun.report.sections import data as data_section
+from molfun.report.sections import structures
 from molfun.runs import provenance
 
 LARGEST = 2 * 2**20
@@ -229,6 +233,58 @@ def test_provenance_of_a_run_that_is_not_under_git(
     assert provenance.commit(tmp_path) is None
     provenance.begin(tmp_path, inputs={"--data": None})
     assert json.loads((tmp_path / "provenance.json").read_text())["git"] is None
+
+
+def test_a_folder_has_one_sum_over_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "pdbs"
+    folder.mkdir()
+    for name in "ba":
+        (folder / f"{name}.pdb").write_text(name)
+    provenance.begin(tmp_path, inputs={"--pdbs": "pdbs"})
+    assert not provenance.read(tmp_path)["files"]
+    provenance.begin(tmp_path, inputs={"--pdbs": str(folder)})
+    found = provenance.read(tmp_path)["files"][str(folder)]
+    sums = subprocess.check_output(["sha256sum", "a.pdb", "b.pdb"], cwd=folder)
+    assert found == {"files": 2, "size": 2, "sha256": hashlib.sha256(sums).hexdigest()}
+    (folder / "deeper").mkdir()
+    provenance.begin(tmp_path, inputs={"--pdbs": str(folder)})
+    assert provenance.read(tmp_path)["files"][str(folder)] == {"files": 3}
+
+
+@pytest.mark.parametrize(
+    ("files", "said", "unsaid"),
+    [
+        ({}, "Random: equal inputs stay together", "of its own"),
+        ({"test": "t.csv"}, "Within the data alone: the test part is a file of its own.", "parts"),
+        (
+            {"test": "t.csv", "val": "v.csv"},
+            "Split. The validation part and the test part are files of their own.",
+            "Random",
+        ),
+    ],
+)
+def test_a_split_is_said_of_the_rows_that_it_split(
+    files: dict[str, str], said: str, unsaid: str, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run")
+    run = FinishedRun(folder)
+    run.config.update(files)
+    text = " ".join(block.text for block in data_section._split(run))
+    assert said in text
+    assert unsaid not in text
+
+
+def test_a_large_structure_leaves_room_for_the_others(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FinishedRun(written)
+    found = run.predicted(run.heads[0], "test")
+    assert found is not None
+    sizes = {found.ids[0]: structures.MOST_TEXT + 1, found.ids[1]: 9, found.ids[2]: 9}
+    monkeypatch.setattr(structures, "samples", lambda *_: {})
+    monkeypatch.setattr(structures, "_model", lambda _, name, *__: ("x" * sizes[name], "chain", 0))
+    shown = structures._models(run, found, [0, 1, 2], written)
+    assert [len(model.text) for model in shown] == [9, 9]
 
 
 def test_cost_and_warnings_are_those_of_this_run_and_of_its_processes(tmp_path: Path) -> None:

@@ -75,10 +75,14 @@ def _files(run: FinishedRun) -> str:
 
 def _split(run: FinishedRun) -> Iterator[Text]:
     split = run.config.get("split")
+    files = [f"the {PART_NAMES[part]} part" for part in ("val", "test") if run.config.get(part)]
     if run.config.get("demo"):
         yield Text("Synthetic samples of the demo.")
+    elif len(files) == 2:
+        yield Text(f"Split. {' and '.join(files).capitalize()} are files of their own.")
     elif split in GUARANTEES:
-        yield Text(f"Split. {GUARANTEES[split]}")
+        within = f" Within the data alone: {files[0]} is a file of its own." if files else ""
+        yield Text(f"Split. {GUARANTEES[split]}{within}")
 
 
 def _shared(found: Mapping[str, Any]) -> Iterator[Text]:

@@ -34,5 +34,5 @@ def section(run: FinishedRun) -> Section | None:
 
 def _file(name: str, about: dict[str, Any]) -> list[str]:
     if "files" in about:
-        return [name, f"{about['files']:,} files", ""]
+        return [name, f"{about['files']:,} files", about.get("sha256", "")]
     return [name, megabytes(about["size"]), about.get("sha256", "")]

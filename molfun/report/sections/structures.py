@@ -79,8 +79,9 @@ def _models(
         name = found.ids[place]
         protein = known[name].protein if name in known else None
         made = _model(folder, name, protein, run.attributions.get(name))
-        size += len(made[0]) if made else 0
-        if made and size <= MOST_TEXT:
+        # a large one leaves room for the others
+        if made and size + len(made[0]) <= MOST_TEXT:
+            size += len(made[0])
             yield _captioned(found, place, *made)
 
 
