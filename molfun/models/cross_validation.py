@@ -34,7 +34,7 @@ from molfun.models import evaluation, trained_on
 from molfun.models.arguments import as_strategy
 from molfun.models.caching import cache_config
 from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
-from molfun.models.loaders import label_texts
+from molfun.models.loaders import as_loader, data_identity, label_texts, samples_of
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.process import settled
 from molfun.runs.folder import CACHE, RESUME, RunFolder
@@ -143,7 +143,9 @@ def cross_validate(
     chosen = as_strategy(strategy, len(folds[0].train), len(base.backbone.blocks()))
     folder = RunFolder.of(output_dir, resume=resume)
     root = None if folder is None else folder.path
-    plan = _plan(base, dataset, folds, chosen, options)
+    plan = {} if root is None else _plan(base, dataset, folds, chosen, options)
+    if plan:
+        plan |= _inputs(as_loader(make_loader(dataset, True), shuffle=True))
     with _opened(folder, plan, overwrite=overwrite), _shared(root) as place:
         config = cache_config(cache, cache_dir, None)
         if config.directory is None:
@@ -275,9 +277,20 @@ def _plan(
         "heads": {
             part.key("head"): [part.head_name, dict(part.head.config_dict)] for part in model.heads
         },
+        "tasks": {
+            part.key("task"): [part.task_name, dict(part.task.config_dict)] for part in model.heads
+        },
         "strategy": strategy.to_dict(),
         "options": plain,
     }
+
+
+def _inputs(loader: Any) -> dict[str, Any]:
+    """Describe what the models see of the data, and in which batches."""
+    found = data_identity(loader, [], None)
+    names = ("inputs", "batch size", "batches by length")
+    contents = digest(sample.content_key() for sample in samples_of([loader]))
+    return {"contents": contents, **{name: found[name] for name in names}}
 
 
 @contextlib.contextmanager
@@ -318,7 +331,8 @@ def _read_plan(root: Path) -> dict[str, Any] | None:
 
 
 def _compare(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    # a plan of an older version has fewer entries
+    differ = [name for name in old if old[name] != new.get(name)]
     if differ:
         raise RunError(
             f"{root} holds a cross-validation with other settings or data:\n{listing(differ)}\n"

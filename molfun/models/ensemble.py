@@ -53,7 +53,7 @@ class Ensemble:
     """Models whose mean is predicted, with the standard deviation over them.
 
     Members are the folds of a cross-validation, runs from several seeds, or any other checkpoints
-    with the same backbone, heads and tasks. Weights that they have in common are held once, and
+    with the same backbone, heads and tasks. Loaded together, they hold equal weights once, and
     what is frozen in all of them runs once per sample.
 
     Parameters
@@ -91,8 +91,6 @@ class Ensemble:
         if len(self.models) < 2:
             raise ConfigError(f"An ensemble has at least two models, got {len(self.models)}.")
         _check_alike(self.models)
-        for model in self.models[1:]:
-            _share(self.models[0].backbone, model.backbone)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -131,7 +129,11 @@ class Ensemble:
         for path in map(as_path, paths):
             model = _copied(models[0], path) if models else None
             models.append(model or MolfunStructureModel.from_checkpoint(path, **options))
-        return cls(models)
+        found = cls(models)
+        # not those of a user, who may train one of them on
+        for model in models[1:]:
+            _share(models[0].backbone, model.backbone)
+        return found
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Self:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from molfun import (
     DataSplitter,
@@ -268,6 +270,22 @@ def test_folds_go_on_after_kill_9(
     assert len(list((place / "cache").glob("baselines_fold_*"))) == 4
     with pytest.raises(RunError, match=r"with other settings or data:\n  options\n"):
         cross_validate(make_model, data, folds, resume=True, **{**options, "epochs": 4})
+    pairs = [(sample.sequence, sample.target) for sample in data]
+    edited = SequenceDataset.from_list([("WWWW", pairs[0][1]), *pairs[1:]])
+    with pytest.raises(RunError, match=r"other settings or data:\n  contents\nRepeat"):
+        cross_validate(make_model, edited, folds, resume=True, **options)
+    huber = MolfunStructureModel(
+        "esm2", config="esm2_t3_d16_h2", head="regression", device="cpu",
+        task_config={"loss": "huber"},
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"other settings or data:\n  tasks\nRepeat"):
+        cross_validate(lambda: huber, data, folds, resume=True, **options)
+    loader = partial(DataLoader, batch_size=2, collate_fn=data.collate_fn)
+    with pytest.raises(RunError, match=r"other settings or data:\n  batch size\nRepeat"):
+        cross_validate(
+            make_model, data, folds, resume=True, **options,
+            make_loader=lambda part, shuffle: loader(part, shuffle=shuffle),
+        )  # fmt: skip
     again = cross_validate(make_model, data, folds[:], overwrite=True, **{**options, "epochs": 1})
     assert again.folds[0].epoch == 1
 

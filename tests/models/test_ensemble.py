@@ -90,6 +90,16 @@ def test_weights_in_common_are_held_and_stored_once(
     assert trunks[0].samefile(trunks[1]) == (n_own == 0)
 
 
+def test_models_that_were_given_stay_independent(base: MolfunStructureModel) -> None:
+    models = [copy.deepcopy(base), copy.deepcopy(base)]
+    Ensemble(models)
+    first, second = (next(model.backbone.parameters()) for model in models)
+    before = second.detach().clone()
+    with torch.no_grad():
+        first.add_(1.0)
+    assert torch.equal(second, before)
+
+
 def test_a_frozen_trunk_runs_once_per_sample(
     checkpoints: dict[str, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
