@@ -106,12 +106,11 @@ def _short(value: object) -> str:
 
 
 def _say_all(scored: Mapping[str, StructureScores]) -> None:
-    shown = [key for key in SHOWN if any(key in found.values for found in scored.values())]
-    width = max(len(name) for name in scored)
-    say(f"{'id':<{width}}" + "".join(f"{key:>10}" for key in shown))
-    for name, found in scored.items():
-        cells = [three_digits(found.values[k]) if k in found.values else "-" for k in shown]
-        say(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    import pandas as pd
+
+    table = pd.DataFrame({name: found.values for name, found in scored.items()}).T
+    shown = table[[name for name in SHOWN if name in table]].rename_axis("id").reset_index()
+    say(shown.to_string(index=False, float_format=three_digits, na_rep="-"))
     noted = sum(bool(found.notes) for found in scored.values())
     if noted:
         say(f"{counted(noted, 'structure')} with residues or chains that were not compared")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_the_command(
     written(chain("G" * 30), Path("refs/b.pdb"))
     result = molfun("score", "preds", "refs", "--output", "all.csv")
     assert result.exit_code == 0, result.output
+    assert re.search(r"^ *id +lddt_ca +lddt +tm_score", result.stdout, re.MULTILINE)
     assert "No reference for 1 structure: c" in result.stdout
     assert "b is left out: b and b have no chain in common" in result.stderr
     assert [row.split(",")[0] for row in Path("all.csv").read_text().splitlines()] == ["id", "a"]

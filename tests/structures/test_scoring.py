@@ -96,6 +96,20 @@ def test_equal_chains_are_paired_by_place() -> None:
     assert values["rmsd"] == pytest.approx(0, abs=1e-4)
 
 
+def test_a_ring_of_equal_chains_in_another_order() -> None:
+    """Eight chains have 40,320 orders."""
+    turns = [2 * np.pi * k / 8 for k in range(8)]
+    ring = [
+        chain(SEQUENCE, at=(40 * np.cos(t), 40 * np.sin(t), 0), seed=k) for k, t in enumerate(turns)
+    ]
+    names = tuple("ABCDEFGH")
+    order = np.random.default_rng(0).permutation(8)
+    reference = joined(*ring, names=names)
+    shuffled = joined(*(ring[i] for i in order), names=names)
+    found = paired(moved(shuffled, 0.2), reference)
+    assert found.chains == {int(r): place for place, r in enumerate(order)}
+
+
 def test_chains_that_only_one_structure_has_are_named() -> None:
     one, two = chain(SEQUENCE), chain("GSHMKKLLPTAAAGLLLLAAQPAMA", at=(9, 0, 0), seed=3)
     found = score(one, joined(one, two))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from molfun._shapes import Float64, Int64
 from molfun.errors import DataError
@@ -14,8 +15,12 @@ from molfun.structures.scoring.superposition import superposed
 
 SAME = 0.9
 """Identity of two sequences from which they are the same chain."""
-MOST_ORDERS = 5040
-"""Orders of identical chains that are all tried (seven of one sequence)."""
+FEWEST = 3
+"""CA atoms that a superposition needs."""
+APART = 1e6
+"""Distance in angstrom that stands for chains of two sequences."""
+Pairs = list[tuple[int, int, bool]]
+"""Places in both sequences of a pair, and whether the letters are equal."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +61,60 @@ def paired(predicted: Protein, reference: Protein) -> Pairing:
         for p in range(len(predicted.chain_ids))
         if (pairs := _same_chain(_letters(reference, r), _letters(predicted, p)))
     }
-    candidates = list(_orders(tables, len(reference.chain_ids), len(predicted.chain_ids)))
-    if not candidates:
+    if not tables:
         raise DataError(
             f"{predicted.name} and {reference.name} have no chain in common: no two sequences are "
             f"{SAME:.0%} identical."
         )
-    made = [_joined(order, tables, predicted, reference) for order in candidates]
-    return min(made, key=lambda one: _rmsd(one, predicted, reference))
+    made = [
+        _joined(order, tables, predicted, reference)
+        for order in _orders(tables, predicted, reference)
+    ]
+    # without enough atoms for any superposition, whoever scores says so
+    first = next(iter(tables))
+    made = made or [_joined(dict([first]), tables, predicted, reference)]
+    return min(made, key=lambda one: (-len(one.chains), _rmsd(one, predicted, reference)))
 
 
 def _orders(
-    tables: dict[tuple[int, int], list[tuple[int, int, bool]]], n_reference: int, n_predicted: int
-) -> list[dict[int, int]]:
-    """Return assignments of chains that pair as many as possible."""
-    partners = {r: [p for p in range(n_predicted) if (r, p) in tables] for r in range(n_reference)}
-    with_any = [r for r, found in partners.items() if found]
-    choices = itertools.product(*([None, *partners[r]] for r in with_any))
-    best: list[dict[int, int]] = []
-    for choice in itertools.islice(choices, MOST_ORDERS * 100):
-        taken = [p for p in choice if p is not None]
-        if len(set(taken)) < len(taken) or not taken:
+    tables: dict[tuple[int, int], Pairs], predicted: Protein, reference: Protein
+) -> Iterator[dict[int, int]]:
+    """Yield assignments of chains: one for each pair that is laid on top of each other.
+
+    The other chains go to the nearest ones of their sequence, as many as possible. All orders of n
+    equal chains would be n! of them.
+    """
+    for r, p in tables:
+        moved = _laid_on(predicted, reference, tables[r, p], r, p)
+        if moved is None:
             continue
-        if best and len(taken) < len(best[0]):
-            continue
-        if best and len(taken) > len(best[0]):
-            best = []
-        order = {r: p for r, p in zip(with_any, choice, strict=True) if p is not None}
-        if len(best) < MOST_ORDERS:
-            best.append(order)
-    return best
+        cost = np.full((len(reference.chain_ids), len(predicted.chain_ids)), APART)
+        for one, other in tables:
+            gap = _centre(reference, one) - _centre(moved, other)
+            cost[one, other] = min(float(np.linalg.norm(gap)), APART / 2)
+        rows, columns = linear_sum_assignment(cost)
+        chosen = zip(rows.tolist(), columns.tolist(), strict=True)
+        yield {one: other for one, other in chosen if (one, other) in tables}
+
+
+def _laid_on(
+    predicted: Protein, reference: Protein, pairs: Pairs, r: int, p: int
+) -> Protein | None:
+    """Return the prediction with chain `p` on chain `r`; None if too few CA atoms are common."""
+    alone = _joined({r: p}, {(r, p): pairs}, predicted, reference)
+    one, other = ca_pairs(alone, predicted, reference)
+    if len(one) < FEWEST:
+        return None
+    places = predicted.atom_positions.reshape(-1, 3).astype(np.float64)
+    everything = np.concatenate([one, places])
+    target = np.concatenate([other, np.zeros_like(places)])
+    moved = superposed(everything, target, fit=np.arange(len(one)))[len(one) :]
+    return replace(predicted, atom_positions=moved.reshape(predicted.atom_positions.shape))
+
+
+def _centre(protein: Protein, chain: int) -> np.ndarray:
+    here = (protein.chain_index == chain) & (protein.atom_mask[:, CA] > 0)
+    return np.asarray(protein.atom_positions[here, CA].mean(0) if here.any() else np.zeros(3))
 
 
 def _letters(protein: Protein, chain: int) -> str:
@@ -93,7 +122,7 @@ def _letters(protein: Protein, chain: int) -> str:
     return "".join(protein.sequence[i] for i in rows)
 
 
-def _aligned(one: str, other: str) -> list[tuple[int, int, bool]]:
+def _aligned(one: str, other: str) -> Pairs:
     """Return pairs of places of a global alignment, and whether their letters are equal."""
     if one == other:
         return [(i, i, True) for i in range(len(one))]
@@ -113,7 +142,7 @@ def _aligned(one: str, other: str) -> list[tuple[int, int, bool]]:
     return pairs
 
 
-def _same_chain(one: str, other: str) -> list[tuple[int, int, bool]]:
+def _same_chain(one: str, other: str) -> Pairs:
     """Return the pairs of two sequences of one chain; none if they are of two."""
     if not one or not other:
         return []
@@ -125,7 +154,7 @@ def _same_chain(one: str, other: str) -> list[tuple[int, int, bool]]:
 
 def _joined(
     order: dict[int, int],
-    tables: dict[tuple[int, int], list[tuple[int, int, bool]]],
+    tables: dict[tuple[int, int], Pairs],
     predicted: Protein,
     reference: Protein,
 ) -> Pairing:
@@ -146,7 +175,7 @@ def _joined(
 
 def _rmsd(pairing: Pairing, predicted: Protein, reference: Protein) -> float:
     one, other = ca_pairs(pairing, predicted, reference)
-    if len(one) < 3:
+    if len(one) < FEWEST:
         return float("inf")
     moved = superposed(one, other)
     return float(np.sqrt(((moved - other) ** 2).sum(-1).mean()))

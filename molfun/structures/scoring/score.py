@@ -13,12 +13,9 @@ from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
 from molfun.structures.scoring import geometry
 from molfun.structures.scoring.interfaces import Interface, interfaces
 from molfun.structures.scoring.local import lddt
-from molfun.structures.scoring.pairing import Pairing, ca_pairs, has_ca, paired
+from molfun.structures.scoring.pairing import FEWEST, Pairing, ca_pairs, has_ca, paired
 from molfun.structures.scoring.superposition import GDT_HA, GDT_TS, gdt, superposed, tm_score
 from molfun.text import counted
-
-FEWEST = 3
-"""CA atoms that a superposition needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
