@@ -86,7 +86,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:
     """Return the message for an unknown name: the name, the allowed ones and the nearest."""
     names = sorted(allowed)
-    return f"Unknown {kind} {name!r}; known: {', '.join(names)}.{nearest(str(name), names)}"
+    return (
+        f"Unknown {kind} {name!r}; known: {', '.join(names) or 'none'}.{nearest(str(name), names)}"
+    )
 
 
 def listing(problems: Sequence[str], limit: int = 10) -> str:

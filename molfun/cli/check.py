@@ -14,7 +14,7 @@ from molfun.checks.data.subject import PARTS, Subject
 from molfun.checks.findings import Finding, Status, as_json, summary, worst
 from molfun.checks.logs import as_finding, kept_warnings
 from molfun.cli.console import say
-from molfun.cli.data import open_file, split
+from molfun.cli.data import check_judging, open_file, split
 from molfun.cli.fine_tune import architecture, model_of, strategy_of
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.sources import settings_of
@@ -83,6 +83,7 @@ def read(settings: FineTuneSettings, faults: Faults) -> dict[str, SampleDataset]
         with faults.caught(f"--split {settings.split}"):
             train, val, test = split(files["data"], settings)
             found = [train, found[1] or val, found[2] or test]
+            check_judging(settings, {f"--{name}": part for name, part in files.items()})
     named = zip(PARTS, found, strict=True)
     return {name: part for name, part in named if part is not None and len(part)}
 

@@ -20,6 +20,7 @@ from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
 from molfun.registry import DATASETS, DEFAULT_KIND, TASKS
+from molfun.text import unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +33,20 @@ def open_training(
         return _demo(settings)
     dataset = open_file(settings, settings.data)
     train, val, test = split(dataset, settings)
-    read = [dataset]  # whole files, before the split: notes on a file are printed once
+    # whole files, before the split: notes on a file are printed once
+    read = {"--data": dataset}
     if settings.val:
-        val = open_file(settings, settings.val, like=dataset)
-        read.append(val)
+        val = read["--val"] = open_file(settings, settings.val, like=dataset)
     if settings.test:
-        test = open_file(settings, settings.test, like=dataset)
-        read.append(test)
+        test = read["--test"] = open_file(settings, settings.test, like=dataset)
+    check_judging(settings, read)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
         f"({_origin(settings)})"
     )
     if settings.test:  # `fit` warns of validation samples, and does not see the test set
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
-    for part in read:
+    for part in read.values():
         say_notes(settings.kind, part, "see run.log")
     return train, val, test
 
@@ -54,7 +55,40 @@ def open_whole(settings: FineTuneSettings) -> SampleDataset:
     """Open the samples of a run without a split, for a cross-validation."""
     if settings.demo:
         return settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
-    return open_file(settings, settings.data)
+    dataset = open_file(settings, settings.data)
+    check_judging(settings, {"--data": dataset})
+    return dataset
+
+
+def check_judging(settings: FineTuneSettings, files: Mapping[str, SampleDataset]) -> None:
+    """Check that the columns which judge a run are in each file, before the run trains.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    files
+        Whole files by the flag that names each.
+
+    Raises
+    ------
+    ConfigError
+        If ``--metrics-by`` names a column that a file does not have.
+    DataError
+        If a file of its own lacks the column that ``--split group`` keeps whole.
+    """
+    asked = settings.metrics_by
+    for flag, part in files.items():
+        columns = list(map(str, part.metadata.columns))
+        if asked is not None and asked not in columns:
+            raise ConfigError(f"--metrics-by for {flag}: {unknown_name('column', asked, columns)}")
+        if settings.split == "group" and getattr(part, "groups", None) is None:
+            column = group_column(files["--data"], settings)
+            if column not in columns:
+                raise DataError(
+                    f"{flag} has no column {column!r}, which --split group keeps whole: intervals "
+                    f"of its metrics need it as well. Add it; blank cells are groups of their own."
+                )
 
 
 def open_file(

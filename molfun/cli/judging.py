@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, cast
 
 from molfun.cli.console import say
 from molfun.cli.cv_settings import CvSettings
 from molfun.cli.data import group_column
 from molfun.cli.settings import FineTuneSettings
+from molfun.cli.showing import failing
 from molfun.data.base import SampleDataset
-from molfun.data.clusters import cluster_sequences, linked
-from molfun.data.splits import IDENTITY, Splittable
+from molfun.data.splits import IDENTITY
 from molfun.evaluation import results
 from molfun.evaluation.results import HeadVerdict
 from molfun.models.fold_results import CrossValidation
-from molfun.models.judging import Measured, columns_of, judged
+from molfun.models.judging import Measured, columns_of, groups_of, judged
 from molfun.models.prediction import Scored
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import CACHE, RunFolder
 
 
+@failing("verdict")
 def judge_run(
     folder: RunFolder,
     model: MolfunStructureModel,
     settings: FineTuneSettings,
     train: SampleDataset,
     parts: Mapping[str, tuple[SampleDataset, Scored]],
-) -> dict[str, HeadVerdict]:
+) -> None:
     """Write ``evaluation.json``, and print the verdict on each head.
 
     Parameters
@@ -41,6 +41,12 @@ def judge_run(
     parts
         Data set and results of each part.
     """
+    if not parts:
+        say(
+            "No verdict: there is neither a validation nor a test part. --val-frac and --test-frac "
+            "leave some rows out, --val and --test name files."
+        )
+        return
     measured = {
         name: Measured(
             part,
@@ -51,14 +57,12 @@ def judge_run(
         )
         for name, (part, scored) in parts.items()
     }
-    if not measured:
-        return {}
     found = judged(model, train, train.targets, measured, keep=folder.path / CACHE)
     results.write(folder.evaluation, found)
     say_verdicts(found)
-    return found
 
 
+@failing("verdict")
 def judge_folds(
     folder: RunFolder, found: CrossValidation, settings: CvSettings, dataset: SampleDataset
 ) -> None:
@@ -75,6 +79,8 @@ def judge_folds(
 
 def say_verdicts(found: Mapping[str, HeadVerdict]) -> None:
     """Print the verdict on each head."""
+    if not found:
+        say("No verdict: no sample of the validation or test part has a label.")
     for name, head in found.items():
         say(f"Verdict on {name}: {head.verdict}" if name else f"Verdict: {head.verdict}")
 
@@ -83,13 +89,5 @@ def _groups(
     part: SampleDataset, settings: FineTuneSettings, threshold: float = IDENTITY
 ) -> list[Hashable] | None:
     """Return the group of each sample that the split kept whole; None where it kept none."""
-    own: Any = getattr(part, "groups", None)  # subjects or trajectories of time series
-    if own is not None:
-        return list(own)
-    if settings.split == "group":
-        return [str(value) for value in part.metadata[group_column(part, settings)]]
-    if settings.split != "identity":
-        return None
-    chains: list[tuple[str, ...]] = cast("Splittable", part).sequences()
-    clusters = cluster_sequences([c for row in chains for c in row], threshold).of
-    return list(linked([[clusters[chain] for chain in row] for row in chains]))
+    column = group_column(part, settings) if settings.split == "group" else ""
+    return groups_of(part, split=settings.split, column=column, threshold=threshold)

@@ -42,7 +42,7 @@ def record_start(
     resumed: bool,
 ) -> None:
     """Write versions, files, parameters and a summary of the data when training starts."""
-    with _failing("provenance"):
+    with failing("provenance"):
         provenance.begin(
             folder.path,
             inputs=settings.inputs,
@@ -66,7 +66,7 @@ def record_pretraining(
 ) -> None:
     """Write versions, files, parameters and a summary of the data when pre-training starts."""
     named = dict(zip(("train", "val"), parts, strict=True))
-    with _failing("provenance"):
+    with failing("provenance"):
         # the weights of the objective are not among them: they are left behind
         provenance.begin(
             folder.path,
@@ -88,7 +88,7 @@ def record_folds(
     folder: RunFolder, settings: FineTuneSettings, dataset: SampleDataset, *, resumed: bool
 ) -> None:
     """Write versions, files and a summary of the data when a cross-validation starts."""
-    with _failing("provenance"):
+    with failing("provenance"):
         provenance.begin(
             folder.path, inputs=settings.inputs, resumed=resumed, data=summarise({"all": dataset})
         )
@@ -114,17 +114,17 @@ def show(
     model, parts
         The trained model and its data sets, for what is computed for the report alone.
     """
-    with _failing("provenance"):
+    with failing("provenance"):
         provenance.finish(folder.path)
     # pre-training leaves weights alone, and the models of folds have cards of their own
     if folder.checkpoint.is_dir():
-        with _failing("model card"):
+        with failing("model card"):
             write_card(folder.path, folder.checkpoint / CARD, read_yaml(folder.config))
     if report:
         if model is not None:
-            with _failing("attributions"):
+            with failing("attributions"):
                 write_attributions(folder, model, parts)
-        with _failing("report"):
+        with failing("report"):
             say(f"Report: {_written(folder)}")
 
 
@@ -169,8 +169,8 @@ def _samples(parts: Sequence[SampleDataset | None], wanted: set[str]) -> list[Sa
 
 
 @contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Turn any error into a warning."""
+def failing(what: str) -> Iterator[None]:
+    """Turn any error into a warning, for a ``with`` block or as a decorator."""
     try:
         yield
     except Exception as error:  # hours of training are not lost to a page about them

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,15 @@ def rows_of(
         raise ConfigError(f"{folder / CONFIG} names no table: give the training samples as one.")
     names = {"data", *kind.settings.model_fields}
     own = {name: stored[name] for name in names if stored.get(name) is not None}
-    return _parts(reopened(kind, trained, own, labels=labels), folder / SPLITS)
+    data = reopened(kind, trained, own, labels=labels)
+    others = {name: stored[name] for name in ("val", "test") if stored.get(name)}
+    found = _parts(data, folder / SPLITS, others)
+    if "val" in others:
+        # a validation file that is gone leaves the training set known
+        with contextlib.suppress(DataError):
+            given = {**own, "data": others["val"]}
+            return replace(found, validation=reopened(kind, trained, given, labels=labels))
+    return found
 
 
 def run_of(checkpoint: str) -> Path | None:
@@ -93,14 +102,17 @@ def reopened(
     )
 
 
-def _parts(data: SampleDataset, splits: Path) -> TrainingRows:
-    """Return training and validation set; all samples train where no file says otherwise."""
+def _parts(data: SampleDataset, splits: Path, others: Collection[str]) -> TrainingRows:
+    """Return training and validation set; all samples train where no file says otherwise.
+
+    Parts in files of their own, `others`, may have the ids of the table: numbers of its rows.
+    """
     if not splits.is_file():  # of a cross-validation, whose folds train on all of them
         return TrainingRows(data)
     with splits.open(encoding="utf-8", newline="") as file:
-        part = dict(csv.reader(file))
+        part = {name: own for name, own in csv.reader(file) if own not in others}
     of = [part.get(escape(name)) for name in data.ids]
     train, val = ([i for i, own in enumerate(of) if own == name] for name in ("train", "val"))
     if not train:
         raise DataError(f"{splits} names no training sample of the table in {CONFIG}.")
-    return TrainingRows(data.subset(train), data.subset(val))
+    return TrainingRows(data.subset(train), data.subset(val) if val else None)

@@ -77,6 +77,7 @@ def judge(
     random_weights: bool = False,
     draws: int = 1000,
     of: str = "",
+    rows: str = "",
 ) -> HeadVerdict:
     """Compare a model with the baselines on each part, and say how it went.
 
@@ -95,6 +96,8 @@ def judge(
         Bootstrap draws.
     of
         Words after the number of rows, such as those for its folds.
+    rows
+        Word for one row; by default that of the part: "test row".
     """
     part = next(name for name in PARTS if name in parts)
     metric = main_metric(task, parts[part])
@@ -103,7 +106,7 @@ def judge(
     few = too_few(task, parts[part])
     outcome: Outcome = "too few" if few else _outcome(best)
     sentence = f"{titled(metric)} {_shown(found[part].metrics[metric])} on "
-    sentence += counted(found[part].n, PARTS[part]) + of + _not_finite(parts[part])
+    sentence += counted(found[part].n, rows or PARTS[part]) + of + _not_finite(parts[part])
     if part == "val":
         sentence += ", which also chose the epoch"
     if random_weights:

@@ -255,7 +255,7 @@ class Ensemble:
             found |= {f"member_{i}/{name}": v for name, v in runner.metrics(result).items()}
         if train is not None:
             measured = Measured(passed, heads[0], whole.heads)
-            evaluation.compare(found, self.first, train, measured, self._seen())
+            evaluation.compare(found, self.models, train, measured)
         return found
 
     def _seen(self) -> np.ndarray:

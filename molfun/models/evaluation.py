@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError, DataError
 from molfun.evaluation.bootstrap import metric_estimates
+from molfun.evaluation.results import HeadVerdict
 from molfun.models import judging, trained_on
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.caching import caches_of
@@ -26,6 +28,7 @@ from molfun.models.loaders import (
     column_of,
     input_settings_of,
     refuse_nothing,
+    samples_of,
     targets_of,
 )
 from molfun.models.training_record import Distances
@@ -148,11 +151,15 @@ class Scores(dict[str, float]):
     ----------
     verdict
         Comparison with baselines in one sentence per head; empty without baselines.
+    verdicts
+        The results behind it by the name of the head (``""`` for a single one): intervals, and
+        metrics by the columns of `molfun.models.judging.COLUMNS`.
     distances
         As of `molfun.models.prediction.Prediction`.
     """
 
     verdict: str = ""
+    verdicts: Mapping[str, HeadVerdict] = MappingProxyType({})
     distances: np.ndarray | None = None
 
 
@@ -168,7 +175,7 @@ def evaluate(
     found = scores_of(runner, result, bootstrap=bootstrap, confidence=confidence)
     if train is not None:
         results = judging.Measured(samples, runner.heads, result.heads)
-        compare(found, model, train, results, model.training_inputs)
+        compare(found, [model], train, results)
     return found
 
 
@@ -241,16 +248,23 @@ def _distinct(given: Sequence[Any]) -> list[Sample]:
 
 def compare(
     found: Scores,
-    model: AssembledModel,
+    models: Sequence[AssembledModel],
     train: list[Sample],
     measured: judging.Measured,
-    seen: np.ndarray,
 ) -> None:
-    """Add metrics of baselines and the verdict; `seen` are digests of the inputs trained on."""
+    """Add metrics of baselines and the verdict on a model, or on the mean of several."""
     targets = [sample.target for sample in train]
-    # "test": data of an evaluation chose no epoch, as far as is known
-    verdicts = judging.judged(model, train, targets, {"test": measured})
-    several = len(model.heads) > 1
+    samples: list[Sample] = list(measured.samples)  # type: ignore[call-overload]
+    flaws = _seen_before(samples, models)
+    verdicts = judging.judged(
+        models[0],
+        train,
+        targets,
+        # "test": data of an evaluation chose no epoch, as far as is known
+        {"test": judging.as_samples_say(measured, samples)},
+        rows="row" if flaws else "",
+    )
+    several = len(models[0].heads) > 1
     for name, head in verdicts.items():
         start = f"{name}/" if several else ""
         for baseline, result in head.parts["test"].baselines.items():
@@ -259,11 +273,24 @@ def compare(
                 for metric, estimate in result.metrics.items()
             }
     lines = [f"{name}: {v.verdict}" if several else v.verdict for name, v in verdicts.items()]
-    samples = list(measured.samples)  # type: ignore[call-overload]
-    known = int(np.isin([trained_on.input_digest(s) for s in samples], seen).sum())
-    if known:
-        lines.append(f"{known} of {len(samples)} rows trained the model: not a test of new ones.")
-    found.verdict = "\n".join(lines)
+    found.verdict = "\n".join([*lines, *flaws])
+    found.verdicts = verdicts
+
+
+def _seen_before(samples: Sequence[Sample], models: Sequence[AssembledModel]) -> list[str]:
+    """Return how many samples trained the models, and how many chose the epoch, in words."""
+    digests = [trained_on.input_digest(sample) for sample in samples]
+    trained = np.isin(digests, np.concatenate([model.training_inputs for model in models]))
+    lines = []
+    if trained.any():
+        n = f"{trained.sum()} of {len(samples)}"
+        lines.append(f"{n} rows trained the model: not a test of new ones.")
+    held = [model.training_set.validation for model in models]
+    others = samples_of([part for part in held if part is not None])
+    chose = np.isin(digests, [trained_on.input_digest(s) for s in others]) & ~trained
+    if chose.any():
+        lines.append(f"{chose.sum()} of {len(samples)} rows also chose the epoch.")
+    return lines
 
 
 def intervals(

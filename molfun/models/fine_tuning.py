@@ -62,7 +62,9 @@ def run(
         # a union, since a second fit adds to what the model has seen
         model.training_inputs = np.union1d(model.training_inputs, rows.inputs)
         model.training_record = record_of(rows, job.val, before=model.training_record)
-        model.training_set = trained_on.TrainingSet(getattr(job.train, "dataset", job.train))
+        model.training_set = trained_on.TrainingSet(
+            *(getattr(part, "dataset", part) for part in (job.train, job.val))
+        )
 
     def keep(row: Row | None, folder: RunFolder | None) -> None:
         if row is not None:

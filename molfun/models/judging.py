@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from molfun.data.base import SampleDataset
+from molfun.data.clusters import cluster_sequences, linked
 from molfun.data.folds import Fold
+from molfun.data.splits import IDENTITY
 from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled
 from molfun.evaluation.kept import Found, kept_predictions
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import OUT_OF_FOLD, Predicted, judge
 from molfun.models.assembly import AssembledModel
+from molfun.sample import Sample
 from molfun.text import counted
 from molfun.training.supervised import HeadResult
 from molfun.training.task_head import TaskHead
@@ -58,6 +63,7 @@ def judged(
     *,
     draws: int = 1000,
     keep: Path | None = None,
+    rows: str = "",
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on each head that has labels in any part.
 
@@ -73,15 +79,17 @@ def judged(
         Bootstrap draws.
     keep
         Folder in which the predictions of baselines are kept; None keeps nothing.
+    rows
+        Word for one row, where it is none of the part's.
     """
 
-    def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
+    def baselines(head: TaskHead, labelled: Mapping[str, _Own]) -> Found:
         labels = [head.task.numbers(target) for target in head.labels(targets)]
         learnt = Labelled.of(train, labels, most=MOST_ROWS)
-        others = [own.rows for own in rows.values()]
+        others = [own.rows for own in labelled.values()]
         return kept_predictions(_file_in(keep, head), learnt, others, head.task)
 
-    return _judged(parts, baselines, random_weights=model.random_base, draws=draws)
+    return _judged(parts, baselines, random_weights=model.random_base, draws=draws, rows=rows)
 
 
 def judged_folds(
@@ -158,16 +166,17 @@ def _judged(
     random_weights: bool,
     draws: int,
     of: str = "",
+    rows: str = "",
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on each head; `baselines` predicts the labelled samples of the parts."""
     found = {}
     for i, head in enumerate(next(iter(parts.values())).heads):
-        rows = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
-        rows = {name: own for name, own in rows.items() if len(own.rows)}
-        if rows:
-            predicted = _with_baselines(parts, rows, baselines(head, rows))
+        labelled = {name: _labelled(part, part.heads[i]) for name, part in parts.items()}
+        labelled = {name: own for name, own in labelled.items() if len(own.rows)}
+        if labelled:
+            predicted = _with_baselines(parts, labelled, baselines(head, labelled))
             found[head.name] = judge(
-                head.task, predicted, random_weights=random_weights, draws=draws, of=of
+                head.task, predicted, random_weights=random_weights, draws=draws, of=of, rows=rows
             )
     return found
 
@@ -212,18 +221,68 @@ def _with_baselines(
     return found
 
 
+def groups_of(
+    dataset: SampleDataset,
+    *,
+    split: str = "random",
+    column: str = "group",
+    threshold: float = IDENTITY,
+) -> list[Hashable] | None:
+    """Return the group of each sample that a split keeps whole; None where it keeps none.
+
+    Parameters
+    ----------
+    dataset
+        The samples. Time series have subjects, which every split keeps whole.
+    split
+        ``"group"`` keeps the values of `column` whole, ``"identity"`` similar sequences.
+    column
+        Column of the groups; a blank cell is a group of its own.
+    threshold
+        Identity above which sequences are similar.
+    """
+    own: Any = getattr(dataset, "groups", None)
+    if own is not None:
+        return list(own)
+    if split == "group":
+        return _values(dataset.metadata[column])
+    if split != "identity":
+        return None
+    chains = dataset.sequences()
+    clusters = cluster_sequences([c for row in chains for c in row], threshold).of
+    return list(linked([[clusters[chain] for chain in row] for row in chains]))
+
+
+def _values(cells: pd.Series[Any]) -> list[Hashable]:
+    """Return a group per cell: an unknown one is not the same as the next unknown one."""
+    blank = (cells.isna() | (cells.astype(str).str.strip() == "")).tolist()
+    return [("blank", i) if blank[i] else str(cell) for i, cell in enumerate(cells)]
+
+
+def as_samples_say(found: Measured, samples: Sequence[Sample]) -> Measured:
+    """Return results with the columns and subjects that the samples themselves name."""
+    series = all("timeseries" in (s.features or {}) and "group" in s.metadata for s in samples)
+    groups: list[Hashable] = [str(s.metadata["group"]) for s in samples] if series else []
+    table = pd.DataFrame([dict(s.metadata) for s in samples])
+    # a subject of one sample each: these are samples
+    known = groups if len(set(groups)) < len(groups) else None
+    return replace(found, groups=known, columns=_grouping(table))
+
+
 def columns_of(dataset: Any, asked: str | None = None) -> dict[str, list[str]]:
     """Return the columns that group the samples of a data set: `asked` and those of `COLUMNS`.
 
     Examples
     --------
-    >>> import pandas as pd
     >>> from types import SimpleNamespace
     >>> table = pd.DataFrame({"assay": ["a", "b", "a"], "protein": ["x", "x", "x"]})
     >>> columns_of(SimpleNamespace(metadata=table))
     {'assay': ['a', 'b', 'a']}
     """
-    table = dataset.metadata
+    return _grouping(dataset.metadata, asked)
+
+
+def _grouping(table: pd.DataFrame, asked: str | None = None) -> dict[str, list[str]]:
     found = {}
     for name in table.columns:
         if name == asked or str(name).lower() in COLUMNS:

@@ -53,13 +53,13 @@ def input_digest(sample: Sample) -> int:
 
 
 class TrainingSet:
-    """Holder of the training set of a model, which copies of the model share.
+    """Holder of the training and validation set of a model, which copies of the model share.
 
     A checkpoint does not keep it.
     """
 
-    def __init__(self, data: Any = None) -> None:
-        self.data = data
+    def __init__(self, data: Any = None, validation: Any = None) -> None:
+        self.data, self.validation = data, validation
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingSet:
         return self

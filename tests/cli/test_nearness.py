@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from molfun.cli.training_rows import rows_of
+from molfun.registry import DATASETS
+
 Command = Callable[..., Result]
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -106,6 +109,28 @@ def test_evaluate_compares_with_baselines_where_the_training_rows_are_known(
     moved = molfun("evaluate", "run/checkpoint", "--data", "new.csv", "--device", "cpu")
     assert moved.exit_code == 0, moved.output
     assert "Not compared with baselines: data.csv does not exist." in moved.output
+
+
+def test_files_of_their_own_may_repeat_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without ids are numbered in each file: those of the test file are other samples."""
+    monkeypatch.chdir(tmp_path)
+    texts = {"data": ["MKVA", "MKVC", "MKVD"], "val": ["MKWA"], "test": ["MKYA", "MKYC"]}
+    for name, rows in texts.items():
+        (tmp_path / f"{name}.csv").write_text(
+            "\n".join(["sequence,target", *(f"{t},1" for t in rows)])
+        )
+    (tmp_path / "config.yaml").write_text("data: data.csv\nval: val.csv\ntest: test.csv\n")
+    parts = {"train": 3, "val": 1, "test": 2}
+    lines = [f"seq_{i + 1},{part}" for part, n in parts.items() for i in range(n)]
+    (tmp_path / "splits.csv").write_text("\n".join(["id,split", *lines, ""]))
+    found = rows_of(tmp_path, DATASETS["sequences"](), {}, {}, labels=True)
+    assert [s.sequence for s in found.train] == texts["data"]
+    assert found.validation is not None
+    assert [s.sequence for s in found.validation] == texts["val"]
+    (tmp_path / "val.csv").unlink()
+    found = rows_of(tmp_path, DATASETS["sequences"](), {}, {}, labels=True)
+    assert len(found.train) == 3
+    assert found.validation is None
 
 
 def test_what_is_no_training_set_is_refused(molfun: Command, parents: list[str]) -> None:
