@@ -83,7 +83,7 @@ def read(settings: FineTuneSettings, faults: Faults) -> dict[str, SampleDataset]
         with faults.caught(f"--split {settings.split}"):
             train, val, test = split(files["data"], settings)
             found = [train, found[1] or val, found[2] or test]
-            check_judging(settings, {f"--{name}": part for name, part in files.items()})
+            check_judging(settings, files)
     named = zip(PARTS, found, strict=True)
     return {name: part for name, part in named if part is not None and len(part)}
 

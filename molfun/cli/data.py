@@ -34,11 +34,11 @@ def open_training(
     dataset = open_file(settings, settings.data)
     train, val, test = split(dataset, settings)
     # whole files, before the split: notes on a file are printed once
-    read = {"--data": dataset}
+    read = {"data": dataset}
     if settings.val:
-        val = read["--val"] = open_file(settings, settings.val, like=dataset)
+        val = read["val"] = open_file(settings, settings.val, like=dataset)
     if settings.test:
-        test = read["--test"] = open_file(settings, settings.test, like=dataset)
+        test = read["test"] = open_file(settings, settings.test, like=dataset)
     check_judging(settings, read)
     say(
         f"Data: {len(train)} train / {len(val or ())} val / {len(test or ())} test "
@@ -56,7 +56,7 @@ def open_whole(settings: FineTuneSettings) -> SampleDataset:
     if settings.demo:
         return settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
     dataset = open_file(settings, settings.data)
-    check_judging(settings, {"--data": dataset})
+    check_judging(settings, {"data": dataset})
     return dataset
 
 
@@ -68,7 +68,7 @@ def check_judging(settings: FineTuneSettings, files: Mapping[str, SampleDataset]
     settings
         Settings of the run.
     files
-        Whole files by the flag that names each.
+        Whole files by the setting that names each.
 
     Raises
     ------
@@ -78,16 +78,19 @@ def check_judging(settings: FineTuneSettings, files: Mapping[str, SampleDataset]
         If a file of its own lacks the column that ``--split group`` keeps whole.
     """
     asked = settings.metrics_by
-    for flag, part in files.items():
+    for name, part in files.items():
         columns = list(map(str, part.metadata.columns))
         if asked is not None and asked not in columns:
-            raise ConfigError(f"--metrics-by for {flag}: {unknown_name('column', asked, columns)}")
+            raise ConfigError(
+                f"--metrics-by for --{name}: {unknown_name('column', asked, columns)}"
+            )
         if settings.split == "group" and getattr(part, "groups", None) is None:
-            column = group_column(files["--data"], settings)
+            column = group_column(files["data"], settings)
             if column not in columns:
                 raise DataError(
-                    f"{flag} has no column {column!r}, which --split group keeps whole: intervals "
-                    f"of its metrics need it as well. Add it; blank cells are groups of their own."
+                    f"--{name} has no column {column!r}, which --split group keeps whole: "
+                    f"intervals of its metrics need it as well. Add it; blank cells are groups of "
+                    f"their own."
                 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,19 @@ def rows_of(
     names = {"data", *kind.settings.model_fields}
     own = {name: stored[name] for name in names if stored.get(name) is not None}
     data = reopened(kind, trained, own, labels=labels)
-    others = {name: stored[name] for name in ("val", "test") if stored.get(name)}
-    found = _parts(data, folder / SPLITS, others)
-    if "val" in others:
-        # a validation file that is gone leaves the training set known
+    found = _parts(data, folder / SPLITS, stored)
+    validation = _of_file(kind, trained, {**own, "data": stored.get("val")}, labels=labels)
+    return found if validation is None else replace(found, validation=validation)
+
+
+def _of_file(
+    kind: DataKind, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
+) -> SampleDataset | None:
+    """Open a validation file; None if there is none any more: the training set is known."""
+    if given["data"]:
         with contextlib.suppress(DataError):
-            given = {**own, "data": others["val"]}
-            return replace(found, validation=reopened(kind, trained, given, labels=labels))
-    return found
+            return reopened(kind, trained, given, labels=labels)
+    return None
 
 
 def run_of(checkpoint: str) -> Path | None:
@@ -102,15 +107,15 @@ def reopened(
     )
 
 
-def _parts(data: SampleDataset, splits: Path, others: Collection[str]) -> TrainingRows:
+def _parts(data: SampleDataset, splits: Path, stored: Mapping[str, Any]) -> TrainingRows:
     """Return training and validation set; all samples train where no file says otherwise.
 
-    Parts in files of their own, `others`, may have the ids of the table: numbers of its rows.
+    Parts in files of their own, which the settings name, may repeat ids: numbers of rows.
     """
     if not splits.is_file():  # of a cross-validation, whose folds train on all of them
         return TrainingRows(data)
     with splits.open(encoding="utf-8", newline="") as file:
-        part = {name: own for name, own in csv.reader(file) if own not in others}
+        part = {name: own for name, own in csv.reader(file) if not stored.get(own)}
     of = [part.get(escape(name)) for name in data.ids]
     train, val = ([i for i, own in enumerate(of) if own == name] for name in ("train", "val"))
     if not train:

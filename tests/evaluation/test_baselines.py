@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from molfun.evaluation.baselines import Labelled, predictions_of
+from molfun.evaluation.baselines import Labelled, estimators, one_hot, predictions_of
 from molfun.evaluation.baselines.base import Baseline
 from molfun.evaluation.baselines.interface import counts
 from molfun.evaluation.baselines.series_summary import summary
@@ -61,6 +63,47 @@ def test_those_of_numbers_of_sequences() -> None:
     # the labels are linear in one-hot columns and not in the composition
     assert np.array(predicted["one_hot"]) == pytest.approx(truth, abs=0.05)
     assert np.corrcoef(predicted["composition"], truth)[0, 1] < 0.9
+
+
+def test_labels_with_gaps_are_learnt_where_they_are_known() -> None:
+    """Each row lacks one of two targets: every baseline still predicts both."""
+    train = [
+        replace(s, target=[s.target, math.nan] if i % 2 else [math.nan, -s.target])
+        for i, s in enumerate(additive(300, 0))
+    ]
+    test = additive(50, 1)
+    truth = np.array([s.target for s in test])
+    pairs = [replace(s, target=[s.target, -s.target]) for s in test]
+    predicted = found(train, pairs, RegressionTask(shape=(2,)))
+    assert set(predicted) == {"mean", "composition", "one_hot", "neighbour"}
+    assert np.stack(predicted["one_hot"]) == pytest.approx(np.stack([truth, -truth], 1), abs=0.1)
+    assert all(np.isfinite(np.stack(rows)).all() for rows in predicted.values())
+    # the gaps of one target do not change the other
+    odd = found(
+        [replace(s, target=s.target[0]) for s in train[1::2]], test, RegressionTask()
+    )  # fmt: skip
+    for name, rows in predicted.items():
+        assert np.stack(rows)[:, 0] == pytest.approx(np.array(odd[name])), name
+
+
+def test_a_target_without_labels_is_undefined() -> None:
+    train = [replace(s, target=[s.target, math.nan]) for s in additive(30, 0)]
+    predicted = found(train, train, RegressionTask(shape=(2,)))
+    for name, rows in predicted.items():
+        assert np.isfinite(np.stack(rows)).all(0).tolist() == [True, False], name
+
+
+def test_wide_one_hot_features_take_seconds_and_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows and columns above a limit are never made dense, and predict as well."""
+    train, test = additive(300, 0), additive(50, 1)
+    exact = found(train, test, RegressionTask())["one_hot"]
+    monkeypatch.setattr(estimators, "MOST_EXACT", 10)
+    monkeypatch.setattr(one_hot, "MOST_DENSE", 0)
+    monkeypatch.setattr("scipy.sparse.csr_matrix.toarray", None)
+    quick = found(train, test, RegressionTask())["one_hot"]
+    assert np.array(quick) == pytest.approx(np.array(exact), abs=0.05)
 
 
 def test_a_duplicate_decides_alone_and_lengths_may_differ() -> None:

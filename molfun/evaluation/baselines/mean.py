@@ -30,7 +30,9 @@ class Mean(Baseline):
             counts = np.bincount(rows[np.isfinite(rows)].astype(int), minlength=task.n_outputs)
             value = counts / counts.sum()
         else:
-            value = np.nanmean(rows, axis=0)
+            n = np.isfinite(rows).sum(0)
+            # NaN for a target without labels, where nanmean warns
+            value = np.divide(np.nansum(rows, 0), n, out=np.full(n.shape, np.nan), where=n > 0)
         n_residue = 1 if task.level == "residue" else 0
         return [
             [np.broadcast_to(value, (*label.shape[:n_residue], *value.shape)) for label in o.labels]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from molfun.evaluation.baselines.base import Baseline, Labelled, Predictions
+from molfun.evaluation.baselines.estimators import by_target
 from molfun.evaluation.baselines.one_hot import aligned
 from molfun.tasks.base import Task
 
@@ -50,7 +51,10 @@ def _comparable(texts: Sequence[Sequence[str]]) -> tuple[list[Any], str]:
 def _nearest(features: Sequence[Any], labels: np.ndarray, metric: str) -> list[np.ndarray]:
     from sklearn.neighbors import KNeighborsRegressor
 
-    n = min(N_NEIGHBOURS, len(labels))
-    model = KNeighborsRegressor(n, weights="distance", metric=metric, algorithm="brute")
-    model.fit(features[0], labels)
-    return [model.predict(part) for part in features[1:]]
+    def fit(x: Any, y: np.ndarray, parts: Sequence[Any]) -> list[np.ndarray]:
+        n = min(N_NEIGHBOURS, len(y))
+        model = KNeighborsRegressor(n, weights="distance", metric=metric, algorithm="brute")
+        model.fit(x, y)
+        return [model.predict(part) for part in parts]
+
+    return by_target(fit, features[0], labels, features[1:])

@@ -9,6 +9,9 @@ import numpy as np
 
 from molfun.evaluation.baselines.base import FeatureBaseline, Labelled
 
+MOST_DENSE = 2_000_000
+"""Values of a training matrix up to which it is solved as a dense one, which is more exact."""
+
 
 class OneHot(FeatureBaseline):
     """Linear model of aligned sequences: the standard baseline of deep mutational scans."""
@@ -25,7 +28,8 @@ class OneHot(FeatureBaseline):
         if not varied.any():
             return None
         known = [np.unique(column) for column in letters[0][:, varied].T]
-        return [_one_hot(part[:, varied], known) for part in letters]
+        train, *others = (_one_hot(part[:, varied], known) for part in letters)
+        return [train.toarray() if np.prod(train.shape) <= MOST_DENSE else train, *others]
 
 
 def aligned(texts: Sequence[Sequence[str] | None]) -> list[np.ndarray] | None:
@@ -36,9 +40,20 @@ def aligned(texts: Sequence[Sequence[str] | None]) -> list[np.ndarray] | None:
     return [letters_of(part) for part in given]
 
 
-def _one_hot(letters: np.ndarray, known: Sequence[np.ndarray]) -> np.ndarray:
-    columns = [letters[:, [i]] == seen for i, seen in enumerate(known)]
-    return np.concatenate(columns, axis=1).astype(float)
+def _one_hot(letters: np.ndarray, known: Sequence[np.ndarray]) -> Any:
+    """Return a sparse matrix of a column per position and known letter; others have none."""
+    from scipy.sparse import csr_matrix
+
+    starts = np.cumsum([0, *map(len, known)])
+    places = np.full(letters.shape, -1, np.int32)
+    for i, seen in enumerate(known):
+        columns = np.full(256, -1, np.int32)
+        columns[seen] = np.arange(starts[i], starts[i + 1])
+        places[:, i] = columns[letters[:, i]]
+    there = places >= 0
+    ends = np.concatenate([[0], np.cumsum(there.sum(1))])
+    shape = (len(letters), int(starts[-1]))
+    return csr_matrix((np.ones(int(ends[-1])), places[there], ends), shape=shape)
 
 
 def letters_of(sequences: Sequence[str]) -> np.ndarray:

@@ -39,7 +39,7 @@ class Window(FeatureBaseline):
         if task.level != "residue" or model is None or len(given) < len(texts):
             return None
         labels = np.concatenate(list(train.labels))
-        known = np.flatnonzero(np.isfinite(labels.reshape(len(labels), -1)).all(1))
+        known = np.flatnonzero(np.isfinite(labels.reshape(len(labels), -1)).any(1))
         drawn = np.random.default_rng(0).permutation(known)[:MOST_RESIDUES]
         windows, *tests = map(_windows, (train, *others), given)
         features = [_one_hot(np.concatenate(part)) for part in tests]
