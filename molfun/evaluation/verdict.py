@@ -27,6 +27,7 @@ from molfun.evaluation.results import (
 from molfun.evaluation.threshold import Threshold, chosen
 from molfun.registry import BASELINES
 from molfun.tasks.base import Task
+from molfun.tasks.titles import title_of
 from molfun.text import counted, three_digits
 
 FEWEST = 20
@@ -41,10 +42,6 @@ OUT_OF_FOLD = "out_of_fold"
 """Part of all samples of a cross-validation, each predicted by a model that never saw it."""
 PARTS = {"test": "test row", OUT_OF_FOLD: "out-of-fold row", "val": "validation row"}
 """Words for the rows of a part; the verdict speaks of the first that there is."""
-TITLES = {
-    "rmse": "RMSE", "mae": "MAE", "r2": "R2", "mcc": "MCC", "auroc": "AUROC", "auprc": "AUPRC",
-    "f1": "F1", "q3": "Q3", "energy_mae": "Energy MAE (meV/atom)", "precision_at_n": "precision@L",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def judge(
     best = best_baseline(found[part], metric, higher=metric in task.higher_is_better)
     few = too_few(task, parts[part])
     outcome: Outcome = "too few" if few else _outcome(best)
-    sentence = f"{titled(metric)} {_shown(found[part].metrics[metric])} on "
+    sentence = f"{title_of(metric, sentence=True)} {_shown(found[part].metrics[metric])} on "
     sentence += counted(found[part].n, rows or PARTS[part]) + of + _not_finite(parts[part])
     if part == "val":
         sentence += ", which also chose the epoch"
@@ -130,17 +127,6 @@ def _threshold(task: Task, parts: Mapping[str, Predicted]) -> Threshold | None:
         return None
     val, test = ((parts[name].predictions, parts[name].targets) for name in ("val", "test"))
     return chosen(task, val, test)
-
-
-def titled(metric: str) -> str:
-    """Return the name of a metric in a sentence.
-
-    Examples
-    --------
-    >>> titled("rmse"), titled("balanced_accuracy")
-    ('RMSE', 'Balanced accuracy')
-    """
-    return TITLES.get(metric, metric.replace("_", " ").capitalize())
 
 
 def _shown(estimate: Estimate) -> str:

@@ -15,7 +15,7 @@ from molfun.evaluation.bootstrap import Estimate, estimates
 from molfun.report.blocks import Figure, Section, Table, Text
 from molfun.report.figures import COLOURS, INK, MUTED, cut, plot
 from molfun.report.finished import PARTS, FinishedRun
-from molfun.report.numbers import PART_NAMES, interval, name_of
+from molfun.report.numbers import PART_NAMES, interval
 from molfun.report.page import page
 from molfun.report.paired import (
     Measure,
@@ -27,6 +27,7 @@ from molfun.report.paired import (
 )
 from molfun.report.predicted import HeadOfRun, Predicted
 from molfun.report.sections.baselines import draw_interval
+from molfun.tasks.titles import title_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Comparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return header and rows as texts, the first run first."""
         others = [name for name in self.metrics if name != self.main]
-        header = ["run", name_of(self.main), f"better than {self.names[0]} by"]
-        header += map(name_of, others)
+        header = ["run", title_of(self.main), f"better than {self.names[0]} by"]
+        header += map(title_of, others)
         rows = []
         for i, name in enumerate(self.names):
             row = [name, interval(self.metrics[self.main][i])]
@@ -281,7 +282,7 @@ def _section(found: Comparison) -> Section:
 
 def _figure(found: Comparison) -> Figure:
     lines: list[tuple[str, Callable[[int], Any]]] = [
-        (name_of(found.main), lambda i: found.metrics[found.main][i]),
+        (title_of(found.main), lambda i: found.metrics[found.main][i]),
         (f"better than {cut(found.names[0], 16)} by", lambda i: found.better[i]),
     ]
     with plot(8.8, 1.2 + 0.36 * len(found.names), columns=2) as drawn:
@@ -295,7 +296,7 @@ def _figure(found: Comparison) -> Figure:
         drawn.axes[1].axvline(0, color=MUTED, linewidth=1, linestyle="--")
         drawn.axes[1].tick_params(labelleft=False)
     better = "higher" if found.higher_is_better else "lower"
-    caption = f"{name_of(found.main)} of each run ({better} is better), and paired differences."
+    caption = f"{title_of(found.main)} of each run ({better} is better), and paired differences."
     return Figure(drawn.svg, caption, wide=True)
 
 

@@ -9,17 +9,6 @@ from typing import Any
 from molfun.evaluation.bootstrap import Estimate
 from molfun.text import three_digits
 
-NAMES = {
-    "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "r2": "R²",
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1": "F1", "mcc": "MCC",
-    "precision_at_n": "precision of the n most probable pairs", "f1_micro": "F1 over all labels",
-    "auroc": "AUROC", "auprc": "AUPRC", "q3": "Q3", "energy_mae": "energy MAE (meV/atom)",
-    "energy_rmse": "energy RMSE (meV/atom)", "forces_mae": "forces MAE (meV/Å)",
-    "forces_rmse": "forces RMSE (meV/Å)", "train_loss": "training loss",
-    "val_loss": "validation loss", "mse": "mean squared error (standardised units)",
-    "cosine": "cosine to the teacher", "target_std": "deviation of the teacher (0: collapsed)",
-}  # fmt: skip
-"""Names of metrics for people; others are shown as they are."""
 OBJECTIVE_NAMES = {
     "masked_lm": "predict masked residues (masked_lm)",
     "mae": "predict masked values (mae)",
@@ -32,18 +21,6 @@ DASH = "\N{EN DASH}"
 PART_NAMES = {
     "train": "training", "val": "validation", "test": "test", "out_of_fold": "out-of-fold",
 }  # fmt: skip
-
-
-def name_of(metric: str) -> str:
-    """Return the name of a metric for people.
-
-    Examples
-    --------
-    >>> name_of("val/rmse"), name_of("own_score"), name_of("val/ddg/rmse")
-    ('RMSE', 'own_score', 'ddg RMSE')
-    """
-    head, _, bare = metric.removeprefix("val/").rpartition("/")
-    return f"{head} {NAMES.get(bare, bare)}".strip()
 
 
 def number(value: Any) -> str:

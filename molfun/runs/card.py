@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from molfun.registry import BACKBONES
+from molfun.tasks.titles import title_of
 from molfun.text import three_digits
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
-FEW = 20
-"""Test samples below which nothing can be concluded."""
 Content = Mapping[str, Any]
 
 
@@ -195,9 +194,17 @@ def _table(found: Content) -> Iterator[str]:
     yield _row(["---"] * len(header))
     for metric in names:
         cells = [one["metrics"].get(metric) for one in (part, *others)]
-        yield _row([_title(metric), *map(_estimate, cells)])
+        yield _row([title_of(metric), *map(_estimate, cells)])
     yield ""
     yield "Brackets are 95 % bootstrap intervals."
+    threshold = found.get("threshold")
+    if threshold:
+        values = [f"{title_of(m)} {_number(v)}" for m, v in threshold["metrics"].items()]
+        yield ""
+        yield (
+            f"From the probability {_number(threshold['value'])} of the positive class, the "
+            f"threshold chosen on validation, the test part has {', '.join(values)}."
+        )
 
 
 def _validation(meta: Content) -> Iterator[str]:
@@ -208,7 +215,7 @@ def _validation(meta: Content) -> Iterator[str]:
         return
     yield from ("| validation | value |", "|---|---|")
     for name, value in found.items():
-        yield _row([_title(name), _number(value)])
+        yield _row([title_of(name), _number(value)])
     yield ""
     yield "Validation also chose the epoch; no baseline was computed."
 
@@ -227,9 +234,8 @@ def _weaknesses(meta: Content, evaluation: Content) -> Iterator[str]:
             yield f"{prefix}A simple baseline does as well: see the results."
         if found["part"] == "val":
             yield f"{prefix}There was no test part, and validation also chose the epoch."
-        part = found["parts"].get(found["part"], {"n_labels": 0})
-        if part["n_labels"] < FEW:
-            yield f"{prefix}Fewer than {FEW} labels were measured: nothing can be concluded."
+        if found["outcome"] == "too few":
+            yield f"{prefix}Too few samples were measured: nothing can be concluded."
     if meta.get("data", {}).get("random_base"):
         yield "- The backbone started from random weights: it is no pretrained model."
 
@@ -262,12 +268,6 @@ def _loading() -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _title(metric: str) -> str:
-    """Return the name of a metric, in capitals where it is an abbreviation."""
-    bare = metric.removeprefix("val/").replace("val_loss", "loss")
-    return bare.upper() if bare in ("rmse", "mae", "r2", "mcc", "auroc", "auprc", "f1") else bare
 
 
 def _number(value: float | None) -> str:

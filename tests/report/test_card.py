@@ -10,7 +10,7 @@ from pathlib import Path
 from finished_runs import MATHS, SCRIPT, evaluation
 
 from molfun import FullFinetune, MolfunStructureModel, SequenceDataset
-from molfun.runs.card import write_card
+from molfun.runs.card import card_text, write_card
 
 
 def test_the_card_of_every_family(family: tuple[str, Path]) -> None:
@@ -43,6 +43,26 @@ def test_a_card_without_a_run_says_what_is_unknown(tmp_path: Path) -> None:
     assert "| lr |" not in card
 
 
+def test_few_of_a_class_are_a_limit_and_a_threshold_is_a_result() -> None:
+    """The limits say what the verdict says, however many labels there are."""
+    found = evaluation() | {
+        "outcome": "too few",
+        "threshold": {"value": 0.2345, "metrics": {"balanced_accuracy": 0.9, "mcc": None}},
+    }
+    meta = {
+        "backbone": {"name": "esm2", "weights": None, "fingerprint": "a1"}, "head": {"name": "mlp"},
+        "task": {"name": "binary"}, "strategy": None, "molfun_version": "1", "result": {},
+    }  # fmt: skip
+    card = card_text(meta, evaluation=found)
+    assert "- Too few samples were measured: nothing can be concluded." in card
+    assert (
+        "From the probability 0.234 of the positive class, the threshold chosen on validation, the "
+        "test part has balanced accuracy 0.9, MCC undefined."
+    ) in card
+    found["outcome"], found["parts"]["test"]["n_labels"] = "better", 5
+    assert "nothing can be concluded" not in card_text(meta, evaluation=found)
+
+
 def test_baselines_and_limits_are_named(written: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(written, run)
@@ -52,7 +72,7 @@ def test_baselines_and_limits_are_named(written: Path, tmp_path: Path) -> None:
     (run / "checkpoint/meta.json").write_text(json.dumps(meta))
     write_card(run, run / "checkpoint/README.md", {"data": "a.csv", "split": "identity", "seed": 3})
     card = (run / "checkpoint/README.md").read_text(encoding="utf-8")
-    assert "| spearman | 0.591 [0.511, 0.671] | 0.712 [0.632, 0.792] |" in card
+    assert "| Spearman | 0.591 [0.511, 0.671] | 0.712 [0.632, 0.792] |" in card
     assert "- A simple baseline does as well: see the results." in card
     assert "The published weights are under the MIT licence (ESM-2, Lin et al. 2023)" in card
     assert "- split: identity, seed 3" in card

@@ -172,6 +172,29 @@ def test_an_older_run_says_that_nothing_was_compared(tmp_path: Path) -> None:
     assert {"Learning curves", "Settings"} <= set(found.headings)
 
 
+def test_a_run_without_validation_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "evaluation.json").unlink()
+    rows = ["epoch,train_loss,val_loss,lr", "1,0.9,nan,0.1", "2,0.8,nan,0.1"]
+    (run / "history.csv").write_text("\n".join(rows))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "There was neither a validation nor a test part" in text
+    assert "which also chose the epoch" not in text
+    assert "Best epoch" not in text
+    assert "Loss of training; the dashed line is the epoch that is kept." in text
+
+
+def test_the_threshold_of_two_classes_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    found = json.loads((run / "evaluation.json").read_text())
+    found["threshold"] = {"value": 0.2345, "metrics": {"balanced_accuracy": 0.9, "mcc": None}}
+    (run / "evaluation.json").write_text(json.dumps(found))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert re.search(
+        r"threshold chosen on validation\s+balanced accuracy\s+MCC\s+0\.234\s+0\.9", text
+    )
+
+
 def test_a_run_of_the_python_api(tmp_path: Path) -> None:
     data = SequenceDataset.from_list([("MKVA" * (i + 1), float(i)) for i in range(6)])
     model = MolfunStructureModel("esm2", config="esm2_t2_d16_h2", head="regression", device="cpu")

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from molfun.checks.data.subject import PARTS, Subject
 from molfun.checks.findings import Finding
-
-FEW = 20
-"""Test samples below which an interval is too wide to conclude anything."""
+from molfun.evaluation.verdict import FEWEST
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -20,12 +18,12 @@ def check(subject: Subject) -> Iterator[Finding]:
                       facts=sizes)  # fmt: skip
         return
     judged = sizes["test"] or sizes["val"]
-    few = judged < FEW
+    few = judged < FEWEST
     which = "test" if sizes["test"] else "validation"
     if not judged:
         note = "; nothing will measure the model"
     else:
-        note = f"; with fewer than {FEW} {which} samples nothing can be concluded" if few else ""
+        note = f"; with fewer than {FEWEST} {which} samples nothing can be concluded" if few else ""
     yield Finding(
         status="WARNING" if few else "OK",
         topic="samples",

@@ -8,7 +8,8 @@ from typing import Any
 from molfun.report.blocks import Figure, Section, Table, Text
 from molfun.report.figures import COLOURS, INK, MUTED, cut, plot
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import PART_NAMES, estimate, name_of
+from molfun.report.numbers import PART_NAMES, estimate
+from molfun.tasks.titles import title_of
 
 
 def section(run: FinishedRun) -> Section | None:
@@ -31,7 +32,7 @@ def section(run: FinishedRun) -> Section | None:
 def _table(head: str, found: Mapping[str, Any], part: Mapping[str, Any]) -> Table:
     main = found["metric"]
     names = [main, *(m for m in part["metrics"] if m != main)][:3]
-    header = ["", name_of(main), "model better by", *map(name_of, names[1:])]
+    header = ["", title_of(main), "model better by", *map(title_of, names[1:])]
     rows = [_row("this model", part["metrics"], names, "")]
     for baseline in part["baselines"].values():
         better = estimate(baseline.get("difference"))
@@ -56,9 +57,11 @@ def _figure(found: Mapping[str, Any], part: Mapping[str, Any]) -> Figure:
             draw_interval(axes, place, value, COLOURS[0] if place == 0 else MUTED)
         axes.set_yticks(range(len(lines)), [cut(name, 50) for name, _ in lines], color=INK)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlabel(name_of(main))
+        axes.set_xlabel(title_of(main))
     better = "higher" if found.get("higher_is_better") else "lower"
-    return Figure(drawn.svg, f"{name_of(main)} with 95 % intervals; {better} is better.", wide=True)
+    return Figure(
+        drawn.svg, f"{title_of(main)} with 95 % intervals; {better} is better.", wide=True
+    )
 
 
 def draw_interval(axes: Any, place: int, value: Mapping[str, float | None], colour: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from molfun.report.blocks import Figure, Section, Text
 from molfun.report.figures import COLOURS, MUTED, plot
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import name_of
 from molfun.report.predicted import NUMBERS
+from molfun.tasks.titles import title_of
 from molfun.training.history import History, monitored
 
 PREFERRED = (
@@ -69,6 +69,8 @@ def _losses(history: History, best: int, label: str) -> Figure:
         _mark(axes, best)
         axes.set_ylabel(label)
         axes.legend()
+    if not _is_known(history, "val_loss"):
+        return Figure(drawn.svg, "Loss of training; the dashed line is the epoch that is kept.")
     return Figure(drawn.svg, "Loss of training and validation; the dashed line is the best epoch.")
 
 
@@ -77,10 +79,10 @@ def _metric(history: History, name: str, best: int) -> Figure:
         axes = drawn.axes[0]
         _line(axes, history, name, COLOURS[2 if name == "lr" else 1])
         _mark(axes, best)
-        axes.set_ylabel("learning rate" if name == "lr" else name_of(name))
+        axes.set_ylabel("learning rate" if name == "lr" else title_of(name))
         if name == "lr":
             axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=False)
-    caption = "Learning rate." if name == "lr" else f"Validation: {name_of(name)}."
+    caption = "Learning rate." if name == "lr" else f"Validation: {title_of(name)}."
     return Figure(drawn.svg, caption)
 
 
@@ -88,7 +90,7 @@ def _line(axes: Any, history: History, key: str, colour: str) -> None:
     values = [row.get(key, math.nan) for row in history]
     marker = "o" if len(history) <= 30 else None
     epochs = [row["epoch"] for row in history]
-    axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=name_of(key))
+    axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=title_of(key))
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
 

@@ -8,7 +8,8 @@ from typing import Any
 from molfun.report.blocks import Figure, Section, Table, Text
 from molfun.report.figures import COLOURS, MUTED, plot
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import duration, estimate, name_of, number
+from molfun.report.numbers import duration, estimate, number
+from molfun.tasks.titles import title_of
 
 SIZES = ("n_train", "n_val", "n_test")
 MOST_METRICS = 4
@@ -43,7 +44,7 @@ def _metrics(run: FinishedRun) -> list[str]:
 
 
 def _table(found: Mapping[str, Any], rows: list[dict[str, Any]], names: list[str]) -> Table:
-    header = ["", "training", "validation", "test", "epoch", "time", *map(name_of, names)]
+    header = ["", "training", "validation", "test", "epoch", "time", *map(title_of, names)]
     cells = [
         [
             str(row["fold"]).replace("_", " "),
@@ -69,7 +70,7 @@ def _figure(found: Mapping[str, Any], rows: list[dict[str, Any]], name: str) -> 
         if mean is not None:
             axes.axhline(mean, color=MUTED, linewidth=1, linestyle="--")
         axes.plot(range(1, len(values) + 1), values, "o", color=COLOURS[0], markersize=6)
-        axes.set_ylabel(name_of(name))
+        axes.set_ylabel(title_of(name))
         axes.set_xlabel("fold")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    return Figure(drawn.svg, f"{name_of(name)} of each fold; the dashed line is their mean.")
+    return Figure(drawn.svg, f"{title_of(name)} of each fold; the dashed line is their mean.")

@@ -7,7 +7,8 @@ from typing import Any
 
 from molfun.report.blocks import Section, Table, Text
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import estimate, name_of
+from molfun.report.numbers import estimate
+from molfun.tasks.titles import title_of
 
 SHOWN = 30
 """Groups in a table, the largest first."""
@@ -33,7 +34,7 @@ def _table(
         [name, f"{group['n']:,}", *(estimate(group["metrics"].get(m)) for m in names)]
         for name, group in largest[:SHOWN]
     ]
-    blocks: list[Any] = [Table([column, "samples", *map(name_of, names)], rows, caption)]
+    blocks: list[Any] = [Table([column, "samples", *map(title_of, names)], rows, caption)]
     if len(largest) > SHOWN:
         blocks.append(Text(f"The {SHOWN} largest of {len(largest):,} groups.", "note"))
     return blocks

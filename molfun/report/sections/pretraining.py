@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from molfun.report.blocks import Section, Table, Text
 from molfun.report.finished import FinishedRun
-from molfun.report.numbers import name_of, number
+from molfun.report.numbers import number
+from molfun.tasks.titles import title_of
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 NOTES = {
@@ -45,7 +46,7 @@ def _known(best: Mapping[str, float]) -> dict[str, float]:
 def _table(run: FinishedRun, values: dict[str, float]) -> Table:
     guess = guessed(run)
     header = ["", "this model", *(["by frequency alone"] if guess else [])]
-    rows = [[name_of(name), number(value)] for name, value in values.items()]
+    rows = [[title_of(name), number(value)] for name, value in values.items()]
     if guess:
         rows = [[*r, number(guess.get(name))] for r, name in zip(rows, values, strict=True)]
     return Table(header, rows)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from molfun.report.blocks import Section, Table, Text
 from molfun.report.finished import PARTS, FinishedRun
-from molfun.report.numbers import PART_NAMES, estimate, name_of, number
+from molfun.report.numbers import PART_NAMES, estimate, number
+from molfun.tasks.titles import title_of
 
 
 def section(run: FinishedRun) -> Section | None:
@@ -16,7 +18,7 @@ def section(run: FinishedRun) -> Section | None:
         return _without_evaluation(run)
     blocks: list[Any] = []
     for head, found in run.evaluation.items():
-        blocks += _metrics(head, found)
+        blocks += [*_metrics(head, found), *_threshold(head, found.get("threshold"))]
     blocks.append(Text("Brackets are 95 % bootstrap intervals over samples.", "note"))
     return Section("Results", blocks)
 
@@ -30,10 +32,19 @@ def _metrics(head: str, found: Mapping[str, Any]) -> Iterator[Table]:
     names = dict.fromkeys([found["metric"], *every])  # the metric of the verdict first
     header = ["", *(f"{PART_NAMES[name]} ({part['n']:,})" for name, part in parts.items())]
     rows = [
-        [name_of(metric), *(estimate(part["metrics"].get(metric)) for part in parts.values())]
+        [title_of(metric), *(estimate(part["metrics"].get(metric)) for part in parts.values())]
         for metric in names
     ]
     yield Table(header, rows, caption=head)
+
+
+def _threshold(head: str, found: Mapping[str, Any] | None) -> Iterator[Table]:
+    """Yield the threshold of two classes, and what it gives on the test part."""
+    if found:
+        header = ["threshold chosen on validation", *map(title_of, found["metrics"])]
+        row = [number(found["value"]), *map(number, found["metrics"].values())]
+        words = "Test part, positive from this probability of the positive class on"
+        yield Table(header, [row], f"{head}: {words}" if head else words)
 
 
 def _without_evaluation(run: FinishedRun) -> Section | None:
@@ -41,7 +52,15 @@ def _without_evaluation(run: FinishedRun) -> Section | None:
     if not run.history or run.objective:
         return None
     best = run.history.best
-    rows = [[name_of(k), number(v)] for k, v in best.items() if k.startswith("val")]
+    if not any(
+        math.isfinite(v) for row in run.history for k, v in row.items() if k.startswith("val")
+    ):
+        text = (
+            "There was neither a validation nor a test part, so nothing says how good the model "
+            "is. --val-frac and --test-frac leave some rows out, --val and --test name files."
+        )
+        return Section("Results", [Text(text, "warning")])
+    rows = [[title_of(k), number(v)] for k, v in best.items() if k.startswith("val")]
     text = (
         "No baselines and intervals were computed for this run, so nothing says if the model is "
         "better than a simple one. The numbers are those of the best epoch in validation, which "
