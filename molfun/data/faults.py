@@ -40,8 +40,12 @@ def kind_of(text: str, source: object = "") -> str:
     'holds no protein'
     """
     plain = _ROW.sub("", text.replace(str(source), "") if source else text).strip()
-    head = re.split(r"; |(?<!\.)\. |\n", _QUOTED.sub("...", plain), maxsplit=1)[0]
-    return _NUMBER.sub("N", head).rstrip(".")
+    return _NUMBER.sub("N", _fault(_QUOTED.sub("...", plain))).rstrip(".")
+
+
+def _fault(text: str) -> str:
+    """Return a description without the advice that follows it."""
+    return re.split(r"; |(?<!\.)\. |\n", text, maxsplit=1)[0]
 
 
 @dataclass
@@ -75,7 +79,9 @@ class Faults:
             # an error that lists its cases has them in lines of their own
             lines = str(error).splitlines()[1:]
             cases = [line.strip() for line in lines if line.startswith("  ")]
-            kind = first_line(error).rstrip(":") if cases else kind_of(str(error), source)
+            # names and values stay where there is one case
+            own = _fault(str(error).replace(str(source), "").strip()).rstrip(".")
+            kind = first_line(error).rstrip(":") if cases else own
             self.note(source, cases or [str(error)], kind)
 
     def __len__(self) -> int:

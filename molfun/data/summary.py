@@ -133,10 +133,10 @@ def _by_head(part: SampleDataset) -> Iterator[tuple[str, list[Any]]]:
     for name, one in parts.items():
         targets = [single_label(target) for target in one.targets]
         of_residues = one.input_settings.get("level") == "residue"
-        yield name, [*map(_letters, targets)] if of_residues else targets
+        yield name, [*map(letters_of, targets)] if of_residues else targets
 
 
-def _letters(target: Any) -> Any:
+def letters_of(target: Any) -> Any:
     """Split a text with a class per residue, which data sets keep where none is missing."""
     if not isinstance(target, str):
         return target

@@ -17,13 +17,18 @@ from click.testing import Result
 from pdb_text import pdb_atom, pdb_chain, pdb_residue
 from typer.testing import CliRunner
 
+from molfun import SequenceDataset
 from molfun.backbones.esm2.tokens import doubtful
+from molfun.checks.data import labels as labels_check
+from molfun.checks.data.subject import Subject
 from molfun.cli.data import open_file
 from molfun.cli.main import app
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.sources import settings_of
+from molfun.data.kinds.base import Labels
 from molfun.data.structures import read_structure
 from molfun.errors import StructureError
+from molfun.registry import DATASETS
 
 LETTERS = list("ACDEFGHIKLMNPQRSTVWY")
 MEASURED = ("memory", "time")
@@ -194,6 +199,60 @@ def test_labels_from_which_little_can_be_learned(
     found = of_sequences("--val-frac", 0, "--test-frac", 0, *flags)
     lines = [f"{f['text']} {f['remedy']}" for f in found if f["status"] == status]
     assert any(said in line for line in lines), lines
+
+
+def test_labels_of_residues_are_counted_one_by_one() -> None:
+    write([f"{text},{'HEC' * 4}" for text in proteins(12)])
+    flags = ("--head", "conv", "--level", "residue", "--task", "multiclass")
+    found = of_sequences(*flags, "--val-frac", 0, "--test-frac", 0)
+    assert one(found, "3 classes")["facts"] == {"H": 48, "E": 48, "C": 48}
+
+
+def test_contradictions_show_in_any_part_and_however_long_the_labels_are() -> None:
+    first, second, *others = proteins(30, length=60)
+    rows = [f"{text},{'H' * 60},train" for text in others]
+    rows += [f"{first},{'H' * 60},train", f"{first},{'H' * 59}E,train"]
+    rows += [f"{second},{'C' * 60},train", f"{second},{'H' * 60},test"]
+    write(rows, "sequence,target,part")
+    found = of_sequences(
+        "--head", "conv", "--level", "residue", "--task", "multiclass", "--split", "column",
+        "--split-column", "part", "--val-frac", 0,
+    )  # fmt: skip
+    assert one(found, "4 samples have the input of another one and a different label")["total"] == 2
+
+
+def test_what_a_crop_leaves_out_is_said() -> None:
+    write([f"{text},{i}" for i, text in enumerate(["MKVAC" * 4, *proteins(11, length=5)])])
+    found = of_sequences("--val-frac", 0, "--test-frac", 0, "--max-length", 10)
+    cropped = one(found, "1 sample of 12 cropped, which leaves out 13.3% of all residues")
+    assert (cropped["status"], cropped["examples"]) == ("WARNING", ["seq_1: 10 of 20"])
+
+
+def test_single_values_far_off_are_seen_where_most_labels_are_equal() -> None:
+    for odd in (["1e9"], ["2", "3", "1e9"]):
+        labels = ["1"] * (40 - len(odd)) + odd
+        write([f"{text},{label}" for text, label in zip(proteins(40), labels, strict=True)])
+        found = of_sequences("--val-frac", 0, "--test-frac", 0)
+        assert one(found, "far from the rest")["text"].endswith("1e+09")
+
+
+def test_a_constant_target_among_several_is_seen() -> None:
+    data = [(text, np.array([float(i), 2.0])) for i, text in enumerate(proteins(12))]
+    subject = Subject(
+        parts={"train": SequenceDataset.from_list(data)},
+        kind=DATASETS["sequences"](),
+        backbone_name="esm2_tiny",
+        labels={"": Labels(task="regression", level="sequence")},
+    )
+    found = list(labels_check.check(subject))
+    assert [(f.topic, f.status) for f in found] == [
+        ("labels, train, target 1", "OK"), ("labels, train, target 2", "FAILED"),
+    ]  # fmt: skip
+
+
+def test_a_missing_column_keeps_its_name() -> None:
+    write(good(), header="sequence,label")
+    assert "t.csv: has no column 'target'" in texts(of_sequences(), "FAILED")
 
 
 # --- structures ----------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import EXAMPLES, Finding
 from molfun.data.clusters import comparable
+from molfun.models.loaders import label_texts
 from molfun.sample import is_missing
 from molfun.text import few
 
@@ -47,19 +48,21 @@ def _conflicts(
     subject: Subject, head: str, places: dict[str, dict[Hashable, list[int]]]
 ) -> Iterator[Finding]:
     topic = f"duplicates{f' {head}' if head else ''}"
-    repeated = [own for own in places["train"].values() if len(own) > 1]
-    bad = list(_contradicting(subject.targets("train", head), repeated))
+    bad = list(_contradicting(subject, head, places))
     if not bad:
-        equal = sum(len(own) - 1 for own in repeated)
+        equal = sum(len(own) - 1 for own in places["train"].values())
         text = f"{equal:,} training samples repeat the input of another one" if equal else "none"
         yield Finding(status="OK", topic=topic, text=text, facts={"repeated": equal})
         return
-    ids = subject.parts["train"].ids
-    lines = [f"{few([ids[i] for i in own])}: {few(labels)}" for own, labels in bad]
+    lines = [
+        f"{few([subject.parts[part].ids[i] for part, i in own])}: {few(labels)}"
+        for own, labels in bad
+    ]
+    kind = "training " if all(part == "train" for own, _ in bad for part, _ in own) else ""
     yield Finding(
         status="WARNING",
         topic=topic,
-        text=f"{sum(len(own) for own, _ in bad):,} training samples have the input of another one "
+        text=f"{sum(len(own) for own, _ in bad):,} {kind}samples have the input of another one "
         f"and a different label: no model can be right on both",
         remedy="Average repeated measurements, or check the table.",
         examples=lines[:EXAMPLES],
@@ -68,13 +71,21 @@ def _conflicts(
 
 
 def _contradicting(
-    targets: Sequence[Any], groups: Iterable[list[int]]
-) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield the groups of samples whose labels differ, with these labels."""
-    for own in groups:
-        labels = {_shown(targets[i]) for i in own if not is_missing(targets[i])}
-        if len(labels) > 1:
-            yield own, sorted(labels)
+    subject: Subject, head: str, places: dict[str, dict[Hashable, list[int]]]
+) -> Iterator[tuple[list[tuple[str, int]], list[str]]]:
+    """Yield the samples of all parts with one input whose labels differ, with these labels."""
+    targets = {part: subject.targets(part, head) for part in places}
+    groups: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+    for part, by_input in places.items():
+        for key, own in by_input.items():
+            groups[key] += [(part, i) for i in own]
+    for samples in groups.values():
+        known = [(part, i) for part, i in samples if not is_missing(targets[part][i])]
+        if len(known) > 1:
+            found = [targets[part][i] for part, i in known]
+            labels = dict(zip(label_texts(found), map(_shown, found), strict=True))
+            if len(labels) > 1:
+                yield samples, sorted(labels.values())
 
 
 def _shared(

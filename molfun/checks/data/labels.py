@@ -11,6 +11,7 @@ import numpy as np
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import Finding, Status
 from molfun.data.kinds.base import CLASSES
+from molfun.data.summary import letters_of
 from molfun.data.tables import OUTLIER_RANGES
 from molfun.sample import is_missing
 from molfun.text import counted, few
@@ -28,9 +29,12 @@ def check(subject: Subject) -> Iterator[Finding]:
             targets = subject.targets(part, head)
             topic = f"labels{f' {head}' if head else ''}, {part}"
             if labels.task in CLASSES:
-                yield from _classes(topic, part, _names(targets))
+                per_residue = labels.level == "residue"
+                names = _names([*map(letters_of, targets)] if per_residue else targets)
+                yield from _classes(topic, part, names)
             elif labels.task == "regression":
-                yield from _numbers(topic, part, values_of(targets))
+                for name, values in _columns(targets, labels.level):
+                    yield from _numbers(topic + name, part, values)
         if labels.task == "regression":
             yield from _shift(subject, head)
 
@@ -42,6 +46,20 @@ def values_of(targets: Sequence[Any]) -> np.ndarray:
     rows = [np.nan if is_missing(target) else target for target in targets]
     flat = [np.asarray(row, np.float64).ravel() for row in rows]
     return np.concatenate(flat) if flat else np.zeros(0)
+
+
+def _columns(targets: Sequence[Any], level: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the numbers of each of several targets of a sample, and those of all where one is."""
+    one_each = isinstance(targets, np.ndarray) and targets.dtype.kind == "f"
+    known = [] if one_each else [target for target in targets if not is_missing(target)]
+    rows = [np.asarray(target, np.float64).ravel() for target in known]
+    sizes = {row.size for row in rows}
+    if level != "sequence" or len(sizes) != 1 or sizes == {1}:
+        yield "", values_of(targets)
+        return
+    gaps = np.full(len(targets) - len(rows), np.nan)
+    for i, column in enumerate(np.stack(rows, axis=1), start=1):
+        yield f", target {i}", np.concatenate([column, gaps])
 
 
 def _names(targets: Sequence[Any]) -> list[str]:
@@ -97,9 +115,9 @@ def _constant(topic: str, part: str, known: np.ndarray) -> Finding:
 
 
 def _far(topic: str, known: np.ndarray, facts: dict[str, float]) -> Iterator[Finding]:
-    spread = facts["high"] - facts["low"]
-    far = known[np.abs(known - facts["median"]) > OUTLIER_RANGES * spread]
-    if len(known) > 3 and spread > 0 and len(far):
+    distances = np.abs(known - facts["median"])
+    far = known[distances > OUTLIER_RANGES * (facts["high"] - facts["low"] or _usual(distances))]
+    if len(known) > 3 and len(far):
         yield Finding(
             status="WARNING",
             topic=topic,
@@ -107,6 +125,13 @@ def _far(topic: str, known: np.ndarray, facts: dict[str, float]) -> Iterator[Fin
             f"{few([f'{value:g}' for value in far])}",
             remedy="Check their unit.",
         )
+
+
+def _usual(distances: np.ndarray) -> float:
+    """Return the lower median of the distances of the labels that differ from most of them."""
+    others = np.sort(distances[distances > 0])
+    # a single one has nothing to be compared with, but is far by any unit at 50
+    return float(others[(len(others) - 1) // 2]) if len(others) > 1 else 1.0
 
 
 def _classes(topic: str, part: str, names: Sequence[str]) -> Iterator[Finding]:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from molfun.checks.data.duplicates import has_sequences
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import EXAMPLES, Finding
+from molfun.data.base import SampleDataset
 from molfun.errors import DataError
 from molfun.models import cost, memory
 from molfun.models.loaders import as_loader
+from molfun.sample import n_residues
 from molfun.text import counted, megabytes
 
 CONTEXT = {"sequences": 1022}
@@ -23,6 +26,8 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Describe the lengths, and compare the predicted peak with the free memory."""
     for part, data in subject.parts.items():
         yield from _lengths(subject, part, np.asarray(data.lengths), data.ids)
+        if has_sequences(subject):
+            yield from _cropped(part, data)
     if subject.model is not None and "train" in subject.parts:
         yield from _memory(subject)
         yield from _time(subject)
@@ -52,6 +57,24 @@ def _lengths(subject: Subject, part: str, lengths: np.ndarray, ids: list[str]) -
                 examples=[f"{ids[i]}: {lengths[i]:,}" for i in places[:EXAMPLES]],
                 total=len(places),
             )
+
+
+def _cropped(part: str, data: SampleDataset) -> Iterator[Finding]:
+    """Warn of samples that lose residues to ``max_length``."""
+    whole = np.array([sum(map(n_residues, chains)) for chains in data.sequences()])
+    lost = whole - np.asarray(data.lengths)
+    places = np.flatnonzero(lost > 0)
+    if len(places):
+        yield Finding(
+            status="WARNING",
+            topic=f"lengths, {part}",
+            text=f"{counted(len(places), 'sample')} of {len(whole):,} cropped, which leaves out "
+            f"{lost.sum() / whole.sum():.1%} of all residues",
+            remedy="Raise --max-length, or leave it out.",
+            examples=[f"{data.ids[i]}: {lost[i]:,} of {whole[i]:,}" for i in places[:EXAMPLES]],
+            total=len(places),
+            facts={"residues": int(lost.sum())},
+        )
 
 
 def _time(subject: Subject) -> Iterator[Finding]:
