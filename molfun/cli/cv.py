@@ -208,16 +208,7 @@ def write_results(
         "reliability": found.reliability(),
         "cache": found.cache_report.splitlines(),
     }
-    write_json(folder.path / CV_SUMMARY, _without_nan(content))
-
-
-def _without_nan(value: Any) -> Any:
-    """Replace undefined numbers by None: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    write_json(folder.path / CV_SUMMARY, content)
 
 
 def _say_results(found: CrossValidation) -> None:

@@ -13,6 +13,9 @@ from molfun.models.loaders import label_texts
 from molfun.sample import is_missing
 from molfun.text import few
 
+Place = tuple[str, int]
+"""Part of a sample, and its place there."""
+
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Look for equal inputs in the training set, and for those that it shares with other parts."""
@@ -54,11 +57,9 @@ def _conflicts(
         text = f"{equal:,} training samples repeat the input of another one" if equal else "none"
         yield Finding(status="OK", topic=topic, text=text, facts={"repeated": equal})
         return
-    lines = [
-        f"{few([subject.parts[part].ids[i] for part, i in own])}: {few(labels)}"
-        for own, labels in bad
-    ]
-    kind = "training " if all(part == "train" for own, _ in bad for part, _ in own) else ""
+    lines = [f"{few(_ids(subject, own))}: {few(labels)}" for own, labels in bad]
+    parts = {part for own, _ in bad for part, _ in own}
+    kind = "training " if parts == {"train"} else ""
     yield Finding(
         status="WARNING",
         topic=topic,
@@ -70,22 +71,30 @@ def _conflicts(
     )
 
 
+def _ids(subject: Subject, samples: list[Place]) -> list[str]:
+    return [subject.parts[part].ids[i] for part, i in samples]
+
+
 def _contradicting(
     subject: Subject, head: str, places: dict[str, dict[Hashable, list[int]]]
-) -> Iterator[tuple[list[tuple[str, int]], list[str]]]:
+) -> Iterator[tuple[list[Place], list[str]]]:
     """Yield the samples of all parts with one input whose labels differ, with these labels."""
     targets = {part: subject.targets(part, head) for part in places}
-    groups: dict[Hashable, list[tuple[str, int]]] = defaultdict(list)
+    for samples in _equal(places):
+        found = [targets[part][i] for part, i in samples]
+        known = [target for target in found if not is_missing(target)]
+        labels = dict(zip(label_texts(known), map(_shown, known), strict=True))
+        if len(labels) > 1:
+            yield samples, sorted(labels.values())
+
+
+def _equal(places: dict[str, dict[Hashable, list[int]]]) -> list[list[Place]]:
+    """Return the samples of all parts that share their input with another one."""
+    groups: dict[Hashable, list[Place]] = defaultdict(list)
     for part, by_input in places.items():
         for key, own in by_input.items():
             groups[key] += [(part, i) for i in own]
-    for samples in groups.values():
-        known = [(part, i) for part, i in samples if not is_missing(targets[part][i])]
-        if len(known) > 1:
-            found = [targets[part][i] for part, i in known]
-            labels = dict(zip(label_texts(found), map(_shown, found), strict=True))
-            if len(labels) > 1:
-                yield samples, sorted(labels.values())
+    return [samples for samples in groups.values() if len(samples) > 1]
 
 
 def _shared(

@@ -50,16 +50,21 @@ def values_of(targets: Sequence[Any]) -> np.ndarray:
 
 def _columns(targets: Sequence[Any], level: str) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the numbers of each of several targets of a sample, and those of all where one is."""
-    one_each = isinstance(targets, np.ndarray) and targets.dtype.kind == "f"
-    known = [] if one_each else [target for target in targets if not is_missing(target)]
-    rows = [np.asarray(target, np.float64).ravel() for target in known]
+    rows = _rows(targets) if level == "sequence" else []
     sizes = {row.size for row in rows}
-    if level != "sequence" or len(sizes) != 1 or sizes == {1}:
+    if len(sizes) != 1 or sizes == {1}:
         yield "", values_of(targets)
         return
     gaps = np.full(len(targets) - len(rows), np.nan)
     for i, column in enumerate(np.stack(rows, axis=1), start=1):
         yield f", target {i}", np.concatenate([column, gaps])
+
+
+def _rows(targets: Sequence[Any]) -> list[np.ndarray]:
+    """Return the numbers of each labelled sample; none if it is known that each has one."""
+    if isinstance(targets, np.ndarray) and targets.dtype.kind == "f":
+        return []
+    return [np.asarray(target, np.float64).ravel() for target in targets if not is_missing(target)]
 
 
 def _names(targets: Sequence[Any]) -> list[str]:
