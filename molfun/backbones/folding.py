@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from molfun._shapes import Float32
 from molfun.protein import Protein
@@ -30,7 +32,8 @@ class Fold:
     recycles
         Recycling passes that ran before the last pass.
     alignment_rows
-        Sequences of the alignment, the sample's own one included.
+        Sequences of the alignment, the sample's own one included; of a batch, 2 stands for any
+        number from 2 on.
     """
 
     protein: Protein
@@ -66,4 +69,18 @@ class Folding(ABC):
         ------
         DataError
             If the sample cannot be folded.
+        """
+
+    @abstractmethod
+    def fold_of(self, structure: Mapping[str, torch.Tensor], row: int, sample: Sample) -> Fold:
+        """Return the structure of one sample of a batch that went through the forward pass.
+
+        Parameters
+        ----------
+        structure
+            That of the batch, as in `molfun.trunk.TrunkOutput`.
+        row
+            Place of the sample in it.
+        sample
+            The sample.
         """

@@ -185,6 +185,9 @@ class PredictSettings(TrainedModel):
         panel=MODEL, shown="none; 0.9 is usual", gt=0, lt=1,
     )  # fmt: skip
     output: str = option("predictions.csv", "Table to write.", panel=RUN)
+    structures: str | None = option(
+        None, "Folder for the predicted structures that the predictions were read from.", panel=RUN
+    )
 
 
 class EvaluateSettings(TrainedModel):

@@ -28,10 +28,11 @@ from molfun.cli.tables import write_predictions
 from molfun.cli.training_rows import reopened, rows_of, run_of
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import DataKind
-from molfun.errors import ConfigError, MolfunError
+from molfun.errors import ConfigError, MolfunError, RunError
 from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
 from molfun.models.structure import MolfunStructureModel
+from molfun.structures.files import SUMMARY
 from molfun.text import counted, first_line, three_digits
 
 _MEMBER = re.compile(r"member_\d+/")
@@ -50,16 +51,40 @@ def predict(given: Mapping[str, Any]) -> None:
             f"{wanted.checkpoint} is a single model. Run molfun cv with the settings of its run, "
             f"and predict with the folder ensemble/ of that."
         )
+    _check_structures(wanted)
     model = _opened(wanted)
     path = as_path(wanted.output)
     bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
-    result = model.predict(Progress(loader(dataset, wanted.batch_size), "predicting"), **bounds)
+    folder = {} if wanted.structures is None else {"structures": wanted.structures}
+    batches = Progress(loader(dataset, wanted.batch_size), "predicting")
+    result = model.predict(batches, **bounds, **folder)
     near |= distances(result, getattr(model, "training_record", None))
     write_predictions(path, result, dataset, about=near)
     beside = kind.write_beside(path, result, dataset)
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
+    if wanted.structures is not None:
+        say(f"{counted(len(dataset), 'predicted structure')} in {wanted.structures}")
     if beside is not None:
         say(f"Structures with predicted forces written to {beside}")
+
+
+def _check_structures(wanted: PredictSettings) -> None:
+    """Refuse a folder of structures that holds other files, such as the user's own structures."""
+    if wanted.structures is None:
+        return
+    if is_ensemble(wanted.checkpoint):
+        raise ConfigError(
+            f"--structures is for a single model, and {wanted.checkpoint} is an ensemble, whose "
+            f"models give a structure each: molfun fold {wanted.checkpoint}/member_1 ..."
+        )
+    folder = as_path(wanted.structures)
+    if folder.is_dir() and any(folder.iterdir()):
+        own = (folder / SUMMARY).exists() and wanted.overwrite
+        if not own:
+            raise RunError(
+                f"{folder} holds other files. Choose a new folder for --structures (a former one "
+                f"of this command is replaced with --overwrite)."
+            )
 
 
 def evaluate(given: Mapping[str, Any]) -> None:

@@ -251,6 +251,10 @@ class AssembledModel(nn.Module):
         """Return the number of parameters of backbone and heads, or of the trainable ones."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
+    def summary(self) -> str:
+        """Return a text table of all and of trainable parameters, per part."""
+        return parameter_table(self)
+
     def __repr__(self) -> str:
         n_backbone = sum(p.numel() for p in self.backbone.parameters())
         text = f"{self.backbone.name}, {n_backbone:,} params"

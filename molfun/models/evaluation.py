@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -37,10 +37,15 @@ from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
 from molfun.training.cache import CacheConfig
 from molfun.training.forward import ForwardPass
+from molfun.training.inputs import Inputs
 from molfun.training.supervised import Evaluation, HeadResult, SupervisedRunner
 from molfun.training.task_head import TaskHead
+from molfun.trunk import TrunkOutput
 
 logger = logging.getLogger(__name__)
+
+Reader = Callable[[Inputs, TrunkOutput], None]
+"""Reader of what the backbone gives for a batch."""
 
 
 def runner_of(
@@ -48,17 +53,19 @@ def runner_of(
     verb: str = "this",
     heads: Sequence[TaskHead] = (),
     cache: CacheConfig | None = None,
+    also: Sequence[str] = (),
 ) -> SupervisedRunner:
     """Return the runner of a model, with its own heads or with `heads`; `verb` is for errors.
 
-    With `cache`, entries that training left there are read, and new ones are kept.
+    With `cache`, entries that training left there are read, and new ones are kept. With `also`, the
+    backbone gives these outputs as well.
     """
     found = heads or model.need_heads(verb)
     cast = functools.partial(autocast, model)
     caches = caches_of(model, found, cache or CacheConfig(mode="off"))
     return SupervisedRunner(
         model.backbone, found, device=model.device, autocast=cast,
-        make_cache=caches.outputs, features=caches.features(),
+        make_cache=caches.outputs, features=caches.features(), also=also,
     )  # fmt: skip
 
 
@@ -74,10 +81,16 @@ def serving(
         model.backbone.serve(model.heads)
 
 
-def predicted(model: AssembledModel, data: Any) -> Evaluation:
-    """Return the predictions for a loader or data set; labels are ignored."""
+def predicted(model: AssembledModel, data: Any, reader: Reader | None = None) -> Evaluation:
+    """Return the predictions for a loader or data set; labels are ignored.
+
+    A `reader` of predicted structures is given those of each batch, from the same forward pass.
+    """
     watch = trained_on.Watch(prepared(model, data), model.training_inputs)
-    result = _evaluated(model, runner_of(model), watch, labels=False)
+    runner = runner_of(model, also=() if reader is None else ("structure",))
+    if reader is not None:
+        runner.readers.append(reader)
+    result = _evaluated(model, runner, watch, labels=False)
     watch.warn()
     return result
 
@@ -89,7 +102,8 @@ def _evaluated(
     record = model.training_record
     if record is None or record.space is None:
         return runner.evaluate(batches, labels=labels)
-    runner.on_trunk = distances = Distances(record.space)
+    distances = Distances(record.space)
+    runner.readers.append(distances)
     result = runner.evaluate(batches, labels=labels)
     result.distances = distances.found()
     return result

@@ -14,14 +14,19 @@ import torch
 from molfun._io import sha256_of
 from molfun.backbones.folding import Fold, Folding
 from molfun.errors import ConfigError, DataError
+from molfun.models import evaluation
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.protein import RESIDUE_LETTERS_WITH_X, Protein
 from molfun.sample import Sample
+from molfun.structures import files
 from molfun.structures.folded import ALONE, FoldedStructure, Maker
 from molfun.text import counted
+from molfun.training.inputs import Inputs
+from molfun.training.supervised import Evaluation
+from molfun.trunk import TrunkOutput
 
 CHAIN_SEPARATOR = ":"
 """Between the sequences of the chains of one sample."""
@@ -82,6 +87,43 @@ def folded(
         with settled(), torch.no_grad(), evaluating(model), autocast(model):
             found = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
         yield structure_of(sample, found, maker, seed)
+
+
+def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
+    """Predict with the heads, and write the structures that the same pass gives.
+
+    The numbers of recycling passes and the seed of the features are those of the model, so that
+    a prediction and its structure belong together.
+
+    Raises
+    ------
+    ConfigError
+        If the backbone predicts no structures.
+    DataError
+        If the data is not made of samples, or two of them would have files of one name.
+    """
+    model.need_heads("predict with structures")
+    backbone, maker = _folding(model), maker_of(model)
+    taken: dict[str, str] = {}
+
+    def write(inputs: Inputs, trunk: TrunkOutput) -> None:
+        if not inputs.samples:
+            raise DataError("structures=... needs samples, and this is a dict of tensors.")
+        for row, sample in enumerate(inputs.samples):
+            stem = files.file_stem(sample.id).lower()
+            if stem in taken:
+                raise DataError(
+                    f"{taken[stem]!r} and {sample.id!r} would both be {stem}.cif: give each "
+                    f"structure a name of its own."
+                )
+            taken[stem] = sample.id
+            found = backbone.fold_of(trunk.structure, row, sample)
+            files.write_structure(structure_of(sample, found, maker, 0), folder)
+
+    result = evaluation.predicted(model, data, write)
+    rows = [files.read_row(folder, name) for name in taken.values()]
+    files.write_summary(rows, folder / files.SUMMARY)
+    return result
 
 
 def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int) -> FoldedStructure:

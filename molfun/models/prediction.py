@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from molfun._paths import as_path
 from molfun.errors import ConfigError
-from molfun.models import evaluation, trained_on
+from molfun.models import evaluation, folding, trained_on
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
 from molfun.models.training_record import Distances
@@ -42,9 +44,16 @@ class Prediction(dict[str, Any]):
         self.update({part.name: found} if part.name else found)
 
 
-def predict(model: AssembledModel, data: Any, outputs: Sequence[str] | None) -> Prediction:
+def predict(
+    model: AssembledModel,
+    data: Any,
+    outputs: Sequence[str] | None,
+    structures: str | Path | None = None,
+) -> Prediction:
     """Predict; see `MolfunStructureModel.predict`."""
     evaluation.warn_unready(model)
+    if structures is not None:
+        return _presented(model, folding.predicted(model, data, as_path(structures)))
     if not is_many(data):
         return _of_batch(model, data, ("single",) if outputs is None else outputs)
     if outputs is not None:
@@ -102,7 +111,7 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
     record = model.training_record
     if record is not None and record.space is not None:
         distances = Distances(record.space)
-        distances(trunk)
+        distances(inputs, trunk)
         prediction.distances = distances.found()
     # without what only the heads needed
     prediction["trunk"] = trunk.select(outputs)

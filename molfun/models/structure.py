@@ -21,7 +21,7 @@ from molfun.models import (
     pretraining,
 )
 from molfun.models.arguments import open_job
-from molfun.models.assembly import AssembledModel, parameter_table
+from molfun.models.assembly import AssembledModel
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
@@ -268,7 +268,13 @@ class MolfunStructureModel(AssembledModel):
         return evaluation.runner_of(self, "forward").outputs(as_inputs(batch))
 
     @settled()
-    def predict(self, data: Any, *, outputs: Sequence[str] | None = None) -> Prediction:
+    def predict(
+        self,
+        data: Any,
+        *,
+        outputs: Sequence[str] | None = None,
+        structures: str | Path | None = None,
+    ) -> Prediction:
         """Return predictions for one batch, a loader or a data set.
 
         Parameters
@@ -279,6 +285,8 @@ class MolfunStructureModel(AssembledModel):
         outputs
             For one batch: the representations to return in ``trunk``, among "single" (the
             default), "pair" and "structure".
+        structures
+            Folder for the predicted structures, from the same forward pass as the predictions.
 
         Returns
         -------
@@ -292,7 +300,7 @@ class MolfunStructureModel(AssembledModel):
         ConfigError
             If `outputs` is given for more than one batch.
         """
-        return prediction.predict(self, data, outputs)
+        return prediction.predict(self, data, outputs, structures)
 
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """Return the results of `predict` and `evaluate` from one pass over the data."""
@@ -347,8 +355,7 @@ class MolfunStructureModel(AssembledModel):
         Parameters
         ----------
         data
-            Sequences (``"MKV:ACD"`` has two chains), samples, or data sets of structures, whose
-            coordinates are not read.
+            Sequences (``"MKV:ACD"``: two chains), samples, or structures (coordinates unread).
         recycles, tolerance
             Recycling passes before the last, and change of the CA distances between two passes, in
             angstrom, below which no further pass runs (None runs all).
@@ -491,9 +498,3 @@ class MolfunStructureModel(AssembledModel):
         return persistence.from_checkpoint(
             cls, as_path(path), weights=weights, device=device, kernels=kernels
         )
-
-    # --- inspect -------------------------------------------------------------------------------
-
-    def summary(self) -> str:
-        """Return a text table of all and of trainable parameters, per part."""
-        return parameter_table(self)

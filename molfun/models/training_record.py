@@ -130,7 +130,8 @@ class Distances:
     --------
     >>> vectors = np.eye(20, 4, dtype=np.float32)
     >>> collect = Distances(Space.of(vectors, vectors))
-    >>> collect(TrunkOutput(mask=torch.ones(1, 2), single=torch.zeros(1, 2, 4)))
+    >>> trunk = TrunkOutput(mask=torch.ones(1, 2), single=torch.zeros(1, 2, 4))
+    >>> collect(Inputs(ids=["a"]), trunk)
     >>> collect.found().shape
     (1,)
     """
@@ -139,7 +140,7 @@ class Distances:
         self._space = space
         self._found: list[np.ndarray] | None = []
 
-    def __call__(self, trunk: TrunkOutput) -> None:
+    def __call__(self, _inputs: Inputs, trunk: TrunkOutput) -> None:
         """Add the samples of a batch."""
         vectors = mean_of(trunk)
         if vectors is None:

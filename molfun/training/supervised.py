@@ -101,6 +101,13 @@ class SupervisedRunner(Runner):
         Returns the context for mixed precision.
     make_cache, features
         As in `molfun.training.forward.ForwardPass`.
+    also
+        Further outputs of the backbone, for readers next to the heads.
+
+    Attributes
+    ----------
+    readers
+        Called with the inputs and the representations of each batch, next to the heads.
     """
 
     def __init__(
@@ -112,6 +119,7 @@ class SupervisedRunner(Runner):
         autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
+        also: Sequence[str] = (),
     ) -> None:
         self.backbone, self.heads, self.head = backbone, tuple(heads), as_module(heads)
         self.device, self.autocast = device, autocast
@@ -124,14 +132,13 @@ class SupervisedRunner(Runner):
         )
         self.forward = ForwardPass(
             backbone,
-            joined_needs(heads),
+            tuple(dict.fromkeys((*joined_needs(heads), *also))),
             device=device,
             reader="the head " + ", ".join(type(part.head).__name__ for part in heads),
             make_cache=make_cache,
             features=features,
         )
-        self.on_trunk: Callable[[TrunkOutput], None] | None = None
-        """Reader of the representations of each batch, next to the heads."""
+        self.readers: list[Callable[[Inputs, TrunkOutput], None]] = []
 
     @property
     def ahead(self) -> Featurize | None:
@@ -147,8 +154,8 @@ class SupervisedRunner(Runner):
         with self.autocast():
             # once for all heads
             trunk = self.forward(inputs)
-            if self.on_trunk is not None:
-                self.on_trunk(trunk)
+            for reader in self.readers:
+                reader(inputs, trunk)
             found = {part.name: part.head(trunk) for part in self.heads}
         return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
 

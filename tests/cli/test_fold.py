@@ -155,6 +155,23 @@ def test_bad_tables_and_flags(fold: Command) -> None:
     assert result.exit_code == 1
 
 
+def test_structures_of_predictions(train: Command, molfun: Command) -> None:
+    train("--strategy", "head_only")
+    arguments = ("predict", "run/checkpoint", "--data", "data.csv", "--pdbs", "pdbs")
+    result = molfun(*arguments, "--structures", "pdbs")
+    assert result.exit_code == 1
+    assert "pdbs holds other files. Choose a new folder for --structures" in result.stderr
+    result = molfun(*arguments, "--structures", "folded")
+    assert result.exit_code == 0, result.output
+    assert "10 predicted structures in folded" in result.stdout
+    assert len(table("folded/summary.csv")) == 10
+    given = gemmi.read_structure("pdbs/s003.pdb")[0][0]
+    found = gemmi.read_structure("folded/s003.cif")[0][0]
+    assert [(str(r.seqid), r.name) for r in found] == [(str(r.seqid), r.name) for r in given]
+    again = molfun(*arguments, "--structures", "folded", "--overwrite")
+    assert again.exit_code == 0, again.output
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_files(fold: Command) -> None:
     letters = "ACDEFGHIKLMNPQRSTVWY"

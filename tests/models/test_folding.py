@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from openfold.utils.loss import compute_plddt, compute_predicted_aligned_error, 
 from molfun import MolfunStructureModel
 from molfun.backbones.openfold import confidence, folding
 from molfun.data.affinity import AffinityDataset
+from molfun.data.structures import read_structure
 from molfun.errors import ConfigError, DataError
 from molfun.models.folding import JUMPED
 from molfun.protein import Protein
-from molfun.sample import Sample
+from molfun.sample import Sample, SampleBatch
 from molfun.strategies import LoRAFinetune
 from molfun.structures.folded import ALONE
 
@@ -155,6 +157,44 @@ def test_adapters_and_merged_adapters_fold_alike() -> None:
     assert base.maker.trained == ""
     unmerged = model.unmerge().fold(SEQUENCE, recycles=0)[0]
     assert np.array_equal(unmerged.protein.atom_positions, adapted.protein.atom_positions)
+
+
+def test_predictions_and_structures_come_from_one_pass(tmp_path: Path) -> None:
+    model = MolfunStructureModel("openfold", config="tiny", head="affinity")
+    data = AffinityDataset.synthetic(3, 12)
+    model.fit(data, strategy=LoRAFinetune(rank=2), epochs=1)
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = model.backbone.model.evoformer.register_forward_hook(count)
+    found = model.predict(data, structures=tmp_path / "out")
+    handle.remove()
+    assert passes == 3
+    assert torch.equal(found["prediction"], model.predict(data)["prediction"])
+    for sample, folded in zip(data, model.fold(data, recycles=0), strict=True):
+        written = read_structure(tmp_path / f"out/{sample.id}.cif")
+        assert np.abs(written.atom_positions - folded.protein.atom_positions).max() <= 1e-3
+        stored = json.loads((tmp_path / f"out/{sample.id}_confidence.json").read_text())
+        assert stored["ptm"] == pytest.approx(folded.ptm, abs=1e-4)
+        assert stored["trained"] == "fine-tuned (lora)"
+    assert len((tmp_path / "out/summary.csv").read_text().splitlines()) == 4
+
+
+def test_padding_does_not_reach_the_structures_of_a_batch(tmp_path: Path) -> None:
+    model = MolfunStructureModel("openfold", config="tiny", head="affinity")
+    samples = [
+        Sample(id=f"s{n}", protein=Protein.from_sequence("MKTAYIAKQRQISFVK"[:n])) for n in (5, 16)
+    ]
+    model.predict([SampleBatch(samples)], structures=tmp_path)
+    for sample, folded in zip(samples, model.fold(samples, recycles=0), strict=True):
+        written = read_structure(tmp_path / f"{sample.id}.cif")
+        assert written.sequence == sample.protein.sequence
+        assert np.abs(written.atom_positions - folded.protein.atom_positions).max() <= 2e-3
+        with np.load(tmp_path / f"{sample.id}_pae.npz") as errors:
+            assert np.allclose(errors["pae"], folded.pae, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from molfun.backbones.folding import Fold, Folding
 from molfun.backbones.kernels import KernelChoice, Kernels, check_kernels
 from molfun.backbones.openfold import (
     _shims,
-    confidence,
     fast,
     features,
     folding,
@@ -147,6 +146,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
             load_weights(self.model, weights, jax_version=version)
         self.single_dim = int(self.config.globals.c_s)
         self.pair_dim = int(self.config.globals.c_z)
+        self._tm = dict(self.config.model.heads.tm)
         self._inputs = tuple(key for key in features.MODEL_INPUTS if self._reads(key))
 
     def _reads(self, key: str) -> bool:
@@ -234,7 +234,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
             single=raw["single"],
             pair=raw["pair"] if "pair" in outputs else None,
             mask=mask,
-            structure=self._structure(raw, mask) if "structure" in outputs else None,
+            structure=folding.structure_of(raw, mask, self._tm) if "structure" in outputs else None,
         )
 
     def _run(self, batch: Features) -> dict[str, torch.Tensor]:
@@ -321,17 +321,6 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         )
         return TrunkOutput(single=single, pair=pair if "pair" in outputs else None, mask=mask)
 
-    def _structure(self, raw: dict[str, Any], mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        result = {
-            "positions": raw["final_atom_positions"],
-            "atom_mask": raw["final_atom_mask"],
-            "plddt": raw["plddt"],
-        }
-        if "tm_logits" in raw:
-            settings = dict(self.config.model.heads.tm)
-            result["ptm"] = confidence.predicted_tm(raw["tm_logits"], mask, settings)
-        return result
-
     def fold(self, sample: Sample, *, recycles: int, tolerance: float | None, seed: int) -> Fold:
         """Predict a structure; features that were made for other recycling passes keep theirs."""
         made = self._features_for(sample, recycles, seed)
@@ -340,12 +329,24 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         batch = {k: v.to(device) for k, v in self._schema.collate([made], self._inputs).items()}
         self._set_memory(1, len(protein))
         outputs, passes = folding.run_passes(self.model, batch, tolerance)
-        return folding.of_outputs(
-            outputs,
+        return folding.of_structure(
+            folding.structure_of(outputs, batch["seq_mask"][..., -1], self._tm),
             protein,
-            dict(self.config.model.heads.tm),
+            self._tm,
             recycles=passes,
             alignment_rows=int(made["msa_mask"][..., 0].any(-1).sum()),
+        )
+
+    def fold_of(self, structure: Mapping[str, torch.Tensor], row: int, sample: Sample) -> Fold:
+        """Return one structure of a batch; see `Folding.fold_of`."""
+        alone = sample.features is None and sample.alignment_dir is None
+        return folding.of_structure(
+            structure,
+            sample.protein or folding.residues_of(self.featurize(sample)),
+            self._tm,
+            recycles=self.settings["recycling"],
+            alignment_rows=1 if alone else 2,
+            row=row,
         )
 
     def _features_for(self, sample: Sample, recycles: int, seed: int) -> Features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,10 +65,25 @@ def ca_change(one: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> flo
     return float(square.sqrt().max())
 
 
-def of_outputs(
-    outputs: dict[str, torch.Tensor],
+def structure_of(
+    outputs: Mapping[str, torch.Tensor], mask: torch.Tensor, tm_settings: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Return what `molfun.trunk.TrunkOutput.structure` holds, from openfold's outputs."""
+    found = {
+        "positions": outputs["final_atom_positions"],
+        "atom_mask": outputs["final_atom_mask"],
+        "plddt": outputs["plddt"],
+    }
+    if "tm_logits" in outputs:
+        found["tm_logits"] = outputs["tm_logits"]
+        found["ptm"] = confidence.predicted_tm(outputs["tm_logits"], mask, tm_settings)
+    return found
+
+
+def of_structure(
+    structure: Mapping[str, torch.Tensor],
     protein: Protein,
-    tm_settings: dict[str, Any],
+    tm_settings: Mapping[str, Any],
     *,
     recycles: int,
     alignment_rows: int,
@@ -77,8 +93,8 @@ def of_outputs(
 
     Parameters
     ----------
-    outputs
-        Outputs of `run_passes`.
+    structure
+        As in `molfun.trunk.TrunkOutput`.
     protein
         The residues and chains of the sample.
     tm_settings
@@ -91,13 +107,13 @@ def of_outputs(
     n = len(protein)
     predicted = replace(
         protein,
-        atom_positions=_array(outputs["final_atom_positions"][row, :n]),
-        atom_mask=_array(outputs["final_atom_mask"][row, :n]),
+        atom_positions=_array(structure["positions"][row, :n]),
+        atom_mask=_array(structure["atom_mask"][row, :n]),
         b_factors=np.zeros((n, 37), np.float32),
     )
     known: dict[str, Any] = {}
-    if "tm_logits" in outputs:
-        logits = outputs["tm_logits"][row, :n, :n]
+    if "tm_logits" in structure:
+        logits = structure["tm_logits"][row, :n, :n]
         pae, largest = confidence.predicted_aligned_error(logits, tm_settings)
         ones = torch.ones(1, n, device=logits.device)
         known = {
@@ -110,7 +126,7 @@ def of_outputs(
             known["iptm"] = confidence.interface_tm(logits, chains, **tm_settings)
     return Fold(
         protein=predicted,
-        plddt=_array(outputs["plddt"][row, :n]),
+        plddt=_array(structure["plddt"][row, :n]),
         recycles=recycles,
         alignment_rows=alignment_rows,
         **known,
