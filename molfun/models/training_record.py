@@ -131,7 +131,7 @@ class Distances:
     >>> vectors = np.eye(20, 4, dtype=np.float32)
     >>> collect = Distances(Space.of(vectors, vectors))
     >>> trunk = TrunkOutput(mask=torch.ones(1, 2), single=torch.zeros(1, 2, 4))
-    >>> collect(Inputs(ids=["a"]), trunk)
+    >>> collect(Inputs(ids=["a"], targets=[None]), trunk)
     >>> collect.found().shape
     (1,)
     """
