@@ -27,6 +27,7 @@ from molfun.cli.data import (
 )
 from molfun.cli.judging import judge_run
 from molfun.cli.loggers import held_loggers, tell
+from molfun.cli.nearness import columns_of_run
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
@@ -323,7 +324,8 @@ def _report(
             scores = scored(model, Progress(plain_loader(part, settings), f"predicting {name}"))
             measured[name] = part, scores
             path = folder.path / f"predictions_{name}.csv"
-            write_predictions(path, scores.prediction, part)
+            near = columns_of_run(model.training_record, settings.kind, part, scores.prediction)
+            write_predictions(path, scores.prediction, part, about=near)
             settings.kind.write_beside(path, scores.prediction, part)
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(scores.metrics)}")

@@ -111,6 +111,33 @@ def compare_with_record(path: str, kind: DataKind, dataset: SampleDataset) -> di
     _say_left_out(sum(sketch.n_left_out for sketch in sketches))
     # NaN where a member had no validation rows
     _say_below(found, float(np.fmin.reduce([record.least_identity for record in records])))
+    return _columns(of_each, found)
+
+
+def columns_of_run(
+    record: TrainingRecord | None, kind: DataKind, dataset: SampleDataset, scores: Any
+) -> dict[str, list[Any]]:
+    """Return the columns that `molfun predict` writes, for the samples of the run itself.
+
+    Parameters
+    ----------
+    record
+        Record of the model.
+    kind, dataset
+        The samples.
+    scores
+        Their predictions.
+    """
+    if record is None:
+        return {}
+    columns: dict[str, list[Any]] = {}
+    if record.sketch is not None and kind.name in KINDS:
+        found = record.sketch.nearest(dataset.sequences())
+        columns = _columns([found], found)
+    return columns | _distance_column(scores, record)
+
+
+def _columns(of_each: Sequence[Nearest], found: Nearest) -> dict[str, list[Any]]:
     return {"nearest_id": _rows_named(of_each), "identity": found.identities.round(3).tolist()}
 
 
@@ -161,9 +188,10 @@ def distances(scores: Any, record: TrainingRecord | None) -> dict[str, list[Any]
     record
         Record of the model.
     """
-    found = getattr(scores, "distances", None)
-    if found is None or record is None or record.space is None:
+    column = _distance_column(scores, record)
+    if not column or record is None or record.space is None:
         return {}
+    found = scores.distances
     limit, beyond = record.space.limit, record.space.n_beyond(found)
     if beyond:
         say(
@@ -171,6 +199,13 @@ def distances(scores: Any, record: TrainingRecord | None) -> dict[str, list[Any]
             f"model's representation than any validation sample (distance above "
             f"{three_digits(limit)}): no metric of the run speaks of such samples."
         )
+    return column
+
+
+def _distance_column(scores: Any, record: TrainingRecord | None) -> dict[str, list[Any]]:
+    found = getattr(scores, "distances", None)
+    if found is None or record is None or record.space is None:
+        return {}
     return {"distance": [float(three_digits(value)) for value in found]}
 
 

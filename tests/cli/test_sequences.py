@@ -56,6 +56,10 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
+NEAR = ("nearest_id", "identity", "distance")
+"""Columns that tell how near a sample is to the training set."""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""
@@ -154,8 +158,6 @@ def test_a_run_is_reproduced_from_its_checkpoint(
         for row in (*ours, *theirs):
             row.pop("target")  # masked in the one, as it was in the other
             row.pop("mask", None)  # a column like others where no labels are read
-        for row in ours:  # the run itself does not write how far its parts are from each other
-            assert {row.pop(n) for n in ("nearest_id", "identity", "distance")} - {""}
         assert ours == theirs
 
 
@@ -284,7 +286,7 @@ def test_columns_keep_the_names_of_the_table(
     result = fit("--sequence-column", "seq", "--target-column", "fitness")
     assert result.exit_code == 0, result.output
     assert list(rows_of(folder / "run/predictions_val.csv")[0]) == [
-        "name", "seq", "fitness", "prediction", "split",
+        "name", "seq", "fitness", "prediction", *NEAR, "split",
     ]  # fmt: skip
     assert judged(molfun, folder, "run/predictions_val.csv")[0] == printed(result, "Validation")
     assert [(row["name"], row["split"]) for row in rows_of(folder / "run/splits.csv")] == [
@@ -329,7 +331,7 @@ def test_columns_of_probabilities_are_named_after_the_classes(
     table(labels)
     assert fit(*arguments).exit_code == 0
     names = list(rows_of(folder / "run/predictions_val.csv")[0])
-    assert names[-5:] == ["prob_coil", "prob_helix", "prob_sheet", "mask", "split"]
+    assert names[-8:] == ["prob_coil", "prob_helix", "prob_sheet", *NEAR, "mask", "split"]
 
 
 @pytest.mark.parametrize(
