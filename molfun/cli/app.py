@@ -66,7 +66,7 @@ VERBS = (
 
         \b
         molfun fold --sequences proteins.fasta --weights finetuning_ptm_2.pt
-        molfun fold runs/affinity/checkpoint --data pdbbind.csv --pdbs pdbs/ --output refolded
+        molfun fold runs/affinity/checkpoint --data pdbbind.csv --pdbs pdbs/
         """,
         settings=(f"{_COMMANDS}FoldSettings",),
         run="molfun.cli.fold:fold",
@@ -78,7 +78,7 @@ VERBS = (
 
         For example:
 
-        molfun score refolded pdbs/ --output scores.csv
+        molfun score folded/ pdbs/ --output scores.csv
         """,
         settings=(f"{_COMMANDS}ScoreSettings",),
         run="molfun.cli.score:score_structures",

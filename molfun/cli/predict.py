@@ -106,7 +106,8 @@ def evaluate(given: Mapping[str, Any]) -> None:
     elif wanted.baselines:
         say(f"Not compared with baselines: {why_not}")
     if wanted.output is not None:
-        write_json(as_path(wanted.output), {**scores, "verdict": scores.verdict or None})
+        verdict = {"verdict": scores.verdict} if scores.verdict else {}
+        write_json(as_path(wanted.output), {**scores, **verdict})
 
 
 def _own(scores: Scores) -> dict[str, float]:

@@ -38,8 +38,12 @@ def kind_of(text: str, source: object = "") -> str:
     'column affinity: ... has a decimal comma'
     >>> kind_of("pdbs/1abc.pdb holds no protein; found 3 water. Give another.", "pdbs/1abc.pdb")
     'holds no protein'
+    >>> kind_of("d is a folder, not a table", "d")
+    'is a folder, not a table'
     """
-    plain = _ROW.sub("", text.replace(str(source), "") if source else text).strip()
+    # as a whole word: a file may be called "d", and "folder" keeps its letter
+    own = re.compile(rf"(?<!\w){re.escape(str(source))}(?!\w)") if source else None
+    plain = _ROW.sub("", own.sub("", text) if own else text).strip()
     return _NUMBER.sub("N", _fault(_QUOTED.sub("...", plain))).rstrip(".")
 
 

@@ -269,7 +269,7 @@ def compare(
     """Add metrics of baselines and the verdict on a model, or on the mean of several."""
     targets = [sample.target for sample in train]
     samples: list[Sample] = list(measured.samples)  # type: ignore[call-overload]
-    flaws = _seen_before(samples, models)
+    trained, flaws = _seen_before(samples, models)
     verdicts = judging.judged(
         models[0],
         train,
@@ -277,6 +277,7 @@ def compare(
         # "test": data of an evaluation chose no epoch, as far as is known
         {"test": judging.as_samples_say(measured, samples)},
         rows="row" if flaws else "",
+        compared=not trained,
     )
     several = len(models[0].heads) > 1
     for name, head in verdicts.items():
@@ -291,20 +292,24 @@ def compare(
     found.verdicts = verdicts
 
 
-def _seen_before(samples: Sequence[Sample], models: Sequence[AssembledModel]) -> list[str]:
-    """Return how many samples trained the models, and how many chose the epoch, in words."""
+def _seen_before(
+    samples: Sequence[Sample], models: Sequence[AssembledModel]
+) -> tuple[bool, list[str]]:
+    """Return whether any sample trained the models, and how many trained or chose the epoch."""
     digests = [trained_on.input_digest(sample) for sample in samples]
     trained = np.isin(digests, np.concatenate([model.training_inputs for model in models]))
     lines = []
     if trained.any():
         n = f"{trained.sum()} of {len(samples)}"
-        lines.append(f"{n} rows trained the model: not a test of new ones.")
+        lines.append(
+            f"{n} rows trained the model, so this is no test of new ones and no baseline is fitted."
+        )
     held = [model.training_set.validation for model in models]
     others = samples_of([part for part in held if part is not None])
     chose = np.isin(digests, [trained_on.input_digest(s) for s in others]) & ~trained
     if chose.any():
         lines.append(f"{chose.sum()} of {len(samples)} rows also chose the epoch.")
-    return lines
+    return bool(trained.any()), lines
 
 
 def intervals(

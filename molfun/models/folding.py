@@ -30,6 +30,8 @@ from molfun.trunk import TrunkOutput
 
 CHAIN_SEPARATOR = ":"
 """Between the sequences of the chains of one sample."""
+RANDOM = "random, for tests and not for science"
+"""Origin of weights that no file gave."""
 JUMPED = (
     "its chains were folded by a model of single chains, with a jump of the residue index between "
     "them; a multimer preset was trained for complexes"
@@ -138,7 +140,7 @@ def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int) -> Folded
         iptm=found.iptm,
         recycles=found.recycles,
         seed=seed,
-        notes=tuple(_notes(found)),
+        notes=tuple(_notes(found, maker)),
         maker=maker,
     )
 
@@ -176,7 +178,9 @@ def _with_protein(sample: Sample) -> Sample:
     return replace(sample, sequence=None, protein=protein)
 
 
-def _notes(found: Fold) -> Iterator[str]:
+def _notes(found: Fold, maker: Maker) -> Iterator[str]:
+    if maker.weights == RANDOM:
+        yield "made with random weights: a test of the program, and no prediction"
     if found.alignment_rows < 2:
         yield ALONE
     chains = len(found.protein.chain_ids)
@@ -220,7 +224,7 @@ def _weights_of(model: AssembledModel) -> str:
     if model.weights is not None:
         return Path(model.weights).name
     if model.random_base:
-        return "random, for tests and not for science"
+        return RANDOM
     return "in the checkpoint"
 
 

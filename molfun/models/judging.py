@@ -64,6 +64,7 @@ def judged(
     draws: int = 1000,
     keep: Path | None = None,
     rows: str = "",
+    compared: bool = True,
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on each head that has labels in any part.
 
@@ -81,9 +82,13 @@ def judged(
         Folder in which the predictions of baselines are kept; None keeps nothing.
     rows
         Word for one row, where it is none of the part's.
+    compared
+        Whether baselines are fitted; they look up the labels of rows that they learnt from.
     """
 
     def baselines(head: TaskHead, labelled: Mapping[str, _Own]) -> Found:
+        if not compared:
+            return {}
         labels = [head.task.numbers(target) for target in head.labels(targets)]
         learnt = Labelled.of(train, labels, most=MOST_ROWS)
         others = [own.rows for own in labelled.values()]

@@ -170,7 +170,9 @@ def test_all_folds_predict_together(cv: Command, molfun: Command) -> None:
     assert scores["member_2/rmse"] > 0
     # a row may have chosen the epoch of one fold and been tested by the other
     assert "Verdict: " in done.output
-    assert scores["verdict"].endswith("18 of 20 rows trained the model: not a test of new ones.")
+    assert scores["verdict"].endswith(
+        "18 of 20 rows trained the model, so this is no test of new ones and no baseline is fitted."
+    )
     refused = molfun("export", "cv/ensemble", "x.pt")
     assert "is an ensemble, which molfun predict and evaluate take. Here give" in refused.output
 

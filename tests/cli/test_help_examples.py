@@ -66,6 +66,7 @@ def files(project: Path, molfun: Command) -> Path:
     Path("proteins.fasta").write_text(">a\nMKTAYIAKQR\n>b\nMKT:GSH\n")
     folds = MolfunStructureModel("openfold", config="tiny", device="cpu")
     torch.save(folds.backbone.model.state_dict(), "finetuning_ptm_2.pt")
+    shutil.copytree("pdbs", "folded")
     Path("mine.fasta.gz").write_bytes(gzip.compress(records.encode()))
     steps = [f"s{i},{t},{i + t},{'yes' if i % 2 else 'no'}" for i in range(12) for t in range(4)]
     Path("series.csv").write_text("\n".join(["id,time,hr,target", *steps, ""]))

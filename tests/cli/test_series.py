@@ -441,3 +441,19 @@ def test_pretraining_validates_on_a_tenth(molfun: Command, tmp_path: Path) -> No
         result = molfun(*start, *options, "--output", tmp_path / f"run{n_val}")
         assert result.exit_code == 0, result.stderr
         assert f"{40 - n_val} train ({(40 - n_val) * 3} time steps) / {n_val} val" in result.stdout
+
+
+def test_classes_of_an_archive_file_are_not_ranked_in_silence(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head = "@problemName x\n@timeStamps false\n@univariate true\n@classLabel true 1 2 3\n@data\n"
+    Path("x.ts").write_text(head + "".join(f"{i},1,2,{i}:{1 + i % 3}\n" for i in range(24)))
+    arguments = ("--backbone", "timeseries", "--data", "x.ts", "--epochs", 1, "--no-report")
+    ranked = molfun("fine-tune", *arguments, "--output", "a")
+    assert ranked.exit_code == 0, ranked.output
+    assert "x.ts names the classes of its labels (@classLabel)" in ranked.stderr
+    assert "Add --task multiclass" in ranked.stderr
+    classes = molfun("fine-tune", *arguments, "--task", "multiclass", "--output", "b")
+    assert classes.exit_code == 0, classes.output
+    assert "names the classes" not in classes.stderr

@@ -136,7 +136,9 @@ def test_evaluate_compares_with_the_training_set(tmp_path: Path) -> None:
     assert model.evaluate(test).verdict == ""
     known = model.evaluate(train, baselines=True).verdict
     assert " on 60 rows (random" in known
-    assert known.endswith("60 of 60 rows trained the model: not a test of new ones.")
+    assert known.endswith(
+        "60 of 60 rows trained the model, so this is no test of new ones and no baseline is fitted."
+    )
     chose = model.evaluate(val, baselines=True).verdict
     assert " on 30 rows (random" in chose
     assert chose.endswith("30 of 30 rows also chose the epoch.")

@@ -43,8 +43,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def assert_rows(found: list[dict[str, str]], expected: list[dict[str, Any]]) -> None:
-    """The same texts, and numbers to four digits: processors differ in the last ones."""
-    assert [list(row) for row in found] == [list(row) for row in expected]
+    """The same texts, and numbers to four digits: processors differ in the last ones.
+
+    Later versions add columns at the end of those that were there.
+    """
+    n = len(expected[0])
+    assert [list(row)[:n] for row in found] == [list(row) for row in expected]
     for row, known in zip(found, expected, strict=True):
         for name, text in known.items():
             try:

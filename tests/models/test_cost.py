@@ -87,6 +87,7 @@ def test_a_predicted_peak_is_what_a_step_keeps(kind: str) -> None:
     assert 0.5 < found.peak / kept < 3, (found.peak, kept)
 
 
+@pytest.mark.proof  # a measured time: other work on the machine changes it
 @pytest.mark.parametrize("kind", ["sequences", "series", "atoms", "structures"])
 def test_a_predicted_time_is_that_of_a_run_within_the_stated_factor(kind: str) -> None:
     model, data = built(kind)

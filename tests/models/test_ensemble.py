@@ -129,10 +129,14 @@ def test_the_mean_is_measured_next_to_baselines_and_members(
     mean = np.mean([alone(path) for path in paths], axis=0)
     labels = np.array([label for _, label in DATA])
     assert found["rmse"] == pytest.approx(np.sqrt(((mean - labels) ** 2).mean()), rel=1e-5)
-    assert {"loss", "rmse_low", "baseline/mean/rmse"} <= found.keys()
+    assert {"loss", "rmse_low"} <= found.keys()
+    new = ensemble.evaluate([("WWWW", 1.0), ("WWWC", 2.0)], baselines=DATA[:4])
+    assert {"baseline/mean/rmse", "member_1/rmse"} <= new.keys()
     one = MolfunStructureModel.from_checkpoint(paths[2], device="cpu").evaluate(DATA)
     assert found["member_3/rmse"] == pytest.approx(one["rmse"], rel=1e-6)
-    assert found.verdict.endswith("8 of 8 rows trained the model: not a test of new ones.")
+    assert found.verdict.endswith(
+        "8 of 8 rows trained the model, so this is no test of new ones and no baseline is fitted."
+    )
     assert ensemble.evaluate([("WWWW", 1.0), ("WWWC", 2.0)]).verdict == ""
     with pytest.raises(ConfigError, match=r"not trained in this process\. Pass the training set"):
         ensemble.evaluate(DATA, baselines=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,6 +16,8 @@ from molfun.text import names_in
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
     from molfun.data.series.dataset import TimeSeriesDataset
+
+logger = logging.getLogger(__name__)
 
 PANEL = "Time series"
 VALIDATION, FEWEST = 0.1, 16
@@ -87,6 +90,12 @@ class Series(DataKind):
         """Read a file as its name says, with the features of `like`."""
         options = {"labels": labels.form, "require_target": labels.required}
         dataset = self._read(settings.data, settings, options, like)
+        if labels.form == "number" and any(isinstance(target, str) for target in dataset.targets):
+            logger.warning(
+                "%s names the classes of its labels (@classLabel), and they are read as numbers, "
+                "which ranks them. Add --task multiclass, or binary for two classes.",
+                settings.data,
+            )
         return cut(dataset, settings.window, settings.stride)
 
     def open_unlabelled(
