@@ -213,6 +213,11 @@ def test_bad_sequences_are_named(
         model.fold(data)
 
 
+def test_multimer_presets_are_refused_by_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match="is a multimer preset, which reads features of its own"):
+        MolfunStructureModel("openfold", config="model_1_multimer_v3")
+
+
 def test_wrong_arguments(model: MolfunStructureModel) -> None:
     with pytest.raises(ConfigError, match="recycles must be a whole number from 0 on, got -1"):
         model.fold("MK", recycles=-1)

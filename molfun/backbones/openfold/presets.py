@@ -52,6 +52,13 @@ def resolve_config(config: Any) -> tuple[str, Any]:
 def _named(name: str) -> Any:
     from openfold.config import model_config
 
+    # openfold 2.x knows the names, 0.0.1 does not: refused alike
+    if "multimer" in name:
+        raise ConfigError(
+            f"{name!r} is a multimer preset, which reads features of its own (asym_id, entity_id, "
+            f"sym_id and paired alignments) that Molfun does not make. Take model_1_ptm: several "
+            f"chains then stand apart by a jump of the residue index."
+        )
     if name == TINY:
         return _tiny(model_config("model_1_ptm"))
     try:
