@@ -65,7 +65,7 @@ class CvSettings(FineTuneSettings):
 
     @property
     def stratifies(self) -> bool:
-        """Whether folds keep the shares of the classes: as scikit-learn does it for classifiers."""
+        """True if each fold keeps the shares of the classes, as scikit-learn does it."""
         if self.stratify is not None:
             return self.stratify
         if self.split == "column" or self.heads:

@@ -29,7 +29,7 @@ from molfun.structures import files
 from molfun.text import counted, listing
 
 NOTE = "fold.json"
-"""What the structures in a folder were made with."""
+"""File that names the model and the settings behind the structures of a folder."""
 SHOWN = 10
 """Structures that the terminal lists."""
 
@@ -41,6 +41,7 @@ def fold(given: Mapping[str, Any]) -> None:
     samples = folding.samples_to_fold(_samples(wanted))
     _refuse(wanted, samples)
     model = _model(wanted)
+    # before a former run is removed
     model.check(samples)
     run(model, samples, wanted)
 
@@ -170,7 +171,7 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
     """Refuse what cannot be written, before the model is read."""
     twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
     clashes = [f"{name!r} stands there twice" for name in twice]
-    clashes += files.refuse_equal_files([sample.id for sample in samples])
+    clashes += files.name_clashes([sample.id for sample in samples])
     if clashes:
         raise DataError(f"Every structure needs a name of its own:\n{listing(clashes)}")
     read = ("sequences", "data", "pdbs", "alignments", "weights")

@@ -29,6 +29,6 @@ def held_loggers(settings: ProcessSettings) -> Iterator[list[Logger]]:
 
 
 def tell(loggers: Sequence[Logger], settings: Callable[[], Mapping[str, Any]]) -> None:
-    """Let loggers send the settings of a run, which `settings` returns when it starts."""
+    """Give loggers the function that returns the settings of the run, to send at its start."""
     for one in loggers:
         one.settings = settings

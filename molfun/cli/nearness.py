@@ -189,15 +189,12 @@ def distances(scores: Any, record: TrainingRecord | None) -> dict[str, list[Any]
         Record of the model.
     """
     column = _distance_column(scores, record)
-    if not column or record is None or record.space is None:
-        return {}
-    found = scores.distances
-    limit, beyond = record.space.limit, record.space.n_beyond(found)
-    if beyond:
+    space = None if record is None else record.space
+    if space is not None and column and (beyond := space.n_beyond(scores.distances)):
         say(
-            f"{counted(beyond, 'sample')} of {len(found)} farther from the training set in the "
-            f"model's representation than any validation sample (distance above "
-            f"{three_digits(limit)}): no metric of the run speaks of such samples."
+            f"{counted(beyond, 'sample')} of {len(scores.distances)} farther from the training set "
+            f"in the model's representation than any validation sample (distance above "
+            f"{three_digits(space.limit)}): no metric of the run speaks of such samples."
         )
     return column
 

@@ -48,7 +48,10 @@ def fold(
     seed: int = 0,
 ) -> list[FoldedStructure]:
     """Return the predicted structure of every sample; see `MolfunStructureModel.fold`."""
-    return list(folded(model, samples_to_fold(data), recycles, tolerance, seed))
+    samples = samples_to_fold(data)
+    _folding(model)  # said first: to other backbones these are no samples at all
+    model.check(samples)
+    return list(folded(model, samples, recycles, tolerance, seed))
 
 
 def samples_to_fold(data: Any) -> list[Sample]:
@@ -73,16 +76,15 @@ def folded(
 ) -> Iterator[FoldedStructure]:
     """Yield structures one by one, so that a caller can write each before the next is computed.
 
+    The caller has had the model check the samples.
+
     Raises
     ------
     ConfigError
         If the backbone predicts no structures, or an argument is out of range.
-    DataError
-        Listing the samples that cannot be folded, before the first is.
     """
     backbone = _folding(model)
     _check(recycles, tolerance)
-    model.check(samples)
     maker = maker_of(model)
     for sample in samples:
         # for each sample: between two, the program that iterates has its own settings

@@ -37,7 +37,7 @@ _VALIDATION_ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """What a checkpoint tells of its training rows.
+    """Hashes and vectors of the training rows, which a checkpoint carries.
 
     Parameters
     ----------

@@ -166,7 +166,7 @@ def as_one_chain(structure: FoldedStructure) -> FoldedStructure:
     )
 
 
-def refuse_equal_files(names: Sequence[str]) -> list[str]:
+def name_clashes(names: Sequence[str]) -> list[str]:
     """Return a sentence for each two ids whose files would have one name."""
     taken: dict[str, str] = {}
     clashes = []

@@ -17,8 +17,8 @@ from molfun.structures.files import (
     as_one_chain,
     file_stem,
     is_complete,
+    name_clashes,
     read_row,
-    refuse_equal_files,
     write_structure,
     write_summary,
 )
@@ -215,5 +215,5 @@ def test_ids_name_files_of_the_folder_alone(name: str, stem: str) -> None:
 
 
 def test_ids_with_equal_files_are_named() -> None:
-    assert refuse_equal_files(["a/b", "a_b", "c"]) == ["'a/b' and 'a_b' would both be a_b.cif"]
-    assert refuse_equal_files(["Prot", "prot"]) == ["'Prot' and 'prot' would both be prot.cif"]
+    assert name_clashes(["a/b", "a_b", "c"]) == ["'a/b' and 'a_b' would both be a_b.cif"]
+    assert name_clashes(["Prot", "prot"]) == ["'Prot' and 'prot' would both be prot.cif"]
