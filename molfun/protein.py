@@ -97,6 +97,9 @@ class Protein:
     residue_ids
         Number and insertion code of each residue in the file (``"52A"``), which files written for
         it get back. No backbone sees them. Empty where there was no file.
+    resolution
+        Resolution of the experiment in angstrom; None where there is none, or it is not known. No
+        backbone sees it, and losses of confidence count only where it is good.
     notes
         Changes and choices of the reader, one sentence each, for the user.
     """
@@ -112,6 +115,7 @@ class Protein:
     full_sequence: str = ""
     positions: Int64[np.ndarray, "length"] = field(default_factory=lambda: np.zeros(0, np.int64))
     residue_ids: tuple[str, ...] = ()
+    resolution: float | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
