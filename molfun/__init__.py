@@ -5,7 +5,7 @@
 ['AffinityDataset', 'AtomsDataset', 'CacheConfig', 'Callback', 'DataSplitter', 'FinetuneStrategy',
 'FullFinetune', 'GradualFinetune', 'HeadOnlyFinetune', 'History', 'LengthBatchSampler',
 'LoRAFinetune', 'MolfunError', 'MolfunStructureModel', 'PartialFinetune', 'Prediction', 'Sample',
-'SampleBatch', 'SequenceDataset', 'TimeSeriesDataset', '__version__']
+'SampleBatch', 'SequenceDataset', 'StructureDataset', 'TimeSeriesDataset', '__version__']
 """
 
 from molfun._lazy import attach

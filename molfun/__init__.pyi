@@ -4,6 +4,7 @@ from molfun.data.batching import LengthBatchSampler as LengthBatchSampler
 from molfun.data.sequences import SequenceDataset as SequenceDataset
 from molfun.data.series.dataset import TimeSeriesDataset as TimeSeriesDataset
 from molfun.data.splits import DataSplitter as DataSplitter
+from molfun.data.structure_dataset import StructureDataset as StructureDataset
 from molfun.errors import MolfunError as MolfunError
 from molfun.models.prediction import Prediction as Prediction
 from molfun.models.structure import MolfunStructureModel as MolfunStructureModel

@@ -19,6 +19,7 @@ from molfun.data.series.demo import double_well as double_well
 from molfun.data.series.samples import check_groups as check_groups
 from molfun.data.series.trajectories import observables as observables
 from molfun.data.splits import DataSplitter as DataSplitter
+from molfun.data.structure_dataset import StructureDataset as StructureDataset
 from molfun.data.structures import find_structure as find_structure
 from molfun.data.structures import read_structure as read_structure
 from molfun.data.tables import read_table as read_table

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from molfun._paths import as_path
-from molfun._shapes import Int64
 from molfun.data.affinity_files import Parsed, Source, drop_missing, locate
-from molfun.data.base import TableDataset
 from molfun.data.cells import Required, noted
 from molfun.data.columns import rows_meeting
-from molfun.data.faults import kind_of, report
+from molfun.data.structure_dataset import StructureDataset
+from molfun.data.structure_files import StructureFiles
 from molfun.data.tables import Table, read_table
-from molfun.errors import ConfigError, DataError
+from molfun.errors import ConfigError
 from molfun.protein import CropPolicy, Protein
-from molfun.sample import Sample
-from molfun.text import listing
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +33,7 @@ _HYDROPATHY = dict(
 """Kyte and Doolittle, J. Mol. Biol. 157, 105 (1982), table 2."""
 
 
-class AffinityDataset(TableDataset):
+class AffinityDataset(StructureFiles):
     """Structures (or pre-computed features) with an affinity each, as a map-style data set.
 
     Make one with `from_csv` or `synthetic`. Parsed structures stay in memory, so that only the
@@ -51,12 +47,6 @@ class AffinityDataset(TableDataset):
     source
         Where the samples come from.
     """
-
-    kind = "structures"
-
-    def __init__(self, table: Table, source: Source) -> None:
-        super().__init__(table, max_length=source.max_length, columns=source.columns)
-        self._source = source
 
     @classmethod
     def from_csv(
@@ -169,123 +159,20 @@ class AffinityDataset(TableDataset):
             source.parsed[name] = Parsed(protein=protein, chains=(sequence,))
         return cls(table, source)
 
-    def __getitem__(self, index: int) -> Sample:
-        index = self.place(index)
-        name = self.ids[index]
-        return Sample(
-            id=name,
-            protein=self._source.protein(name),
-            features=self._source.read_features(name),
-            alignment_dir=self._source.alignments.get(name),
-            target=self._label(index),
-            metadata=self.row(index),
-            max_length=self.max_length,
-            origin=str(self._source.features.get(name, "")),
-        )
+    def structures(self) -> StructureDataset:
+        """Return the same samples with their structures as labels, for a model of both tasks.
 
-    def __repr__(self) -> str:
-        return f"AffinityDataset({len(self)} samples from {self._table.path})"
-
-    @property
-    def lengths(self) -> Int64[np.ndarray, "samples"]:
-        """Residues of each sample that the model sees at most; files not read yet are read."""
-        return self._cropped(sum(map(len, chains)) for chains in self.sequences())
-
-    @property
-    def input_settings(self) -> dict[str, Any]:
-        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
-        aligned = any(name in self._source.alignments for name in self.ids)
-        return {
-            "max_length": self.max_length,
-            "crop": self._source.crop,
-            "alignments": aligned,
-            **self._columns,
-        }
-
-    def sequences(self) -> list[tuple[str, ...]]:
-        """Return the sequence of each chain, before any crop.
-
-        Raises
-        ------
-        DataError
-            If files are bad; all of them are listed.
+        Nothing is read twice. A sample whose coordinates are no label has none.
 
         Examples
         --------
-        >>> [len(chain) for chain in AffinityDataset.synthetic(1, length=7).sequences()[0]]
-        [7]
+        >>> from molfun.data import AffinityDataset, NamedTargets
+        >>> affinity = AffinityDataset.synthetic(2)
+        >>> both = NamedTargets({"affinity": affinity, "structure": affinity.structures()})
+        >>> both.targets[0]  # synthetic samples have no coordinates
+        {'affinity': 6.8757}
         """
-        return self._collect(self._source.sequences)
-
-    def check(self, *, workers: int = 0) -> AffinityDataset:
-        """Parse every file now, and keep the parsed structures for training.
-
-        Call it before a DataLoader with workers starts: the workers then inherit the structures
-        and read nothing again.
-
-        Parameters
-        ----------
-        workers
-            Processes that parse structures, if these are many (200 or more).
-
-        Returns
-        -------
-        AffinityDataset
-            This data set.
-
-        Raises
-        ------
-        DataError
-            If files are bad; all of them are listed.
-        """
-        self._source.parse_all(self.ids, workers)
-        self._collect(self._source.protein)
-        self._collect(self._source.read_features, keep=False)
-        bad = self._source.unreadable
-        if not bad:  # where faults are collected, files that cannot be read are left out
-            return self
-        return self.subset([i for i, name in enumerate(self.ids) if name not in bad])
-
-    def notes(self) -> dict[str, tuple[str, ...]]:
-        """Return what reading changed or chose, for each structure where it did."""
-        proteins = dict(zip(self.ids, self._collect(self._source.protein), strict=True))
-        return {name: p.notes for name, p in proteins.items() if p is not None and p.notes}
-
-    def notes_in_brief(self) -> str:
-        """Say in one line what reading changed: each kind of note, and in how many structures.
-
-        Examples
-        --------
-        >>> AffinityDataset.synthetic(3).notes_in_brief()
-        ''
-        """
-        kinds = Counter(
-            kind
-            for notes in self.notes().values()
-            for kind in dict.fromkeys(getattr(note, "kind", "other") for note in notes)
-        )
-        return ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
-
-    def _collect(self, read: Callable[[str], Any], *, keep: bool = True) -> list[Any]:
-        """Read every sample, and report all bad ones in one error."""
-        results, problems = [], {}
-        for name in self.ids:
-            try:
-                result = read(name)
-            except DataError as error:
-                problems[name] = str(error)
-            else:
-                results.append(result if keep else None)
-        if problems:
-            texts = list(problems.values())
-            failure = DataError(
-                f"{len(texts)} of {len(self)} samples cannot be read:\n{listing(texts)}\n"
-                f"Repair these files, or remove their rows from {self._table.path}."
-            )
-            for name, text in problems.items():
-                report(self._table.path, [text], failure, kind_of(text, self._source.file(name)))
-            self._source.unreadable |= problems.keys()
-        return results
+        return StructureDataset(self._table, self._source)
 
 
 # Synthetic samples

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from molfun._paths import as_path
+from molfun.data.experiment import Experiment
 from molfun.data.faults import report
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex, with_alignments
-from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure
+from molfun.data.structure_labels import label_fault
+from molfun.data.structures import STRUCTURE_SUFFIXES, read_with_experiment
 from molfun.data.tables import Table
 from molfun.errors import DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
@@ -39,6 +41,9 @@ class Parsed:
 
     protein: Protein
     chains: tuple[str, ...]
+    experiment: Experiment = field(default_factory=Experiment)
+    fault: str = ""
+    """Reason why nothing can be learned from its coordinates; empty where something can."""
 
 
 @dataclass
@@ -57,6 +62,8 @@ class Source:
     parsed: dict[str, Parsed] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
+    resolution: float | None = None
+    """Resolution in angstrom that structures without one are taken to have."""
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
     )
@@ -68,6 +75,28 @@ class Source:
     def protein(self, name: str) -> Protein | None:
         """Return the cropped protein; None where features stand for it."""
         return None if name in self.features else self._parse(name).protein
+
+    def experiment(self, name: str) -> Experiment:
+        """Return what the file of a structure states of its experiment."""
+        return Experiment() if name in self.features else self._parse(name).experiment
+
+    def resolution_of(self, name: str) -> float | None:
+        """Return the resolution of a structure in angstrom: stated, or taken; None without one."""
+        protein = self.protein(name)
+        return None if protein is None else protein.resolution
+
+    def assume(self, resolutions: Mapping[str, float]) -> None:
+        """Give structures whose files state no resolution those of a table; NaN is none."""
+        for name, value in resolutions.items():
+            held = self.parsed.get(name)
+            if held is not None and held.experiment.resolution is None and value == value:
+                held.protein = replace(held.protein, resolution=float(value))
+
+    def label_fault(self, name: str) -> str:
+        """Return why the coordinates of a sample are no label; empty if they are one."""
+        if name in self.features:
+            return "holds features without coordinates to learn from. Give its structure."
+        return self._parse(name).fault
 
     def read_features(self, name: str) -> dict[str, Any] | None:
         """Return the pre-computed features of a sample, None if it has none."""
@@ -84,8 +113,15 @@ class Source:
 
     def _parse(self, name: str) -> Parsed:
         if name not in self.parsed:
-            self._keep(name, _parsed(self.structures[name], self.max_length, self.crop))
+            self._keep(name, self._read(self.structures[name]))
         return self.parsed[name]
+
+    @property
+    def _read(self) -> Callable[[Path], Parsed]:
+        """Function that reads a file; it can be sent to other processes."""
+        return functools.partial(
+            _parsed, max_length=self.max_length, crop=self.crop, resolution=self.resolution
+        )
 
     def _keep(self, name: str, found: Parsed) -> None:
         self.parsed[name] = found
@@ -102,7 +138,7 @@ class Source:
             return
         # spawn, since a fork would copy threads of torch that hold locks
         spawn = multiprocessing.get_context("spawn")
-        read = functools.partial(_parsed_or_none, max_length=self.max_length, crop=self.crop)
+        read = functools.partial(_or_none, self._read)
         with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
             paths = [self.structures[name] for name in left]
             for name, found in zip(left, pool.map(read, paths, chunksize=16), strict=True):
@@ -110,14 +146,23 @@ class Source:
                     self._keep(name, found)
 
 
-def _parsed(path: Path, max_length: int | None, crop: CropPolicy) -> Parsed:
-    protein = read_structure(path)
-    return Parsed(protein=protein.crop(max_length, crop), chains=_split_chains(protein))
+def _parsed(
+    path: Path, *, max_length: int | None, crop: CropPolicy, resolution: float | None
+) -> Parsed:
+    protein, experiment = read_with_experiment(path)
+    if protein.resolution is None and resolution is not None:
+        protein = replace(protein, resolution=resolution)
+    return Parsed(
+        protein=protein.crop(max_length, crop),
+        chains=_split_chains(protein),
+        experiment=experiment,
+        fault=label_fault(protein),
+    )
 
 
-def _parsed_or_none(path: Path, max_length: int | None, crop: CropPolicy) -> Parsed | None:
+def _or_none(read: Callable[[Path], Parsed], path: Path) -> Parsed | None:
     try:
-        return _parsed(path, max_length, crop)
+        return read(path)
     except DataError:
         return None
 

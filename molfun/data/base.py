@@ -29,6 +29,8 @@ class SampleDataset(ABC):
     kind: ClassVar[str | None] = None
     """Registered name of the kind of data (`molfun.registry.DATASETS`), where it is one."""
     draws_nothing = True
+    labels_from_structure: ClassVar[bool] = False
+    """True if the label of a sample is its own structure, for tasks that learn coordinates."""
 
     @property
     def default_batch_size(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
+from molfun.data.experiment import experiment_of_cif
 from molfun.data.pdb_records import model_note
 from molfun.data.structure_chains import TRACED, Part, Records, Residue, split_chains
 from molfun.data.structure_names import standard_name
@@ -112,6 +113,7 @@ def _read(path: Path, document: Any, model: int) -> Records:
         notes=notes + split.notes,
         lengths=lengths,
         absent=absent,
+        experiment=experiment_of_cif(block),
     )
 
 

@@ -65,6 +65,26 @@ class FolderIndex:
             name = next((name for name in folded if name is not None), None)
         return None if name is None else self._inside(name)
 
+    def stems(self, suffixes: Sequence[str]) -> dict[str, list[str]]:
+        """Return the names that end in one of `suffixes`, by what stands before it.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("1a4w.cif", "1a4w.pdb.gz", "notes.txt"):
+        ...     (folder / name).touch()
+        >>> FolderIndex(folder).stems((".cif", ".pdb.gz"))
+        {'1a4w': ['1a4w.cif', '1a4w.pdb.gz']}
+        """
+        found: dict[str, list[str]] = {}
+        longest_first = sorted(suffixes, key=len, reverse=True)
+        for name in self._names:
+            suffix = next((s for s in longest_first if name.lower().endswith(s)), None)
+            if suffix is not None and len(name) > len(suffix):
+                found.setdefault(name[: -len(suffix)], []).append(name)
+        return found
+
     def beside(self, stem: str) -> list[str]:
         """Return names that begin with `stem` and a dot in any case: what may have been meant.
 

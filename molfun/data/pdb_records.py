@@ -11,6 +11,7 @@ from typing import Any
 
 import gemmi
 
+from molfun.data.experiment import experiment_of_pdb
 from molfun.data.structure_chains import (
     NO_NAME,
     TRACED,
@@ -71,6 +72,7 @@ def read_pdb(path: Path, text: str, model: int) -> Records:
         notes=notes + split.notes,
         lengths=_lengths(sequences, split.parts),
         absent=absent_sequences(sequences, with_atoms),
+        experiment=experiment_of_pdb(text),
     )
 
 

@@ -15,6 +15,7 @@ from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Any
 
+from molfun.data.experiment import Experiment
 from molfun.data.structure_names import is_amino_acid_name
 from molfun.errors import StructureError
 from molfun.protein import Note
@@ -133,6 +134,7 @@ class Records:
     """Code to the amino acids of the whole sequence, resolved or not."""
     absent: dict[str, int]
     """Chain or entity without any atom to the amino acids of its sequence."""
+    experiment: Experiment
 
 
 def split_chains(path: Path, residues: Sequence[Residue], *, longest_id: int = 2) -> Chains:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from molfun._paths import as_path
 from molfun.data.cif_atoms import read_cif
+from molfun.data.experiment import Experiment, experiment_of_pdb
 from molfun.data.folders import FolderIndex
 from molfun.data.pdb_plain import read_plain
 from molfun.data.pdb_records import read_pdb
@@ -63,7 +65,8 @@ def read_structure(
     Protein
         ``residue_index`` grows by 1 between bonded residues (C-N below 2.5 angstrom, or CA-CA
         below 4.5 where C or N is missing), by the difference of the author numbers across a
-        break, and by `molfun.protein.CHAIN_GAP` between chains.
+        break, and by `molfun.protein.CHAIN_GAP` between chains. ``resolution`` is that of the
+        experiment, where the file states one.
 
     Raises
     ------
@@ -84,14 +87,15 @@ def read_structure(
     >>> protein.sequence, protein.residue_index.tolist(), protein.chain_ids
     ('G', [0], ('A',))
     """
-    path = as_path(path)
     if model < 1:
         raise ConfigError(f"model counts from 1, got {model}.")
     wanted = (chains,) if isinstance(chains, str) else tuple(chains or ())
-    text = _text(path)
-    if not wanted and model == 1 and (plain := _plain(path, text)) is not None:
-        return plain
-    return _read(path, text, wanted, model)
+    return _entry(as_path(path), wanted, model)[0]
+
+
+def read_with_experiment(path: str | Path) -> tuple[Protein, Experiment]:
+    """Read the protein of a file as `read_structure` does, and what it states of its experiment."""
+    return _entry(as_path(path), (), 1)
 
 
 def find_structure(folder: str | Path, pdb_id: str) -> Path | None:
@@ -116,7 +120,14 @@ def find_structure(folder: str | Path, pdb_id: str) -> Path | None:
     return FolderIndex(folder).find(pdb_id, STRUCTURE_SUFFIXES)
 
 
-def _stem(path: Path) -> str:
+def name_of_file(path: Path) -> str:
+    """Return the name of a file without the suffixes of structures.
+
+    Examples
+    --------
+    >>> name_of_file(Path("1a4w.cif.gz"))
+    '1a4w'
+    """
     name = path.name
     for suffix in sorted(STRUCTURE_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
@@ -127,11 +138,21 @@ def _stem(path: Path) -> str:
 # From text to a gemmi structure
 
 
+def _entry(path: Path, wanted: Sequence[str], model: int) -> tuple[Protein, Experiment]:
+    """Read a file by columns if it is plain, else record by record."""
+    text = _text(path)
+    if not wanted and model == 1 and (plain := _plain(path, text)) is not None:
+        protein, experiment = plain, experiment_of_pdb(text)
+    else:
+        protein, experiment = _read(path, text, wanted, model)
+    return replace(protein, resolution=experiment.resolution), experiment
+
+
 def _plain(path: Path, text: str) -> Protein | None:
-    return read_plain(text, _stem(path)) if _is_pdb(path) else None
+    return read_plain(text, name_of_file(path)) if _is_pdb(path) else None
 
 
-def _read(path: Path, text: str, wanted: Sequence[str], model: int) -> Protein:
+def _read(path: Path, text: str, wanted: Sequence[str], model: int) -> tuple[Protein, Experiment]:
     """Read a file record by record."""
     records = _read_records(path, text, model)
     _check_chains(path, records, wanted)
@@ -144,7 +165,7 @@ def _read(path: Path, text: str, wanted: Sequence[str], model: int) -> Protein:
     if not wanted:
         reading.absent = records.absent
     _check_reading(path, reading, records)
-    return reading.protein(_stem(path))
+    return reading.protein(name_of_file(path)), records.experiment
 
 
 def _is_pdb(path: Path) -> bool:

@@ -45,6 +45,8 @@ class Task(ABC):
     labels_are: ClassVar[LabelsAre] = "other"
     """Kind of labels, for baselines: numbers, one class, or a 0 or 1 per class."""
     level: Level = "sequence"
+    labels_from_structure: ClassVar[bool] = False
+    """True if a label is the structure of its sample, a `molfun.protein.Protein`."""
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""
 

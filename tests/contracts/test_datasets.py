@@ -17,6 +17,7 @@ from molfun.data.kinds.base import Labels
 from molfun.data.named_targets import NamedTargets
 from molfun.data.sequences import SequenceDataset
 from molfun.data.series.dataset import TimeSeriesDataset
+from molfun.data.structure_dataset import StructureDataset
 from molfun.testing import DataKindContract, DatasetContract
 
 CHAINS = ["MKV", "ACDE", "GG", "PQRSTVWY", "M", "HHHH"]
@@ -51,6 +52,17 @@ class TestStructures(FromFile):
             (self.folder / f"{name}.pdb").write_text("\n".join([*chain, "END", ""]))
         rows = [f"{name},{i / 2},{2010 + i}" for i, name in enumerate(residues)]
         return AffinityDataset.from_csv(self.write("pdb_id,affinity,year", rows), self.folder)
+
+
+class TestStructuresAsLabels(FromFile):
+    column = "resolution"
+
+    def make(self) -> SampleDataset:
+        for i, name in enumerate(["ALA", "GLY", "VAL", "LYS", "SER", "TRP"]):
+            header = f"REMARK   2 RESOLUTION.{1.5 + i / 2:8.2f} ANGSTROMS."
+            lines = [header, *pdb_chain(f"{name} ALA {name} GLY"), "END", ""]
+            (self.folder / f"{name}.pdb").write_text("\n".join(lines))
+        return StructureDataset.from_folder(self.folder, max_length=3)
 
 
 class TestSeries(DatasetContract):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import EXAMPLES, Finding
-from molfun.data.affinity import AffinityDataset
+from molfun.data.structure_files import StructureFiles
 
 LEFT_OUT = ("ligands left out", "nucleic acids left out", "CA atoms only", "residues without CA",
             "atoms at (0, 0, 0)", "residues without coordinates")  # fmt: skip
@@ -19,7 +19,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     kinds: dict[str, list[str]] = defaultdict(list)
     n = 0
     for data in subject.parts.values():
-        if not isinstance(data, AffinityDataset):
+        if not isinstance(data, StructureFiles):
             return
         n += len(data)
         for name, notes in data.notes().items():

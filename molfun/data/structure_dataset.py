@@ -1,0 +1,349 @@
+"""Structures that are inputs and labels at once: a folder, or a table of ids or paths."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from molfun._paths import as_path
+from molfun._shapes import Bool
+from molfun.data.affinity_files import Source, drop_missing, locate
+from molfun.data.cells import Cells, read_cells
+from molfun.data.columns import numeric
+from molfun.data.folders import FolderIndex
+from molfun.data.structure_files import StructureFiles
+from molfun.data.structure_labels import sequence_fault, structure_label
+from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file
+from molfun.data.tables import Table, read_table
+from molfun.errors import ConfigError, DataError, StructureError
+from molfun.protein import CropPolicy, Protein
+from molfun.text import counted, few
+
+logger = logging.getLogger(__name__)
+
+PATHS, SEQUENCES, RESOLUTION, RELEASED, METHOD = (
+    *("path", "sequence", "resolution", "released", "method"),
+)
+"""Columns of a table that are read, and those that the files add."""
+
+
+class StructureDataset(StructureFiles):
+    """Structures from which a model learns to predict their coordinates.
+
+    The label of a sample is its own `molfun.protein.Protein`, in the crop that the model sees.
+    `metadata` has the columns ``resolution`` (angstrom), ``released`` (date of the first release)
+    and ``method``, blank where a file does not say. Make one with `from_folder`, or of a data set
+    with other labels with `AffinityDataset.structures`.
+
+    Parameters
+    ----------
+    table
+        Ids and other columns.
+    source
+        Where the samples come from.
+    """
+
+    labels_from_structure = True
+
+    @classmethod
+    def from_folder(
+        cls,
+        data: str | Path,
+        *,
+        pdb_dir: str | Path | None = None,
+        alignments_dir: str | Path | None = None,
+        max_length: int | None = None,
+        crop: CropPolicy = "auto",
+        max_resolution: float | None = None,
+        released_before: str | date | None = None,
+        released_after: str | date | None = None,
+        resolution: float | None = None,
+        skip_missing: bool = False,
+        id_column: str = "pdb_id",
+        require_labels: bool = True,
+        workers: int = 0,
+    ) -> Self:
+        r"""Read all structures of a folder, or those that a table names.
+
+        Parameters
+        ----------
+        data
+            Folder whose ``.cif``, ``.pdb``, ``.ent`` and ``.mmcif`` files (also with ``.gz``) are
+            the samples; or a table with a column of ids, for files in `pdb_dir`, or with a column
+            ``path`` (as seen from the table). A column ``sequence`` has to agree with the
+            structures, and a column ``resolution`` stands in where a file states none.
+        pdb_dir
+            Folder of the structures that a table names by id.
+        alignments_dir
+            Folder with a folder of ``.a3m`` or ``.sto`` files for each id; by default
+            ``alignments`` next to the structures, if there is one.
+        max_length
+            Residues kept of each structure. Training on a part drawn anew in each epoch is
+            `random_crops`.
+        crop
+            Which residues are kept (`molfun.protein.Protein.crop`).
+        max_resolution
+            Largest resolution in angstrom. Structures without one are left out, which is said; give
+            `resolution` to keep them.
+        released_before, released_after
+            Dates as ``"2018-05-01"``: kept is what was released earlier than the first, and on the
+            second or later. Structures without a date are left out, which is said.
+        resolution
+            Resolution in angstrom that structures without one are taken to have. Losses of
+            confidence count only where it is good.
+        skip_missing
+            Leave out rows without a file, with a warning, where an error would be raised.
+        id_column
+            Column of ids in a table.
+        require_labels
+            False for prediction: structures with nothing to learn from are kept, without a label.
+        workers
+            Processes that parse structures, if these are many (200 or more).
+
+        Raises
+        ------
+        DataError
+            If files are missing, cannot be read, have nothing to learn from, or disagree with the
+            table; all of them are listed. Also if the filters leave no structure.
+        ConfigError
+            If a setting is not allowed.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> from molfun.data import StructureDataset
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> atoms = [("N", 0.0, 1.4, 0.0), ("CA", 0.0, 0.0, 0.0), ("C", 1.5, 0.0, 0.0)]
+        >>> lines = [
+        ...     f"ATOM      1  {name:<3} GLY A{i:4}    {x + 4 * i:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00"
+        ...     for i in range(3) for name, x, y, z in atoms
+        ... ]
+        >>> _ = (folder / "1abc.pdb").write_text("\n".join(lines))
+        >>> sample = StructureDataset.from_folder(folder)[0]
+        >>> sample.id, sample.target is sample.protein, sample.metadata["resolution"]
+        ('1abc', True, None)
+        """
+        Protein.from_sequence("A").crop(max_length, crop)  # refuses wrong settings now
+        before, after = (_as_date(d) for d in (released_before, released_after))
+        _check_resolutions(max_resolution=max_resolution, resolution=resolution)
+        table, source, folders = _found(as_path(data), pdb_dir, alignments_dir, id_column)
+        source.max_length, source.crop, source.resolution = max_length, crop, resolution
+        source.columns = {"id_column": id_column}
+        table = drop_missing(table, source, folders, skip_missing=skip_missing)
+        dataset = cls(table, source)
+        dataset.require_labels = require_labels
+        dataset = dataset.check(workers=workers)._described()
+        return dataset._filtered(max_resolution, before, after)
+
+    def __init__(self, table: Table, source: Source) -> None:
+        super().__init__(table, source)
+        self.require_labels = True
+        self._written = _written(table)
+        if not table.word:
+            self._rows_of = "them from"
+
+    @property
+    def targets(self) -> list[Protein | None]:
+        """Structures in order, None where there is nothing to learn from."""
+        return list(map(self._structure, self.ids))
+
+    @property
+    def target_name(self) -> str:
+        """Name of the labels in messages."""
+        return "structure"
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
+        settings = super().input_settings
+        return {**settings, "labels": "structure", "resolution": self._source.resolution}
+
+    def _label(self, index: int) -> Protein | None:
+        return self._structure(self.ids[index])
+
+    def _structure(self, name: str) -> Protein | None:
+        if self._source.label_fault(name):
+            return None
+        return structure_label(self._source.protein(name))
+
+    _verb = "used"
+
+    def _examined(self, name: str) -> Any:
+        """Read a structure, and refuse one that cannot be a label or is not that of its row."""
+        found = super()._examined(name)
+        file, fault = self._source.file(name), self._source.label_fault(name)
+        if fault and self.require_labels:
+            raise StructureError(f"{file} {fault}")
+        written, origin = self._written.get(name, ("", ""))
+        difference = sequence_fault(written, self._source.sequences(name)) if written else ""
+        if difference:
+            raise DataError(
+                f"{origin}: the sequence of {name} {difference} ({file}). Correct one of them."
+            )
+        return found
+
+    def _described(self) -> Self:
+        """Return this data set with what the files state of their experiments as columns."""
+        columns = self._table.metadata
+        found = [self._source.experiment(name) for name in self.ids]
+        stated = pd.Series([one.resolution for one in found], dtype="float64")
+        if RESOLUTION in columns and RESOLUTION in numeric(columns):
+            stated = stated.fillna(columns[RESOLUTION].astype("float64"))
+            self._source.assume(dict(zip(self.ids, stated, strict=True)))
+        described = columns.copy()
+        described[RESOLUTION] = stated
+        # a table may have columns of these names, such as the method of a measurement
+        if RELEASED not in columns:
+            described[RELEASED] = pd.Series([one.released or "" for one in found], dtype=object)
+        if METHOD not in columns:
+            described[METHOD] = pd.Series([one.method for one in found], dtype=object)
+        part = self.subset(range(len(self)))
+        part._table = replace(part._table, metadata=described)
+        return part
+
+    def _filtered(
+        self, max_resolution: float | None, before: str | None, after: str | None
+    ) -> Self:
+        """Leave out structures that a filter removes, and say how many, and why."""
+        kept = self._sharp(max_resolution)
+        released = [self._source.experiment(name).released for name in self.ids]
+        if before is not None:
+            late = [None if d is None else d >= before for d in released]
+            kept &= self._tested(late, f"released_before={before}", *_DATED)
+        if after is not None:
+            early = [None if d is None else d < after for d in released]
+            kept &= self._tested(early, f"released_after={after}", *_DATED)
+        if not kept.any():
+            raise DataError(f"No structure of {self._table.path} is left after the filters.")
+        return self if kept.all() else self.subset(kept)
+
+    def _sharp(self, max_resolution: float | None) -> Bool[np.ndarray, "samples"]:
+        """Return which structures have a resolution that is good enough."""
+        if max_resolution is None:
+            return np.ones(len(self), bool)
+        values = [self._source.resolution_of(name) for name in self.ids]
+        bad = [None if v is None else v > max_resolution for v in values]
+        advice = "give resolution=VALUE (--resolution) to keep them"
+        return self._tested(bad, f"max_resolution={max_resolution:g}", "resolution", advice)
+
+    def _tested(
+        self, bad: Sequence[bool | None], rule: str, noun: str, advice: str
+    ) -> Bool[np.ndarray, "samples"]:
+        """Return which structures pass a filter; those without a value do not, and are named."""
+        unknown = [name for name, one in zip(self.ids, bad, strict=True) if one is None]
+        removed, n = sum(one is True for one in bad), counted(len(self), "structure")
+        if removed:
+            logger.warning("%s leaves out %d of %s.", rule, removed, n)
+        if unknown:
+            logger.warning(
+                "%s leaves out %d of %s without a %s (%s): %s.",
+                rule, len(unknown), n, noun, few(unknown, limit=5), advice,
+            )  # fmt: skip
+        return np.array([one is False for one in bad])
+
+
+def _written(table: Table) -> dict[str, tuple[str, str]]:
+    """Return the sequences that a table gives for its ids, and where each stands."""
+    if SEQUENCES not in table.metadata:
+        return {}
+    texts = table.metadata[SEQUENCES].astype(str)
+    return {
+        name: (text.strip(), table.origin(i))
+        for i, (name, text) in enumerate(zip(table.ids, texts, strict=True))
+    }
+
+
+_DATED = ("date of release", "PDB files have it in REVDAT records")
+
+
+# Settings
+
+
+def _as_date(given: str | date | None) -> str | None:
+    try:
+        return None if given is None else date.fromisoformat(str(given)).isoformat()
+    except ValueError:
+        raise ConfigError(f"{given!r} is no date; write it as 2018-05-01.") from None
+
+
+def _check_resolutions(**given: float | None) -> None:
+    for name, value in given.items():
+        if value is not None and not 0 < value < np.inf:
+            raise ConfigError(f"{name} must be a positive number of angstrom, got {value}.")
+
+
+# Tables and folders
+
+
+def _found(
+    path: Path,
+    pdb_dir: str | Path | None,
+    alignments_dir: str | Path | None,
+    id_column: str,
+) -> tuple[Table, Source, str]:
+    """Return the samples, where their files are, and the folders in which these were looked for."""
+    if path.is_dir():
+        if pdb_dir is not None:
+            raise ConfigError(f"{path} is a folder of structures: leave out pdb_dir ({pdb_dir}).")
+        ids = _ids_in(path)
+        targets = np.full(len(ids), np.nan)
+        table = Table(path=path, ids=ids, targets=targets, word="")
+        return table, locate(ids, path, None, alignments_dir), str(path)
+    if pdb_dir is not None:
+        table = read_table(path, id_column=id_column, target_column="", require_target=False)
+        return table, locate(table.ids, pdb_dir, None, alignments_dir), str(as_path(pdb_dir))
+    table, files = _of_paths(read_cells(path, PATHS), id_column)
+    source = Source(structures=files)
+    if alignments_dir is not None:
+        source.alignments = locate(table.ids, None, None, alignments_dir).alignments
+    return table, source, f"{path}"
+
+
+def _ids_in(folder: Path) -> list[str]:
+    """Return the names of the structures of a folder; say which files stand behind others."""
+    found = FolderIndex(folder).stems(STRUCTURE_SUFFIXES)
+    if not found:
+        raise DataError(
+            f"{folder} holds no structure. Give a folder of {', '.join(STRUCTURE_SUFFIXES[:4])} "
+            f"files (also with .gz); folders in it are not searched."
+        )
+    several = [names for names in found.values() if len(names) > 1]
+    if several:
+        logger.warning(
+            "%s: %s in several files, of which .cif goes before .pdb before .gz: %s.",
+            folder, counted(len(several), "structure"), few([" and ".join(n) for n in several]),
+        )  # fmt: skip
+    return list(found)
+
+
+def _of_paths(cells: Cells, id_column: str) -> tuple[Table, dict[str, Path]]:
+    """Read a table with the paths of the structures."""
+    if PATHS not in cells.header:
+        raise ConfigError(
+            f"{cells.path} has no column {PATHS!r}, and no folder of structures is given: add "
+            f"pdb_dir (--pdbs FOLDER)."
+        )
+    texts = cells.filled(PATHS)
+    files = [cells.path.parent / as_path(text) for text in texts]
+    has_ids = id_column in cells.header
+    ids = list(cells.ids(id_column)) if has_ids else [name_of_file(path) for path in files]
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if first.setdefault(name, row) != row:
+            cells.refuse(
+                row,
+                f"{cells.where(row)}: {name!r} is the name of {cells.where(first[name])} already; "
+                f"give them a column {id_column!r} of different ids",
+            )
+    cells.raise_problems(goes_on=True)
+    used = (id_column, PATHS)
+    table = Table.of(cells, ids, np.full(len(ids), np.nan), used=used).take(cells.good())
+    located = {name: path for name, path in zip(ids, files, strict=True) if path.is_file()}
+    return table, located
