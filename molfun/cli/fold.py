@@ -14,13 +14,14 @@ from molfun._io import write_json
 from molfun._paths import as_path
 from molfun.cli.command_settings import FoldSettings
 from molfun.cli.console import Progress, say, set_up_logging
-from molfun.cli.models import open_model
+from molfun.cli.models import open_ensemble, open_model
 from molfun.cli.outputs import refuse_inputs
 from molfun.data.fasta import read_fasta
 from molfun.data.folders import FolderIndex, with_alignments
 from molfun.data.kinds.sequences import is_fasta
 from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import folding
+from molfun.models.ensemble import Ensemble
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import DirectoryLock
 from molfun.sample import Sample
@@ -40,14 +41,25 @@ def fold(given: Mapping[str, Any]) -> None:
     set_up_logging(None, debug=wanted.debug)
     samples = folding.samples_to_fold(_samples(wanted))
     _refuse(wanted, samples)
-    model = _model(wanted)
+    models = _models(wanted)
     # before a former run is removed
-    model.check(samples)
-    run(model, samples, wanted)
+    models[0].check(samples)
+    run(models, samples, wanted)
 
 
-def run(model: MolfunStructureModel, samples: Sequence[Sample], wanted: FoldSettings) -> None:
+def run(
+    models: Sequence[MolfunStructureModel], samples: Sequence[Sample], wanted: FoldSettings
+) -> None:
     """Fold and write; a structure that is there already is not computed again.
+
+    Parameters
+    ----------
+    models
+        One model, or those of an ensemble.
+    samples
+        Samples that the model has checked.
+    wanted
+        Settings of the command.
 
     Raises
     ------
@@ -57,8 +69,8 @@ def run(model: MolfunStructureModel, samples: Sequence[Sample], wanted: FoldSett
     folder = as_path(wanted.output)
     with DirectoryLock(folder):
         identity = {
-            "model": model.backbone.state_fingerprint(),
-            "settings": model.backbone.featurize_key(),
+            "model": _fingerprint(models),
+            "settings": models[0].backbone.featurize_key(),
             "recycles": wanted.recycles,
             "recycle_tolerance": wanted.recycle_tolerance,
             "seed": wanted.seed,
@@ -69,7 +81,7 @@ def run(model: MolfunStructureModel, samples: Sequence[Sample], wanted: FoldSett
         work = [s for s in samples if not _is_done(places[s.id], s)]
         if len(work) < len(samples):
             say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
-        made = folding.folded(model, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
+        made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
         for sample, structure in zip(Progress(work, "folding"), made, strict=True):
             shown = files.as_one_chain(structure) if wanted.unify_chains else structure
             place = places[sample.id]
@@ -80,16 +92,19 @@ def run(model: MolfunStructureModel, samples: Sequence[Sample], wanted: FoldSett
     _say(rows, folder)
 
 
+def _fingerprint(models: Sequence[MolfunStructureModel]) -> str | list[str]:
+    prints = [model.backbone.state_fingerprint() for model in models]
+    return prints if len(prints) > 1 else prints[0]
+
+
 def _say(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Print the most confident structures, and what must be known of them."""
     ranked = sorted(rows, key=lambda row: -row["confidence"])
     width = max(len(row["id"]) for row in ranked[:SHOWN])
-    say(f"{'id':<{width}}  residues  pLDDT    pTM   ipTM")
+    several = any("member" in row for row in rows)
+    say(f"{'id':<{width}}  residues  pLDDT    pTM   ipTM{'  member  spread' * several}")
     for row in ranked[:SHOWN]:
-        ptm, iptm = (
-            f"{'-':>6}" if row[name] is None else f"{row[name]:6.3f}" for name in ("ptm", "iptm")
-        )
-        say(f"{row['id']:<{width}}  {row['length']:>8}  {row['plddt']:>5.1f} {ptm} {iptm}")
+        say(_line(row, width))
     if len(ranked) > SHOWN:
         say(f"... and {len(ranked) - SHOWN} more in {folder / files.SUMMARY}")
     counts = Counter(note for row in rows for note in row["notes"])
@@ -97,6 +112,18 @@ def _say(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         whole = "all" if n == len(rows) else f"{n} of {len(rows)}"
         say(f"Note on {whole}: {note}.")
     say(f"{counted(len(rows), 'structure')} in {folder}: mmCIF, PDB, confidence; {files.SUMMARY}")
+
+
+def _line(row: Mapping[str, Any], width: int) -> str:
+    ptm, iptm = (_cell(row[name], 6, 3) for name in ("ptm", "iptm"))
+    text = f"{row['id']:<{width}}  {row['length']:>8}  {row['plddt']:>5.1f} {ptm} {iptm}"
+    if "member" not in row:
+        return text
+    return f"{text}  {row['member']:>6}  {_cell(row['spread'], 4, 1)} A"
+
+
+def _cell(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 # Input
@@ -225,8 +252,9 @@ def _remove(folder: Path) -> None:
     for place in (folder, *(p for p in folder.iterdir() if _SHARD.fullmatch(p.name))):
         for request in list(place.glob("*_request.json")):
             stem = request.name.removesuffix("_request.json")
-            for ending in (*files.ENDINGS, "_request.json"):
-                (place / f"{stem}{ending}").unlink(missing_ok=True)
+            for own in (place, *place.glob(files.member_folder("*"))):
+                for ending in (*files.ENDINGS, "_request.json"):
+                    (own / f"{stem}{ending}").unlink(missing_ok=True)
 
 
 def _places(folder: Path, samples: Sequence[Sample], size: int) -> Iterator[tuple[str, Path]]:
@@ -251,17 +279,19 @@ def _is_done(place: Path, sample: Sample) -> bool:
     return isinstance(stored, dict) and stored.get("input") == sample.content_key()
 
 
-def _model(wanted: FoldSettings) -> MolfunStructureModel:
+def _models(wanted: FoldSettings) -> list[MolfunStructureModel]:
+    """Open the base model, that of a checkpoint, or all of an ensemble."""
+    options: dict[str, Any] = {
+        "weights": wanted.weights,
+        "device": wanted.device,
+        "kernels": wanted.kernels,
+    }
     if wanted.checkpoint is None:
-        return MolfunStructureModel(
-            wanted.backbone,
-            config=wanted.preset,
-            weights=wanted.weights,
-            device=wanted.device,
-            kernels=wanted.kernels,
-        )
+        return [MolfunStructureModel(wanted.backbone, config=wanted.preset, **options)]
     if wanted.preset is not None:
         raise ConfigError("--preset is for a base model; a checkpoint keeps its own.")
-    return open_model(
-        wanted.checkpoint, weights=wanted.weights, device=wanted.device, kernels=wanted.kernels
-    )
+    ensemble: Ensemble | None = open_ensemble(wanted.checkpoint, **options)
+    if ensemble is None:
+        return [open_model(wanted.checkpoint, **options)]
+    say(f"Ensemble of {len(ensemble)} models")
+    return ensemble.models

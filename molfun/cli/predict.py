@@ -75,7 +75,7 @@ def _check_structures(wanted: PredictSettings) -> None:
     if is_ensemble(wanted.checkpoint):
         raise ConfigError(
             f"--structures is for a single model, and {wanted.checkpoint} is an ensemble, whose "
-            f"models give a structure each: molfun fold {wanted.checkpoint}/member_1 ..."
+            f"models give a structure each: molfun fold {wanted.checkpoint} ..."
         )
     folder = as_path(wanted.structures)
     if folder.is_dir() and any(folder.iterdir()):

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import shutil
@@ -21,7 +20,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 
 from molfun import __version__
 from molfun._io import atomic_directory, write_json
@@ -29,15 +27,17 @@ from molfun._paths import as_path
 from molfun.backbones.kernels import Kernels
 from molfun.errors import CheckpointError, ConfigError, DataError
 from molfun.evaluation.conformal import Calibration
-from molfun.models import evaluation, persistence, trained_on
+from molfun.models import evaluation, folding, persistence, trained_on
 from molfun.models.caching import caches_of
 from molfun.models.judging import Measured
 from molfun.models.prediction import Prediction
+from molfun.models.shared_weights import check_alike, copied, share
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.runs.checkpoint import foreign_files
 from molfun.sample import Sample
+from molfun.structures.folded import FoldedStructure
 from molfun.training.ahead import loaded_ahead
 from molfun.training.cache import CacheConfig, PrefixCache
 from molfun.training.inputs import as_inputs
@@ -90,7 +90,7 @@ class Ensemble:
         self.calibrations: dict[str, Calibration] = {}
         if len(self.models) < 2:
             raise ConfigError(f"An ensemble has at least two models, got {len(self.models)}.")
-        _check_alike(self.models)
+        check_alike(self.models)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -127,12 +127,12 @@ class Ensemble:
         options: dict[str, Any] = {"weights": weights, "device": device, "kernels": kernels}
         models: list[MolfunStructureModel] = []
         for path in map(as_path, paths):
-            model = _copied(models[0], path) if models else None
+            model = copied(models[0], path) if models else None
             models.append(model or MolfunStructureModel.from_checkpoint(path, **options))
         found = cls(models)
         # not those of a user, who may train one of them on
         for model in models[1:]:
-            _share(models[0].backbone, model.backbone)
+            share(models[0].backbone, model.backbone)
         return found
 
     @classmethod
@@ -258,6 +258,31 @@ class Ensemble:
             evaluation.compare(found, self.models, train, measured)
         return found
 
+    @settled()
+    def fold(
+        self, data: Any, *, recycles: int = 3, tolerance: float | None = None, seed: int = 0
+    ) -> list[FoldedStructure]:
+        """Predict structures with every model, and return the most confident one of each sample.
+
+        Parameters
+        ----------
+        data, recycles, tolerance, seed
+            As in `MolfunStructureModel.fold`.
+
+        Returns
+        -------
+        list
+            One `FoldedStructure` per sample in input order: that of the member with the highest
+            ``confidence``, with its ``member``, the ``spread`` of the others around it, and all
+            ``models``, most confident first.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone predicts no structures.
+        """
+        return folding.fold(self.models, data, recycles=recycles, tolerance=tolerance, seed=seed)
+
     def _seen(self) -> np.ndarray:
         """Return the digests of the inputs that any of the models was trained on."""
         return np.unique(np.concatenate([model.training_inputs for model in self.models]))
@@ -353,58 +378,7 @@ def save_folds(
             _link_equal(folder, folders[:i])
 
 
-# Weights in common
-
-
-def _check_alike(models: Sequence[MolfunStructureModel]) -> None:
-    first, *others = [_outline(model) for model in models]
-    for i, other in enumerate(others, start=2):
-        differ = [name for name in first if first[name] != other[name]]
-        if differ:
-            raise ConfigError(
-                f"Model {i} of the ensemble differs from the first in {', '.join(differ)}: its "
-                f"predictions mean something else."
-            )
-
-
-def _outline(model: MolfunStructureModel) -> dict[str, Any]:
-    return {
-        "backbone": (model.backbone.name, dict(model.backbone.config_dict)),
-        "heads": [(part.name, part.head_name) for part in model.need_heads("Ensemble")],
-        "tasks": [(part.task_name, getattr(part.task, "classes", None)) for part in model.heads],
-    }
-
-
-def _share(ours: nn.Module, theirs: nn.Module) -> None:
-    """Hold weights of `theirs` that equal those of `ours` in the memory of these."""
-    known = {_plain(name): tensor for name, tensor in ours.named_parameters()}
-    for name, parameter in theirs.named_parameters():
-        same = known.get(_plain(name))
-        if same is not None and _equal(same, parameter):
-            parameter.data = same.data
-
-
-def _plain(name: str) -> str:
-    """Return the name of a weight without the layers that adapters put around it."""
-    return name.replace(".base_layer.", ".")
-
-
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-    return alike and torch.equal(one, other)
-
-
-def _copied(model: MolfunStructureModel, path: Path) -> MolfunStructureModel | None:
-    """Return a checkpoint loaded into a copy of a model, which is quicker than to build another.
-
-    None if it needs another model: one with adapters, or without.
-    """
-    made = copy.deepcopy(model)
-    try:
-        persistence.load(made, path)
-    except CheckpointError:  # a damaged one is refused again where it is built
-        return None
-    return made
+# Passes
 
 
 def _runner(

@@ -23,6 +23,7 @@ from molfun.protein import RESIDUE_LETTERS_WITH_X, Protein
 from molfun.sample import Sample
 from molfun.structures import files
 from molfun.structures.folded import ALONE, FoldedStructure, Maker
+from molfun.structures.ranking import ranked
 from molfun.text import counted
 from molfun.training.inputs import Inputs
 from molfun.training.supervised import Evaluation
@@ -40,18 +41,18 @@ JUMPED = (
 
 
 def fold(
-    model: AssembledModel,
+    models: Sequence[AssembledModel],
     data: Any,
     *,
     recycles: int,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> list[FoldedStructure]:
-    """Return the predicted structure of every sample; see `MolfunStructureModel.fold`."""
+    """Return the predicted structure of every sample; see `folded`."""
     samples = samples_to_fold(data)
-    _folding(model)  # said first: to other backbones these are no samples at all
-    model.check(samples)
-    return list(folded(model, samples, recycles, tolerance, seed))
+    _folding(models[0])  # said first: to other backbones these are no samples at all
+    models[0].check(samples)
+    return list(folded(models, samples, recycles, tolerance, seed))
 
 
 def samples_to_fold(data: Any) -> list[Sample]:
@@ -68,7 +69,7 @@ def samples_to_fold(data: Any) -> list[Sample]:
 
 
 def folded(
-    model: AssembledModel,
+    models: Sequence[AssembledModel],
     samples: Sequence[Sample],
     recycles: int,
     tolerance: float | None,
@@ -76,21 +77,30 @@ def folded(
 ) -> Iterator[FoldedStructure]:
     """Yield structures one by one, so that a caller can write each before the next is computed.
 
-    The caller has had the model check the samples.
+    Parameters
+    ----------
+    models
+        One model, or those of an ensemble, of which the most confident structure is given.
+    samples
+        Samples that the caller has had the model check.
+    recycles, tolerance, seed
+        As in `MolfunStructureModel.fold`.
 
     Raises
     ------
     ConfigError
         If the backbone predicts no structures, or an argument is out of range.
     """
-    backbone = _folding(model)
     _check(recycles, tolerance)
-    maker = maker_of(model)
+    pairs = [(model, _folding(model), maker_of(model)) for model in models]
     for sample in samples:
-        # for each sample: between two, the program that iterates has its own settings
-        with settled(), torch.no_grad(), evaluating(model), autocast(model):
-            found = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
-        yield structure_of(sample, found, maker, seed)
+        found = []
+        for model, backbone, maker in pairs:
+            # for each sample: between two, the program that iterates has its own settings
+            with settled(), torch.no_grad(), evaluating(model), autocast(model):
+                made = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
+            found.append(structure_of(sample, made, maker, seed))
+        yield found[0] if len(found) == 1 else ranked(found)
 
 
 def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:

@@ -367,7 +367,7 @@ class MolfunStructureModel(AssembledModel):
         ConfigError
             If the backbone predicts no structures.
         """
-        return folding.fold(self, data, recycles=recycles, tolerance=tolerance, seed=seed)
+        return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed)
 
     @settled()
     def evaluate(

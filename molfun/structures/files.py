@@ -24,6 +24,8 @@ SUMMARY = "summary.csv"
 """Table of all structures of a folder, most confident first."""
 COLUMNS = ("id", "confidence", "plddt", "ptm", "iptm", "length", "chains", "recycles", "notes")
 SCORES = ("confidence", "plddt", "ptm", "iptm")
+OF_ENSEMBLE = ("member", "spread")
+"""Columns that the table has besides, if an ensemble made the structures."""
 CONFIDENCE = "_confidence.json"
 ENDINGS = (".pdb", CONFIDENCE, "_pae.npz", "_confidence.png", ".cif")
 """Endings of the files of a structure, in the order in which they are written."""
@@ -48,7 +50,8 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
     ``ID.cif`` (ModelCIF), ``ID.pdb`` where the format can hold it, ``ID_confidence.json``,
     ``ID_pae.npz`` (``pae`` and ``max_pae`` in angstrom) where there is a TM head,
     ``ID_confidence.png`` with pLDDT along the chain and the predicted aligned error. The mmCIF is
-    written last: where it is, the structure is complete.
+    written last: where it is, the structure is complete. Of an ensemble, the structures of all
+    models are written likewise into folders ``member_1`` and so on.
 
     Parameters
     ----------
@@ -60,7 +63,9 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
         Whether to draw the plots.
     """
     stem = file_stem(structure.id)
-    written = []
+    written: list[Path] = []
+    for one in structure.models:
+        written += write_structure(one, folder / member_folder(one.member), plots=plots)
     if not why_not_pdb(structure):
         written.append(folder / f"{stem}.pdb")
         write_text(written[-1], pdb_text(structure))
@@ -79,6 +84,11 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
     written.append(folder / f"{stem}.cif")
     write_text(written[-1], mmcif_text(structure))
     return written
+
+
+def member_folder(number: int | str | None) -> str:
+    """Return the name of the folder for the structures of a model; ``"*"`` matches all."""
+    return f"member_{number}"
 
 
 def confidence(structure: FoldedStructure) -> dict[str, Any]:
@@ -101,6 +111,22 @@ def confidence(structure: FoldedStructure) -> dict[str, Any]:
         "trained": structure.maker.trained or None,
         "software": structure.maker.software,
         "notes": list(structure.notes),
+        **_of_ensemble(structure),
+    }
+
+
+def _of_ensemble(structure: FoldedStructure) -> dict[str, Any]:
+    """Return what the file says of an ensemble; nothing for a single model."""
+    if structure.spread is None:
+        return {} if structure.member is None else {"member": structure.member}
+    return {
+        "member": structure.member,
+        "spread": _rounded(structure.mean_spread),
+        "residue_spread": [None if np.isnan(v) else round(float(v), 3) for v in structure.spread],
+        "members": [
+            {"member": one.member, **{n: _rounded(v) for n, v in one.scores().items()}}
+            for one in structure.models
+        ],
     }
 
 
@@ -129,6 +155,7 @@ def read_row(folder: Path, name: str) -> dict[str, Any]:
             **{key: stored[key] for key in ("id", *SCORES, "recycles", "notes")},
             "length": len(stored["residues"]),
             "chains": len(set(stored["chains"])),
+            **{key: stored[key] for key in OF_ENSEMBLE if key in stored},
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error)
@@ -138,9 +165,11 @@ def read_row(folder: Path, name: str) -> dict[str, Any]:
 def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write the table of structures, most confident first."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    listed = list(rows)
+    extra = [name for name in OF_ENSEMBLE if any(name in row for row in listed)]
+    writer = csv.DictWriter(text, (*COLUMNS, *extra), lineterminator="\n")
     writer.writeheader()
-    for row in sorted(rows, key=lambda row: (-row["confidence"], row["id"])):
+    for row in sorted(listed, key=lambda row: (-row["confidence"], row["id"])):
         writer.writerow({**row, "notes": " ".join(f"{note}." for note in row["notes"])})
     write_text(path, text.getvalue())
 
@@ -162,7 +191,10 @@ def as_one_chain(structure: FoldedStructure) -> FoldedStructure:
     note = f"{len(protein.chain_ids)} chains were written as one"
     several = len(protein.chain_ids) > 1
     return replace(
-        structure, protein=joined, notes=(*structure.notes, *([note] if several else []))
+        structure,
+        protein=joined,
+        notes=(*structure.notes, *([note] if several else [])),
+        models=tuple(map(as_one_chain, structure.models)),
     )
 
 

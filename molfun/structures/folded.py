@@ -72,6 +72,13 @@ class FoldedStructure:
         What a reader of the structure must know, one sentence each.
     maker
         Software and weights.
+    member
+        Number of the model in its ensemble, from 1; None for a single model.
+    spread
+        (length,) distance in angstrom of the CA atom of each residue from those of the other models
+        of the ensemble, see `molfun.structures.ranking.spread_of`; None for a single model.
+    models
+        Structures of all models of the ensemble, most confident first, the first of them this one.
 
     Examples
     --------
@@ -93,6 +100,9 @@ class FoldedStructure:
     seed: int = 0
     notes: Sequence[str] = ()
     maker: Maker = field(default_factory=lambda: Maker(model="", software={}, weights=""))
+    member: int | None = None
+    spread: Float32[np.ndarray, "length"] | None = None
+    models: Sequence[FoldedStructure] = ()
 
     @property
     def mean_plddt(self) -> float:
@@ -108,6 +118,13 @@ class FoldedStructure:
         if self.iptm is not None and self.ptm is not None:
             return 0.8 * self.iptm + 0.2 * self.ptm
         return self.mean_plddt / 100
+
+    @property
+    def mean_spread(self) -> float | None:
+        """Root mean square of `spread` over the residues that have CA atoms; None without it."""
+        if self.spread is None or np.isnan(self.spread).all():
+            return None
+        return float(np.sqrt(np.nanmean(np.square(self.spread))))
 
     def scores(self) -> dict[str, Any]:
         """Return the confidence of the whole structure by name, as the summary table holds it."""

@@ -166,6 +166,7 @@ def _used(structure: FoldedStructure, software: list[Any]) -> Any:
         "trained": maker.trained,
         "recycles": structure.recycles,
         "seed": structure.seed,
+        "member": structure.member,
     }
     parameters = [
         modelcif.SoftwareParameter(name, value)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gemmi
 import numpy as np
 import pytest
 from click.testing import Result
+
+from molfun.models import Ensemble
 
 Command = Callable[..., Result]
 
@@ -170,6 +174,40 @@ def test_structures_of_predictions(train: Command, molfun: Command) -> None:
     assert [(str(r.seqid), r.name) for r in found] == [(str(r.seqid), r.name) for r in given]
     again = molfun(*arguments, "--structures", "folded", "--overwrite")
     assert again.exit_code == 0, again.output
+
+
+def test_an_ensemble(fold: Command, molfun: Command, tiny_model: Callable[..., Any]) -> None:
+    models = [tiny_model(seed=seed) for seed in (0, 1)]
+    Ensemble(models).save("both")
+    options = ("fold", "both", "--sequences", "x.fasta", "--device", "cpu", "--no-plots")
+    result = molfun(*options, "--output", "out", "--recycles", 0)
+    assert result.exit_code == 0, result.output
+    assert "Ensemble of 2 models" in result.stdout
+    assert re.search(r"pair +10 +\S+ +\S+ +\S+ +[12] +\S+ A", result.stdout)
+    assert "Note on all: the most confident of 2 models of an ensemble" in result.stdout
+    rows = table("out/summary.csv")
+    alone = [model.fold("MKTAY:ACDEF", recycles=0)[0].confidence for model in models]
+    assert rows["pair"]["member"] == str(int(np.argmax(alone)) + 1)
+    assert float(rows["pair"]["confidence"]) == pytest.approx(max(alone), abs=1e-4)
+    assert float(rows["pair"]["spread"]) > 0
+    best = Path("out/pair.pdb").read_text().splitlines()
+    own = Path(f"out/member_{rows['pair']['member']}/pair.pdb").read_text().splitlines()
+    atoms = [[line for line in lines if line.startswith("ATOM")] for lines in (best, own)]
+    assert atoms[0] == atoms[1]
+    # resumed, with the same files
+    written = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    Path("out/pair.cif").unlink()
+    result = molfun(*options, "--output", "out", "--recycles", 0)
+    assert "3 of 4 structures are there" in result.stdout
+    assert written == {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()}
+    # one model of it is another one, and nothing of the ensemble stays
+    refused = molfun(*options, "--output", "out", "--recycles", 1)
+    assert "out holds structures made with another recycles." in refused.stderr
+    single = ("fold", "both/member_1", *options[2:], "--output", "out", "--recycles", 0)
+    assert "made with another model" in molfun(*single).stderr
+    assert molfun(*single, "--overwrite").exit_code == 0
+    assert not list(Path("out").glob("member_*/*"))
+    assert "member" not in table("out/summary.csv")["pair"]
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_adapters_and_merged_adapters_fold_alike() -> None:
     adapted = model.fold(SEQUENCE, recycles=0)[0]
     merged = model.merge().fold(SEQUENCE, recycles=0)[0]
     assert np.abs(adapted.protein.atom_positions - base.protein.atom_positions).max() > 1e-3
-    assert np.abs(adapted.protein.atom_positions - merged.protein.atom_positions).max() < 1e-3
+    assert np.abs(adapted.protein.atom_positions - merged.protein.atom_positions).max() < 1e-4
     assert adapted.maker.trained == "fine-tuned (lora)"
     assert base.maker.trained == ""
     unmerged = model.unmerge().fold(SEQUENCE, recycles=0)[0]
