@@ -11,8 +11,6 @@ import json
 import logging
 import math
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
@@ -824,9 +823,8 @@ def test_b23_the_command_line_reads_the_checkpoint(trained: Run, tmp_path: Path)
     """B23: what train_model writes is a checkpoint like any other."""
     table, out = tmp_path / "new.csv", tmp_path / "predictions.csv"
     table.write_text("sequence\n" + "\n".join(DEMO_SEQUENCES) + "\n")
-    command = [sys.executable, "-m", "molfun.cli", "predict", str(trained.checkpoint)]
-    options = ["--data", str(table), "--output", str(out)]
-    subprocess.run([*command, *options], check=True, capture_output=True)
+    command = ("-m", "molfun.cli", "predict", trained.checkpoint, "--data", table, "--output", out)
+    warm.run(*command, check=True)
     text = out.read_text().splitlines()
     column = text[0].split(",").index("prediction")
     values = [float(line.split(",")[column]) for line in text[1:]]
@@ -838,8 +836,7 @@ def test_b24_both_demos_run(tmp_path: Path) -> None:
     """B24: train writes a checkpoint that infer reads; the numbers are near the labels."""
 
     def demo(*arguments: str) -> str:
-        command = [sys.executable, "-m", "molfun.esm2", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        done = warm.run("-m", "molfun.esm2", *arguments, cwd=tmp_path, check=True)
         assert "iteration 50/50" in done.stderr or "train" not in arguments
         return done.stdout
 

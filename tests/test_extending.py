@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from toy_package import PAGE, write_toy_package
 
 ROOT = Path(__file__).parents[1]
@@ -32,20 +31,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, *command: str) -> str:
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run("-m", *command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def test_the_parts_keep_their_contracts(package: Path) -> None:
-    said = run(package, "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "tests")
+    # a warm process has imported plug-ins of pytest before pytest could rewrite them
+    quiet = ("-W", "error", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    said = run(package, "pytest", "-q", "-p", "no:cacheprovider", *quiet, "tests")
     assert re.search(r"\d+ passed", said)
 
 

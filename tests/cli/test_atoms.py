@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from tiny import PET_TINY, build_atoms, pair_energy
 
@@ -506,24 +505,10 @@ def test_what_is_wrong_gets_one_line(
 
 def test_each_warning_is_said_once(folder: Path) -> None:
     """The first message of metatrain gives the root logger a handler that repeats all lines."""
-    result = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "molfun.cli",
-                "fine-tune",
-                "--backbone",
-                "pet",
-                "--epochs",
-                "1",
-            ),
-            *("--data", "x.xyz", "--strategy", "full", "--device", "cpu", "--output", "run"),
-            *[f"backbone_config.config.{name}={value}" for name, value in PET_TINY.items()],
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    result = warm.run(
+        *("-m", "molfun.cli", "fine-tune", "--backbone", "pet", "--epochs", "1"),
+        *("--data", "x.xyz", "--strategy", "full", "--device", "cpu", "--output", "run"),
+        *[f"backbone_config.config.{name}={value}" for name, value in PET_TINY.items()],
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("starts from random weights") == 1

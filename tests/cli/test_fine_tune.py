@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import os
 import re
@@ -11,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 import yaml
 from click.testing import Result
 from pdb_text import pdb_chain
@@ -481,58 +481,51 @@ def test_single_samples_are_not_grouped(train: Command, project: Path) -> None:
 # In processes of their own
 
 
-@contextlib.contextmanager
-def _start(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in the background; its messages go to OUTPUT.err."""
-    output = arguments[arguments.index("--output") + 1]
-    with (project / f"{output}.err").open("w") as messages:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "molfun.cli", "fine-tune", "--data", "data.csv", "--pdbs",
-             "pdbs", "--preset", "tiny", "--strategy", "lora", "--accum", "3", *arguments],
-            cwd=project, text=True, stdout=subprocess.DEVNULL, stderr=messages, env=ONE_THREAD,
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+def _start(project: Path, *arguments: str) -> warm.Process:
+    """A run in the background."""
+    return warm.Process("-m", "molfun.cli", "fine-tune", *arguments, cwd=project, env=ONE_THREAD)
 
 
-def _wait_for_state(project: Path, output: str, process: subprocess.Popen[str]) -> None:
-    while not (project / output / "history.csv").exists():  # the first state is older
-        assert process.poll() is None, (project / f"{output}.err").read_text()
+def _run(*arguments: str) -> tuple[str, ...]:
+    return (
+        "--data", "data.csv", "--pdbs", "pdbs", "--preset", "tiny", "--strategy", "lora", "--accum",
+        "3", *arguments,
+    )  # fmt: skip
+
+
+def _wait_for_epochs(n: int, folder: Path, process: warm.Process) -> None:
+    while not (folder / "history.csv").exists() or len(_history(folder)) < n:
+        assert process.poll() is None, process.stderr()  # the first state is older than the first
         time.sleep(0.02)
 
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_end(project: Path) -> None:
-    """Whatever ends it; 12 epochs of 8 batches in windows of 3, with EMA and dropout."""
-    with _start(project, "--epochs", "12", "--output", "whole") as whole:
-        assert whole.wait(300) == 0, (project / "whole.err").read_text()
-    for number, expected in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        name = number.name
-        with _start(project, "--epochs", "12", "--output", name) as stopped:
-            _wait_for_state(project, name, stopped)
-            stopped.send_signal(number)
-            assert stopped.wait(60) == expected, (project / f"{name}.err").read_text()
-        assert len(_history(project / name)) < 12
-        resumed = subprocess.run(
-            [sys.executable, "-m", "molfun.cli", "fine-tune", "--resume", "--output", name],
-            cwd=project, text=True, capture_output=True, check=False, env=ONE_THREAD,
-        )  # fmt: skip
-        assert resumed.returncode == 0, resumed.stderr
-        for file in ("history.csv", "predictions_val.csv", "predictions_test.csv"):
-            assert (project / "whole" / file).read_text() == (project / name / file).read_text()
+    """Whatever ends it; 8 epochs of 8 batches in windows of 3, with EMA and dropout."""
+    with _start(project, *_run("--epochs", "8", "--output", "whole")) as whole:
+        assert whole.wait() == 0, whole.stderr()
+    begin = _run("--epochs", "8", "--output", "stopped")
+    resume = ("--resume", "--output", "stopped")
+    stopped = project / "stopped"
+    ends = ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9))
+    for i, (number, expected) in enumerate(ends):
+        done = len(_history(stopped)) if i else 0
+        with _start(project, *(resume if i else begin)) as process:
+            _wait_for_epochs(done + 1, stopped, process)
+            process.send_signal(number)
+            assert process.wait(60) == expected, process.stderr()
+        assert done < len(_history(stopped)) < 8
+    with _start(project, *resume) as resumed:
+        assert resumed.wait() == 0, resumed.stderr()
+    for file in ("history.csv", "predictions_val.csv", "predictions_test.csv"):
+        assert (project / "whole" / file).read_text() == (stopped / file).read_text()
 
 
 @pytest.mark.slow
 def test_two_runs_in_one_folder(project: Path) -> None:
-    with _start(project, "--epochs", "60", "--output", "run") as first:
-        _wait_for_state(project, "run", first)
-        second = subprocess.run(
-            [sys.executable, "-m", "molfun.cli", "fine-tune", "--demo", "--output", "run"],
-            cwd=project, text=True, capture_output=True, check=False,
-        )  # fmt: skip
+    with _start(project, *_run("--epochs", "60", "--output", "run")) as first:
+        _wait_for_epochs(1, project / "run", first)
+        second = warm.run("-m", "molfun.cli", "fine-tune", "--demo", "--output", "run", cwd=project)
         assert second.returncode == 1
         assert f"run is in use by process {first.pid}" in second.stderr
 

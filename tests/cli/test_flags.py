@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from click.testing import Result
 
 from molfun.cli.checks import unread
@@ -275,10 +274,7 @@ def test_a_kind_of_data_from_another_package(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
 
     def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "molfun.cli", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = warm.run("-m", "molfun.cli", *arguments, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -322,10 +318,8 @@ def test_a_kind_of_data_from_a_plugin(tmp_path: Path) -> None:
         "    assert done.exit_code == 0, (line, done.output)\n"
         "    print(done.output)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *commands], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, check=False,
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = warm.run("-c", code, *commands, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 predictions written" in done.stdout
     assert "10 samples: " in done.stdout

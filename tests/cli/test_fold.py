@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import gemmi
 import numpy as np
 import pytest
+import warm
 from click.testing import Result
 
 from molfun.models import Ensemble
@@ -217,18 +215,17 @@ def test_a_killed_run_goes_on_to_the_same_files(fold: Command) -> None:
     records = [f">s{i}\n{''.join(rng.choice(list(letters), 40))}\n" for i in range(12)]
     Path("x.fasta").write_text("".join(records))
     fold("--output", "whole", "--recycles", 2)
-    with subprocess.Popen(
-        [sys.executable, "-m", "molfun", "fold", "--sequences", "x.fasta", "--preset", "tiny",
-         "--device", "cpu", "--no-plots", "--output", "killed", "--recycles", "2"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    with warm.Process(
+        "-m", "molfun", "fold", "--sequences", "x.fasta", "--preset", "tiny", "--device", "cpu",
+        "--no-plots", "--output", "killed", "--recycles", "2",
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 300
         while not list(Path("killed").glob("*.cif")):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert process.poll() is None, process.stderr()
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     assert len(list(Path("killed").glob("*.cif"))) < 12
     result = fold("--output", "killed", "--recycles", 2)
     assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 
 from molfun._io import load_safetensors, load_torch
 from molfun.errors import CheckpointError, ConfigError, RunError, UnsafeFileError
@@ -77,14 +78,7 @@ def fresh(trained, tmp_path_factory) -> dict[str, list[float]]:
 
 
 def run_python(code: str, *arguments: object, **settings) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        **settings,
-    )
+    result = warm.run("-c", code, *arguments, timeout=240, **settings)
     assert result.returncode == 0, result.stderr
     return result
 
@@ -584,15 +578,14 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path):
     path = tmp_path / "checkpoint"
     rng = np.random.default_rng(0)
     for _ in range(3):
-        command = [sys.executable, "-c", SAVE_FOREVER, str(Path(__file__).parents[1]), str(path)]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as writer:
-            assert writer.stdout is not None
-            assert [writer.stdout.readline() for _ in range(2)] == ["ready\n", "1\n"]
+        with warm.Process("-c", SAVE_FOREVER, Path(__file__).parents[1], path) as writer:
+            while not writer.stdout().startswith("ready\n1\n"):
+                assert writer.poll() is None, writer.stderr()
+                time.sleep(0.01)
             time.sleep(float(rng.uniform(0, 0.3)))
             writer.send_signal(signal.SIGKILL)
-            last = max([1, *map(int, writer.stdout.read().split())])
+            assert writer.wait() == -signal.SIGKILL
+            last = int(writer.stdout().split()[-1])
         model = MolfunStructureModel.from_checkpoint(path, device="cpu")
         assert model.result["step"] in (last, last + 1)
     model.save(path)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import astuple, replace
 from functools import partial
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch.utils.data import DataLoader
 
 from molfun import (
@@ -234,10 +232,7 @@ def test_folds_go_on_after_kill_9(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     place = tmp_path / "cv"
-    done = subprocess.run(
-        [sys.executable, "-c", dedent(SCRIPT), " ".join(TEXTS), str(place)],
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = warm.run("-c", dedent(SCRIPT), " ".join(TEXTS), place)
     assert done.returncode == -signal.SIGKILL, done.stderr
     options = {"strategy": HEAD_ONLY, "epochs": 3, "output_dir": place}
     with pytest.raises(RunError, match=r"already holds a cross-validation\. Continue it with"):

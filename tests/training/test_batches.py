@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -335,14 +334,7 @@ if __name__ == "__main__":
 def test_a_worker_that_dies_is_told_with_its_samples(fault: str, how: str, tmp_path: Path) -> None:
     """In a process of its own: torch tells of a death by a signal, wherever the program is."""
     (tmp_path / "dies.py").write_text(DIES)
-    here = Path(__file__).parent
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "dies.py"), fault, how],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
-    )
+    result = warm.run(tmp_path / "dies.py", fault, how)
     ended = r"was killed by signal Killed" if fault == "kill" else r"ended without a message"
     text = rf"^A process that loads samples \(\d+\) {ended}, while it loaded some of .*'s4', 's5'"
     assert re.search(text, result.stdout), result.stdout + result.stderr

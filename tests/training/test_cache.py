@@ -6,8 +6,6 @@ import dataclasses
 import errno
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
@@ -133,17 +132,7 @@ def test_a_second_process_reads_what_the_first_wrote(
         "run = Run(model, build_batches(2), cache='disk', cache_dir=folder)\n"
         "print(run.forwards, run.history[-1]['train_loss'].hex())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (TESTS, TESTS / "training"))),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = warm.run("-c", script, tmp_path, check=True)
     here = Run(tiny_model(), batches(2), cache="disk", cache_dir=tmp_path)
     assert done.stdout.split() == ["2", here.history[-1]["train_loss"].hex()]
     assert here.forwards == 0

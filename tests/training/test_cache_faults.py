@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 
 from molfun import MolfunStructureModel, PartialFinetune
 from molfun.errors import ConfigError
@@ -65,12 +64,7 @@ for i in range(4):
 
 def fill(folder: Path, moment: str, count: int = 99) -> int:
     """Write four entries in another process; how many it wrote before it was killed."""
-    done = subprocess.run(
-        [sys.executable, "-c", FILL, str(folder), moment, str(count)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run("-c", FILL, folder, moment, count)
     killed = count < 99
     assert done.returncode == (-signal.SIGKILL if killed else 0), done.stderr
     return len(done.stdout.split())
@@ -106,14 +100,15 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_processes_that_write_the_same_entries_at_once_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FILL, str(tmp_path), "never", "99"]
-    writers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(3)]
+    writers = [warm.Process("-c", FILL, tmp_path, "never", 99) for _ in range(3)]
     reader = PrefixCache("p", directory=tmp_path, memory_budget=0)
     while any(w.poll() is None for w in writers):
         for i in range(4):
             found = reader.get(reader.key(str(i)))
             assert found is None or torch.equal(found["m"], entry(i)["m"])
-    assert [w.wait() for w in writers] == [0, 0, 0]
+    for writer in writers:
+        with writer:
+            assert writer.wait() == 0
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
     assert not list(tmp_path.rglob("*.tmp"))
 

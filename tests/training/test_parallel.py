@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from parallel_fit import run
 
 from molfun.training.batches import EpochBatches
@@ -24,27 +24,48 @@ pytestmark = [
     ),
 ]
 SCRIPT = Path(__file__).with_name("parallel_fit.py")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PATHS = [str(SCRIPT.parent), str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def torchrun(place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str, Any]]:
-    """What each of two processes gives."""
+    """What each of two processes of torchrun gives; the others here are started by hand."""
     place.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    paths = [str(SCRIPT.parent), str(SCRIPT.parent.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
-            "--master-addr=127.0.0.1", f"--master-port={port}",
-            str(SCRIPT), str(place), json.dumps(settings),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240, check=False,
+    done = warm.run(
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+        f"--master-port={free_port()}", SCRIPT, place, json.dumps(settings),
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(PATHS)},
     )  # fmt: skip
     assert (done.returncode == 0) == (expect == 0), done.stderr[-4000:]
-    if expect:
-        return []
+    return [] if expect else results(place)
+
+
+def two_processes(place: Path, **settings: Any) -> list[dict[str, Any]]:
+    """What each of two processes gives that have the environment of torchrun's."""
+    place.mkdir(exist_ok=True)
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {**os.environ, **ONE_THREAD, "MASTER_PORT": str(free_port())}
+    with contextlib.ExitStack() as started:
+        ranks = [
+            started.enter_context(
+                warm.Process(
+                    SCRIPT, place, json.dumps(settings),
+                    env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, output=place / f"said{i}",
+                )
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+        assert [rank.wait(240) for rank in ranks] == [0, 0], ranks[0].stderr() + ranks[1].stderr()
+    return results(place)
+
+
+def results(place: Path) -> list[dict[str, Any]]:
     return [torch.load(place / f"rank{i}.pt", weights_only=True) for i in (0, 1)]
 
 
@@ -81,7 +102,7 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_two_processes_are_one_with_twice_the_window(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    ranks = torchrun(tmp_path, **settings)
+    ranks = two_processes(tmp_path, **settings)
     assert_alike(ranks)
     doubled = {**settings, "accumulation": 2 * settings.get("accumulation", 1)}
     assert_close(run(**doubled), ranks[0])
@@ -89,19 +110,19 @@ def test_two_processes_are_one_with_twice_the_window(
 
 def test_an_objective_with_a_teacher(tmp_path: Path) -> None:
     """Chance is drawn by sample in validation and by process in training: no equal to compare."""
-    ranks = torchrun(tmp_path, objective="jepa", strategy="full")
+    ranks = two_processes(tmp_path, objective="jepa", strategy="full")
     assert_alike(ranks)
 
 
 def test_structures_are_turned_in_each_process(tmp_path: Path) -> None:
-    assert_alike(torchrun(tmp_path, backbone="pet", strategy="full"))
+    assert_alike(two_processes(tmp_path, backbone="pet", strategy="full"))
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    whole = torchrun(tmp_path / "whole", strategy="blocks")
+    whole = two_processes(tmp_path / "whole", strategy="blocks")
     folder = str(tmp_path / "run")
     torchrun(tmp_path / "stopped", expect=1, strategy="blocks", folder=folder, kill_at=5)
-    resumed = torchrun(tmp_path / "resumed", strategy="blocks", folder=folder, resume=True)
+    resumed = two_processes(tmp_path / "resumed", strategy="blocks", folder=folder, resume=True)
     assert_alike(resumed)
     assert repr(resumed[0]["history"]) == repr(whole[0]["history"])
     for name, weight in whole[0]["weights"].items():
@@ -109,7 +130,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_window_in_both(tmp_path: Path) -> None:
-    ranks = torchrun(tmp_path, strategy="full", bad=True)
+    ranks = two_processes(tmp_path, strategy="full", bad=True)
     assert_alike(ranks)
     assert ranks[0]["history"][-1]["skipped"] >= 1
 

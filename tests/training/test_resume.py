@@ -8,8 +8,6 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from fit_runs import BATCHES, EPOCHS, N_SAMPLES, STRATEGY, Crash, Outcome, run_fit
 
 from molfun.errors import CheckpointError, ConfigError, MolfunError, RunError
@@ -207,12 +206,7 @@ def test_kill_9_inside_an_accumulation_window(
     tmp_path: Path, uninterrupted: Outcome, num_workers: int
 ) -> None:
     settings = {"stop_at": 12, "number": int(signal.SIGKILL), "num_workers": num_workers}
-    path = os.pathsep.join(map(str, (HERE, HERE.parent)))
-    killed = subprocess.run(
-        [sys.executable, str(HERE / "fit_runs.py"), str(tmp_path), json.dumps(settings)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    killed = warm.run(HERE / "fit_runs.py", tmp_path, json.dumps(settings))
     assert killed.returncode == -signal.SIGKILL
     assert done_batches(tmp_path) == 11
     assert open_gradients(tmp_path) > 0
