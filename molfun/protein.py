@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -33,6 +33,10 @@ tells the trunk "not the same chain"; 200 is the usual value for complexes in th
 """
 
 CropPolicy = Literal["auto", "contiguous", "spatial"]
+DrawPolicy = Literal["auto", "contiguous", "spatial", "interface"]
+INTERFACE = 15.0
+"""CA-CA distance in angstrom up to which residues of two chains are an interface
+(AlphaFold-Multimer, Evans et al. 2021, section 7.2.1)."""
 
 
 class Note(str):
@@ -236,6 +240,64 @@ class Protein:
         note = Note(sentence, "cropped")
         return replace(self.take(chosen), notes=(*self.notes, note))
 
+    def random_crop(
+        self, max_length: int, policy: DrawPolicy, generator: np.random.Generator
+    ) -> Protein:
+        """Return `max_length` residues that are drawn at random; all of them where there are fewer.
+
+        Parameters
+        ----------
+        max_length
+            Largest number of residues.
+        policy
+            ``"contiguous"``: a window of each chain, of random size and place
+            (AlphaFold-Multimer, Evans et al. 2021, algorithm 1; of one chain AlphaFold's own crop).
+            ``"spatial"``: the residues nearest to a random one, by CA (algorithm 2).
+            ``"interface"``: the same around a random residue within `INTERFACE` of another chain;
+            around any one where there is no interface. ``"auto"``: contiguous, and for several
+            chains with coordinates half of the crops interface, as AlphaFold-Multimer trains.
+        generator
+            Source of the random numbers; nothing is drawn from it where nothing is cropped.
+
+        Raises
+        ------
+        ConfigError
+            If `max_length` is below 1, or `policy` is unknown.
+
+        Examples
+        --------
+        >>> protein = Protein.from_sequence("ACDEFGHIK")
+        >>> protein.random_crop(4, "contiguous", np.random.default_rng(0)).sequence
+        'GHIK'
+        """
+        check_draw(max_length, policy)
+        if len(self) <= max_length:
+            return self
+        has_places = bool(self.atom_mask.any())
+        if policy == "auto":
+            several = len(np.unique(self.chain_index)) > 1 and has_places
+            policy = "interface" if several and generator.random() < 0.5 else "contiguous"
+        if policy == "contiguous" or not has_places:
+            chosen = _random_windows(self.chain_index, max_length, generator)
+        else:
+            chosen = self._around_one(max_length, generator, interface=policy == "interface")
+        sentence = f"cropped from {len(self)} to {max_length} residues ({policy}, drawn)"
+        return replace(self.take(chosen), notes=(*self.notes, Note(sentence, "cropped")))
+
+    def _around_one(
+        self, max_length: int, generator: np.random.Generator, *, interface: bool
+    ) -> Int64[np.ndarray, "kept"]:
+        """Return the residues nearest to a random residue, of the interface if there is one."""
+        place, known = _residue_centres(self.atom_positions, self.atom_mask)
+        centres = np.flatnonzero(known)
+        if interface and len(np.unique(self.chain_index[known])) > 1:
+            near = np.flatnonzero(self.interface_distance() <= INTERFACE)
+            centres = near if len(near) else centres
+        centre = centres[generator.integers(len(centres))]
+        distance = np.where(known, np.linalg.norm(place - place[centre], axis=-1), np.inf)
+        order = np.lexsort((np.arange(len(self)), distance))
+        return np.sort(order[:max_length]).astype(np.int64)
+
     def _contiguous(self, max_length: int) -> Int64[np.ndarray, "kept"]:
         starts, sizes = _chain_spans(self.chain_index)
         quota = _share(sizes, max_length)
@@ -288,6 +350,21 @@ class Protein:
         return digest.hexdigest()
 
 
+def check_draw(max_length: int, policy: str) -> None:
+    """Refuse settings of `Protein.random_crop` that are not allowed.
+
+    Raises
+    ------
+    ConfigError
+        If `max_length` is below 1, or `policy` is unknown.
+    """
+    if policy not in get_args(DrawPolicy):
+        allowed = ", ".join(get_args(DrawPolicy))
+        raise ConfigError(f"Unknown policy of random crops {policy!r}; allowed: {allowed}.")
+    if max_length < 1:
+        raise ConfigError(f"max_length must be at least 1, got {max_length}.")
+
+
 def chain_name(number: int) -> str:
     """Return A to Z, then AA to AZ and so on."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -300,6 +377,23 @@ def _chain_spans(chain_index: np.ndarray) -> tuple[list[int], list[int]]:
     starts = [0, *edges.tolist()]
     stops = [*edges.tolist(), len(chain_index)]
     return starts, [stop - start for start, stop in zip(starts, stops, strict=True)]
+
+
+def _random_windows(
+    chain_index: np.ndarray, total: int, generator: np.random.Generator
+) -> Int64[np.ndarray, "kept"]:
+    """Return a window of each chain, together `total` residues, as in `Protein.random_crop`."""
+    starts, sizes = _chain_spans(chain_index)
+    left, chosen = sum(sizes), []
+    # in random order, since what a chain gets depends on those before it
+    for chain in generator.permutation(len(sizes)):
+        left -= sizes[chain]
+        most, fewest = min(total, sizes[chain]), max(0, total - left)
+        keep = int(generator.integers(fewest, most + 1))
+        start = starts[chain] + int(generator.integers(sizes[chain] - keep + 1))
+        chosen.append(np.arange(start, start + keep))
+        total -= keep
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 def _share(sizes: list[int], total: int) -> list[int]:

@@ -46,6 +46,9 @@ class Sample:
         pre-computed `features` are cropped by the backbone.
     origin
         Place it was read from, for messages: "gb1.csv, line 3".
+    drawn
+        Whether the input is a random part, another one each time the sample is read. Caches keep
+        nothing of it.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     max_length: int | None = None
     origin: str = ""
+    drawn: bool = False
 
     @property
     def shown(self) -> str:

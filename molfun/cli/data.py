@@ -99,11 +99,15 @@ def open_file(
 ) -> SampleDataset:
     """Read a file, or several, with the labels of each head; inputs are those of `like`."""
     inputs = None if like is None else inputs_of(like)
-    parts = {}
-    for name, one in settings.by_head.items():
+    parts: dict[str, SampleDataset] = {}
+    # those that are made of other samples last, so that no file is read twice
+    for name, one in sorted(settings.by_head.items(), key=lambda head: _of_structure(head[1])):
         labels = replace(one.labels, required="column") if name else one.labels
         given = one.model_copy(update={"data": data})
-        parts[name] = settings.kind.open(given, labels, like=inputs)
+        first = next(iter(parts.values()), None)
+        derived = None if first is None else settings.kind.derive(first, given, labels)
+        parts[name] = derived or settings.kind.open(given, labels, like=inputs)
+    parts = {name: parts[name] for name in settings.by_head}
     if not settings.heads:
         return parts[""]
     if is_collecting():  # rows that are bad for one head alone were left out there
@@ -111,6 +115,11 @@ def open_file(
         for name, part in parts.items():
             parts[name] = part.subset([i for i, one in enumerate(part.ids) if one in shared])
     return NamedTargets(parts)
+
+
+def _of_structure(settings: FineTuneSettings) -> bool:
+    task = settings.labels.task
+    return task in TASKS and bool(TASKS[task].labels_from_structure)
 
 
 def inputs_of(dataset: SampleDataset) -> SampleDataset:
@@ -266,7 +275,7 @@ def split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
     if settings.split == "column":
         parts = DataSplitter.by_column(dataset, settings.split_column)
     elif settings.split == "temporal":
-        parts = DataSplitter.temporal(dataset, **sizes)
+        parts = DataSplitter.temporal(dataset, year_column=year_column(dataset), **sizes)
     elif settings.split == "group":
         column = group_column(dataset, settings)
         parts = DataSplitter.by_group(dataset, column, seed=settings.seed, **sizes)
@@ -276,6 +285,12 @@ def split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
         parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
     train, val, test = parts
     return train, (val if len(val) else None), (test if len(test) else None)
+
+
+def year_column(dataset: Any) -> str:
+    """Return the column that ``--split temporal`` goes by: ``year``, else a structure's release."""
+    columns = dataset.metadata.columns
+    return "released" if "year" not in columns and "released" in columns else "year"
 
 
 def group_column(dataset: Any, settings: FineTuneSettings) -> str:

@@ -291,6 +291,7 @@ def training_loader(
     dataset: SampleDataset, settings: FineTuneSettings, power: float
 ) -> DataLoader[Any]:
     """Return the loader of a training set, shuffled or in batches by length."""
+    dataset = settings.kind.prepare_training(dataset, settings)
     size, workers = settings.samples_per_batch, settings.workers
     # with one sample per batch there is nothing to group, and the usual shuffling is kept
     if settings.group_by_length and size > 1:

@@ -292,6 +292,8 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         if self.demo:
             self._check_demo(kinds_of(self.backbone))
             return self
+        if not self.data:
+            self.data = self.kind.data_of(self)
         problem = _for_another(self.data, self.backbone) or self.kind.missing(self)
         if problem is not None:
             raise ValueError(problem)

@@ -159,10 +159,20 @@ class AffinityDataset(StructureFiles):
             source.parsed[name] = Parsed(protein=protein, chains=(sequence,))
         return cls(table, source)
 
-    def structures(self) -> StructureDataset:
+    def structures(self, *, resolution: float | None = None) -> StructureDataset:
         """Return the same samples with their structures as labels, for a model of both tasks.
 
-        Nothing is read twice. A sample whose coordinates are no label has none.
+        Nothing is read twice. Samples whose coordinates are no label have none, which is said.
+
+        Parameters
+        ----------
+        resolution
+            Resolution in angstrom that structures without one are taken to have.
+
+        Raises
+        ------
+        DataError
+            If files are bad, or disagree with a column ``sequence``; all of them are listed.
 
         Examples
         --------
@@ -172,7 +182,7 @@ class AffinityDataset(StructureFiles):
         >>> both.targets[0]  # synthetic samples have no coordinates
         {'affinity': 6.8757}
         """
-        return StructureDataset(self._table, self._source)
+        return StructureDataset.of_source(self._table, self._source, resolution=resolution)
 
 
 # Synthetic samples

@@ -19,7 +19,7 @@ from molfun.data.faults import report
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex, with_alignments
 from molfun.data.structure_labels import label_fault
-from molfun.data.structures import STRUCTURE_SUFFIXES, read_with_experiment
+from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure, read_with_experiment
 from molfun.data.tables import Table
 from molfun.errors import DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
@@ -44,6 +44,8 @@ class Parsed:
     experiment: Experiment = field(default_factory=Experiment)
     fault: str = ""
     """Reason why nothing can be learned from its coordinates; empty where something can."""
+    whole: Protein | None = None
+    """Structure before the crop, where it is needed and another one."""
 
 
 @dataclass
@@ -62,8 +64,8 @@ class Source:
     parsed: dict[str, Parsed] = field(default_factory=dict)
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
-    resolution: float | None = None
-    """Resolution in angstrom that structures without one are taken to have."""
+    keep_whole: bool = False
+    """Whether whole structures are kept with their crops, for crops drawn in training."""
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
     )
@@ -86,11 +88,21 @@ class Source:
         return None if protein is None else protein.resolution
 
     def assume(self, resolutions: Mapping[str, float]) -> None:
-        """Give structures whose files state no resolution those of a table; NaN is none."""
+        """Give structures without a resolution these, in angstrom; NaN is none."""
         for name, value in resolutions.items():
-            held = self.parsed.get(name)
-            if held is not None and held.experiment.resolution is None and value == value:
+            if self.resolution_of(name) is None and value == value and name not in self.features:
+                held = self._parse(name)
                 held.protein = replace(held.protein, resolution=float(value))
+
+    def whole(self, name: str) -> Protein | None:
+        """Return a structure before its crop, read again where only the crop was kept."""
+        protein = self.protein(name)
+        if protein is None or len(protein) == len(protein.full_sequence):
+            return protein
+        held = self._parse(name)
+        if held.whole is None:
+            held.whole = read_structure(self.structures[name])
+        return replace(held.whole, resolution=protein.resolution)
 
     def label_fault(self, name: str) -> str:
         """Return why the coordinates of a sample are no label; empty if they are one."""
@@ -120,7 +132,7 @@ class Source:
     def _read(self) -> Callable[[Path], Parsed]:
         """Function that reads a file; it can be sent to other processes."""
         return functools.partial(
-            _parsed, max_length=self.max_length, crop=self.crop, resolution=self.resolution
+            _parsed, max_length=self.max_length, crop=self.crop, keep_whole=self.keep_whole
         )
 
     def _keep(self, name: str, found: Parsed) -> None:
@@ -146,14 +158,12 @@ class Source:
                     self._keep(name, found)
 
 
-def _parsed(
-    path: Path, *, max_length: int | None, crop: CropPolicy, resolution: float | None
-) -> Parsed:
+def _parsed(path: Path, *, max_length: int | None, crop: CropPolicy, keep_whole: bool) -> Parsed:
     protein, experiment = read_with_experiment(path)
-    if protein.resolution is None and resolution is not None:
-        protein = replace(protein, resolution=resolution)
+    cropped = protein.crop(max_length, crop)
     return Parsed(
-        protein=protein.crop(max_length, crop),
+        protein=cropped,
+        whole=protein if keep_whole and cropped is not protein else None,
         chains=_split_chains(protein),
         experiment=experiment,
         fault=label_fault(protein),

@@ -10,7 +10,9 @@ import numpy as np
 
 from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
+from molfun.data.structure_files import StructureFiles
 from molfun.errors import ConfigError, DataError
+from molfun.protein import DrawPolicy
 from molfun.sample import Sample, is_missing
 from molfun.text import counted
 
@@ -41,6 +43,8 @@ class NamedTargets(SampleDataset):
     >>> tm = SequenceDataset.from_list([("MKV", 60.0), ("ACD", 55.0)])
     >>> NamedTargets({"ddg": ddg, "tm": tm}).targets
     [{'ddg': 0.5, 'tm': 60.0}, {'tm': 55.0}]
+
+    Labels that are structures are those of the sample itself, in the crop that it has.
     """
 
     def __init__(self, parts: Mapping[str, SampleDataset]) -> None:
@@ -54,11 +58,15 @@ class NamedTargets(SampleDataset):
                     f"The data set for {name!r} has other samples than the first one: "
                     f"{len(part)} against {len(self._first)}, or in another order."
                 )
-        columns = {name: _plain(part.targets) for name, part in self.parts.items()}
-        self._targets = [
-            {name: label for name, label in zip(columns, row, strict=True) if not is_missing(label)}
-            for row in zip(*columns.values(), strict=True)
-        ]
+        own = {n: part for n, part in self.parts.items() if not part.labels_from_structure}
+        columns = {name: _plain(part.targets) for name, part in own.items()}
+        self._targets = [_named(columns, row) for row in range(len(self._first))]
+        self._has_structure = {
+            name: [not is_missing(label) for label in part.targets]
+            for name, part in self.parts.items()
+            if part.labels_from_structure
+        }
+        self.draws_nothing = self._first.draws_nothing
 
     @property
     def ids(self) -> list[str]:
@@ -68,7 +76,10 @@ class NamedTargets(SampleDataset):
     @property
     def targets(self) -> list[dict[str, Any]]:
         """Labels by name, in order; a name without a label is left out."""
-        return self._targets
+        if not self._has_structure:
+            return self._targets
+        columns = {name: self.parts[name].targets for name in self._has_structure}
+        return [own | _named(columns, row) for row, own in enumerate(self._targets)]
 
     @property
     def metadata(self) -> pd.DataFrame:
@@ -102,7 +113,25 @@ class NamedTargets(SampleDataset):
     def __getitem__(self, index: int) -> Sample:
         """Return one sample with its labels by name."""
         place = self.place(index)
-        return replace(self._first[place], target=self._targets[place])
+        sample = self._first[place]
+        # the crop of the sample may be drawn, so its label is made of it
+        structure = {n: sample.protein for n, has in self._has_structure.items() if has[place]}
+        return replace(sample, target=self._targets[place] | structure)
+
+    def random_crops(self, policy: DrawPolicy = "auto") -> Self:
+        """Return the same samples with crops that are drawn, as `StructureFiles.random_crops`.
+
+        Raises
+        ------
+        ConfigError
+            If the samples are no structures, or have no `max_length`.
+        """
+        if not isinstance(self._first, StructureFiles):
+            raise ConfigError(
+                f"random_crops is for structures, not for {type(self._first).__name__}."
+            )
+        first, *_ = self.parts
+        return type(self)({**self.parts, first: self._first.random_crops(policy)})
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Return the sequences of each sample, or a text in their place."""
@@ -111,6 +140,12 @@ class NamedTargets(SampleDataset):
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the samples at `indices`, in that order."""
         return type(self)({name: part.subset(indices) for name, part in self.parts.items()})
+
+
+def _named(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
+    """Return the labels of one sample by name, without those that are missing."""
+    labels = {name: column[row] for name, column in columns.items()}
+    return {name: label for name, label in labels.items() if not is_missing(label)}
 
 
 def _plain(targets: Any) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -13,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from molfun._paths import as_path
-from molfun._shapes import Bool
 from molfun.data.affinity_files import Source, drop_missing, locate
 from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import numeric
 from molfun.data.folders import FolderIndex
-from molfun.data.structure_files import StructureFiles
+from molfun.data.structure_files import StructureFiles, check_resolutions
 from molfun.data.structure_labels import sequence_fault, structure_label
 from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file
 from molfun.data.tables import Table, read_table
@@ -131,20 +129,39 @@ class StructureDataset(StructureFiles):
         ('1abc', True, None)
         """
         Protein.from_sequence("A").crop(max_length, crop)  # refuses wrong settings now
-        before, after = (_as_date(d) for d in (released_before, released_after))
-        _check_resolutions(max_resolution=max_resolution, resolution=resolution)
+        check_resolutions(max_resolution=max_resolution, resolution=resolution)
         table, source, folders = _found(as_path(data), pdb_dir, alignments_dir, id_column)
-        source.max_length, source.crop, source.resolution = max_length, crop, resolution
+        source.max_length, source.crop, source.keep_whole = max_length, crop, max_length is not None
         source.columns = {"id_column": id_column}
         table = drop_missing(table, source, folders, skip_missing=skip_missing)
         dataset = cls(table, source)
         dataset.require_labels = require_labels
-        dataset = dataset.check(workers=workers)._described()
-        return dataset._filtered(max_resolution, before, after)
+        dataset = dataset.check(workers=workers)._described()._assuming(resolution)
+        return dataset.filter_experiments(
+            max_resolution=max_resolution,
+            released_before=released_before,
+            released_after=released_after,
+        )
+
+    @classmethod
+    def of_source(cls, table: Table, source: Source, *, resolution: float | None = None) -> Self:
+        """Make one of samples of another data set; see `AffinityDataset.structures`."""
+        check_resolutions(resolution=resolution)
+        dataset = cls(table, source)
+        dataset.require_labels = False
+        dataset = dataset.check()._assuming(resolution)
+        without = [name for name in dataset.ids if dataset._structure(name) is None]
+        if without:
+            logger.warning(
+                "%s: %d of %s without coordinates to learn from: %s.",
+                table.path, len(without), counted(len(dataset), "sample"), few(without, limit=5),
+            )  # fmt: skip
+        return dataset
 
     def __init__(self, table: Table, source: Source) -> None:
         super().__init__(table, source)
         self.require_labels = True
+        self._assumed: float | None = None
         self._written = _written(table)
         if not table.word:
             self._rows_of = "them from"
@@ -163,7 +180,7 @@ class StructureDataset(StructureFiles):
     def input_settings(self) -> dict[str, Any]:
         """Settings of the inputs; a checkpoint keeps them to prepare new ones the same way."""
         settings = super().input_settings
-        return {**settings, "labels": "structure", "resolution": self._source.resolution}
+        return {**settings, "labels": "structure", "resolution": self._assumed}
 
     def _label(self, index: int) -> Protein | None:
         return self._structure(self.ids[index])
@@ -189,6 +206,13 @@ class StructureDataset(StructureFiles):
             )
         return found
 
+    def _assuming(self, resolution: float | None) -> Self:
+        """Take structures without a resolution to have this one, in angstrom."""
+        if resolution is not None:
+            self._source.assume(dict.fromkeys(self.ids, resolution))
+        self._assumed = resolution
+        return self
+
     def _described(self) -> Self:
         """Return this data set with what the files state of their experiments as columns."""
         columns = self._table.metadata
@@ -208,46 +232,6 @@ class StructureDataset(StructureFiles):
         part._table = replace(part._table, metadata=described)
         return part
 
-    def _filtered(
-        self, max_resolution: float | None, before: str | None, after: str | None
-    ) -> Self:
-        """Leave out structures that a filter removes, and say how many, and why."""
-        kept = self._sharp(max_resolution)
-        released = [self._source.experiment(name).released for name in self.ids]
-        if before is not None:
-            late = [None if d is None else d >= before for d in released]
-            kept &= self._tested(late, f"released_before={before}", *_DATED)
-        if after is not None:
-            early = [None if d is None else d < after for d in released]
-            kept &= self._tested(early, f"released_after={after}", *_DATED)
-        if not kept.any():
-            raise DataError(f"No structure of {self._table.path} is left after the filters.")
-        return self if kept.all() else self.subset(kept)
-
-    def _sharp(self, max_resolution: float | None) -> Bool[np.ndarray, "samples"]:
-        """Return which structures have a resolution that is good enough."""
-        if max_resolution is None:
-            return np.ones(len(self), bool)
-        values = [self._source.resolution_of(name) for name in self.ids]
-        bad = [None if v is None else v > max_resolution for v in values]
-        advice = "give resolution=VALUE (--resolution) to keep them"
-        return self._tested(bad, f"max_resolution={max_resolution:g}", "resolution", advice)
-
-    def _tested(
-        self, bad: Sequence[bool | None], rule: str, noun: str, advice: str
-    ) -> Bool[np.ndarray, "samples"]:
-        """Return which structures pass a filter; those without a value do not, and are named."""
-        unknown = [name for name, one in zip(self.ids, bad, strict=True) if one is None]
-        removed, n = sum(one is True for one in bad), counted(len(self), "structure")
-        if removed:
-            logger.warning("%s leaves out %d of %s.", rule, removed, n)
-        if unknown:
-            logger.warning(
-                "%s leaves out %d of %s without a %s (%s): %s.",
-                rule, len(unknown), n, noun, few(unknown, limit=5), advice,
-            )  # fmt: skip
-        return np.array([one is False for one in bad])
-
 
 def _written(table: Table) -> dict[str, tuple[str, str]]:
     """Return the sequences that a table gives for its ids, and where each stands."""
@@ -258,25 +242,6 @@ def _written(table: Table) -> dict[str, tuple[str, str]]:
         name: (text.strip(), table.origin(i))
         for i, (name, text) in enumerate(zip(table.ids, texts, strict=True))
     }
-
-
-_DATED = ("date of release", "PDB files have it in REVDAT records")
-
-
-# Settings
-
-
-def _as_date(given: str | date | None) -> str | None:
-    try:
-        return None if given is None else date.fromisoformat(str(given)).isoformat()
-    except ValueError:
-        raise ConfigError(f"{given!r} is no date; write it as 2018-05-01.") from None
-
-
-def _check_resolutions(**given: float | None) -> None:
-    for name, value in given.items():
-        if value is not None and not 0 < value < np.inf:
-            raise ConfigError(f"{name} must be a positive number of angstrom, got {value}.")
 
 
 # Tables and folders

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from datetime import date
 from typing import Any, Self
 
 import numpy as np
+import torch
 
-from molfun._shapes import Int64
+from molfun._shapes import Bool, Int64
 from molfun.data.affinity_files import Source
 from molfun.data.base import TableDataset
 from molfun.data.faults import kind_of, report
 from molfun.data.tables import Table
-from molfun.errors import DataError
+from molfun.errors import ConfigError, DataError
+from molfun.protein import DrawPolicy, check_draw
 from molfun.sample import Sample
-from molfun.text import listing
+from molfun.text import counted, few, listing
+
+logger = logging.getLogger(__name__)
+_DATED = ("date of release", "PDB files have it in REVDAT records")
 
 
 class StructureFiles(TableDataset):
@@ -33,6 +42,8 @@ class StructureFiles(TableDataset):
     """
 
     kind = "structures"
+    draw: DrawPolicy | None = None
+    """Policy of the crops that are drawn (`random_crops`); None where the same ones come again."""
     _verb, _rows_of = "read", "their rows from"
 
     def __init__(self, table: Table, source: Source) -> None:
@@ -42,7 +53,7 @@ class StructureFiles(TableDataset):
     def __getitem__(self, index: int) -> Sample:
         index = self.place(index)
         name = self.ids[index]
-        return Sample(
+        sample = Sample(
             id=name,
             protein=self._source.protein(name),
             features=self._source.read_features(name),
@@ -52,6 +63,20 @@ class StructureFiles(TableDataset):
             max_length=self.max_length,
             origin=str(self._source.features.get(name, "")),
         )
+        return sample if self.draw is None else self._drawn(sample)
+
+    def _drawn(self, sample: Sample) -> Sample:
+        """Return a sample with another part of its structure, where it is longer than a crop."""
+        whole = self._source.whole(sample.id)
+        if self.draw is None or self.max_length is None or whole is None:
+            return sample
+        if len(whole) <= self.max_length:
+            return sample
+        # one number of the global generator, which the engine seeds for each sample of an epoch
+        seed = int(torch.randint(2**63 - 1, ()))
+        part = whole.random_crop(self.max_length, self.draw, np.random.default_rng(seed))
+        label = part if self.labels_from_structure and sample.target is not None else sample.target
+        return replace(sample, protein=part, target=label, drawn=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} samples from {self._table.path})"
@@ -69,6 +94,7 @@ class StructureFiles(TableDataset):
             "max_length": self.max_length,
             "crop": self._source.crop,
             "alignments": aligned,
+            **({} if self.draw is None else {"draw": self.draw}),
             **self._columns,
         }
 
@@ -142,6 +168,115 @@ class StructureFiles(TableDataset):
         )
         return ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common())
 
+    def random_crops(self, policy: DrawPolicy = "auto") -> Self:
+        """Return the same samples with a crop that is drawn whenever a sample is read.
+
+        For training: `fit` draws it from (seed, epoch, sample), so that a resumed run sees the same
+        crops. Validate on the data set itself, whose crops are always the same. `targets` and
+        `lengths` are those of the data set itself.
+
+        Parameters
+        ----------
+        policy
+            Which residues may be drawn, as in `molfun.protein.Protein.random_crop`.
+
+        Raises
+        ------
+        ConfigError
+            If the data set has no `max_length`, or the policy is unknown.
+
+        Examples
+        --------
+        >>> from molfun.data import AffinityDataset
+        >>> AffinityDataset.synthetic(2).random_crops()
+        Traceback (most recent call last):
+        ...
+        molfun.errors.ConfigError: random_crops needs max_length, the residues of a crop.
+        """
+        if self.max_length is None:
+            raise ConfigError("random_crops needs max_length, the residues of a crop.")
+        check_draw(self.max_length, policy)
+        view = copy(self)
+        view.draw = policy
+        n = view._n_longer()
+        view.draws_nothing = n == 0
+        if n:
+            logger.info(
+                "%d of %s: longer than %d residues, so another part (%s) is drawn in each epoch, "
+                "and caches keep nothing of them.",
+                n, counted(len(self), "structure"), self.max_length, policy,
+            )  # fmt: skip
+        return view
+
+    def _n_longer(self) -> int:
+        """Count the structures that are longer than a crop, and read all of each."""
+        wholes = map(self._source.whole, self.ids)
+        return sum(one is not None and len(one) > (self.max_length or 0) for one in wholes)
+
+    def filter_experiments(
+        self,
+        *,
+        max_resolution: float | None = None,
+        released_before: str | date | None = None,
+        released_after: str | date | None = None,
+    ) -> Self:
+        """Return the structures that pass filters on what their files state; say which do not.
+
+        A structure whose file lacks the value does not pass, which is said in a line of its own.
+
+        Parameters
+        ----------
+        max_resolution
+            Largest resolution in angstrom.
+        released_before, released_after
+            Dates as ``"2018-05-01"``: kept is what was released earlier than the first, and on the
+            second or later.
+
+        Raises
+        ------
+        ConfigError
+            If a bound is not allowed.
+        DataError
+            If no structure is left.
+        """
+        check_resolutions(max_resolution=max_resolution)
+        before, after = _as_date(released_before), _as_date(released_after)
+        kept = self._sharp(max_resolution)
+        released = [self._source.experiment(name).released for name in self.ids]
+        if before is not None:
+            late = [None if d is None else d >= before for d in released]
+            kept &= self._tested(late, f"released_before={before}", *_DATED)
+        if after is not None:
+            early = [None if d is None else d < after for d in released]
+            kept &= self._tested(early, f"released_after={after}", *_DATED)
+        if not kept.any():
+            raise DataError(f"No structure of {self._table.path} is left after the filters.")
+        return self if kept.all() else self.subset(kept)
+
+    def _sharp(self, max_resolution: float | None) -> Bool[np.ndarray, "samples"]:
+        """Return which structures have a resolution that is good enough."""
+        if max_resolution is None:
+            return np.ones(len(self), bool)
+        values = [self._source.resolution_of(name) for name in self.ids]
+        bad = [None if v is None else v > max_resolution for v in values]
+        advice = "give resolution=VALUE (--resolution) to keep them"
+        return self._tested(bad, f"max_resolution={max_resolution:g}", "resolution", advice)
+
+    def _tested(
+        self, bad: Sequence[bool | None], rule: str, noun: str, advice: str
+    ) -> Bool[np.ndarray, "samples"]:
+        """Return which structures pass a filter; those without a value do not, and are named."""
+        unknown = [name for name, one in zip(self.ids, bad, strict=True) if one is None]
+        removed, n = sum(one is True for one in bad), counted(len(self), "structure")
+        if removed:
+            logger.warning("%s leaves out %d of %s.", rule, removed, n)
+        if unknown:
+            logger.warning(
+                "%s leaves out %d of %s without a %s (%s): %s.",
+                rule, len(unknown), n, noun, few(unknown, limit=5), advice,
+            )  # fmt: skip
+        return np.array([one is False for one in bad])
+
     def _collect(self, read: Callable[[str], Any], *, keep: bool = True) -> list[Any]:
         """Read every sample, and report all bad ones in one error."""
         results, problems = [], {}
@@ -162,3 +297,26 @@ class StructureFiles(TableDataset):
                 report(self._table.path, [text], failure, kind_of(text, self._source.file(name)))
             self._source.unreadable |= problems.keys()
         return results
+
+
+# Settings
+
+
+def _as_date(given: str | date | None) -> str | None:
+    try:
+        return None if given is None else date.fromisoformat(str(given)).isoformat()
+    except ValueError:
+        raise ConfigError(f"{given!r} is no date; write it as 2018-05-01.") from None
+
+
+def check_resolutions(**given: float | None) -> None:
+    """Refuse resolutions that are none.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting.
+    """
+    for name, value in given.items():
+        if value is not None and not 0 < value < np.inf:
+            raise ConfigError(f"{name} must be a positive number of angstrom, got {value}.")

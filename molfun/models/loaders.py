@@ -27,6 +27,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import digest
 from molfun.models import given
 from molfun.nn.process import seeded
+from molfun.protein import Protein
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
 from molfun.text import counted, listing
@@ -347,6 +348,8 @@ def label_texts(targets: Sequence[Any]) -> list[str]:
 def _plain(target: Any) -> Any:
     if isinstance(target, Mapping):
         return {key: _plain(target[key]) for key in sorted(target)}
+    if isinstance(target, Protein):  # its text leaves out most of its coordinates
+        return f"{target.content_key()} at {target.resolution} angstrom"
     return target.tolist() if isinstance(target, np.ndarray) else target
 
 

@@ -19,6 +19,7 @@ from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
 from molfun.data.splits import PART_WORDS
 from molfun.models.loaders import label_texts, samples_of
+from molfun.protein import Protein
 from molfun.sample import Sample, is_missing
 from molfun.text import counted
 from molfun.training.inputs import Inputs, as_inputs
@@ -172,7 +173,12 @@ def conflicts(digests: Iterable[int], targets: Iterable[Any]) -> int:
     places = []
     for digest, target in zip(digests, targets, strict=True):
         named = target if isinstance(target, Mapping) else {"": target}
-        known = {(digest, name): label for name, label in named.items() if not is_missing(label)}
+        known = {
+            (digest, name): label
+            for name, label in named.items()
+            # two structures of one sequence are measurements of a molecule that moves
+            if not (is_missing(label) or isinstance(label, Protein))
+        }
         for place, text in zip(known, label_texts(list(known.values())), strict=True):
             texts[place].add(text)
         places.append(list(known))

@@ -49,7 +49,7 @@ class FeatureCache:
             Naming the sample, if the backbone cannot featurise it.
         """
         slow = sample.alignment_dir is not None or sample.features is not None
-        if self._directory is None or not slow:
+        if self._directory is None or not slow or sample.drawn:
             return self._featurize(sample)
         # hashed, since keys hold text of any length and file names do not
         key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"

@@ -157,7 +157,7 @@ class ForwardPass:
         brought = brought_by(sample, *self._expected)
         if brought is not None:
             return brought
-        if self.cache is None:
+        if self.cache is None or sample.drawn:
             return self.whole(one)
         key = self.cache.key(sample.content_key())
         stored = self.cache.get(key)
@@ -185,6 +185,8 @@ class ForwardPass:
         )
 
     def _prefix_one(self, one: Inputs, cache: PrefixCache) -> Features:
+        if one.samples[0].drawn:
+            return self._prefix(one)
         key = cache.key(one.samples[0].content_key())
         state = cache.get(key)
         if state is None:

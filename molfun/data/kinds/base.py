@@ -205,6 +205,26 @@ class DataKind(ABC):
         """Return the fraction of `n` unlabelled samples that validates pre-training."""
         return 0.01
 
+    def data_of(self, settings: Any) -> str | None:
+        """Return the setting that stands for ``data`` where that is not given; None for none."""
+        return None
+
+    def derive(
+        self,
+        dataset: SampleDataset,
+        settings: Any,
+        labels: Labels,
+    ) -> SampleDataset | None:
+        """Return the samples of another of several heads with the labels of this one.
+
+        None where they have to be opened, which reads the files again.
+        """
+        return None
+
+    def prepare_training(self, train: Any, settings: Any) -> Any:
+        """Return the training set as `fit` shall see it, the last step before training."""
+        return train
+
     def missing(self, settings: Any) -> str | None:
         """Say what has to be given before this kind can be opened; None if all is there."""
         return None if settings.data else f"give --data FILE of {self.title}, to train on"

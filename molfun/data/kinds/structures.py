@@ -1,22 +1,25 @@
-"""Structures of proteins with one affinity each: a table, and folders of files."""
+"""Structures of proteins, with one affinity each or as labels themselves: tables and folders."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from molfun.config import option
 from molfun.data.kinds.base import DataKind, Labels, TableSettings
 from molfun.errors import ConfigError, MolfunError
+from molfun.registry import TASKS
 
 if TYPE_CHECKING:
-    from molfun.data.affinity import AffinityDataset
     from molfun.data.base import SampleDataset
+    from molfun.data.structure_files import StructureFiles
 
 logger = logging.getLogger(__name__)
 
 PANEL = "Structures"
+FILTERS = ("max_resolution", "released_before", "released_after")
+Crop = Literal["fixed", "auto", "contiguous", "spatial", "interface"]
 
 
 class StructureSettings(TableSettings):
@@ -36,6 +39,26 @@ class StructureSettings(TableSettings):
     skip_missing: bool = option(
         False, "Leave out rows without a structure.", panel=PANEL, hidden=True, again=True
     )
+    max_resolution: float | None = option(
+        None, "Leave out structures above this resolution (angstrom).", panel=PANEL, hidden=True,
+        again=True, gt=0, allow_inf_nan=False,
+    )  # fmt: skip
+    released_before: str | None = option(
+        None, "Leave out structures released on this date (2018-05-01) or later.", panel=PANEL,
+        hidden=True, again=True,
+    )  # fmt: skip
+    released_after: str | None = option(
+        None, "Leave out structures released before this date.", panel=PANEL, hidden=True,
+        again=True,
+    )  # fmt: skip
+    resolution: float | None = option(
+        None, "Resolution of structures that state none (angstrom), for losses of confidence.",
+        panel=PANEL, hidden=True, again=True, gt=0, allow_inf_nan=False,
+    )  # fmt: skip
+    crop: Crop | None = option(
+        None, "Crops of --max-length in training: {choices}; all but fixed are drawn in each epoch.",
+        panel=PANEL, hidden=True, shown="auto with --task structure, else fixed",
+    )  # fmt: skip
 
 
 class Structures(DataKind):
@@ -54,56 +77,84 @@ class Structures(DataKind):
 
     def missing(self, settings: StructureSettings) -> str | None:
         """Ask for the folder of files; a table of sequences alone is for another backbone."""
-        data = getattr(settings, "data", None)
-        if data and (settings.pdbs or settings.features):
+        data, learned = getattr(settings, "data", None), _learns_structures(settings)
+        if data and (settings.pdbs or settings.features or learned):
             return None
+        if learned:
+            return (
+                "give --pdbs FOLDER of structures to learn from (--data TABLE chooses some of "
+                "them by id), or --data TABLE with a column of paths"
+            )
         return _for_sequences(data, self.column(settings, "id_column")) or (
             "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
             "synthetic data"
         )
+
+    def data_of(self, settings: Any) -> str | None:
+        """Return the folder of structures, which needs no table where they are the labels."""
+        return settings.pdbs if _learns_structures(settings) else None
+
+    def problems(self, settings: Any, labels: Labels) -> list[str]:
+        """Return a sentence for each pair of settings that do not go together."""
+        found = []
+        learned = is_structure(labels)
+        if learned and settings.features:
+            found.append("features hold no coordinates to learn from: give --pdbs FOLDER.")
+        if settings.resolution is not None and not learned and not settings.heads:
+            found.append(f"resolution is for the task 'structure'; the task is {labels.task!r}.")
+        if settings.crop not in (None, "fixed") and settings.max_length is None:
+            found.append(f"crop={settings.crop!r} needs max_length, the residues of a crop.")
+        return found
+
+    def label_of_head(self, labels: Labels) -> str | None:
+        """Setting that names the labels of one of several heads; structures have no column."""
+        return None if is_structure(labels) else super().label_of_head(labels)
 
     def open(
         self,
         settings: Any,
         labels: Labels,
         *,
-        like: SampleDataset | None = None,
-    ) -> AffinityDataset:
-        """Read all files of a table."""
+        like: SampleDataset | None = None,  # noqa: ARG002
+    ) -> StructureFiles:
+        """Read all files of a table, or of a folder where structures are the labels."""
+        given = {name: getattr(settings, name) for name in type(settings).model_fields}
+        given["id_column"] = self.column(settings, "id_column")
+        if is_structure(labels):
+            return _structures(given, crop="auto", require_labels=True)
+        given["target_column"] = self.column(settings, "target_column")
+        return _affinities(given, crop="auto", require_target=labels.required)
+
+    def derive(self, dataset: SampleDataset, settings: Any, labels: Labels) -> SampleDataset | None:
+        """Return samples of another head with their structures as labels, without a second look."""
         from molfun.data.affinity import AffinityDataset
 
-        return AffinityDataset.from_csv(
-            settings.data,
-            settings.pdbs,
-            features_dir=settings.features,
-            alignments_dir=settings.alignments,
-            max_length=settings.max_length,
-            skip_missing=settings.skip_missing,
-            id_column=self.column(settings, "id_column"),
-            target_column=self.column(settings, "target_column"),
-            require_target=labels.required,
-        ).check(workers=getattr(settings, "workers", 0))
+        if not is_structure(labels) or not isinstance(dataset, AffinityDataset):
+            return None
+        return dataset.structures(resolution=settings.resolution)
+
+    def prepare_training(self, train: Any, settings: Any) -> Any:
+        """Return the training set with crops that are drawn, if it has crops and draws them."""
+        policy = settings.crop or ("auto" if _learns_structures(settings) else "fixed")
+        if policy == "fixed" or settings.max_length is None:
+            return train
+        return train.random_crops(policy)
 
     def reopen(
         self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
-    ) -> AffinityDataset:
-        """Read all files of a table, cropped as in training."""
-        from molfun.data.affinity import AffinityDataset
-
-        if given.get("pdbs") is None and given.get("features") is None:
-            raise ConfigError("This model takes structures: give --pdbs DIR, or --features DIR.")
+    ) -> StructureFiles:
+        """Read all files of a table or a folder, cropped as in training."""
         merged = {**trained, **given}
-        dataset = AffinityDataset.from_csv(
-            merged["data"],
-            given.get("pdbs"),
-            features_dir=given.get("features"),
-            alignments_dir=given.get("alignments"),
-            max_length=merged.get("max_length"),
-            crop=trained.get("crop", "auto"),
-            skip_missing=given.get("skip_missing", False),
-            require_target=labels and trained.get("require_target", True),
-            **{k: merged[k] for k in ("id_column", "target_column") if k in merged},
-        ).check()
+        crop = trained.get("crop", "auto")
+        if trained.get("labels") == STRUCTURE or (not labels and _is_folder(merged)):
+            dataset: StructureFiles = _structures(merged, crop=crop, require_labels=labels)
+        else:
+            if given.get("pdbs") is None and given.get("features") is None:
+                raise ConfigError(
+                    "This model takes structures: give --pdbs DIR, or --features DIR."
+                )
+            required = labels and trained.get("require_target", True)
+            dataset = _affinities(merged, crop=crop, require_target=required)
         aligned = bool(dataset.input_settings["alignments"])
         if aligned != bool(trained.get("alignments")):
             with_or_without = "without" if aligned else "with"
@@ -114,7 +165,7 @@ class Structures(DataKind):
             )
         return dataset
 
-    def notes(self, dataset: AffinityDataset, where: str) -> list[str]:
+    def notes(self, dataset: StructureFiles, where: str) -> list[str]:
         """Say what was changed in how many structures; the log tells in which."""
         notes = dataset.notes()
         if not notes:
@@ -122,11 +173,68 @@ class Structures(DataKind):
         kinds = dataset.notes_in_brief()
         return [f"Structures: {len(notes)} of {len(dataset)} with notes ({where}): {kinds}"]
 
-    def demo(self, n: int, length: int) -> AffinityDataset:
+    def demo(self, n: int, length: int) -> StructureFiles:
         """Make random proteins whose label follows from their composition."""
         from molfun.data.affinity import AffinityDataset
 
         return AffinityDataset.synthetic(n, length)
+
+
+STRUCTURE = "structure"
+"""Value of ``labels`` in the settings of inputs whose labels are structures."""
+
+
+def is_structure(labels: Labels) -> bool:
+    """Return True for a task whose labels are the structures of the samples."""
+    return labels.task in TASKS and bool(TASKS.about(labels.task, "labels_from_structure"))
+
+
+def _learns_structures(settings: Any) -> bool:
+    """Return True where the structures of the samples are all the labels of a run."""
+    heads = getattr(settings, "by_head", None) or {}
+    return bool(heads) and all(is_structure(one.labels) for one in heads.values())
+
+
+def _is_folder(given: Mapping[str, Any]) -> bool:
+    from molfun._paths import as_path
+
+    return isinstance(given.get("data"), str) and as_path(given["data"]).is_dir()
+
+
+def _structures(given: Mapping[str, Any], **how: Any) -> Any:
+    from molfun.data.structure_dataset import StructureDataset
+
+    names = ("max_length", "skip_missing", "id_column", "resolution", "workers", *FILTERS)
+    return StructureDataset.from_folder(
+        given["data"],
+        # a folder is all that is read; where it is the data, --pdbs may be of other samples
+        pdb_dir=None if _is_folder(given) else given.get("pdbs"),
+        alignments_dir=_folder_of_alignments(given),
+        **{name: given[name] for name in names if given.get(name) is not None},
+        **how,
+    )
+
+
+def _affinities(given: Mapping[str, Any], **how: Any) -> Any:
+    from molfun.data.affinity import AffinityDataset
+
+    names = ("max_length", "skip_missing", "id_column", "target_column")
+    dataset = AffinityDataset.from_csv(
+        given["data"],
+        given.get("pdbs"),
+        features_dir=given.get("features"),
+        alignments_dir=_folder_of_alignments(given),
+        **{name: given[name] for name in names if given.get(name) is not None},
+        **how,
+    ).check(workers=given.get("workers") or 0)
+    filters = {name: given[name] for name in FILTERS if given.get(name) is not None}
+    return dataset.filter_experiments(**filters) if filters else dataset
+
+
+def _folder_of_alignments(given: Mapping[str, Any]) -> str | None:
+    """Return the folder that the user names; a checkpoint holds whether there was one."""
+    found = given.get("alignments")
+    return found if isinstance(found, str) else None
 
 
 def _for_sequences(data: Any, id_column: str) -> str | None:
