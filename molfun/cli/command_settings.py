@@ -157,9 +157,10 @@ class TrainedModel(Command):
     """Settings of commands that run a trained model on samples."""
 
     checkpoint: str = option(..., CHECKPOINT, argument=True)
-    data: str = option(
-        ..., "Table of samples; for sequences also FASTA; for atoms xyz.", panel=DATA
-    )
+    data: str | None = option(
+        None, "Table of samples; for sequences also FASTA; for atoms xyz.", panel=DATA,
+        shown="--pdbs of a model of structures",
+    )  # fmt: skip
     training_data: str | None = option(
         None, "Training table or run: counts its rows in --data; predict adds the nearest one, "
         "evaluate compares with baselines of it.",

@@ -98,16 +98,7 @@ def open_file(
     settings: FineTuneSettings, data: Any, *, like: SampleDataset | None = None
 ) -> SampleDataset:
     """Read a file, or several, with the labels of each head; inputs are those of `like`."""
-    inputs = None if like is None else inputs_of(like)
-    parts: dict[str, SampleDataset] = {}
-    # those that are made of other samples last, so that no file is read twice
-    for name, one in sorted(settings.by_head.items(), key=lambda head: _of_structure(head[1])):
-        labels = replace(one.labels, required="column") if name else one.labels
-        given = one.model_copy(update={"data": data})
-        first = next(iter(parts.values()), None)
-        derived = None if first is None else settings.kind.derive(first, given, labels)
-        parts[name] = derived or settings.kind.open(given, labels, like=inputs)
-    parts = {name: parts[name] for name in settings.by_head}
+    parts = _opened_parts(settings, data, None if like is None else inputs_of(like))
     if not settings.heads:
         return parts[""]
     if is_collecting():  # rows that are bad for one head alone were left out there
@@ -115,6 +106,21 @@ def open_file(
         for name, part in parts.items():
             parts[name] = part.subset([i for i, one in enumerate(part.ids) if one in shared])
     return NamedTargets(parts)
+
+
+def _opened_parts(
+    settings: FineTuneSettings, data: Any, inputs: SampleDataset | None
+) -> dict[str, SampleDataset]:
+    """Return the samples with the labels of each head, in the order of the heads."""
+    parts: dict[str, SampleDataset] = {}
+    # those that are made of other samples last, so that no file is read twice
+    for name, one in sorted(settings.by_head.items(), key=lambda head: _of_structure(head[1])):
+        labels = replace(one.labels, required="column") if name else one.labels
+        given = one.model_copy(update={"data": data})
+        first = next(iter(parts.values()), None)
+        made = None if first is None else settings.kind.derive(first, given, labels)
+        parts[name] = settings.kind.open(given, labels, like=inputs) if made is None else made
+    return {name: parts[name] for name in settings.by_head}
 
 
 def _of_structure(settings: FineTuneSettings) -> bool:

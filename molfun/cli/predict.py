@@ -28,6 +28,7 @@ from molfun.cli.tables import write_predictions
 from molfun.cli.training_rows import reopened, rows_of, run_of
 from molfun.data.base import SampleDataset
 from molfun.data.kinds.base import DataKind
+from molfun.data.kinds.structures import STRUCTURE
 from molfun.errors import ConfigError, MolfunError, RunError
 from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
@@ -179,7 +180,7 @@ def _samples(
     set_up_logging(None, debug=wanted.debug)
     # in this order: cheap checks of paths and data come before a model of gigabytes is read
     backbone, trained = trained_as(wanted.checkpoint)
-    given = {"data": wanted.data, **about}
+    given = {"data": _data_of(wanted, trained, about), **about}
     kind = kind_for(backbone, trained, given)
     if wanted.output is not None:
         paths = {"data", *paths_in(kind.settings)} & given.keys()
@@ -191,6 +192,21 @@ def _samples(
     dataset = _reopened(kind, trained, given, labels=labels)
     say_notes(kind, dataset, "--debug lists them")
     return kind, dataset
+
+
+def _data_of(
+    wanted: PredictSettings | EvaluateSettings, trained: Mapping[str, Any], about: Mapping[str, Any]
+) -> str:
+    """Return what holds the samples: a table, or the folder of a model whose labels are in it."""
+    learned = [trained, *(trained.get("heads") or {}).values()]
+    from_folder = any(one.get("labels") == STRUCTURE for one in learned)
+    found = wanted.data or (about.get("pdbs") if from_folder else None)
+    if found is None:
+        raise ConfigError(
+            "Give the samples: --data TABLE"
+            + (", or --pdbs FOLDER of structures." if from_folder else ".")
+        )
+    return str(found)
 
 
 def _compared(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 class NamedTargets(SampleDataset):
     """The same samples with a label of each of several data sets.
 
+    A label that is a structure (`AffinityDataset.structures`) is that of the sample itself, in the
+    crop that the model sees.
+
     Parameters
     ----------
     parts
@@ -43,8 +46,6 @@ class NamedTargets(SampleDataset):
     >>> tm = SequenceDataset.from_list([("MKV", 60.0), ("ACD", 55.0)])
     >>> NamedTargets({"ddg": ddg, "tm": tm}).targets
     [{'ddg': 0.5, 'tm': 60.0}, {'tm': 55.0}]
-
-    Labels that are structures are those of the sample itself, in the crop that it has.
     """
 
     def __init__(self, parts: Mapping[str, SampleDataset]) -> None:
@@ -58,14 +59,10 @@ class NamedTargets(SampleDataset):
                     f"The data set for {name!r} has other samples than the first one: "
                     f"{len(part)} against {len(self._first)}, or in another order."
                 )
-        own = {n: part for n, part in self.parts.items() if not part.labels_from_structure}
-        columns = {name: _plain(part.targets) for name, part in own.items()}
+        structures = {n: part for n, part in self.parts.items() if part.labels_from_structure}
+        columns = {n: _plain(part.targets) for n, part in self.parts.items() if n not in structures}
         self._targets = [_named(columns, row) for row in range(len(self._first))]
-        self._has_structure = {
-            name: [not is_missing(label) for label in part.targets]
-            for name, part in self.parts.items()
-            if part.labels_from_structure
-        }
+        self._has_structure = {n: _present(part.targets) for n, part in structures.items()}
         self.draws_nothing = self._first.draws_nothing
 
     @property
@@ -146,6 +143,10 @@ def _named(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     """Return the labels of one sample by name, without those that are missing."""
     labels = {name: column[row] for name, column in columns.items()}
     return {name: label for name, label in labels.items() if not is_missing(label)}
+
+
+def _present(targets: Sequence[Any]) -> list[bool]:
+    return [not is_missing(label) for label in targets]
 
 
 def _plain(targets: Any) -> list[Any]:

@@ -56,7 +56,7 @@ class StructureSettings(TableSettings):
         panel=PANEL, hidden=True, again=True, gt=0, allow_inf_nan=False,
     )  # fmt: skip
     crop: Crop | None = option(
-        None, "Crops of --max-length in training: {choices}; all but fixed are drawn in each epoch.",
+        None, "Crops in training: {choices}; all but fixed are drawn in each epoch.",
         panel=PANEL, hidden=True, shown="auto with --task structure, else fixed",
     )  # fmt: skip
 
@@ -77,13 +77,17 @@ class Structures(DataKind):
 
     def missing(self, settings: StructureSettings) -> str | None:
         """Ask for the folder of files; a table of sequences alone is for another backbone."""
-        data, learned = getattr(settings, "data", None), _learns_structures(settings)
-        if data and (settings.pdbs or settings.features or learned):
+        data = getattr(settings, "data", None)
+        if data and (settings.pdbs or settings.features):
             return None
-        if learned:
+        if _learns_structures(settings):
             return (
-                "give --pdbs FOLDER of structures to learn from (--data TABLE chooses some of "
-                "them by id), or --data TABLE with a column of paths"
+                None
+                if data
+                else (
+                    "give --pdbs FOLDER of structures to learn from (--data TABLE chooses some of "
+                    "them by id), or --data TABLE with a column of paths"
+                )
             )
         return _for_sequences(data, self.column(settings, "id_column")) or (
             "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
@@ -92,7 +96,7 @@ class Structures(DataKind):
 
     def data_of(self, settings: Any) -> str | None:
         """Return the folder of structures, which needs no table where they are the labels."""
-        return settings.pdbs if _learns_structures(settings) else None
+        return settings.pdbs if settings.pdbs and _learns_structures(settings) else None
 
     def problems(self, settings: Any, labels: Labels) -> list[str]:
         """Return a sentence for each pair of settings that do not go together."""
@@ -115,7 +119,7 @@ class Structures(DataKind):
         settings: Any,
         labels: Labels,
         *,
-        like: SampleDataset | None = None,  # noqa: ARG002
+        like: SampleDataset | None = None,
     ) -> StructureFiles:
         """Read all files of a table, or of a folder where structures are the labels."""
         given = {name: getattr(settings, name) for name in type(settings).model_fields}
