@@ -39,8 +39,10 @@ class TrunkOutput:
         (batch, c_s) vector of the start token, if the backbone has one.
     structure
         Predicted structure, if requested: ``positions`` (batch, length, 37, 3) in
-        angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100; of presets with a TM head
-        ``ptm`` (batch,) and ``tm_logits`` (batch, length, length, bins).
+        angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``aatype`` and
+        ``residue_index`` (batch, length); of presets with a TM head ``ptm`` (batch,) and
+        ``tm_logits`` (batch, length, length, bins). Where the structure is trained, also what the
+        losses read.
     properties
         Predictions of the backbone itself by name (energies, forces), if requested: see
         `molfun.backbones.pet.atoms.AtomisticBackbone`.

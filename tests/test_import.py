@@ -79,6 +79,7 @@ PUBLIC = {
         "Head",
         "LinearHead",
         "MLPHead",
+        "StructureHead",
     ],
     "molfun.lightning": [
         "BaseEncoder",
@@ -141,10 +142,12 @@ PUBLIC = {
         "BinaryTask",
         "ContactTask",
         "EnergyTask",
+        "LossOfTerms",
         "LossSum",
         "MulticlassTask",
         "MultilabelTask",
         "RegressionTask",
+        "StructureTask",
         "Task",
     ],
     "molfun.training": [

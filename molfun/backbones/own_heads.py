@@ -13,6 +13,11 @@ class OwnHeads:
         """Name of the registered head that a model gets if none is chosen; None without one."""
         return None
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the registered heads that are views on modules of this backbone."""
+        return () if self.own_head is None else (self.own_head,)
+
     def pretrained_head(self, name: str) -> dict[str, torch.Tensor] | None:  # noqa: ARG002
         """Return published weights for the registered head `name`; None if there are none."""
         return None

@@ -49,10 +49,12 @@ def frozen_blocks(backbone: Backbone) -> int:
 def prefix_fingerprint(backbone: Backbone, block: int) -> str:
     """Return the sha256 over architecture and all weights that run before `block`."""
     # later weights are left out: they train, and a cache of the prefix has to survive that
+    # recycling feeds the structure back, so that the prefix of all blocks depends on its module
+    early = ("embedder", "early") + ("structure_module",) * (block == len(backbone.blocks()))
     tensors = {
         name: tensor
         for name, tensor in backbone.state_dict().items()
-        if (layer := backbone.layer_of(name)).kind in ("embedder", "early")
+        if (layer := backbone.layer_of(name)).kind in early
         or (layer.kind == "block" and layer.index < block)
     }
     return combine_digests({**backbone.config_dict, "block": block}, tensor_digests(tensors))

@@ -5,5 +5,6 @@ from molfun.heads.conv import ConvHead as ConvHead
 from molfun.heads.energy import EnergyHead as EnergyHead
 from molfun.heads.pooled import LinearHead as LinearHead
 from molfun.heads.pooled import MLPHead as MLPHead
+from molfun.heads.structure import StructureHead as StructureHead
 
 __all__: list[str]

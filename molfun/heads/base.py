@@ -29,6 +29,8 @@ class Head(nn.Module, ABC):
     """Level of that task where nothing else is asked for."""
     in_backbone: ClassVar[bool] = False
     """True for a view on modules inside the backbone, which chooses them in `Backbone.serve`."""
+    part_of: ClassVar[str] = "some backbones"
+    """Models that such a view is a part of, for messages."""
 
     @abstractmethod
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:

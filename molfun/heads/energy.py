@@ -41,6 +41,7 @@ class EnergyHead(Configured, Head):
     needs = ("properties",)
     default_task = "energy"
     in_backbone = True
+    part_of = "models of atoms with energies"
 
     def __init__(
         self,

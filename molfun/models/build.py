@@ -178,15 +178,19 @@ def _own_head(backbone: Backbone) -> str | None:
     return backbone.own_head if isinstance(backbone, OwnHeads) else None
 
 
+def _views(backbone: Backbone) -> tuple[str, ...]:
+    return backbone.views if isinstance(backbone, OwnHeads) else ()
+
+
 def _refuse_one_part_twice(heads: Mapping[str, HeadSettings], backbone: Backbone) -> None:
     """Refuse two heads that are the same module of the backbone."""
-    own = _own_head(backbone)
-    views = [name for name, one in heads.items() if names_of(one.head, one.task)[0] == own]
-    if len(views) > 1:
-        raise ConfigError(
-            f"heads: {' and '.join(views)} both have the head {own!r}, which is a part of the "
-            f"backbone and exists only once. Keep one of them."
-        )
+    for own in _views(backbone):
+        views = [name for name, one in heads.items() if names_of(one.head, one.task)[0] == own]
+        if len(views) > 1:
+            raise ConfigError(
+                f"heads: {' and '.join(views)} both have the head {own!r}, which is a part of the "
+                f"backbone and exists only once. Keep one of them."
+            )
 
 
 def _one_of_several(where: str, given: Any) -> HeadSettings:
@@ -271,10 +275,10 @@ def build_head(
     # initial weights depend on the seed alone, and the process keeps its own generator
     with seeded(seed):
         head: Head = build(HEADS[name], {**settings, **sizes}, "head_config")
-    if head.in_backbone and _own_head(backbone) is None:
+    if head.in_backbone and name not in _views(backbone):
         raise ConfigError(
-            f"The head {name!r} is a part of models of atoms with energies, and "
-            f"{backbone.display_name} is none. Use head='mlp'."
+            f"The head {name!r} is a part of {head.part_of}, and {backbone.display_name} is none "
+            f"of them. Use head={backbone.default_head!r}."
         )
     # ESM-2 publishes a contact head with its weights, which predicts contacts without training
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None

@@ -100,7 +100,9 @@ class RunCaches:
             weights, kept = backbone.state_fingerprint(), self._needs
         else:
             weights = prefix_fingerprint(backbone, frozen.n_blocks)
-            kept = (f"before block {frozen.n_blocks}",)
+            # where the structure is read, more is kept for the structure module
+            more = tuple(name for name in self._needs if name == "structure")
+            kept = (f"before block {frozen.n_blocks}", *more)
         # another version of torch may add up in another order, another Molfun featurise differently
         versions = f"torch {torch.__version__} molfun {__version__}"
         about = f"{self._arithmetic} {versions}"
@@ -118,4 +120,4 @@ class RunCaches:
 def _why_not(frozen: FrozenPart) -> str:
     if frozen.n_blocks == 0:
         return "parts of the backbone train, so its outputs change at every step"
-    return "what the head reads, or recycling, passes through blocks that train"
+    return "what the head reads, or recycling, passes through parts that train or is drawn"

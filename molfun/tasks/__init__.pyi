@@ -1,3 +1,4 @@
+from molfun.tasks.base import LossOfTerms as LossOfTerms
 from molfun.tasks.base import LossSum as LossSum
 from molfun.tasks.base import Task as Task
 from molfun.tasks.classification import BinaryTask as BinaryTask
@@ -6,5 +7,6 @@ from molfun.tasks.classification import MultilabelTask as MultilabelTask
 from molfun.tasks.contact import ContactTask as ContactTask
 from molfun.tasks.energy import EnergyTask as EnergyTask
 from molfun.tasks.regression import RegressionTask as RegressionTask
+from molfun.tasks.structure import StructureTask as StructureTask
 
 __all__: list[str]

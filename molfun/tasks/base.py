@@ -27,6 +27,24 @@ class LossSum(NamedTuple):
     n_labels: int
 
 
+class LossOfTerms(LossSum):
+    """A `LossSum` with its terms, for tasks that report them.
+
+    Attributes
+    ----------
+    terms
+        Sum of each term over the labels, by name and without weights.
+    """
+
+    terms: Mapping[str, float]
+
+    def __new__(cls, total: torch.Tensor, n_labels: int, terms: Mapping[str, float]) -> Self:
+        """Return a pair with the attribute ``terms``."""
+        loss = super().__new__(cls, total, n_labels)
+        loss.terms = terms
+        return loss
+
+
 class Task(ABC):
     """Loss, scale of the labels and metrics of one kind of prediction.
 
@@ -46,7 +64,7 @@ class Task(ABC):
     """Kind of labels, for baselines: numbers, one class, or a 0 or 1 per class."""
     level: Level = "sequence"
     labels_from_structure: ClassVar[bool] = False
-    """True if a label is the structure of its sample, a `molfun.protein.Protein`."""
+    """True if the label of a sample is its own structure, and no column of a table."""
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""
 
@@ -136,6 +154,18 @@ class Task(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave."""
+
+    def count(self, target: Any) -> int:
+        """Return the number of labels that the loss counts in one sample's label."""
+        return int(np.isfinite(self.numbers(target)).sum())
+
+    @property
+    def term_names(self) -> Sequence[str]:
+        """Names of the terms in `LossOfTerms.terms`."""
+        return ()
+
+    def after_step(self, steps: int) -> None:  # noqa: B027  (most have nothing to do)
+        """Run after each optimizer step of a training run; `steps` are done."""
 
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:
         """Return the labels of a batch as a float64 tensor, NaN where there is none.

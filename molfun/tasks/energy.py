@@ -140,6 +140,10 @@ class EnergyTask(Configured, Task):
             raise DataError("A label is infinite. Give NaN or None where there is none.")
         return row
 
+    def count(self, target: Any) -> int:
+        """Return 1 for a structure with any label: the loss is a mean over structures."""
+        return int(np.isfinite(self.numbers(target)).any())
+
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
         """Return the rows of a batch, padded with NaN: (batch, 11 + 3 * atoms) float64."""
         return torch.from_numpy(self.join([self.numbers(t) for t in targets]))

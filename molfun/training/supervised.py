@@ -15,7 +15,7 @@ import torch
 from molfun.backbones.base import Backbone
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
-from molfun.tasks.base import LossSum
+from molfun.tasks.base import LossSum, Task
 from molfun.training.ahead import Featurize, loaded_ahead
 from molfun.training.cache import PrefixCache
 from molfun.training.feature_cache import FeatureCache
@@ -34,6 +34,19 @@ class HeadResult(MeanLoss):
     weight: float = 1.0
     predictions: list[np.ndarray] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    """Sums of each term of the loss, one number per batch."""
+
+    def add_terms(self, terms: Mapping[str, float]) -> None:
+        """Add the terms of the loss of a batch."""
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value)
+
+    def mean_terms(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the mean per label of each term; NaN without labels."""
+        # fsum rounds once, so the order of batches and processes does not matter
+        sums = {name: math.fsum(self.terms.get(name, ())) for name in names}
+        return {k: v / self.loss_count if self.loss_count else math.nan for k, v in sums.items()}
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -42,6 +55,9 @@ class HeadResult(MeanLoss):
         result.weight = parts[0].weight
         result.predictions = [p for part in parts for p in part.predictions]
         result.targets = [t for part in parts for t in part.targets]
+        for part in parts:
+            for name, values in part.terms.items():
+                result.terms.setdefault(name, []).extend(values)
         return result
 
 
@@ -125,7 +141,11 @@ class SupervisedRunner(Runner):
         self.device, self.autocast = device, autocast
         self.metric_names = [
             *(part.key("loss") for part in heads if part.name),
-            *(part.key(name) for part in heads for name in part.task.metric_names),
+            *(
+                part.key(name)
+                for part in heads
+                for name in (*part.task.metric_names, *part.task.term_names)
+            ),
         ]
         self.higher_is_better = frozenset(
             part.key(name) for part in heads for name in part.task.higher_is_better
@@ -139,6 +159,7 @@ class SupervisedRunner(Runner):
             features=features,
         )
         self.readers: list[Callable[[Inputs, TrunkOutput], None]] = []
+        self._steps = 0
 
     @property
     def ahead(self) -> Featurize | None:
@@ -231,7 +252,9 @@ class SupervisedRunner(Runner):
                 continue
             targets = self._encoded(part, inputs, outputs)
             found.targets += part.task.split(targets, sizes)
-            found.add(*self._loss(part, own, targets))
+            loss = self._loss(part, own, targets)
+            found.add(*loss)
+            found.add_terms(getattr(loss, "terms", {}))
 
     def metrics(self, result: Evaluation) -> dict[str, float]:
         """Return the metrics of an evaluation; with several heads, names begin with the head's."""
@@ -241,8 +264,28 @@ class SupervisedRunner(Runner):
             if part.name:
                 values[part.key("loss")] = found.loss
             measured = task.metrics(task.join(found.predictions), task.join(found.targets))
+            measured |= found.mean_terms(task.term_names)
             values |= {part.key(name): value for name, value in measured.items()}
         return values
+
+    def after_step(self, progress: float) -> None:  # noqa: ARG002
+        """Tell the tasks how many optimizer steps are done."""
+        self._tell_steps(self._steps + 1)
+
+    def _tell_steps(self, steps: int) -> None:
+        self._steps = steps
+        for part in self.heads:
+            part.task.after_step(steps)
+
+    def resume_state(self) -> dict[str, torch.Tensor]:
+        """Return the number of optimizer steps where a task depends on it."""
+        depends = any(type(part.task).after_step is not Task.after_step for part in self.heads)
+        return {"steps": torch.tensor(self._steps)} if depends else {}
+
+    def load_resume_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put it back."""
+        if "steps" in state:
+            self._tell_steps(int(state["steps"]))
 
 
 def _lengths(part: TaskHead, outputs: Mapping[str, Any]) -> list[int] | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import numpy as np
 from torch import nn
 
 from molfun.errors import DataError
@@ -85,7 +84,7 @@ class TaskHead:
     def weighed(self, targets: Sequence[Any]) -> Self:
         """Return a copy with `labels_per_sample` of a training set; call it after `fit_targets`."""
         # not 0, which would divide by it: a head without any label then has no loss either
-        sizes = [np.isfinite(self.task.numbers(t)).sum() for t in targets if not is_missing(t)]
+        sizes = [self.task.count(t) for t in targets if not is_missing(t)]
         return replace(self, labels_per_sample=max(float(sum(sizes)) / max(len(targets), 1), 1e-12))
 
 

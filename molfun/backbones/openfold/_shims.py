@@ -10,7 +10,11 @@ there. Each entry names the fault it removes:
 * ``numpy.object``, removed in NumPy 1.24; needed while ``openfold.data.templates`` is imported.
 * In-place attention kernels, which raise "not implemented on CPU" (aqlaboratory/openfold issues
   213, 257, 293 and 340); the pure-PyTorch form gives the same values on every device.
+* The table of bonds of the violation loss, which the package of the index lacks: see
+  `molfun.backbones.openfold.stereochemistry`.
 * Reentrant activation checkpointing, which raises if the checkpointed weights are frozen.
+* The TM-score of logits that are not finite, which raises IndexError (facebookresearch/esm issue
+  364); it is NaN, so that a training step that overflows is skipped and not the end of a run.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ import importlib.util
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from molfun._lazy import require
+from molfun.backbones.openfold.stereochemistry import add_missing_table
 from molfun.errors import MissingDependencyError
 from molfun.nn.process import ignore_upstream
 
@@ -61,6 +67,11 @@ def prepare() -> None:
         import openfold.data.data_pipeline
         import openfold.data.feature_pipeline
         import openfold.model.model  # noqa: F401
+        from openfold.np import residue_constants
+
+        add_missing_table()
+        # read once and kept; importlib deprecates the way in which the file is opened
+        residue_constants.load_stereo_chemical_props()
     # openfold indexes with lists of slices, which torch deprecates; results are right (tested).
     # The warning is attributed to our module while allocations are counted there.
     ignore_upstream("Using a non-tuple sequence", module=r"openfold|molfun\.nn\.allocation_cap")
@@ -99,10 +110,12 @@ def _numpy_object() -> Iterator[None]:
 
 
 def _replace_kernels() -> None:
-    from openfold.model import primitives, structure_module
+    from openfold.model import heads, primitives, structure_module
+    from openfold.utils import loss
 
     primitives.attention_core = attention_core
     structure_module.attn_core_inplace_cuda = types.SimpleNamespace(forward_=softmax_)
+    heads.compute_tm = loss.compute_tm = tm_of_finite(loss.compute_tm)
 
 
 def attention_core(
@@ -122,6 +135,18 @@ def attention_core(
         if bias is not None:
             logits = logits + bias
     return torch.matmul(torch.softmax(logits, dim=-1), value)
+
+
+def tm_of_finite(compute_tm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return the function, with NaN for logits that are not finite."""
+
+    @functools.wraps(compute_tm)
+    def checked(logits: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if not bool(torch.isfinite(logits).all()):
+            return logits.new_tensor(torch.nan)
+        return compute_tm(logits, *args, **options)
+
+    return checked
 
 
 def softmax_(logits: torch.Tensor, rows: int, columns: int) -> None:  # noqa: ARG001

@@ -6,16 +6,14 @@ trunk only, or also the structure module) and the memory settings, and maps para
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from molfun.backbones.base import Backbone, Features, Layer
 from molfun.backbones.folding import Fold, Folding
@@ -27,19 +25,23 @@ from molfun.backbones.openfold import (
     folding,
     kernel_choice,
     memory,
+    passes,
     precomputed,
     presets,
 )
 from molfun.backbones.openfold.initialisation import build_model
 from molfun.backbones.openfold.memory import EvoformerCosts
+from molfun.backbones.openfold.passes import EvoformerPasses
 from molfun.backbones.openfold.weights import load_weights
 from molfun.backbones.planning import MemoryPlan
-from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
+from molfun.backbones.splitting import frozen_blocks
 from molfun.errors import DataError
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.sample import Sample
+from molfun.strict import check_choice
 from molfun.trunk import TrunkOutput
 
+Recycles = Literal["fixed", "uniform"]
 CHECKPOINT_ABOVE = 64
 """Length of one sample above which blocks are recomputed, unless `plan_memory` has decided."""
 CHUNK_ABOVE = 384
@@ -48,7 +50,7 @@ EXTRA_BLOCKS = 4
 """Blocks of the extra-MSA stack; they keep a graph if parameters before the trunk train."""
 
 
-class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, EvoformerCosts):
+class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, EvoformerCosts):
     """OpenFold (AlphaFold 2) as published in the ``openfold`` package, 1.x or 2.x.
 
     Parameters
@@ -64,6 +66,9 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
     recycling
         Recycling passes through the whole model before the last one. 0 by default: each costs as
         much as the forward pass itself. None takes the config's number.
+    recycles
+        ``"fixed"``: always `recycling` passes. ``"uniform"``: in training a number from 0 to
+        `recycling`, drawn for each batch, as AlphaFold was trained.
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
     mask_msa
@@ -106,6 +111,7 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         weights: str | Path | None = None,
         seed: int = 0,
         recycling: int | None = 0,
+        recycles: Recycles = "fixed",
         max_msa_clusters: int | None = None,
         max_extra_msa: int | None = None,
         mask_msa: bool = False,
@@ -116,6 +122,8 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         super().__init__()
         self.preset, self.config = presets.resolve_config(config)
         features.check_counts(recycling, max_msa_clusters, max_extra_msa)
+        check_choice("recycles", recycles, get_args(Recycles))
+        self.recycles = recycles
         self.config.globals.chunk_size = None
         # saved now: the model writes its chunk size into the same config
         self._custom = json.loads(self.config.to_json()) if self.preset == "custom" else None
@@ -202,7 +210,12 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Pad and stack the features that the model reads, and labels, which openfold ignores."""
-        return self._schema.collate(features, self._inputs)
+        return self._schema.collate(features, self._read_of(features))
+
+    def _read_of(self, made: Sequence[Features]) -> tuple[str, ...]:
+        """Return the names of the features that the model and its losses read."""
+        masked = passes.MASKED if self.learns_structure and self.settings["mask_msa"] else ()
+        return (*self._inputs, *(key for key in masked if all(key in one for one in made)))
 
     def featurize_key(self) -> str:
         """Return the version of openfold and the settings of its feature pipeline as text."""
@@ -226,15 +239,17 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         TrunkOutput
             ``single`` (batch, length, 384) and the others asked for.
         """
-        cycles = batch["aatype"].shape[-1]
-        mask = batch["seq_mask"][..., -1]
+        batch = self._drawn(batch)
+        last = {key: value[..., -1] for key, value in batch.items()}
+        mask = last["seq_mask"]
         self._set_memory(*mask.shape)
-        raw = self._run(batch) if "structure" in outputs else self._trunk(batch, cycles)
+        wanted = "structure" in outputs
+        raw = self._run(batch) if wanted else self._trunk(batch, batch["aatype"].shape[-1])
         return TrunkOutput(
             single=raw["single"],
             pair=raw["pair"] if "pair" in outputs else None,
             mask=mask,
-            structure=folding.structure_of(raw, mask, self._tm) if "structure" in outputs else None,
+            structure=self._structure(raw, last) if wanted else None,
         )
 
     def _run(self, batch: Features) -> dict[str, torch.Tensor]:
@@ -244,83 +259,6 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         )
         return outputs
 
-    def _trunk(self, batch: Features, cycles: int) -> dict[str, torch.Tensor]:
-        """Run the stock forward until the structure module of the last pass would start."""
-        calls = 0
-
-        def stop(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == cycles:
-                raise _TrunkDone(args[0])
-
-        return self._stopped(batch, self.model.structure_module.register_forward_pre_hook(stop))
-
-    def _stopped(self, batch: Features, handle: RemovableHandle) -> dict[str, torch.Tensor]:
-        """Run the stock forward until the hook behind `handle` ends it; return its outputs."""
-        try:
-            self._run(batch)
-        except _TrunkDone as done:
-            return done.outputs
-        finally:
-            handle.remove()
-        raise AssertionError("the forward pass was to stop, and did not")
-
-    def splits_before(self, block: int, outputs: Sequence[str]) -> bool:
-        """Return True for every block, if the input passes through the blocks only once."""
-        return self.settings["recycling"] == 0 and block > 0 and "structure" not in outputs
-
-    def run_prefix(self, batch: Features, block: int) -> Features:
-        """Run embedders, templates, extra MSA and the blocks before `block`.
-
-        Returns ``m`` (batch, rows, length, 256), ``z`` (batch, length, length, 128) and masks.
-        """
-        passes = batch["aatype"].shape[-1]
-        if passes != 1:
-            raise DataError(
-                f"The features were made for {passes - 1} recycling passes, which go through the "
-                f"blocks that train, so that these cannot be split off. Make them without, or pass "
-                f"backbone_config={{'recycling': {passes - 1}}}."
-            )
-        mask = batch["seq_mask"][..., -1]
-        self._set_memory(*mask.shape)
-
-        def stop(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            raise _TrunkDone({"m": output[0], "z": output[1], "msa_mask": kwargs["msa_mask"]})
-
-        holders = (self.model, self.model.evoformer)
-        modes = [module.training for module in holders]
-        last = self.model.evoformer.blocks[block - 1]
-        handle = last.register_forward_hook(stop, with_kwargs=True)
-        try:
-            # in training mode openfold takes another path, with other bits: never in place
-            for module in holders:
-                module.training = False
-            return {**self._stopped(batch, handle), "seq_mask": mask}
-        finally:
-            for module, mode in zip(holders, modes, strict=True):
-                module.training = mode
-
-    def run_suffix(self, state: Features, block: int, *, outputs: Sequence[str]) -> TrunkOutput:
-        """Run the blocks from `block` on."""
-        mask = state["seq_mask"]
-        self._set_memory(*mask.shape)
-        # openfold's own stack over a shorter list: the same blocks and no code of theirs copied
-        stack = copy.copy(self.model.evoformer)
-        stack._modules = {**stack._modules, "blocks": stack.blocks[block:]}
-        inplace = not (torch.is_grad_enabled() or self.model.training)
-        m, z = state["m"], state["z"]
-        _, pair, single = stack(
-            m.clone() if inplace else m,
-            z.clone() if inplace else z,
-            msa_mask=state["msa_mask"],
-            pair_mask=mask.unsqueeze(-1) * mask.unsqueeze(-2),
-            chunk_size=self.model.globals.chunk_size,
-            inplace_safe=inplace,
-            _mask_trans=self.config.model._mask_trans,
-        )
-        return TrunkOutput(single=single, pair=pair if "pair" in outputs else None, mask=mask)
-
     def fold(self, sample: Sample, *, recycles: int, tolerance: float | None, seed: int) -> Fold:
         """Predict a structure; features that were made for other recycling passes keep theirs."""
         made = self._features_for(sample, recycles, seed)
@@ -328,12 +266,12 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         device = next(self.parameters()).device
         batch = {k: v.to(device) for k, v in self._schema.collate([made], self._inputs).items()}
         self._set_memory(1, len(protein))
-        outputs, passes = folding.run_passes(self.model, batch, tolerance)
+        outputs, n_passes = folding.run_passes(self.model, batch, tolerance)
         return folding.of_structure(
-            folding.structure_of(outputs, batch["seq_mask"][..., -1], self._tm),
+            folding.structure_of(outputs, {k: v[..., -1] for k, v in batch.items()}, self._tm),
             protein,
             self._tm,
-            recycles=passes,
+            recycles=n_passes,
             alignment_rows=int(made["msa_mask"][..., 0].any(-1).sum()),
         )
 
@@ -470,13 +408,16 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         if parts[0] == "structure_module":
             return Layer("structure_module")
         if parts[0] == "aux_heads":
-            return Layer("output")
+            # where the structure is the head of the model, these are its own heads
+            return Layer("head" if self.learns_structure else "output")
         return Layer("early")
 
     @property
     def config_dict(self) -> dict[str, Any]:
         """Preset name (or the whole config) and feature settings, as plain values."""
-        return {"preset": self.preset, "custom": self._custom, **self.settings}
+        # left out where it is the default: fingerprints of older checkpoints stay as they are
+        drawn = {} if self.recycles == "fixed" else {"recycles": self.recycles}
+        return {"preset": self.preset, "custom": self._custom, **self.settings, **drawn}
 
     @classmethod
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -488,11 +429,3 @@ class OpenFoldBackbone(Backbone, PrefixSplitting, KernelChoice, Folding, Evoform
         import ml_collections
 
         return {**arguments, "config": ml_collections.ConfigDict(custom)}
-
-
-class _TrunkDone(Exception):  # noqa: N818  (a signal, not an error)
-    """Carry the trunk's outputs out of the stock forward pass."""
-
-    def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
-        super().__init__("trunk done")
-        self.outputs = outputs

@@ -66,13 +66,28 @@ def ca_change(one: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> flo
 
 
 def structure_of(
-    outputs: Mapping[str, torch.Tensor], mask: torch.Tensor, tm_settings: Mapping[str, Any]
+    outputs: Mapping[str, torch.Tensor],
+    features: Mapping[str, torch.Tensor],
+    tm_settings: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
-    """Return what `molfun.trunk.TrunkOutput.structure` holds, from openfold's outputs."""
+    """Return what `molfun.trunk.TrunkOutput.structure` holds, from openfold's outputs.
+
+    Parameters
+    ----------
+    outputs
+        Outputs of openfold's model with those of the auxiliary heads.
+    features
+        Features of the last pass.
+    tm_settings
+        Settings of the TM head.
+    """
+    mask = features["seq_mask"]
     found = {
         "positions": outputs["final_atom_positions"],
         "atom_mask": outputs["final_atom_mask"],
         "plddt": outputs["plddt"],
+        "aatype": features["aatype"],
+        "residue_index": features["residue_index"],
     }
     if "tm_logits" in outputs:
         found["tm_logits"] = outputs["tm_logits"]
