@@ -41,6 +41,7 @@ SUITES = {
         full=("--modes", "forward", "lora"), quick=("--quick", "--rounds", "1")
     ),
     "memory_model": Suite(),
+    "fold_memory": Suite(),
     "esm2_vs_peers": Suite(
         full=("--size", "8M", "--sequences", "64"),
         quick=("--size", "tiny", "--sequences", "8", "--rounds", "1",

@@ -1,4 +1,4 @@
-"""Abilities of a backbone: choose which activations it keeps, and say what its blocks cost."""
+"""Abilities of a backbone: choose which activations it keeps, say what blocks and folds cost."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ class MemoryPlanning(ABC):
     @abstractmethod
     def forget_plan(self) -> None:
         """Undo the choice of `plan_memory`."""
+
+
+class FoldMemory(ABC):
+    """Mix-in for a `Backbone` that can say what memory a fold takes, before it starts."""
+
+    @abstractmethod
+    def fold_memory(self, sample: Sample, available: int) -> MemoryPlan:
+        """Return the predicted peak of a fold, and the largest length that fits if this does not.
+
+        Parameters
+        ----------
+        sample
+            Sample that `Backbone.check` has accepted.
+        available
+            Bytes that the fold may take.
+        """
 
 
 KEPT_PER_WEIGHT_SIDE = 1.2

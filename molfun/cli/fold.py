@@ -22,6 +22,7 @@ from molfun.data.kinds.sequences import is_fasta
 from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import folding
 from molfun.models.ensemble import Ensemble
+from molfun.models.fold_memory import too_large
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import DirectoryLock
 from molfun.sample import Sample
@@ -64,7 +65,8 @@ def run(
     Raises
     ------
     RunError
-        If the folder holds structures of another model or other settings, or other files.
+        If the folder holds structures of another model or other settings, or other files; after
+        all others are folded, if a sample takes more memory than is free.
     """
     folder = as_path(wanted.output)
     with DirectoryLock(folder):
@@ -81,15 +83,34 @@ def run(
         work = [s for s in samples if not _is_done(places[s.id], s)]
         if len(work) < len(samples):
             say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
+        failed = too_large(models[0], work)
+        for sentence in failed.values():
+            say(f"Not folded: {sentence}")
+        work = [sample for sample in work if sample.id not in failed]
         made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
         for sample, structure in zip(Progress(work, "folding"), made, strict=True):
             shown = files.as_one_chain(structure) if wanted.unify_chains else structure
             place = places[sample.id]
             write_json(_request(place, sample.id), {"input": sample.content_key()})
             files.write_structure(shown, place, plots=wanted.plots)
-        rows = [files.read_row(places[s.id], s.id) for s in samples]
-        files.write_summary(rows, folder / files.SUMMARY)
-    _say(rows, folder)
+        rows = [files.read_row(places[s.id], s.id) for s in samples if s.id not in failed]
+        absent = [_absent(sample, failed[sample.id]) for sample in samples if sample.id in failed]
+        files.write_summary([*rows, *absent], folder / files.SUMMARY)
+    if rows:
+        _say(rows, folder)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {counted(len(samples), 'sample')} not folded for want of memory: "
+            f"{', '.join(list(failed)[:3])}. The others are in {folder}; the same command on a "
+            f"larger machine adds what is missing."
+        )
+
+
+def _absent(sample: Sample, reason: str) -> dict[str, Any]:
+    """Return the row of a sample that was not folded."""
+    protein = sample.protein
+    known = {} if protein is None else {"length": len(protein), "chains": len(protein.chain_ids)}
+    return {"id": sample.id, **known, "notes": [f"not folded: {reason.rstrip('.')}"]}
 
 
 def _fingerprint(models: Sequence[MolfunStructureModel]) -> str | list[str]:

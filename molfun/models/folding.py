@@ -14,7 +14,7 @@ import torch
 from molfun._io import sha256_of
 from molfun.backbones.folding import Fold, Folding
 from molfun.errors import ConfigError, DataError
-from molfun.models import evaluation
+from molfun.models import evaluation, fold_memory
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
@@ -48,10 +48,19 @@ def fold(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> list[FoldedStructure]:
-    """Return the predicted structure of every sample; see `folded`."""
+    """Return the predicted structure of every sample; see `folded`.
+
+    Raises
+    ------
+    DataError
+        If a sample cannot be folded, or takes more memory than is free.
+    """
     samples = samples_to_fold(data)
     _folding(models[0])  # said first: to other backbones these are no samples at all
     models[0].check(samples)
+    too_large = fold_memory.too_large(models[0], samples)
+    if too_large:
+        raise DataError("\n".join(too_large.values()))
     return list(folded(models, samples, recycles, tolerance, seed))
 
 

@@ -366,6 +366,8 @@ class MolfunStructureModel(AssembledModel):
         ------
         ConfigError
             If the backbone predicts no structures.
+        DataError
+            If a sample cannot be folded, or takes more memory than is free.
         """
         return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed)
 

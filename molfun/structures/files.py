@@ -163,13 +163,13 @@ def read_row(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_summary(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write the table of structures, most confident first."""
+    """Write the table of structures, most confident first; what was not folded is last."""
     text = io.StringIO()
     listed = list(rows)
     extra = [name for name in OF_ENSEMBLE if any(name in row for row in listed)]
     writer = csv.DictWriter(text, (*COLUMNS, *extra), lineterminator="\n")
     writer.writeheader()
-    for row in sorted(listed, key=lambda row: (-row["confidence"], row["id"])):
+    for row in sorted(listed, key=lambda row: (-row.get("confidence", -1.0), row["id"])):
         writer.writerow({**row, "notes": " ".join(f"{note}." for note in row["notes"])})
     write_text(path, text.getvalue())
 

@@ -174,6 +174,44 @@ def test_structures_of_predictions(train: Command, molfun: Command) -> None:
     assert again.exit_code == 0, again.output
 
 
+def test_what_does_not_fit_is_told_and_the_rest_is_folded(
+    fold: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path("x.fasta").open("a") as file:
+        file.write(f">giant\n{'MKTAYIAKQR' * 300}\n")
+    monkeypatch.setattr("molfun.models.fold_memory.free_bytes", lambda _: 500 * 2**20)
+    result = fold("--output", "out", "--recycles", 0)
+    assert result.exit_code == 1
+    told = "giant (3,000 residues) takes about"
+    assert f"Not folded: {told}" in result.stdout
+    assert "500 MB are free: up to" in result.stdout
+    assert "1 of 5 samples not folded for want of memory: giant." in result.stderr
+    rows = table("out/summary.csv")
+    assert list(rows)[-1] == "giant"
+    assert rows["giant"]["length"] == "3000"
+    assert rows["giant"]["confidence"] == ""
+    assert rows["giant"]["notes"].startswith(f"not folded: {told}")
+    assert len(list(Path("out").glob("*.cif"))) == 4
+    # with memory, the same command folds what is missing
+    content = Path("x.fasta").read_text()
+    Path("x.fasta").write_text(content.split(">giant")[0] + ">giant\nMKTAY\n")
+    result = fold("--output", "out", "--recycles", 0)
+    assert result.exit_code == 0, result.output
+    assert "4 of 5 structures are there" in result.stdout
+
+
+def test_one_bad_record_among_good_ones(fold: Command) -> None:
+    """As for ``molfun embed``: all that cannot be used is told before anything is computed."""
+    with Path("x.fasta").open("a") as file:
+        file.write(">single\nM\n>lone\nK\n")
+    result = fold("--output", "out")
+    assert result.exit_code == 1
+    assert "2 samples cannot be used with OpenFold:" in result.stderr
+    for name in ("single", "lone"):
+        assert f"{name} has 1 residues; openfold takes 2 or more." in result.stderr
+    assert not Path("out").exists()
+
+
 def test_an_ensemble(fold: Command, molfun: Command, tiny_model: Callable[..., Any]) -> None:
     models = [tiny_model(seed=seed) for seed in (0, 1)]
     Ensemble(models).save("both")

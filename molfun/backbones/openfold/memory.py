@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from molfun.backbones.planning import BlockCosts, MemoryPlanning
+from molfun.backbones.openfold import features, fold_memory
+from molfun.backbones.planning import BlockCosts, FoldMemory, MemoryPlan, MemoryPlanning
 from molfun.sample import Sample
 
 Plan = Literal["keep", "checkpoint", "compact", "lean"]
@@ -170,9 +171,13 @@ def checkpoint_blocks(model: Any, on: bool) -> None:
             module.ckpt = on
 
 
-class EvoformerCosts(MemoryPlanning, BlockCosts):
+class EvoformerCosts(MemoryPlanning, BlockCosts, FoldMemory):
     """Memory and costs of blocks that work on pairs of residues and on the rows of an alignment."""
 
+    config: Any
+    data_config: Any
+    kernels: Any
+    _precision: str
     step_seconds = 0.2
     """Measured 0.2 to 0.4 s with two small blocks: eight passes through the structure module."""
 
@@ -183,6 +188,45 @@ class EvoformerCosts(MemoryPlanning, BlockCosts):
     @abstractmethod
     def _shape_of_step(self, longest: Sample, batch_size: int) -> Shape:
         """Return the sizes that decide the memory of a step."""
+
+    @abstractmethod
+    def _raw_features(self, sample: Sample) -> dict[str, Any]:
+        """Return openfold's raw features of a sample."""
+
+    def fold_memory(self, sample: Sample, available: int) -> MemoryPlan:
+        """Return the predicted peak of a fold on the kernels in use."""
+        fast_runs = self.kernels == "fast" and self._precision == "32-true"
+        predict = self.data_config.predict
+        alone = sample.features is None and sample.alignment_dir is None
+        most = int(predict.max_msa_clusters) + int(predict.max_extra_msa)
+
+        def peak_of(depth: int) -> tuple[fold_memory.FoldShape, int]:
+            shape = fold_memory.shape_of(self.config, predict, self._length_of(sample), depth)
+            return shape, fold_memory.peak_bytes(shape, fast=fast_runs)
+
+        shape, peak = peak_of(1 if alone else most)
+        if peak > available and not alone:  # to count the rows takes as long as to read them
+            shape, peak = peak_of(self._depth_of(sample))
+        if peak <= available:
+            return MemoryPlan(peak, "")
+        fits = fold_memory.longest_that_fits(shape, available, fast=fast_runs)
+        return MemoryPlan(peak, "", fits)
+
+    def _length_of(self, sample: Sample) -> int:
+        if sample.protein is not None:
+            return len(sample.protein)
+        given = sample.features or {}
+        if features.is_processed(given):
+            return len(given["aatype"])
+        length = features.raw_length(given)
+        return length if sample.max_length is None else min(length, sample.max_length)
+
+    def _depth_of(self, sample: Sample) -> int:
+        """Return the number of sequences of the alignment."""
+        given = sample.features
+        if given is not None and features.is_processed(given):
+            return len(given["msa_feat"]) + len(given["extra_msa"])
+        return len(self._raw_features(sample)["msa"])
 
     def block_flops(self, sample: Sample) -> float:
         """Return the products with the weights, and those of residues with each other.
