@@ -177,6 +177,8 @@ VERBS = (
         """
         Write report.html into the folders of finished runs: one file that works offline.
 
+        Folders of molfun fold show their structures in 3D, by confidence.
+
         For example:
 
         molfun report runs/lora runs/full

@@ -205,7 +205,9 @@ class EvaluateSettings(TrainedModel):
 class ReportSettings(Command):
     """Settings of ``molfun report``: the runs."""
 
-    runs: list[str] = option(..., "Folders of runs.", argument=True)
+    runs: list[str] = option(
+        ..., "Folders of runs, or of structures of molfun fold.", argument=True
+    )
 
 
 class CompareSettings(Command):

@@ -24,7 +24,7 @@ from molfun.models import folding
 from molfun.models.ensemble import Ensemble
 from molfun.models.fold_memory import too_large
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import DirectoryLock
+from molfun.runs.folder import REPORT, DirectoryLock
 from molfun.sample import Sample
 from molfun.strict import check_choice
 from molfun.structures import files
@@ -276,6 +276,7 @@ def _remove(folder: Path) -> None:
             for own in (place, *place.glob(files.member_folder("*"))):
                 for ending in (*files.ENDINGS, "_request.json"):
                     (own / f"{stem}{ending}").unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)
 
 
 def _places(folder: Path, samples: Sequence[Sample], size: int) -> Iterator[tuple[str, Path]]:

@@ -10,16 +10,18 @@ from molfun.cli.console import say, set_up_logging
 from molfun.cli.outputs import check_output
 from molfun.report import compare_runs, write_comparison, write_report
 from molfun.report.compare import Comparison
+from molfun.report.folds import is_folds, write_fold_report
 from molfun.report.numbers import PART_NAMES
 from molfun.text import counted
 
 
 def report(given: Mapping[str, Any]) -> None:
-    """Write ``report.html`` into the folder of each run."""
+    """Write ``report.html`` into each folder of a run or of predicted structures."""
     wanted, _ = ReportSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
     for run in wanted.runs:
-        say(f"Report: {write_report(run)}")
+        write = write_fold_report if is_folds(run) else write_report
+        say(f"Report: {write(run)}")
 
 
 def compare(given: Mapping[str, Any]) -> None:
