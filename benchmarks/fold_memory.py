@@ -36,7 +36,7 @@ class Case:
 
 
 CASES = (
-    *(Case("fast", n) for n in (64, 128, 256, 384, 512)),
+    *(Case("fast", n) for n in (64, 128, 256, 384, 512, 768)),
     *(Case("fast", n, d) for n, d in ((64, 128), (128, 512), (128, 2512), (64, 5632))),
     *(Case("stock", n) for n in (128, 256, 384)),
     Case("stock", 128, 2512),

@@ -80,19 +80,7 @@ def run(
         }
         _claim(folder, identity, overwrite=wanted.overwrite)
         places = dict(_places(folder, samples, wanted.shard_size))
-        work = [s for s in samples if not _is_done(places[s.id], s)]
-        if len(work) < len(samples):
-            say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
-        failed = too_large(models[0], work)
-        for sentence in failed.values():
-            say(f"Not folded: {sentence}")
-        work = [sample for sample in work if sample.id not in failed]
-        made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
-        for sample, structure in zip(Progress(work, "folding"), made, strict=True):
-            shown = files.as_one_chain(structure) if wanted.unify_chains else structure
-            place = places[sample.id]
-            write_json(_request(place, sample.id), {"input": sample.content_key()})
-            files.write_structure(shown, place, plots=wanted.plots)
+        failed = _fold_missing(models, samples, places, wanted)
         rows = [files.read_row(places[s.id], s.id) for s in samples if s.id not in failed]
         absent = [_absent(sample, failed[sample.id]) for sample in samples if sample.id in failed]
         files.write_summary([*rows, *absent], folder / files.SUMMARY)
@@ -104,6 +92,29 @@ def run(
             f"{', '.join(list(failed)[:3])}. The others are in {folder}; the same command on a "
             f"larger machine adds what is missing."
         )
+
+
+def _fold_missing(
+    models: Sequence[MolfunStructureModel],
+    samples: Sequence[Sample],
+    places: Mapping[str, Path],
+    wanted: FoldSettings,
+) -> dict[str, str]:
+    """Fold and write what is not there; return why some samples were not folded, by id."""
+    work = [s for s in samples if not _is_done(places[s.id], s)]
+    if len(work) < len(samples):
+        say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
+    failed = too_large(models[0], work)
+    for sentence in failed.values():
+        say(f"Not folded: {sentence}")
+    work = [sample for sample in work if sample.id not in failed]
+    made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
+    for sample, structure in zip(Progress(work, "folding"), made, strict=True):
+        shown = files.as_one_chain(structure) if wanted.unify_chains else structure
+        place = places[sample.id]
+        write_json(_request(place, sample.id), {"input": sample.content_key()})
+        files.write_structure(shown, place, plots=wanted.plots)
+    return failed
 
 
 def _absent(sample: Sample, reason: str) -> dict[str, Any]:

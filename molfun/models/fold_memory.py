@@ -13,7 +13,7 @@ from molfun.text import megabytes
 
 logger = logging.getLogger(__name__)
 
-LEAST = 0.75
+LEAST = 0.7
 """Smallest part of a predicted peak that was measured (docs/performance.md)."""
 
 
@@ -32,31 +32,26 @@ def too_large(model: AssembledModel, samples: Sequence[Sample]) -> dict[str, str
     backbone, free = model.backbone, free_bytes(model.device)
     if not isinstance(backbone, FoldMemory) or free is None:
         return {}
-    found = {sample.id: backbone.fold_memory(sample, free) for sample in samples}
-    fit = {name: one for name, one in found.items() if LEAST * one.peak <= free}
-    largest = max(fit, key=lambda name: fit[name].peak, default="")
-    if largest and fit[largest].peak > SHARE * free:
+    plans = [(sample, backbone.fold_memory(sample, free)) for sample in samples]
+    _warn([(s, plan) for s, plan in plans if LEAST * plan.peak <= free], free)
+    return {s.id: _sentence(s, plan, free) for s, plan in plans if LEAST * plan.peak > free}
+
+
+def _warn(fit: Sequence[tuple[Sample, MemoryPlan]], free: int) -> None:
+    """Warn of the largest sample, if it may not fit."""
+    largest, plan = max(fit, key=lambda pair: pair[1].peak, default=(None, None))
+    if largest is not None and plan is not None and plan.peak > SHARE * free:
         logger.warning(
             "%s takes about %s to fold, and %s are free: it may not fit.",
-            largest,
-            megabytes(fit[largest].peak),
+            largest.id,
+            megabytes(plan.peak),
             megabytes(free),
         )
-    lengths = {sample.id: _length(sample) for sample in samples}
-    return {
-        name: _sentence(name, lengths[name], one, free)
-        for name, one in found.items()
-        if name not in fit
-    }
 
 
-def _sentence(name: str, length: int, found: MemoryPlan, free: int) -> str:
-    size = f" ({length:,} residues)" if length else ""
+def _sentence(sample: Sample, found: MemoryPlan, free: int) -> str:
+    size = "" if sample.protein is None else f" ({len(sample.protein):,} residues)"
     return (
-        f"{name}{size} takes about {megabytes(found.peak)} to fold, and {megabytes(free)} are "
+        f"{sample.id}{size} takes about {megabytes(found.peak)} to fold, and {megabytes(free)} are "
         f"free: up to {found.fits_up_to:,} residues fit here."
     )
-
-
-def _length(sample: Sample) -> int:
-    return 0 if sample.protein is None else len(sample.protein)

@@ -364,10 +364,8 @@ class MolfunStructureModel(AssembledModel):
 
         Raises
         ------
-        ConfigError
-            If the backbone predicts no structures.
         DataError
-            If a sample cannot be folded, or takes more memory than is free.
+            If a sample takes more memory than is free.
         """
         return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed)
 

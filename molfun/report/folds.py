@@ -152,10 +152,7 @@ def _table(rows: Sequence[Mapping[str, str]], shown: Sequence[_Shown]) -> Sectio
     ]
     if len(rows) > MOST_ROWS:
         blocks.append(Text(f"... and {len(rows) - MOST_ROWS:,} more in {files.SUMMARY}", "note"))
-    counts = Counter(note for row in rows for note in _notes(row["notes"]))
-    for note, n in counts.items():
-        whole = "all" if n == len(rows) else f"{n:,} of {len(rows):,}"
-        blocks.append(Text(f"Note on {whole}: {note}.", "note"))
+    blocks += [Text(sentence, "note") for sentence in _notes(rows)]
     if shown:
         made = shown[0].confidence
         blocks.append(Text(f"{made['model']}, weights {made['weights']}.", "note"))
@@ -168,9 +165,12 @@ def _cell(name: str, text: str) -> str:
     return number(float(text))
 
 
-def _notes(text: str) -> list[str]:
-    """Return the sentences of the column of notes."""
-    return [note.strip().rstrip(".") for note in text.split(". ") if note.strip()]
+def _notes(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield each sentence of the column of notes once, with the number of its structures."""
+    split = (note.strip().rstrip(".") for row in rows for note in row["notes"].split(". "))
+    for note, n in Counter(filter(None, split)).items():
+        whole = "all" if n == len(rows) else f"{n:,} of {len(rows):,}"
+        yield f"Note on {whole}: {note}."
 
 
 def _views(shown: Sequence[_Shown]) -> Section:

@@ -14,6 +14,8 @@ FIXED = 48 * 2**20
 """Bytes of buffers that do not grow with the sample."""
 TOKENS = 2**16
 """Tokens in the rows that attend at a time on the fast kernels, as in `fast.TOKENS`."""
+HEAPED = 512
+"""Length up to which the heap keeps more than is in use: 17 pair representations, 8 at 768."""
 CHUNK_ABOVE = 384
 """Length above which openfold's own code runs in chunks of 4 rows."""
 CHUNK = 4
@@ -80,7 +82,12 @@ def peak_bytes(shape: FoldShape, *, fast: bool) -> int:
     """
     if fast:
         columns = max(1, TOKENS // shape.rows)
-        parts = 17 * shape.pair_bytes, 2 * shape.msa_bytes, 2.4 * shape.column_bytes(columns)
+        heaped = replace(shape, length=min(shape.length, HEAPED)).pair_bytes
+        parts = (
+            max(17 * heaped, 11 * shape.pair_bytes),
+            2 * shape.msa_bytes,
+            2.4 * shape.column_bytes(columns),
+        )
     else:
         at_a_time = shape.length if shape.length <= CHUNK_ABOVE else CHUNK
         parts = (
