@@ -105,7 +105,7 @@ def test_the_demo_on_the_full_trunk(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "scripts" / "fine_tune.py"
     result = subprocess.run(
         [sys.executable, script, "--demo", "--strategy", "head_only", "--epochs", "1",
-         "--output", str(tmp_path / "demo")],
+         "--demo-seq-len", "8", "--output", str(tmp_path / "demo")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from molfun.training import (
 )
 from molfun.training.callbacks import CSVLog, FitPlan
 from molfun.training.engine_config import EngineConfig
-from molfun.training.job import choose_precision
+from molfun.training.job import _known_by_version, choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]
@@ -858,3 +861,14 @@ def test_the_loss_goes_down(
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     adapters = [p for n, p in model.named_parameters() if lora.is_adapter(n)]
     assert all(torch.isfinite(p).all() for p in adapters)
+
+
+def test_the_import_of_fabric_leaves_torchmetrics_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning_fabric", "torchmetrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with _known_by_version("torchmetrics"):
+        found = importlib.import_module("torchmetrics").__version__
+    assert found == importlib.metadata.version("torchmetrics")
+    assert "torchmetrics" not in sys.modules
+    with _known_by_version("no_such_package"):
+        assert importlib.util.find_spec("no_such_package") is None
