@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from molfun.models.structure import MolfunStructureModel
-from molfun.protein import RESIDUE_LETTERS, Protein
+from molfun.protein import ATOM_NAMES, RESIDUE_LETTERS, Protein
 from molfun.sample import Sample, SampleBatch
 from molfun.testing.samples import LENGTHS, in_batches
 from molfun.testing.samples import series as build_series
@@ -52,6 +53,16 @@ def build_samples(
         protein = Protein.from_sequence("".join(letters), name=name)
         samples.append(Sample(id=name, protein=protein, target=float(6 + rng.normal())))
     return samples
+
+
+def build_structure(sequence: str, *, seed: int = 5, resolution: float | None = 2.0) -> Protein:
+    """A structure with ideal bonds: one that a model of random weights folds."""
+    (folded,) = build_tiny_model(seed=seed, head=None).fold([sequence], recycles=0)
+    protein = folded.protein
+    mask = protein.atom_mask.copy()
+    mask[3, ATOM_NAMES.index("CB") :] = 0  # a side chain that was not resolved
+    positions = protein.atom_positions * mask[..., None]
+    return replace(protein, atom_mask=mask, atom_positions=positions, resolution=resolution)
 
 
 PET_TINY = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import build_structure
 
 from molfun import MolfunStructureModel
 from molfun.backbones.openfold import features, losses
@@ -27,20 +28,9 @@ SEQUENCES = ("MKRDEFYWHA", "GRDFEYKLMNPQST")
 WEIGHTS = dict.fromkeys(("fape", "supervised_chi", "distogram", "plddt", "tm"), 0.5)
 
 
-def made_structure(sequence: str, *, seed: int = 5, resolution: float | None = 2.0) -> Protein:
-    """Return a structure with ideal bonds: one that a random model folds."""
-    model = MolfunStructureModel("openfold", config="tiny", seed=seed)
-    (folded,) = model.fold([sequence], recycles=0)
-    protein = folded.protein
-    mask = protein.atom_mask.copy()
-    mask[3, ATOM_NAMES.index("CB") :] = 0  # a side chain that was not resolved
-    positions = protein.atom_positions * mask[..., None]
-    return replace(protein, atom_mask=mask, atom_positions=positions, resolution=resolution)
-
-
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    proteins = [made_structure(sequence, seed=5 + i) for i, sequence in enumerate(SEQUENCES)]
+    proteins = [build_structure(sequence, seed=5 + i) for i, sequence in enumerate(SEQUENCES)]
     return [Sample(id=f"s{i}", protein=p, target=p) for i, p in enumerate(proteins)]
 
 
@@ -171,7 +161,7 @@ def test_labels_are_those_of_openfolds_training_pipeline(samples: list[Sample]) 
 
 
 def test_a_structure_without_resolution_has_no_loss_of_confidence() -> None:
-    protein = made_structure("MKRDEFYWHA", resolution=None)
+    protein = build_structure("MKRDEFYWHA", resolution=None)
     sample = Sample(id="a", protein=protein, target=protein)
     nothing = dict.fromkeys(StructureTask().weights, 0.0)
     assert float(loss_of(structure_model(**{**nothing, "plddt": 1.0}), [sample])) == 0

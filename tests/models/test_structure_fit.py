@@ -1,0 +1,197 @@
+"""Fine-tuning on coordinates: strategies, caches, resume, several tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import build_structure, build_tiny_model
+
+from molfun import MolfunStructureModel
+from molfun.errors import ConfigError, DataError
+from molfun.sample import Sample
+from molfun.strategies import (
+    FinetuneStrategy,
+    FullFinetune,
+    GradualFinetune,
+    HeadOnlyFinetune,
+    LoRAFinetune,
+    PartialFinetune,
+)
+from molfun.training import Callback
+
+SEQUENCES = ("MKRDEFYWHA", "GRDFEYKLMN", "MKRDEWHAAG")
+STRATEGIES: dict[str, FinetuneStrategy] = {
+    "head_only": HeadOnlyFinetune(lr=1e-2),
+    "lora": LoRAFinetune(rank=2, lr_lora=1e-2, ema_decay=0.5),
+    "partial": PartialFinetune(unfreeze_last_n=1, lr_trunk=1e-3, accumulation_steps=2),
+    "full": FullFinetune(lr=1e-3),
+    "gradual": GradualFinetune(
+        inner=PartialFinetune(unfreeze_last_n=1, lr_trunk=1e-3), unfreeze_epoch=1
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    proteins = [build_structure(sequence, seed=5 + i) for i, sequence in enumerate(SEQUENCES)]
+    return [Sample(id=f"s{i}", protein=p, target=p) for i, p in enumerate(proteins)]
+
+
+def structure_model(*, backbone: dict[str, Any] | None = None, **task: Any) -> MolfunStructureModel:
+    settings = {"fill_zero_init": 0.1, **(backbone or {})}
+    return build_tiny_model(head="structure", task_config=task, backbone_config=settings)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_trains_and_its_checkpoint_folds_alike(
+    samples: list[Sample], name: str, tmp_path: Path
+) -> None:
+    model = structure_model()
+    before = model.evaluate(samples[:2])
+    history = model.fit(
+        samples[:2], samples[2:], strategy=STRATEGIES[name], epochs=2, output_dir=tmp_path
+    )
+    after = model.evaluate(samples[:2])
+    assert after["loss"] < before["loss"]
+    row = history[-1]
+    assert {"val/lddt_ca", "val/tm_score", "val/fape", "val/fape_loss", "val/tm_loss"} <= set(row)
+    loaded = MolfunStructureModel.from_checkpoint(tmp_path / "checkpoint")
+    for one, other in zip(
+        model.predict(samples[2:])["positions"],
+        loaded.predict(samples[2:])["positions"],
+        strict=True,
+    ):
+        assert np.array_equal(one, other, equal_nan=True)
+    if name == "lora":
+        merged = loaded.merge().predict(samples[2:])["positions"][0]
+        own = model.predict(samples[2:])["positions"][0]
+        assert np.nanmax(np.abs(merged - own)) < 1e-3
+    if name in ("head_only", "partial"):
+        assert "ran 3 times" in history.cache_report
+
+
+def test_heads_alone_leave_the_coordinates_as_they_are(samples: list[Sample]) -> None:
+    model = structure_model()
+    before = model.predict(samples[2:])
+    model.fit(samples[:2], strategy=HeadOnlyFinetune(lr=1e-2), epochs=2)
+    after = model.predict(samples[2:])
+    assert np.array_equal(before["positions"][0], after["positions"][0], equal_nan=True)
+    assert not np.allclose(before["plddt"][0], after["plddt"][0])
+
+
+class Crash(Exception):  # noqa: N818
+    """Stands for whatever kills a run."""
+
+
+class StopAt(Callback):
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Crash
+
+
+def test_a_run_that_was_killed_goes_on_bit_by_bit(samples: list[Sample], tmp_path: Path) -> None:
+    """Drawn recycling passes, dropout and the start of the violation loss continue."""
+
+    def run(folder: Path, *callbacks: Callback, resume: bool = False) -> Any:
+        model = structure_model(
+            backbone={"recycling": 2, "recycles": "uniform"}, violation=1.0, violation_after=4
+        )
+        history = model.fit(
+            samples[:2],
+            samples[2:],
+            strategy=LoRAFinetune(rank=2, lr_lora=1e-2, dropout=0.1),
+            epochs=3,
+            output_dir=folder,
+            callbacks=list(callbacks),
+            save_every_steps=1,
+            resume=resume,
+        )
+        return history, {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    whole, weights = run(tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(tmp_path / "killed", StopAt(5))
+    resumed, again = run(tmp_path / "killed", resume=True)
+    assert repr(resumed) == repr(whole)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    # not counted before step 4, and counted after it
+    assert np.isnan(whole[0]["val/violation_loss"]) or whole[0]["val/violation_loss"] == 0
+    assert whole[2]["val/violation_loss"] > 0
+
+
+def test_two_tasks_share_a_trunk(samples: list[Sample], tmp_path: Path) -> None:
+    model = MolfunStructureModel(
+        "openfold",
+        config="tiny",
+        heads={
+            "affinity": {"head": "affinity"},
+            "structure": {"task": "structure", "weight": 0.3},
+        },
+    )
+    both = [
+        replace(s, target={"affinity": 6.0 + i, "structure": s.protein})
+        for i, s in enumerate(samples)
+    ]
+    both[1] = replace(both[1], target={"affinity": 7.0})
+    history = model.fit(both, both, strategy=LoRAFinetune(rank=2), epochs=1, output_dir=tmp_path)
+    assert {"val/affinity/rmse", "val/structure/lddt_ca", "val/structure/fape_loss"} <= set(
+        history[0]
+    )
+    loss = history[0]["val/affinity/loss"] + 0.3 * history[0]["val/structure/loss"]
+    assert history[0]["val_loss"] == pytest.approx(loss)
+    structure = next(part for part in model.heads if part.name == "structure")
+    # one label per structure, however many atoms it has
+    assert structure.task.count(samples[0].protein) == 1
+    predicted = model.predict(both)
+    assert len(predicted["structure"]["positions"]) == 3
+
+
+def test_what_cannot_be_trained_is_refused(samples: list[Sample]) -> None:
+    without = [replace(s, target=replace(s.target, resolution=None)) for s in samples]
+    nothing = dict.fromkeys(structure_model().task.config_dict, 0.0)  # type: ignore[union-attr]  # is one
+    weights = {
+        name: 0.0
+        for name in nothing
+        if name not in ("violation_after", "clamped_fape", "resolution")
+    }
+    with pytest.raises(DataError, match="loss is zero for all structures: 3 of 3 structures"):
+        structure_model(**{**weights, "plddt": 1.0}).fit(without, epochs=1)
+    with pytest.raises(ConfigError, match="one above it"):
+        structure_model(**weights)
+    with pytest.raises(DataError, match="Protein with coordinates"):
+        structure_model().fit([replace(samples[0], target=6.0)], epochs=1)
+    blank = replace(samples[0].target, atom_mask=np.zeros_like(samples[0].target.atom_mask))
+    with pytest.raises(DataError, match="No training sample has coordinates"):
+        structure_model().fit([replace(samples[0], target=blank)], epochs=1)
+    with pytest.raises(ConfigError, match="is trained by the task 'structure'"):
+        build_tiny_model(head="structure", task="regression")
+    with pytest.raises(ConfigError, match="part of models that predict structures"):
+        MolfunStructureModel("esm2_tiny", head="structure")
+
+
+def test_structures_without_resolution_are_counted_at_the_start(
+    samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    some = [replace(samples[0], target=replace(samples[0].target, resolution=None)), samples[1]]
+    structure_model().fit(some, strategy=HeadOnlyFinetune(), epochs=1)
+    assert "1 of 2 structures have no resolution from 0.1 to 3.0 angstrom" in caplog.text
+    caplog.clear()
+    structure_model(resolution=2.5).fit(some, strategy=HeadOnlyFinetune(), epochs=1)
+    assert "have no resolution" not in caplog.text
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(samples: list[Sample]) -> None:
+    broken = samples[0].target.atom_positions.copy()
+    broken[2] *= 1e30  # finite, and its square is not
+    bad = replace(samples[0], target=replace(samples[0].target, atom_positions=broken))
+    history = structure_model().fit([[bad], [samples[1]]], strategy=HeadOnlyFinetune(), epochs=1)
+    assert history[0]["skipped"] == 1
