@@ -14,7 +14,7 @@ import torch
 from tiny import build_structure
 
 from molfun import MolfunStructureModel
-from molfun.backbones.openfold import features, losses
+from molfun.backbones.openfold import fape, features, losses
 from molfun.errors import ConfigError, DataError
 from molfun.models.build import HeadSettings
 from molfun.protein import ATOM_NAMES, Protein
@@ -158,6 +158,33 @@ def test_labels_are_those_of_openfolds_training_pipeline(samples: list[Sample]) 
     for name in sorted(compared):
         expected = wanted[name][..., -1]
         assert torch.equal(ours[name].squeeze(0).to(expected), expected.squeeze(0)), name
+
+
+def test_symmetric_atoms_are_renamed_as_openfold_does(samples: list[Sample]) -> None:
+    from openfold.utils.loss import compute_renamed_ground_truth
+
+    protein = samples[1].target
+    labels = losses.ground_truth(
+        aatype=torch.from_numpy(protein.aatype)[None],
+        positions=torch.from_numpy(protein.atom_positions)[None],
+        mask=torch.from_numpy(protein.atom_mask)[None],
+        residue_index=torch.from_numpy(protein.residue_index)[None],
+        resolution=torch.tensor([2.0]),
+    )
+    drawn = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(4):
+        noise = 3 * torch.randn(labels["atom14_gt_positions"].shape, generator=drawn)
+        predicted = labels["atom14_gt_positions"] + noise
+        ours, wanted = (
+            fape.renamed(labels, predicted),
+            compute_renamed_ground_truth(labels, predicted),
+        )
+        assert ours.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(ours[name], value), name
+        seen |= set(wanted["alt_naming_is_better"].flatten().tolist())
+    assert seen == {0.0, 1.0}
 
 
 def test_a_structure_without_resolution_has_no_loss_of_confidence() -> None:
