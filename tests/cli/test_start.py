@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 
+@functools.cache
 def processor_seconds(*arguments: str) -> float:
     """What a Python process takes of the processor, whatever else the machine does; best of 3."""
     taken = []
