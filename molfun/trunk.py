@@ -17,8 +17,10 @@ SAMPLE_LEVEL = ("mean", "cls")
 """Representations with one vector per sample."""
 REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
 """Names of everything an output may hold, apart from the mask."""
-PROPERTY = "properties."
-"""Prefix of the names of properties among other tensors."""
+PROPERTY, STRUCTURE = "properties.", "structure."
+"""Prefixes of the names of properties, and of what a structure holds, among other tensors."""
+LOGITS = "_logits"
+"""Ending of the logits in a structure: 64 numbers for each pair, which no cache keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class TrunkOutput:
     structure
         Predicted structure, if requested: ``positions`` (batch, length, 37, 3) in
         angstrom, ``atom_mask``, ``plddt`` (batch, length) in 0-100, ``aatype`` and
-        ``residue_index`` (batch, length); of presets with a TM head ``ptm`` (batch,) and
+        ``residue_index`` (batch, length); of presets with a TM head ``ptm`` (batch,),
+        ``pae`` (batch, length, length), the predicted aligned error in angstrom, and
         ``tm_logits`` (batch, length, length, bins). Where the structure is trained, also what the
         losses read.
     properties
@@ -90,7 +93,12 @@ class TrunkOutput:
         return tuple(name for name in REPRESENTATIONS if getattr(self, name) is not None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the mask and the given representations by name, without the structure."""
+        """Return the mask and the given representations by name; of a structure all but logits."""
+        structure = (self.structure or {}).items()
+        kept = {f"{STRUCTURE}{n}": t for n, t in structure if not n.endswith(LOGITS)}
+        return {**self._without_structure(), **kept}
+
+    def _without_structure(self) -> dict[str, torch.Tensor]:
         names = ("mask", "single", "pair", *SAMPLE_LEVEL)
         own = {f"{PROPERTY}{n}": t for n, t in (self.properties or {}).items()}
         return {**{n: t for n in names if (t := getattr(self, n)) is not None}, **own}
@@ -104,9 +112,12 @@ class TrunkOutput:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> TrunkOutput:
         """Return an output from the result of `tensors`."""
-        fields: dict[str, Any] = {n: t for n, t in tensors.items() if not n.startswith(PROPERTY)}
-        own = {n.removeprefix(PROPERTY): t for n, t in tensors.items() if n.startswith(PROPERTY)}
-        return cls(**fields, properties=own or None)
+        prefixes = (PROPERTY, STRUCTURE)
+        fields: dict[str, Any] = {n: t for n, t in tensors.items() if not n.startswith(prefixes)}
+        properties, structure = (
+            {n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)} for p in prefixes
+        )
+        return cls(**fields, properties=properties or None, structure=structure or None)
 
     @classmethod
     def stack(cls, outputs: Sequence[TrunkOutput]) -> TrunkOutput:
@@ -126,7 +137,7 @@ class TrunkOutput:
         """
         if len(outputs) == 1:
             return outputs[0]
-        parts = [out.tensors() for out in outputs]
+        parts = [out._without_structure() for out in outputs]
         structures = [out.structure for out in outputs if out.structure is not None]
         # only a structure for every sample can be one batch
         complete = len(structures) == len(outputs)

@@ -236,6 +236,8 @@ def _files(folder: Path, page: Path) -> None:
     for name in ("new.csv", "test.csv", "more.csv"):
         (folder / name).write_text(table)
     (folder / "pdbs").symlink_to("data/pdbs")
+    labels = [f"1ab{i:x},{i % 2}" for i in range(12)]
+    (folder / "peptides.csv").write_text("\n".join(["pdb_id,binds", *labels, ""]))
     _sequences(folder)
     weights = folder / ".molfun/weights"
     (folder / "finetuning_ptm_2.pt").symlink_to(weights / "finetuning_ptm_2.pt")

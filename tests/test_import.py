@@ -73,6 +73,7 @@ PUBLIC = {
     ],
     "molfun.heads": [
         "AffinityHead",
+        "ConfidenceHead",
         "ContactHead",
         "ConvHead",
         "EnergyHead",

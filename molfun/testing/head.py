@@ -27,7 +27,16 @@ def representations(
     n, longest = len(lengths), max(lengths)
     single = torch.randn(n, longest, SINGLE, generator=generator)
     mask = torch.tensor([[1.0] * k + [0.0] * (longest - k) for k in lengths])
+    places = torch.arange(longest)
+    pae = 30 * torch.rand(n, longest, longest, generator=generator)
     return TrunkOutput(
+        structure={
+            "plddt": 100 * torch.rand(n, longest, generator=generator),
+            "pae": pae.requires_grad_(requires_grad),
+            "ptm": torch.rand(n, generator=generator),
+            # two chains, the first of two residues
+            "residue_index": (places + 200 * (places > 1)).repeat(n, 1),
+        },
         single=single.requires_grad_(requires_grad),
         mask=mask,
         pair=torch.randn(n, longest, longest, PAIR, generator=generator),
@@ -107,12 +116,15 @@ class HeadContract:
         noisy = {n: t.clone() for n, t in batch.tensors().items()}
         # large numbers in the padding: a mean or softmax over it would change visibly
         noisy["single"][0, 3:] = 1e3
-        noisy["pair"][0, 3:] = noisy["pair"][0, :, 3:] = 1e3
+        for name in ("pair", "structure.pae"):
+            noisy[name][0, 3:] = noisy[name][0, :, 3:] = 1e3
+        noisy["structure.plddt"][0, 3:] = 1e3
+        noisy["structure.residue_index"][0, 3:] = 0
         alone = {n: t[:1] for n, t in batch.tensors().items()}
-        alone |= {
-            "single": batch.need("single")[:1, :3], "mask": batch.mask[:1, :3],
-            "pair": batch.need("pair")[:1, :3, :3],
-        }  # fmt: skip
+        for name in ("single", "mask", "structure.plddt", "structure.residue_index"):
+            alone[name] = alone[name][:, :3]
+        for name in ("pair", "structure.pae"):
+            alone[name] = alone[name][:, :3, :3]
         expected = self.labels(head(batch)["prediction"], 0, 3)
         changed = head(TrunkOutput.from_tensors(noisy))["prediction"]
         assert torch.equal(self.labels(changed, 0, 3), expected)
@@ -132,12 +144,14 @@ class HeadContract:
         kept = [self.labels(prediction, row, n) for row, n in enumerate((3, 8))]
         torch.stack([k.square().sum() for k in kept]).sum().backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
-        for name in set(head.needs) & {"single", "mean", "cls"}:
-            grad = getattr(batch, name).grad
+        leaves = {"single": batch.single, "mean": batch.mean, "cls": batch.cls}
+        leaves["structure"] = (batch.structure or {})["pae"]
+        for name in set(head.needs) & leaves.keys():
+            grad = getattr(leaves[name], "grad", None)
             assert grad is not None
             assert bool(grad[0].any())
             # padding must not train the backbone either
-            assert name != "single" or not bool(grad[0, 3:].any())
+            assert name not in ("single", "structure") or not bool(grad[0, 3:].any())
 
     def test_config_rebuilds_it_from_json(self) -> None:
         head = self.make()
@@ -151,7 +165,9 @@ class HeadContract:
     def test_stays_in_float32_under_autocast(self, dtype: torch.dtype) -> None:
         # a prediction near 1200 would come in steps of 1 in float16, and of 8 in bfloat16
         head, batch = self.make(), representations((3, 8))
-        half = TrunkOutput.from_tensors({n: t.to(dtype) for n, t in batch.tensors().items()})
+        half = TrunkOutput.from_tensors(
+            {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.tensors().items()}
+        )
         with torch.autocast("cpu", dtype=dtype):
             assert head(half)["prediction"].dtype == torch.float32
 

@@ -43,5 +43,15 @@ class TestConv(HeadContract):
     settings = {"n_outputs": 3, "width": 9, "kernel_size": 5}  # noqa: RUF012
 
 
+class TestConfidence(HeadContract):
+    name = "confidence"
+    settings = {"n_outputs": 2}  # noqa: RUF012
+
+
+class TestConfidenceOfTheLastChain(HeadContract):
+    name = "confidence"
+    settings = {"partner": "last"}  # noqa: RUF012
+
+
 class TestContact(HeadContract):
     name = "contact"

@@ -26,8 +26,8 @@ def predicted_tm(
 
 
 def predicted_aligned_error(
-    logits: Float[torch.Tensor, "length length bins"], settings: Mapping[str, Any]
-) -> tuple[Float[torch.Tensor, "length length"], float]:
+    logits: Float[torch.Tensor, "*batch length length bins"], settings: Mapping[str, Any]
+) -> tuple[Float[torch.Tensor, "*batch length length"], float]:
     """Return the predicted aligned error in angstrom, and the largest value it can take."""
     from openfold.utils.loss import compute_predicted_aligned_error
 

@@ -92,6 +92,7 @@ def structure_of(
     if "tm_logits" in outputs:
         found["tm_logits"] = outputs["tm_logits"]
         found["ptm"] = confidence.predicted_tm(outputs["tm_logits"], mask, tm_settings)
+        found["pae"] = confidence.predicted_aligned_error(outputs["tm_logits"], tm_settings)[0]
     return found
 
 
