@@ -101,15 +101,26 @@ def folded(
         If the backbone predicts no structures, or an argument is out of range.
     """
     _check(recycles, tolerance)
-    pairs = [(model, _folding(model), maker_of(model)) for model in models]
+    parts = {
+        number: (models[number - 1], _folding(models[number - 1]), maker_of(models[number - 1]))
+        for number in _distinct(models)
+    }
     for sample in samples:
-        found = []
-        for model, backbone, maker in pairs:
+        found = {}
+        for number, (model, backbone, maker) in parts.items():
             # for each sample: between two, the program that iterates has its own settings
             with settled(), torch.no_grad(), evaluating(model), autocast(model):
                 made = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
-            found.append(structure_of(sample, made, maker, seed))
-        yield found[0] if len(found) == 1 else ranked(found)
+            found[number] = structure_of(sample, made, maker, seed)
+        yield found[1] if len(models) == 1 else ranked(found, of=len(models))
+
+
+def _distinct(models: Sequence[AssembledModel]) -> list[int]:
+    """Return the numbers, from 1, of the models whose backbones differ: equal ones fold alike."""
+    if len(models) == 1:
+        return [1]
+    prints = [model.backbone.state_fingerprint() for model in models]
+    return sorted({one: prints.index(one) + 1 for one in prints}.values())
 
 
 def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:

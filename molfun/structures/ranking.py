@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +15,11 @@ from molfun.text import counted
 
 RANKED = "the most confident of {models} of an ensemble; spread is how far the others are from it"
 """Note on the structure of an ensemble."""
+SAME = "the {models} of the ensemble have the same backbone, so there is one structure"
+"""Note on it if its models differ in their heads alone."""
 
 
-def ranked(models: Sequence[FoldedStructure]) -> FoldedStructure:
+def ranked(models: Mapping[int, FoldedStructure], *, of: int) -> FoldedStructure:
     """Return the most confident structure, with its spread and all models in order of confidence.
 
     As is usual for AlphaFold's five models: coordinates of different models are not averaged, which
@@ -26,11 +28,17 @@ def ranked(models: Sequence[FoldedStructure]) -> FoldedStructure:
     Parameters
     ----------
     models
-        Structures of one sample, in the order of the members.
+        Structures of one sample by the number of the member; of members with one backbone, one.
+    of
+        Members of the ensemble.
     """
-    numbered = [replace(one, member=i) for i, one in enumerate(models, start=1)]
+    words = counted(of, "model")
+    if len(models) == 1:
+        (only,) = models.values()
+        return replace(only, notes=(*only.notes, SAME.format(models=words)))
+    numbered = [replace(one, member=number) for number, one in models.items()]
     best, *others = sorted(numbered, key=lambda one: -one.confidence)
-    note = RANKED.format(models=counted(len(models), "model"))
+    note = RANKED.format(models=words)
     return replace(
         best,
         spread=spread_of(best, others),

@@ -78,7 +78,8 @@ def test_spread_is_the_distance_after_superposition(ensemble: Ensemble) -> None:
     expected = np.sqrt(np.mean(squares, axis=0))
     assert np.allclose(best.spread[known], expected, atol=1e-4)
     assert best.mean_spread == pytest.approx(np.sqrt(np.mean(expected**2)), rel=1e-5)
-    assert ranked([one, dataclasses.replace(one, plddt=one.plddt + 1)]).member == 2
+    more = dataclasses.replace(one, plddt=one.plddt + 1)
+    assert ranked({1: one, 2: more}, of=2).member == 2
     (short,) = ensemble.fold("MK", recycles=0)
     assert np.isnan(short.spread).all()
     assert short.mean_spread is None
@@ -100,6 +101,23 @@ def test_files_hold_every_model(ensemble: Ensemble, tmp_path: Path) -> None:
     best = (tmp_path / "seq_2.cif").read_text()
     assert f"member {structure.member}" in " ".join(best.split())
     assert all(len(m.protein.chain_ids) == 1 for m in as_one_chain(structure).models)
+
+
+def test_equal_backbones_fold_once(ensemble: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ensemble.models[:2]
+    ran: list[Any] = []
+    fold = type(first.backbone).fold
+    monkeypatch.setattr(
+        type(first.backbone), "fold", lambda self, *a, **k: ran.append(1) or fold(self, *a, **k)
+    )
+    (same,) = Ensemble([first, copy.deepcopy(first)]).fold("MKTAY", recycles=0)
+    assert len(ran) == 1
+    assert (same.member, same.spread, same.models) == (None, None, ())
+    assert same.notes[-1].startswith("the 2 models of the ensemble have the same backbone")
+    ran.clear()
+    (some,) = Ensemble([first, copy.deepcopy(first), second]).fold("MKTAY", recycles=0)
+    assert len(ran) == 2
+    assert sorted(one.member for one in some.models) == [1, 3]
 
 
 def test_ensembles_of_other_backbones_are_refused() -> None:

@@ -87,7 +87,7 @@ def test_structures_of_an_ensemble_and_in_shards(tmp_path: Path) -> None:
     protein = dataclasses.replace(
         one.protein, atom_positions=one.protein.atom_positions * np.float32(1.1)
     )
-    both = ranked([one, dataclasses.replace(one, protein=protein, iptm=0.7)])
+    both = ranked({1: one, 2: dataclasses.replace(one, protein=protein, iptm=0.7)}, of=2)
     write(tmp_path / "00000-of-00001", both)
     write_summary([read_row(tmp_path / "00000-of-00001", "pair")], tmp_path / SUMMARY)
     text = write_fold_report(tmp_path).read_text()
