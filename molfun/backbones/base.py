@@ -88,6 +88,9 @@ class Backbone(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module-name suffixes inside the blocks that LoRA adapts by default."""
 
+    lora_structure: ClassVar[tuple[str, ...]] = ()
+    """Full names of the layers of the structure module that LoRA adapts where it is asked to."""
+
     single_dim: int = _SetByConstructor()  # type: ignore[assignment]  # stands for the number
     """Channels of `TrunkOutput.single`; the constructor sets it."""
     pair_dim: int | None = None

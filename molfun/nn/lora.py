@@ -58,6 +58,8 @@ class LoRASpec:
         Module path of the list of blocks in which to look for them.
     blocks
         Numbers of the blocks in which to look; None takes all.
+    also
+        Full names of layers outside of the blocks that get adapters as well.
     use_dora
         Weight-decomposed adapters (Liu et al. 2024).
     use_rslora
@@ -72,6 +74,7 @@ class LoRASpec:
     use_dora: bool = False
     use_rslora: bool = False
     blocks: tuple[int, ...] | None = None
+    also: tuple[str, ...] = ()
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (of the file, which is read strictly)
 
     @property
@@ -81,7 +84,8 @@ class LoRASpec:
         # against its end, which would also find layers outside of the blocks
         targets = "|".join(re.escape(t) for t in self.target_modules)
         blocks = r"\d+" if self.blocks is None else f"(?:{'|'.join(map(str, self.blocks))})"
-        return rf"{re.escape(self.scope)}\.{blocks}\.(?:.*\.)?(?:{targets})"
+        inside = rf"{re.escape(self.scope)}\.{blocks}\.(?:.*\.)?(?:{targets})"
+        return "|".join([inside, *map(re.escape, self.also)]) if self.also else inside
 
 
 def inject(backbone: nn.Module, spec: LoRASpec) -> None:

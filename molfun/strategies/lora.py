@@ -34,6 +34,9 @@ class LoRAFinetune(FinetuneStrategy):
     adapt_last_n
         Adapt only so many blocks, counted from the end; the others are computed once per sample
         and kept (see `molfun.training.CacheConfig`). None adapts all.
+    adapt_structure_module
+        Adapt the query and value projections of the structure module as well (OpenFold's invariant
+        point attention). They have gradients only from tasks that read the structure.
     lr_lora
         Learning rate of the adapters.
     lr_head
@@ -62,6 +65,7 @@ class LoRAFinetune(FinetuneStrategy):
     dropout: float = 0.0
     target_modules: tuple[str, ...] | list[str] | None = None
     adapt_last_n: int | None = None
+    adapt_structure_module: bool = False
     lr_lora: float = 1e-4
     lr_head: float | None = None
     use_hf: bool = True
@@ -101,8 +105,13 @@ class LoRAFinetune(FinetuneStrategy):
         Raises
         ------
         ConfigError
-            If `adapt_last_n` is more than its blocks.
+            If `adapt_last_n` is more than its blocks, or it has no structure module.
         """
+        if self.adapt_structure_module and not backbone.lora_structure:
+            raise ConfigError(
+                f"adapt_structure_module=True, but {backbone.display_name} has no structure "
+                f"module. Leave it out."
+            )
         n_blocks, last = len(backbone.blocks()), self.adapt_last_n
         if last is not None and last > n_blocks:
             raise ConfigError(
@@ -118,6 +127,7 @@ class LoRAFinetune(FinetuneStrategy):
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
             blocks=None if last is None else tuple(range(n_blocks - last, n_blocks)),
+            also=backbone.lora_structure if self.adapt_structure_module else (),
         )
 
     def backbone_entries(self, backbone: Backbone) -> Iterator[Entry]:

@@ -209,6 +209,8 @@ class Job:
         """Return the settings that a resumed run must repeat, in the types a file gives back."""
         # flat, so that a difference is named as strategy.rank and not as two dicts
         flat = flattened({"strategy": self.strategy.to_dict()})
+        for name in [n for n in flat if ADDED.get(n.rpartition(".")[2], ...) == flat[n]]:
+            del flat[name]
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()},
             "seed": self.seed,
@@ -218,6 +220,10 @@ class Job:
             "processes": self.ranks.size,
         }
 
+
+ADDED: Mapping[str, Any] = {"adapt_structure_module": False}
+"""Settings of strategies that came later, and their defaults: left out where they have these, so
+that a run of an older version goes on."""
 
 # Precision
 

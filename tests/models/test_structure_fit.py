@@ -75,6 +75,23 @@ def test_every_strategy_trains_and_its_checkpoint_folds_alike(
         assert "ran 3 times" in history.cache_report
 
 
+def test_adapters_may_train_the_structure_module_too(samples: list[Sample], tmp_path: Path) -> None:
+    model = structure_model()
+    strategy = LoRAFinetune(rank=2, lr_lora=1e-2, adapt_structure_module=True)
+    model.fit(samples[:2], strategy=strategy, epochs=1, output_dir=tmp_path)
+    own = {n: p for n, p in model.backbone.named_parameters() if "structure_module" in n}
+    adapters = {n for n, p in own.items() if p.requires_grad}
+    assert {n.split(".lora_")[0] for n in adapters} == set(model.backbone.lora_structure)
+    assert all(bool(own[n].any()) for n in adapters if "lora_B" in n)
+    loaded = MolfunStructureModel.from_checkpoint(tmp_path / "checkpoint")
+    one, other = (m.predict(samples[2:])["positions"][0] for m in (model, loaded))
+    assert np.array_equal(one, other, equal_nan=True)
+    with pytest.raises(ConfigError, match="has no structure module"):
+        MolfunStructureModel("esm2_tiny", head="mlp").fit(
+            [("MKV", 1.0), ("MKL", 2.0)], strategy=strategy, epochs=1
+        )
+
+
 def test_heads_alone_leave_the_coordinates_as_they_are(samples: list[Sample]) -> None:
     model = structure_model()
     before = model.predict(samples[2:])

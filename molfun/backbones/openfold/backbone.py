@@ -99,6 +99,10 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     weights_licence = "CC BY 4.0 (OpenFold, Ahdritz et al. 2024; AlphaFold, Jumper et al. 2021)"
     block_prefix = "model.evoformer.blocks"
     lora_targets = ("linear_q", "linear_v")
+    lora_structure = (
+        "model.structure_module.ipa.linear_q",
+        "model.structure_module.ipa.linear_kv",
+    )
     inputs = ("structures",)
     default_head = "affinity"
     length_power = 3.0
