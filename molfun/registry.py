@@ -238,7 +238,7 @@ def check_head(name: object) -> None:
     >>> check_head("regresion")
     Traceback (most recent call last):
     molfun.errors.ConfigError: Unknown head 'regresion'; known: affinity, binary, contact, conv,
-    energy, linear, mlp, multiclass, multilabel, regression. Did you mean 'regression'?
+    energy, linear, mlp, multiclass, multilabel, regression, structure. Did you mean 'regression'?
     """
     check_choice("head", name, {*HEADS, *TASKS})
 
