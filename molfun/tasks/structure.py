@@ -174,7 +174,7 @@ class StructureTask(Configured, Task):
         rows = [self.numbers(target) for target in targets if not is_missing(target)]
         rows = [row for row in rows if np.isfinite(row[:, ATOMS]).any()]
         if not rows:
-            raise DataError("No training sample has coordinates to learn from.")
+            raise DataError("The training set has no labels: no sample has coordinates.")
         self._check_resolutions(rows)
         self.fitted = True
 

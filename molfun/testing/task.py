@@ -46,6 +46,14 @@ class TaskContract:
         raw = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         return {"prediction": raw.requires_grad_()}
 
+    def leaves(self, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the outputs that the loss differentiates."""
+        return {name: value for name, value in outputs.items() if value.requires_grad}
+
+    def prediction_shape(self, outputs: dict[str, torch.Tensor]) -> torch.Size:
+        """Return the shape of predictions: that of the raw output, if the task says no more."""
+        return outputs["prediction"].shape
+
     def encoded(self, task: Task, targets: Sequence[Any] | None = None) -> torch.Tensor:
         """Return labels encoded as a batch."""
         return task.encode(list(self.targets if targets is None else targets), self.lengths)
@@ -81,10 +89,11 @@ class TaskContract:
     def test_loss_is_a_sum_over_labels(self) -> None:
         task = self.make()
         labels = self.encoded(task)
-        raw = self.outputs(labels)["prediction"]
-        together = task.loss({"prediction": raw}, labels)
+        outputs = self.outputs(labels)
+        together = task.loss(outputs, labels)
         alone = [
-            task.loss({"prediction": raw[i : i + 1]}, labels[i : i + 1]) for i in range(len(raw))
+            task.loss(_rows(outputs, slice(i, i + 1)), labels[i : i + 1])
+            for i in range(len(labels))
         ]
         assert together.n_labels == sum(one.n_labels for one in alone) > 0
         total = sum(float(one.total.detach()) for one in alone)
@@ -96,12 +105,12 @@ class TaskContract:
         outputs = self.outputs(labels)
         labels[0] = math.nan
         loss = task.loss(outputs, labels)
-        rest = task.loss({"prediction": outputs["prediction"][1:]}, labels[1:])
+        rest = task.loss(_rows(outputs, slice(1, None)), labels[1:])
         assert loss.n_labels == rest.n_labels
         assert float(loss.total.detach()) == pytest.approx(float(rest.total.detach()), rel=1e-5)
-        (gradient,) = torch.autograd.grad(loss.total, outputs["prediction"])
-        assert not gradient[0].any()
-        assert gradient[1:].any()
+        gradients = _gradients(loss.total, self.leaves(outputs))
+        assert not any(bool(gradient[0].any()) for gradient in gradients.values())
+        assert any(bool(gradient[1:].any()) for gradient in gradients.values())
 
     def test_a_batch_without_labels_has_loss_0_with_a_graph(self) -> None:
         # Lightning calls backward on every batch, also on one without labels
@@ -115,18 +124,22 @@ class TaskContract:
     def test_loss_is_float32(self, dtype: torch.dtype) -> None:
         task = self.make()
         labels = self.encoded(task)
-        half = {"prediction": self.outputs(labels)["prediction"].to(dtype)}
+        outputs = self.outputs(labels)
+        half = {k: v.to(dtype) if v.is_floating_point() else v for k, v in outputs.items()}
         assert task.loss(half, labels).total.dtype == torch.float32
         # heads may be called under autocast by a user's own loop
-        assert torch.isfinite(task.predictions(half)).all()
+        there = torch.isfinite(task.predictions(outputs))
+        assert there.any()
+        assert torch.equal(torch.isfinite(task.predictions(half)), there)
 
     def test_a_step_down_the_gradient_lowers_the_loss(self) -> None:
         task = self.make()
         labels = self.encoded(task)
-        raw = self.outputs(labels)["prediction"]
-        before = task.loss({"prediction": raw}, labels).total
-        (gradient,) = torch.autograd.grad(before, raw)
-        after = task.loss({"prediction": raw - 1e-3 * gradient}, labels).total
+        outputs = self.outputs(labels)
+        before = task.loss(outputs, labels).total
+        gradients = _gradients(before, self.leaves(outputs))
+        stepped = {name: outputs[name] - 1e-3 * value for name, value in gradients.items()}
+        after = task.loss({**outputs, **stepped}, labels).total
         assert float(after.detach()) < float(before.detach())
 
     def test_predictions_are_float64_of_the_raw_shape(self) -> None:
@@ -134,7 +147,7 @@ class TaskContract:
         outputs = self.outputs(self.encoded(task))
         predictions = task.predictions(outputs)
         assert predictions.dtype == torch.float64
-        assert predictions.shape == outputs["prediction"].shape
+        assert predictions.shape == self.prediction_shape(outputs)
 
     def test_a_user_gets_one_prediction_per_sample(self) -> None:
         task = self.make()
@@ -166,8 +179,21 @@ class TaskContract:
         outputs = self.outputs(labels)
         assert torch.equal(self.encoded(again).nan_to_num(-1), labels.nan_to_num(-1))
         assert torch.equal(task.loss(outputs, labels).total, again.loss(outputs, labels).total)
-        assert torch.equal(task.predictions(outputs), again.predictions(outputs))
+        one, other = task.predictions(outputs), again.predictions(outputs)
+        assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
     def rows(self, task: Task, values: torch.Tensor) -> list[np.ndarray]:
         """Return one array per sample of a batch, without padding."""
         return task.split(values, self.lengths or [1] * len(values))
+
+
+def _rows(outputs: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    return {name: value[rows] for name, value in outputs.items()}
+
+
+def _gradients(total: torch.Tensor, leaves: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaves[name]) if gradient is None else gradient
+        for name, gradient in zip(leaves, found, strict=True)
+    }

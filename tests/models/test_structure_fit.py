@@ -187,7 +187,7 @@ def test_what_cannot_be_trained_is_refused(samples: list[Sample]) -> None:
     with pytest.raises(DataError, match="Protein with coordinates"):
         structure_model().fit([replace(samples[0], target=6.0)], epochs=1)
     blank = replace(samples[0].target, atom_mask=np.zeros_like(samples[0].target.atom_mask))
-    with pytest.raises(DataError, match="No training sample has coordinates"):
+    with pytest.raises(DataError, match="no sample has coordinates"):
         structure_model().fit([replace(samples[0], target=blank)], epochs=1)
     with pytest.raises(ConfigError, match="is trained by the task 'structure'"):
         build_tiny_model(head="structure", task="regression")
