@@ -10,7 +10,9 @@ TITLES = {
     "energy_rmse": "energy RMSE (meV/atom)", "forces_mae": "forces MAE (meV/Å)",
     "forces_rmse": "forces RMSE (meV/Å)", "train_loss": "training loss",
     "val_loss": "validation loss", "mse": "mean squared error (standardised units)",
-    "cosine": "cosine to the teacher", "target_std": "deviation of the teacher (0: collapsed)",
+    "lddt_ca": "lDDT-CA", "tm_score": "TM-score", "gdt_ts": "GDT-TS", "rmsd": "RMSD (Å)",
+    "fape": "FAPE (10 Å)", "cosine": "cosine to the teacher",
+    "target_std": "deviation of the teacher (0: collapsed)",
 }  # fmt: skip
 """Those that differ from the name; others are shown as they are."""
 

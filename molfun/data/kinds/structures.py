@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from molfun.config import option
@@ -168,6 +169,30 @@ class Structures(DataKind):
                 with_or_without,
             )
         return dataset
+
+    def files_beside(self, table: Path) -> list[Path]:
+        """Return the paths of predicted structures and their scores."""
+        from molfun.structures import predicted
+
+        return [
+            predicted.structures_folder(table),
+            predicted.scores_table(table),
+            predicted.residues_table(table),
+        ]
+
+    def write_beside(
+        self, table: Path, result: Mapping[str, Any], dataset: SampleDataset
+    ) -> Path | None:
+        """Write predicted structures and their scores, where the model predicts structures."""
+        heads = [result, *(part for part in result.values() if isinstance(part, Mapping))]
+        found = next((part for part in heads if "positions" in part), None)
+        if found is None:
+            return None
+        from molfun.structures.predicted import write_predicted
+
+        samples = (dataset[i] for i in range(len(dataset)))
+        proteins = {one.id: one.protein for one in samples if one.protein is not None}
+        return write_predicted(table, {**found, "ids": result["ids"]}, proteins)
 
     def notes(self, dataset: StructureFiles, where: str) -> list[str]:
         """Say what was changed in how many structures; the log tells in which."""

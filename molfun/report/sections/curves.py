@@ -14,7 +14,7 @@ from molfun.training.history import History, monitored
 
 PREFERRED = (
     *("val/spearman", "val/rmse", "val/auroc", "val/accuracy", "val/mcc", "val/energy_mae"),
-    *("val/forces_mae", "val/perplexity", "val/r2", "val/cosine"),
+    *("val/lddt_ca", "val/fape", "val/forces_mae", "val/perplexity", "val/r2", "val/cosine"),
 )
 """Metrics shown next to the losses, the first two that the history has."""
 

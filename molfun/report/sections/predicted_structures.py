@@ -1,0 +1,182 @@
+"""Structures that a fine-tuned model predicted, next to the known ones."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun.data.structures import read_structure
+from molfun.errors import MolfunError
+from molfun.protein import CA, Protein
+from molfun.report.blocks import Figure, Model3D, Section, Structures, Table, Text
+from molfun.report.coordinates import OUTSIDE
+from molfun.report.figures import COLOURS, MUTED, plot, points
+from molfun.report.finished import PARTS, FinishedRun
+from molfun.report.inputs import samples
+from molfun.report.numbers import PART_NAMES, number
+from molfun.report.sections.structures import LEGENDS, MOST_TEXT
+from molfun.structures.files import file_stem
+from molfun.structures.predicted import residues_table, scores_table, structures_folder
+from molfun.structures.scoring.superposition import superposed
+from molfun.tasks.titles import title_of
+
+SHOWN = 4
+"""Structures in 3D: half of them the best, half the worst."""
+MOST_ROWS = 50
+KNOWN = ("#9aa3ad", "known structure")
+COLUMNS = ("plddt", "lddt_ca", "tm_score", "gdt_ts", "rmsd", "fape", "clashes")
+
+
+def section(run: FinishedRun) -> Section | None:
+    """Return scores, predicted and known main chains, and pLDDT against lDDT."""
+    for part in PARTS:
+        table = run.path / f"predictions_{part}.csv"
+        scores = _rows(scores_table(table))
+        if scores:
+            return Section("Predicted structures", list(_blocks(run, part, table, scores)))
+    return None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _blocks(
+    run: FinishedRun, part: str, table: Path, scores: list[dict[str, str]]
+) -> Iterator[Any]:
+    ranked = sorted(scores, key=lambda row: _value(row, "lddt_ca"), reverse=True)
+    yield Text(
+        f"Structures of the {PART_NAMES[part]} part, the best by lDDT first. The mmCIF files are "
+        f"in {structures_folder(table).name}/."
+    )
+    header = ["", "residues", *("pLDDT" if c == "plddt" else title_of(c) for c in COLUMNS)]
+    yield Table(
+        header,
+        [
+            [row["id"], row["residues"], *(number(_value(row, c)) for c in COLUMNS)]
+            for row in ranked[:MOST_ROWS]
+        ],
+    )
+    if len(ranked) > MOST_ROWS:
+        yield Text(f"{len(ranked) - MOST_ROWS:,} more are in {scores_table(table).name}.", "note")
+    chosen = list(
+        dict.fromkeys([*range(len(ranked))[: SHOWN // 2], *range(len(ranked))[-SHOWN // 2 :]])
+    )
+    models = list(_models(run, table, [ranked[place] for place in chosen]))
+    if models:
+        caption = (
+            "Main chains of the best and the worst prediction, coloured by pLDDT, on the known "
+            "structure in grey. Drag to turn, scroll to zoom."
+        )
+        yield Structures(models, caption, [*LEGENDS["plddt"], KNOWN])
+    residues = _rows(residues_table(table))
+    if residues:
+        yield _confidence(residues)
+
+
+def _value(row: dict[str, str], name: str) -> float:
+    try:
+        return float(row.get(name, ""))
+    except ValueError:
+        return float("nan")
+
+
+def _models(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterator[Model3D]:
+    """Yield predictions on their known structures, as many as have room."""
+    known = samples(run, [row["id"] for row in rows])
+    size = 0
+    for row in rows:
+        sample = known.get(row["id"])
+        path = structures_folder(table) / f"{file_stem(row['id'])}.cif"
+        # files may have changed since the run
+        with contextlib.suppress(MolfunError, OSError, RuntimeError, ValueError):
+            predicted = read_structure(path)
+            protein = None if sample is None else sample.protein
+            same = protein is not None and len(protein) == len(predicted)
+            text = _text(predicted, protein if same else None)
+            if size + len(text) <= MOST_TEXT:
+                size += len(text)
+                words = f"{row['id']}: lDDT {number(_value(row, 'lddt_ca'))}"
+                yield Model3D(words, text, "plddt")
+
+
+def _text(predicted: Protein, known: Protein | None) -> str:
+    """Return the main chains of both as one PDB file, the prediction moved onto the known one."""
+    import gemmi
+
+    structure = gemmi.Structure()
+    structure.add_model(gemmi.Model(1))
+    places = predicted.atom_positions.astype(float)
+    if known is not None:
+        there = known.atom_mask[:, CA] > 0
+        if there.sum() >= 3:
+            target = known.atom_positions[:, CA].astype(float)
+            flat = _moved(places, target, there)
+            places = np.where(predicted.atom_mask[..., None] > 0, flat, 0.0)
+        _add(structure, known, known.atom_positions, np.full(len(known), OUTSIDE), first="a")
+    _add(structure, predicted, places, predicted.b_factors[:, CA], first="A")
+    return str(structure.make_minimal_pdb())
+
+
+def _moved(places: np.ndarray, target: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Return atoms (residues, 37, 3), moved so that the CA atoms that exist fit `target`."""
+    n = len(places)
+    # CA atoms first, so that the fit has the same places on both sides
+    points = np.concatenate([places[:, CA], places.reshape(-1, 3)])
+    fixed = np.concatenate([target, np.zeros((len(points) - n, 3))])
+    moved = superposed(points, fixed, fit=np.flatnonzero(there))
+    return moved[n:].reshape(places.shape)
+
+
+def _add(
+    structure: Any, protein: Protein, places: np.ndarray, b: np.ndarray, *, first: str
+) -> None:
+    """Add the main chain of a protein, its chains named from `first` on."""
+    import gemmi
+
+    from molfun.protein import ATOM_NAMES
+
+    letters = {1: "C", 0: "N", 2: "C", 4: "O"}
+    model = structure[0]
+    for number_of_chain in np.unique(protein.chain_index):
+        chain = gemmi.Chain(chr(ord(first) + int(number_of_chain) % 26))
+        for row in np.flatnonzero(protein.chain_index == number_of_chain):
+            residue = gemmi.Residue()
+            residue.name = (
+                gemmi.expand_one_letter(protein.sequence[row], gemmi.ResidueKind.AA) or "UNK"
+            )
+            residue.seqid = gemmi.SeqId(int(row) + 1, " ")
+            for atom_index, element in sorted(letters.items()):
+                if protein.atom_mask[row, atom_index] > 0:
+                    atom = gemmi.Atom()
+                    atom.name, atom.element = ATOM_NAMES[atom_index], gemmi.Element(element)
+                    atom.pos = gemmi.Position(*map(float, places[row, atom_index]))
+                    atom.b_iso = float(b[row])
+                    residue.add_atom(atom)
+            chain.add_residue(residue)
+        model.add_chain(chain)
+
+
+def _confidence(rows: list[dict[str, str]]) -> Figure:
+    plddt = np.array([_value(row, "plddt") for row in rows])
+    lddt = 100 * np.array([_value(row, "lddt_ca") for row in rows])
+    with plot(4.4, 4.0) as drawn:
+        axes = drawn.axes[0]
+        points(axes, lddt, plddt, COLOURS[0])
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle="--")
+        axes.set_xlabel("lDDT-CA of the prediction")
+        axes.set_ylabel("pLDDT")
+    gap = float(np.nanmean(plddt - lddt))
+    return Figure(
+        drawn.svg,
+        f"Confidence against truth, {len(rows):,} residues: pLDDT is {number(abs(gap))} points "
+        f"{'above' if gap > 0 else 'below'} lDDT on average. On the dashed line it is right.",
+    )

@@ -1,0 +1,127 @@
+"""Write the structures that a fine-tuned model predicted for a part of its data, with scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molfun import __version__
+from molfun._io import write_text
+from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
+from molfun.structures.files import file_stem
+from molfun.structures.folded import FoldedStructure, Maker
+from molfun.structures.modelcif import mmcif_text
+from molfun.structures.scoring.in_place import NAMES, lddt_ca, scores_in_place
+
+
+def structures_folder(table: Path) -> Path:
+    """Return the folder of predicted structures next to a table of predictions.
+
+    Examples
+    --------
+    >>> structures_folder(Path("run/predictions_val.csv")).name
+    'predictions_val_structures'
+    """
+    return table.with_name(f"{table.stem}_structures")
+
+
+def scores_table(table: Path) -> Path:
+    """Return the path of the scores of each structure, next to a table of predictions."""
+    return table.with_name(f"{table.stem}_scores.csv")
+
+
+def residues_table(table: Path) -> Path:
+    """Return the path of the scores of each residue, next to a table of predictions."""
+    return table.with_name(f"{table.stem}_residues.csv")
+
+
+def write_predicted(
+    table: Path, result: Mapping[str, Any], samples: Mapping[str, Protein]
+) -> Path | None:
+    """Write ModelCIF files, and scores of structures and residues that have coordinates.
+
+    Parameters
+    ----------
+    table
+        Table of predictions; files are called after it.
+    result
+        What ``predict`` returned: ``ids``, ``positions`` and ``plddt``.
+    samples
+        Residues of each sample by its id, with the known coordinates where there are any.
+
+    Returns
+    -------
+    Path
+        The folder of structures; None where `result` holds none.
+    """
+    if "positions" not in result:
+        return None
+    folder = structures_folder(table)
+    scores, residues = [], []
+    each = zip(result["ids"], result["positions"], result["plddt"], strict=True)
+    for name, positions, plddt in each:
+        known = samples[name]
+        predicted = _predicted(known, positions)
+        structure = FoldedStructure(
+            id=name,
+            protein=predicted,
+            plddt=np.asarray(plddt, np.float32),
+            recycles=0,
+            maker=Maker(model="", software={"molfun": __version__}, weights=""),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{file_stem(name)}.cif", mmcif_text(structure))
+        if known.atom_mask[:, CA].any():
+            row = {"id": name, "residues": len(known), "plddt": float(np.mean(plddt))}
+            scores.append({**row, **scores_in_place(predicted, known)})
+            residues += list(_residues(name, predicted, known, plddt))
+    if scores:
+        _write(scores_table(table), ("id", "residues", "plddt", *NAMES), scores)
+        _write(residues_table(table), tuple(residues[0]), residues)
+    return folder
+
+
+def _predicted(known: Protein, positions: np.ndarray) -> Protein:
+    mask = np.isfinite(positions).all(-1)
+    return replace(
+        known,
+        atom_positions=np.where(mask[..., None], positions, 0.0).astype(np.float32),
+        atom_mask=mask.astype(np.float32),
+        b_factors=np.zeros_like(known.b_factors),
+        notes=(),
+    )
+
+
+def _residues(
+    name: str, predicted: Protein, known: Protein, plddt: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    there = np.flatnonzero(known.atom_mask[:, CA] > 0)
+    mobile, fixed = (p.atom_positions[there, CA].astype(float) for p in (predicted, known))
+    found = np.full(len(known), math.nan)
+    found[there] = lddt_ca(mobile, fixed)
+    ids = known.residue_ids or tuple(str(i + 1) for i in known.residue_index)
+    for row in there:
+        yield {
+            "id": name,
+            "chain": known.chain_ids[known.chain_index[row]],
+            "residue": ids[row],
+            "type": RESIDUE_LETTERS_WITH_X[known.aatype[row]],
+            "plddt": float(plddt[row]),
+            "lddt_ca": float(found[row]),
+        }
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, text.getvalue())

@@ -1,0 +1,86 @@
+"""Structures of a trained model next to the known ones: files and scores."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_structures import SEQUENCE, chain, joined, moved
+
+from molfun.data import read_structure
+from molfun.structures.predicted import (
+    residues_table,
+    scores_table,
+    structures_folder,
+    write_predicted,
+)
+from molfun.structures.scoring.in_place import backbone_fape, lddt_ca, scores_in_place
+from molfun.structures.scoring.score import score
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_in_place_are_those_of_the_written_file(tmp_path: Path) -> None:
+    known = joined(chain(SEQUENCE), chain(SEQUENCE[:20], at=(12, 0, 0), seed=3))
+    mask = known.atom_mask.copy()
+    mask[5, 1] = 0  # a residue without CA counts nowhere
+    known = replace(known, atom_mask=mask)
+    predicted = moved(replace(known, atom_mask=np.ones_like(mask) * (mask.any(-1)[:, None])), 0.8)
+    positions = np.where(known.atom_mask[..., None] > 0, predicted.atom_positions, np.nan)
+    result = {
+        "ids": ["a/b"],
+        "positions": [positions],
+        "plddt": [np.linspace(20, 90, len(known))],
+    }
+    table = tmp_path / "predictions_val.csv"
+    assert write_predicted(table, result, {"a/b": known}) == structures_folder(table)
+    (row,) = read(scores_table(table))
+    written = read_structure(structures_folder(table) / "a_b.cif")
+    assert written.sequence == known.sequence
+    assert np.allclose(written.b_factors[:, 0], np.linspace(20, 90, len(known)), atol=0.01)
+    independent = score(written, known).values
+    for name in ("lddt_ca", "tm_score", "gdt_ts", "rmsd"):
+        assert float(row[name]) == pytest.approx(independent[name], abs=2e-3), name
+    rows = read(residues_table(table))
+    assert len(rows) == len(known) - 1
+    assert np.mean([float(r["lddt_ca"]) for r in rows]) == pytest.approx(
+        float(row["lddt_ca"]), abs=1e-4
+    )
+
+
+def test_fape_and_lddt_are_those_of_openfold() -> None:
+    import torch
+    from openfold.utils import loss
+    from openfold.utils.rigid_utils import Rigid
+
+    known = chain(SEQUENCE)
+    predicted = moved(known, 1.5)
+    one, other = (torch.from_numpy(p.atom_positions).double() for p in (predicted, known))
+    ones = torch.ones(len(known), dtype=torch.float64)
+    # as openfold's own frames of a backbone: C, CA, N
+    frames = [Rigid.from_3_points(p[:, 2], p[:, 1], p[:, 0]) for p in (one, other)]
+    wanted = loss.compute_fape(
+        frames[0], frames[1], ones, one[:, 1], other[:, 1], ones,
+        length_scale=10.0, l1_clamp_distance=10.0, eps=0.0,
+    )  # fmt: skip
+    assert backbone_fape(predicted, known) == pytest.approx(float(wanted), rel=1e-6)
+    assert backbone_fape(moved(known, 0.0), known) == pytest.approx(0.0, abs=1e-5)
+    theirs = loss.lddt_ca(one, other, torch.from_numpy(known.atom_mask).double())
+    ours = lddt_ca(one[:, 1].numpy(), other[:, 1].numpy())
+    assert np.allclose(ours, theirs.numpy(), atol=1e-6)
+
+
+def test_too_few_atoms_have_no_score() -> None:
+    known = chain("MK")
+    assert all(np.isnan(value) for value in scores_in_place(known, known).values())
+
+
+def test_nothing_is_written_for_other_predictions(tmp_path: Path) -> None:
+    assert write_predicted(tmp_path / "x.csv", {"prediction": [1.0]}, {}) is None
+    assert not list(tmp_path.iterdir())
