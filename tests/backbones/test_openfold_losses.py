@@ -14,7 +14,7 @@ import torch
 from tiny import build_structure
 
 from molfun import MolfunStructureModel
-from molfun.backbones.openfold import fape, features, losses
+from molfun.backbones.openfold import chains, fape, features, losses
 from molfun.errors import ConfigError, DataError
 from molfun.models.build import HeadSettings
 from molfun.protein import ATOM_NAMES, Protein
@@ -222,6 +222,39 @@ def test_symmetric_atoms_may_have_either_name(samples: list[Sample]) -> None:
     assert not np.array_equal(swapped.atom_positions, protein.atom_positions)
     after = loss_of(model, [replace(samples[0], target=swapped)])
     assert float(after) == pytest.approx(float(before), rel=1e-4)
+
+
+def test_identical_chains_may_have_either_name() -> None:
+    sequence = "MKRDEFYW"
+    model = structure_model(distogram=0.0, plddt=0.0, tm=0.0, experimentally_resolved=0.0)
+    whole = Protein.from_chains([sequence, sequence, "GAV"])
+    (folded,) = built("stock").fold([Sample(id="dimer", protein=whole)], recycles=0)
+    near = replace(folded.protein, resolution=2.0)
+    noise = np.random.default_rng(0).normal(0, 0.3, near.atom_positions.shape)
+    near = replace(near, atom_positions=near.atom_positions + noise.astype(np.float32))
+    order = [*range(8, 16), *range(8), *range(16, 19)]
+    swapped = replace(
+        near, atom_positions=near.atom_positions[order], atom_mask=near.atom_mask[order]
+    )
+    one, other = (
+        float(loss_of(model, [Sample(id="dimer", protein=whole, target=target)]))
+        for target in (near, swapped)
+    )
+    assert other == pytest.approx(one, rel=1e-5)
+    named = replace(near, chain_index=np.array([0] * 8 + [1] * 8 + [2] * 3))
+    types = named.aatype.copy()
+    types[9] = 0  # no longer the same chain: order counts
+    label = {
+        "aatype": torch.from_numpy(types),
+        "residue_index": torch.from_numpy(named.residue_index),
+        "chain_index": torch.from_numpy(named.chain_index),
+        "positions": torch.from_numpy(swapped.atom_positions),
+        "mask": torch.from_numpy(swapped.atom_mask),
+    }
+    predicted = torch.from_numpy(near.atom_positions)
+    assert torch.equal(chains.renamed(label, predicted)["positions"], label["positions"])
+    same = {**label, "aatype": torch.from_numpy(named.aatype)}
+    assert torch.equal(chains.renamed(same, predicted)["positions"], predicted)
 
 
 def test_a_masked_alignment_is_reconstructed(samples: list[Sample]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from molfun._shapes import Float
-from molfun.backbones.openfold import fape
+from molfun.backbones.openfold import chains, fape
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -163,6 +163,7 @@ class AlphaFoldTerms:
         """Return terms of one structure of a batch, see `molfun.tasks.structure.StructureTerms`."""
         n = len(label["aatype"])
         own = one_structure(outputs, row, n)
+        label = chains.renamed(label, own["final_atom_positions"][0])
         truth = ground_truth(
             aatype=label["aatype"][None],
             positions=label["positions"][None],
