@@ -38,7 +38,7 @@ class CvSettings(FineTuneSettings):
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> CvSettings:
         """Check values, including those of the data kinds, and build settings from them."""
-        return super(FineTuneSettings, with_kinds(CvSettings)).build(values, **about)
+        return super(FineTuneSettings, with_kinds(CvSettings)).build(values, **about).whole()
 
     @model_validator(mode="after")
     def _takes_its_parts_from_the_data(self) -> Self:

@@ -41,7 +41,7 @@ from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.models.prediction import scored
 from molfun.models.structure import MolfunStructureModel
-from molfun.registry import BACKBONES
+from molfun.registry import BACKBONES, TASKS
 from molfun.runs.folder import CACHE, LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.auto import recommend
 from molfun.strategies.base import FinetuneStrategy
@@ -240,7 +240,7 @@ def architecture(settings: FineTuneSettings, *parts: SampleDataset | None) -> di
         heads: dict[str, Any] = {"heads": heads_config(settings, parts)}
     else:
         heads = {
-            "head": settings.head or BACKBONES[settings.backbone].default_head,
+            "head": settings.head or _usual_head(settings),
             "head_config": settings.head_config,
             "task": settings.task,
             "task_config": task_config(settings, *parts),
@@ -251,6 +251,14 @@ def architecture(settings: FineTuneSettings, *parts: SampleDataset | None) -> di
         "trust": settings.trust,
         **heads,
     }
+
+
+def _usual_head(settings: FineTuneSettings) -> str:
+    """Return the head of the backbone; of a task on structures, its own."""
+    task = settings.labels.task
+    if task in TASKS and TASKS[task].labels_from_structure:
+        return str(TASKS[task].default_head)
+    return str(BACKBONES[settings.backbone].default_head)
 
 
 def _from_checkpoint(path: str, settings: FineTuneSettings) -> MolfunStructureModel:

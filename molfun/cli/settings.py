@@ -241,7 +241,12 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> FineTuneSettings:
         """Check values, including those of the data kinds, and build settings from them."""
-        return super(FineTuneSettings, with_kinds(FineTuneSettings)).build(values, **about)
+        return super(FineTuneSettings, with_kinds(FineTuneSettings)).build(values, **about).whole()
+
+    def whole(self) -> Self:
+        """Return the settings with ``data``, where another one of the data kind stands for it."""
+        found = None if self.data or self.demo else self.kind.data_of(self)
+        return self if found is None else self.model_copy(update={"data": found})
 
     @field_validator("strategy")
     @classmethod
@@ -292,8 +297,6 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         if self.demo:
             self._check_demo(kinds_of(self.backbone))
             return self
-        if not self.data:
-            self.data = self.kind.data_of(self)
         problem = _for_another(self.data, self.backbone) or self.kind.missing(self)
         if problem is not None:
             raise ValueError(problem)

@@ -15,6 +15,7 @@ from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.cells import escape
 from molfun.data.kinds.base import DataKind
+from molfun.data.kinds.structures import STRUCTURE
 from molfun.data.named_targets import NamedTargets
 from molfun.errors import ConfigError, DataError
 from molfun.runs.folder import CONFIG, SPLITS
@@ -41,7 +42,8 @@ def rows_of(
     Parameters
     ----------
     path
-        Table of the training samples, or the folder of the run, which names it.
+        Table of the training samples (a folder, where they are structures alone), or the folder of
+        the run, which names it.
     kind
         Data kind of the model.
     trained
@@ -59,7 +61,8 @@ def rows_of(
         If a file is missing or bad.
     """
     folder = as_path(path)
-    if not folder.is_dir():
+    of_structures = trained.get("labels") == STRUCTURE and not (folder / CONFIG).is_file()
+    if not folder.is_dir() or of_structures:
         given = {**about, "data": str(path)}
         return TrainingRows(reopened(kind, trained, given, labels=labels))
     if not (folder / CONFIG).is_file():

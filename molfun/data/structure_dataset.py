@@ -30,6 +30,9 @@ PATHS, SEQUENCES, RESOLUTION, RELEASED, METHOD = (
     *("path", "sequence", "resolution", "released", "method"),
 )
 """Columns of a table that are read, and those that the files add."""
+LONG = 512
+"""Residues above which training on a whole structure is unusual; AlphaFold's largest crop has 384
+(AlphaFold 2, supplement, table 4)."""
 
 
 class StructureDataset(StructureFiles):
@@ -137,11 +140,13 @@ class StructureDataset(StructureFiles):
         dataset = cls(table, source)
         dataset.require_labels = require_labels
         dataset = dataset.check(workers=workers)._described()._assuming(resolution)
-        return dataset.filter_experiments(
+        kept = dataset.filter_experiments(
             max_resolution=max_resolution,
             released_before=released_before,
             released_after=released_after,
         )
+        kept._warn_of_long()
+        return kept
 
     @classmethod
     def of_source(cls, table: Table, source: Source, *, resolution: float | None = None) -> Self:
@@ -205,6 +210,21 @@ class StructureDataset(StructureFiles):
                 f"{origin}: the sequence of {name} {difference} ({file}). Correct one of them."
             )
         return found
+
+    def _warn_of_long(self) -> None:
+        """Warn of structures that need more memory than their user may expect."""
+        if self.max_length is not None or not len(self):
+            return
+        lengths = self.lengths
+        n, longest = int((lengths > LONG).sum()), int(lengths.argmax())
+        if n:
+            logger.warning(
+                "%s: %d of %s longer than %d residues, up to %d (%s), and max_length "
+                "(--max-length) crops none: memory grows with the square of the length. AlphaFold "
+                "trained on crops of 256 and 384 residues.",
+                self._table.path, n, counted(len(self), "structure"), LONG,
+                lengths[longest], self.ids[longest],
+            )  # fmt: skip
 
     def _assuming(self, resolution: float | None) -> Self:
         """Take structures without a resolution to have this one, in angstrom."""

@@ -225,6 +225,24 @@ def test_chain_ids_of_four_letters(write, tmp_path):
     assert data[0].target.chain_ids == ("AbCd",)
 
 
+def test_long_structures_without_a_crop_are_told(write, tmp_path, caplog):
+    lines = [
+        pdb_atom(name, "ALA", "A", i, xyz=(i % 50 * 3.8 + x, i // 50 * 9, 0))
+        for i in range(1, 3001)
+        for name, x in (("N", 0), ("CA", 1.4), ("C", 2.6))
+    ]
+    write("s/1big.pdb", lines)
+    write("s/2small.pdb", pdb_chain(SIX))
+    assert StructureDataset.from_folder(tmp_path / "s").lengths.tolist() == [3000, 6]
+    assert (
+        "1 of 2 structures longer than 512 residues, up to 3000 (1big), and max_length "
+        "(--max-length) crops none" in caplog.text
+    )
+    caplog.clear()
+    assert StructureDataset.from_folder(tmp_path / "s", max_length=256).lengths.max() == 256
+    assert not caplog.messages
+
+
 # Filters
 
 

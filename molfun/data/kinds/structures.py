@@ -82,13 +82,11 @@ class Structures(DataKind):
         if data and (settings.pdbs or settings.features):
             return None
         if _learns_structures(settings):
+            if data or settings.pdbs:
+                return None
             return (
-                None
-                if data
-                else (
-                    "give --pdbs FOLDER of structures to learn from (--data TABLE chooses some of "
-                    "them by id), or --data TABLE with a column of paths"
-                )
+                "give --pdbs FOLDER of structures to learn from (--data TABLE chooses some of "
+                "them by id), or --data TABLE with a column of paths"
             )
         return _for_sequences(data, self.column(settings, "id_column")) or (
             "give --data TABLE and --pdbs FOLDER (or --features FOLDER), or --demo for a run on "
