@@ -69,6 +69,8 @@ def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[A
     if getattr(parts[0], "sequence_name", None):
         columns[parts[0].sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
     for part in parts:
+        if getattr(part, "labels_from_structure", False):
+            continue  # coordinates have no column
         target_name = getattr(part, "target_name", "target")
         columns[target_name] = [_cell(single_label(target)) for target in part.targets]
     return columns

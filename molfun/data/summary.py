@@ -30,7 +30,7 @@ def summarise(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
     dict
         ``n`` and ``repeated`` (samples whose input occurs earlier in the same part) by part,
         ``shared`` (inputs that two parts have in common), ``lengths``, and ``labels`` by head (a
-        single head has the name ``""``). Histograms have common ``edges`` and ``counts`` by part;
+        single head has the name ``""``, and structures as labels are left out). Histograms have common ``edges`` and ``counts`` by part;
         labels that are classes have ``counts`` by part and class.
 
     Examples
@@ -128,9 +128,14 @@ def _inputs(part: SampleDataset) -> Counter[tuple[str, ...]]:
 
 
 def _by_head(part: SampleDataset) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the labels of each head; energies where there are energies and forces."""
+    """Yield the labels of each head; energies where there are energies and forces.
+
+    Structures are not counted.
+    """
     parts = part.parts if isinstance(part, NamedTargets) else {"": part}
     for name, one in parts.items():
+        if one.labels_from_structure:
+            continue
         targets = [single_label(target) for target in one.targets]
         of_residues = one.input_settings.get("level") == "residue"
         yield name, [*map(letters_of, targets)] if of_residues else targets

@@ -17,6 +17,7 @@ import numpy as np
 
 from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
+from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import PART_WORDS
 from molfun.models.loaders import label_texts, samples_of
 from molfun.protein import Protein
@@ -134,6 +135,8 @@ def chains_of(sample: Sample) -> tuple[str, ...]:
 def _whole_chains(loader: Any) -> list[tuple[str, ...]] | None:
     """Return the chains that a data set of structures knows before any crop; None of others."""
     dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, NamedTargets):  # inputs are those of the first
+        dataset = next(iter(dataset.parts.values()))
     if isinstance(dataset, SampleDataset) and dataset.kind == "structures":
         return dataset.sequences()
     return None
