@@ -30,8 +30,8 @@ def summarise(parts: Mapping[str, SampleDataset | None]) -> dict[str, Any]:
     dict
         ``n`` and ``repeated`` (samples whose input occurs earlier in the same part) by part,
         ``shared`` (inputs that two parts have in common), ``lengths``, and ``labels`` by head (a
-        single head has the name ``""``, and structures as labels are left out). Histograms have common ``edges`` and ``counts`` by part;
-        labels that are classes have ``counts`` by part and class.
+        single head has the name ``""``; structures as labels are left out). Histograms have common
+        ``edges`` and ``counts`` by part; labels that are classes have ``counts`` by part and class.
 
     Examples
     --------

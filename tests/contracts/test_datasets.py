@@ -135,6 +135,14 @@ class TestKindOfStructures(DataKindContract):
         return {"pdbs": settings.pdbs}
 
 
+class TestKindOfStructuresAsLabels(TestKindOfStructures):
+    labels = Labels("structure")
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        super().write(folder)
+        return {"pdbs": str(folder), "task": "structure", "head": "structure"}
+
+
 class TestKindOfAtoms(DataKindContract):
     name = "atoms"
     labels = Labels("energy")

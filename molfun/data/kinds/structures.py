@@ -80,7 +80,7 @@ class Structures(DataKind):
         """Ask for the folder of files; a table of sequences alone is for another backbone."""
         data = getattr(settings, "data", None)
         if data and (settings.pdbs or settings.features):
-            return None
+            return _unread(settings)
         if _learns_structures(settings):
             if data or settings.pdbs:
                 return None
@@ -103,8 +103,6 @@ class Structures(DataKind):
         learned = is_structure(labels)
         if learned and settings.features:
             found.append("features hold no coordinates to learn from: give --pdbs FOLDER.")
-        if settings.resolution is not None and not learned and not settings.heads:
-            found.append(f"resolution is for the task 'structure'; the task is {labels.task!r}.")
         if settings.crop not in (None, "fixed") and settings.max_length is None:
             found.append(f"crop={settings.crop!r} needs max_length, the residues of a crop.")
         return found
@@ -220,6 +218,14 @@ def _learns_structures(settings: Any) -> bool:
     """Return True where the structures of the samples are all the labels of a run."""
     heads = getattr(settings, "by_head", None) or {}
     return bool(heads) and all(is_structure(one.labels) for one in heads.values())
+
+
+def _unread(settings: Any) -> str | None:
+    """Name a setting that no head reads."""
+    heads = getattr(settings, "by_head", None) or {}
+    if settings.resolution is None or any(is_structure(one.labels) for one in heads.values()):
+        return None
+    return "resolution is for the task 'structure': leave it out"
 
 
 def _is_folder(given: Mapping[str, Any]) -> bool:
