@@ -61,8 +61,7 @@ def rows_of(
         If a file is missing or bad.
     """
     folder = as_path(path)
-    of_structures = trained.get("labels") == STRUCTURE and not (folder / CONFIG).is_file()
-    if not folder.is_dir() or of_structures:
+    if _holds_samples(folder, trained):
         given = {**about, "data": str(path)}
         return TrainingRows(reopened(kind, trained, given, labels=labels))
     if not (folder / CONFIG).is_file():
@@ -80,6 +79,12 @@ def rows_of(
     found = _parts(data, folder / SPLITS, stored)
     validation = _of_file(kind, trained, {**own, "data": stored.get("val")}, labels=labels)
     return found if validation is None else replace(found, validation=validation)
+
+
+def _holds_samples(path: Path, trained: Mapping[str, Any]) -> bool:
+    """Return True for a table, and for a folder of structures that are labels, not for a run."""
+    of_structures = trained.get("labels") == STRUCTURE and not (path / CONFIG).is_file()
+    return of_structures or not path.is_dir()
 
 
 def _of_file(

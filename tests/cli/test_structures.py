@@ -116,6 +116,7 @@ def test_two_tasks_from_one_table(molfun, project):
     [
         (("--crop", "spatial"), "crop='spatial' needs max_length"),
         (("--features", "features"), "features hold no coordinates to learn from"),
+        (("--data", "."), "data='.' is a folder of structures: leave out pdbs."),
         (("--released-before", "May"), "'May' is no date; write it as 2018-05-01."),
         (("--max-resolution", "0"), "greater than 0"),
         (("--pdbs", "none"), "none does not exist"),

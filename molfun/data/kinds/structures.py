@@ -103,6 +103,8 @@ class Structures(DataKind):
         learned = is_structure(labels)
         if learned and settings.features:
             found.append("features hold no coordinates to learn from: give --pdbs FOLDER.")
+        if learned and settings.pdbs not in (None, settings.data) and _is_folder(dict(settings)):
+            found.append(f"data={settings.data!r} is a folder of structures: leave out pdbs.")
         if settings.crop not in (None, "fixed") and settings.max_length is None:
             found.append(f"crop={settings.crop!r} needs max_length, the residues of a crop.")
         return found
