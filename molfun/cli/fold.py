@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -144,6 +145,7 @@ def _say(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         whole = "all" if n == len(rows) else f"{n} of {len(rows)}"
         say(f"Note on {whole}: {note}.")
     say(f"{counted(len(rows), 'structure')} in {folder}: mmCIF, PDB, confidence; {files.SUMMARY}")
+    say(f"To look at them: molfun report {folder}")
 
 
 def _line(row: Mapping[str, Any], width: int) -> str:
@@ -287,6 +289,9 @@ def _remove(folder: Path) -> None:
             for own in (place, *place.glob(files.member_folder("*"))):
                 for ending in (*files.ENDINGS, "_request.json"):
                     (own / f"{stem}{ending}").unlink(missing_ok=True)
+        for member in place.glob(files.member_folder("*")):
+            with contextlib.suppress(OSError):  # one with files of the user stays
+                member.rmdir()
     (folder / REPORT).unlink(missing_ok=True)
 
 
