@@ -237,8 +237,9 @@ def check_head(name: object) -> None:
     --------
     >>> check_head("regresion")
     Traceback (most recent call last):
-    molfun.errors.ConfigError: Unknown head 'regresion'; known: affinity, binary, contact, conv,
-    energy, linear, mlp, multiclass, multilabel, regression, structure. Did you mean 'regression'?
+    molfun.errors.ConfigError: Unknown head 'regresion'; known: affinity, binary, confidence,
+    contact, conv, energy, linear, mlp, multiclass, multilabel, regression, structure. Did you mean
+    'regression'?
     """
     check_choice("head", name, {*HEADS, *TASKS})
 
