@@ -103,7 +103,7 @@ def judge(
     few = too_few(task, parts[part])
     outcome: Outcome = "too few" if few else _outcome(best)
     sentence = f"{title_of(metric, sentence=True)} {_shown(found[part].metrics[metric])} on "
-    sentence += counted(found[part].n, rows or PARTS[part]) + of + _not_finite(parts[part])
+    sentence += counted(found[part].n, rows or PARTS[part]) + of + _not_finite(task, parts[part])
     if part == "val":
         sentence += ", which also chose the epoch"
     if random_weights:
@@ -136,8 +136,11 @@ def _shown(estimate: Estimate) -> str:
     return f"{value} [{three_digits(estimate.low)}, {three_digits(estimate.high)}]"
 
 
-def _not_finite(part: Predicted) -> str:
+def _not_finite(task: Task, part: Predicted) -> str:
     """Return how many labelled samples have a prediction that is NaN or infinite, in words."""
+    # atoms that a residue type lacks are NaN in every predicted structure
+    if task.labels_from_structure:
+        return ""
     n = 0
     for prediction, target in zip(part.predictions, part.targets, strict=True):
         finite = np.isfinite(prediction)

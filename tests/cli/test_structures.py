@@ -36,6 +36,8 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
     assert result.exit_code == 0, result.output
     assert "Data: 8 train / 1 val / 1 test (random split of pdbs)" in result.output
     assert "lddt_ca=" in result.output
+    # of atoms that its residues do not have
+    assert "not finite" not in result.output
     settings = read_yaml(project / "run" / "config.yaml")
     assert (settings["data"], settings["pdbs"], settings["resolution"]) == ("pdbs", "pdbs", 2.0)
     log = (project / "run" / "run.log").read_text()
@@ -126,6 +128,14 @@ def test_settings_that_do_not_go_together(learn, arguments, text):
     result = learn(*arguments)
     assert result.exit_code == 1
     assert text in said(result)
+
+
+def test_a_demo_has_no_coordinates(molfun, project):
+    result = molfun("fine-tune", "--demo", "--task", "structure", "--preset", "tiny")
+    assert result.exit_code == 1
+    assert "the demo makes proteins without coordinates to learn from: give --pdbs." in (
+        said(result)
+    )
 
 
 def test_what_is_for_structures_alone(train, molfun, project):

@@ -105,6 +105,8 @@ class Structures(DataKind):
             found.append("features hold no coordinates to learn from: give --pdbs FOLDER.")
         if learned and settings.pdbs not in (None, settings.data) and _is_folder(dict(settings)):
             found.append(f"data={settings.data!r} is a folder of structures: leave out pdbs.")
+        if learned and settings.demo:
+            found.append("the demo makes proteins without coordinates to learn from: give --pdbs.")
         if settings.crop not in (None, "fixed") and settings.max_length is None:
             found.append(f"crop={settings.crop!r} needs max_length, the residues of a crop.")
         return found
