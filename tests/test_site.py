@@ -8,11 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 
 ROOT = Path(__file__).parents[1]
 RAW = re.compile(r"```|\]\(|:::|(?<!\w)\*\*\w[^*]*\*\*|:\w+:$|\.\. \w+::|^#+ ", re.MULTILINE)
@@ -159,11 +161,37 @@ def test_pages_are_whole(pages: dict[Path, Page]) -> None:
                 assert anchor in pages[target].ids, (file, link)
 
 
+class Kernel(warm.Process):
+    """A kernel in a fork, with what its manager reads of `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None  # type: ignore[assignment]  # it closes the pipes that there are
+
+
+KERNEL = """
+import os, runpy
+os.setsid()  # signals to the kernel go to its process group
+runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+"""
+
+
+def start_kernel(folder: Path, command: list[str], *, cwd: str, env: dict[str, str]) -> Kernel:
+    """Start what `make docs` starts, without the import of torch and the project in each."""
+    assert command[1:3] == ["-m", "ipykernel_launcher"]
+    kernel = Kernel("-c", KERNEL, *command[3:], cwd=cwd, env=env, output=folder)
+    while os.getpgid(kernel.pid) != kernel.pid:
+        time.sleep(0.01)
+    return kernel
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jupytext", reason="pip install 'molfun[notebooks]'")
     pytest.importorskip("nbclient", reason="pip install 'molfun[notebooks]'")
+    monkeypatch.setattr(
+        "jupyter_client.provisioning.local_provisioner.launch_kernel",
+        lambda command, *, cwd, env, **_: start_kernel(tmp_path, command, cwd=cwd, env=env),
+    )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     page = SITE.tutorial(source, run=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -84,16 +85,40 @@ def table(folder: Path) -> Callable[..., list[dict[str, object]]]:
     return write
 
 
-@pytest.fixture
-def fit(molfun: Command, folder: Path) -> Command:
-    """Fine-tune the smallest ESM-2 on ``data.csv``: ``fit("--task", "binary")``."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[object, Result]]:
+    """Where runs that tests share are kept, and what they said."""
+    return tmp_path_factory.mktemp("finished"), {}
 
-    def run(*arguments: object, strategy: str = "head_only") -> Result:
+
+@pytest.fixture
+def fit(molfun: Command, folder: Path, finished: tuple[Path, dict[object, Result]]) -> Command:
+    """Fine-tune the smallest ESM-2 on ``data.csv``: ``fit("--task", "binary")``.
+
+    Where the table is the only file, the folder of the same command is copied if it ran before.
+    """
+    store, said = finished
+
+    def train(*arguments: object, strategy: str) -> Result:
         return molfun(
             "fine-tune", "--backbone", "esm2", "--preset", "esm2_t1_d16_h2", "--data", "data.csv",
             "--id-column", "name", "--split", "column", "--device", "cpu", "--epochs", 2,
             "--accum", 3, "--batch-size", 2, "--strategy", strategy, "--output", "run", *arguments,
         )  # fmt: skip
+
+    def run(*arguments: object, strategy: str = "head_only") -> Result:
+        if [file.name for file in folder.iterdir()] != ["data.csv"]:
+            return train(*arguments, strategy=strategy)
+        key = arguments, strategy, (folder / "data.csv").read_bytes()
+        if key not in said:
+            result = train(*arguments, strategy=strategy)
+            if result.exit_code:
+                return result
+            shutil.copytree(folder / "run", store / f"{len(said)}")
+            said[key] = result
+        else:
+            shutil.copytree(store / f"{list(said).index(key)}", folder / "run")
+        return said[key]
 
     return run
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -649,6 +648,33 @@ torch.save({
 }, f"{out}/{devices}-{trainer.global_rank}.pt")
 """
 
+FORKS = """
+import os, runpy, sys, traceback
+import lightning.pytorch, molfun.lightning
+
+script, out, port = sys.argv[1:]
+children = []
+for devices, rank in ((1, 0), (2, 0), (2, 1)):
+    children.append(os.fork())
+    if children[-1] == 0:
+        try:
+            if devices > 1:  # so Lightning starts no processes itself, which would import all again
+                os.environ.update(LOCAL_RANK=str(rank), MASTER_PORT=port)
+            sys.argv = [script, out, str(devices)]
+            runpy.run_path(script, run_name="__main__")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
 
 @pytest.mark.slow
 def test_two_processes_stay_bit_identical_and_give_what_one_gives(tmp_path: Path) -> None:
@@ -657,12 +683,7 @@ def test_two_processes_stay_bit_identical_and_give_what_one_gives(tmp_path: Path
     script.write_text(SCRIPT)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "SLURM"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    warm.run(script, tmp_path, 1, env=environment, check=True)
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), "2"],
-        env=environment, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    warm.run("-c", FORKS, script, tmp_path, _free_port(), env=environment, check=True)
     alone, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )
