@@ -138,15 +138,8 @@ def _shown(estimate: Estimate) -> str:
 
 def _not_finite(task: Task, part: Predicted) -> str:
     """Return how many labelled samples have a prediction that is NaN or infinite, in words."""
-    # atoms that a residue type lacks are NaN in every predicted structure
-    if task.labels_from_structure:
-        return ""
-    n = 0
-    for prediction, target in zip(part.predictions, part.targets, strict=True):
-        finite = np.isfinite(prediction)
-        if finite.ndim > target.ndim:  # a probability per class
-            finite = finite.all(-1)
-        n += bool((np.isfinite(target) & ~finite).any())
+    pairs = zip(part.predictions, part.targets, strict=True)
+    n = sum(not task.is_finite(prediction, target) for prediction, target in pairs)
     return f" ({counted(n, 'prediction')} {'is' if n == 1 else 'are'} not finite)" if n else ""
 
 

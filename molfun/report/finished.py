@@ -207,11 +207,14 @@ def _head(meta: Mapping[str, Any], data: Mapping[str, Any]) -> HeadOfRun:
     classes = task.get("state", {}).get("classes") or task.get("config", {}).get("classes") or ()
     name = meta.get("name", "")
     energy = meta.get("head", {}).get("config", {}).get("target")
+    kind = str(task.get("name", ""))
+    # the label of a structure has no column
+    whole = "structures" if kind in TASKS and TASKS[kind].labels_from_structure else ""
     return HeadOfRun(
         name=name,
-        task=task.get("name", ""),
+        task=kind,
         level=task.get("config", {}).get("level") or "sequence",
-        target=data.get("target_column") or name or energy or "target",
+        target=whole or data.get("target_column") or name or energy or "target",
         classes=tuple(map(str, classes)),
         settings=task.get("config", {}),
     )

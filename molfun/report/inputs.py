@@ -46,12 +46,12 @@ def samples(run: FinishedRun, ids: list[str]) -> dict[str, Sample]:
 
 
 def _files(run: FinishedRun) -> Iterator[list[Path]]:
-    """Yield the files of the test, validation and training samples."""
+    """Yield the files, or folders of structures, of the test, validation and training samples."""
     for name in ("test", "val", "data"):
         given = run.config.get(name)
         if given:
             files = [place_of(run, p) for p in ([given] if isinstance(given, str) else given)]
-            if all(f.is_file() and f.stat().st_size <= LARGEST for f in files):
+            if all(f.is_dir() or (f.is_file() and f.stat().st_size <= LARGEST) for f in files):
                 yield files
 
 

@@ -124,6 +124,13 @@ class Task(ABC):
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return metrics over a whole data set in the units of the labels; NaN where undefined."""
 
+    def is_finite(self, prediction: np.ndarray, target: np.ndarray) -> bool:
+        """Return whether a prediction has a number wherever the label of its sample has one."""
+        finite = np.isfinite(prediction)
+        if finite.ndim > target.ndim:  # a probability per class
+            finite = finite.all(-1)
+        return not bool((np.isfinite(target) & ~finite).any())
+
     def metric(self, name: str, predictions: np.ndarray, targets: np.ndarray) -> float:
         """Return one metric, which some tasks compute in less time than all of them.
 

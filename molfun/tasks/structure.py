@@ -363,6 +363,12 @@ class StructureTask(Configured, Task):
             "plddt": plddt,
         }
 
+    def is_finite(self, prediction: np.ndarray, target: np.ndarray) -> bool:
+        """Return whether every residue with a known CA atom has a predicted one."""
+        atoms = slice(ATOMS.start + 3 * CA, ATOMS.start + 3 * CA + 3)
+        known = np.isfinite(target[:, atoms]).all(-1)
+        return bool(np.isfinite(prediction[known][:, atoms]).all())
+
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return the means over structures of `molfun.structures.scoring.in_place.NAMES`."""
         found = [

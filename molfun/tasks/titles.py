@@ -39,4 +39,5 @@ def title_of(metric: str, *, sentence: bool = False) -> str:
     if not sentence:
         return title
     title = title if bare in TITLES else title.replace("_", " ")
-    return title[:1].upper() + title[1:]
+    # names such as lDDT begin with a small letter anywhere
+    return title if title[1:2].isupper() else title[:1].upper() + title[1:]

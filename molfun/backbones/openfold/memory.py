@@ -63,6 +63,9 @@ STOCK: Mapping[Plan, Costs] = {
 """Coefficients of openfold's own code. `peak_bytes` adds its attention logits, which grow with the
 cube of the length and which the fast kernels never hold. Openfold cannot checkpoint parts of
 blocks, so there is no ``lean``."""
+STRUCTURE_PAIR = 12.0
+"""Copies of the pair representation that the structure module and its losses hold: 4 to 7 measured
+at 96 and 192 residues, and 8 more with the violation."""
 HEADS = 4
 """Attention heads of the pair stack in every published preset."""
 
@@ -79,6 +82,8 @@ class Shape:
         Channels of the MSA and of the pair representation.
     blocks
         Number of blocks from the first that trains on.
+    structure
+        Whether the structure module and AlphaFold's losses on coordinates run.
     """
 
     batch: int
@@ -87,6 +92,7 @@ class Shape:
     c_m: int
     c_z: int
     blocks: int
+    structure: bool = False
 
     @property
     def pair_bytes(self) -> int:
@@ -109,6 +115,7 @@ def peak_bytes(shape: Shape, plan: Plan, *, fast: bool) -> int:
     costs = (FAST if fast else STOCK)[plan]
     pair = shape.blocks * costs.block_pair + costs.once_pair
     msa = shape.blocks * costs.block_msa + costs.once_msa
+    pair += STRUCTURE_PAIR * shape.structure
     total = pair * shape.pair_bytes + msa * shape.msa_bytes
     if not fast:
         # logits and weights of two triangle attentions: four tensors per block. With checkpointing
@@ -146,7 +153,9 @@ def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
     return 0
 
 
-def shape_of(config: Any, *, batch: int, length: int, msa_rows: int, blocks: int) -> Shape:
+def shape_of(
+    config: Any, *, batch: int, length: int, msa_rows: int, blocks: int, structure: bool = False
+) -> Shape:
     """Return the sizes of a step; `blocks` keep a graph, templates add rows to the alignment."""
     template = config.model.template
     templates = template.enabled and template.embed_angles
@@ -157,6 +166,7 @@ def shape_of(config: Any, *, batch: int, length: int, msa_rows: int, blocks: int
         c_m=int(config.globals.c_m),
         c_z=int(config.globals.c_z),
         blocks=blocks,
+        structure=structure,
     )
 
 

@@ -63,7 +63,8 @@ def _strategy(run: FinishedRun) -> Iterator[list[str]]:
 
 def _task(head: HeadOfRun) -> str:
     unit = head.level if head.level != "sequence" else "sample"
-    words = "energies and forces" if head.task == "energy" else f"{head.task} of {head.target}"
+    words = f"{head.task} of {head.target}"
+    words = {"energy": "energies and forces", "structure": "coordinates"}.get(head.task, words)
     return f"{words}, one label per {unit}"
 
 
