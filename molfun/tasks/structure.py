@@ -12,7 +12,7 @@ import torch
 
 from molfun._shapes import Float64
 from molfun.errors import ConfigError, DataError
-from molfun.protein import Protein
+from molfun.protein import CA, Protein
 from molfun.sample import is_missing
 from molfun.strict import Configured
 from molfun.structures.scoring.in_place import NAMES, scores_in_place
