@@ -120,4 +120,7 @@ class RunCaches:
 def _why_not(frozen: FrozenPart) -> str:
     if frozen.n_blocks == 0:
         return "parts of the backbone train, so its outputs change at every step"
-    return "what the head reads, or recycling, passes through parts that train or is drawn"
+    return (
+        "what the head reads, or recycling, passes through what trains, or the number of passes is "
+        "drawn"
+    )

@@ -124,7 +124,7 @@ def test_recycling_passes_through_what_trains(
     assert not prefixes
     assert (
         "cache='memory' keeps nothing in this run: what the head reads, or recycling, passes "
-        "through blocks that train."
+        "through what trains, or the number of passes is drawn."
     ) in caplog.messages
 
 
