@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from molfun import _io, _temporary
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
@@ -273,8 +274,7 @@ for write in (_io.save_torch, _io.save_safetensors, lambda p, _: _io.write_text(
 def test_a_limit_on_the_size_of_files_is_named(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    command = [sys.executable, "-c", WRITE_TOO_MUCH, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = warm.run("-c", WRITE_TOO_MUCH, path, check=True)
     assert done.stdout.splitlines() == 3 * [
         f"The file-size limit of 65,536 bytes (ulimit -f) does not allow a file as large as {path}."
         f" Raise the limit or choose another folder; the previous version is intact."
@@ -368,10 +368,11 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     _io.save_torch(tmp_path / "two.pt", {**two, "d": {"x": 1}})
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
     texts = {f"k{i}": str(i) for i in range(20)}
-    command = [sys.executable, "-c", WRITE_TEXTS]
-    for name in ("one", "two"):
-        subprocess.run([*command, str(tmp_path / name), json.dumps(texts)], check=True)
-        texts = dict(reversed(texts.items()))
+    # hashes of texts differ from those of another interpreter
+    _io.save_safetensors(tmp_path / "one", {"a": torch.ones(2)}, texts)
+    turned = json.dumps(dict(reversed(texts.items())))
+    command = [sys.executable, "-c", WRITE_TEXTS, str(tmp_path / "two"), turned]
+    subprocess.run(command, check=True)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -504,17 +505,16 @@ with DirectoryLock(sys.argv[1]):
 
 
 def test_a_second_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    with warm.Process("-c", HOLD, tmp_path, output=tmp_path / "said") as holder:
+        while "held" not in holder.stdout():
+            assert holder.poll() is None, holder.stderr()
+            time.sleep(0.01)
         with (
             pytest.raises(RunError, match=f"is in use by process {holder.pid}. Wait for it, stop"),
             DirectoryLock(tmp_path),
         ):
             pass
-        holder.send_signal(signal.SIGKILL)
+        holder.kill()
     with DirectoryLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
@@ -528,9 +528,7 @@ def test_a_lock_is_taken_once_at_a_time_also_by_one_process(tmp_path):
         ):
             pass
         # a refusal gives nothing free: other processes are still kept out
-        other = subprocess.run(
-            [sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, check=False
-        )
+        other = warm.run("-c", HOLD, tmp_path)
         assert f"is in use by process {os.getpid()}" in other.stderr
     with again:
         pass

@@ -15,18 +15,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-BACKBONES = ("openfold", "esm2", "timeseries", "pet")
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        *("pytest", "lightning_fabric", "peft", "torch.distributed.run", "metatrain.pet", "tiny"),
-        *(f"molfun.cli.{name}" for name in ("main", "fine_tune", "predict", "evaluate", "fold")),
-        *(f"molfun.backbones.{name}.backbone" for name in BACKBONES),
-    ]
-)
+_CONTEXT.set_forkserver_preload(["warm_imports"])
+
+
+def _start_server() -> None:
+    """Start the server if it does not run yet, with the folder of this file on its path."""
+    # Python 3.11 does not give it `sys.path`
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class Process:
@@ -58,6 +67,7 @@ class Process:
             target=_main,
             args=(self.args, str(cwd or Path.cwd()), dict(env or os.environ), str(self._output)),
         )
+        _start_server()
         self._process.start()
 
     @property

@@ -171,7 +171,7 @@ class StrategyContract:
         # state kept on the strategy would leak from one fold of a cross-validation to the next
         strategy, results = self.make(), []
         settings = strategy.to_dict()
-        for _ in range(5):
+        for _ in range(3):
             model = self.model()
             history = model.fit(self.batches(2), strategy=strategy, epochs=1)
             results.append((history[0]["train_loss"], weights_of(model)))
@@ -199,7 +199,7 @@ class StrategyContract:
         model, strategy, batch = self.model(), self.make(), self.batches(3, batch_size=3)[0]
         # a strategy that changes nothing would pass the comparison below
         untrained = model.predict(batch)["prediction"]
-        model.fit(self.batches(4), strategy=strategy, epochs=2)
+        model.fit(self.batches(2), strategy=strategy, epochs=2)
         expected = model.predict(batch)["prediction"]
         assert not torch.equal(expected, untrained)
         model.save(tmp_path / "checkpoint")

@@ -32,6 +32,8 @@ SMALL = {
     "--pdbs pdbs/": "--pdbs pdbs/ --preset tiny",
     "esm2_t6_8M_UR50D": "esm2_tiny",
     "--sequences": "--backbone esm2_tiny --sequences",
+    "--folds 3": "--folds 2",
+    "--split identity": "--split identity --folds 2",
     "--backbone esm2 ...": "--backbone esm2_tiny --data gb1.csv",
 }
 """What an example leaves out, or has larger than a test should."""

@@ -122,7 +122,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     whole = two_processes(tmp_path / "whole", strategy="blocks")
     folder = str(tmp_path / "run")
     torchrun(tmp_path / "stopped", expect=1, strategy="blocks", folder=folder, kill_at=5)
-    resumed = two_processes(tmp_path / "resumed", strategy="blocks", folder=folder, resume=True)
+    resumed = torchrun(tmp_path / "resumed", strategy="blocks", folder=folder, resume=True)
     assert_alike(resumed)
     assert repr(resumed[0]["history"]) == repr(whole[0]["history"])
     for name, weight in whole[0]["weights"].items():
