@@ -1,0 +1,230 @@
+r"""Show that AlphaFold's losses on coordinates are learned: by heart, at real width, and beyond.
+
+    python benchmarks/structure_learning.py overfit --mmcifs ../shared/data/openfold/mmcifs
+    python benchmarks/structure_learning.py wide --mmcifs DIR --blocks 48 --steps 200
+    python benchmarks/structure_learning.py general --pdbs ../shared/data/ppi_affinity/pdbs \\
+        --table ../shared/data/ppi_affinity/affinity.csv --seeds 0 1 2
+
+``overfit`` trains the tiny model on crops of three structures and scores the files that it folds.
+``wide`` trains model_1_ptm (random weights) on one crop until FAPE is a tenth of its first value.
+``general`` trains the tiny model on the training part of a table and measures FAPE and distogram
+loss on its validation part, next to those of the untrained model and of distances by separation
+along the chain. ``--without TERM`` leaves a term of the loss out. All start from random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from molfun import MolfunStructureModel
+from molfun.data import read_structure
+from molfun.protein import CA, Protein
+from molfun.sample import Sample
+from molfun.training import Callback, FullFinetune
+
+OVERFIT = ("1aki", "4zey", "2q2k")
+BINS = np.linspace(2.3125, 21.6875, 63)
+"""Edges of the distogram, in angstrom."""
+FARTHEST = 32
+"""Separation along the chain from which all pairs count as one; pairs of chains are another."""
+
+
+class Curve(Callback):
+    """Print the loss of every `each`-th epoch, and stop once FAPE is below `target`."""
+
+    def __init__(self, each: int) -> None:
+        self.each, self.start = each, time.perf_counter()
+
+    def on_epoch_end(self, row: Any, improved: bool) -> None:  # noqa: ARG002
+        """Print a line."""
+        if row["epoch"] % self.each == 0:
+            known = {
+                k: round(float(v), 3) for k, v in row.items() if k.startswith(("train", "val"))
+            }
+            print(
+                f"  {row['epoch']:>5} {time.perf_counter() - self.start:7.0f} s {known}", flush=True
+            )
+
+
+def samples_of(paths: Sequence[Path], length: int) -> list[Sample]:
+    """Return crops as samples and labels; a structure without resolution counts as 2 angstrom."""
+    found = []
+    for path in paths:
+        protein = read_structure(path)
+        protein = replace(protein.crop(length, "contiguous"), resolution=protein.resolution or 2.0)
+        found.append(Sample(id=path.stem, protein=protein, target=protein))
+    return found
+
+
+def model_of(
+    preset: str, *, seed: int, blocks: int | None = None, **task: Any
+) -> MolfunStructureModel:
+    """Return a model of random weights without dropout, which hinders learning by heart."""
+    from molfun.backbones.openfold import _shims, presets
+
+    _shims.prepare()  # before openfold is imported
+    _, config = presets.resolve_config(preset)
+    model = config.model
+    with config.unlocked():
+        for stack in (
+            model.evoformer_stack,
+            model.extra_msa.extra_msa_stack,
+            model.template.template_pair_stack,
+        ):
+            for name in ("msa_dropout", "pair_dropout", "dropout_rate"):
+                if name in stack:
+                    stack[name] = 0.0
+        model.structure_module.dropout_rate = 0.0
+        if blocks is not None:
+            model.evoformer_stack.no_blocks = blocks
+    return MolfunStructureModel(
+        "openfold", config=config, head="structure", seed=seed, task_config=task
+    )
+
+
+def strategy(lr: float) -> FullFinetune:
+    """Return full training at one rate for all layers."""
+    return FullFinetune(
+        lr=lr, lr_head=lr, lr_embedder=lr, layer_lr_decay=1.0, warmup_steps=20, weight_decay=0.0,
+        grad_clip=1.0,
+    )  # fmt: skip
+
+
+def overfit(args: argparse.Namespace) -> None:
+    """Learn three crops by heart, fold them, and score the written files."""
+    from molfun.structures.scoring.score import score
+
+    samples = samples_of([args.mmcifs / f"{name}.cif" for name in OVERFIT], args.length)
+    model = model_of("tiny", seed=args.seeds[0], **weights(args))
+    model.fit(
+        [samples], strategy=strategy(args.lr), epochs=args.steps, callbacks=[Curve(args.each)]
+    )
+    print("measured by the model:", rounded(model.evaluate(samples)))
+    with tempfile.TemporaryDirectory() as folder:
+        model.predict(samples, structures=folder)
+        for sample in samples:
+            written = read_structure(Path(folder) / f"{sample.id}.cif")
+            print(f"  {sample.id}, from its file:", rounded(score(written, sample.target).values))
+
+
+def wide(args: argparse.Namespace) -> None:
+    """Learn one crop at real width until FAPE is a tenth of its first value."""
+    samples = samples_of([args.mmcifs / f"{OVERFIT[0]}.cif"], args.length)
+    model = model_of("model_1_ptm", seed=args.seeds[0], blocks=args.blocks, **weights(args))
+    first = model.evaluate(samples)["fape_loss"]
+    print(f"FAPE before: {first:.3f}")
+
+    class Until(Curve):
+        def on_epoch_end(self, row: Any, improved: bool) -> None:
+            super().on_epoch_end(row, improved)
+            if row["val/fape_loss"] <= first / 10:
+                print(f"a tenth after {row['steps']} steps")
+                raise SystemExit
+
+    model.fit(
+        [samples], [samples], strategy=strategy(args.lr), epochs=args.steps,
+        callbacks=[Until(args.each)],
+    )  # fmt: skip
+    print("not a tenth within the given steps")
+
+
+def general(args: argparse.Namespace) -> None:
+    """Train on one part of a table, and measure on another that is disjoint by its clusters."""
+    import pandas as pd
+
+    table = pd.read_csv(args.table)
+    parts = {
+        name: samples_of([args.pdbs / f"{i}.pdb" for i in rows["pdb_id"]], args.length)
+        for name, rows in table.groupby("split")
+    }
+    train = parts["train"]
+    val = parts.get("valid", parts.get("val", parts.get("test", [])))
+    print(f"{len(train)} training, {len(val)} validation structures, {args.length} residues")
+    print(f"distogram loss of distances by separation: {by_separation(train, val):.3f}")
+    for seed in args.seeds:
+        model = model_of("tiny", seed=seed, **weights(args))
+        before = model.evaluate(val)
+        batches = [train[i : i + 4] for i in range(0, len(train), 4)]
+        model.fit(
+            batches, val, strategy=strategy(args.lr), epochs=args.steps, seed=seed,
+            callbacks=[Curve(args.each)],
+        )  # fmt: skip
+        after = model.evaluate(val)
+        for name in ("fape_loss", "distogram_loss", "lddt_ca"):
+            one, other = (found.get(name, np.nan) for found in (before, after))
+            print(f"seed {seed}, {name}: {one:.3f} -> {other:.3f}")
+
+
+def by_separation(train: Sequence[Sample], val: Sequence[Sample]) -> float:
+    """Return the cross entropy of distances whose distribution follows from the separation."""
+    counts = np.ones((FARTHEST + 2, len(BINS) + 1))
+    for sample in train:
+        np.add.at(counts, _binned(sample.protein), 1)
+    log = np.log(counts / counts.sum(-1, keepdims=True))
+    return float(np.mean([-log[_binned(sample.protein)].mean() for sample in val]))
+
+
+def _binned(protein: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the separation and the bin of the C-beta distance of every known pair."""
+    places, known = _beta(protein)
+    rows = np.flatnonzero(known)
+    distance = np.linalg.norm(places[rows, None] - places[None, rows], axis=-1)
+    apart = np.abs(protein.residue_index[rows, None] - protein.residue_index[None, rows])
+    same = protein.chain_index[rows, None] == protein.chain_index[None, rows]
+    kind = np.where(same, np.minimum(apart, FARTHEST), FARTHEST + 1)
+    return kind.ravel(), np.digitize(distance, BINS).ravel()
+
+
+def _beta(protein: Protein) -> tuple[np.ndarray, np.ndarray]:
+    """Return the C-beta atoms, CA for glycine, and whether they are known."""
+    glycine = np.array([letter == "G" for letter in protein.sequence])
+    atom = np.where(glycine, CA, 3)
+    rows = np.arange(len(protein))
+    return protein.atom_positions[rows, atom], protein.atom_mask[rows, atom] > 0
+
+
+def weights(args: argparse.Namespace) -> dict[str, float]:
+    """Return the settings of the task that leave a term out."""
+    return {args.without: 0.0} if args.without else {}
+
+
+def rounded(values: Any) -> dict[str, float]:
+    """Return numbers with three decimals."""
+    return {name: round(float(value), 3) for name, value in values.items()}
+
+
+def main() -> None:
+    """Run one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("overfit", "wide", "general"))
+    parser.add_argument("--mmcifs", type=Path)
+    parser.add_argument("--pdbs", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--length", type=int, help="residues; 64, or 60 for wide")
+    parser.add_argument("--steps", type=int, help="epochs; 2500, 300 or 10")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--blocks", type=int, default=48)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--without", metavar="TERM")
+    parser.add_argument("--each", type=int, default=100, help="epochs between printed lines")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    usual = {"overfit": (64, 2500), "wide": (60, 300), "general": (64, 10)}[args.what]
+    args.length, args.steps = args.length or usual[0], args.steps or usual[1]
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.WARNING)
+    {"overfit": overfit, "wide": wide, "general": general}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
