@@ -130,6 +130,12 @@ class Protein:
     def __len__(self) -> int:
         return len(self.aatype)
 
+    def __repr__(self) -> str:
+        # the arrays of a protein fill a screen
+        chains = ", ".join(self.chain_ids)
+        atoms = int(self.atom_mask.sum())
+        return f"Protein({self.name!r}: {len(self)} residues, {atoms} atoms; chains {chains})"
+
     @property
     def sequence(self) -> str:
         """One-letter sequence, chains joined."""

@@ -104,6 +104,14 @@ class FoldedStructure:
     spread: Float32[np.ndarray, "length"] | None = None
     models: Sequence[FoldedStructure] = ()
 
+    def __repr__(self) -> str:
+        # the arrays fill a screen
+        known = {"ptm": self.ptm, "iptm": self.iptm}
+        scores = "".join(f", {k} {v:.3f}" for k, v in known.items() if v is not None)
+        return (
+            f"FoldedStructure({self.id!r}: {self.protein!r}, plddt {self.mean_plddt:.1f}{scores})"
+        )
+
     @property
     def mean_plddt(self) -> float:
         """Mean pLDDT over the residues."""
