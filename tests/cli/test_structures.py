@@ -11,6 +11,9 @@ import pytest
 from pdb_text import pdb_chain
 
 from molfun.config import read_yaml
+from molfun.data import read_structure
+from molfun.report.finished import FinishedRun
+from molfun.report.sections.predicted_structures import section
 
 
 def said(result: Any) -> str:
@@ -50,6 +53,23 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
     # coordinates are no column
     assert {"pdb_id", "prediction", "resolution", "released", "method"} <= set(row)
     assert "structure" not in row
+
+    with (project / "run" / "predictions_test_scores.csv").open() as file:
+        (scores,) = csv.DictReader(file)
+    assert scores["id"] == row["pdb_id"]
+    assert 0 <= float(scores["lddt_ca"]) <= 1
+    written = read_structure(
+        project / "run" / "predictions_test_structures" / f"{row['pdb_id']}.cif"
+    )
+    assert len(written) == int(scores["residues"]) == 5
+    assert written.b_factors.max() == pytest.approx(float(row["prediction"]), abs=3)
+    shown = section(FinishedRun(project / "run"))
+    assert [type(block).__name__ for block in shown.blocks] == [
+        "Text", "Table", "Structures", "Figure",
+    ]  # fmt: skip
+    # the known structure in grey next to the prediction
+    (model,) = shown.blocks[2].models
+    assert "-99.00" in model.text
 
     result = molfun("predict", "run/checkpoint", "--pdbs", "pdbs", "--output", "out.csv")
     assert result.exit_code == 0, result.output
