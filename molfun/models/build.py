@@ -213,6 +213,12 @@ def build_task_head(name: str, given: HeadSettings, *, backbone: Backbone, seed:
         If a name or setting is unknown, or head, task and backbone do not go together.
     """
     head_name, task_name = names_of(given.head, given.task)
+    cls = TASKS[task_name]
+    if cls.only_default_head and head_name != cls.default_head:
+        raise ConfigError(
+            f"The task {task_name!r} is that of the head {cls.default_head!r} alone, got "
+            f"{head_name!r}. Use head={cls.default_head!r}."
+        )
     task = build_task(task_name, as_settings("task_config", given.task_config), head=head_name)
     settings = as_settings("head_config", given.head_config)
     return TaskHead(

@@ -65,7 +65,7 @@ class FoldedStructure:
     ptm, iptm
         Predicted TM-score, and the one between chains; None without a TM head, and for one chain.
     recycles
-        Recycling passes that ran before the last pass.
+        Recycling passes that ran before the last pass; None where that is not recorded.
     seed
         Seed of the features' random choices.
     notes
@@ -96,7 +96,7 @@ class FoldedStructure:
     max_pae: float | None = None
     ptm: float | None = None
     iptm: float | None = None
-    recycles: int
+    recycles: int | None
     seed: int = 0
     notes: Sequence[str] = ()
     maker: Maker = field(default_factory=lambda: Maker(model="", software={}, weights=""))

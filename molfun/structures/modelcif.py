@@ -45,9 +45,8 @@ def _system(structure: FoldedStructure) -> Any:
     import modelcif.model
     import modelcif.protocol
 
-    system = modelcif.System(
-        title=f"{structure.id} by {structure.maker.model}", id=_block(structure)
-    )
+    made_by = f" by {structure.maker.model}" if structure.maker.model else ""
+    system = modelcif.System(title=f"{structure.id}{made_by}", id=_block(structure))
     system.comments.extend(structure.notes)
     asym_units = list(_asym_units(structure))
     assembly = modelcif.Assembly(asym_units, name="Predicted chains")
@@ -179,12 +178,14 @@ def _used(structure: FoldedStructure, software: list[Any]) -> Any:
 
 def _how(structure: FoldedStructure) -> Iterator[str]:
     maker = structure.maker
-    yield f"{maker.model}, weights {maker.weights}"
+    if maker.model:
+        yield f"{maker.model}, weights {maker.weights}"
     if maker.weights_sha256:
         yield f"sha256 {maker.weights_sha256}"
     if maker.trained:
         yield maker.trained
-    yield f"{structure.recycles} recycling passes, seed {structure.seed}"
+    if structure.recycles is not None:
+        yield f"{structure.recycles} recycling passes, seed {structure.seed}"
     yield from structure.notes
 
 

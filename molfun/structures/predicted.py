@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,16 @@ from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
 from molfun.structures.files import file_stem
 from molfun.structures.folded import FoldedStructure, Maker
 from molfun.structures.modelcif import mmcif_text
-from molfun.structures.scoring.in_place import NAMES, lddt_ca, scores_in_place
+from molfun.structures.scoring.in_place import NAMES, lddt_ca, scored, scores_in_place
+from molfun.text import counted, few
+
+logger = logging.getLogger(__name__)
+
+MADE = (
+    "predicted by the fine-tuned model that made the table next to this folder, with the recycling "
+    "passes of its training"
+)
+"""Note on each structure: the table's folder names model and weights."""
 
 
 def structures_folder(table: Path) -> Path:
@@ -54,7 +64,8 @@ def write_predicted(
     result
         What ``predict`` returned: ``ids``, ``positions`` and ``plddt``.
     samples
-        Residues of each sample by its id, with the known coordinates where there are any.
+        Residues of each sample by its id, with the known coordinates where there are any. Samples
+        of features alone are not among them, and not written, which is said.
 
     Returns
     -------
@@ -66,19 +77,29 @@ def write_predicted(
     folder = structures_folder(table)
     scores, residues = [], []
     each = zip(result["ids"], result["positions"], result["plddt"], strict=True)
+    absent = [name for name in result["ids"] if name not in samples]
+    if absent:
+        logger.warning(
+            "Predicted structures of %s of features are not written next to the table: %s. "
+            "molfun predict --structures DIR writes them.",
+            counted(len(absent), "sample"), few(absent, limit=3),
+        )  # fmt: skip
     for name, positions, plddt in each:
+        if name not in samples:
+            continue
         known = samples[name]
         predicted = _predicted(known, positions)
         structure = FoldedStructure(
             id=name,
             protein=predicted,
             plddt=np.asarray(plddt, np.float32),
-            recycles=0,
+            recycles=None,
             maker=Maker(model="", software={"molfun": __version__}, weights=""),
+            notes=(MADE,),
         )
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{file_stem(name)}.cif", mmcif_text(structure))
-        if known.atom_mask[:, CA].any():
+        if scored(known).any():
             row = {"id": name, "residues": len(known), "plddt": float(np.mean(plddt))}
             scores.append({**row, **scores_in_place(predicted, known)})
             residues += list(_residues(name, predicted, known, plddt))
@@ -102,7 +123,7 @@ def _predicted(known: Protein, positions: np.ndarray) -> Protein:
 def _residues(
     name: str, predicted: Protein, known: Protein, plddt: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    there = np.flatnonzero(known.atom_mask[:, CA] > 0)
+    there = np.flatnonzero(scored(known))
     mobile, fixed = (p.atom_positions[there, CA].astype(float) for p in (predicted, known))
     found = np.full(len(known), math.nan)
     found[there] = lddt_ca(mobile, fixed)

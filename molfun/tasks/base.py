@@ -58,6 +58,8 @@ class Task(ABC):
     """Registered name of the head that goes with the task."""
     higher_is_better: ClassVar[frozenset[str]] = frozenset()
     """Metrics of which the largest value is the best; of all others the smallest is."""
+    only_default_head: ClassVar[bool] = False
+    """True if no other head gives what the task reads."""
     main_metric: ClassVar[str] = ""
     """Metric of a verdict; empty for the first one."""
     labels_are: ClassVar[LabelsAre] = "other"

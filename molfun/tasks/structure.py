@@ -12,7 +12,7 @@ import torch
 
 from molfun._shapes import Float64
 from molfun.errors import ConfigError, DataError
-from molfun.protein import CA, Protein
+from molfun.protein import CA, UNKNOWN_RESIDUE, Protein
 from molfun.sample import is_missing
 from molfun.strict import Configured
 from molfun.structures.scoring.in_place import NAMES, scores_in_place
@@ -119,6 +119,7 @@ class StructureTask(Configured, Task):
 
     name = "structure"
     default_head = "structure"
+    only_default_head = True
     higher_is_better = frozenset({"lddt_ca", "tm_score", "gdt_ts"})
     main_metric = "lddt_ca"
     n_outputs = 1
@@ -175,6 +176,11 @@ class StructureTask(Configured, Task):
         rows = [row for row in rows if np.isfinite(row[:, ATOMS]).any()]
         if not rows:
             raise DataError("The training set has no labels: no sample has coordinates.")
+        if not self._computed_terms:
+            raise DataError(
+                f"The loss is zero for all structures: this model does not compute "
+                f"{', '.join(self._weighted)}. Weight another term (task_config={{'fape': 1.0}})."
+            )
         self._check_resolutions(rows)
         self.fitted = True
 
@@ -182,7 +188,7 @@ class StructureTask(Configured, Task):
         given = np.array([row[0, QUALITY] for row in rows])
         low, high = RESOLUTIONS
         outside = ~((given >= low) & (given <= high))
-        used = [name for name in CONFIDENCE if self.weights[name] > 0]
+        used = [name for name in self._computed_terms if name in CONFIDENCE]
         if not used or not outside.any():
             return
         text = (
@@ -190,7 +196,7 @@ class StructureTask(Configured, Task):
             f"to {high} angstrom ({np.isnan(given).sum()} have none at all): {', '.join(used)} do "
             f"not count for them"
         )
-        if outside.all() and not set(self._weighted) - set(CONFIDENCE):
+        if outside.all() and not set(self._computed_terms) - set(CONFIDENCE):
             raise DataError(
                 f"The loss is zero for all structures: {text}. Give --resolution ANGSTROM "
                 f"(task_config={{'resolution': ...}}) for structures without one, or weight "
@@ -255,6 +261,12 @@ class StructureTask(Configured, Task):
         return [name for name, weight in self.weights.items() if weight > 0]
 
     @property
+    def _computed_terms(self) -> list[str]:
+        """Terms with a weight that the backbone computes; presets may lack some."""
+        known = DEFAULTS if self._terms is None else self._terms.names
+        return [name for name in self._weighted if name in known]
+
+    @property
     def wanted(self) -> tuple[str, ...]:
         """Terms that count now."""
         late = self.steps < self._config["violation_after"]
@@ -263,8 +275,7 @@ class StructureTask(Configured, Task):
     @property
     def term_names(self) -> tuple[str, ...]:
         """Terms of the loss that its backbone computes with these weights."""
-        known = DEFAULTS if self._terms is None else self._terms.names
-        return tuple(f"{n}_loss" for n in known if self.weights[n] > 0)
+        return tuple(f"{name}_loss" for name in self._computed_terms)
 
     def after_step(self, steps: int) -> None:
         """Count an optimizer step, on which the violation depends."""
@@ -364,10 +375,10 @@ class StructureTask(Configured, Task):
         }
 
     def is_finite(self, prediction: np.ndarray, target: np.ndarray) -> bool:
-        """Return whether every residue with a known CA atom has a predicted one."""
+        """Return whether every residue of known type and CA atom has a predicted one."""
         atoms = slice(ATOMS.start + 3 * CA, ATOMS.start + 3 * CA + 3)
-        known = np.isfinite(target[:, atoms]).all(-1)
-        return bool(np.isfinite(prediction[known][:, atoms]).all())
+        known = np.isfinite(target[:, atoms]).all(-1) & (target[:, TYPE] != UNKNOWN_RESIDUE)
+        return bool(np.isfinite(prediction[: len(target)][known][:, atoms]).all())
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return the means over structures of `molfun.structures.scoring.in_place.NAMES`."""
@@ -392,8 +403,9 @@ class StructureTask(Configured, Task):
 
 def _protein(rows: Float64[np.ndarray, "residues 115"], label: np.ndarray) -> Protein:
     """Return the structure of a row, with the residues and chains of its label."""
-    own = np.isfinite(label[:, TYPE])
-    rows, label = rows[own], label[own]
+    # joined predictions are longer where a sample without a label is the longest
+    n = int(np.isfinite(label[:, TYPE]).sum())
+    rows, label = rows[:n], label[:n]
     places = rows[:, ATOMS].reshape(-1, 37, 3)
     mask = np.isfinite(places).all(-1)
     return Protein(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone
+from molfun.errors import ConfigError
 from molfun.nn.modes import evaluating
 from molfun.sample import Sample
 from molfun.tasks.base import LossSum, Task
@@ -185,7 +186,21 @@ class SupervisedRunner(Runner):
 
         With several heads, each loss is divided by the head's labels per training sample, and the
         count is that of samples. Sums over batches of any size and mix of labels then stay exact.
+
+        Raises
+        ------
+        ConfigError
+            If labels give a loss that no weight that trains has a part in.
         """
+        found = self._summed(inputs, outputs)
+        if found.n_labels and torch.is_grad_enabled() and not found.total.requires_grad:
+            raise ConfigError(
+                "The loss depends on no weight that trains. Choose another strategy, or a loss "
+                "with other terms."
+            )
+        return found
+
+    def _summed(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
         losses = [
             self._loss(part, part.share(outputs), self._encoded(part, inputs, outputs))
             for part in self.heads

@@ -13,6 +13,7 @@ from tiny import build_structure, build_tiny_model
 
 from molfun import MolfunStructureModel
 from molfun.errors import ConfigError, DataError
+from molfun.protein import UNKNOWN_RESIDUE, Protein
 from molfun.sample import Sample
 from molfun.strategies import (
     FinetuneStrategy,
@@ -191,8 +192,38 @@ def test_what_cannot_be_trained_is_refused(samples: list[Sample]) -> None:
         structure_model().fit([replace(samples[0], target=blank)], epochs=1)
     with pytest.raises(ConfigError, match="is trained by the task 'structure'"):
         build_tiny_model(head="structure", task="regression")
+    with pytest.raises(ConfigError, match="is that of the head 'structure' alone, got 'mlp'"):
+        build_tiny_model(head="mlp", task="structure")
     with pytest.raises(ConfigError, match="part of models that predict structures"):
         MolfunStructureModel("esm2_tiny", head="structure")
+    with pytest.raises(DataError, match="this model does not compute masked_msa"):
+        structure_model(**{**weights, "masked_msa": 1.0}).fit(samples, epochs=1)
+    with pytest.raises(DataError, match="loss is zero for all structures: 3 of 3 structures"):
+        structure_model(**{**weights, "plddt": 1.0, "masked_msa": 1.0}).fit(without, epochs=1)
+    with pytest.raises(ConfigError, match="depends on no weight that trains"):
+        structure_model(**{**weights, "fape": 1.0}).fit(
+            samples, strategy=HeadOnlyFinetune(), epochs=1
+        )
+
+
+def test_samples_without_labels_and_residues_of_unknown_type_are_measured_nowhere(
+    samples: list[Sample],
+) -> None:
+    model = structure_model()
+    longest = Sample(id="u", protein=Protein.from_sequence("MKRDEFYWHAMKR"))
+    assert model.evaluate([*samples, longest]) == pytest.approx(model.evaluate(samples))
+    # the model predicts no atoms of X, so that its known ones are compared with nothing
+    kinds = samples[0].target.aatype.copy()
+    kinds[4] = UNKNOWN_RESIDUE
+    with_x = replace(samples[0].target, aatype=kinds)
+    mask = with_x.atom_mask.copy()
+    mask[4] = 0
+    one, other = (
+        model.evaluate([replace(samples[0], protein=with_x, target=target)])
+        for target in (with_x, replace(with_x, atom_mask=mask))
+    )
+    for name in ("lddt_ca", "tm_score", "gdt_ts", "rmsd", "fape"):
+        assert one[name] == pytest.approx(other[name]), name
 
 
 def test_structures_without_resolution_are_counted_at_the_start(

@@ -11,6 +11,7 @@ import pytest
 from made_structures import SEQUENCE, chain, joined, moved
 
 from molfun.data import read_structure
+from molfun.protein import UNKNOWN_RESIDUE
 from molfun.structures.predicted import (
     residues_table,
     scores_table,
@@ -79,6 +80,48 @@ def test_fape_and_lddt_are_those_of_openfold() -> None:
 def test_too_few_atoms_have_no_score() -> None:
     known = chain("MK")
     assert all(np.isnan(value) for value in scores_in_place(known, known).values())
+
+
+def test_a_prediction_without_an_atom_that_is_known_has_no_score() -> None:
+    known = chain(SEQUENCE)
+    mask = known.atom_mask.copy()
+    mask[3] = 0
+    broken = replace(known, atom_mask=mask, atom_positions=known.atom_positions * mask[..., None])
+    assert all(np.isnan(value) for value in scores_in_place(broken, known).values())
+
+
+def test_residues_of_unknown_type_have_no_score(tmp_path: Path) -> None:
+    known = chain(SEQUENCE)
+    kinds = known.aatype.copy()
+    kinds[3] = UNKNOWN_RESIDUE
+    known = replace(known, aatype=kinds)
+    mask = known.atom_mask.copy()
+    mask[3] = 0
+    positions = np.where(mask[..., None] > 0, known.atom_positions, np.nan)
+    result = {"ids": ["x"], "positions": [positions], "plddt": [np.full(len(known), 50.0)]}
+    write_predicted(tmp_path / "t.csv", result, {"x": known})
+    (row,) = read(scores_table(tmp_path / "t.csv"))
+    assert (float(row["lddt_ca"]), float(row["fape"])) == pytest.approx((1.0, 0.0), abs=1e-4)
+    assert len(read(residues_table(tmp_path / "t.csv"))) == len(known) - 1
+
+
+def test_files_claim_no_passes_and_features_alone_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = chain(SEQUENCE)
+    result = {
+        "ids": ["x", "f"],
+        "positions": [known.atom_positions] * 2,
+        "plddt": [np.full(len(known), 50.0)] * 2,
+    }
+    write_predicted(tmp_path / "t.csv", result, {"x": known})
+    folder = structures_folder(tmp_path / "t.csv")
+    assert [path.name for path in folder.iterdir()] == ["x.cif"]
+    assert "1 sample of features are not written next to the table" in caplog.text
+    text = (folder / "x.cif").read_text()
+    assert "recycles" not in text
+    assert "_struct.title x\n" in text
+    assert "recycling passes of its training" in " ".join(text.split())
 
 
 def test_nothing_is_written_for_other_predictions(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from molfun._shapes import Float64
-from molfun.protein import ATOM_NAMES, CA, Protein
+from molfun._shapes import Bool, Float64
+from molfun.protein import ATOM_NAMES, CA, UNKNOWN_RESIDUE, Protein
 from molfun.structures.scoring.geometry import clashes
 from molfun.structures.scoring.superposition import GDT_TS, gdt, rmsd, tm_score
 
@@ -28,13 +28,15 @@ _FRAME = [ATOM_NAMES.index(name) for name in ("N", "CA", "C")]
 
 
 def scores_in_place(predicted: Protein, reference: Protein) -> dict[str, float]:
-    """Return the scores of `NAMES`; NaN with fewer than three CA atoms in the reference.
+    """Return the scores of `NAMES`; NaN with fewer than three residues that are `scored`.
+
+    They are NaN as well if the prediction lacks the CA atom of one of these.
 
     Parameters
     ----------
     predicted, reference
-        Structures of the same residues in the same order. Residues without a CA atom in the
-        reference count nowhere but in the clashes.
+        Structures of the same residues in the same order. Residues that are not `scored` count
+        nowhere but in the clashes.
 
     Returns
     -------
@@ -42,9 +44,9 @@ def scores_in_place(predicted: Protein, reference: Protein) -> dict[str, float]:
         lDDT-CA, TM-score and GDT-TS from 0 to 1, RMSD of the CA atoms after superposition in
         angstrom, FAPE of the backbone in units of 10 angstrom, and pairs of atoms that clash.
     """
-    known = reference.atom_mask[:, CA] > 0
+    known = scored(reference)
     found = dict.fromkeys(NAMES, math.nan)
-    if known.sum() < FEWEST or not np.isfinite(predicted.atom_positions[known]).all():
+    if known.sum() < FEWEST or not (predicted.atom_mask[known, CA] > 0).all():
         return found
     mobile, fixed = (p.atom_positions[known, CA].astype(float) for p in (predicted, reference))
     return {
@@ -55,6 +57,18 @@ def scores_in_place(predicted: Protein, reference: Protein) -> dict[str, float]:
         "fape": backbone_fape(predicted, reference),
         "clashes": float(clashes(predicted)),
     }
+
+
+def scored(reference: Protein) -> Bool[np.ndarray, "length"]:
+    """Return which residues have a CA atom and a known type: no atom is predicted for others (X).
+
+    Examples
+    --------
+    >>> scored(Protein.from_sequence("AX")).tolist()  # without coordinates
+    [False, False]
+    """
+    known = (reference.atom_mask[:, CA] > 0) & (reference.aatype != UNKNOWN_RESIDUE)
+    return np.asarray(known)
 
 
 def lddt_ca(
@@ -88,13 +102,13 @@ def backbone_fape(predicted: Protein, reference: Protein) -> float:
 
     Frames and atoms are those of the structures as they are written. AlphaFold's loss takes the
     frames of its structure module, from which atoms are built with ideal bonds; the two agree to
-    the rounding of coordinates. NaN where no residue of the reference has N, CA and C.
+    the rounding of coordinates. NaN where no residue that is `scored` has N, CA and C.
 
     References
     ----------
     Jumper et al. 2021, supplement, algorithm 28.
     """
-    known = (reference.atom_mask[:, _FRAME] > 0).all(-1)
+    known = scored(reference) & (reference.atom_mask[:, _FRAME] > 0).all(-1)
     if not known.any():
         return math.nan
     local = [_local(p.atom_positions[known].astype(float)) for p in (predicted, reference)]
