@@ -53,7 +53,7 @@ class EvoformerPasses(PrefixSplitting, OwnHeads):
         ConfigError
             If the task of that head is another one than ``"structure"``.
         """
-        own = [part for part in heads if type(part.head).__name__ == "StructureHead"]
+        own = [part for part in heads if part.head.in_backbone]
         self.learns_structure = bool(own)
         for part in own:
             if not hasattr(part.task, "use"):
