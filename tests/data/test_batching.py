@@ -187,9 +187,9 @@ def test_wrong_arguments_are_told_at_once(arguments: dict[str, Any], message: st
 
 def test_structures_are_read_once(complexes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Any] = []
-    original = affinity_files.read_structure
+    original = affinity_files.read_with_experiment
     monkeypatch.setattr(
-        affinity_files, "read_structure", lambda path: read.append(path) or original(path)
+        affinity_files, "read_with_experiment", lambda path: read.append(path) or original(path)
     )
     data = AffinityDataset.from_csv(complexes / "data.csv", complexes / "pdbs")
     assert lengths_of(Subset(data, [3])).tolist() == [6]
