@@ -19,6 +19,7 @@ from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
 from molfun.structures.files import file_stem
 from molfun.structures.folded import FoldedStructure, Maker
 from molfun.structures.modelcif import mmcif_text
+from molfun.structures.scoring.identical import renamed
 from molfun.structures.scoring.in_place import NAMES, lddt_ca, scored, scores_in_place
 from molfun.text import counted, few
 
@@ -101,6 +102,7 @@ def write_predicted(
         write_text(folder / f"{file_stem(name)}.cif", mmcif_text(structure))
         if scored(known).any():
             row = {"id": name, "residues": len(known), "plddt": float(np.mean(plddt))}
+            known = renamed(known, predicted)
             scores.append({**row, **scores_in_place(predicted, known)})
             residues += list(_residues(name, predicted, known, plddt))
     if scores:

@@ -33,12 +33,14 @@ class LossOfTerms(LossSum):
     Attributes
     ----------
     terms
-        Sum of each term over the labels, by name and without weights.
+        Sum of each term without weights, and the number of labels for which it counts, by name.
     """
 
-    terms: Mapping[str, float]
+    terms: Mapping[str, tuple[float, int]]
 
-    def __new__(cls, total: torch.Tensor, n_labels: int, terms: Mapping[str, float]) -> Self:
+    def __new__(
+        cls, total: torch.Tensor, n_labels: int, terms: Mapping[str, tuple[float, int]]
+    ) -> Self:
         """Return a pair with the attribute ``terms``."""
         loss = super().__new__(cls, total, n_labels)
         loss.terms = terms

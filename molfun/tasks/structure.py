@@ -15,6 +15,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.protein import CA, UNKNOWN_RESIDUE, Protein
 from molfun.sample import is_missing
 from molfun.strict import Configured
+from molfun.structures.scoring.identical import renamed
 from molfun.structures.scoring.in_place import NAMES, scores_in_place
 from molfun.tasks.base import LossOfTerms, LossSum, Task
 from molfun.text import counted
@@ -187,7 +188,7 @@ class StructureTask(Configured, Task):
     def _check_resolutions(self, rows: Sequence[np.ndarray]) -> None:
         given = np.array([row[0, QUALITY] for row in rows])
         low, high = RESOLUTIONS
-        outside = ~((given >= low) & (given <= high))
+        outside = ~_is_sharp(given)
         used = [name for name in self._computed_terms if name in CONFIDENCE]
         if not used or not outside.any():
             return
@@ -289,7 +290,7 @@ class StructureTask(Configured, Task):
         DataError
             If a label has other residues than the sample.
         """
-        total, sums, n = outputs["prediction"].sum() * 0.0, dict[str, float](), 0
+        total, sums, n = outputs["prediction"].sum() * 0.0, dict[str, tuple[float, int]](), 0
         for row, label in enumerate(self._labels(outputs, targets)):
             if not bool(label["mask"].any()):
                 continue
@@ -298,7 +299,9 @@ class StructureTask(Configured, Task):
             scale = math.sqrt(len(label["aatype"]))
             total = total + scale * sum(self.weights[k] * value for k, value in found.items())
             for name, value in found.items():
-                sums[f"{name}_loss"] = sums.get(f"{name}_loss", 0.0) + float(value.detach())
+                if name not in CONFIDENCE or _is_sharp(label["resolution"]):
+                    summed, count = sums.get(f"{name}_loss", (0.0, 0))
+                    sums[f"{name}_loss"] = summed + float(value.detach()), count + 1
             n += 1
         return LossOfTerms(total, n, sums)
 
@@ -383,7 +386,7 @@ class StructureTask(Configured, Task):
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return the means over structures of `molfun.structures.scoring.in_place.NAMES`."""
         found = [
-            scores_in_place(_protein(one, label), _protein(label, label))
+            _scores(_protein(one, label), _protein(label, label))
             for one, label in zip(predictions, targets, strict=True)
             if np.isfinite(label[:, TYPE]).any()
         ]
@@ -399,6 +402,17 @@ class StructureTask(Configured, Task):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
         self.fitted = bool(state["fitted"])
+
+
+def _is_sharp(resolution: Any) -> Any:
+    """Return for which resolutions in angstrom the losses of confidence count."""
+    low, high = RESOLUTIONS
+    return (resolution >= low) & (resolution <= high)
+
+
+def _scores(predicted: Protein, known: Protein) -> dict[str, float]:
+    # identical chains in the order that the losses take as well
+    return scores_in_place(predicted, renamed(known, predicted))
 
 
 def _protein(rows: Float64[np.ndarray, "residues 115"], label: np.ndarray) -> Protein:

@@ -35,19 +35,17 @@ class HeadResult(MeanLoss):
     weight: float = 1.0
     predictions: list[np.ndarray] = field(default_factory=list)
     targets: list[np.ndarray] = field(default_factory=list)
-    terms: dict[str, list[float]] = field(default_factory=dict)
-    """Sums of each term of the loss, one number per batch."""
+    terms: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    """Sum of each term of the loss and its number of labels, one pair per batch."""
 
-    def add_terms(self, terms: Mapping[str, float]) -> None:
+    def add_terms(self, terms: Mapping[str, tuple[float, int]]) -> None:
         """Add the terms of the loss of a batch."""
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value)
 
     def mean_terms(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the mean per label of each term; NaN without labels."""
-        # fsum rounds once, so the order of batches and processes does not matter
-        sums = {name: math.fsum(self.terms.get(name, ())) for name in names}
-        return {k: v / self.loss_count if self.loss_count else math.nan for k, v in sums.items()}
+        """Return the mean of each term over the labels for which it counts; NaN without any."""
+        return {name: _mean_of_pairs(self.terms.get(name, ())) for name in names}
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -301,6 +299,13 @@ class SupervisedRunner(Runner):
         """Put it back."""
         if "steps" in state:
             self._tell_steps(int(state["steps"]))
+
+
+def _mean_of_pairs(pairs: Sequence[tuple[float, int]]) -> float:
+    """Return the mean behind pairs of a sum and a count; NaN where nothing was counted."""
+    count = sum(n for _, n in pairs)
+    # fsum rounds once, so the order of batches and processes does not matter
+    return math.fsum(value for value, _ in pairs) / count if count else math.nan
 
 
 def _lengths(part: TaskHead, outputs: Mapping[str, Any]) -> list[int] | None:

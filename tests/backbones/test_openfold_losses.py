@@ -241,6 +241,10 @@ def test_identical_chains_may_have_either_name() -> None:
         for target in (near, swapped)
     )
     assert other == pytest.approx(one, rel=1e-5)
+    # and so are the metrics
+    samples = [Sample(id="dimer", protein=near, target=t) for t in (near, swapped)]
+    measured = [model.evaluate([sample]) for sample in samples]
+    assert measured[1] == pytest.approx(measured[0], nan_ok=True)
     named = replace(near, chain_index=np.array([0] * 8 + [1] * 8 + [2] * 3))
     types = named.aatype.copy()
     types[9] = 0  # no longer the same chain: order counts

@@ -239,3 +239,12 @@ def test_the_command_line(project: Callable[..., Any]) -> None:
     # composition decides here, and even random weights see it
     assert [row["prediction"] for row in rows] == [str(label) for _, label in PEPTIDES]
     assert len(list(Path("folded").glob("*.cif"))) == len(PEPTIDES)
+
+
+def test_the_memory_of_a_step_counts_the_structure_that_is_read() -> None:
+    sample = table()[0]
+    peaks = [
+        build_tiny_model(head=head, task=task).backbone.plan_memory(sample, 1, 2**40).peak
+        for head, task in (("affinity", "regression"), ("confidence", "binary"))
+    ]
+    assert peaks[1] > peaks[0]

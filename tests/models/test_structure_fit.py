@@ -237,6 +237,18 @@ def test_structures_without_resolution_are_counted_at_the_start(
     assert "have no resolution" not in caplog.text
 
 
+def test_terms_are_means_over_the_structures_for_which_they_count(samples: list[Sample]) -> None:
+    model = structure_model()
+    none = replace(samples[1], target=replace(samples[1].target, resolution=None))
+    alone, both, without = (
+        model.evaluate(part) for part in ([samples[0]], [samples[0], none], [none])
+    )
+    assert both["plddt_loss"] == pytest.approx(alone["plddt_loss"])
+    assert np.isnan(without["tm_loss"])
+    mean = (alone["fape_loss"] + without["fape_loss"]) / 2
+    assert both["fape_loss"] == pytest.approx(mean)
+
+
 def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(samples: list[Sample]) -> None:
     broken = samples[0].target.atom_positions.copy()
     broken[2] *= 1e30  # finite, and its square is not

@@ -330,7 +330,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
             length=len(longest.protein) if longest.protein is not None else 0,
             msa_rows=self.featurize(longest)["msa_feat"].shape[0],
             blocks=len(self.blocks()) - frozen_blocks(self) + (EXTRA_BLOCKS if early else 0),
-            structure=self.learns_structure,
+            structure=self.reads_structure,
         )
 
     def _plan_for(self, batch: int, length: int) -> memory.Plan:

@@ -39,6 +39,8 @@ class EvoformerPasses(PrefixSplitting, OwnHeads):
     training: bool
     learns_structure: bool = False
     """Whether a head of the model is the predicted structure, which then trains."""
+    reads_structure: bool = False
+    """Whether any head reads the predicted structure."""
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -55,6 +57,7 @@ class EvoformerPasses(PrefixSplitting, OwnHeads):
         """
         own = [part for part in heads if part.head.in_backbone]
         self.learns_structure = bool(own)
+        self.reads_structure = any("structure" in part.head.needs for part in heads)
         for part in own:
             if not hasattr(part.task, "use"):
                 raise ConfigError(

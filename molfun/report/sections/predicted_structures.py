@@ -22,6 +22,7 @@ from molfun.report.numbers import PART_NAMES, number
 from molfun.report.sections.structures import LEGENDS, MOST_TEXT
 from molfun.structures.files import file_stem
 from molfun.structures.predicted import residues_table, scores_table, structures_folder
+from molfun.structures.scoring.identical import renamed
 from molfun.structures.scoring.superposition import superposed
 from molfun.tasks.titles import title_of
 
@@ -101,7 +102,7 @@ def _models(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterat
             predicted = read_structure(path)
             protein = None if sample is None else sample.protein
             same = protein is not None and len(protein) == len(predicted)
-            text = _text(predicted, protein if same else None)
+            text = _text(predicted, renamed(protein, predicted) if same and protein else None)
             if size + len(text) <= MOST_TEXT:
                 size += len(text)
                 words = f"{row['id']}: lDDT {number(_value(row, 'lddt_ca'))}"
