@@ -183,7 +183,7 @@ class StructureTask(Configured, Task):
                 f"{', '.join(self._weighted)}. Weight another term (task_config={{'fape': 1.0}})."
             )
         self._check_resolutions(rows)
-        self.fitted = True
+        self.fitted, self.steps = True, 0
 
     def _check_resolutions(self, rows: Sequence[np.ndarray]) -> None:
         given = np.array([row[0, QUALITY] for row in rows])
@@ -396,12 +396,12 @@ class StructureTask(Configured, Task):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether it has been trained."""
-        return {"fitted": self.fitted}
+        """Return whether it has been trained, and the steps on which its terms depend."""
+        return {"fitted": self.fitted} | ({"steps": self.steps} if self.steps else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
-        self.fitted = bool(state["fitted"])
+        self.fitted, self.steps = bool(state["fitted"]), int(state.get("steps", 0))
 
 
 def _is_sharp(resolution: Any) -> Any:

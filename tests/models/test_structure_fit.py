@@ -237,6 +237,20 @@ def test_structures_without_resolution_are_counted_at_the_start(
     assert "have no resolution" not in caplog.text
 
 
+def test_a_checkpoint_counts_the_terms_that_its_training_counted(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    model = structure_model(violation=1.0, violation_after=1)
+    model.fit(samples[:2], strategy=HeadOnlyFinetune(), epochs=1, output_dir=tmp_path)
+    loaded = MolfunStructureModel.from_checkpoint(tmp_path / "checkpoint")
+    found = loaded.evaluate(samples[2:])
+    assert found["violation_loss"] > 0
+    assert found == pytest.approx(model.evaluate(samples[2:]))
+    history = loaded.fit(samples[:1], samples[2:], strategy=HeadOnlyFinetune(), max_steps=1)
+    # another fit counts its own steps
+    assert history[0]["train_loss"] < found["loss"]
+
+
 def test_terms_are_means_over_the_structures_for_which_they_count(samples: list[Sample]) -> None:
     model = structure_model()
     none = replace(samples[1], target=replace(samples[1].target, resolution=None))
