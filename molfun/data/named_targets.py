@@ -12,7 +12,7 @@ from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
 from molfun.data.structure_files import StructureFiles
 from molfun.errors import ConfigError, DataError
-from molfun.protein import DrawPolicy
+from molfun.protein import DrawPolicy, Protein
 from molfun.sample import Sample, is_missing
 from molfun.text import counted
 
@@ -62,7 +62,7 @@ class NamedTargets(SampleDataset):
         structures = {n: part for n, part in self.parts.items() if part.labels_from_structure}
         columns = {n: _plain(part.targets) for n, part in self.parts.items() if n not in structures}
         self._targets = [_named(columns, row) for row in range(len(self._first))]
-        self._has_structure = {n: _present(part.targets) for n, part in structures.items()}
+        self._structures = {n: list(part.targets) for n, part in structures.items()}
         self.draws_nothing = self._first.draws_nothing
 
     @property
@@ -73,10 +73,9 @@ class NamedTargets(SampleDataset):
     @property
     def targets(self) -> list[dict[str, Any]]:
         """Labels by name, in order; a name without a label is left out."""
-        if not self._has_structure:
+        if not self._structures:
             return self._targets
-        columns = {name: self.parts[name].targets for name in self._has_structure}
-        return [own | _named(columns, row) for row, own in enumerate(self._targets)]
+        return [own | _named(self._structures, row) for row, own in enumerate(self._targets)]
 
     @property
     def metadata(self) -> pd.DataFrame:
@@ -112,7 +111,11 @@ class NamedTargets(SampleDataset):
         place = self.place(index)
         sample = self._first[place]
         # the crop of the sample may be drawn, so its label is made of it
-        structure = {n: sample.protein for n, has in self._has_structure.items() if has[place]}
+        structure = {
+            name: _as_label(sample.protein, labels[place])
+            for name, labels in self._structures.items()
+            if not is_missing(labels[place])
+        }
         return replace(sample, target=self._targets[place] | structure)
 
     def random_crops(self, policy: DrawPolicy = "auto") -> Self:
@@ -145,8 +148,11 @@ def _named(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
     return {name: label for name, label in labels.items() if not is_missing(label)}
 
 
-def _present(targets: Sequence[Any]) -> list[bool]:
-    return [not is_missing(label) for label in targets]
+def _as_label(protein: Protein | None, label: Protein) -> Protein | None:
+    """Return the protein of a sample as a label, with the resolution that its data set gives it."""
+    if protein is None or protein.resolution == label.resolution:
+        return protein
+    return replace(protein, resolution=label.resolution)
 
 
 def _plain(targets: Any) -> list[Any]:

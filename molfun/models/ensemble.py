@@ -187,8 +187,9 @@ class Ensemble:
         -------
         Prediction
             As of a single model, and ``std``: shaped as the predictions of numbers, or as the
-            probabilities of classes. With `coverage` also ``lower`` and ``upper`` of numbers, or
-            ``set``, the names of the classes in the set of each sample.
+            probabilities of classes. Structures are those of the model with the highest mean pLDDT
+            for each sample, and ``std`` is that of these means. With `coverage` also ``lower`` and
+            ``upper`` of numbers, or ``set``, the names of the classes in the set of each sample.
 
         Raises
         ------
@@ -246,7 +247,7 @@ class Ensemble:
         heads = [evaluation.measuring(model, loader) for model in self.models]
         results = self._run(watch, heads, labels=True)
         watch.warn()
-        whole = evaluation.mean_of(results)
+        whole = evaluation.mean_of(results, heads[0])
         runners = [
             evaluation.runner_of(m, heads=h) for m, h in zip(self.models, heads, strict=True)
         ]
@@ -315,8 +316,8 @@ class Ensemble:
         found = Prediction(ids=results[0].ids)
         for part in self.first.heads:
             rows = list(zip(*(r.heads[part.name].predictions for r in results), strict=True))
-            found.put(part, [np.mean(row, axis=0) for row in rows])
-            spread = [np.std(row, axis=0, ddof=1) for row in rows]
+            found.put(part, [part.task.combined(row) for row in rows])
+            spread = [part.task.deviation(row) for row in rows]
             own = found[part.name] if part.name else found
             own["std"] = spread if part.task.level != "sequence" else torch.tensor(np.array(spread))
         return found

@@ -222,13 +222,14 @@ def scores_of(
     return found
 
 
-def mean_of(results: Sequence[Evaluation]) -> Evaluation:
-    """Return the mean prediction with the labels, and the mean loss."""
+def mean_of(results: Sequence[Evaluation], parts: Sequence[TaskHead]) -> Evaluation:
+    """Return the mean prediction with the labels, and the mean loss; `parts` are the heads."""
     heads = {}
+    tasks = {part.name: part.task for part in parts}
     for name, first in results[0].heads.items():
         every = [result.heads[name] for result in results]
         rows = zip(*(one.predictions for one in every), strict=True)
-        mean = [np.mean(row, axis=0) for row in rows]
+        mean = [tasks[name].combined(row) for row in rows]
         heads[name] = replace(HeadResult.joined(every), predictions=mean, targets=first.targets)
     return Evaluation(results[0].ids, heads)
 

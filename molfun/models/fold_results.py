@@ -215,7 +215,8 @@ class CrossValidation:
             own = [r for r in self.folds if r.fold.repeat == repeat]
             rows = [p for r in own for p in r.predictions[head]]
             repeats.append(_in_order(rows, self._order(repeat)))
-        return [np.mean(rows, axis=0) for rows in zip(*repeats, strict=True)]
+        task = next(part.task for part in self.heads if part.name == head)
+        return [task.combined(rows) for rows in zip(*repeats, strict=True)]
 
     def out_of_fold(self) -> Prediction:
         """Return a prediction for each sample, in order, by a model that never saw it.

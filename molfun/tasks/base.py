@@ -124,6 +124,14 @@ class Task(ABC):
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
         """Put `predictions` of single samples into what a user gets: ``{"prediction": ...}``."""
 
+    def combined(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return one prediction of those of several models for a sample: their mean."""
+        return np.asarray(np.mean(predictions, axis=0))
+
+    def deviation(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the standard deviation over the predictions of several models for a sample."""
+        return np.asarray(np.std(predictions, axis=0, ddof=1))
+
     @abstractmethod
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Return metrics over a whole data set in the units of the labels; NaN where undefined."""

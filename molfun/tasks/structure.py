@@ -377,6 +377,19 @@ class StructureTask(Configured, Task):
             "plddt": plddt,
         }
 
+    def combined(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the structure of the highest mean pLDDT: a mean of structures is no protein."""
+        # NaN, of a broken model, goes before every number in `argmax`
+        return predictions[int(np.nan_to_num(self._plddt(predictions), nan=-1.0).argmax())]
+
+    def deviation(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the standard deviation of the mean pLDDT, ()."""
+        return np.asarray(np.std(self._plddt(predictions), ddof=1))
+
+    def _plddt(self, predictions: Sequence[np.ndarray]) -> Float64[np.ndarray, "models"]:
+        found: np.ndarray = self.present(predictions)["prediction"].numpy()
+        return found
+
     def is_finite(self, prediction: np.ndarray, target: np.ndarray) -> bool:
         """Return whether every residue of known type and CA atom has a predicted one."""
         atoms = slice(ATOMS.start + 3 * CA, ATOMS.start + 3 * CA + 3)

@@ -272,6 +272,11 @@ def test_a_masked_alignment_is_reconstructed(samples: list[Sample]) -> None:
         rel=1e-5,
     )
     assert float(loss_of(masked, samples)) > 0
+    made = masked.backbone.featurize(samples[0])
+    without = {k: v for k, v in made.items() if k not in ("true_msa", "bert_mask")}
+    given = Sample(id="given", features=without, target=samples[0].target)
+    with pytest.raises(DataError, match="masked_msa needs a masked alignment"):
+        loss_of(masked, [given])
     plain = structure_model(**{**nothing, "masked_msa": 2.0, "fape": 1.0})
     assert "masked_msa_loss" not in plain.task.term_names  # type: ignore[union-attr]  # as above
 

@@ -202,6 +202,12 @@ def test_the_structure_among_several_labels_is_that_of_the_crop(complexes):
     assert sample.target == {"affinity": 7.5, "structure": sample.protein}
     assert both.targets[1]["structure"] is affinity[1].protein
     assert both.draws_nothing
+    # one of another data set has the crop of the inputs, and its own resolution
+    other = StructureDataset.from_folder(complexes / "data.csv", pdb_dir=complexes / "pdbs")
+    label = NamedTargets({"affinity": affinity, "structure": other})[0].target["structure"]
+    assert affinity[0].protein.resolution is None
+    # from the column of the table
+    assert (label.sequence, label.resolution) == (affinity[0].protein.sequence, 1.9)
     view = both.random_crops("contiguous")
     assert not view.draws_nothing
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from tiny import build_structure, build_tiny_model
 
 from molfun import MolfunStructureModel
 from molfun.errors import ConfigError, DataError
+from molfun.models.ensemble import Ensemble
 from molfun.protein import UNKNOWN_RESIDUE, Protein
 from molfun.sample import Sample
 from molfun.strategies import (
@@ -249,6 +250,24 @@ def test_a_checkpoint_counts_the_terms_that_its_training_counted(
     history = loaded.fit(samples[:1], samples[2:], strategy=HeadOnlyFinetune(), max_steps=1)
     # another fit counts its own steps
     assert history[0]["train_loss"] < found["loss"]
+
+
+def test_an_ensemble_takes_the_most_confident_structure_and_averages_no_coordinates(
+    samples: list[Sample],
+) -> None:
+    short = replace(samples[0], id="short", protein=samples[0].protein.take(np.arange(7)))
+    models = [build_tiny_model(head="structure", seed=seed) for seed in (0, 3)]
+    for model in models:
+        model.task.fitted = True
+    one, other = (model.predict([samples[1], short]) for model in models)
+    found = Ensemble(models).predict([samples[1], short])
+    for i in range(2):
+        best = max((one, other), key=lambda p: float(p["prediction"][i]))
+        assert np.allclose(found["positions"][i], best["positions"][i], atol=1e-3, equal_nan=True)
+        means = [float(p["prediction"][i]) for p in (one, other)]
+        assert float(found["std"][i]) == pytest.approx(np.std(means, ddof=1), rel=1e-3)
+    whole = Ensemble(models).evaluate(samples[1:2])
+    assert whole["rmsd"] in (whole["member_1/rmsd"], whole["member_2/rmsd"])
 
 
 def test_terms_are_means_over_the_structures_for_which_they_count(samples: list[Sample]) -> None:

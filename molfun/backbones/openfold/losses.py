@@ -17,6 +17,7 @@ import torch
 
 from molfun._shapes import Float
 from molfun.backbones.openfold import chains, fape
+from molfun.errors import DataError
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -228,6 +229,12 @@ def _masked_msa(out: Mapping[str, Any], batch: Tensors, config: Any) -> torch.Te
     from openfold.utils.loss import masked_msa_loss
 
     del batch
+    if "bert_mask" not in out:
+        raise DataError(
+            "The loss masked_msa needs a masked alignment, and a sample of pre-computed features "
+            "has none (true_msa, bert_mask). Make its features with mask_msa, or set masked_msa to "
+            "0."
+        )
     loss: torch.Tensor = masked_msa_loss(
         out["masked_msa_logits"], out["true_msa"].long(), out["bert_mask"], **config.masked_msa
     )
