@@ -53,6 +53,27 @@ def residues_table(table: Path) -> Path:
     return table.with_name(f"{table.stem}_residues.csv")
 
 
+def unique_stems(names: Sequence[str]) -> dict[str, str]:
+    """Return the beginning of the file name of each id; those that would be one get a number.
+
+    Examples
+    --------
+    >>> unique_stems(["a/b", "a_b", "c"])
+    {'a/b': 'a_b', 'a_b': 'a_b_2', 'c': 'c'}
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        stem, number = file_stem(name), 1
+        # file systems of Windows and macOS do not tell cases apart
+        while stem.lower() in taken:
+            number += 1
+            stem = f"{file_stem(name)}_{number}"
+        taken.add(stem.lower())
+        found[name] = stem
+    return found
+
+
 def write_predicted(
     table: Path, result: Mapping[str, Any], samples: Mapping[str, Protein]
 ) -> Path | None:
@@ -85,6 +106,7 @@ def write_predicted(
             "molfun predict --structures DIR writes them.",
             counted(len(absent), "sample"), few(absent, limit=3),
         )  # fmt: skip
+    stems = unique_stems(result["ids"])
     for name, positions, plddt in each:
         if name not in samples:
             continue
@@ -99,7 +121,7 @@ def write_predicted(
             notes=(MADE,),
         )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / f"{file_stem(name)}.cif", mmcif_text(structure))
+        write_text(folder / f"{stems[name]}.cif", mmcif_text(structure))
         if scored(known).any():
             row = {"id": name, "residues": len(known), "plddt": float(np.mean(plddt))}
             known = renamed(known, predicted)

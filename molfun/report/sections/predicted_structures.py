@@ -20,8 +20,12 @@ from molfun.report.finished import PARTS, FinishedRun
 from molfun.report.inputs import samples
 from molfun.report.numbers import PART_NAMES, number
 from molfun.report.sections.structures import LEGENDS, MOST_TEXT
-from molfun.structures.files import file_stem
-from molfun.structures.predicted import residues_table, scores_table, structures_folder
+from molfun.structures.predicted import (
+    residues_table,
+    scores_table,
+    structures_folder,
+    unique_stems,
+)
 from molfun.structures.scoring.identical import renamed
 from molfun.structures.scoring.superposition import superposed
 from molfun.tasks.titles import title_of
@@ -93,10 +97,12 @@ def _value(row: dict[str, str], name: str) -> float:
 def _models(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterator[Model3D]:
     """Yield predictions on their known structures, as many as have room."""
     known = samples(run, [row["id"] for row in rows])
+    # the order of the whole table, by which files were named
+    stems = unique_stems([next(iter(row.values()), "") for row in _rows(table)])
     size = 0
     for row in rows:
         sample = known.get(row["id"])
-        path = structures_folder(table) / f"{file_stem(row['id'])}.cif"
+        path = structures_folder(table) / f"{stems.get(row['id'], row['id'])}.cif"
         # files may have changed since the run
         with contextlib.suppress(MolfunError, OSError, RuntimeError, ValueError):
             predicted = read_structure(path)
