@@ -127,7 +127,7 @@ def run(
 
 
 def _forget_packages() -> None:
-    """Let the registries look for entry points on the path of this process."""
+    """Clear what the registries found before the path of this process was set."""
     from molfun import registry
 
     registry._installed.cache_clear()

@@ -1,4 +1,4 @@
-"""What tests in processes of their own import; the server of `warm` imports it, once."""
+"""Import once, in the server of `warm`, all that tests in processes of their own need."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Source:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     keep_whole: bool = False
-    """Whether whole structures are kept with their crops, for crops drawn in training."""
+    """True to keep whole structures next to their crops, for crops that are drawn in training."""
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
     )

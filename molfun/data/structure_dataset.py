@@ -86,8 +86,7 @@ class StructureDataset(StructureFiles):
             Folder with a folder of ``.a3m`` or ``.sto`` files for each id; by default
             ``alignments`` next to the structures, if there is one.
         max_length
-            Residues kept of each structure. Training on a part drawn anew in each epoch is
-            `random_crops`.
+            Residues kept of each structure. `random_crops` draws another part of it in each epoch.
         crop
             Which residues are kept (`molfun.protein.Protein.crop`).
         max_resolution

@@ -260,7 +260,7 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
 
 @contextlib.contextmanager
 def _known_by_version(package: str) -> Iterator[None]:
-    """Let the imports inside ask for the version of a package without importing it.
+    """Stand in for a package whose version is asked for by what is imported inside.
 
     Fabric imports torchmetrics for its version alone, and torchmetrics imports transformers and
     most of scipy: more than half of the six seconds that the import of Fabric takes.

@@ -501,7 +501,7 @@ def _wait_for_epochs(n: int, folder: Path, process: warm.Process) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_end(project: Path) -> None:
-    """Whatever ends it; 8 epochs of 8 batches in windows of 3, with EMA and dropout."""
+    """End a run by each signal: 8 epochs of 8 batches in windows of 3, with EMA and dropout."""
     with _start(project, *_run("--epochs", "8", "--output", "whole")) as whole:
         assert whole.wait() == 0, whole.stderr()
     begin = _run("--epochs", "8", "--output", "stopped")

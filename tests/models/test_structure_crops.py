@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fit_runs import Crash, StopAt
 from pdb_text import pdb_chain
 from tiny import build_tiny_model
 
@@ -14,20 +15,6 @@ from molfun.strategies import PartialFinetune
 from molfun.training import Callback
 
 CHAIN = ["ALA", "GLY", "SER", "LEU", "LYS", "TRP", "TYR", "VAL", "GLU", "ASP"]
-
-
-class Crash(Exception):  # noqa: N818
-    """Stands for whatever kills a run."""
-
-
-class StopAt(Callback):
-    def __init__(self, batch: int) -> None:
-        self.left = batch
-
-    def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Crash
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fit_runs import Crash, StopAt
 from tiny import build_structure, build_tiny_model
 
 from molfun import MolfunStructureModel
@@ -101,20 +102,6 @@ def test_heads_alone_leave_the_coordinates_as_they_are(samples: list[Sample]) ->
     after = model.predict(samples[2:])
     assert np.array_equal(before["positions"][0], after["positions"][0], equal_nan=True)
     assert not np.allclose(before["plddt"][0], after["plddt"][0])
-
-
-class Crash(Exception):  # noqa: N818
-    """Stands for whatever kills a run."""
-
-
-class StopAt(Callback):
-    def __init__(self, batch: int) -> None:
-        self.left = batch
-
-    def on_batch_end(self, epoch: int, batch: int, loss: float) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Crash
 
 
 def test_a_run_that_was_killed_goes_on_bit_by_bit(samples: list[Sample], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def torchrun(place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str, Any]]:
-    """What each of two processes of torchrun gives; the others here are started by hand."""
+    """Return the result of each of two processes that torchrun starts."""
     place.mkdir(exist_ok=True)
     done = warm.run(
         "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
@@ -47,7 +47,7 @@ def torchrun(place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str,
 
 
 def two_processes(place: Path, **settings: Any) -> list[dict[str, Any]]:
-    """What each of two processes gives that have the environment of torchrun's."""
+    """Return the result of each of two processes that are started here, as torchrun would."""
     place.mkdir(exist_ok=True)
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     shared |= {**os.environ, **ONE_THREAD, "MASTER_PORT": str(free_port())}

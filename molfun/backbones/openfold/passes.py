@@ -38,9 +38,9 @@ class EvoformerPasses(PrefixSplitting, OwnHeads):
     recycles: str
     training: bool
     learns_structure: bool = False
-    """Whether a head of the model is the predicted structure, which then trains."""
+    """True if a head of the model is the predicted structure: its losses then need more outputs."""
     reads_structure: bool = False
-    """Whether any head reads the predicted structure."""
+    """True if any head reads the predicted structure."""
 
     @property
     def views(self) -> tuple[str, ...]:
