@@ -107,8 +107,9 @@ def overfit(args: argparse.Namespace) -> None:
     samples = samples_of([args.mmcifs / f"{name}.cif" for name in OVERFIT], args.length)
     model = model_of("tiny", seed=args.seeds[0], **weights(args))
     model.fit(
-        [samples], strategy=strategy(args.lr), epochs=args.steps, callbacks=[Curve(args.each)]
-    )
+        batches_of(samples, args.batch), strategy=strategy(args.lr), epochs=args.steps,
+        callbacks=[Curve(args.each)],
+    )  # fmt: skip
     print("measured by the model:", rounded(model.evaluate(samples)))
     with tempfile.TemporaryDirectory() as folder:
         model.predict(samples, structures=folder)
@@ -154,10 +155,9 @@ def general(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         model = model_of("tiny", seed=seed, **weights(args))
         before = model.evaluate(val)
-        batches = [train[i : i + 4] for i in range(0, len(train), 4)]
         model.fit(
-            batches, val, strategy=strategy(args.lr), epochs=args.steps, seed=seed,
-            callbacks=[Curve(args.each)],
+            batches_of(train, args.batch), val, strategy=strategy(args.lr), epochs=args.steps,
+            seed=seed, callbacks=[Curve(args.each)],
         )  # fmt: skip
         after = model.evaluate(val)
         for name in ("fape_loss", "distogram_loss", "lddt_ca"):
@@ -193,9 +193,15 @@ def _beta(protein: Protein) -> tuple[np.ndarray, np.ndarray]:
     return protein.atom_positions[rows, atom], protein.atom_mask[rows, atom] > 0
 
 
+def batches_of(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
+    """Return batches in the order of the samples."""
+    return [samples[i : i + size] for i in range(0, len(samples), size)]
+
+
 def weights(args: argparse.Namespace) -> dict[str, float]:
-    """Return the settings of the task that leave a term out."""
-    return {args.without: 0.0} if args.without else {}
+    """Return the settings of the task: a term that is left out, and the share that is clamped."""
+    left_out = {args.without: 0.0} if args.without else {}
+    return {**left_out, "clamped_fape": args.clamped}
 
 
 def rounded(values: Any) -> dict[str, float]:
@@ -216,6 +222,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--without", metavar="TERM")
+    parser.add_argument("--batch", type=int, default=1, help="structures of a step")
+    parser.add_argument("--clamped", type=float, default=0.9, help="share of FAPE that is clamped")
     parser.add_argument("--each", type=int, default=100, help="epochs between printed lines")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -39,6 +40,7 @@ from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
+from molfun.models.folding import maker_of
 from molfun.models.prediction import scored
 from molfun.models.structure import MolfunStructureModel
 from molfun.registry import BACKBONES, TASKS
@@ -335,7 +337,7 @@ def _report(
             path = folder.path / f"predictions_{name}.csv"
             near = columns_of_run(model.training_record, settings.kind, part, scores.prediction)
             write_predictions(path, scores.prediction, part, about=near)
-            settings.kind.write_beside(path, scores.prediction, part)
+            settings.kind.write_beside(path, scores.prediction, part, partial(maker_of, model))
             label = f"Validation (best epoch {history.best['epoch']})" if name == "val" else "Test"
             say(f"{label}: {metric_line(scores.metrics)}")
     for report in reports:

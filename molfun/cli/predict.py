@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from molfun.data.kinds.structures import STRUCTURE
 from molfun.errors import ConfigError, MolfunError, RunError
 from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
+from molfun.models.folding import maker_of_all
 from molfun.models.structure import MolfunStructureModel
 from molfun.structures.files import SUMMARY
 from molfun.text import counted, first_line, three_digits
@@ -61,7 +63,8 @@ def predict(given: Mapping[str, Any]) -> None:
     result = model.predict(batches, **bounds, **folder)
     near |= distances(result, getattr(model, "training_record", None))
     write_predictions(path, result, dataset, about=near)
-    beside = kind.write_beside(path, result, dataset)
+    models = getattr(model, "models", [model])
+    beside = kind.write_beside(path, result, dataset, partial(maker_of_all, models))
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
     if wanted.structures is not None:
         say(f"{counted(len(dataset), 'predicted structure')} in {wanted.structures}")

@@ -59,6 +59,8 @@ class Source:
     crop: CropPolicy = "auto"
     beside: dict[str, str] = field(default_factory=dict)
     """For ids without a file of a kind that is read: the files of other kinds there are."""
+    paths: dict[str, Path] = field(default_factory=dict)
+    """Where a table names the file of each id: the path it gives, whether there is one or not."""
     noun: str = "structures"
     example: str = ".cif"
     parsed: dict[str, Parsed] = field(default_factory=dict)
@@ -266,7 +268,7 @@ def drop_missing(table: Table, source: Source, folders: str, *, skip_missing: bo
         shown = [
             f"{name} (there is {source.beside[name]}, which is not read)"
             if name in source.beside
-            else name
+            else str(source.paths.get(name, name))
             for name in absent
         ]
         error = DataError(
@@ -286,6 +288,11 @@ def _all_missing(absent: Sequence[str], source: Source, folders: str) -> DataErr
             f"All {len(absent)} {source.noun} are missing in {folders}; for {other} there is "
             f"{source.beside[other]}, which is not read. Write {other}{source.example} or another "
             f"kind that is read."
+        )
+    if source.paths:
+        return DataError(
+            f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "
+            f"{source.paths[absent[0]]}. Paths are as seen from the folder of the table."
         )
     return DataError(
         f"All {len(absent)} {source.noun} are missing in {folders}; the first would be "

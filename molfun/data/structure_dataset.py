@@ -283,8 +283,8 @@ def _found(
     if pdb_dir is not None:
         table = read_table(path, id_column=id_column, target_column="", require_target=False)
         return table, locate(table.ids, pdb_dir, None, alignments_dir), str(as_path(pdb_dir))
-    table, files = _of_paths(read_cells(path, PATHS), id_column)
-    source = Source(structures=files)
+    table, paths = _of_paths(read_cells(path, PATHS), id_column)
+    source = Source(structures={k: v for k, v in paths.items() if v.is_file()}, paths=paths)
     if alignments_dir is not None:
         source.alignments = locate(table.ids, None, None, alignments_dir).alignments
     return table, source, f"{path}"
@@ -308,7 +308,7 @@ def _ids_in(folder: Path) -> list[str]:
 
 
 def _of_paths(cells: Cells, id_column: str) -> tuple[Table, dict[str, Path]]:
-    """Read a table with the paths of the structures."""
+    """Read a table with the paths of the structures, whether these are there or not."""
     if PATHS not in cells.header:
         raise ConfigError(
             f"{cells.path} has no column {PATHS!r}, and no folder of structures is given: add "
@@ -329,5 +329,4 @@ def _of_paths(cells: Cells, id_column: str) -> tuple[Table, dict[str, Path]]:
     cells.raise_problems(goes_on=True)
     used = (id_column, PATHS)
     table = Table.of(cells, ids, np.full(len(ids), np.nan), used=used).take(cells.good())
-    located = {name: path for name, path in zip(ids, files, strict=True) if path.is_file()}
-    return table, located
+    return table, dict(zip(ids, files, strict=True))

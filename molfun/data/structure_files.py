@@ -17,6 +17,7 @@ from molfun._shapes import Bool, Int64
 from molfun.data.affinity_files import Source
 from molfun.data.base import TableDataset
 from molfun.data.faults import kind_of, report
+from molfun.data.structure_labels import label_fault
 from molfun.data.tables import Table
 from molfun.errors import ConfigError, DataError
 from molfun.protein import DrawPolicy, check_draw
@@ -75,7 +76,9 @@ class StructureFiles(TableDataset):
         # one number of the global generator, which the engine seeds for each sample of an epoch
         seed = int(torch.randint(2**63 - 1, ()))
         part = whole.random_crop(self.max_length, self.draw, np.random.default_rng(seed))
-        label = part if self.labels_from_structure and sample.target is not None else sample.target
+        label = sample.target
+        if self.labels_from_structure and label is not None:
+            label = None if label_fault(part) else part
         return replace(sample, protein=part, target=label, drawn=True)
 
     def __repr__(self) -> str:

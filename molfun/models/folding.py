@@ -241,6 +241,15 @@ def maker_of(model: AssembledModel) -> Maker:
     )
 
 
+def maker_of_all(models: Sequence[AssembledModel]) -> Maker:
+    """Return software and weights of models of which each sample has the most confident one."""
+    maker = maker_of(models[0])
+    if len(models) == 1:
+        return maker
+    trained = f"{maker.trained}, the most confident of {len(models)} models"
+    return replace(maker, trained=trained.removeprefix(", "))
+
+
 def _versions(package: str) -> dict[str, str]:
     """Return the versions of the wrapped package and of Molfun; a package may be renamed."""
     found: dict[str, str] = {}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from molfun import __version__
 from molfun._io import write_text
 from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
 from molfun.structures.files import file_stem
@@ -25,11 +24,8 @@ from molfun.text import counted, few
 
 logger = logging.getLogger(__name__)
 
-MADE = (
-    "predicted by the fine-tuned model that made the table next to this folder, with the recycling "
-    "passes of its training"
-)
-"""Note on each structure: the table's folder names model and weights."""
+MADE = "predicted with the recycling passes of the training of the model"
+"""Note on each structure."""
 
 
 def structures_folder(table: Path) -> Path:
@@ -75,7 +71,7 @@ def unique_stems(names: Sequence[str]) -> dict[str, str]:
 
 
 def write_predicted(
-    table: Path, result: Mapping[str, Any], samples: Mapping[str, Protein]
+    table: Path, result: Mapping[str, Any], samples: Mapping[str, Protein], maker: Maker
 ) -> Path | None:
     """Write ModelCIF files, and scores of structures and residues that have coordinates.
 
@@ -88,6 +84,8 @@ def write_predicted(
     samples
         Residues of each sample by its id, with the known coordinates where there are any. Samples
         of features alone are not among them, and not written, which is said.
+    maker
+        Software and weights, which the files name.
 
     Returns
     -------
@@ -117,7 +115,7 @@ def write_predicted(
             protein=predicted,
             plddt=np.asarray(plddt, np.float32),
             recycles=None,
-            maker=Maker(model="", software={"molfun": __version__}, weights=""),
+            maker=maker,
             notes=(MADE,),
         )
         folder.mkdir(parents=True, exist_ok=True)

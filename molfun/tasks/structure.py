@@ -182,6 +182,13 @@ class StructureTask(Configured, Task):
                 f"The loss is zero for all structures: this model does not compute "
                 f"{', '.join(self._weighted)}. Weight another term (task_config={{'fape': 1.0}})."
             )
+        late = self._config["violation_after"]
+        if late and self._computed_terms == ["violation"]:
+            raise DataError(
+                f"The loss is zero before step {late}: only the violation has a weight, and "
+                f"violation_after={late} delays it. Weight another term "
+                f"(task_config={{'fape': 1.0}}), or set violation_after to 0."
+            )
         self._check_resolutions(rows)
         self.fitted, self.steps = True, 0
 
@@ -193,9 +200,9 @@ class StructureTask(Configured, Task):
         if not used or not outside.any():
             return
         text = (
-            f"{outside.sum()} of {counted(len(rows), 'structure')} have no resolution from {low} "
-            f"to {high} angstrom ({np.isnan(given).sum()} have none at all): {', '.join(used)} do "
-            f"not count for them"
+            f"{outside.sum()} of {counted(len(rows), 'structure')} without a resolution from {low} "
+            f"to {high} angstrom ({np.isnan(given).sum()} without any): {', '.join(used)} do not "
+            f"count for them"
         )
         if outside.all() and not set(self._computed_terms) - set(CONFIDENCE):
             raise DataError(

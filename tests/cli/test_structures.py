@@ -58,10 +58,12 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
         (scores,) = csv.DictReader(file)
     assert scores["id"] == row["pdb_id"]
     assert 0 <= float(scores["lddt_ca"]) <= 1
-    written = read_structure(
-        project / "run" / "predictions_test_structures" / f"{row['pdb_id']}.cif"
-    )
+    written_file = project / "run" / "predictions_test_structures" / f"{row['pdb_id']}.cif"
+    written = read_structure(written_file)
     assert len(written) == int(scores["residues"]) == 5
+    text = written_file.read_text()
+    assert "fine-tuned (full)" in " ".join(text.split())
+    assert "weights random, for tests" in " ".join(text.split())
     assert written.b_factors.max() == pytest.approx(float(row["prediction"]), abs=3)
     shown = section(FinishedRun(project / "run"))
     assert [type(block).__name__ for block in shown.blocks] == [

@@ -148,7 +148,12 @@ def test_a_table_of_paths(entries, write):
     twice = write("twice.csv", "path\ne/1sharp.pdb\ne/1sharp.pdb\n")
     assert "line 3: '1sharp' is the name of line 2 already" in refused(twice, TableError)
     gone = write("gone.csv", "path\ne/1sharp.pdb\ne/5gone.pdb\n")
-    assert "1 of 2 structures are missing in" in refused(gone)
+    told = refused(gone)
+    assert "1 of 2 structures are missing in" in told
+    assert "e/5gone.pdb" in told
+    none = write("none.csv", "path\ne/5gone.pdb\n")
+    assert "the first would be" in refused(none)
+    assert "e/5gone.pdb. Paths are as seen from the folder of the table" in refused(none)
     ids = write("ids.csv", "pdb_id\n1sharp\n")
     assert "has no column 'path', and no folder of structures" in refused(ids, ConfigError)
     assert "leave out pdb_dir" in refused(entries, ConfigError, pdb_dir=entries)

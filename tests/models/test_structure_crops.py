@@ -11,6 +11,7 @@ from pdb_text import pdb_chain
 from tiny import build_tiny_model
 
 from molfun.data import StructureDataset
+from molfun.data.structure_labels import has_frame
 from molfun.strategies import PartialFinetune
 from molfun.training import Callback
 
@@ -52,3 +53,19 @@ def test_a_killed_run_draws_the_same_crops_again(data: StructureDataset, tmp_pat
     # the frozen blocks run again for crops that are drawn, and once for those that are not
     assert "ran 4 times instead of 8" in fixed.cache_report
     assert "ran 1 times instead of 2" in whole.cache_report
+
+
+def test_a_drawn_crop_without_frames_has_no_label(tmp_path: Path) -> None:
+    lines = pdb_chain(CHAIN)
+    # of the last six residues the CA atoms alone, so that crops there have too few frames
+    kept = [x for x in lines if int(x[22:26]) <= 4 or x[12:16].strip() == "CA"]
+    (tmp_path / "1abc.pdb").write_text("\n".join([*kept, "END", ""]))
+    drawn = StructureDataset.from_folder(tmp_path, max_length=4).random_crops("contiguous")
+    samples = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        samples.append(drawn[0])
+    labelled = [s.target is not None for s in samples]
+    assert True in labelled
+    assert False in labelled
+    assert labelled == [has_frame(s.protein).sum() >= 2 for s in samples]

@@ -25,6 +25,7 @@ from molfun.strategies import (
     LoRAFinetune,
     PartialFinetune,
 )
+from molfun.tasks import StructureTask
 from molfun.training import Callback
 
 SEQUENCES = ("MKRDEFYWHA", "GRDFEYKLMN", "MKRDEWHAAG")
@@ -219,10 +220,17 @@ def test_structures_without_resolution_are_counted_at_the_start(
 ) -> None:
     some = [replace(samples[0], target=replace(samples[0].target, resolution=None)), samples[1]]
     structure_model().fit(some, strategy=HeadOnlyFinetune(), epochs=1)
-    assert "1 of 2 structures have no resolution from 0.1 to 3.0 angstrom" in caplog.text
+    assert "1 of 2 structures without a resolution from 0.1 to 3.0 angstrom" in caplog.text
     caplog.clear()
     structure_model(resolution=2.5).fit(some, strategy=HeadOnlyFinetune(), epochs=1)
-    assert "have no resolution" not in caplog.text
+    assert "without a resolution" not in caplog.text
+
+
+def test_a_loss_that_begins_after_some_steps_alone_is_refused(samples: list[Sample]) -> None:
+    nothing = dict.fromkeys(StructureTask().weights, 0.0)
+    late = {**nothing, "violation": 1.0, "violation_after": 5}
+    with pytest.raises(DataError, match="loss is zero before step 5: only the violation has a"):
+        structure_model(**late).fit(samples, strategy=HeadOnlyFinetune(), epochs=1)
 
 
 def test_a_checkpoint_counts_the_terms_that_its_training_counted(

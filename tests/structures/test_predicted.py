@@ -12,6 +12,7 @@ from made_structures import SEQUENCE, chain, joined, moved
 
 from molfun.data import read_structure
 from molfun.protein import UNKNOWN_RESIDUE
+from molfun.structures.folded import Maker
 from molfun.structures.predicted import (
     residues_table,
     scores_table,
@@ -20,6 +21,13 @@ from molfun.structures.predicted import (
 )
 from molfun.structures.scoring.in_place import backbone_fape, lddt_ca, scores_in_place
 from molfun.structures.scoring.score import score
+
+MAKER = Maker(
+    model="OpenFold tiny",
+    software={"molfun": "1"},
+    weights="some.npz",
+    weights_sha256="abc",
+)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -40,7 +48,7 @@ def test_scores_in_place_are_those_of_the_written_file(tmp_path: Path) -> None:
         "plddt": [np.linspace(20, 90, len(known))],
     }
     table = tmp_path / "predictions_val.csv"
-    assert write_predicted(table, result, {"a/b": known}) == structures_folder(table)
+    assert write_predicted(table, result, {"a/b": known}, MAKER) == structures_folder(table)
     (row,) = read(scores_table(table))
     written = read_structure(structures_folder(table) / "a_b.cif")
     assert written.sequence == known.sequence
@@ -99,7 +107,7 @@ def test_residues_of_unknown_type_have_no_score(tmp_path: Path) -> None:
     mask[3] = 0
     positions = np.where(mask[..., None] > 0, known.atom_positions, np.nan)
     result = {"ids": ["x"], "positions": [positions], "plddt": [np.full(len(known), 50.0)]}
-    write_predicted(tmp_path / "t.csv", result, {"x": known})
+    write_predicted(tmp_path / "t.csv", result, {"x": known}, MAKER)
     (row,) = read(scores_table(tmp_path / "t.csv"))
     assert (float(row["lddt_ca"]), float(row["fape"])) == pytest.approx((1.0, 0.0), abs=1e-4)
     assert len(read(residues_table(tmp_path / "t.csv"))) == len(known) - 1
@@ -114,16 +122,18 @@ def test_files_claim_no_passes_and_features_alone_are_told(
         "positions": [known.atom_positions] * 2,
         "plddt": [np.full(len(known), 50.0)] * 2,
     }
-    write_predicted(tmp_path / "t.csv", result, {"x": known})
+    write_predicted(tmp_path / "t.csv", result, {"x": known}, MAKER)
     folder = structures_folder(tmp_path / "t.csv")
     assert [path.name for path in folder.iterdir()] == ["x.cif"]
     assert "1 sample of features are not written next to the table" in caplog.text
     text = (folder / "x.cif").read_text()
     assert "recycles" not in text
-    assert "_struct.title x\n" in text
+    assert "OpenFold tiny, weights some.npz" in text
+    assert "sha256 abc" in " ".join(text.split())
+    assert "_struct.title 'x by OpenFold tiny'" in text
     assert "recycling passes of its training" in " ".join(text.split())
 
 
 def test_nothing_is_written_for_other_predictions(tmp_path: Path) -> None:
-    assert write_predicted(tmp_path / "x.csv", {"prediction": [1.0]}, {}) is None
+    assert write_predicted(tmp_path / "x.csv", {"prediction": [1.0]}, {}, MAKER) is None
     assert not list(tmp_path.iterdir())

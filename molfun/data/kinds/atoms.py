@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -202,7 +202,11 @@ class Atoms(DataKind):
         return [structures_path(table)]
 
     def write_beside(
-        self, table: Path, result: Mapping[str, Any], dataset: AtomsDataset
+        self,
+        table: Path,
+        result: Mapping[str, Any],
+        dataset: AtomsDataset,
+        maker: Callable[[], Any],
     ) -> Path | None:
         """Write structures with predicted energy, forces and stress, where there are any."""
         if "forces" not in result and "stress" not in result:

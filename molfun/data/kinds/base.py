@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -279,8 +279,13 @@ class DataKind(ABC):
         table: Path,
         result: Mapping[str, Any],
         dataset: Any,
+        maker: Callable[[], Any],
     ) -> Path | None:
-        """Write predictions that no table holds; give the file, None if there were none."""
+        """Write predictions that no table holds; give the file, None if there were none.
+
+        `maker` names software and weights (`molfun.structures.folded.Maker`), for formats that
+        have a place for them. It is a function because it reads the file of weights.
+        """
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,7 +181,11 @@ class Structures(DataKind):
         ]
 
     def write_beside(
-        self, table: Path, result: Mapping[str, Any], dataset: SampleDataset
+        self,
+        table: Path,
+        result: Mapping[str, Any],
+        dataset: SampleDataset,
+        maker: Callable[[], Any],
     ) -> Path | None:
         """Write predicted structures and their scores, where the model predicts structures."""
         heads = [result, *(part for part in result.values() if isinstance(part, Mapping))]
@@ -192,7 +196,7 @@ class Structures(DataKind):
 
         samples = (dataset[i] for i in range(len(dataset)))
         proteins = {one.id: one.protein for one in samples if one.protein is not None}
-        return write_predicted(table, {**found, "ids": result["ids"]}, proteins)
+        return write_predicted(table, {**found, "ids": result["ids"]}, proteins, maker())
 
     def notes(self, dataset: StructureFiles, where: str) -> list[str]:
         """Say what was changed in how many structures; the log tells in which."""

@@ -6,6 +6,7 @@ Two chains of one sequence have no order: a prediction that has them the other w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,9 +14,11 @@ import numpy as np
 
 from molfun._shapes import Float, Int64
 from molfun.protein import CA, Protein
+from molfun.structures.scoring.superposition import superposed
 
 MOST_ORDERS = 120
-"""Most orders that are compared: all those of five identical chains."""
+"""Most orders that are all compared, those of five identical chains; of more, the orders that fit
+where one chain is laid on another (AlphaFold-Multimer, 2.2)."""
 FAR = 15.0
 """Difference of two distances in angstrom above which it counts no more."""
 
@@ -57,7 +60,8 @@ def best_order(
     """Return the row of the reference for each residue of a prediction; None to keep their order.
 
     Chains are identical if their residues have the same types and the same numbers from the first
-    on. All orders are compared by the distances between CA atoms.
+    on. Orders are compared by the distances between CA atoms: all of them, or where there are more
+    than `MOST_ORDERS`, those found by laying a chain on each of its copies.
 
     Parameters
     ----------
@@ -78,7 +82,11 @@ def best_order(
         difference = np.minimum(np.abs(distance - true[np.ix_(order, order)]), FAR)
         return float(difference[np.ix_(there, there)].mean()) if there.any() else 0.0
 
-    return min(_orders(groups, len(places)), key=error)
+    if math.prod(math.factorial(len(group)) for group in groups) <= MOST_ORDERS:
+        orders = _orders(groups, len(places))
+    else:
+        orders = _anchored(groups, places, known, predicted)
+    return min(orders, key=error)
 
 
 def _distances(places: np.ndarray) -> np.ndarray:
@@ -102,10 +110,53 @@ def _identical(
 
 def _orders(groups: list[list[np.ndarray]], n: int) -> Iterator[np.ndarray]:
     """Yield rows of the reference in each order of identical chains, the given order first."""
-    each = [itertools.permutations(group) for group in groups]
-    for orders in itertools.islice(itertools.product(*each), MOST_ORDERS):
-        rows = np.arange(n)
-        for group, order in zip(groups, orders, strict=True):
-            for place, source in zip(group, order, strict=True):
-                rows[place] = source
-        yield rows
+    for orders in itertools.product(*map(itertools.permutations, groups)):
+        yield _rows(groups, orders, n)
+
+
+def _anchored(
+    groups: list[list[np.ndarray]],
+    places: Float[np.ndarray, "n 3"],
+    known: np.ndarray,
+    predicted: Float[np.ndarray, "n 3"],
+) -> Iterator[np.ndarray]:
+    """Yield the given order, and for each pair of identical chains one that follows from it.
+
+    The reference is moved so that one of its chains lies on a predicted one. Each group of chains
+    then takes the order of the least distances between their centres.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
+    yield np.arange(len(places))
+    pairs = [pair for group in groups for pair in itertools.product(group, group)]
+    for source, target in pairs:
+        there = known[source]
+        n = int(there.sum())
+        if n < 3:
+            continue
+        mobile = np.concatenate([places[source[there]], places])
+        moved = superposed(mobile, predicted[target[there]], fit=np.arange(n))[n:]
+        orders = []
+        for group in groups:
+            # a chain that is not known lies nowhere: it takes what is left
+            centres = np.array([_centre(moved[row[known[row]]]) for row in group])
+            wanted = np.array([predicted[row].mean(0) for row in group])
+            _, taken = linear_sum_assignment(cdist(wanted, centres))
+            orders.append(tuple(group[i] for i in taken))
+        yield _rows(groups, tuple(orders), len(places))
+
+
+def _centre(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "3"]:
+    return points.mean(0) if len(points) else np.zeros(3)
+
+
+def _rows(
+    groups: list[list[np.ndarray]], orders: tuple[tuple[np.ndarray, ...], ...], n: int
+) -> np.ndarray:
+    """Return the row of the reference for each residue, where chains take these orders."""
+    rows = np.arange(n)
+    for group, order in zip(groups, orders, strict=True):
+        for place, source in zip(group, order, strict=True):
+            rows[place] = source
+    return rows
