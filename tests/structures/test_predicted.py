@@ -131,7 +131,7 @@ def test_files_claim_no_passes_and_features_alone_are_told(
     assert "OpenFold tiny, weights some.npz" in text
     assert "sha256 abc" in " ".join(text.split())
     assert "_struct.title 'x by OpenFold tiny'" in text
-    assert "recycling passes of its training" in " ".join(text.split())
+    assert "recycling passes of the training" in " ".join(text.split())
 
 
 def test_nothing_is_written_for_other_predictions(tmp_path: Path) -> None:
