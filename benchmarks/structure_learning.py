@@ -15,6 +15,7 @@ along the chain. ``--without TERM`` leaves a term of the loss out. All start fro
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import tempfile
 import time
@@ -25,9 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from molfun import MolfunStructureModel
-from molfun.data import read_structure
+from molfun.data import StructureDataset, read_structure
 from molfun.protein import CA, Protein
 from molfun.sample import Sample
 from molfun.training import Callback, FullFinetune
@@ -35,25 +37,27 @@ from molfun.training import Callback, FullFinetune
 OVERFIT = ("1aki", "4zey", "2q2k")
 BINS = np.linspace(2.3125, 21.6875, 63)
 """Edges of the distogram, in angstrom."""
+SHOWN = ("lddt_ca", "rmsd", "fape_loss", "distogram_loss", "supervised_chi_loss")
 FARTHEST = 32
 """Separation along the chain from which all pairs count as one; pairs of chains are another."""
 
 
 class Curve(Callback):
-    """Print the loss of every `each`-th epoch, and stop once FAPE is below `target`."""
+    """Measure the samples in every `each`-th epoch, and print a line."""
 
-    def __init__(self, each: int) -> None:
-        self.each, self.start = each, time.perf_counter()
+    def __init__(self, model: MolfunStructureModel, samples: Sequence[Sample], each: int) -> None:
+        self.model, self.samples, self.each = model, samples, each
+        self.start = time.perf_counter()
+        self.measured: dict[str, float] = {}
 
     def on_epoch_end(self, row: Any, improved: bool) -> None:  # noqa: ARG002
         """Print a line."""
-        if row["epoch"] % self.each == 0:
-            known = {
-                k: round(float(v), 3) for k, v in row.items() if k.startswith(("train", "val"))
-            }
-            print(
-                f"  {row['epoch']:>5} {time.perf_counter() - self.start:7.0f} s {known}", flush=True
-            )
+        if row["epoch"] % self.each:
+            return
+        self.measured = self.model.evaluate(self.samples)
+        shown = {"train_loss": row["train_loss"]} | {k: self.measured[k] for k in SHOWN}
+        seconds = time.perf_counter() - self.start
+        print(f"  {row['epoch']:>5}{seconds:7.0f} s {rounded(shown)}", flush=True)
 
 
 def samples_of(paths: Sequence[Path], length: int) -> list[Sample]:
@@ -106,10 +110,7 @@ def overfit(args: argparse.Namespace) -> None:
 
     samples = samples_of([args.mmcifs / f"{name}.cif" for name in OVERFIT], args.length)
     model = model_of("tiny", seed=args.seeds[0], **weights(args))
-    model.fit(
-        batches_of(samples, args.batch), strategy=strategy(args.lr), epochs=args.steps,
-        callbacks=[Curve(args.each)],
-    )  # fmt: skip
+    learn(model, samples, samples, args)
     print("measured by the model:", rounded(model.evaluate(samples)))
     with tempfile.TemporaryDirectory() as folder:
         model.predict(samples, structures=folder)
@@ -128,41 +129,59 @@ def wide(args: argparse.Namespace) -> None:
     class Until(Curve):
         def on_epoch_end(self, row: Any, improved: bool) -> None:
             super().on_epoch_end(row, improved)
-            if row["val/fape_loss"] <= first / 10:
+            if self.measured.get("fape_loss", first) <= first / 10:
                 print(f"a tenth after {row['steps']} steps")
                 raise SystemExit
 
-    model.fit(
-        [samples], [samples], strategy=strategy(args.lr), epochs=args.steps,
-        callbacks=[Until(args.each)],
-    )  # fmt: skip
+    learn(model, samples, samples, args, Until)
     print("not a tenth within the given steps")
 
 
 def general(args: argparse.Namespace) -> None:
     """Train on one part of a table, and measure on another that is disjoint by its clusters."""
-    import pandas as pd
-
-    table = pd.read_csv(args.table)
-    parts = {
-        name: samples_of([args.pdbs / f"{i}.pdb" for i in rows["pdb_id"]], args.length)
-        for name, rows in table.groupby("split")
-    }
-    train = parts["train"]
-    val = parts.get("valid", parts.get("val", parts.get("test", [])))
-    print(f"{len(train)} training, {len(val)} validation structures, {args.length} residues")
-    print(f"distogram loss of distances by separation: {by_separation(train, val):.3f}")
+    data = StructureDataset.from_folder(
+        args.table, pdb_dir=args.pdbs, max_length=args.length, crop="contiguous", resolution=2.0
+    )
+    part = data.metadata["split"].to_numpy()
+    train = data.subset(np.flatnonzero(part == "train"))
+    val = draws(data.subset(np.flatnonzero(part != "train")), times=3)
+    print(
+        f"{len(train)} training structures, {len(val)} crops of {args.length} residues of the "
+        f"{len(data) - len(train)} others"
+    )
+    print(f"distogram loss of distances by separation: {by_separation(draws(train, 10), val):.3f}")
     for seed in args.seeds:
         model = model_of("tiny", seed=seed, **weights(args))
         before = model.evaluate(val)
-        model.fit(
-            batches_of(train, args.batch), val, strategy=strategy(args.lr), epochs=args.steps,
-            seed=seed, callbacks=[Curve(args.each)],
-        )  # fmt: skip
+        learn(model, train.random_crops("contiguous"), val, args)
         after = model.evaluate(val)
-        for name in ("fape_loss", "distogram_loss", "lddt_ca"):
-            one, other = (found.get(name, np.nan) for found in (before, after))
-            print(f"seed {seed}, {name}: {one:.3f} -> {other:.3f}")
+        for name in SHOWN:
+            print(f"seed {seed}, {name}: {before[name]:.3f} -> {after[name]:.3f}")
+
+
+def learn(
+    model: MolfunStructureModel,
+    train: Any,
+    measured: Sequence[Sample],
+    args: argparse.Namespace,
+    curve: type[Curve] = Curve,
+) -> None:
+    """Train all weights, without a look at other samples than those of training."""
+    loader = DataLoader(train, batch_size=args.batch, shuffle=True, collate_fn=list)
+    model.fit(
+        loader, strategy=strategy(args.lr), epochs=args.steps,
+        callbacks=[curve(model, measured, args.each)],
+    )  # fmt: skip
+
+
+def draws(data: StructureDataset, times: int) -> list[Sample]:
+    """Return several crops of each structure, the same ones for each run."""
+    drawn, found = data.random_crops("contiguous"), []
+    for turn, place in itertools.product(range(times), range(len(data))):
+        torch.manual_seed(1000 * turn + place)
+        sample = drawn[place]
+        found.append(replace(sample, id=f"{sample.id}_{turn}", drawn=False))
+    return found
 
 
 def by_separation(train: Sequence[Sample], val: Sequence[Sample]) -> float:
@@ -193,12 +212,7 @@ def _beta(protein: Protein) -> tuple[np.ndarray, np.ndarray]:
     return protein.atom_positions[rows, atom], protein.atom_mask[rows, atom] > 0
 
 
-def batches_of(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
-    """Return batches in the order of the samples."""
-    return [samples[i : i + size] for i in range(0, len(samples), size)]
-
-
-def weights(args: argparse.Namespace) -> dict[str, float]:
+def weights(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the task: a term that is left out, and the share that is clamped."""
     left_out = {args.without: 0.0} if args.without else {}
     return {**left_out, "clamped_fape": args.clamped}

@@ -6,8 +6,9 @@
 The model is model_1_ptm with random weights. "stock" is openfold with the shims that let it run on
 a CPU: its forward pass, and ``AlphaFoldLoss`` on labels from its own training pipeline. A fold has
 3 recycling passes; the row "4 trunks" is 4 forward passes of the fast trunk alone. A step is
-forward, loss and backward of LoRA (rank 8), or of all weights (``full``). Both check their loss:
-the value is the norm of the gradients.
+forward, loss and backward of LoRA (rank 8); from 128 residues on both recompute the activations of
+each block. ``memory`` compares LoRA with full training. The value of a step is the norm of its
+gradients.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import numpy as np
 import torch
 from harness import Bound, Variant
 
-Mode = Literal["fold", "lora", "full", "profile"]
-MODES: tuple[Mode, ...] = ("fold", "lora", "full", "profile")
+Mode = Literal["fold", "lora", "full", "memory", "profile"]
+MODES: tuple[Mode, ...] = ("fold", "lora", "memory", "profile")
 RECYCLES = 3
+KEPT = 64
+"""Residues up to which steps keep all activations."""
 WEIGHTS = {"fape": 1.0, "supervised_chi": 1.0, "distogram": 0.3, "plddt": 0.01, "tm": 0.1}
 
 
@@ -38,6 +41,7 @@ class Case:
     mode: Mode
     length: int
     kind: Literal["stock", "molfun", "trunk"]
+    recompute: bool | None = None
 
 
 def sample_of(length: int) -> Any:
@@ -73,7 +77,7 @@ def model_of(case: Case) -> Any:
         backbone_config={
             "fill_zero_init": 0.005,
             "recycling": RECYCLES if fold else 0,
-            "checkpointing": case.length > 64 if case.mode == "lora" else None,
+            "checkpointing": case.recompute,
         },
     )
     model.requires_grad_(False)
@@ -172,7 +176,7 @@ def profile(length: int, threads: int) -> None:
     import time
 
     torch.set_num_threads(threads)
-    model, sample = model_of(Case("lora", length, "molfun")), sample_of(length)
+    model, sample = model_of(Case("lora", length, "molfun", recompute=False)), sample_of(length)
     from molfun.training.inputs import Inputs
     from molfun.training.supervised import SupervisedRunner
 
@@ -212,38 +216,69 @@ def profile(length: int, threads: int) -> None:
         print(f"  {name:<28}{seconds:>8.3f} s{seconds / whole:>8.1%}")
 
 
+def rows_of(mode: Mode, length: int) -> dict[str, Case]:
+    """Return the rows of a table by their labels."""
+    if mode == "memory":
+        return {
+            "LoRA, recomputed": Case("lora", length, "molfun", recompute=True),
+            "LoRA": Case("lora", length, "molfun", recompute=False),
+            "full, recomputed": Case("full", length, "molfun", recompute=True),
+            "full": Case("full", length, "molfun", recompute=False),
+        }
+    recompute = mode == "lora" and length > KEPT
+    rows = {
+        "stock": Case(mode, length, "stock", recompute),
+        "molfun": Case(mode, length, "molfun", recompute),
+    }
+    return {**rows, "4 trunks": Case(mode, length, "trunk")} if mode == "fold" else rows
+
+
+def bounds_of(mode: Mode, length: int) -> list[Bound]:
+    """Return what a table promises."""
+    if mode == "fold":
+        return [Bound("molfun", "4 trunks", 1.1), Bound("molfun", "stock", 1.0)]
+    if mode == "memory":
+        return [
+            Bound("LoRA, recomputed", "full, recomputed", 0.5, "memory"),
+            Bound("LoRA, recomputed", "full", 0.5, "memory"),
+        ]
+    return [Bound("molfun", "stock", 1 / (1.3 if length < 128 else 1.7))]
+
+
 def table(mode: Mode, length: int, args: argparse.Namespace, about: str) -> None:
     """Measure, print and judge one table."""
-    kinds: tuple[tuple[str, Any], ...] = (("stock", "stock"), ("molfun", "molfun"))
-    if mode == "fold":
-        kinds = (*kinds, ("4 trunks", "trunk"))
     keep = {"stock": "system", "molfun": "keep", "trunk": "keep"}
     rows = [
-        Variant(label, Case(mode, length, kind), {"MOLFUN_ALLOCATOR": keep[kind]})
-        for label, kind in kinds
+        Variant(label, case, {"MOLFUN_ALLOCATOR": keep[case.kind]})
+        for label, case in rows_of(mode, length).items()
+        if label != "stock" or not args.no_stock
     ]
-    results = harness.compare(rows, prepare, rounds=args.rounds, threads=args.threads, apart=True)
+    # peaks of the activations of several models do not fit into memory together
+    apart = mode == "memory" or (mode == "lora" and length > KEPT)
+    results = harness.compare(rows, prepare, rounds=args.rounds, threads=args.threads, apart=apart)
     title = f"{mode}, {length} residues"
     harness.show(title, results, value="mean pLDDT" if mode == "fold" else "norm of gradients")
     harness.record(args.history, "structure_task", title, results, about)
-    bounds = {
-        "fold": [Bound("molfun", "4 trunks", 1.1), Bound("molfun", "stock", 1.0)],
-        "lora": [Bound("molfun", "stock", 1 / (1.7 if length >= 128 else 1.3))],
-        "full": [],
-    }[mode]
-    same = [r for r in results if r.label != "4 trunks"]
-    harness.judge(title, results, bounds, agree=None)
-    harness.judge(title, same, agree=1e-3)
+    harness.judge(title, results, bounds_of(mode, length), agree=None)
+    if mode == "memory":
+        lora, kept, *full = results
+        if length <= KEPT:
+            harness.hold(title, "LoRA, recomputed, MB over the model", lora.memory, 1500)
+        harness.judge(title, [lora, kept], agree=1e-3)
+        harness.judge(title, full, agree=1e-3)
+    else:
+        harness.judge(title, [r for r in results if r.label != "4 trunks"], agree=1e-3)
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["fold", "lora", "profile"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--history", type=Path, default=Path("runs/benchmarks.csv"))
+    parser.add_argument("--no-stock", action="store_true", help="leave stock openfold out")
     parser.add_argument("--quick", action="store_true", help="64 residues, one round")
     args = parser.parse_args()
     if args.quick:
