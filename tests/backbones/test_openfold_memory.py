@@ -82,8 +82,46 @@ def test_the_level_with_the_least_work_that_fits_is_taken(fast: bool) -> None:
     peaks = [memory.peak_bytes(SHAPE, plan, fast=fast) for plan in memory.plans(fast=fast)]
     assert peaks == sorted(peaks, reverse=True)
     for plan, peak in zip(memory.plans(fast=fast), peaks, strict=True):
-        assert memory.choose(SHAPE, peak, fast=fast) == (plan, peak)
-    assert memory.choose(SHAPE, 0, fast=fast) == (memory.plans(fast=fast)[-1], peaks[-1])
+        assert memory.choose(SHAPE, peak, fast=fast) == memory.Choice(plan, peak)
+    assert memory.choose(SHAPE, 0, fast=fast) == memory.Choice(
+        memory.plans(fast=fast)[-1], peaks[-1]
+    )
+
+
+def test_as_many_blocks_keep_their_activations_as_fit() -> None:
+    most, least = (memory.peak_bytes(SHAPE, plan, fast=True) for plan in ("keep", "checkpoint"))
+    found = [memory.choose(SHAPE, least + i * (most - least) // 8, fast=True) for i in range(8)]
+    assert {choice.plan for choice in found} == {"checkpoint"}
+    kept = [choice.kept for choice in found]
+    assert kept == sorted(set(kept))
+    assert kept[0] == 0
+    assert 36 <= kept[-1] < 48
+    for i, choice in enumerate(found):
+        assert choice.peak <= least + i * (most - least) // 8
+    words = "activations of the last 1 block are kept, those of the others are computed again"
+    assert words in str(memory.Choice("checkpoint", 1, 1))
+    # openfold's own code has one setting for all blocks
+    least = memory.peak_bytes(SHAPE, "checkpoint", fast=False)
+    assert memory.choose(SHAPE, 2 * least, fast=False).kept == 0
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_blocks_that_are_recomputed_run_twice_and_change_no_bit(
+    tiny_model: ModelFactory, samples: SampleFactory, kept: int
+) -> None:
+    model = tiny_model(kernels="fast")
+    LoRAFinetune(rank=2).setup(model)
+    given = samples(2, lengths=(9, 6))
+    whole = gradients(model, given)
+    ran: list[int] = []
+    for number, block in enumerate(model.backbone.blocks()):
+        (layer,) = (m for n, m in block.named_modules() if n.endswith("msa_transition"))
+        layer.register_forward_hook(lambda *_, n=number: ran.append(n))
+    model.backbone._planned, model.backbone._kept = "checkpoint", kept
+    found = gradients(model, given)
+    assert ran.count(0) == (1 if kept == 2 else 2)
+    assert ran.count(1) == (2 if kept == 0 else 1)
+    assert all(torch.equal(found[name], gradient) for name, gradient in whole.items())
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -141,6 +141,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
         }
         self.checkpointing = checkpointing
         self._planned: memory.Plan | None = None
+        self._kept = 0
         self._precision = "32-true"
         self.data_config = features.data_config(self.config.data, **self.settings)
         self._schema = features.Schema(self.config.data)
@@ -300,7 +301,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
         return features.process(self._raw_features(sample), config, seed=seed)
 
     def plan_memory(self, longest: Sample, batch_size: int, available: int) -> MemoryPlan:
-        """Keep all activations if they fit, else those between blocks, else as few as possible.
+        """Keep the activations of as many blocks as fit, else those between blocks, else fewer.
 
         The choice affects memory and time, not the numbers. An argument `checkpointing` of the
         constructor overrides it.
@@ -308,17 +309,17 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
         shape = self._shape_of_step(longest, batch_size)
         fast_runs = self.kernels == "fast" and self._precision == "32-true"
         if self.checkpointing is None:
-            plan, peak = memory.choose(shape, available, fast=fast_runs)
-            self._planned = plan
+            choice = memory.choose(shape, available, fast=fast_runs)
+            self._planned, self._kept = choice.plan, choice.kept
         else:
             plan = self._plan_for(shape.batch, shape.length)
-            peak = memory.peak_bytes(shape, plan, fast=fast_runs)
-        if plan in ("compact", "lean"):
+            choice = memory.Choice(plan, memory.peak_bytes(shape, plan, fast=fast_runs))
+        if choice.plan in ("compact", "lean"):
             return_large_buffers()
-        if peak <= available:
-            return MemoryPlan(peak, memory.WORDS[plan])
+        if choice.peak <= available:
+            return MemoryPlan(choice.peak, str(choice))
         fits = memory.longest_that_fits(shape, available, fast=fast_runs)
-        return MemoryPlan(peak, memory.WORDS[plan], fits)
+        return MemoryPlan(choice.peak, str(choice), fits)
 
     def _shape_of_step(self, longest: Sample, batch_size: int) -> memory.Shape:
         """Return the sizes that decide the memory of a step, and the blocks that keep a graph."""
@@ -344,7 +345,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
 
     def forget_plan(self) -> None:
         """Decide by the size of each batch again, and let the process keep freed buffers."""
-        self._planned = None
+        self._planned, self._kept = None, 0
         if next(self.parameters()).device.type == "cpu":
             keep_large_buffers()
 
@@ -352,7 +353,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
         """Checkpoint blocks if a large graph is kept, and chunk long inputs if none is."""
         keeps_graph = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         plan = self._plan_for(batch, length)
-        memory.checkpoint_blocks(self.model, keeps_graph and plan != "keep")
+        memory.checkpoint_blocks(self.model, keeps_graph and plan != "keep", kept=self._kept)
         fast.set_lean(self.model, keeps_graph and plan == "lean")
         # the fast kernels divide long inputs themselves
         whole = keeps_graph or length <= CHUNK_ABOVE or self.kernels == "fast"

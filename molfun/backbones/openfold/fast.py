@@ -18,6 +18,8 @@ openfold's own code. docs/performance.md has the gain per module. The difference
     A few thousand rows at a time, so that the hidden layer stays in the processor's cache.
 ``Linear``
     The matrix kernel of `molfun.nn.kernels`.
+``EvoformerBlock``
+    Some blocks of the stack can keep their activations while others are recomputed.
 ``AlphaFold``, ``TemplateEmbedder``
     Templates are not embedded if all are masked: openfold multiplies the result by 0.
 """
@@ -88,6 +90,13 @@ def set_lean(model: nn.Module, lean: bool) -> None:
             module.lean = lean
 
 
+def set_recomputed(blocks: Sequence[nn.Module], n: int) -> None:
+    """Recompute the activations of the first `n` blocks in the backward pass, and keep others'."""
+    for i, block in enumerate(blocks):
+        if isinstance(block, _Block):
+            block.recomputed = i < n
+
+
 class _Fast:
     """Mix-in whose forward pass takes the place of that of an openfold class."""
 
@@ -121,6 +130,7 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
     if not stock.__module__.startswith("openfold."):
         return None  # a user's class of the same name, or an adapter's wrapper
     names = {
+        "EvoformerBlock": _Block,
         "Linear": _Linear,
         "Attention": _Attention,
         "TriangleMultiplicationOutgoing": _TriangleMultiplication,
@@ -447,6 +457,24 @@ class _OuterProductMean(_Fast):
             outer = outer.view(n, hidden, length, hidden).transpose(1, 2)
             parts.append(plain_linear(self.linear_out, outer.reshape(n * length, -1)))
         return torch.cat(parts).view(length, length, -1)
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+class _Block(_Fast):
+    """Keep the inputs of this block alone for the backward pass, whatever other blocks keep.
+
+    Openfold's own setting is the same for all blocks of a stack.
+    """
+
+    recomputed = False
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = super().forward  # type: ignore[misc]  # of the stock class
+        if not self.recomputed or not torch.is_grad_enabled():
+            return run(*args, **kwargs)
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
 
 # --- templates -----------------------------------------------------------------------------------

@@ -15,15 +15,18 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from molfun.backbones.openfold import features, fold_memory
+from molfun.backbones.openfold.fast import set_recomputed
 from molfun.backbones.planning import BlockCosts, FoldMemory, MemoryPlan, MemoryPlanning
 from molfun.sample import Sample
+from molfun.text import counted
 
 Plan = Literal["keep", "checkpoint", "compact", "lean"]
 """Activations that a step keeps for the backward pass, from most memory to least.
 
-``keep``: all activations. ``checkpoint``: the inputs of each block. ``compact``: the same, and
-large buffers are returned to the system when they are freed (`molfun.nn.allocator`), which takes
-time. ``lean``: in addition, while a block is recomputed, only the inputs of its parts are kept.
+``keep``: all activations. ``checkpoint``: the inputs of each block; with the fast kernels, the last
+blocks keep their activations as far as these fit. ``compact``: the inputs of each block, and large
+buffers are returned to the system when they are freed (`molfun.nn.allocator`), which takes time.
+``lean``: in addition, while a block is recomputed, only the inputs of its parts are kept.
 """
 PLANS: tuple[Plan, ...] = get_args(Plan)
 WORDS: Mapping[Plan, str] = {
@@ -110,8 +113,18 @@ def plans(*, fast: bool) -> tuple[Plan, ...]:
     return tuple(FAST if fast else STOCK)
 
 
-def peak_bytes(shape: Shape, plan: Plan, *, fast: bool) -> int:
-    """Return the peak of a training step in bytes, in addition to what the process holds before."""
+def peak_bytes(shape: Shape, plan: Plan, *, fast: bool, kept: int = 0) -> int:
+    """Return the peak of a training step in bytes, in addition to what the process holds before.
+
+    Parameters
+    ----------
+    shape
+        Sizes of the step.
+    plan, kept
+        What is kept; with ``checkpoint`` the last `kept` blocks keep their activations.
+    fast
+        Whether the fast kernels run.
+    """
     costs = (FAST if fast else STOCK)[plan]
     pair = shape.blocks * costs.block_pair + costs.once_pair
     msa = shape.blocks * costs.block_msa + costs.once_msa
@@ -122,17 +135,55 @@ def peak_bytes(shape: Shape, plan: Plan, *, fast: bool) -> int:
         # only those of the block that is recomputed exist.
         logits = 4 * shape.batch * HEADS * shape.length**3
         total += 4 * logits * (shape.blocks if plan == "keep" else 1)
-    return int(total)
+    return int(total) + kept * _block_bytes(shape)
 
 
-def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Plan, int]:
-    """Return the fastest plan that fits `available` bytes, else the smallest one, and its peak.
+def _block_bytes(shape: Shape) -> int:
+    """Return what a block takes more if it keeps its activations next to blocks that do not."""
+    whole, less = FAST["keep"], FAST["checkpoint"]
+    pair, msa = whole.block_pair - less.block_pair, whole.block_msa - less.block_msa
+    return int(pair * shape.pair_bytes + msa * shape.msa_bytes)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a step keeps.
+
+    Parameters
+    ----------
+    plan
+        Name of the plan.
+    peak
+        Predicted peak of a step in bytes.
+    kept
+        Number of the last blocks that keep their activations where the plan is ``checkpoint``.
+    """
+
+    plan: Plan
+    peak: int
+    kept: int = 0
+
+    def __str__(self) -> str:
+        """Return what is kept, in words."""
+        if not self.kept:
+            return WORDS[self.plan]
+        return (
+            f"activations of the last {counted(self.kept, 'block')} are kept, those of the others "
+            f"are computed again in the backward pass"
+        )
+
+
+def choose(shape: Shape, available: int, *, fast: bool) -> Choice:
+    """Return the fastest plan that fits `available` bytes, else the smallest one.
 
     Examples
     --------
     >>> shape = Shape(batch=1, length=64, rows=2, c_m=256, c_z=128, blocks=48)
-    >>> choose(shape, 16 * 2**30, fast=True)[0], choose(shape, 2**30, fast=True)[0]
-    ('keep', 'checkpoint')
+    >>> choose(shape, 16 * 2**30, fast=True).plan
+    'keep'
+    >>> found = choose(shape, 3 * 2**30, fast=True)
+    >>> found.plan, 0 < found.kept < 48
+    ('checkpoint', True)
     """
     # All plans run the same operations, so a run that is resumed on a machine with other memory
     # goes on with the same bits.
@@ -140,7 +191,11 @@ def choose(shape: Shape, available: int, *, fast: bool) -> tuple[Plan, int]:
         peak = peak_bytes(shape, plan, fast=fast)
         if peak <= available:
             break
-    return plan, peak
+    if plan != "checkpoint" or not fast or peak > available:
+        return Choice(plan, peak)
+    # the last ones: what they keep is freed before the first block is recomputed
+    kept = min(shape.blocks - 1, (available - peak) // max(_block_bytes(shape), 1))
+    return Choice(plan, peak_bytes(shape, plan, fast=fast, kept=kept), kept)
 
 
 def longest_that_fits(shape: Shape, available: int, *, fast: bool) -> int:
@@ -170,10 +225,16 @@ def shape_of(
     )
 
 
-def checkpoint_blocks(model: Any, on: bool) -> None:
-    """Turn recomputation of every stack of blocks of openfold's model on or off."""
+def checkpoint_blocks(model: Any, on: bool, *, kept: int = 0) -> None:
+    """Turn recomputation of every stack of blocks of openfold's model on or off.
+
+    With the fast kernels, the last `kept` blocks of the Evoformer keep their activations.
+    """
     per_checkpoint = 1 if on else None
-    model.evoformer.blocks_per_ckpt = per_checkpoint
+    some = on and kept > 0
+    model.evoformer.blocks_per_ckpt = None if some else per_checkpoint
+    blocks = model.evoformer.blocks
+    set_recomputed(blocks, len(blocks) - kept if some else 0)
     for module in model.modules():
         if type(module).__name__ == "TemplatePairStack":
             module.blocks_per_ckpt = per_checkpoint
