@@ -112,10 +112,12 @@ def overfit(args: argparse.Namespace) -> None:
     model = model_of("tiny", seed=args.seeds[0], **weights(args))
     learn(model, samples, samples, args)
     print("measured by the model:", rounded(model.evaluate(samples)))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.output or Path(made) / "folds"
         model.predict(samples, structures=folder)
         for sample in samples:
-            written = read_structure(Path(folder) / f"{sample.id}.cif")
+            written = read_structure(folder / f"{sample.id}.cif")
+            print(f"  {sample.id}, by the model:", rounded(model.evaluate([sample])))
             print(f"  {sample.id}, from its file:", rounded(score(written, sample.target).values))
 
 
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--output", type=Path, help="folder for the structures of overfit")
     parser.add_argument("--without", metavar="TERM")
     parser.add_argument("--batch", type=int, default=1, help="structures of a step")
     parser.add_argument("--clamped", type=float, default=0.9, help="share of FAPE that is clamped")
