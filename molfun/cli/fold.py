@@ -44,7 +44,8 @@ def fold(given: Mapping[str, Any]) -> None:
     samples = folding.samples_to_fold(_samples(wanted))
     _refuse(wanted, samples)
     models = _models(wanted)
-    # before a former run is removed
+    # before the folder is claimed or a former run is removed
+    folding.check_settings(models, wanted.recycles, wanted.recycle_tolerance)
     models[0].check(samples)
     run(models, samples, wanted)
 
@@ -230,6 +231,8 @@ def _aligned(samples: list[Sample], folder: str | None) -> list[Sample]:
 
 def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
     """Refuse what cannot be written, before the model is read."""
+    if wanted.shard_size < 1:
+        raise ConfigError(f"--shard-size must be at least 1, got {wanted.shard_size}.")
     twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
     clashes = [f"{name!r} stands there twice" for name in twice]
     clashes += files.name_clashes([sample.id for sample in samples])
@@ -297,8 +300,6 @@ def _remove(folder: Path) -> None:
 
 def _places(folder: Path, samples: Sequence[Sample], size: int) -> Iterator[tuple[str, Path]]:
     """Yield the folder of each structure: one folder per `size` of them if there are more."""
-    if size < 1:
-        raise ConfigError(f"--shard-size must be at least 1, got {size}.")
     shards = -(-len(samples) // size)
     for number, sample in enumerate(samples):
         shard = f"{number // size:05d}-of-{shards:05d}"

@@ -53,8 +53,14 @@ def check_output(
     files = [path, *beside]
     for file in files:
         refuse_inputs(file, inputs)
-        if file.is_dir():
-            raise ConfigError(f"--output must name a file, and {file} is a folder.")
+    if path.is_dir():
+        raise ConfigError(f"--output must name a file, and {path} is a folder.")
+    for file in beside:
+        if file.is_dir() and any(one.suffix != ".cif" for one in file.iterdir()):
+            raise ConfigError(
+                f"{file} would be written and is a folder with other files. Choose another "
+                f"--output."
+            )
     # lexists: a broken link is a name in use as well
     present = [str(file) for file in files if os.path.lexists(file)]
     if present and not overwrite:

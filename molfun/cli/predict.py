@@ -64,12 +64,14 @@ def predict(given: Mapping[str, Any]) -> None:
     near |= distances(result, getattr(model, "training_record", None))
     write_predictions(path, result, dataset, about=near)
     models = getattr(model, "models", [model])
-    beside = kind.write_beside(path, result, dataset, partial(maker_of_all, models))
+    beside = None
+    if wanted.structures is None:
+        beside = kind.write_beside(path, result, dataset, partial(maker_of_all, models))
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
     if wanted.structures is not None:
         say(f"{counted(len(dataset), 'predicted structure')} in {wanted.structures}")
     if beside is not None:
-        say(f"Structures with predicted forces written to {beside}")
+        say(f"{kind.beside} written to {beside}")
 
 
 def _check_structures(wanted: PredictSettings) -> None:

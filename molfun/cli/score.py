@@ -45,7 +45,10 @@ def score_structures(given: Mapping[str, Any]) -> None:
     else:
         _say_all(scored)
     if wanted.output is not None:
-        rows = [{"id": name, **found.values} for name, found in scored.items()]
+        rows = [
+            {"id": name, **found.values, "notes": "; ".join(found.notes)}
+            for name, found in scored.items()
+        ]
         _write(as_path(wanted.output), rows)
     if wanted.residues is not None:
         residues = [{"id": n, **row} for n, found in scored.items() for row in found.residues]
@@ -54,6 +57,9 @@ def score_structures(given: Mapping[str, Any]) -> None:
 
 def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]:
     """Yield the name and both files of each structure."""
+    for path in (predicted, reference):
+        if not path.exists():
+            raise DataError(f"{path} does not exist.")
     if predicted.is_dir() != reference.is_dir():
         raise DataError("Give two files, or two folders whose files have the same names.")
     if not predicted.is_dir():
@@ -113,12 +119,17 @@ def _say_all(scored: Mapping[str, StructureScores]) -> None:
     say(shown.to_string(index=False, float_format=three_digits, na_rep="-"))
     noted = sum(bool(found.notes) for found in scored.values())
     if noted:
-        say(f"{counted(noted, 'structure')} with residues or chains that were not compared")
+        say(
+            f"{counted(noted, 'structure')} with residues or chains that were not compared (named "
+            f"in the column notes of --output)"
+        )
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    # the longest row first: a monomer has no scores of interfaces
+    ordered = sorted(rows, key=len, reverse=True)
+    columns = list(dict.fromkeys(key for row in ordered for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:

@@ -19,7 +19,7 @@ from molfun.text import first_line
 
 _ROW = re.compile(r"^(?:, )?(?:line|row) \d+(?:, |: )")
 _QUOTED = re.compile(r"'[^']*'")
-_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?")
+_NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d(?:[\d,.]*\d)?(?:e[-+]?\d+)?\w*")
 
 
 def kind_of(text: str, source: object = "") -> str:
@@ -84,7 +84,7 @@ class Faults:
             lines = str(error).splitlines()[1:]
             cases = [line.strip() for line in lines if line.startswith("  ")]
             # names and values stay where there is one case
-            own = _fault(str(error).replace(str(source), "").strip()).rstrip(".")
+            own = _fault(str(error).removeprefix(str(source)).lstrip(" :,")).rstrip(".")
             kind = first_line(error).rstrip(":") if cases else own
             self.note(source, cases or [str(error)], kind)
 

@@ -218,8 +218,15 @@ def _protein(name: str, atoms: _Atoms, ligands: Counter[str], sequences: dict[st
         residue_index=residue_index,
         chain_index=chain_index,
         chain_ids=ids,
+        residue_ids=_names(author, atoms.cells[first, 26]),
         notes=tuple(closing_notes(Counter(breaks=breaks), ligands, absent, ids)),
     )
+
+
+def _names(author: Int64[np.ndarray, "residues"], insertions: np.ndarray) -> tuple[str, ...]:
+    """Return the number and insertion code of each residue, such as ``52A``."""
+    pairs = zip(author.tolist(), insertions.tolist(), strict=True)
+    return tuple(f"{number}{chr(code)}".rstrip() for number, code in pairs)
 
 
 def _chains(

@@ -20,7 +20,7 @@ from molfun.data.structure_files import StructureFiles, check_resolutions
 from molfun.data.structure_labels import sequence_fault, structure_label
 from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file
 from molfun.data.tables import Table, read_table
-from molfun.errors import ConfigError, DataError, StructureError
+from molfun.errors import ConfigError, DataError, StructureError, TableError
 from molfun.protein import CropPolicy, Protein
 from molfun.text import counted, few
 
@@ -273,6 +273,10 @@ def _found(
     id_column: str,
 ) -> tuple[Table, Source, str]:
     """Return the samples, where their files are, and the folders in which these were looked for."""
+    if not path.exists():
+        raise TableError(
+            f"{path} does not exist. Give a folder of structures, or a table of their ids or paths."
+        )
     if path.is_dir():
         if pdb_dir is not None:
             raise ConfigError(f"{path} is a folder of structures: leave out pdb_dir ({pdb_dir}).")

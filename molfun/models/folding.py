@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from molfun._io import sha256_of
@@ -19,7 +20,7 @@ from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
-from molfun.protein import RESIDUE_LETTERS_WITH_X, Protein
+from molfun.protein import RESIDUE_LETTERS_WITH_X, UNKNOWN_RESIDUE, Protein
 from molfun.sample import Sample
 from molfun.structures import files
 from molfun.structures.folded import ALONE, FoldedStructure, Maker
@@ -74,7 +75,26 @@ def samples_to_fold(data: Any) -> list[Sample]:
     """
     samples = [_with_protein(sample) for sample in all_samples(data)]
     refuse_nothing(samples)
+    without = [text for sample in samples if (text := _without_atoms(sample))]
+    if without:
+        raise DataError("\n".join(without))
     return samples
+
+
+def _without_atoms(sample: Sample) -> str:
+    """Say which chains of a sample would have no atoms; an empty text if none."""
+    protein = sample.protein
+    if protein is None:
+        return ""
+    known = np.unique(protein.chain_index[protein.aatype != UNKNOWN_RESIDUE])
+    unknown = [name for i, name in enumerate(protein.chain_ids) if i not in known]
+    if not unknown:
+        return ""
+    what = "chain" if len(unknown) == 1 else "chains"
+    return (
+        f"{sample.shown}: {what} {', '.join(unknown)} of unknown residues (X) alone, for which no "
+        f"atoms are predicted. Leave the {what} out."
+    )
 
 
 def folded(
@@ -100,7 +120,7 @@ def folded(
     ConfigError
         If the backbone predicts no structures, or an argument is out of range.
     """
-    _check(recycles, tolerance)
+    check_settings(models, recycles, tolerance)
     parts = {
         number: (models[number - 1], _folding(models[number - 1]), maker_of(models[number - 1]))
         for number in _distinct(models)
@@ -186,7 +206,17 @@ def _folding(model: AssembledModel) -> Any:
     return model.backbone
 
 
-def _check(recycles: int, tolerance: float | None) -> None:
+def check_settings(
+    models: Sequence[AssembledModel], recycles: int, tolerance: float | None
+) -> None:
+    """Refuse models that predict no structures, and arguments that are out of range.
+
+    Raises
+    ------
+    ConfigError
+        In one line.
+    """
+    _folding(models[0])
     if isinstance(recycles, bool) or not isinstance(recycles, int) or recycles < 0:
         raise ConfigError(f"recycles must be a whole number from 0 on, got {recycles!r}.")
     if tolerance is not None and not tolerance > 0:

@@ -70,5 +70,7 @@ class Skeleton(nn.Module):
                 build_task_head(name, one, backbone=self.backbone, seed=0)
                 for name, one in named_heads(only, heads, self.backbone).items()
             )
+            # what a backbone trains may depend on the heads that it serves
+            self.backbone.serve(self.heads)
         self.head: nn.Module | None = as_module(self.heads)
         self.strategy: FinetuneStrategy | None = None

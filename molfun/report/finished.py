@@ -67,6 +67,11 @@ class FinishedRun:
         # a model of a cross-validation is as good as another to say what was trained
         self._trained = RunFolder(self.path / self._first_fold) if self.folds else self.folder
         if not (self._trained.history.is_file() or self._trained.checkpoint.is_dir()):
+            if (self.path / "fold.json").is_file():
+                raise RunError(
+                    f"{path} holds structures of a fold that has not ended. Repeat its command, "
+                    f"which goes on, and then make the report."
+                )
             raise RunError(
                 f"{path} is no folder of a run: it holds neither history.csv nor checkpoint/. "
                 f"Give the folder that --output named."

@@ -49,7 +49,9 @@ def _system(structure: FoldedStructure) -> Any:
     system = modelcif.System(title=f"{structure.id}{made_by}", id=_block(structure))
     system.comments.extend(structure.notes)
     asym_units = list(_asym_units(structure))
-    assembly = modelcif.Assembly(asym_units, name="Predicted chains")
+    there = _chains_with_atoms(structure)
+    placed = [unit for index, unit in enumerate(asym_units) if index in there]
+    assembly = modelcif.Assembly(placed, name="Predicted chains")
     software = list(_software(structure))
     system.software.extend(software)
 
@@ -73,6 +75,12 @@ def _system(structure: FoldedStructure) -> Any:
     protocol.steps.append(step)
     system.protocols.append(protocol)
     return system
+
+
+def _chains_with_atoms(structure: FoldedStructure) -> set[int]:
+    """Return the chains that have a place in a model: not those of unknown residues alone."""
+    protein = structure.protein
+    return set(protein.chain_index[(protein.atom_mask > 0).any(-1)].tolist())
 
 
 def _block(structure: FoldedStructure) -> str:
@@ -220,8 +228,12 @@ def _metrics(structure: FoldedStructure, asym_units: list[Any], software: Any) -
     PLDDT.software = MeanPLDDT.software = PTM.software = IPTM.software = software
     place = _places(structure.protein.chain_index)
     yield MeanPLDDT(round(structure.mean_plddt, 3))
+    there = _chains_with_atoms(structure)
     for row, value in enumerate(structure.plddt.tolist()):
-        unit = asym_units[structure.protein.chain_index[row]]
+        chain = int(structure.protein.chain_index[row])
+        if chain not in there:
+            continue
+        unit = asym_units[chain]
         yield PLDDT(unit.residue(int(place[row])), round(value, 3))
     if structure.ptm is not None:
         yield PTM(round(structure.ptm, 4))

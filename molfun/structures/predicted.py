@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from molfun._io import write_text
-from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, Protein
+from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, UNKNOWN_RESIDUE, Protein
 from molfun.structures.files import file_stem
 from molfun.structures.folded import FoldedStructure, Maker
 from molfun.structures.modelcif import mmcif_text
@@ -97,6 +97,12 @@ def write_predicted(
     folder = structures_folder(table)
     scores, residues = [], []
     each = zip(result["ids"], result["positions"], result["plddt"], strict=True)
+    empty = [n for n in samples if (samples[n].aatype == UNKNOWN_RESIDUE).all()]
+    if empty:
+        logger.warning(
+            "No structure is written for %s of unknown residues alone: %s.",
+            counted(len(empty), "sample"), few(empty, limit=3),
+        )  # fmt: skip
     absent = [name for name in result["ids"] if name not in samples]
     if absent:
         logger.warning(
@@ -105,8 +111,11 @@ def write_predicted(
             counted(len(absent), "sample"), few(absent, limit=3),
         )  # fmt: skip
     stems = unique_stems(result["ids"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for former in folder.glob("*.cif"):
+        former.unlink()
     for name, positions, plddt in each:
-        if name not in samples:
+        if name not in samples or name in empty:
             continue
         known = samples[name]
         predicted = _predicted(known, positions)
@@ -118,7 +127,6 @@ def write_predicted(
             maker=maker,
             notes=(MADE,),
         )
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{stems[name]}.cif", mmcif_text(structure))
         if scored(known).any():
             row = {"id": name, "residues": len(known), "plddt": float(np.mean(plddt))}

@@ -66,6 +66,12 @@ def test_a_fasta_file(fold: Command) -> None:
 
 def test_a_table_and_structures(fold: Command, project: Path) -> None:
     rows = (project / "data.csv").read_text().splitlines()[:3]
+    # numbers of the file that do not begin at 1
+    moved = [
+        f"{line[:22]}{int(line[22:26]) + 100:4}{line[26:]}" if line.startswith("ATOM") else line
+        for line in Path("pdbs/s000.pdb").read_text().splitlines()
+    ]
+    Path("pdbs/s000.pdb").write_text("\n".join(moved) + "\n")
     Path("few.csv").write_text("\n".join(rows) + "\n")
     result = fold("--data", "few.csv", "--pdbs", "pdbs", "--output", "out", "--recycles", 0)
     assert result.exit_code == 0, result.output
@@ -142,6 +148,29 @@ def test_bad_sequences(fold: Command, text: str, message: str) -> None:
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_refused_folds_leave_no_folder_and_unknown_residues_are_told(fold: Command) -> None:
+    Path("unknown.fasta").write_text(">good\nMKTAYIAKQR\n>x\nXXXX\n>half\nMKTA:XX\n")
+    result = fold("--sequences", "unknown.fasta", "--output", "out")
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "x (unknown.fasta): chain A of unknown residues (X) alone, for which no atoms" in said
+    assert "half (unknown.fasta): chain B of unknown residues (X) alone" in said
+    result = fold("--output", "out", "--shard-size", 0)
+    assert result.exit_code == 1
+    assert "--shard-size must be at least 1, got 0." in result.output
+    assert not Path("out").exists()
+
+
+def test_a_report_of_a_fold_that_has_not_ended(fold: Command, molfun: Command) -> None:
+    assert fold("--output", "out", "--recycles", 0).exit_code == 0
+    Path("out/summary.csv").unlink()
+    result = molfun("report", "out")
+    assert result.exit_code == 1
+    assert "out holds structures of a fold that has not ended. Repeat its command" in " ".join(
+        result.output.split()
+    )
 
 
 def test_bad_tables_and_flags(fold: Command) -> None:

@@ -43,3 +43,4 @@ def test_the_command(
     assert "b is left out: b and b have no chain in common" in result.stderr
     assert [row.split(",")[0] for row in Path("all.csv").read_text().splitlines()] == ["id", "a"]
     assert molfun("score", "preds", "ref.pdb").exit_code == 1
+    assert "nothere does not exist." in molfun("score", "nothere", "refs").output

@@ -73,9 +73,24 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
     (model,) = shown.blocks[2].models
     assert "-99.00" in model.text
 
-    result = molfun("predict", "run/checkpoint", "--pdbs", "pdbs", "--output", "out.csv")
-    assert result.exit_code == 0, result.output
-    assert "10 predictions written to out.csv" in result.output
+    for more in ((), ("--overwrite",)):
+        result = molfun("predict", "run/checkpoint", "--pdbs", "pdbs", "--output", "out.csv", *more)
+        assert result.exit_code == 0, result.output
+        assert "10 predictions written to out.csv" in result.output
+        assert "Predicted structures and their scores written to out_structures" in result.output
+    assert len(list(Path("out_structures").iterdir())) == 10
+    Path("out_structures/mine.txt").write_text("kept")
+    result = molfun(
+        "predict", "run/checkpoint", "--pdbs", "pdbs", "--output", "out.csv", "--overwrite"
+    )
+    assert "out_structures would be written and is a folder with other files" in said(result)
+    assert Path("out_structures/mine.txt").read_text() == "kept"
+    result = molfun("check", "--task", "structure", "--pdbs", "pdbs", "--preset", "tiny")
+    assert " 0 FAILED" in result.output
+    result = molfun("check", "--task", "structure", "--pdbs", "gone", "--preset", "tiny")
+    assert "gone does not exist. Give a folder of structures, or a table of their ids or" in said(
+        result
+    )
     result = molfun("evaluate", "run/checkpoint", "--data", "pdbs")
     assert result.exit_code == 0, result.output
     assert "10 samples: loss=" in result.output

@@ -40,7 +40,9 @@ def assert_equal(left: Protein, right: Protein) -> None:
         one, other = getattr(left, name), getattr(right, name)
         assert one.dtype == other.dtype
         assert np.array_equal(one, other)
-    assert (left.name, left.chain_ids, left.notes) == (right.name, right.chain_ids, right.notes)
+    for name in ("name", "chain_ids", "residue_ids", "notes", "resolution"):
+        assert getattr(left, name) == getattr(right, name)
+    assert len(left.residue_ids) == len(left)
     assert [note.kind for note in left.notes] == [note.kind for note in right.notes]
 
 

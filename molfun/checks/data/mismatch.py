@@ -9,6 +9,7 @@ import numpy as np
 from molfun.checks.data.labels import values_of
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import Finding
+from molfun.data.kinds.structures import is_structure
 
 FEW_VALUES = 10
 """Distinct whole numbers up to which labels look like classes, if there are many samples."""
@@ -28,6 +29,8 @@ def check(subject: Subject) -> Iterator[Finding]:
         if labels.task == "regression":
             yield from _like_classes(subject, head)
     columns = {str(name).lower() for name in subject.parts["train"].metadata.columns}
+    if any(map(is_structure, subject.labels.values())):
+        columns -= {"sequence"}  # it has to agree with the structures
     for name, flags in OTHERS.get(subject.kind.name, {}).items():
         if name in columns - {used.lower() for used in subject.used}:
             yield Finding(

@@ -91,6 +91,7 @@ class Atoms(DataKind):
     title = "structures of atoms"
     unit = "atoms"
     backbone = "pet"
+    beside = "Structures with predicted forces"
     settings = AtomsSettings
     default_batch_size = 16  # metatrain's default
     suffixes = (".xyz", ".extxyz")

@@ -121,6 +121,8 @@ class DataKind(ABC):
     """True if ``data`` may be a list of files."""
     has_demo: ClassVar[bool] = False
     """True if `demo` makes samples."""
+    beside: ClassVar[str] = ""
+    """What `write_beside` writes, as the terminal names it."""
     groups_by: ClassVar[str | None] = None
     """Column of `SampleDataset.metadata` with the group of each sample, whatever the table calls
     it, where every split keeps groups whole."""

@@ -75,9 +75,13 @@ class Structures(DataKind):
     readers = dict.fromkeys((".pdb", ".ent", ".cif", ".mmcif"), "molfun.data.read_structure")
     chosen_by = ("pdbs", "features")
     has_demo = True
+    beside = "Predicted structures and their scores"
 
     def missing(self, settings: StructureSettings) -> str | None:
         """Ask for the folder of files; a table of sequences alone is for another backbone."""
+        heads = getattr(settings, "by_head", None) or {}
+        if any(one.labels.task not in TASKS for one in heads.values()):
+            return None  # a name that no task has is told first
         data = getattr(settings, "data", None)
         if data and (settings.pdbs or settings.features):
             return _unread(settings)
