@@ -237,7 +237,9 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
     clashes = [f"{name!r} stands there twice" for name in twice]
     clashes += files.name_clashes([sample.id for sample in samples])
     if clashes:
-        raise DataError(f"Every structure needs a name of its own:\n{listing(clashes)}")
+        raise DataError(
+            f"Every structure needs a name of its own:\n{listing(clashes)}\nRename one of each."
+        )
     read = ("sequences", "data", "pdbs", "alignments", "weights")
     inputs = {f"--{name}": getattr(wanted, name) for name in read}
     for name in (files.SUMMARY, NOTE):

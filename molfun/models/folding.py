@@ -235,7 +235,10 @@ def _with_protein(sample: Sample) -> Sample:
         wrong = sorted({c for c in chain.upper() if not c.isalpha() or c in "JO"})
         if wrong:
             letters = " ".join(map(repr, wrong))
-            raise DataError(f"{sample.shown} holds {letters}, which stands for no amino acid.")
+            raise DataError(
+                f"{sample.shown} holds {letters}, which stands for no amino acid. Leave it out, or "
+                f"write X for a residue that is not known."
+            )
     protein = Protein.from_chains(chains, name=sample.id).crop(sample.max_length)
     return replace(sample, sequence=None, protein=protein)
 
