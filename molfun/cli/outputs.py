@@ -55,12 +55,10 @@ def check_output(
         refuse_inputs(file, inputs)
     if path.is_dir():
         raise ConfigError(f"--output must name a file, and {path} is a folder.")
-    for file in beside:
-        if file.is_dir() and any(one.suffix != ".cif" for one in file.iterdir()):
-            raise ConfigError(
-                f"{file} would be written and is a folder with other files. Choose another "
-                f"--output."
-            )
+    for file in filter(_holds_others, beside):
+        raise ConfigError(
+            f"{file} would be written and is a folder with other files. Choose another --output."
+        )
     # lexists: a broken link is a name in use as well
     present = [str(file) for file in files if os.path.lexists(file)]
     if present and not overwrite:
@@ -69,6 +67,11 @@ def check_output(
             f"or choose another --output."
         )
     return path
+
+
+def _holds_others(folder: Path) -> bool:
+    """Return whether it is a folder with other files than predicted structures."""
+    return folder.is_dir() and any(one.suffix != ".cif" for one in folder.iterdir())
 
 
 def refuse_inputs(file: Path, inputs: Inputs) -> None:

@@ -57,11 +57,7 @@ def score_structures(given: Mapping[str, Any]) -> None:
 
 def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]:
     """Yield the name and both files of each structure."""
-    for path in (predicted, reference):
-        if not path.exists():
-            raise DataError(f"{path} does not exist.")
-    if predicted.is_dir() != reference.is_dir():
-        raise DataError("Give two files, or two folders whose files have the same names.")
+    _check_both(predicted, reference)
     if not predicted.is_dir():
         yield predicted.name.split(".")[0], predicted, reference
         return
@@ -76,6 +72,14 @@ def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]
             yield name, own, other
     if without:
         say(f"No reference for {counted(len(without), 'structure')}: {', '.join(without[:3])}")
+
+
+def _check_both(predicted: Path, reference: Path) -> None:
+    for path in (predicted, reference):
+        if not path.exists():
+            raise DataError(f"{path} does not exist.")
+    if predicted.is_dir() != reference.is_dir():
+        raise DataError("Give two files, or two folders whose files have the same names.")
 
 
 def _stem(path: Path) -> str:

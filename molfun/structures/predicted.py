@@ -97,25 +97,11 @@ def write_predicted(
     folder = structures_folder(table)
     scores, residues = [], []
     each = zip(result["ids"], result["positions"], result["plddt"], strict=True)
-    empty = [n for n in samples if (samples[n].aatype == UNKNOWN_RESIDUE).all()]
-    if empty:
-        logger.warning(
-            "No structure is written for %s of unknown residues alone: %s.",
-            counted(len(empty), "sample"), few(empty, limit=3),
-        )  # fmt: skip
-    absent = [name for name in result["ids"] if name not in samples]
-    if absent:
-        logger.warning(
-            "Predicted structures of %s of features are not written next to the table: %s. "
-            "molfun predict --structures DIR writes them.",
-            counted(len(absent), "sample"), few(absent, limit=3),
-        )  # fmt: skip
+    left_out = _left_out(result["ids"], samples)
     stems = unique_stems(result["ids"])
-    folder.mkdir(parents=True, exist_ok=True)
-    for former in folder.glob("*.cif"):
-        former.unlink()
+    _emptied(folder)
     for name, positions, plddt in each:
-        if name not in samples or name in empty:
+        if name in left_out:
             continue
         known = samples[name]
         predicted = _predicted(known, positions)
@@ -137,6 +123,31 @@ def write_predicted(
         _write(scores_table(table), ("id", "residues", "plddt", *NAMES), scores)
         _write(residues_table(table), tuple(residues[0]), residues)
     return folder
+
+
+def _left_out(ids: Sequence[str], samples: Mapping[str, Protein]) -> set[str]:
+    """Return the samples that have no structure to write; say which ones."""
+    empty = [n for n in samples if (samples[n].aatype == UNKNOWN_RESIDUE).all()]
+    if empty:
+        logger.warning(
+            "No structure is written for %s of unknown residues alone: %s.",
+            counted(len(empty), "sample"), few(empty, limit=3),
+        )  # fmt: skip
+    absent = [name for name in ids if name not in samples]
+    if absent:
+        logger.warning(
+            "Predicted structures of %s of features are not written next to the table: %s. "
+            "molfun predict --structures DIR writes them.",
+            counted(len(absent), "sample"), few(absent, limit=3),
+        )  # fmt: skip
+    return {*empty, *absent}
+
+
+def _emptied(folder: Path) -> None:
+    """Make a folder, or remove the structures of a former prediction from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for former in folder.glob("*.cif"):
+        former.unlink()
 
 
 def _predicted(known: Protein, positions: np.ndarray) -> Protein:

@@ -79,9 +79,8 @@ class Structures(DataKind):
 
     def missing(self, settings: StructureSettings) -> str | None:
         """Ask for the folder of files; a table of sequences alone is for another backbone."""
-        heads = getattr(settings, "by_head", None) or {}
-        if any(one.labels.task not in TASKS for one in heads.values()):
-            return None  # a name that no task has is told first
+        if _unknown_task(settings):
+            return None  # which is told first
         data = getattr(settings, "data", None)
         if data and (settings.pdbs or settings.features):
             return _unread(settings)
@@ -224,6 +223,12 @@ STRUCTURE = "structure"
 def is_structure(labels: Labels) -> bool:
     """Return True for a task whose labels are the structures of the samples."""
     return labels.task in TASKS and bool(TASKS.about(labels.task, "labels_from_structure"))
+
+
+def _unknown_task(settings: Any) -> bool:
+    """Return True where a head has the name of no task."""
+    heads = getattr(settings, "by_head", None) or {}
+    return any(one.labels.task not in TASKS for one in heads.values())
 
 
 def _learns_structures(settings: Any) -> bool:
