@@ -31,8 +31,6 @@ from molfun.strict import check_choice
 from molfun.structures import files
 from molfun.text import counted, listing
 
-NOTE = "fold.json"
-"""File that names the model and the settings behind the structures of a folder."""
 SHOWN = 10
 """Structures that the terminal lists."""
 
@@ -242,7 +240,7 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
         )
     read = ("sequences", "data", "pdbs", "alignments", "weights")
     inputs = {f"--{name}": getattr(wanted, name) for name in read}
-    for name in (files.SUMMARY, NOTE):
+    for name in (files.SUMMARY, files.NOTE):
         refuse_inputs(as_path(wanted.output) / name, inputs)
 
 
@@ -251,7 +249,7 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
 
 def _claim(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
     """Check that structures in the folder have the same origin, or remove them if asked to."""
-    note = folder / NOTE
+    note = folder / files.NOTE
     stored = _read(note)
     if stored is None:
         _refuse_others(folder)

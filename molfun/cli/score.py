@@ -61,10 +61,10 @@ def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]
     if not predicted.is_dir():
         yield predicted.name.split(".")[0], predicted, reference
         return
-    references = FolderIndex(reference)
+    predictions, references = FolderIndex(predicted), FolderIndex(reference)
     without = []
     for name in sorted({_stem(path) for path in predicted.iterdir() if _stem(path)}):
-        own = FolderIndex(predicted).find(name, SUFFIXES)
+        own = predictions.find(name, SUFFIXES)
         other = references.find(name, SUFFIXES)
         if own is None or other is None:
             without.append(name)

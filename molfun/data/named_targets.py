@@ -11,6 +11,7 @@ import numpy as np
 from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
 from molfun.data.structure_files import StructureFiles
+from molfun.data.structure_labels import label_fault
 from molfun.errors import ConfigError, DataError
 from molfun.protein import DrawPolicy, Protein
 from molfun.sample import Sample, is_missing
@@ -115,6 +116,7 @@ class NamedTargets(SampleDataset):
             name: _as_label(sample.protein, labels[place])
             for name, labels in self._structures.items()
             if not is_missing(labels[place])
+            and not (sample.drawn and sample.protein is not None and label_fault(sample.protein))
         }
         return replace(sample, target=self._targets[place] | structure)
 

@@ -23,6 +23,7 @@ from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
 from molfun.runs.folder import ATTRIBUTIONS, CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
+from molfun.structures.files import NOTE
 from molfun.training.history import History
 
 PARTS = ("test", "out_of_fold", "val")
@@ -67,7 +68,7 @@ class FinishedRun:
         # a model of a cross-validation is as good as another to say what was trained
         self._trained = RunFolder(self.path / self._first_fold) if self.folds else self.folder
         if not (self._trained.history.is_file() or self._trained.checkpoint.is_dir()):
-            if (self.path / "fold.json").is_file():
+            if (self.path / NOTE).is_file():
                 raise RunError(
                     f"{path} holds structures of a fold that has not ended. Repeat its command, "
                     f"which goes on, and then make the report."

@@ -22,6 +22,8 @@ from molfun.text import first_line
 
 SUMMARY = "summary.csv"
 """Table of all structures of a folder, most confident first."""
+NOTE = "fold.json"
+"""File that names the model and the settings behind the structures of a folder."""
 COLUMNS = ("id", "confidence", "plddt", "ptm", "iptm", "length", "chains", "recycles", "notes")
 SCORES = ("confidence", "plddt", "ptm", "iptm")
 OF_ENSEMBLE = ("member", "spread")

@@ -87,6 +87,9 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
     assert Path("out_structures/mine.txt").read_text() == "kept"
     result = molfun("check", "--task", "structure", "--pdbs", "pdbs", "--preset", "tiny")
     assert " 0 FAILED" in result.output
+    result = molfun("fine-tune", "--task", "structur", "--pdbs", "pdbs", "--preset", "tiny")
+    assert "'structur'" in said(result)
+    assert "Did you mean 'structure'?" in said(result)
     result = molfun("check", "--task", "structure", "--pdbs", "gone", "--preset", "tiny")
     assert "gone does not exist. Give a folder of structures, or a table of their ids or" in said(
         result

@@ -134,6 +134,28 @@ def test_files_claim_no_passes_and_features_alone_are_told(
     assert "recycling passes of the training" in " ".join(text.split())
 
 
+def test_a_chain_of_unknown_residues_has_no_place_in_the_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = joined(chain(SEQUENCE), chain(SEQUENCE[:8], at=(12, 0, 0)))
+    alone = known.chain_index == 1
+    kinds, mask = known.aatype.copy(), known.atom_mask.copy()
+    kinds[alone], mask[alone] = UNKNOWN_RESIDUE, 0
+    half = replace(known, aatype=kinds, atom_mask=mask)
+    empty = half.take(np.flatnonzero(alone))
+    positions = np.where(mask[..., None] > 0, known.atom_positions, np.nan)
+    result = {
+        "ids": ["half", "empty"],
+        "positions": [positions, positions[alone]],
+        "plddt": [np.full(len(known), 50.0), np.full(8, 50.0)],
+    }
+    folder = write_predicted(tmp_path / "t.csv", result, {"half": half, "empty": empty}, MAKER)
+    assert folder is not None
+    assert [path.name for path in folder.iterdir()] == ["half.cif"]
+    assert len(read_structure(folder / "half.cif")) == len(SEQUENCE)
+    assert "No structure is written for 1 sample of unknown residues alone: empty" in caplog.text
+
+
 def test_nothing_is_written_for_other_predictions(tmp_path: Path) -> None:
     assert write_predicted(tmp_path / "x.csv", {"prediction": [1.0]}, {}, MAKER) is None
     assert not list(tmp_path.iterdir())

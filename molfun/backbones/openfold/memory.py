@@ -147,7 +147,7 @@ def _block_bytes(shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step keeps.
+    """Activations that a step keeps, and the peak of its memory.
 
     Parameters
     ----------

@@ -122,7 +122,7 @@ class DataKind(ABC):
     has_demo: ClassVar[bool] = False
     """True if `demo` makes samples."""
     beside: ClassVar[str] = ""
-    """What `write_beside` writes, as the terminal names it."""
+    """Name of the files of `write_beside`, for the terminal."""
     groups_by: ClassVar[str | None] = None
     """Column of `SampleDataset.metadata` with the group of each sample, whatever the table calls
     it, where every split keeps groups whole."""
