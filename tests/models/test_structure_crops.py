@@ -10,7 +10,7 @@ from fit_runs import Crash, StopAt
 from pdb_text import pdb_chain
 from tiny import build_tiny_model
 
-from molfun.data import StructureDataset
+from molfun.data import NamedTargets, StructureDataset
 from molfun.data.structure_labels import has_frame
 from molfun.strategies import PartialFinetune
 from molfun.training import Callback
@@ -69,3 +69,9 @@ def test_a_drawn_crop_without_frames_has_no_label(tmp_path: Path) -> None:
     assert True in labelled
     assert False in labelled
     assert labelled == [has_frame(s.protein).sum() >= 2 for s in samples]
+    # and the same next to labels of other heads
+    whole = StructureDataset.from_folder(tmp_path, max_length=4)
+    named = NamedTargets({"structure": whole}).random_crops("contiguous")
+    for seed, expected in enumerate(labelled):
+        torch.manual_seed(seed)
+        assert ("structure" in named[0].target) == expected
