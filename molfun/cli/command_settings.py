@@ -103,8 +103,8 @@ class FoldSettings(Command):
     sequence_column: str = option("sequence", "Column of sequences.", panel=DATA)
     id_column: str | None = option(None, "Column of ids.", panel=DATA, shown="pdb_id with --pdbs")
     pdbs: str | None = option(
-        None, "Folder of structures whose sequences, chains and numbers are used.", panel=DATA,
-        path=True,
+        None, "Folder of structures whose sequences, chains and numbers are used; alone, all.",
+        panel=DATA, path=True,
     )  # fmt: skip
     alignments: str | None = option(None, "Folder of alignments {id}/*.a3m.", panel=DATA, path=True)
     backbone: str = option("openfold", "Base model, without CHECKPOINT.", panel=MODEL)

@@ -164,8 +164,10 @@ def _cell(value: float | None, width: int, digits: int) -> str:
 
 def _samples(wanted: FoldSettings) -> list[Sample]:
     given = [name for name in ("sequences", "data") if getattr(wanted, name) is not None]
+    if not given and wanted.pdbs is not None:
+        return _of_folder(wanted.pdbs, wanted.alignments)
     if len(given) != 1:
-        raise ConfigError("Give either --sequences FASTA or --data TABLE.")
+        raise ConfigError("Give either --sequences FASTA, --data TABLE or --pdbs FOLDER.")
     source = str(getattr(wanted, given[0]))
     if wanted.pdbs is not None:
         return _of_structures(wanted, source)
@@ -209,6 +211,16 @@ def _of_structures(wanted: FoldSettings, source: str) -> list[Sample]:
         alignments_dir=wanted.alignments,
         id_column=wanted.id_column or "pdb_id",
         require_target=False,
+    ).check()
+    return [dataset[i] for i in range(len(dataset))]
+
+
+def _of_folder(folder: str, alignments: str | None) -> list[Sample]:
+    """Read the proteins of all structure files of a folder."""
+    from molfun.data.structure_dataset import StructureDataset
+
+    dataset = StructureDataset.from_folder(
+        folder, alignments_dir=alignments, require_labels=False
     ).check()
     return [dataset[i] for i in range(len(dataset))]
 

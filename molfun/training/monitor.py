@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 
 from molfun.errors import ConfigError
 from molfun.strategies.base import FinetuneStrategy
@@ -12,6 +13,23 @@ from molfun.training.history import Row, monitored
 from molfun.training.runner import Runner
 
 logger = logging.getLogger(__name__)
+
+
+def check_monitor(name: str, metrics: Iterable[str]) -> None:
+    """Refuse a value that no row of the history will have.
+
+    Raises
+    ------
+    ConfigError
+        With the names that there are.
+
+    Examples
+    --------
+    >>> check_monitor("val/rmse", ["rmse", "spearman"])
+    """
+    known = ["val/loss", *(f"val/{metric}" for metric in metrics)]
+    if name not in known:
+        raise ConfigError(unknown_name("monitor", name, known))
 
 
 class Monitor:
@@ -33,9 +51,7 @@ class Monitor:
     def __init__(self, strategy: FinetuneStrategy, runner: Runner) -> None:
         self.name, self._strategy = strategy.monitor, strategy
         # the task's metrics are known before the first epoch, so a misspelt name ends no run late
-        known = ["val/loss", *(f"val/{metric}" for metric in runner.metric_names)]
-        if self.name not in known:
-            raise ConfigError(unknown_name("monitor", self.name, known))
+        check_monitor(self.name, runner.metric_names)
         self.higher_is_better = self.name.removeprefix("val/") in runner.higher_is_better
 
     def need_validation(self) -> None:

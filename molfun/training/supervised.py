@@ -138,14 +138,7 @@ class SupervisedRunner(Runner):
     ) -> None:
         self.backbone, self.heads, self.head = backbone, tuple(heads), as_module(heads)
         self.device, self.autocast = device, autocast
-        self.metric_names = [
-            *(part.key("loss") for part in heads if part.name),
-            *(
-                part.key(name)
-                for part in heads
-                for name in (*part.task.metric_names, *part.task.term_names)
-            ),
-        ]
+        self.metric_names = metric_names(heads)
         self.higher_is_better = frozenset(
             part.key(name) for part in heads for name in part.task.higher_is_better
         )
@@ -299,6 +292,19 @@ class SupervisedRunner(Runner):
         """Put it back."""
         if "steps" in state:
             self._tell_steps(int(state["steps"]))
+
+
+def metric_names(heads: Iterable[TaskHead]) -> list[str]:
+    """Return the names of what an epoch measures of heads, as in a row after ``val/``."""
+    heads = list(heads)
+    return [
+        *(part.key("loss") for part in heads if part.name),
+        *(
+            part.key(name)
+            for part in heads
+            for name in (*part.task.metric_names, *part.task.term_names)
+        ),
+    ]
 
 
 def _mean_of_pairs(pairs: Sequence[tuple[float, int]]) -> float:

@@ -464,6 +464,8 @@ def test_what_auto_would_take_and_what_trains() -> None:
     assert line["facts"]["trained"] == line["facts"]["weights"]
     late = texts(of_sequences("--warmup", 500), "WARNING")
     assert "schedule: The warm-up of 500 steps is not shorter than the run" in late
+    misspelt = texts(of_sequences("--monitor", "val/spearmn"), "FAILED")
+    assert "strategy: head_only: Unknown monitor 'val/spearmn'; known: val/loss" in misspelt
 
 
 def test_nothing_to_train_and_missing_weights_fail() -> None:

@@ -30,7 +30,8 @@ def fold(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     Path("x.fasta").write_text(text + ">hetero\nMKTA\n>hetero\nGSH\n")
 
     def run(*arguments: object) -> Result:
-        source = () if {"--data", "--sequences"} & set(arguments) else ("--sequences", "x.fasta")
+        sourced = {"--data", "--sequences", "--pdbs"} & set(arguments)
+        source = () if sourced else ("--sequences", "x.fasta")
         options = ("--preset", "tiny", "--device", "cpu", "--no-plots")
         return molfun("fold", *source, *options, *arguments)
 
@@ -83,6 +84,16 @@ def test_a_table_and_structures(fold: Command, project: Path) -> None:
     result = fold("--data", "seq.csv", "--id-column", "name", "--output", "two", "--recycles", 0)
     assert result.exit_code == 0, result.output
     assert table("two/summary.csv")["b"]["chains"] == "2"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_folder_of_structures_needs_no_table(fold: Command) -> None:
+    others = sorted(Path("pdbs").iterdir())[2:]
+    for path in others:
+        path.unlink()
+    result = fold("--pdbs", "pdbs", "--output", "out", "--recycles", 0)
+    assert result.exit_code == 0, result.output
+    assert sorted(table("out/summary.csv")) == ["s000", "s001"]
 
 
 def test_what_is_there_is_not_computed_again(fold: Command) -> None:

@@ -9,7 +9,9 @@ from molfun.checks.findings import Finding
 from molfun.checks.logs import as_finding, kept_warnings
 from molfun.errors import MolfunError
 from molfun.strategies.auto import recommend
+from molfun.training.monitor import check_monitor
 from molfun.training.schedule import warmup_of
+from molfun.training.supervised import metric_names
 from molfun.training.task_head import has_label
 
 TRAINS_MUCH = ("full", "partial")
@@ -20,6 +22,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     if subject.model is None or subject.strategy is None:
         return
     try:
+        check_monitor(subject.strategy.monitor, metric_names(subject.heads))
         subject.strategy.setup(subject.model)
     except MolfunError as error:
         text = f"{subject.strategy.name}: {error}"
