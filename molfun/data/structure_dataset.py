@@ -17,7 +17,7 @@ from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import numeric
 from molfun.data.folders import FolderIndex
 from molfun.data.structure_files import StructureFiles, check_resolutions
-from molfun.data.structure_labels import sequence_fault, structure_label
+from molfun.data.structure_labels import label_fault, sequence_fault, structure_label
 from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file
 from molfun.data.tables import Table, read_table
 from molfun.errors import ConfigError, DataError, StructureError, TableError
@@ -192,7 +192,12 @@ class StructureDataset(StructureFiles):
     def _structure(self, name: str) -> Protein | None:
         if self._source.label_fault(name):
             return None
-        return structure_label(self._source.protein(name))
+        label = structure_label(self._source.protein(name))
+        # the fixed crop may have no frame where the whole structure has; a drawn one is looked at
+        # when it is drawn
+        if label is not None and self.draw is None and label_fault(label):
+            return None
+        return label
 
     _verb = "used"
 
