@@ -15,6 +15,7 @@ from molfun.registry import TASKS
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
     from molfun.data.structure_files import StructureFiles
+    from molfun.sample import Sample
 
 logger = logging.getLogger(__name__)
 
