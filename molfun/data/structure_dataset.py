@@ -134,6 +134,7 @@ class StructureDataset(StructureFiles):
         check_resolutions(max_resolution=max_resolution, resolution=resolution)
         table, source, folders = _found(as_path(data), pdb_dir, alignments_dir, id_column)
         source.max_length, source.crop, source.keep_whole = max_length, crop, max_length is not None
+        source.with_unobserved = True
         source.columns = {"id_column": id_column}
         table = drop_missing(table, source, folders, skip_missing=skip_missing)
         dataset = cls(table, source)
@@ -151,6 +152,9 @@ class StructureDataset(StructureFiles):
     def of_source(cls, table: Table, source: Source, *, resolution: float | None = None) -> Self:
         """Make one of samples of another data set; see `AffinityDataset.structures`."""
         check_resolutions(resolution=resolution)
+        if source.max_length is not None and not source.keep_whole:
+            source.keep_whole = True
+            source.parsed.clear()  # what was read came without the copies of its chains
         dataset = cls(table, source)
         dataset.require_labels = False
         dataset = dataset.check()._assuming(resolution)

@@ -72,8 +72,9 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
     mask_msa
-        Whether to mask 15 % of the MSA at random, as in AlphaFold's training. Off by default, so
-        that a sample always gives the same input.
+        Whether to mask 15 % of the MSA, as AlphaFold does in training and prediction. What is
+        masked follows from the content of a sample and is the same in every epoch, so that caches
+        hold; AlphaFold draws it anew. Off by default: the model then reads the whole alignment.
     checkpointing
         Whether to recompute activations of each block in the backward pass instead of keeping them:
         a tenth of the memory for a third more time, and the same numbers. None decides by the
