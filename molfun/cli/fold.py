@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -293,12 +292,9 @@ def _read(path: Path) -> Any:
         return None
 
 
-_SHARD = re.compile(r"\d{5}-of-\d{5}")
-
-
 def _remove(folder: Path) -> None:
     """Remove the structures of a former run: the files next to each note of a request."""
-    for place in (folder, *(p for p in folder.iterdir() if _SHARD.fullmatch(p.name))):
+    for place in (folder, *files.numbered_folders(folder)):
         for request in list(place.glob("*_request.json")):
             stem = request.name.removesuffix("_request.json")
             for own in (place, *place.glob(files.member_folder("*"))):

@@ -31,6 +31,7 @@ OF_ENSEMBLE = ("member", "spread")
 CONFIDENCE = "_confidence.json"
 ENDINGS = (".pdb", CONFIDENCE, "_pae.npz", "_confidence.png", ".cif")
 """Endings of the files of a structure, in the order in which they are written."""
+_NUMBERED = re.compile(r"\d{5}-of-\d{5}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -91,6 +92,21 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
 def member_folder(number: int | str | None) -> str:
     """Return the name of the folder for the structures of a model; ``"*"`` matches all."""
     return f"member_{number}"
+
+
+def numbered_folders(folder: Path) -> list[Path]:
+    """Return the folders in which the structures of a large fold lie, in their order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("00001-of-00002", "00000-of-00002", "mine-of-old"):
+    ...     (folder / name).mkdir()
+    >>> [place.name for place in numbered_folders(folder)]
+    ['00000-of-00002', '00001-of-00002']
+    """
+    return sorted(p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name) and p.is_dir())
 
 
 def confidence(structure: FoldedStructure) -> dict[str, Any]:
