@@ -242,13 +242,7 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
     """Refuse what cannot be written, before the model is read."""
     if wanted.shard_size < 1:
         raise ConfigError(f"--shard-size must be at least 1, got {wanted.shard_size}.")
-    twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
-    clashes = [f"{name!r} stands there twice" for name in twice]
-    clashes += files.name_clashes([sample.id for sample in samples])
-    if clashes:
-        raise DataError(
-            f"Every structure needs a name of its own:\n{listing(clashes)}\nRename one of each."
-        )
+    files.check_names([sample.id for sample in samples])
     read = ("sequences", "data", "pdbs", "alignments", "weights")
     inputs = {f"--{name}": getattr(wanted, name) for name in read}
     for name in (files.SUMMARY, files.NOTE):

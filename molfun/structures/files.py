@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from molfun._io import atomic_path, write_text
-from molfun.errors import RunError
+from molfun.errors import DataError, RunError
 from molfun.structures.folded import FoldedStructure
 from molfun.structures.modelcif import mmcif_text
 from molfun.structures.pdb import pdb_text, why_not_pdb
-from molfun.text import first_line
+from molfun.text import first_line, listing
 
 SUMMARY = "summary.csv"
 """Table of all structures of a folder, most confident first."""
@@ -226,3 +227,19 @@ def name_clashes(names: Sequence[str]) -> list[str]:
         if other != name:
             clashes.append(f"{other!r} and {name!r} would both be {file_stem(name)}.cif")
     return clashes
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that the files of each id have a name of their own.
+
+    Raises
+    ------
+    DataError
+        Naming the ids that have not.
+    """
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    clashes = [f"{name!r} stands there twice" for name in twice] + name_clashes(names)
+    if clashes:
+        raise DataError(
+            f"Every structure needs a name of its own:\n{listing(clashes)}\nRename one of each."
+        )
