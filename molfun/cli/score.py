@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +80,26 @@ def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]
         yield name_of_file(predicted), predicted, reference
         return
     predictions, references = _places(predicted), _places(reference)
-    # names that differ in case alone are one structure, unless the very name is there
-    folded = {name.casefold(): name for name in references}
-    partners = {
-        name: name if name in references else folded.get(name.casefold()) for name in predictions
-    }
-    for name, partner in sorted(partners.items()):
+    partners = _partners(sorted(predictions), references)
+    for name, partner in partners.items():
         own = predictions[name].find(name, STRUCTURE_SUFFIXES)
-        other = None if partner is None else references[partner].find(partner, STRUCTURE_SUFFIXES)
+        other = references[partner].find(partner, STRUCTURE_SUFFIXES)
         if own is not None and other is not None:
             yield name, own, other
-    alone = sorted(name for name, partner in partners.items() if partner is None)
-    if alone:
-        say(f"No reference for {counted(len(alone), 'structure')}: {', '.join(alone[:3])}")
-    unmet = sorted(references.keys() - set(partners.values()))
-    if unmet:
-        say(f"No prediction for {counted(len(unmet), 'reference')}: {', '.join(unmet[:3])}")
+    _say_alone("reference", "structure", predictions.keys() - partners.keys())
+    _say_alone("prediction", "reference", references.keys() - set(partners.values()))
+
+
+def _partners(names: Sequence[str], references: Collection[str]) -> dict[str, str]:
+    """Return the reference of each name: the very same one, or one that differs in case alone."""
+    folded = {name.casefold(): name for name in references}
+    found = {n: n if n in references else folded.get(n.casefold()) for n in names}
+    return {name: partner for name, partner in found.items() if partner is not None}
+
+
+def _say_alone(what: str, of: str, names: Collection[str]) -> None:
+    if names:
+        say(f"No {what} for {counted(len(names), of)}: {', '.join(sorted(names)[:3])}")
 
 
 def _places(folder: Path) -> dict[str, FolderIndex]:

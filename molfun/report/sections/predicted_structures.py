@@ -100,35 +100,43 @@ class _Drawn:
 
 
 def _views(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterator[Any]:
-    """Yield predictions on their known structures, and what is not shown."""
-    known = samples(run, [row["id"] for row in rows])
-    # the order of the whole table, by which files were named
-    stems = unique_stems([next(iter(row.values()), "") for row in _rows(table)])
-    models: list[Model3D] = []
-    missing: list[str] = []
-    alone = 0
+    """Yield predictions on their known structures, as many as have room, and what is not shown."""
+    shown, missing = _read(run, table, rows)
+    models: dict[str, Model3D] = {}
+    room = MOST_TEXT
     for row in rows:
         name = row["id"]
-        sample = known.get(name)
-        path = structures_folder(table) / f"{stems.get(name, name)}.cif"
-        try:
-            drawn = _drawn(read_structure(path), None if sample is None else sample.protein)
-        except MolfunError as error:  # files may have changed since the run
-            missing.append(f"{name} ({first_line(error)})")
+        if name not in shown:
             continue
-        if sum(len(model.text) for model in models) + len(drawn.text) > MOST_TEXT:
+        if len(shown[name].text) > room:
             missing.append(f"{name} (too large for the room of a report)")
             continue
-        models.append(
-            Model3D(f"{name}: lDDT {number(_value(row, 'lddt_ca'))}", drawn.text, "plddt")
-        )
-        if drawn.alone:
-            alone += 1
-            missing.append(f"the known structure of {name} ({drawn.alone})")
+        room -= len(shown[name].text)
+        words = f"{name}: lDDT {number(_value(row, 'lddt_ca'))}"
+        models[name] = Model3D(words, shown[name].text, "plddt")
+    alone = {name: shown[name].alone for name in models if shown[name].alone}
     if models:
-        yield _captioned(models, on_known=alone < len(models))
+        yield _captioned(list(models.values()), on_known=len(alone) < len(models))
+    missing += [f"the known structure of {name} ({why})" for name, why in alone.items()]
     if missing:
         yield Text(f"Not shown: {'; '.join(missing)}.", "note")
+
+
+def _read(
+    run: FinishedRun, table: Path, rows: list[dict[str, str]]
+) -> tuple[dict[str, _Drawn], list[str]]:
+    """Return predictions on their known structures by id, and those that cannot be read."""
+    known = {name: sample.protein for name, sample in samples(run, [r["id"] for r in rows]).items()}
+    # the order of the whole table, by which files were named
+    stems = unique_stems([next(iter(row.values()), "") for row in _rows(table)])
+    found, missing = {}, []
+    for name in [row["id"] for row in rows]:
+        path = structures_folder(table) / f"{stems.get(name, name)}.cif"
+        try:
+            found[name] = _drawn(read_structure(path), known.get(name))
+        except MolfunError as error:  # files may have changed since the run
+            missing.append(f"{name} ({first_line(error)})")
+    return found, missing
 
 
 def _captioned(models: list[Model3D], *, on_known: bool) -> Structures:
