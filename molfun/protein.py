@@ -104,6 +104,9 @@ class Protein:
     resolution
         Resolution of the experiment in angstrom; None where there is none, or it is not known. No
         backbone sees it, and losses of confidence count only where it is good.
+    whole
+        Of a crop of several chains, the structure before it, by which identical chains are told; no
+        backbone sees it. None where nothing was cropped.
     notes
         Changes and choices of the reader, one sentence each, for the user.
     """
@@ -120,6 +123,7 @@ class Protein:
     positions: Int64[np.ndarray, "length"] = field(default_factory=lambda: np.zeros(0, np.int64))
     residue_ids: tuple[str, ...] = ()
     resolution: float | None = None
+    whole: Protein | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -242,9 +246,7 @@ class Protein:
             several = len(np.unique(self.chain_index)) > 1 and bool(self.atom_mask.any())
             policy = "spatial" if several else "contiguous"
         chosen = self._spatial(max_length) if policy == "spatial" else self._contiguous(max_length)
-        sentence = f"cropped from {len(self)} to {max_length} residues ({policy})"
-        note = Note(sentence, "cropped")
-        return replace(self.take(chosen), notes=(*self.notes, note))
+        return self._cropped(chosen, policy)
 
     def random_crop(
         self, max_length: int, policy: DrawPolicy, generator: np.random.Generator
@@ -287,8 +289,17 @@ class Protein:
             chosen = _random_windows(self.chain_index, max_length, generator)
         else:
             chosen = self._around_one(max_length, generator, interface=policy == "interface")
-        sentence = f"cropped from {len(self)} to {max_length} residues ({policy}, drawn)"
-        return replace(self.take(chosen), notes=(*self.notes, Note(sentence, "cropped")))
+        return self._cropped(chosen, f"{policy}, drawn")
+
+    def _cropped(self, chosen: Int64[np.ndarray, "kept"], how: str) -> Protein:
+        sentence = f"cropped from {len(self)} to {len(chosen)} residues ({how})"
+        before = self if self.whole is None else self.whole
+        return replace(
+            self.take(chosen),
+            # of one chain it would only take memory
+            whole=before if len(np.unique(before.chain_index)) > 1 else None,
+            notes=(*self.notes, Note(sentence, "cropped")),
+        )
 
     def _around_one(
         self, max_length: int, generator: np.random.Generator, *, interface: bool

@@ -65,7 +65,8 @@ def run(
     ------
     RunError
         If the folder holds structures of another model or other settings, or other files; after
-        all others are folded, if a sample takes more memory than is free.
+        all others are folded, if a sample takes more memory than is free or has coordinates that
+        are not finite.
     """
     folder = as_path(wanted.output)
     with DirectoryLock(folder):
@@ -87,9 +88,9 @@ def run(
         _say(rows, folder)
     if failed:
         raise RunError(
-            f"{len(failed)} of {counted(len(samples), 'sample')} not folded for want of memory: "
-            f"{', '.join(list(failed)[:3])}. The others are in {folder}; the same command on a "
-            f"larger machine adds what is missing."
+            f"{len(failed)} of {counted(len(samples), 'sample')} not folded: "
+            f"{', '.join(list(failed)[:3])}; the lines above and {files.SUMMARY} say why. The "
+            f"others are in {folder}; the same command on a machine that can adds what is missing."
         )
 
 
@@ -100,7 +101,7 @@ def _fold_missing(
     wanted: FoldSettings,
 ) -> dict[str, str]:
     """Fold and write what is not there; return why some samples were not folded, by id."""
-    work = [s for s in samples if not _is_done(places[s.id], s)]
+    work = [s for s in samples if not _is_done(places[s.id], s, plots=wanted.plots)]
     if len(work) < len(samples):
         say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
     failed = too_large(models[0], work)
@@ -109,8 +110,14 @@ def _fold_missing(
     work = [sample for sample in work if sample.id not in failed]
     made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
     for sample, structure in zip(Progress(work, "folding"), made, strict=True):
-        shown = files.as_one_chain(structure) if wanted.unify_chains else structure
         place = places[sample.id]
+        # of a former input: a stop between the note and the files would leave them as the new ones
+        files.remove_structure(place, sample.id)
+        if reason := folding.why_unusable(structure):
+            say(f"Not folded: {reason}")
+            failed[sample.id] = reason
+            continue
+        shown = files.as_one_chain(structure) if wanted.unify_chains else structure
         write_json(_request(place, sample.id), {"input": sample.content_key()})
         files.write_structure(shown, place, plots=wanted.plots)
     return failed
@@ -312,9 +319,9 @@ def _request(place: Path, name: str) -> Path:
     return place / f"{files.file_stem(name)}_request.json"
 
 
-def _is_done(place: Path, sample: Sample) -> bool:
+def _is_done(place: Path, sample: Sample, *, plots: bool) -> bool:
     """Return whether the structure of this very input is there, with all of its files."""
-    if not files.is_complete(place, sample.id):
+    if not files.is_complete(place, sample.id, plots=plots):
         return False
     stored = _read(_request(place, sample.id))
     return isinstance(stored, dict) and stored.get("input") == sample.content_key()

@@ -19,8 +19,9 @@ from molfun.data.faults import report
 from molfun.data.feature_files import FEATURE_SUFFIXES, read_features
 from molfun.data.folders import FolderIndex, with_alignments
 from molfun.data.structure_labels import label_fault
-from molfun.data.structures import STRUCTURE_SUFFIXES, read_structure, read_with_experiment
+from molfun.data.structures import STRUCTURE_SUFFIXES, read_with_experiment
 from molfun.data.tables import Table
+from molfun.data.unobserved import with_unobserved
 from molfun.errors import DataError, UnsafeFileError
 from molfun.protein import RESIDUE_LETTERS_WITH_X, CropPolicy, Protein
 from molfun.text import counted, few, listing
@@ -67,7 +68,10 @@ class Source:
     chains: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     keep_whole: bool = False
-    """True to keep whole structures next to their crops, for crops that are drawn in training."""
+    """True to keep whole structures next to their crops, for crops that are drawn in training and
+    for the copies of a chain."""
+    with_unobserved: bool = False
+    """True to read residues without coordinates as well, as labels of structures have them."""
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"id_column": "pdb_id", "target_column": "affinity"}
     )
@@ -103,7 +107,7 @@ class Source:
             return protein
         held = self._parse(name)
         if held.whole is None:
-            held.whole = read_structure(self.structures[name])
+            held.whole, _ = _whole(self.structures[name], self.with_unobserved)
         return replace(held.whole, resolution=protein.resolution)
 
     def label_fault(self, name: str) -> str:
@@ -134,8 +138,9 @@ class Source:
     def _read(self) -> Callable[[Path], Parsed]:
         """Function that reads a file; it can be sent to other processes."""
         return functools.partial(
-            _parsed, max_length=self.max_length, crop=self.crop, keep_whole=self.keep_whole
-        )
+            _parsed, max_length=self.max_length, crop=self.crop, keep_whole=self.keep_whole,
+            unobserved=self.with_unobserved,
+        )  # fmt: skip
 
     def _keep(self, name: str, found: Parsed) -> None:
         self.parsed[name] = found
@@ -160,16 +165,25 @@ class Source:
                     self._keep(name, found)
 
 
-def _parsed(path: Path, *, max_length: int | None, crop: CropPolicy, keep_whole: bool) -> Parsed:
-    protein, experiment = read_with_experiment(path)
+def _parsed(
+    path: Path, *, max_length: int | None, crop: CropPolicy, keep_whole: bool, unobserved: bool
+) -> Parsed:
+    protein, experiment = _whole(path, unobserved)
     cropped = protein.crop(max_length, crop)
     return Parsed(
-        protein=cropped,
+        # a table of crops in memory may be all that fits
+        protein=cropped if keep_whole else replace(cropped, whole=None),
         whole=protein if keep_whole and cropped is not protein else None,
         chains=_split_chains(protein),
-        experiment=experiment,
+        # the residues are in the protein, and thousands of files are kept
+        experiment=replace(experiment, unobserved=()),
         fault=label_fault(protein),
     )
+
+
+def _whole(path: Path, unobserved: bool) -> tuple[Protein, Experiment]:
+    protein, experiment = read_with_experiment(path)
+    return with_unobserved(protein, experiment.unobserved) if unobserved else protein, experiment
 
 
 def _or_none(read: Callable[[Path], Parsed], path: Path) -> Parsed | None:

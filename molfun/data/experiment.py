@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 import gemmi
+
+from molfun.data.unobserved import Unobserved, unobserved_of_cif, unobserved_of_pdb
 
 _FIRST_ATOM = re.compile(r"^(?:ATOM|HETATM|MODEL )", re.MULTILINE)
 _RELEASE = re.compile(r"^REVDAT   1   (\d\d)-([A-Z]{3})-(\d\d)", re.MULTILINE)
@@ -42,11 +44,14 @@ class Experiment:
     released
         Date of the first release as ``"2008-02-05"``; None where the file does not say. The date of
         deposition, up to years earlier, does not stand in for it.
+    unobserved
+        Residues of the sequences that have no coordinates.
     """
 
     method: str = ""
     resolution: float | None = None
     released: str | None = None
+    unobserved: tuple[Unobserved, ...] = field(default=(), repr=False)
 
 
 def experiment_of_pdb(text: str) -> Experiment:
@@ -75,6 +80,7 @@ def experiment_of_pdb(text: str) -> Experiment:
         method=dict(structure.info).get("_exptl.method", "").strip(),
         resolution=_positive(structure.resolution),
         released=_of_two_digits(*released.groups()) if released else None,
+        unobserved=unobserved_of_pdb(header),
     )
 
 
@@ -95,6 +101,7 @@ def experiment_of_cif(block: Any) -> Experiment:
         method="; ".join(methods),
         resolution=next((value for value in found if value is not None), None),
         released=min((value for value in dates if value is not None), default=None),
+        unobserved=unobserved_of_cif(block),
     )
 
 

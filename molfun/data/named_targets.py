@@ -116,7 +116,7 @@ class NamedTargets(SampleDataset):
             name: _as_label(sample.protein, labels[place])
             for name, labels in self._structures.items()
             if not is_missing(labels[place])
-            and not (sample.drawn and sample.protein is not None and label_fault(sample.protein))
+            and not (sample.protein is not None and label_fault(sample.protein))
         }
         return replace(sample, target=self._targets[place] | structure)
 

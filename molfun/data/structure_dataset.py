@@ -17,7 +17,7 @@ from molfun.data.cells import Cells, read_cells
 from molfun.data.columns import numeric
 from molfun.data.folders import FolderIndex
 from molfun.data.structure_files import StructureFiles, check_resolutions
-from molfun.data.structure_labels import sequence_fault, structure_label
+from molfun.data.structure_labels import label_fault, sequence_fault, structure_label
 from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file
 from molfun.data.tables import Table, read_table
 from molfun.errors import ConfigError, DataError, StructureError, TableError
@@ -134,6 +134,7 @@ class StructureDataset(StructureFiles):
         check_resolutions(max_resolution=max_resolution, resolution=resolution)
         table, source, folders = _found(as_path(data), pdb_dir, alignments_dir, id_column)
         source.max_length, source.crop, source.keep_whole = max_length, crop, max_length is not None
+        source.with_unobserved = True
         source.columns = {"id_column": id_column}
         table = drop_missing(table, source, folders, skip_missing=skip_missing)
         dataset = cls(table, source)
@@ -151,6 +152,9 @@ class StructureDataset(StructureFiles):
     def of_source(cls, table: Table, source: Source, *, resolution: float | None = None) -> Self:
         """Make one of samples of another data set; see `AffinityDataset.structures`."""
         check_resolutions(resolution=resolution)
+        if source.max_length is not None and not source.keep_whole:
+            source.keep_whole = True
+            source.parsed.clear()  # what was read came without the copies of its chains
         dataset = cls(table, source)
         dataset.require_labels = False
         dataset = dataset.check()._assuming(resolution)
@@ -192,7 +196,12 @@ class StructureDataset(StructureFiles):
     def _structure(self, name: str) -> Protein | None:
         if self._source.label_fault(name):
             return None
-        return structure_label(self._source.protein(name))
+        label = structure_label(self._source.protein(name))
+        # the fixed crop may have no frame where the whole structure has; a drawn one is looked at
+        # when it is drawn
+        if label is not None and self.draw is None and label_fault(label):
+            return None
+        return label
 
     _verb = "used"
 

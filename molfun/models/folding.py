@@ -20,25 +20,17 @@ from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, as_loader, column_of, refuse_nothing
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
-from molfun.protein import RESIDUE_LETTERS_WITH_X, UNKNOWN_RESIDUE, Protein
+from molfun.protein import UNKNOWN_RESIDUE, Protein
 from molfun.sample import Sample
 from molfun.structures import files, noted
-from molfun.structures.folded import ALONE, FoldedStructure, Maker
+from molfun.structures.folded import RANDOM, TRAINED_HERE, FoldedStructure, Maker, caveats
 from molfun.structures.ranking import ranked
-from molfun.text import counted
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.supervised import Evaluation
 from molfun.trunk import TrunkOutput
 
 CHAIN_SEPARATOR = ":"
 """Between the sequences of the chains of one sample."""
-RANDOM = "random, for tests and not for science"
-"""Origin of weights that no file gave."""
-JUMPED = (
-    "its chains were folded by a model of single chains, with a jump of the residue index between "
-    "them; a multimer preset was trained for complexes"
-)
-"""Caveat of a fold of several chains."""
 
 
 def fold(
@@ -54,7 +46,8 @@ def fold(
     Raises
     ------
     DataError
-        If a sample cannot be folded, or takes more memory than is free.
+        If a sample cannot be folded, takes more memory than is free, or has coordinates that are
+        not finite.
     """
     samples = samples_to_fold(data)
     _folding(models[0])  # said first: to other backbones these are no samples at all
@@ -62,7 +55,11 @@ def fold(
     too_large = fold_memory.too_large(models[0], samples)
     if too_large:
         raise DataError("\n".join(too_large.values()))
-    return list(folded(models, samples, recycles, tolerance, seed))
+    found = list(folded(models, samples, recycles, tolerance, seed))
+    broken = [text for one in found if (text := why_unusable(one))]
+    if broken:
+        raise DataError("\n".join(broken))
+    return found
 
 
 def samples_to_fold(data: Any) -> list[Sample]:
@@ -132,7 +129,22 @@ def folded(
             with settled(), torch.no_grad(), evaluating(model), autocast(model):
                 made = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
             found[number] = structure_of(sample, made, maker, seed)
-        yield found[1] if len(models) == 1 else ranked(found, of=len(models))
+        broken = [replace(one, member=n) for n, one in found.items() if not one.is_finite]
+        if broken and len(models) > 1:
+            yield broken[0]  # what is not finite has no place in an order
+        else:
+            yield found[1] if len(models) == 1 else ranked(found, of=len(models))
+
+
+def why_unusable(structure: FoldedStructure) -> str:
+    """Say that a predicted structure is not made of numbers; an empty text if it is."""
+    if structure.is_finite:
+        return ""
+    whose = "" if structure.member is None else f" (model {structure.member} of the ensemble)"
+    return (
+        f"{structure.id}: the predicted coordinates or their confidence are not finite{whose}. "
+        f"Look at the weights, and fold in float32."
+    )
 
 
 def _distinct(models: Sequence[AssembledModel]) -> list[int]:
@@ -179,7 +191,7 @@ def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
                 )
             taken[stem] = sample.id
             found = backbone.fold_of(trunk.structure, row, sample)
-            files.write_structure(structure_of(sample, found, maker, 0), folder)
+            files.write_structure(structure_of(sample, found, maker, None), folder)
 
     result = evaluation.predicted(model, loader, write)
     rows = [files.read_row(folder, name) for name in taken.values()]
@@ -195,7 +207,7 @@ def _ids(loader: Any) -> list[str]:
     return list(map(str, ids or []))
 
 
-def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int) -> FoldedStructure:
+def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int | None) -> FoldedStructure:
     """Return what a backbone predicted with all that a user's file says of it."""
     return FoldedStructure(
         id=sample.id,
@@ -259,19 +271,7 @@ def _with_protein(sample: Sample) -> Sample:
 
 
 def _notes(found: Fold, maker: Maker) -> Iterator[str]:
-    if maker.weights == RANDOM:
-        yield "made with random weights: a test of the program, and no prediction"
-    if found.alignment_rows < 2:
-        yield ALONE
-    chains = len(found.protein.chain_ids)
-    if chains > 1:
-        yield JUMPED
-    unknown = int((found.protein.aatype == len(RESIDUE_LETTERS_WITH_X) - 1).sum())
-    if unknown:
-        yield (
-            f"{counted(unknown, 'residue')} of unknown type (X) took part as such; openfold gives "
-            f"them no atoms"
-        )
+    yield from caveats(found.protein, maker, alone=found.alignment_rows < 2)
     if found.ptm is None:
         yield "the preset has no TM head, so there is no pTM and no predicted aligned error"
 
@@ -286,6 +286,7 @@ def maker_of(model: AssembledModel) -> Maker:
         weights=_weights_of(model),
         weights_sha256="" if model.weights is None else _sha256(model.weights, _state(model)),
         trained=_trained(model),
+        fingerprint=backbone.state_fingerprint(),
     )
 
 
@@ -313,7 +314,8 @@ def _weights_of(model: AssembledModel) -> str:
     if model.weights is not None:
         return Path(model.weights).name
     if model.random_base:
-        return RANDOM
+        kept = model.strategy is None or model.strategy.name == "head_only"
+        return RANDOM if kept else TRAINED_HERE
     return "in the checkpoint"
 
 

@@ -353,7 +353,8 @@ class MolfunStructureModel(AssembledModel):
             has no ``collate_fn`` for samples.
         DataError
             If there are no samples, a chain is empty, has letters of no amino acid or nothing but
-            X, the backbone cannot use a sample, or one takes more memory than is free.
+            X, the backbone cannot use a sample, one takes more memory than is free, or what it
+            predicts is not finite.
 
         Examples
         --------

@@ -30,7 +30,8 @@ SCORES = ("confidence", "plddt", "ptm", "iptm")
 OF_ENSEMBLE = ("member", "spread")
 """Columns that the table has besides, if an ensemble made the structures."""
 CONFIDENCE = "_confidence.json"
-ENDINGS = (".pdb", CONFIDENCE, "_pae.npz", "_confidence.png", ".cif")
+PLOTS = "_confidence.png"
+ENDINGS = (".pdb", CONFIDENCE, "_pae.npz", PLOTS, ".cif")
 """Endings of the files of a structure, in the order in which they are written."""
 _NUMBERED = re.compile(r"\d{5}-of-\d{5}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -74,7 +75,7 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
         written.append(folder / f"{stem}.pdb")
         write_text(written[-1], pdb_text(structure))
     written.append(folder / f"{stem}{CONFIDENCE}")
-    write_text(written[-1], json.dumps(confidence(structure), indent=1) + "\n")
+    write_text(written[-1], json.dumps(confidence(structure), indent=1, allow_nan=False) + "\n")
     if structure.pae is not None:
         written.append(folder / f"{stem}_pae.npz")
         with atomic_path(written[-1]) as temporary, temporary.open("wb") as file:
@@ -82,7 +83,7 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
     if plots:
         from molfun.structures.plots import draw_confidence
 
-        written.append(folder / f"{stem}_confidence.png")
+        written.append(folder / f"{stem}{PLOTS}")
         with atomic_path(written[-1]) as temporary:
             draw_confidence(structure, temporary)
     written.append(folder / f"{stem}.cif")
@@ -128,6 +129,7 @@ def confidence(structure: FoldedStructure) -> dict[str, Any]:
         "weights": structure.maker.weights,
         "weights_sha256": structure.maker.weights_sha256 or None,
         "trained": structure.maker.trained or None,
+        "weights_in_use": structure.maker.fingerprint or None,
         "software": structure.maker.software,
         "notes": list(structure.notes),
         **_of_ensemble(structure),
@@ -153,10 +155,23 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def is_complete(folder: Path, name: str) -> bool:
-    """Return whether all files of a structure are there: its mmCIF is written last."""
+def is_complete(folder: Path, name: str, *, plots: bool = False) -> bool:
+    """Return whether a structure is there: its mmCIF is written last. With `plots` these as well.
+
+    A PDB file and aligned errors are not there for every structure.
+    """
     stem = file_stem(name)
-    return all((folder / f"{stem}{ending}").exists() for ending in (CONFIDENCE, ".cif"))
+    needed = (CONFIDENCE, ".cif", *([PLOTS] if plots else []))
+    return all((folder / f"{stem}{ending}").exists() for ending in needed)
+
+
+def remove_structure(folder: Path, name: str) -> None:
+    """Remove all files of a structure, those of the members of an ensemble as well."""
+    stem = file_stem(name)
+    for own in (folder, *folder.glob(member_folder("*"))):
+        # the mmCIF first: where it is, the others are taken for complete
+        for ending in reversed(ENDINGS):
+            (own / f"{stem}{ending}").unlink(missing_ok=True)
 
 
 def read_row(folder: Path, name: str) -> dict[str, Any]:

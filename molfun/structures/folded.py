@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from molfun._shapes import Float32
-from molfun.protein import Protein, chain_name
+from molfun.protein import UNKNOWN_RESIDUE, Protein, chain_name
+from molfun.text import counted
 
 ALONE = (
     "made from a single sequence: AlphaFold's trunk was trained on alignments, and this fold had "
     "none, so its confidence is not that of a usual AlphaFold model"
 )
 """Caveat of a fold without an alignment."""
+JUMPED = (
+    "its chains were folded by a model of single chains, with a jump of the residue index between "
+    "them; a multimer preset was trained for complexes"
+)
+"""Caveat of a fold of several chains."""
+RANDOM = "random, for tests and not for science"
+"""Origin of weights that no file gave."""
+TRAINED_HERE = "random at first, then trained"
+"""Origin of weights that no file gave, and that fine-tuning changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +45,9 @@ class Maker:
         Checksum of the file; empty where there is none.
     trained
         What fine-tuning changed in the trunk, in a few words; empty for the base model.
+    fingerprint
+        Checksum of all weights in use, trained ones included, by which two checkpoints of one base
+        model are told apart; empty where it is not known.
     """
 
     model: str
@@ -42,6 +55,7 @@ class Maker:
     weights: str
     weights_sha256: str = ""
     trained: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +81,7 @@ class FoldedStructure:
     recycles
         Recycling passes that ran before the last pass; None where that is not recorded.
     seed
-        Seed of the features' random choices.
+        Seed of the features' random choices; None where it follows from the sample.
     notes
         What a reader of the structure must know, one sentence each.
     maker
@@ -97,7 +111,7 @@ class FoldedStructure:
     ptm: float | None = None
     iptm: float | None = None
     recycles: int | None
-    seed: int = 0
+    seed: int | None = None
     notes: Sequence[str] = ()
     maker: Maker = field(default_factory=lambda: Maker(model="", software={}, weights=""))
     member: int | None = None
@@ -111,6 +125,13 @@ class FoldedStructure:
         return (
             f"FoldedStructure({self.id!r}: {self.protein!r}, plddt {self.mean_plddt:.1f}{scores})"
         )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether coordinates and confidence are numbers; those of a broken model may not be."""
+        there = self.protein.atom_mask > 0
+        numbers = (self.plddt, self.protein.atom_positions[there])
+        return all(bool(np.isfinite(part).all()) for part in numbers)
 
     @property
     def mean_plddt(self) -> float:
@@ -169,3 +190,32 @@ class FoldedStructure:
 
 _DIGITS = "-0123456789"
 _INSERTIONS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def caveats(protein: Protein, maker: Maker, *, alone: bool) -> Iterator[str]:
+    """Yield what a reader of a predicted structure must know, one sentence each.
+
+    Parameters
+    ----------
+    protein
+        The residues that were folded.
+    maker
+        Software and weights.
+    alone
+        Whether there was no other sequence than that of the protein.
+    """
+    if maker.weights == RANDOM:
+        yield "made with random weights: a test of the program, and no prediction"
+    elif maker.weights == TRAINED_HERE:
+        yield "made with weights that began at random and learned from the training data alone"
+    if alone:
+        yield ALONE
+    if len(protein.chain_ids) > 1:
+        yield JUMPED
+    yield from (str(note) for note in protein.notes if getattr(note, "kind", "") == "cropped")
+    unknown = int((protein.aatype == UNKNOWN_RESIDUE).sum())
+    if unknown:
+        yield (
+            f"{counted(unknown, 'residue')} of unknown type (X) took part as such; openfold gives "
+            f"them no atoms"
+        )

@@ -171,6 +171,7 @@ def _used(structure: FoldedStructure, software: list[Any]) -> Any:
         "weights": maker.weights,
         "weights_sha256": maker.weights_sha256,
         "trained": maker.trained,
+        "weights_in_use": maker.fingerprint,
         "recycles": structure.recycles,
         "seed": structure.seed,
         "member": structure.member,
@@ -193,7 +194,8 @@ def _how(structure: FoldedStructure) -> Iterator[str]:
     if maker.trained:
         yield maker.trained
     if structure.recycles is not None:
-        yield f"{structure.recycles} recycling passes, seed {structure.seed}"
+        seed = "of the sample" if structure.seed is None else structure.seed
+        yield f"{structure.recycles} recycling passes, seed {seed}"
     yield from structure.notes
 
 

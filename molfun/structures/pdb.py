@@ -94,11 +94,12 @@ def _remarks(structure: FoldedStructure) -> Iterator[str]:
     import textwrap
 
     maker = structure.maker
+    seed = "OF THE SAMPLE" if structure.seed is None else structure.seed
     texts = [
         f"PREDICTED BY {maker.model}; B-FACTORS ARE PLDDT.",
         f"WEIGHTS: {maker.weights} {maker.weights_sha256}".rstrip(),
         *([f"TRAINED: {maker.trained}"] if maker.trained else []),
-        f"RECYCLING PASSES: {structure.recycles}; SEED: {structure.seed}",
+        f"RECYCLING PASSES: {structure.recycles}; SEED: {seed}",
         *structure.notes,
     ]
     for text in texts:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from molfun._io import write_text
 from molfun.protein import CA, RESIDUE_LETTERS_WITH_X, UNKNOWN_RESIDUE, Protein
 from molfun.structures.files import file_stem
-from molfun.structures.folded import FoldedStructure, Maker
+from molfun.structures.folded import FoldedStructure, Maker, caveats
 from molfun.structures.modelcif import mmcif_text
 from molfun.structures.scoring.identical import renamed
 from molfun.structures.scoring.in_place import NAMES, lddt_ca, scored, scores_in_place
@@ -71,7 +71,12 @@ def unique_stems(names: Sequence[str]) -> dict[str, str]:
 
 
 def write_predicted(
-    table: Path, result: Mapping[str, Any], samples: Mapping[str, Protein], maker: Maker
+    table: Path,
+    result: Mapping[str, Any],
+    samples: Mapping[str, Protein],
+    maker: Maker,
+    *,
+    aligned: Container[str] = (),
 ) -> Path | None:
     """Write ModelCIF files, and scores of structures and residues that have coordinates.
 
@@ -86,6 +91,9 @@ def write_predicted(
         of features alone are not among them, and not written, which is said.
     maker
         Software and weights, which the files name.
+    aligned
+        Ids of the samples that came with an alignment; the files of all others say that they had
+        none.
 
     Returns
     -------
@@ -111,7 +119,7 @@ def write_predicted(
             plddt=np.asarray(plddt, np.float32),
             recycles=None,
             maker=maker,
-            notes=(MADE,),
+            notes=(*caveats(known, maker, alone=name not in aligned), MADE),
         )
         write_text(folder / f"{stems[name]}.cif", mmcif_text(structure))
         if scored(known).any():

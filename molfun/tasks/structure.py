@@ -15,16 +15,28 @@ from molfun.errors import ConfigError, DataError
 from molfun.protein import CA, UNKNOWN_RESIDUE, Protein
 from molfun.sample import is_missing
 from molfun.strict import Configured
+from molfun.structures.rows import (
+    ATOMS,
+    CHAIN,
+    KEPT,
+    KIND,
+    NUMBER,
+    PLACE,
+    QUALITY,
+    TYPE,
+    WIDTH,
+    known_structure,
+    own_rows,
+    predicted_structure,
+    rows_of,
+)
 from molfun.structures.scoring.identical import renamed
-from molfun.structures.scoring.in_place import NAMES, scores_in_place
+from molfun.structures.scoring.in_place import NAMES, measured, scores_in_place
 from molfun.tasks.base import LossOfTerms, LossSum, Task
 from molfun.text import counted
 
 logger = logging.getLogger(__name__)
 
-# one row per residue: type, number, chain, pLDDT (or the resolution, in labels), 37 atoms
-TYPE, NUMBER, CHAIN, QUALITY, ATOMS = 0, 1, 2, 3, slice(4, 4 + 37 * 3)
-WIDTH = 4 + 37 * 3
 RESOLUTIONS = (0.1, 3.0)
 """Resolutions in angstrom for which losses of confidence count (AlphaFold 2, 1.9.6 and 1.9.10)."""
 CONFIDENCE = ("plddt", "experimentally_resolved", "tm")
@@ -68,7 +80,10 @@ class StructureTerms(Protocol):
             Place of the structure in it.
         label
             ``aatype``, ``residue_index`` and ``chain_index`` (residues,), ``positions`` (residues,
-            37, 3) in angstrom, ``mask`` (residues, 37) and ``resolution`` () of the structure.
+            37, 3) in angstrom, ``mask`` (residues, 37) and ``resolution`` () of the structure. Of
+            the structure before a crop ``all_positions``, ``all_mask``, ``all_chain``, ``all_kind``
+            and ``all_place`` (`molfun.structures.scoring.identical.copies`), and ``kept``, the rows
+            of the residues in it.
         wanted
             Names of the terms.
         clamped
@@ -174,7 +189,7 @@ class StructureTask(Configured, Task):
             If no structure has coordinates, or the loss would be zero for all of them.
         """
         rows = [self.numbers(target) for target in targets if not is_missing(target)]
-        rows = [row for row in rows if np.isfinite(row[:, ATOMS]).any()]
+        rows = [row for row in rows if np.isfinite(own_rows(row)[:, ATOMS]).any()]
         if not rows:
             raise DataError("The training set has no labels: no sample has coordinates.")
         if not self._computed_terms:
@@ -217,9 +232,11 @@ class StructureTask(Configured, Task):
         )
 
     def numbers(self, target: Any) -> np.ndarray:
-        """Return a label as (residues, 115): type, number, chain, resolution, 37 atoms.
+        """Return a label as (rows, 118), one row per residue.
 
-        Coordinates are NaN where there are none; no residue stands for no label.
+        Columns are type, number, chain, resolution, kind of the chain, place in it, whether the
+        sample has the residue, and 37 atoms. Coordinates are NaN where there are none; no row
+        stands for no label.
 
         Raises
         ------
@@ -235,23 +252,18 @@ class StructureTask(Configured, Task):
                 f"The label of a structure is a Protein with coordinates "
                 f"(molfun.data.read_structure), got {type(target).__name__}."
             )
-        known = target.atom_mask > 0
-        rows = np.full((len(target), WIDTH), math.nan)
-        rows[:, TYPE], rows[:, NUMBER] = target.aatype, target.residue_index
-        rows[:, CHAIN] = target.chain_index
         assumed = self._config["resolution"]
         resolution = assumed if target.resolution is None else target.resolution
+        rows = rows_of(target)
         rows[:, QUALITY] = math.nan if resolution is None else resolution
-        places = np.where(known[..., None], target.atom_positions.astype(np.float64), math.nan)
-        rows[:, ATOMS] = places.reshape(len(target), -1)
         return rows
 
     def count(self, target: Any) -> int:
         """Return 1 for a structure with coordinates, 0 for another."""
-        return int(np.isfinite(self.numbers(target)[:, ATOMS]).any())
+        return int(np.isfinite(own_rows(self.numbers(target))[:, ATOMS]).any())
 
     def encode(self, targets: Sequence[Any], lengths: Sequence[int] | None = None) -> torch.Tensor:  # noqa: ARG002
-        """Return the rows of a batch, padded with NaN: (batch, residues, 115) float64."""
+        """Return the rows of a batch, padded with NaN: (batch, rows, 118) float64."""
         return torch.from_numpy(self.join([self.numbers(t) for t in targets]))
 
     def join(self, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -337,29 +349,38 @@ class StructureTask(Configured, Task):
 
     @staticmethod
     def _label(rows: torch.Tensor, n: int, aatype: torch.Tensor) -> dict[str, torch.Tensor]:
-        own = rows[torch.isfinite(rows[:, TYPE])]
+        rows = rows[torch.isfinite(rows[:, TYPE])]
+        kept = torch.nonzero(rows[:, KEPT] == 1)[:, 0]
+        own = rows[kept]
         if len(own) not in (0, n) or (len(own) and not bool((own[:, TYPE] == aatype).all())):
             raise DataError(
                 f"A label has other residues than its sample ({len(own)} against {n}). The label "
                 f"must be the same protein in the same crop."
             )
-        places = own[:, ATOMS].reshape(-1, 37, 3)
-        mask = torch.isfinite(places).all(-1)
+        places = rows[:, ATOMS].reshape(-1, 37, 3)
+        known = torch.isfinite(places).all(-1)
+        positions, mask = torch.where(known[..., None], places, 0.0).float(), known.float()
         # openfold takes 0 for a resolution that is not known, which lies outside of the range
         quality = own[:1, QUALITY].nan_to_num(0.0).float()
         return {
             "aatype": own[:, TYPE].long(),
             "residue_index": own[:, NUMBER].long(),
             "chain_index": own[:, CHAIN].long(),
-            "positions": torch.where(mask[..., None], places, 0.0).float(),
-            "mask": mask.float(),
+            "positions": positions[kept],
+            "mask": mask[kept],
             "resolution": quality.reshape(-1),
+            "all_positions": positions,
+            "all_mask": mask,
+            "all_chain": rows[:, CHAIN].long(),
+            "all_kind": rows[:, KIND].long(),
+            "all_place": rows[:, PLACE].long(),
+            "kept": kept,
         }
 
     # --- predictions and metrics -----------------------------------------------------------------
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return (batch, residues, 115): as labels, with pLDDT in the place of the resolution."""
+        """Return (batch, residues, 118): as labels, with pLDDT in the place of the resolution."""
         exists = outputs["atom_mask"].bool()[..., None]
         positions = outputs["prediction"].double()
         places = torch.where(exists, positions, torch.full_like(positions, math.nan))
@@ -367,6 +388,7 @@ class StructureTask(Configured, Task):
         for column, name in ((TYPE, "aatype"), (NUMBER, "residue_index")):
             rows[..., column] = outputs[name].double()
         rows[..., QUALITY] = outputs["plddt"].double()
+        rows[..., KEPT] = 1.0
         rows[..., ATOMS] = places.flatten(2)
         return rows.masked_fill(outputs["mask"][..., None] == 0, math.nan)
 
@@ -400,20 +422,27 @@ class StructureTask(Configured, Task):
     def is_finite(self, prediction: np.ndarray, target: np.ndarray) -> bool:
         """Return whether every residue of known type and CA atom has a predicted one."""
         atoms = slice(ATOMS.start + 3 * CA, ATOMS.start + 3 * CA + 3)
-        known = np.isfinite(target[:, atoms]).all(-1) & (target[:, TYPE] != UNKNOWN_RESIDUE)
-        return bool(np.isfinite(prediction[: len(target)][known][:, atoms]).all())
+        own = own_rows(target)
+        known = np.isfinite(own[:, atoms]).all(-1) & (own[:, TYPE] != UNKNOWN_RESIDUE)
+        return bool(np.isfinite(prediction[: len(own)][known][:, atoms]).all())
 
     def metrics(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-        """Return the means over structures of `molfun.structures.scoring.in_place.NAMES`."""
-        found = [
-            _scores(_protein(one, label), _protein(label, label))
-            for one, label in zip(predictions, targets, strict=True)
-            if np.isfinite(label[:, TYPE]).any()
-        ]
-        return {
-            name: float(np.mean([one[name] for one in found])) if found else math.nan
-            for name in NAMES
-        }
+        """Return the means over structures of `molfun.structures.scoring.in_place.NAMES`.
+
+        A structure counts for the metrics that its known coordinates define: one with fewer than
+        three CA atoms has no superposition, and no metric.
+        """
+        found: dict[str, list[float]] = {name: [] for name in NAMES}
+        for one, label in zip(predictions, targets, strict=True):
+            if not len(own_rows(label)):
+                continue
+            known = known_structure(label)
+            # identical chains in the order that the losses take as well
+            predicted = predicted_structure(one, known)
+            scores = scores_in_place(predicted, renamed(known, predicted))
+            for name in measured(known):
+                found[name].append(scores[name])
+        return {name: float(np.mean(of)) if of else math.nan for name, of in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has been trained, and the steps on which its terms depend."""
@@ -428,26 +457,3 @@ def _is_sharp(resolution: Any) -> Any:
     """Return for which resolutions in angstrom the losses of confidence count."""
     low, high = RESOLUTIONS
     return (resolution >= low) & (resolution <= high)
-
-
-def _scores(predicted: Protein, known: Protein) -> dict[str, float]:
-    # identical chains in the order that the losses take as well
-    return scores_in_place(predicted, renamed(known, predicted))
-
-
-def _protein(rows: Float64[np.ndarray, "residues 115"], label: np.ndarray) -> Protein:
-    """Return the structure of a row, with the residues and chains of its label."""
-    # joined predictions are longer where a sample without a label is the longest
-    n = int(np.isfinite(label[:, TYPE]).sum())
-    rows, label = rows[:n], label[:n]
-    places = rows[:, ATOMS].reshape(-1, 37, 3)
-    mask = np.isfinite(places).all(-1)
-    return Protein(
-        name="structure",
-        aatype=label[:, TYPE].astype(np.int64),
-        atom_positions=np.where(mask[..., None], places, 0.0).astype(np.float32),
-        atom_mask=mask.astype(np.float32),
-        b_factors=np.zeros((len(rows), 37), np.float32),
-        residue_index=label[:, NUMBER].astype(np.int64),
-        chain_index=label[:, CHAIN].astype(np.int64),
-    )

@@ -248,17 +248,26 @@ def test_identical_chains_may_have_either_name() -> None:
     named = replace(near, chain_index=np.array([0] * 8 + [1] * 8 + [2] * 3))
     types = named.aatype.copy()
     types[9] = 0  # no longer the same chain: order counts
-    label = {
-        "aatype": torch.from_numpy(types),
-        "residue_index": torch.from_numpy(named.residue_index),
-        "chain_index": torch.from_numpy(named.chain_index),
-        "positions": torch.from_numpy(swapped.atom_positions),
-        "mask": torch.from_numpy(swapped.atom_mask),
-    }
     predicted = torch.from_numpy(near.atom_positions)
-    assert torch.equal(chains.renamed(label, predicted)["positions"], label["positions"])
-    same = {**label, "aatype": torch.from_numpy(named.aatype)}
-    assert torch.equal(chains.renamed(same, predicted)["positions"], predicted)
+    places = {"atom_positions": swapped.atom_positions, "atom_mask": swapped.atom_mask}
+    other = label_of(replace(named, aatype=types, **places))
+    assert torch.equal(chains.renamed(other, predicted)["positions"], other["positions"])
+    same = chains.renamed(label_of(replace(named, **places)), predicted)
+    assert torch.allclose(same["positions"] * same["mask"][..., None],
+                          predicted * same["mask"][..., None])  # fmt: skip
+    # a crop may show other residues of each chain: the copy's coordinates lie outside of it
+    rows = np.array([0, 1, 2, 3, 12, 13, 14, 15, 16])
+    crop = replace(named, **places)._cropped(rows, "by hand")
+    found = chains.renamed(label_of(crop), predicted[rows])
+    assert torch.equal(found["positions"], same["positions"][rows])
+    assert torch.equal(found["mask"], same["mask"][rows])
+
+
+def label_of(protein: Protein) -> dict[str, torch.Tensor]:
+    """Return what the losses get of a structure."""
+    task = StructureTask()
+    (rows,) = task.encode([protein])
+    return task._label(rows, len(protein), torch.from_numpy(protein.aatype))
 
 
 def test_a_masked_alignment_is_reconstructed(samples: list[Sample]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import warm
 from click.testing import Result
 
-from molfun.models import Ensemble
+from molfun.models import Ensemble, folding
 from molfun.structures import write_structure
 
 Command = Callable[..., Result]
@@ -112,6 +112,46 @@ def test_what_is_there_is_not_computed_again(fold: Command) -> None:
     assert changed[-1].name == "ALA"
 
 
+def test_a_stop_in_the_middle_leaves_no_structure_of_a_former_input(
+    fold: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold("--output", "out", "--recycles", 0)
+    Path("x.fasta").write_text(Path("x.fasta").read_text().replace("MKTAYIAKQR", "GGGGGGGG"))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("molfun.structures.files.write_structure", full)
+        result = fold("--output", "out", "--recycles", 0)
+        assert result.exit_code == 1
+    result = fold("--output", "out", "--recycles", 0)
+    assert "3 of 4 structures are there" in result.stdout
+    assert table("out/summary.csv")["one"]["length"] == "8"
+    assert len(gemmi.read_structure("out/one.cif")[0][0]) == 8
+
+
+def test_structures_that_are_no_numbers_are_not_written(
+    fold: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = folding.structure_of
+
+    def broken(sample: Any, *arguments: Any) -> Any:
+        found = made(sample, *arguments)
+        if sample.id == "pair":
+            found.plddt[0] = np.nan
+        return found
+
+    monkeypatch.setattr(folding, "structure_of", broken)
+    result = fold("--output", "out", "--recycles", 0)
+    assert result.exit_code == 1
+    line = "pair: the predicted coordinates or their confidence are not finite."
+    assert f"Not folded: {line} Look at the weights, and fold in float32." in result.stdout
+    assert line in table("out/summary.csv")["pair"]["notes"]
+    assert not list(Path("out").glob("pair*"))
+    assert Path("out/one.cif").exists()
+
+
 def test_shards(fold: Command) -> None:
     result = fold("--output", "out", "--recycles", 0, "--shard-size", 3)
     assert result.exit_code == 0, result.output
@@ -193,7 +233,7 @@ def test_bad_tables_and_flags(fold: Command) -> None:
     result = fold("--data", "seq.csv", "--sequence-column", "seqence", "--output", "out")
     assert result.exit_code == 1
     result = fold("--sequences", "x.fasta", "--data", "seq.csv", "--output", "out")
-    assert "Give either --sequences FASTA or --data TABLE." in result.stderr
+    assert "Give either --sequences FASTA, --data TABLE or --pdbs FOLDER." in result.stderr
     result = fold("--backbone", "esm2_tiny", "--output", "out")
     assert result.exit_code == 1
 
@@ -285,7 +325,10 @@ def test_what_does_not_fit_is_told_and_the_rest_is_folded(
     told = "giant (3,000 residues) takes about"
     assert f"Not folded: {told}" in result.stdout
     assert "500 MB are free: up to" in result.stdout
-    assert "1 of 5 samples not folded for want of memory: giant." in result.stderr
+    assert (
+        "1 of 5 samples not folded: giant; the lines above and summary.csv say why."
+        in result.stderr
+    )
     rows = table("out/summary.csv")
     assert list(rows)[-1] == "giant"
     assert rows["giant"]["length"] == "3000"

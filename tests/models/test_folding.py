@@ -17,11 +17,10 @@ from molfun.backbones.openfold import confidence, folding
 from molfun.data.affinity import AffinityDataset
 from molfun.data.structures import read_structure
 from molfun.errors import ConfigError, DataError
-from molfun.models.folding import JUMPED
 from molfun.protein import Protein
 from molfun.sample import Sample, SampleBatch
 from molfun.strategies import LoRAFinetune
-from molfun.structures.folded import ALONE
+from molfun.structures.folded import ALONE, JUMPED
 
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQ"
 
@@ -182,6 +181,10 @@ def test_predictions_and_structures_come_from_one_pass(tmp_path: Path) -> None:
         stored = json.loads((tmp_path / f"out/{sample.id}_confidence.json").read_text())
         assert stored["ptm"] == pytest.approx(folded.ptm, abs=1e-4)
         assert stored["trained"] == "fine-tuned (lora)"
+        assert stored["weights_in_use"] == model.backbone.state_fingerprint()
+        assert stored["weights"] == "random at first, then trained"
+        assert stored["seed"] is None
+        assert any(ALONE in note for note in stored["notes"])
     assert len((tmp_path / "out/summary.csv").read_text().splitlines()) == 4
 
 

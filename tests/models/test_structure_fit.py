@@ -215,6 +215,20 @@ def test_samples_without_labels_and_residues_of_unknown_type_are_measured_nowher
         assert one[name] == pytest.approx(other[name]), name
 
 
+def test_a_structure_too_small_for_a_metric_does_not_hide_the_others(
+    samples: list[Sample],
+) -> None:
+    model = structure_model()
+    whole = samples[0].protein
+    assert whole is not None
+    small = whole.take(np.arange(2))
+    two = Sample(id="two", protein=small, target=small)
+    alone, both = model.evaluate(samples[:1]), model.evaluate([samples[0], two])
+    for name in ("lddt_ca", "tm_score", "gdt_ts", "rmsd", "fape", "clashes"):
+        assert both[name] == pytest.approx(alone[name], rel=1e-4), name
+    assert np.isnan(model.evaluate([two])["lddt_ca"])
+
+
 def test_structures_without_resolution_are_counted_at_the_start(
     samples: list[Sample], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -90,6 +90,20 @@ def test_identical_chains_in_another_order(tmp_path: Path, monkeypatch: pytest.M
     assert distances(shown.models[0].text).max() < 0.01
 
 
+def test_a_crop_of_identical_chains_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the other order, other residues of the known structure are those of the crop."""
+    chains = chain(SEQUENCE), chain(SEQUENCE, at=(20, 5, 0), seed=2)
+    n = len(SEQUENCE)
+    crop = np.r_[5:30, n + 12 : n + 40]
+    known, other = (joined(*order) for order in (chains, chains[::-1]))
+    drawn(tmp_path, {"pair": known.take(crop)}, monkeypatch)
+    cropped = dataclasses.replace(other.take(crop), whole=other)
+    shown, _ = drawn(tmp_path, {"pair": cropped}, monkeypatch)
+    assert distances(shown.models[0].text).max() < 0.01
+
+
 def test_what_is_not_shown_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {name: chain(SEQUENCE, seed=i) for i, name in enumerate("abcd")}
     drawn(tmp_path, known, monkeypatch)
@@ -105,6 +119,6 @@ def test_what_is_not_shown_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "known structure" not in shown.caption
     assert all("known" not in words for _, words in shown.legend)
     # a fault of the program is no file that cannot be read
-    monkeypatch.setattr(predicted_structures, "_target", lambda *_: int("x"))
+    monkeypatch.setattr(predicted_structures, "_fitting", lambda *_: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         drawn(tmp_path, known, monkeypatch)

@@ -12,7 +12,7 @@ from made_structures import SEQUENCE, chain, joined, moved
 
 from molfun.data import read_structure
 from molfun.protein import UNKNOWN_RESIDUE
-from molfun.structures.folded import Maker
+from molfun.structures.folded import JUMPED, Maker
 from molfun.structures.predicted import (
     residues_table,
     scores_table,
@@ -131,7 +131,25 @@ def test_files_claim_no_passes_and_features_alone_are_told(
     assert "OpenFold tiny, weights some.npz" in text
     assert "sha256 abc" in " ".join(text.split())
     assert "_struct.title 'x by OpenFold tiny'" in text
-    assert "recycling passes of the training" in " ".join(text.split())
+    words = " ".join(text.split())
+    assert "recycling passes of the training" in words
+    assert "made from a single sequence" in words
+    write_predicted(tmp_path / "t.csv", result, {"x": known}, MAKER, aligned={"x"})
+    assert "made from a single sequence" not in " ".join((folder / "x.cif").read_text().split())
+
+
+def test_a_crop_and_chains_are_named_in_the_file(tmp_path: Path) -> None:
+    known = joined(chain(SEQUENCE), chain(SEQUENCE[:20], at=(12, 0, 0), seed=3)).crop(30)
+    result = {
+        "ids": ["x"],
+        "positions": [known.atom_positions],
+        "plddt": [np.full(len(known), 50.0)],
+    }
+    write_predicted(tmp_path / "t.csv", result, {"x": known}, MAKER)
+    (path,) = structures_folder(tmp_path / "t.csv").glob("*.cif")
+    words = " ".join(path.read_text().split())
+    assert "to 30 residues (spatial)" in words
+    assert JUMPED in words
 
 
 def test_a_chain_of_unknown_residues_has_no_place_in_the_model(

@@ -72,8 +72,9 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     max_msa_clusters, max_extra_msa
         Largest numbers of MSA rows; None keeps the config's. Cost grows linearly with them.
     mask_msa
-        Whether to mask 15 % of the MSA at random, as in AlphaFold's training. Off by default, so
-        that a sample always gives the same input.
+        Whether to mask 15 % of the MSA, as AlphaFold does in training and prediction. What is
+        masked follows from the content of a sample and is the same in every epoch, so that caches
+        hold; AlphaFold draws it anew. Off by default: the model then reads the whole alignment.
     checkpointing
         Whether to recompute activations of each block in the backward pass instead of keeping them:
         a tenth of the memory for a third more time, and the same numbers. None decides by the
@@ -283,14 +284,21 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     def fold_of(self, structure: Mapping[str, torch.Tensor], row: int, sample: Sample) -> Fold:
         """Return one structure of a batch; see `Folding.fold_of`."""
         alone = sample.features is None and sample.alignment_dir is None
+        rows = structure.get("alignment_rows")
         return folding.of_structure(
             structure,
             sample.protein or folding.residues_of(self.featurize(sample)),
             self._tm,
-            recycles=self.settings["recycling"],
-            alignment_rows=1 if alone else 2,
+            recycles=self._passes_of(sample) - 1,
+            alignment_rows=(1 if alone else 2) if rows is None else int(rows[row]),
             row=row,
         )
+
+    def _passes_of(self, sample: Sample) -> int:
+        """Return the passes of a sample: processed features were made for so many."""
+        if sample.features is not None and features.is_processed(sample.features):
+            return int(sample.features["aatype"].shape[-1])
+        return int(self.settings["recycling"]) + 1
 
     def _features_for(self, sample: Sample, recycles: int, seed: int) -> Features:
         """Return the features of a sample for so many recycling passes."""
@@ -328,7 +336,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
         return memory.shape_of(
             self.config,
             batch=batch_size,
-            length=len(longest.protein) if longest.protein is not None else 0,
+            length=self._length_of(longest),
             msa_rows=self.featurize(longest)["msa_feat"].shape[0],
             blocks=len(self.blocks()) - frozen_blocks(self) + (EXTRA_BLOCKS if early else 0),
             structure=self.reads_structure,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from molfun.protein import CA
-from molfun.structures.scoring.identical import best_order
+from molfun.structures.scoring.identical import ABSENT, best_order
 
 
 @torch.no_grad()
@@ -24,16 +24,21 @@ def renamed(label: Mapping[str, torch.Tensor], predicted: torch.Tensor) -> dict[
     predicted
         (residues, 37, 3) predicted atoms in angstrom.
     """
-    residues = {
-        name: label[name].cpu().numpy() for name in ("aatype", "residue_index", "chain_index")
-    }
+    residues = {name: label[f"all_{name}"].cpu().numpy() for name in ("kind", "place", "chain")}
+    positions, mask = label["all_positions"], label["all_mask"]
     order = best_order(
         **residues,
-        places=label["positions"][:, CA].float().cpu().numpy(),
-        known=(label["mask"][:, CA] > 0).cpu().numpy(),
+        places=positions[:, CA].float().cpu().numpy(),
+        known=(mask[:, CA] > 0).cpu().numpy(),
+        kept=label["kept"].cpu().numpy(),
         predicted=predicted[:, CA].float().cpu().numpy(),
     )
     if order is None:
         return dict(label)
-    rows = torch.from_numpy(order).to(label["positions"].device)
-    return {**label, "positions": label["positions"][rows], "mask": label["mask"][rows]}
+    rows = torch.from_numpy(order).to(positions.device)
+    there = (rows != ABSENT).to(positions.dtype)
+    return {
+        **label,
+        "positions": positions[rows] * there[:, None, None],
+        "mask": mask[rows] * there[:, None],
+    }

@@ -89,6 +89,8 @@ def structure_of(
         "aatype": features["aatype"],
         "residue_index": features["residue_index"],
     }
+    if "msa_mask" in features:
+        found["alignment_rows"] = features["msa_mask"].bool().any(-1).sum(-1)
     if "tm_logits" in outputs:
         found["tm_logits"] = outputs["tm_logits"]
         found["ptm"] = confidence.predicted_tm(outputs["tm_logits"], mask, tm_settings)

@@ -15,6 +15,7 @@ from molfun.registry import TASKS
 if TYPE_CHECKING:
     from molfun.data.base import SampleDataset
     from molfun.data.structure_files import StructureFiles
+    from molfun.sample import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -197,9 +198,14 @@ class Structures(DataKind):
             return None
         from molfun.structures.predicted import write_predicted
 
-        samples = (dataset[i] for i in range(len(dataset)))
-        proteins = {one.id: one.protein for one in samples if one.protein is not None}
-        return write_predicted(table, {**found, "ids": result["ids"]}, proteins, maker())
+        samples = [dataset[i] for i in range(len(dataset))]
+        return write_predicted(
+            table,
+            {**found, "ids": result["ids"]},
+            {one.id: one.protein for one in samples if one.protein is not None},
+            maker(),
+            aligned=[one.id for one in filter(_has_alignment, samples)],
+        )
 
     def notes(self, dataset: StructureFiles, where: str) -> list[str]:
         """Say what was changed in how many structures; the log tells in which."""
@@ -223,6 +229,11 @@ STRUCTURE = "structure"
 def is_structure(labels: Labels) -> bool:
     """Return True for a task whose labels are the structures of the samples."""
     return labels.task in TASKS and bool(TASKS.about(labels.task, "labels_from_structure"))
+
+
+def _has_alignment(sample: Sample) -> bool:
+    """Return whether a sample came with other sequences; features are taken to hold some."""
+    return bool(sample.alignment_dir or sample.features)
 
 
 def _unknown_task(settings: Any) -> bool:

@@ -156,19 +156,24 @@ def _drawn(predicted: Protein, known: Protein | None) -> _Drawn:
     places = predicted.atom_positions.astype(float)
     alone = "the data of the run cannot be read again" if known is None else ""
     if known is not None:
-        target, there = _target(predicted, known)
+        own, fitting = _fitting(predicted, known)
+        there = (fitting.atom_mask[:, CA] > 0) & (predicted.atom_mask[own, CA] > 0)
         if there.sum() >= FEWEST:
-            flat = _moved(places, target, there)
+            target = np.zeros((len(predicted), 3))
+            target[own] = fitting.atom_positions[:, CA]
+            flat = _moved(places, target, own[there])
             places = np.where(predicted.atom_mask[..., None] > 0, flat, 0.0)
-            _add(structure, known, known.atom_positions, np.full(len(known), OUTSIDE), first="a")
+            # in another order, a crop shows other residues of its chains
+            grey = known if known.whole is None else fitting
+            _add(structure, grey, grey.atom_positions, np.full(len(grey), OUTSIDE), first="a")
         else:
             alone = f"it has fewer than {FEWEST} of the predicted CA atoms, by chain and number"
     _add(structure, predicted, places, predicted.b_factors[:, CA], first="A")
     return _Drawn(str(structure.make_minimal_pdb()), alone)
 
 
-def _target(predicted: Protein, known: Protein) -> tuple[np.ndarray, np.ndarray]:
-    """Return the known CA atom of each predicted residue, and which residues have both.
+def _fitting(predicted: Protein, known: Protein) -> tuple[np.ndarray, Protein]:
+    """Return the places of predicted residues that the known structure has, and these of it.
 
     A file holds no residues without atoms, such as those of unknown type (X), so places do not say
     which residue is which.
@@ -176,13 +181,7 @@ def _target(predicted: Protein, known: Protein) -> tuple[np.ndarray, np.ndarray]
     row_of = {key: row for row, key in enumerate(_keys(known))}
     pairs = [(i, row_of[key]) for i, key in enumerate(_keys(predicted)) if key in row_of]
     own, other = np.array(pairs, np.int64).reshape(-1, 2).T
-    common = predicted.take(own)
-    fitting = renamed(known.take(other), common)
-    target = np.zeros((len(predicted), 3))
-    there = np.zeros(len(predicted), bool)
-    target[own] = fitting.atom_positions[:, CA]
-    there[own] = (fitting.atom_mask[:, CA] > 0) & (common.atom_mask[:, CA] > 0)
-    return target, there
+    return own, renamed(known.take(other), predicted.take(own))
 
 
 def _keys(protein: Protein) -> list[tuple[str, int, str]]:
@@ -194,13 +193,13 @@ def _keys(protein: Protein) -> list[tuple[str, int, str]]:
     return [(chain, *one) for chain, one in zip(chains, written.residue_ids(), strict=True)]
 
 
-def _moved(places: np.ndarray, target: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Return atoms (residues, 37, 3), moved so that the CA atoms that exist fit `target`."""
+def _moved(places: np.ndarray, target: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    """Return atoms (residues, 37, 3), moved so that the CA atoms of some residues fit `target`."""
     n = len(places)
     # CA atoms first, so that the fit has the same places on both sides
     points = np.concatenate([places[:, CA], places.reshape(-1, 3)])
     fixed = np.concatenate([target, np.zeros((len(points) - n, 3))])
-    moved = superposed(points, fixed, fit=np.flatnonzero(there))
+    moved = superposed(points, fixed, fit=fit)
     return moved[n:].reshape(places.shape)
 
 

@@ -59,6 +59,21 @@ def scores_in_place(predicted: Protein, reference: Protein) -> dict[str, float]:
     }
 
 
+def measured(reference: Protein) -> tuple[str, ...]:
+    """Return the scores of `NAMES` that the coordinates of a reference define.
+
+    Examples
+    --------
+    >>> measured(Protein.from_sequence("ACD"))  # without coordinates
+    ()
+    """
+    known = scored(reference)
+    if known.sum() < FEWEST:
+        return ()
+    framed = known & (reference.atom_mask[:, _FRAME] > 0).all(-1)
+    return tuple(name for name in NAMES if name != "fape" or framed.any())
+
+
 def scored(reference: Protein) -> Bool[np.ndarray, "length"]:
     """Return which residues have a CA atom and a known type: no atom is predicted for others (X).
 
