@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -250,13 +249,7 @@ def _refuse(wanted: FoldSettings, samples: Sequence[Sample]) -> None:
     """Refuse what cannot be written, before the model is read."""
     if wanted.shard_size < 1:
         raise ConfigError(f"--shard-size must be at least 1, got {wanted.shard_size}.")
-    twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
-    clashes = [f"{name!r} stands there twice" for name in twice]
-    clashes += files.name_clashes([sample.id for sample in samples])
-    if clashes:
-        raise DataError(
-            f"Every structure needs a name of its own:\n{listing(clashes)}\nRename one of each."
-        )
+    files.check_names([sample.id for sample in samples])
     read = ("sequences", "data", "pdbs", "alignments", "weights")
     inputs = {f"--{name}": getattr(wanted, name) for name in read}
     for name in (files.SUMMARY, files.NOTE):
@@ -300,12 +293,9 @@ def _read(path: Path) -> Any:
         return None
 
 
-_SHARD = re.compile(r"\d{5}-of-\d{5}")
-
-
 def _remove(folder: Path) -> None:
     """Remove the structures of a former run: the files next to each note of a request."""
-    for place in (folder, *(p for p in folder.iterdir() if _SHARD.fullmatch(p.name))):
+    for place in (folder, *files.numbered_folders(folder)):
         for request in list(place.glob("*_request.json")):
             stem = request.name.removesuffix("_request.json")
             for own in (place, *place.glob(files.member_folder("*"))):

@@ -33,9 +33,10 @@ from molfun.data.kinds.structures import STRUCTURE
 from molfun.errors import ConfigError, MolfunError, RunError
 from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
-from molfun.models.folding import maker_of_all
+from molfun.models.folding import check_settings, maker_of_all
 from molfun.models.structure import MolfunStructureModel
-from molfun.structures.files import SUMMARY
+from molfun.structures import noted
+from molfun.structures.files import check_names
 from molfun.text import counted, first_line, three_digits
 
 _MEMBER = re.compile(r"member_\d+/")
@@ -54,8 +55,9 @@ def predict(given: Mapping[str, Any]) -> None:
             f"{wanted.checkpoint} is a single model. Run molfun cv with the settings of its run, "
             f"and predict with the folder ensemble/ of that."
         )
-    _check_structures(wanted)
+    _check_structures(wanted, dataset)
     model = _opened(wanted)
+    _make_room(wanted, model)
     path = as_path(wanted.output)
     bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
     folder = {} if wanted.structures is None else {"structures": wanted.structures}
@@ -74,8 +76,8 @@ def predict(given: Mapping[str, Any]) -> None:
         say(f"{kind.beside} written to {beside}")
 
 
-def _check_structures(wanted: PredictSettings) -> None:
-    """Refuse a folder of structures that holds other files, such as the user's own structures."""
+def _check_structures(wanted: PredictSettings, dataset: SampleDataset) -> None:
+    """Refuse a folder with other files, such as the user's own structures, and names that clash."""
     if wanted.structures is None:
         return
     if is_ensemble(wanted.checkpoint):
@@ -83,14 +85,24 @@ def _check_structures(wanted: PredictSettings) -> None:
             f"--structures is for a single model, and {wanted.checkpoint} is an ensemble, whose "
             f"models give a structure each: molfun fold {wanted.checkpoint} ..."
         )
+    check_names(dataset.ids)
     folder = as_path(wanted.structures)
     if folder.is_dir() and any(folder.iterdir()):
-        own = (folder / SUMMARY).exists() and wanted.overwrite
+        own = noted.is_noted(folder) and wanted.overwrite
         if not own:
             raise RunError(
                 f"{folder} holds other files. Choose a new folder for --structures (a former one "
                 f"of this command is replaced with --overwrite)."
             )
+
+
+def _make_room(wanted: PredictSettings, model: Any) -> None:
+    """Remove the structures of a former run, once it is sure that the model predicts any."""
+    if wanted.structures is None:
+        return
+    check_settings([model], recycles=0, tolerance=None)
+    if wanted.overwrite and noted.is_noted(as_path(wanted.structures)):
+        noted.remove(as_path(wanted.structures))
 
 
 def evaluate(given: Mapping[str, Any]) -> None:

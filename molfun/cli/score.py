@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,29 @@ from molfun.cli.command_settings import ScoreSettings
 from molfun.cli.console import Progress, say, set_up_logging
 from molfun.cli.outputs import check_output
 from molfun.data.folders import FolderIndex
-from molfun.data.structures import CIF_SUFFIXES, PDB_SUFFIXES, read_structure
-from molfun.errors import DataError, MolfunError
+from molfun.data.structures import STRUCTURE_SUFFIXES, name_of_file, read_structure
+from molfun.errors import DataError, MolfunError, RunError
+from molfun.structures.files import numbered_folders
 from molfun.structures.scoring.interfaces import interface_rows
 from molfun.structures.scoring.score import StructureScores, score
 from molfun.text import counted, first_line, three_digits
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (*CIF_SUFFIXES, *PDB_SUFFIXES)
 SHOWN = ("lddt_ca", "lddt", "tm_score", "gdt_ts", "rmsd", "dockq", "clashes")
 """Scores that the terminal shows of many structures."""
 
 
 def score_structures(given: Mapping[str, Any]) -> None:
-    """Score with the settings of the command line."""
+    """Score with the settings of the command line.
+
+    Raises
+    ------
+    DataError
+        If nothing can be compared.
+    RunError
+        After the scores of the others are written, if some pairs cannot be compared.
+    """
     wanted, _ = ScoreSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
     pairs = list(_pairs(as_path(wanted.predicted), as_path(wanted.reference)))
@@ -44,6 +52,16 @@ def score_structures(given: Mapping[str, Any]) -> None:
         _say_one(*scored.items())
     else:
         _say_all(scored)
+    _write_tables(wanted, scored)
+    failed = [name for name, _, _ in pairs if name not in scored]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {counted(len(pairs), 'structure')} not scored: "
+            f"{', '.join(failed[:3])}. The lines above say why; the scores are those of the others."
+        )
+
+
+def _write_tables(wanted: ScoreSettings, scored: Mapping[str, StructureScores]) -> None:
     if wanted.output is not None:
         rows = [
             {"id": name, **found.values, "notes": "; ".join(found.notes)}
@@ -56,22 +74,52 @@ def score_structures(given: Mapping[str, Any]) -> None:
 
 
 def _pairs(predicted: Path, reference: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Yield the name and both files of each structure."""
+    """Yield the name and both files of each structure; say what only one of the folders holds."""
     _check_both(predicted, reference)
     if not predicted.is_dir():
-        yield predicted.name.split(".")[0], predicted, reference
+        yield name_of_file(predicted), predicted, reference
         return
-    predictions, references = FolderIndex(predicted), FolderIndex(reference)
-    without = []
-    for name in sorted({_stem(path) for path in predicted.iterdir() if _stem(path)}):
-        own = predictions.find(name, SUFFIXES)
-        other = references.find(name, SUFFIXES)
-        if own is None or other is None:
-            without.append(name)
-        else:
+    predictions, references = _places(predicted), _places(reference)
+    partners = _partners(sorted(predictions), references)
+    for name, partner in partners.items():
+        own = predictions[name].find(name, STRUCTURE_SUFFIXES)
+        other = references[partner].find(partner, STRUCTURE_SUFFIXES)
+        if own is not None and other is not None:
             yield name, own, other
-    if without:
-        say(f"No reference for {counted(len(without), 'structure')}: {', '.join(without[:3])}")
+    _say_alone("reference", "structure", predictions.keys() - partners.keys())
+    _say_alone("prediction", "reference", references.keys() - set(partners.values()))
+
+
+def _partners(names: Sequence[str], references: Collection[str]) -> dict[str, str]:
+    """Return the reference of each name: the very same one, or one that differs in case alone."""
+    folded = {name.casefold(): name for name in references}
+    found = {n: n if n in references else folded.get(n.casefold()) for n in names}
+    return {name: partner for name, partner in found.items() if partner is not None}
+
+
+def _say_alone(what: str, of: str, names: Collection[str]) -> None:
+    if names:
+        say(f"No {what} for {counted(len(names), of)}: {', '.join(sorted(names)[:3])}")
+
+
+def _places(folder: Path) -> dict[str, FolderIndex]:
+    """Return the folder of each structure by its name: a large fold has several.
+
+    Raises
+    ------
+    DataError
+        If two of them hold structures of one name.
+    """
+    found: dict[str, FolderIndex] = {}
+    for place in map(FolderIndex, (folder, *numbered_folders(folder))):
+        for name in place.stems(STRUCTURE_SUFFIXES):
+            if name in found:
+                raise DataError(
+                    f"{name} lies both in {found[name].folder} and in {place.folder}. Give one of "
+                    f"these folders, or remove what is old."
+                )
+            found[name] = place
+    return found
 
 
 def _check_both(predicted: Path, reference: Path) -> None:
@@ -80,12 +128,6 @@ def _check_both(predicted: Path, reference: Path) -> None:
             raise DataError(f"{path} does not exist.")
     if predicted.is_dir() != reference.is_dir():
         raise DataError("Give two files, or two folders whose files have the same names.")
-
-
-def _stem(path: Path) -> str:
-    """Return the name without its ending; empty for a file that holds no structure."""
-    ending = next((s for s in sorted(SUFFIXES, key=len)[::-1] if path.name.endswith(s)), None)
-    return "" if ending is None else path.name.removesuffix(ending)
 
 
 def _scored(pairs: Sequence[tuple[str, Path, Path]]) -> Iterator[tuple[str, StructureScores]]:

@@ -17,15 +17,15 @@ from molfun.backbones.folding import Fold, Folding
 from molfun.errors import ConfigError, DataError
 from molfun.models import evaluation, fold_memory
 from molfun.models.assembly import AssembledModel, autocast
-from molfun.models.loaders import all_samples, refuse_nothing
+from molfun.models.loaders import all_samples, as_loader, column_of, refuse_nothing
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.protein import UNKNOWN_RESIDUE, Protein
 from molfun.sample import Sample
-from molfun.structures import files
+from molfun.structures import files, noted
 from molfun.structures.folded import RANDOM, TRAINED_HERE, FoldedStructure, Maker, caveats
 from molfun.structures.ranking import ranked
-from molfun.training.inputs import Inputs
+from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.supervised import Evaluation
 from molfun.trunk import TrunkOutput
 
@@ -166,15 +166,22 @@ def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
     ConfigError
         If the backbone predicts no structures.
     DataError
-        If the data is not made of samples, or two of them would have files of one name.
+        If the data is not made of samples, or two of them would have files of one name: before
+        the first prediction if the ids are known by then.
     """
     model.need_heads("predict with structures")
     backbone, maker = _folding(model), maker_of(model)
+    loader = as_loader(data)
+    names = _ids(loader)
+    files.check_names(names)
     taken: dict[str, str] = {}
 
     def write(inputs: Inputs, trunk: TrunkOutput) -> None:
         if not inputs.samples:
             raise DataError("structures=... needs samples, and this is a dict of tensors.")
+        # before the first structure, so that one that is killed is known; later ids as they come
+        if not names or not taken:
+            noted.add(folder, names or inputs.ids)
         for row, sample in enumerate(inputs.samples):
             stem = files.file_stem(sample.id).lower()
             if stem in taken:
@@ -186,10 +193,18 @@ def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
             found = backbone.fold_of(trunk.structure, row, sample)
             files.write_structure(structure_of(sample, found, maker, None), folder)
 
-    result = evaluation.predicted(model, data, write)
+    result = evaluation.predicted(model, loader, write)
     rows = [files.read_row(folder, name) for name in taken.values()]
     files.write_summary(rows, folder / files.SUMMARY)
     return result
+
+
+def _ids(loader: Any) -> list[str]:
+    """Return the ids of all samples; none for a loader over a data set that does not list them."""
+    ids = column_of(getattr(loader, "dataset", None), "ids")
+    if ids is None and isinstance(loader, list):
+        return [name for batch in loader for name in as_inputs(batch).ids]
+    return list(map(str, ids or []))
 
 
 def structure_of(sample: Sample, found: Fold, maker: Maker, seed: int | None) -> FoldedStructure:

@@ -159,22 +159,11 @@ class MolfunStructureModel(AssembledModel):
         """
         self.need_heads("fit")
         job = open_job(
-            self,
-            train_loader,
-            val_loader,
-            strategy,
-            output_dir=output_dir,
-            resume=resume,
-            overwrite=overwrite,
-            epochs=20 if epochs is None and max_steps is None else epochs,
-            max_steps=max_steps,
-            seed=seed,
-            precision=precision,
-            callbacks=callbacks,
-            loggers=loggers,
-            save_every_steps=save_every_steps,
-            restore_best=restore_best,
-        )
+            self, train_loader, val_loader, strategy, output_dir=output_dir, resume=resume,
+            overwrite=overwrite, epochs=20 if epochs is None and max_steps is None else epochs,
+            max_steps=max_steps, seed=seed, precision=precision, callbacks=callbacks,
+            loggers=loggers, save_every_steps=save_every_steps, restore_best=restore_best,
+        )  # fmt: skip
         return fine_tuning.run(self, job, strategy, cache_config(cache, cache_dir, job.folder))
 
     @settled(training=True)
@@ -231,22 +220,12 @@ class MolfunStructureModel(AssembledModel):
         pretraining.refuse_adapters(self.backbone)
         strategy = pretraining.DEFAULT if strategy is None else strategy
         job = open_job(
-            self,
-            train_loader,
-            val_loader,
-            strategy,
-            by_name=False,
-            output_dir=output_dir,
-            resume=resume,
-            overwrite=overwrite,
-            epochs=10 if epochs is None and max_steps is None else epochs,
-            max_steps=max_steps,
-            seed=seed,
-            precision=precision,
-            callbacks=callbacks,
-            loggers=loggers,
+            self, train_loader, val_loader, strategy, by_name=False, output_dir=output_dir,
+            resume=resume, overwrite=overwrite,
+            epochs=10 if epochs is None and max_steps is None else epochs, max_steps=max_steps,
+            seed=seed, precision=precision, callbacks=callbacks, loggers=loggers,
             save_every_steps=save_every_steps,
-        )
+        )  # fmt: skip
         history = pretraining.run(
             self,
             job,
@@ -362,10 +341,27 @@ class MolfunStructureModel(AssembledModel):
         seed
             Seed of the choice of alignment rows.
 
+        Returns
+        -------
+        list of FoldedStructure
+            Coordinates, pLDDT and, of a preset with a TM head, pTM and predicted aligned error.
+
         Raises
         ------
+        ConfigError
+            If the backbone predicts no structures, an argument is out of range, or a ``DataLoader``
+            has no ``collate_fn`` for samples.
         DataError
-            If a sample takes more memory than is free.
+            If there are no samples, a chain is empty, has letters of no amino acid or nothing but
+            X, the backbone cannot use a sample, one takes more memory than is free, or what it
+            predicts is not finite.
+
+        Examples
+        --------
+        >>> model = MolfunStructureModel("openfold", config="tiny")
+        >>> pair = model.fold(["MKTAYI:ACDEF"], recycles=1)[0]
+        >>> pair.protein.chain_ids, pair.plddt.shape, pair.recycles
+        (('A', 'B'), (11,), 1)
         """
         return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed)
 

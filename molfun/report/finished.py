@@ -24,6 +24,7 @@ from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
 from molfun.runs.folder import ATTRIBUTIONS, CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
 from molfun.structures.files import NOTE
+from molfun.structures.noted import is_noted
 from molfun.training.history import History
 
 PARTS = ("test", "out_of_fold", "val")
@@ -72,6 +73,11 @@ class FinishedRun:
                 raise RunError(
                     f"{path} holds structures of a fold that has not ended. Repeat its command, "
                     f"which goes on, and then make the report."
+                )
+            if is_noted(self.path):
+                raise RunError(
+                    f"{path} holds structures of a prediction that has not ended. Repeat its "
+                    f"command with --overwrite, and then make the report."
                 )
             raise RunError(
                 f"{path} is no folder of a run: it holds neither history.csv nor checkpoint/. "

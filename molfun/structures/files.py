@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from molfun._io import atomic_path, write_text
-from molfun.errors import RunError
+from molfun.errors import DataError, RunError
 from molfun.structures.folded import FoldedStructure
 from molfun.structures.modelcif import mmcif_text
 from molfun.structures.pdb import pdb_text, why_not_pdb
-from molfun.text import first_line
+from molfun.text import first_line, listing
 
 SUMMARY = "summary.csv"
 """Table of all structures of a folder, most confident first."""
@@ -32,6 +33,7 @@ CONFIDENCE = "_confidence.json"
 PLOTS = "_confidence.png"
 ENDINGS = (".pdb", CONFIDENCE, "_pae.npz", PLOTS, ".cif")
 """Endings of the files of a structure, in the order in which they are written."""
+_NUMBERED = re.compile(r"\d{5}-of-\d{5}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -92,6 +94,21 @@ def write_structure(structure: FoldedStructure, folder: Path, *, plots: bool = T
 def member_folder(number: int | str | None) -> str:
     """Return the name of the folder for the structures of a model; ``"*"`` matches all."""
     return f"member_{number}"
+
+
+def numbered_folders(folder: Path) -> list[Path]:
+    """Return the folders in which the structures of a large fold lie, in their order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("00001-of-00002", "00000-of-00002", "mine-of-old"):
+    ...     (folder / name).mkdir()
+    >>> [place.name for place in numbered_folders(folder)]
+    ['00000-of-00002', '00001-of-00002']
+    """
+    return sorted(p for p in folder.iterdir() if _NUMBERED.fullmatch(p.name) and p.is_dir())
 
 
 def confidence(structure: FoldedStructure) -> dict[str, Any]:
@@ -225,3 +242,19 @@ def name_clashes(names: Sequence[str]) -> list[str]:
         if other != name:
             clashes.append(f"{other!r} and {name!r} would both be {file_stem(name)}.cif")
     return clashes
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that the files of each id have a name of their own.
+
+    Raises
+    ------
+    DataError
+        Naming the ids that have not.
+    """
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    clashes = [f"{name!r} stands there twice" for name in twice] + name_clashes(names)
+    if clashes:
+        raise DataError(
+            f"Every structure needs a name of its own:\n{listing(clashes)}\nRename one of each."
+        )

@@ -15,8 +15,8 @@ MAX_ATOMS = 99_999
 """Serial numbers of a PDB file have five digits."""
 MAX_NUMBER = 9_999
 """Residue numbers have four."""
-MAX_COORDINATE = 9_999.0
-"""Coordinates have eight columns with three decimals; one is kept for a sign."""
+MIN_COORDINATE, MAX_COORDINATE = -999.999, 9_999.999
+"""Coordinates have eight columns with three decimals, of which a sign takes one."""
 
 
 def why_not_pdb(structure: FoldedStructure) -> str:
@@ -31,8 +31,10 @@ def why_not_pdb(structure: FoldedStructure) -> str:
     numbers = [number for number, _ in structure.residue_ids()]
     if max(numbers) > MAX_NUMBER or min(numbers) < -999:
         return "a PDB file holds residue numbers of four digits"
-    if np.abs(protein.atom_positions).max() > MAX_COORDINATE:
-        return "a PDB file holds coordinates below 10,000 angstrom"
+    # as they are written: what is rounded to three decimals may need a column more
+    places = np.round(protein.atom_positions.astype(np.float64), 3)
+    if places.min() < MIN_COORDINATE or places.max() > MAX_COORDINATE:
+        return "a PDB file holds coordinates from -999.999 to 9,999.999 angstrom"
     return ""
 
 

@@ -18,6 +18,7 @@ import warm
 from click.testing import Result
 
 from molfun.models import Ensemble, folding
+from molfun.structures import write_structure
 
 Command = Callable[..., Result]
 
@@ -252,6 +253,65 @@ def test_structures_of_predictions(train: Command, molfun: Command) -> None:
     assert [(str(r.seqid), r.name) for r in found] == [(str(r.seqid), r.name) for r in given]
     again = molfun(*arguments, "--structures", "folded", "--overwrite")
     assert again.exit_code == 0, again.output
+
+
+def test_structures_of_a_prediction_that_was_killed(
+    train: Command, molfun: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("--strategy", "head_only")
+    arguments = (
+        "predict", "run/checkpoint", "--data", "data.csv", "--pdbs", "pdbs", "--structures", "out",
+    )  # fmt: skip
+    written = 0
+
+    def killed(*given: Any) -> Any:
+        nonlocal written
+        written += 1
+        if written > 2:
+            raise KeyboardInterrupt
+        return write_structure(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("molfun.structures.files.write_structure", killed)
+        assert molfun(*arguments).exit_code != 0
+    assert len(list(Path("out").glob("*.cif"))) == 2
+    result = molfun("report", "out")
+    assert "out holds structures of a prediction that has not ended." in " ".join(
+        result.output.split()
+    )
+    Path("out/mine.pdb").write_text("kept")
+    assert "out holds other files" in molfun(*arguments).stderr
+    # of other samples: what the killed run left does not stay among them
+    lines = Path("data.csv").read_text().splitlines()
+    Path("data.csv").write_text("\n".join([lines[0], *lines[-2:]]) + "\n")
+    result = molfun(*arguments, "--overwrite")
+    assert result.exit_code == 0, result.output
+    names = {line.split(",")[0] for line in lines[-2:]}
+    assert (
+        {path.stem for path in Path("out").glob("*.cif")} == names == set(table("out/summary.csv"))
+    )
+    assert Path("out/mine.pdb").read_text() == "kept"
+    # structures of molfun fold have another note
+    Path("out/predict.json").rename("out/fold.json")
+    assert "out holds other files" in molfun(*arguments, "--overwrite").stderr
+
+
+def test_names_of_predicted_structures_that_clash(
+    train: Command, molfun: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told before the model is opened."""
+    train("--strategy", "head_only")
+    rows = Path("data.csv").read_text()
+    name = rows.splitlines()[1].split(",")[0]
+    Path(f"pdbs/{name.upper()}.pdb").write_bytes(Path(f"pdbs/{name}.pdb").read_bytes())
+    Path("data.csv").write_text(rows + rows.splitlines()[1].replace(name, name.upper()) + "\n")
+    monkeypatch.setattr("molfun.cli.predict._opened", lambda _: pytest.fail("opened a model"))
+    result = molfun(
+        "predict", "run/checkpoint", "--data", "data.csv", "--pdbs", "pdbs", "--structures", "out"
+    )
+    assert result.exit_code == 1
+    assert f"{name!r} and {name.upper()!r} would both be {name.upper()}.cif" in result.stderr
+    assert not Path("out").exists()
 
 
 def test_what_does_not_fit_is_told_and_the_rest_is_folded(

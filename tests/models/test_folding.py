@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from openfold.utils.loss import compute_plddt, compute_predicted_aligned_error, compute_tm
+from torch.utils.data import DataLoader
 
 from molfun import MolfunStructureModel
 from molfun.backbones.openfold import confidence, folding
@@ -199,6 +200,23 @@ def test_padding_does_not_reach_the_structures_of_a_batch(tmp_path: Path) -> Non
         assert np.abs(written.atom_positions - folded.protein.atom_positions).max() <= 2e-3
         with np.load(tmp_path / f"{sample.id}_pae.npz") as errors:
             assert np.allclose(errors["pae"], folded.pae, atol=1e-4)
+
+
+def test_predicted_structures_whose_names_clash(tmp_path: Path) -> None:
+    """Where the ids are known, before anything is computed; else before a file is replaced."""
+    model = MolfunStructureModel("openfold", config="tiny", head="affinity")
+    samples = [Sample(id=name, protein=Protein.from_sequence("MKTAY")) for name in ("a/b", "a_b")]
+    message = "'a/b' and 'a_b' would both be a_b.cif"
+    for data in (samples, [SampleBatch(samples[:1]), SampleBatch(samples[1:])]):
+        with pytest.raises(DataError, match=message):
+            model.predict(data, structures=tmp_path)
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="'a_b' stands there twice"):
+        model.predict([samples[1]] * 2, structures=tmp_path)
+    unlisted = DataLoader(samples, collate_fn=SampleBatch)
+    with pytest.raises(DataError, match=message):
+        model.predict(unlisted, structures=tmp_path)
+    assert json.loads((tmp_path / "predict.json").read_text()) == {"structures": ["a_b"]}
 
 
 @pytest.mark.parametrize(

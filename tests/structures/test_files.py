@@ -163,9 +163,6 @@ def test_what_a_pdb_file_cannot_hold_is_mmcif_only(tmp_path: Path) -> None:
         pdb_text(long)
     assert "x.pdb" not in [path.name for path in write_structure(long, tmp_path, plots=False)]
     assert read_structure(tmp_path / "x.cif").chain_ids == ("AAAA", "B")
-    far = made()
-    far.protein.atom_positions[0, 1] = 12_345
-    assert "10,000 angstrom" in why_not_pdb(far)
     numbered = made(["MK"], residue_ids=("9999", "10000"))
     assert "four digits" in why_not_pdb(numbered)
     # 3,000 residues of all their atoms fit, 30,000 do not
@@ -173,6 +170,26 @@ def test_what_a_pdb_file_cannot_hold_is_mmcif_only(tmp_path: Path) -> None:
     assert why_not_pdb(many) == ""
     many.protein.atom_mask[:] = 1
     assert why_not_pdb(many) == "a PDB file holds 99,999 atoms, and there are 111,000"
+
+
+@pytest.mark.parametrize("place", [-999.999, 9_999.999, -999.9994])
+def test_coordinates_that_fit_a_pdb_file(place: float, tmp_path: Path) -> None:
+    structure = made()
+    structure.protein.atom_positions[0, 1] = place
+    assert why_not_pdb(structure) == ""
+    (tmp_path / "x.pdb").write_text(pdb_text(structure))
+    again = read_structure(tmp_path / "x.pdb").atom_positions
+    assert np.abs(again - structure.protein.atom_positions).max() <= 1e-3
+
+
+@pytest.mark.parametrize("place", [-1_000.0, -5_000.0, -999.9996, 9_999.9996, 12_345.0])
+def test_coordinates_that_do_not_fit_a_pdb_file(place: float) -> None:
+    """A sign takes a column: of eight, with three decimals, three are left before the point."""
+    structure = made()
+    structure.protein.atom_positions[0, 1, 0] = place
+    assert why_not_pdb(structure) == (
+        "a PDB file holds coordinates from -999.999 to 9,999.999 angstrom"
+    )
 
 
 def test_chains_without_names_get_free_ones() -> None:

@@ -15,7 +15,7 @@ from made_structures import LOCAL, SEQUENCE, chain, joined, moved, written
 from openfold.utils.validation_metrics import gdt_ha, gdt_ts
 
 from molfun.errors import DataError
-from molfun.protein import CA
+from molfun.protein import CA, Protein
 from molfun.structures import score
 from molfun.structures.scoring import geometry
 from molfun.structures.scoring.pairing import paired
@@ -116,6 +116,60 @@ def test_chains_that_only_one_structure_has_are_named() -> None:
     assert found.notes == ["the prediction has no chain for B of the reference"]
     found = score(joined(one, two), one)
     assert found.notes == ["the reference has no chain for B of the prediction"]
+
+
+def complex_of_three() -> Protein:
+    """Return three chains side by side, of which A and C do not touch."""
+    return joined(
+        chain(SEQUENCE),
+        chain("GSHMKKLLPTAAAGLLLLAAQPAMA", at=(9, 0, 0), seed=3),
+        chain("WYWPGDNECWYHHKKDDEEPPGWWY", at=(19, 0, 0), seed=5),
+    )
+
+
+def contacts(protein: Protein, one: int, other: int) -> np.ndarray:
+    """Return (one, other): which residues of two chains have atoms within 5 angstrom."""
+    rows = [np.flatnonzero(protein.chain_index == number) for number in (one, other)]
+    first, second = (protein.atom_positions[row][:, : len(LOCAL)] for row in rows)
+    gap = np.linalg.norm(first[:, None, :, None] - second[None, :, None, :], axis=-1)
+    return np.asarray((gap <= 5).any((2, 3)))
+
+
+def test_contacts_of_missing_residues_are_missed() -> None:
+    reference = complex_of_three().take(np.arange(len(SEQUENCE) + 25))
+    native = contacts(reference, 0, 1)
+    (whole,) = score(moved(reference, 0), reference).interfaces
+    assert (whole.fnat, whole.contacts) == (1, native.sum())
+    assert whole.dockq == pytest.approx(1, abs=1e-4)
+    # the prediction is right but lacks the half of B that is nearer to its start
+    lacking = np.arange(12)
+    kept = np.setdiff1d(np.arange(len(reference)), len(SEQUENCE) + lacking)
+    assert 0 < native[:, lacking].sum() < native.sum()
+    (part,) = score(moved(reference.take(kept), 0), reference).interfaces
+    assert part.contacts == native.sum()
+    assert part.fnat == pytest.approx(1 - native[:, lacking].sum() / native.sum())
+    assert part.dockq == pytest.approx((part.fnat + 2) / 3, abs=1e-4)
+
+
+def test_an_interface_of_a_missing_chain_has_no_dockq() -> None:
+    reference = complex_of_three()
+    found = score(moved(reference.take(np.arange(len(SEQUENCE) + 25)), 0), reference)
+    ab, bc = found.interfaces
+    assert (ab.chains, bc.chains) == (("A", "B"), ("B", "C"))
+    assert ab.dockq == pytest.approx(1, abs=1e-4)
+    assert (bc.dockq, bc.fnat, bc.contacts) == (0, 0, contacts(reference, 1, 2).sum())
+    assert np.isnan([bc.irmsd, bc.lrmsd]).all()
+    assert found.values["dockq"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_an_interface_without_backbone_atoms_in_the_prediction() -> None:
+    """No superposition is possible, which is no reason to fail."""
+    reference = complex_of_three().take(np.arange(len(SEQUENCE) + 25))
+    predicted = moved(reference, 0)
+    predicted.atom_mask[len(SEQUENCE) :, [0, 1, 2, 4]] = 0
+    (found,) = score(predicted, reference).interfaces
+    assert np.isnan([found.irmsd, found.lrmsd]).all()
+    assert found.dockq == pytest.approx(found.fnat / 3)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

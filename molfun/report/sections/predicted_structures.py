@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from molfun.report.finished import PARTS, FinishedRun
 from molfun.report.inputs import samples
 from molfun.report.numbers import PART_NAMES, number
 from molfun.report.sections.structures import LEGENDS, MOST_TEXT
+from molfun.structures.folded import FoldedStructure
 from molfun.structures.predicted import (
     residues_table,
     scores_table,
@@ -27,8 +28,10 @@ from molfun.structures.predicted import (
     unique_stems,
 )
 from molfun.structures.scoring.identical import renamed
+from molfun.structures.scoring.in_place import FEWEST
 from molfun.structures.scoring.superposition import superposed
 from molfun.tasks.titles import title_of
+from molfun.text import first_line
 
 SHOWN = 4
 """Structures in 3D: half of them the best, half the worst."""
@@ -75,13 +78,7 @@ def _blocks(
     chosen = list(
         dict.fromkeys([*range(len(ranked))[: SHOWN // 2], *range(len(ranked))[-SHOWN // 2 :]])
     )
-    models = list(_models(run, table, [ranked[place] for place in chosen]))
-    if models:
-        caption = (
-            "Main chains of the best and the worst prediction, coloured by pLDDT, on the known "
-            "structure in grey. Drag to turn, scroll to zoom."
-        )
-        yield Structures(models, caption, [*LEGENDS["plddt"], KNOWN])
+    yield from _views(run, table, [ranked[place] for place in chosen])
     residues = _rows(residues_table(table))
     if residues:
         yield _confidence(residues)
@@ -94,52 +91,115 @@ def _value(row: dict[str, str], name: str) -> float:
         return float("nan")
 
 
-def _models(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterator[Model3D]:
-    """Yield predictions on their known structures, as many as have room."""
-    known = samples(run, [row["id"] for row in rows])
+@dataclass(frozen=True)
+class _Drawn:
+    """A prediction as text of a PDB file, and why it is there alone; empty on the known one."""
+
+    text: str
+    alone: str = ""
+
+
+def _views(run: FinishedRun, table: Path, rows: list[dict[str, str]]) -> Iterator[Any]:
+    """Yield predictions on their known structures, as many as have room, and what is not shown."""
+    shown, missing = _read(run, table, rows)
+    models: dict[str, Model3D] = {}
+    room = MOST_TEXT
+    for row in rows:
+        name = row["id"]
+        if name not in shown:
+            continue
+        if len(shown[name].text) > room:
+            missing.append(f"{name} (too large for the room of a report)")
+            continue
+        room -= len(shown[name].text)
+        words = f"{name}: lDDT {number(_value(row, 'lddt_ca'))}"
+        models[name] = Model3D(words, shown[name].text, "plddt")
+    alone = {name: shown[name].alone for name in models if shown[name].alone}
+    if models:
+        yield _captioned(list(models.values()), on_known=len(alone) < len(models))
+    missing += [f"the known structure of {name} ({why})" for name, why in alone.items()]
+    if missing:
+        yield Text(f"Not shown: {'; '.join(missing)}.", "note")
+
+
+def _read(
+    run: FinishedRun, table: Path, rows: list[dict[str, str]]
+) -> tuple[dict[str, _Drawn], list[str]]:
+    """Return predictions on their known structures by id, and those that cannot be read."""
+    known = {name: sample.protein for name, sample in samples(run, [r["id"] for r in rows]).items()}
     # the order of the whole table, by which files were named
     stems = unique_stems([next(iter(row.values()), "") for row in _rows(table)])
-    size = 0
-    for row in rows:
-        sample = known.get(row["id"])
-        path = structures_folder(table) / f"{stems.get(row['id'], row['id'])}.cif"
-        # files may have changed since the run
-        with contextlib.suppress(MolfunError, OSError, RuntimeError, ValueError):
-            predicted = read_structure(path)
-            protein = None if sample is None else sample.protein
-            same = protein is not None and len(protein) == len(predicted)
-            text = _text(predicted, renamed(protein, predicted) if same and protein else None)
-            if size + len(text) <= MOST_TEXT:
-                size += len(text)
-                words = f"{row['id']}: lDDT {number(_value(row, 'lddt_ca'))}"
-                yield Model3D(words, text, "plddt")
+    found, missing = {}, []
+    for name in [row["id"] for row in rows]:
+        path = structures_folder(table) / f"{stems.get(name, name)}.cif"
+        try:
+            found[name] = _drawn(read_structure(path), known.get(name))
+        except MolfunError as error:  # files may have changed since the run
+            missing.append(f"{name} ({first_line(error)})")
+    return found, missing
 
 
-def _text(predicted: Protein, known: Protein | None) -> str:
+def _captioned(models: list[Model3D], *, on_known: bool) -> Structures:
+    caption = (
+        f"Main chains of the best and the worst prediction, coloured by pLDDT"
+        f"{', on the known structure in grey' * on_known}. Drag to turn, scroll to zoom."
+    )
+    return Structures(models, caption, [*LEGENDS["plddt"], *([KNOWN] if on_known else [])])
+
+
+def _drawn(predicted: Protein, known: Protein | None) -> _Drawn:
     """Return the main chains of both as one PDB file, the prediction moved onto the known one."""
     import gemmi
 
     structure = gemmi.Structure()
     structure.add_model(gemmi.Model(1))
     places = predicted.atom_positions.astype(float)
+    alone = "the data of the run cannot be read again" if known is None else ""
     if known is not None:
-        there = known.atom_mask[:, CA] > 0
-        if there.sum() >= 3:
-            target = known.atom_positions[:, CA].astype(float)
-            flat = _moved(places, target, there)
+        own, fitting = _fitting(predicted, known)
+        there = (fitting.atom_mask[:, CA] > 0) & (predicted.atom_mask[own, CA] > 0)
+        if there.sum() >= FEWEST:
+            target = np.zeros((len(predicted), 3))
+            target[own] = fitting.atom_positions[:, CA]
+            flat = _moved(places, target, own[there])
             places = np.where(predicted.atom_mask[..., None] > 0, flat, 0.0)
-        _add(structure, known, known.atom_positions, np.full(len(known), OUTSIDE), first="a")
+            # in another order, a crop shows other residues of its chains
+            grey = known if known.whole is None else fitting
+            _add(structure, grey, grey.atom_positions, np.full(len(grey), OUTSIDE), first="a")
+        else:
+            alone = f"it has fewer than {FEWEST} of the predicted CA atoms, by chain and number"
     _add(structure, predicted, places, predicted.b_factors[:, CA], first="A")
-    return str(structure.make_minimal_pdb())
+    return _Drawn(str(structure.make_minimal_pdb()), alone)
 
 
-def _moved(places: np.ndarray, target: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Return atoms (residues, 37, 3), moved so that the CA atoms that exist fit `target`."""
+def _fitting(predicted: Protein, known: Protein) -> tuple[np.ndarray, Protein]:
+    """Return the places of predicted residues that the known structure has, and these of it.
+
+    A file holds no residues without atoms, such as those of unknown type (X), so places do not say
+    which residue is which.
+    """
+    row_of = {key: row for row, key in enumerate(_keys(known))}
+    pairs = [(i, row_of[key]) for i, key in enumerate(_keys(predicted)) if key in row_of]
+    own, other = np.array(pairs, np.int64).reshape(-1, 2).T
+    return own, renamed(known.take(other), predicted.take(own))
+
+
+def _keys(protein: Protein) -> list[tuple[str, int, str]]:
+    """Return chain, number and insertion code of each residue, as files hold them."""
+    nothing = np.zeros(len(protein), np.float32)
+    written = FoldedStructure(id=protein.name, protein=protein, plddt=nothing, recycles=None)
+    names = written.chain_names()
+    chains = [names[i] for i in protein.chain_index]
+    return [(chain, *one) for chain, one in zip(chains, written.residue_ids(), strict=True)]
+
+
+def _moved(places: np.ndarray, target: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    """Return atoms (residues, 37, 3), moved so that the CA atoms of some residues fit `target`."""
     n = len(places)
     # CA atoms first, so that the fit has the same places on both sides
     points = np.concatenate([places[:, CA], places.reshape(-1, 3)])
     fixed = np.concatenate([target, np.zeros((len(points) - n, 3))])
-    moved = superposed(points, fixed, fit=np.flatnonzero(there))
+    moved = superposed(points, fixed, fit=fit)
     return moved[n:].reshape(places.shape)
 
 

@@ -26,14 +26,27 @@ class StructureScores:
     ----------
     values
         Scores by name: ``lddt_ca``, ``lddt``, ``tm_score``, ``gdt_ts``, ``gdt_ha`` (0 to 1),
-        ``rmsd`` (angstrom, CA), ``dockq`` (mean over interfaces, complexes alone), ``clashes``,
-        ``wrong_bonds``, ``residues`` (of the reference) and ``paired``.
+        ``rmsd`` (angstrom, CA), ``dockq`` (mean over the interfaces of the reference, where it has
+        any), ``clashes``, ``wrong_bonds``, ``residues`` (of the reference) and ``paired``.
     interfaces
-        Scores of each interface.
+        Scores of each interface of the reference, also of chains that the prediction lacks.
     residues
         One row per residue of the reference.
     notes
         What could not be compared, one sentence each.
+
+    Examples
+    --------
+    >>> reference = Protein.from_sequence("MKVGS", name="known")
+    >>> reference.atom_positions[:, 1, 0] = 3.8 * np.arange(5)  # CA atoms of a strand
+    >>> reference.atom_mask[:, 1] = 1
+    >>> found = score(reference.take(np.arange(4)), reference)
+    >>> found.values["paired"], found.values["residues"], found.values["gdt_ts"]
+    (4, 5, 0.8)
+    >>> found.notes
+    ['the prediction lacks 1 residue of the reference']
+    >>> found.residues[1]["residue"], float(found.residues[1]["lddt_ca"])
+    ('2', 0.75)
     """
 
     values: dict[str, float]
@@ -46,7 +59,8 @@ def score(predicted: Protein, reference: Protein) -> StructureScores:
     """Compare a predicted structure with a reference.
 
     Residues are paired by sequence. All scores are over the residues of the reference: those that
-    the prediction lacks count as wrong, except in the RMSD, which needs both.
+    the prediction lacks count as wrong: in DockQ their contacts are missed, and interfaces of a
+    chain that it lacks have 0. The RMSDs alone need the atoms of both.
 
     Parameters
     ----------
