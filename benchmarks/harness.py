@@ -178,7 +178,10 @@ def _median(label: str, rows: Sequence[tuple[float, float, float, float]]) -> Re
 
 
 def gemm_peaks(threads: int) -> dict[str, float]:
-    """Return the best float32 rate of each matrix kernel at the trunks' shapes, in GFLOP/s."""
+    """Return the best rate of each matrix kernel at the trunks' shapes, in GFLOP/s.
+
+    Those named after a kernel are of float32; ``bfloat16`` is that of torch.
+    """
     from molfun.nn import kernels
 
     before = torch.get_num_threads()
@@ -189,17 +192,24 @@ def gemm_peaks(threads: int) -> dict[str, float]:
             kernels.set_matrix_kernel(kernel)
         except ValueError:
             continue
-        best = 0.0
-        for inner, outer in ((128, 512), (320, 1280), (1280, 320), (512, 2048)):
-            x, weight = torch.randn(4096, inner), torch.randn(outer, inner)
-            for _ in range(12):
-                start = time.perf_counter()
-                kernels.linear(x, weight)
-                best = max(best, 2 * 4096 * inner * outer / (time.perf_counter() - start) / 1e9)
-        peaks[kernel] = best
+        peaks[kernel] = _best_rate(kernels.linear, torch.float32)
     kernels.set_matrix_kernel("auto")
+    peaks["bfloat16"] = _best_rate(torch.nn.functional.linear, torch.bfloat16)
     torch.set_num_threads(before)
     return peaks
+
+
+def _best_rate(linear: Callable[[Any, Any], Any], dtype: torch.dtype) -> float:
+    """Return the best rate of a product at the trunks' shapes, in GFLOP/s."""
+    best = 0.0
+    for inner, outer in ((128, 512), (320, 1280), (1280, 320), (512, 2048)):
+        x = torch.randn(4096, inner, dtype=dtype)
+        weight = torch.randn(outer, inner, dtype=dtype)
+        for _ in range(12):
+            start = time.perf_counter()
+            linear(x, weight)
+            best = max(best, 2 * 4096 * inner * outer / (time.perf_counter() - start) / 1e9)
+    return best
 
 
 def machine(threads: int) -> str:
@@ -211,8 +221,8 @@ def machine(threads: int) -> str:
         model = names[0].split(":", 1)[1].strip() if names else model
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in gemm_peaks(threads).items())
     return (
-        f"{model}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}, float32 "
-        f"products in GFLOP/s: {rates}"
+        f"{model}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}, "
+        f"products in GFLOP/s, of float32 but for bfloat16: {rates}"
     )
 
 

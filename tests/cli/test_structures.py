@@ -63,7 +63,7 @@ def test_a_folder_is_learned_predicted_and_evaluated(learn, molfun, project):
     assert len(written) == int(scores["residues"]) == 5
     text = written_file.read_text()
     assert "fine-tuned (full)" in " ".join(text.split())
-    assert "weights random, for tests" in " ".join(text.split())
+    assert "weights random at first, then trained" in " ".join(text.split())
     assert written.b_factors.max() == pytest.approx(float(row["prediction"]), abs=3)
     shown = section(FinishedRun(project / "run"))
     assert [type(block).__name__ for block in shown.blocks] == [
