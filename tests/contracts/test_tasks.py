@@ -96,8 +96,8 @@ class TestStructure(TaskContract):
         }
 
     def prediction_shape(self, outputs: dict[str, torch.Tensor]) -> torch.Size:
-        """Return rows of residues: three numbers, pLDDT and 37 atoms each."""
-        return torch.Size([*outputs["mask"].shape, 4 + 37 * 3])
+        """Return rows of residues: seven numbers and 37 atoms each."""
+        return torch.Size([*outputs["mask"].shape, 7 + 37 * 3])
 
 
 @functools.cache
