@@ -54,7 +54,7 @@ class Curve(Callback):
         """Print a line."""
         if row["epoch"] % self.each:
             return
-        self.measured = self.model.evaluate(self.samples)
+        self.measured = measured(self.model, self.samples)
         shown = {"train_loss": row["train_loss"]} | {k: self.measured[k] for k in SHOWN}
         seconds = time.perf_counter() - self.start
         print(f"  {row['epoch']:>5}{seconds:7.0f} s {rounded(shown)}", flush=True)
@@ -154,11 +154,22 @@ def general(args: argparse.Namespace) -> None:
     print(f"distogram loss of distances by separation: {by_separation(draws(train, 10), val):.3f}")
     for seed in args.seeds:
         model = model_of("tiny", seed=seed, **weights(args))
-        before = model.evaluate(val)
+        before = measured(model, val)
         learn(model, train.random_crops("contiguous"), val, args)
-        after = model.evaluate(val)
+        after = measured(model, val)
         for name in SHOWN:
             print(f"seed {seed}, {name}: {before[name]:.3f} -> {after[name]:.3f}")
+
+
+def measured(model: MolfunStructureModel, samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the metrics with all terms of the loss, also one that is left out of the training."""
+    task: Any = model.task
+    weights = dict(task.weights)
+    task.weights.update({name: 1.0 for name, weight in weights.items() if not weight})
+    try:
+        return model.evaluate(samples)
+    finally:
+        task.weights.update(weights)
 
 
 def learn(
