@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 
-from molfun.training.job import _known_by_version
+from molfun.parallel.launch import _known_by_version
 
 with _known_by_version("torchmetrics"):  # as a fit does it
     import lightning_fabric  # noqa: F401

@@ -53,6 +53,10 @@ class FileOptions(RunOptions):
     """Options of the start of a run whose settings may be in a file."""
 
     config: str | None = option(None, "YAML file of settings; flags go first.", panel=RUN)
+    slurm: str | None = option(
+        None, "Submit a job to SLURM: partition=gpu,nodes=2,gpus=8,time=24:00:00; dry-run prints "
+        "its script.", panel=RUN, hidden=True,
+    )  # fmt: skip
 
 
 class TrainOptions(RunOptions):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from molfun.errors import MolfunError, printable
+from molfun.parallel.started import Started
 from molfun.text import counted, first_line, three_digits
 from molfun.training.callbacks import Callback, FitPlan
 from molfun.training.history import History, Row
@@ -22,9 +23,9 @@ PLAIN_EVERY_SECONDS = 60.0
 
 
 def is_first_process() -> bool:
-    """Return whether this process prints and writes for all that ``torchrun`` started."""
+    """Return whether this process prints and writes for all that were started for the run."""
     # from the environment, as torch.distributed is not set up yet when the first lines are printed
-    return os.environ.get("RANK", "0") == "0"
+    return Started.found().index == 0
 
 
 def hush() -> None:

@@ -34,6 +34,7 @@ from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.showing import record_start, show
+from molfun.cli.slurm import submitted
 from molfun.cli.sources import settings_of, settings_of_options
 from molfun.cli.subjects import log_checks
 from molfun.cli.tables import write_predictions
@@ -43,6 +44,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.models.folding import maker_of
 from molfun.models.prediction import scored
 from molfun.models.structure import MolfunStructureModel
+from molfun.parallel.launch import launch
 from molfun.registry import BACKBONES, TASKS
 from molfun.runs.folder import CACHE, LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.auto import recommend
@@ -58,7 +60,11 @@ logger = logging.getLogger(__name__)
 
 def fine_tune(given: Mapping[str, Any]) -> None:
     """Fine-tune with the settings of the flags, and of the file that they name."""
-    run(*settings_of(FineTuneSettings, given))
+    settings, options = settings_of(FineTuneSettings, given)
+    if options.slurm is None:
+        run(settings, options)
+    else:
+        say(submitted("fine-tune", options.slurm, settings))
 
 
 def train(given: Mapping[str, Any]) -> None:
@@ -68,6 +74,7 @@ def train(given: Mapping[str, Any]) -> None:
 
 def run(settings: FineTuneSettings, options: RunOptions) -> History:
     """Load data, split, train and test; print and write along the way."""
+    launch(settings.devices, settings.num_nodes, settings.device)
     folder = RunFolder(settings.output_dir, resume=options.resume)
     # a demo replaces the demo before it, so that the first command of the README can be repeated
     overwrite = options.overwrite or (settings.demo and is_demo(folder))

@@ -201,6 +201,13 @@ class TrainSettings(OptimizerSettings):
 class RunSettings(ProcessSettings):
     """Output, device, kernels and caches of a run."""
 
+    devices: int | Literal["auto"] = option(
+        "auto", "Processes per machine, each with a device of its own.", panel=RUN, hidden=True,
+        shown="auto: all GPUs",
+    )  # fmt: skip
+    num_nodes: int = option(
+        1, "Machines, on each of which this command runs.", panel=RUN, hidden=True, ge=1
+    )
     kernels: Kernels = KERNELS
     cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Where outputs of frozen parts are kept: {choices}.", panel=CACHE, hidden=True

@@ -27,6 +27,7 @@ from molfun.lightning.data import label_list, label_of, series_of, training_batc
 from molfun.lightning.module import STATE, TimeSeriesModule
 from molfun.models.series_config import FinetuneConfig, finetune_config
 from molfun.nn.modes import evaluating
+from molfun.parallel.gradients import GradientSum
 from molfun.tasks.base import Task
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs
@@ -208,11 +209,12 @@ class FineTuneModule(TimeSeriesModule):
         """
         late = [p for _, p in self._encoder_parameters() if p.requires_grad]
         if self._averages and late:
-            ranks = self._ranks()
-            ranks.add_up_gradients(late)
+            total = GradientSum(late)
+            total.finish()
+            total.close()
             for parameter in late:
                 if parameter.grad is not None:
-                    parameter.grad /= ranks.size
+                    parameter.grad /= self._ranks().size
 
     def _trunks(self, batches: Iterable[Any]) -> Iterator[TrunkOutput]:
         backbone = self._need_backbone()

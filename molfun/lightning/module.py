@@ -19,8 +19,8 @@ from molfun.lightning.data import n_features, rows, series_of, training_batches
 from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_scheduler
 from molfun.nn.optimizers import build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
+from molfun.parallel.ranks import Ranks
 from molfun.training.inputs import as_inputs
-from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 
 STATE = "molfun"

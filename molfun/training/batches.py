@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from molfun.errors import DataError
+from molfun.parallel.ranks import Ranks
 from molfun.training.ahead import Featurize, collate_ahead
 from molfun.training.loading import loaded, watched
-from molfun.training.ranks import Ranks
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -80,10 +80,20 @@ class EpochBatches:
 
     def __len__(self) -> int:
         """Return the number of batches of this process."""
-        return len(range(self._ranks.index, self.n_total, self._ranks.size))
+        return self.own(0, self.n_total)
+
+    def own(self, start: int, stop: int) -> int:
+        """Return how many of the batches from `start` to `stop` of an epoch this process gets."""
+        first = start + (self._ranks.index - start) % self._ranks.size
+        return len(range(first, stop, self._ranks.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Any]:
-        """Yield the batches of this process in `epoch` (from 0), without the first `start`."""
+        """Yield the batches of this process in `epoch` (from 0), without the first `start` of all.
+
+        Batch ``i`` of an epoch goes to process ``i % size``, so the batches of an optimizer step
+        are the same for any number of processes that divides them.
+        """
+        start = self.own(0, start)
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):

@@ -15,11 +15,12 @@ A *window* is the series of batches whose gradients go into one optimizer step.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from torch import nn
 from molfun.errors import DataError, NonFiniteError
 from molfun.nn.modes import set_modes
 from molfun.nn.process import random_state, seed_everything
+from molfun.parallel.parallel import Parallel
 from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded_batches
@@ -38,13 +40,13 @@ from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import let_train, rates_of, shown_lr, warn_of_late_starts
 from molfun.training.history import History, Row
 from molfun.training.inputs import Inputs, as_inputs
-from molfun.training.interrupt import Interrupted, SignalWatch
+from molfun.training.interrupt import Asked, Interrupted, SignalWatch
 from molfun.training.loading import worker_errors
 from molfun.training.monitor import Monitor
-from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
-from molfun.training.saved_state import SavedState
+from molfun.training.saved_state import PER_STEP, SavedState, batches_per_step, read_stored
 from molfun.training.schedule import RunSchedule
+from molfun.training.window import Together
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -76,8 +78,8 @@ class Engine:
         Lightning Fabric, for device and precision.
     callbacks
         Hooks, called in order.
-    ranks
-        The processes that train together; by default this process alone.
+    parallel
+        How the model is spread over processes; by default over none but this.
     on_start
         Called once after all checks, before the first batch.
     on_best
@@ -95,9 +97,10 @@ class Engine:
     callbacks: Sequence[Callback] = ()
     on_start: Callable[[], None] = lambda: None
     on_best: Callable[[History], None] = lambda _: None
-    ranks: Ranks = field(default_factory=Ranks)
+    parallel: Parallel = field(default_factory=Parallel)
 
     def __post_init__(self) -> None:
+        self.ranks = self.parallel.ranks
         self.monitor = Monitor(self.strategy, self.runner)
         self.callbacks = self.callbacks if self.ranks.is_first else ()
         self.parameters = dict(self.parameters)
@@ -108,8 +111,9 @@ class Engine:
         self._saved: SavedState | None = None
         self._saved_at = time.monotonic()
         self._watch = SignalWatch()
-        self._windows = 0  # windows closed in this epoch
-        self._window_loss = 0.0  # loss of this process in the open window
+        self._together = Together(self.parallel, next(iter(self.parameters.values())).device)
+        self._batch = 0  # batches of this process in this epoch
+        self.batches_per_step = self.strategy.accumulation_steps * self.ranks.size
         self._closed = (0.0, 0, 0.0)  # loss and labels before the open window, and its start
 
     # --- the whole fit -------------------------------------------------------------------------
@@ -125,12 +129,13 @@ class Engine:
                 "The validation set is empty: its loader gives no batch. Leave val_loader out to "
                 "train without validation."
             )
+        stored = self._stored() if resume else None
         # the plan comes first: schedule, warm-up and total steps follow from it
         batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead)
         plan = FitPlan.of(
             batches.n_total,
             len(batches),
-            per_step=self.strategy.accumulation_steps * self.ranks.size,
+            per_step=self.batches_per_step,
             epochs=self.config.epochs,
             max_steps=self.config.max_steps,
         )
@@ -142,29 +147,37 @@ class Engine:
         # dropout must differ between processes, or they would share their masks
         seed_everything(self.config.seed + self.ranks.index)
         self._saved = self._saved_state()
-        resumed = resume and self._take_up(len(batches))
+        if stored is not None:
+            assert self._saved is not None
+            self.state, self._best = self._saved.take_up(stored)
+            self.state.batch = min(self.state.batch, batches.n_total)
         self.ranks.align(self.parameters.values())
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.monitor.name, self.monitor.higher_is_better
         with SignalWatch() as self._watch, worker_errors():
-            self._start(replace(plan, done_steps=self.state.step), history, resumed=resumed)
+            plan = replace(plan, done_steps=self.state.step)
+            self._start(plan, history, resumed=stored is not None)
             self.on_start()
             while not self.state.finished:
-                self._train_epoch(batches, plan)
+                self._train_epoch(batches)
                 row = self._finish_epoch(val)
                 history.append(row)
                 self._write_state()
                 if not self.state.finished:
-                    self._stop_if_asked(self._signal())
+                    self._stop_if_asked(self._together.all_ask(self._wishes()).stop)
+        self._leave_weights()
+        history.stopped = self.state.finished
+        for callback in self.callbacks:
+            callback.on_fit_end(history)
+        return history
+
+    def _leave_weights(self) -> None:
+        """Leave the best weights in the model, or the last ones."""
         # without validation no epoch is the best: `_keep_best` takes the average or the last
         if self.config.restore_best:
             self._keep_best()
         elif self.average is not None:
             self.average.copy_to_model()
-        history.stopped = self.state.finished
-        for callback in self.callbacks:
-            callback.on_fit_end(history)
-        return history
 
     def _start(self, plan: FitPlan, history: History, *, resumed: bool) -> None:
         """Call the callbacks and write the first state, from which a killed run can resume.
@@ -189,7 +202,7 @@ class Engine:
             return None
         return SavedState(
             self.config.state_dir,
-            self.config.identity,
+            {**self.config.identity, PER_STEP: self.batches_per_step},
             self.runner,
             parameters=self.parameters,
             optimizer=self.optimizer,
@@ -199,38 +212,43 @@ class Engine:
             ranks=self.ranks,
         )
 
-    def _take_up(self, n_batches: int) -> bool:
-        """Restore the state on disk; False if the run was stopped before it wrote one."""
-        assert self._saved is not None
-        found = self._saved.take_up()
-        if found is None:
-            return False
-        self.state, self._best = found
-        self._windows = math.ceil(self.state.batch / self.strategy.accumulation_steps)
-        self.state.batch = min(self.state.batch, n_batches)
-        return True
+    def _stored(self) -> Mapping[str, Any] | None:
+        """Return the state on disk; None if the run was stopped before it wrote one."""
+        assert self.config.state_dir is not None
+        stored = read_stored(self.config.state_dir, self.ranks)
+        if stored is not None:
+            self.batches_per_step = batches_per_step(stored, self.batches_per_step, self.ranks)
+        return stored
 
     # --- one epoch -----------------------------------------------------------------------------
 
-    def _train_epoch(self, batches: EpochBatches, plan: FitPlan) -> None:
+    def _train_epoch(self, batches: EpochBatches) -> None:
         state = self.state
         if self._out_of_steps():  # a run that was stopped right after its last step
             return
         self._begin_epoch()
         self._set_modes(training=True)
-        for batch in batches.epoch(state.epoch, start=state.batch):
-            self._micro_step(as_inputs(batch))
-            state.batch += 1
-            window_full = state.window_batches == self.strategy.accumulation_steps
-            if window_full or state.batch == plan.batches_per_epoch:
-                self._optimizer_step()
-            self._save_or_stop(window_closed=state.window_batches == 0)
-            if self._out_of_steps():
-                break
-        while self._windows < plan.steps_per_epoch and not self._out_of_steps():
-            # other processes have one batch more, and sums over processes need all of them
+        own = batches.epoch(state.epoch, start=state.batch)
+        self._batch = batches.own(0, state.batch)
+        for stop in self._window_ends(batches.n_total):
+            n_own = batches.own(state.batch, stop)
+            for number, batch in enumerate(itertools.islice(own, n_own), start=1):
+                self._micro_step(as_inputs(batch), last=number == n_own)
+                if not self.parallel.several and number < n_own:
+                    # several processes hold parts of an open window, and its state is that of one
+                    state.batch += 1
+                    self._save_or_stop()
+            state.batch = stop
             self._optimizer_step()
             self._save_or_stop(window_closed=True)
+            if self._out_of_steps():
+                break
+
+    def _window_ends(self, n_batches: int) -> Iterator[int]:
+        """Yield the number of batches of an epoch, of all processes, after each optimizer step."""
+        size = self.batches_per_step
+        for start in range(self.state.batch // size * size, n_batches, size):
+            yield min(start + size, n_batches)
 
     def _begin_epoch(self) -> None:
         """Unfreeze the parameters that begin to train in this epoch."""
@@ -238,6 +256,7 @@ class Engine:
         self._closed = (state.loss_total, state.loss_count, time.perf_counter())
         if let_train(self.optimizer, state.epoch):
             self.runner.trainable_changed()
+        self.parallel.begin(list(self.parameters.values()))
         starts = [group["start_epoch"] for group in self.optimizer.param_groups]
         if state.epoch and state.epoch in starts and state.batch == 0:
             state.since_best = 0  # more weights may improve more, so patience starts again
@@ -248,10 +267,13 @@ class Engine:
         limit = self.config.max_steps
         return limit is not None and self.state.step + self.state.skipped_windows >= limit
 
-    def _micro_step(self, inputs: Inputs) -> None:
+    def _micro_step(self, inputs: Inputs, *, last: bool) -> None:
         state = self.state
         state.window_batches += 1
         state.window_ids += inputs.ids
+        self._batch += 1
+        if last:
+            self.parallel.last_backward()
         if state.window_bad:
             return  # the window will be skipped: spare the forward pass
         outputs = self.runner.outputs(inputs)
@@ -264,21 +286,16 @@ class Engine:
             # `total` is a sum over labels; its gradient is divided by the labels of the window
             # later, since a mean of batch means would weigh small batches more
             self.fabric.backward(total)
-        state.window_count += count
-        if self.ranks.size == 1:
-            state.loss_total += value
-            state.loss_count += count
-        else:  # added up over the processes when the window closes
-            self._window_loss += value
+        self._together.add_loss(state, value, count)
         for callback in self.callbacks:
-            callback.on_batch_end(state.epoch + 1, state.batch + 1, value / max(count, 1))
+            callback.on_batch_end(state.epoch + 1, self._batch, value / max(count, 1))
 
     @torch.no_grad()
     def _optimizer_step(self) -> None:
         state = self.state
         precision = self.fabric.strategy.precision
         norm: Any = math.nan
-        self._add_up_window()
+        self._together.close_window(state, self._wishes())
         if state.window_count and not state.window_bad:
             # unscale, divide, clip: the norm is that of the mean gradient, in any precision
             precision.unscale_gradients(self.optimizer)
@@ -311,28 +328,13 @@ class Engine:
             rates=rates_of(self.optimizer),
             grad_norm=norm,
             skipped=state.skipped_windows + state.window_bad,
-            n_samples=len(state.window_ids) * self.ranks.size,
+            n_samples=self._together.n_samples,
             seconds=time.perf_counter() - began_at,
         )
         for callback in self.callbacks:
             callback.on_step_end(report)
         # after the callbacks, whose time is not that of training
         self._closed = (state.loss_total, state.loss_count, time.perf_counter())
-
-    def _add_up_window(self) -> None:
-        """Sum loss, labels, gradients and failures of the window over all processes."""
-        if self.ranks.size == 1:
-            return
-        state, parameters = self.state, list(self.parameters.values())
-        own = [state.window_count, self._window_loss, float(state.window_bad)]
-        count, loss, bad = self.ranks.add_up(own, parameters[0].device)
-        state.window_count, state.window_bad = int(count), bad > 0
-        state.loss_total += loss
-        state.loss_count += int(count)
-        self._window_loss = 0.0
-        if state.window_count and not state.window_bad:
-            # before the scaler unscales them, so that it sees the same overflow everywhere
-            self.ranks.add_up_gradients(parameters)
 
     def _scales_loss(self) -> bool:
         return getattr(self.fabric.strategy.precision, "scaler", None) is not None
@@ -348,7 +350,6 @@ class Engine:
     def _close_window(self) -> None:
         state = self.state
         ids = state.window_ids
-        self._windows += 1
         if state.window_bad:
             state.bad_in_row += 1
             state.skipped_windows += 1
@@ -376,7 +377,7 @@ class Engine:
     def _finish_epoch(self, val: Iterable[Any] | None) -> Row:
         state = self.state
         state.epoch += 1
-        state.batch = self._windows = 0
+        state.batch = 0
         row: Row = {
             "epoch": state.epoch,
             # per label, so that batches of any size weigh as they should
@@ -464,24 +465,23 @@ class Engine:
 
     # --- state ---------------------------------------------------------------------------------
 
-    def _save_or_stop(self, *, window_closed: bool) -> None:
+    def _save_or_stop(self, *, window_closed: bool = False) -> None:
         """Write the state if it is due, and stop if a signal asked for it."""
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
-        late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
-        if self.ranks.size > 1 and not window_closed:
-            return  # each process holds its own part of an open window's gradients
-        asked = self.ranks.gather((late, self._watch.received))
-        late, stop = asked[0][0], next((s for _, s in asked if s is not None), None)
-        if due or late or stop is not None:
+        # of several processes what all of them know since the window closed
+        asked = self._together.asked if self.parallel.several else self._wishes()
+        if due or asked.late or asked.stop is not None:
             self._write_state()
             # torchrun kills the others when one process ends, also one that is still writing
             self.ranks.wait()
-        self._stop_if_asked(stop)
+        self._stop_if_asked(asked.stop)
 
-    def _signal(self) -> int | None:
-        """Return the signal that any of the processes received, or None."""
-        return next((s for s in self.ranks.gather(self._watch.received) if s is not None), None)
+    def _wishes(self) -> Asked:
+        """Return what this process asks for."""
+        late = time.monotonic() - self._saved_at > STATE_EVERY_SECONDS
+        # clocks differ: the first process decides when a state is due
+        return Asked(late=late and self.ranks.is_first, stop=self._watch.received)
 
     def _stop_if_asked(self, stop: int | None) -> None:
         if stop is not None:

@@ -1,15 +1,22 @@
-"""Stop a run between two batches on SIGINT or SIGTERM."""
+"""Stop a run between two batches on a signal."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+STOPS = tuple(
+    int(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals that end a run after its state was written; SLURM sends the last before time is up."""
+
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when SIGINT or SIGTERM ended a fit, after its state was written.
+    """Raised when a signal ended a fit, after its state was written.
 
     Attributes
     ----------
@@ -23,8 +30,41 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the processes of a run ask for between two optimizer steps.
+
+    Parameters
+    ----------
+    late
+        Whether the state on disk is old.
+    stop
+        Signal that one of them received; None for none.
+
+    Examples
+    --------
+    >>> one, other = Asked(stop=15).numbers(), Asked(late=True).numbers()
+    >>> Asked.of([a + b for a, b in zip(one, other)])
+    Asked(late=True, stop=15)
+    """
+
+    late: bool = False
+    stop: int | None = None
+
+    def numbers(self) -> list[float]:
+        """Return one number for each wish, which can be added up over processes."""
+        return [float(self.late), *(float(self.stop == number) for number in STOPS)]
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> Asked:
+        """Return what any process asks for, from the sums of their `numbers`."""
+        late, *signals = sums
+        received = (number for number, n in zip(STOPS, signals, strict=True) if n)
+        return cls(late > 0, next(received, None))
+
+
 class SignalWatch:
-    """Record the first SIGINT or SIGTERM instead of ending the process; a second one ends it.
+    """Record the first signal of `STOPS` instead of ending the process; a second one ends it.
 
     Does nothing outside of the main thread, where Python cannot set handlers.
     """
@@ -35,7 +75,7 @@ class SignalWatch:
 
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPS:
                 previous = signal.getsignal(number)
                 if previous is not None:  # a handler set outside of Python cannot be restored
                     self._previous[number] = previous

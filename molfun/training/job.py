@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from molfun.config import flattened
 from molfun.errors import NonFiniteError
+from molfun.parallel.failures import named_failures
+from molfun.parallel.launch import fabric_for, join
+from molfun.parallel.parallel import parallel_of
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strict import check_choice
@@ -26,11 +25,7 @@ from molfun.training.groups import make_optimizer
 from molfun.training.history import History, Row
 from molfun.training.loggers.base import Logger, ended, joined
 from molfun.training.notebook import NotebookProgress, in_notebook
-from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +81,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.history = History([])
-        self.ranks = Ranks.join_run(self.device)
+        self.ranks = join(self.device)
         self.ranks.wait()  # no process may write before all have checked the folder
 
     @property
@@ -109,7 +104,7 @@ class Job:
         self.chosen_precision = choose_precision(
             self.device, amp=strategy.amp, precision=self.precision
         )
-        self.fabric = make_fabric(self.device, self.chosen_precision)
+        self.fabric = fabric_for(self.device, self.chosen_precision)
         self.optimizer, self.parameters = make_optimizer(strategy, model)
 
     def run(
@@ -152,7 +147,7 @@ class Job:
 
         engine = self._engine(runner, identity, on_start, keep_best)
         held = contextlib.nullcontext() if folder is None else folder.held()
-        with held, ended(self.loggers):
+        with held, ended(self.loggers), named_failures(self.ranks):
             try:
                 self.history = engine.fit(self.train, self.val, resume=self.resume)
             except NonFiniteError:  # leave a checkpoint of finite weights, if there is none yet
@@ -202,7 +197,7 @@ class Job:
             callbacks=[*logs, *self.callbacks, *shown, *trackers],
             on_start=on_start,
             on_best=on_best,
-            ranks=self.ranks,
+            parallel=parallel_of(self.ranks),
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -211,13 +206,14 @@ class Job:
         flat = flattened({"strategy": self.strategy.to_dict()})
         for name in [n for n in flat if ADDED.get(n.rpartition(".")[2], ...) == flat[n]]:
             del flat[name]
+        # counts with the processes, of which a resumed run may have others (`PER_STEP`)
+        del flat["strategy.accumulation_steps"]
         return {
             **{k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()},
             "seed": self.seed,
             "precision": self.chosen_precision,
             "epochs": self.epochs,
             "max_steps": self.max_steps,
-            "processes": self.ranks.size,
         }
 
 
@@ -256,33 +252,3 @@ def choose_precision(device: torch.device, *, amp: bool, precision: str | None) 
         return "32-true"
     # bfloat16 has the range of float32, so it needs no loss scaling
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
-@contextlib.contextmanager
-def _known_by_version(package: str) -> Iterator[None]:
-    """Stand in for a package whose version is asked for by what is imported inside.
-
-    Fabric imports torchmetrics for its version alone, and torchmetrics imports transformers and
-    most of scipy: more than half of the six seconds that the import of Fabric takes.
-    """
-    installed = importlib.util.find_spec(package) is not None
-    if not installed or package in sys.modules or "lightning_fabric" in sys.modules:
-        yield
-        return
-    stand_in = ModuleType(package)
-    stand_in.__dict__["__version__"] = importlib.metadata.version(package)
-    sys.modules[package] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules[package]
-
-
-def make_fabric(device: torch.device, precision: str) -> Fabric:
-    """Return a Fabric for one device; several processes are joined by `Ranks` instead."""
-    with _known_by_version("torchmetrics"):
-        from lightning_fabric import Fabric  # here, as the import takes seconds
-
-    # one device per process: `Ranks` joins the processes
-    devices: Any = [device.index or 0] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)

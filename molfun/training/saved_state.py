@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from molfun.errors import CheckpointError
-from molfun.nn.process import random_state, set_random_state
+from molfun.errors import CheckpointError, RunError
+from molfun.nn.process import random_state, seed_everything, set_random_state
+from molfun.parallel.ranks import Ranks
 from molfun.runs import resume
 from molfun.runs.resume import FitState
 from molfun.training.ema import WeightAverage, copy_weights
-from molfun.training.ranks import Ranks
 from molfun.training.runner import Runner
 from molfun.training.schedule import RunSchedule
 
@@ -94,13 +94,20 @@ class SavedState:
         if self.ranks.is_first:
             state.best_sha256 = resume.write_best(self.folder, state.epoch, best)
 
-    def take_up(self) -> tuple[FitState, dict[str, torch.Tensor] | None] | None:
+    def take_up(
+        self, content: Mapping[str, Any]
+    ) -> tuple[FitState, dict[str, torch.Tensor] | None]:
         """Restore model, optimizer and random state.
+
+        Parameters
+        ----------
+        content
+            From `read_stored`.
 
         Returns
         -------
-        tuple or None
-            State of the fit and its best weights so far; None if no state was written yet.
+        tuple
+            State of the fit and its best weights so far.
 
         Raises
         ------
@@ -109,11 +116,6 @@ class SavedState:
         RunError
             If the run was started with other settings.
         """
-        # the first process decides for all: it may write a state while others still look
-        if not self.ranks.gather(self.exists())[0]:
-            logger.warning("%s holds no state yet: the run starts from its beginning.", self.folder)
-            return None
-        content = resume.read_state(self.folder)
         resume.check_same_run(content["identity"], self.identity, self.folder)
         try:
             state = self._put_back(content)
@@ -143,16 +145,35 @@ class SavedState:
             self._check_shapes(content["average"]["average"], "the average")
             self.average.load_state_dict(content["average"])
         self.runner.load_resume_state(content["runner"])
-        randoms = content["random"]
-        set_random_state(randoms if self.ranks.size == 1 else randoms[self.ranks.index])
+        self._put_back_randoms(content["random"], state)
+        if self.ranks.size > 1:
+            # several processes count the labels of a window when it closes
+            state.loss_count -= state.window_count
+        if not self.ranks.is_first:
+            # what the open window has so far is added up over the processes when it closes
+            state.window_count, state.window_batches = 0, 0
+            state.window_bad, state.window_ids = False, []
         if not state.finished:
             progress = content["progress"]
-            for name, gradient in progress["gradients"].items():
+            for name, gradient in progress["gradients"].items() if self.ranks.is_first else ():
                 self.parameters[name].grad = gradient.to(self.parameters[name].device)
             self.optimizer.load_state_dict(progress["optimizer"])
             self.schedule.load_state_dict(progress["schedule"])
             self.precision.load_state_dict(progress["scaler"])
         return state
+
+    def _put_back_randoms(self, randoms: Any, state: FitState) -> None:
+        stored = randoms if isinstance(randoms, list) else [randoms]
+        if len(stored) == self.ranks.size:
+            set_random_state(stored[self.ranks.index])
+            return
+        logger.warning(
+            "The run was started with %d processes and goes on with %d: with the same result, but "
+            "for other draws of dropout.",
+            len(stored), self.ranks.size,
+        )  # fmt: skip
+        # others than those of the first steps
+        seed_everything(int(self.identity["seed"]) + 7919 * (state.step + 1) + self.ranks.index)
 
     def _check_shapes(self, stored: Mapping[str, torch.Tensor], what: str) -> None:
         """Refuse weights with other names or shapes: ``copy_`` would broadcast or skip them."""
@@ -164,3 +185,62 @@ class SavedState:
                 f"{self.folder}: {what} stored there do not fit the model "
                 f"({', '.join(other[:3])}). {resume.ADVICE}"
             )
+
+
+def read_stored(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+    """Return the state in a folder; None if none was written yet, which is said.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged.
+    """
+    # the first process decides for all: it may write a state while others still look
+    if not ranks.gather((folder / resume.STATE_FILE).exists())[0]:
+        logger.warning("%s holds no state yet: the run starts from its beginning.", folder)
+        return None
+    content = resume.read_state(folder)
+    _modernise(content)
+    return content
+
+
+def _modernise(content: dict[str, Any]) -> None:
+    """Write what older versions counted per process as counts of all processes."""
+    identity = content["identity"]
+    if isinstance(identity, dict) and PER_STEP not in identity and "processes" in identity:
+        size = int(identity.pop("processes"))
+        identity[PER_STEP] = size * int(identity.pop("strategy.accumulation_steps", 1))
+        content["fit"]["batch"] = size * int(content["fit"].get("batch", 0))
+
+
+def batches_per_step(stored: Mapping[str, Any], asked: int, ranks: Ranks) -> int:
+    """Return the batches of an optimizer step, which a run keeps on another number of processes.
+
+    Parameters
+    ----------
+    stored
+        From `read_stored`.
+    asked
+        Those that the settings ask for on these processes.
+    ranks
+        The processes that go on.
+
+    Raises
+    ------
+    RunError
+        If these processes cannot share them equally.
+    """
+    before = int(stored["identity"].get(PER_STEP, asked))
+    randoms = stored["random"]
+    if ranks.size == (len(randoms) if isinstance(randoms, list) else 1):
+        return asked  # other settings are refused, as all that differ
+    if before % ranks.size:
+        raise RunError(
+            f"The run has {before} batches per optimizer step, which {ranks.size} processes cannot "
+            f"share equally. Resume it with a number of processes that divides {before}."
+        )
+    return before
+
+
+PER_STEP = "batches per step"
+"""Name of the value in the identity of a run."""

@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from molfun.data.batching import LengthBatchSampler
 from molfun.models.structure import MolfunStructureModel
+from molfun.parallel.launch import fabric_for
 from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, LoRAFinetune
 from molfun.training import engine as engine_module
 from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import make_optimizer
-from molfun.training.job import make_fabric
 from molfun.training.supervised import SupervisedRunner
 
 STRATEGY = LoRAFinetune(
@@ -173,7 +173,7 @@ def make_engine(
         EngineConfig(**{"epochs": 1, **config}),
         parameters=parameters,
         optimizer=optimizer,
-        fabric=make_fabric(model.device, "32-true"),
+        fabric=fabric_for(model.device, "32-true"),
         callbacks=callbacks,
     )
 

@@ -25,6 +25,7 @@ from torch.optim.optimizer import (
 from molfun.errors import ConfigError, DataError, NonFiniteError
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
+from molfun.parallel.launch import _known_by_version
 from molfun.sample import Sample, SampleBatch
 from molfun.training import (
     Callback,
@@ -37,7 +38,7 @@ from molfun.training import (
 )
 from molfun.training.callbacks import CSVLog, FitPlan
 from molfun.training.engine_config import EngineConfig
-from molfun.training.job import _known_by_version, choose_precision
+from molfun.training.job import choose_precision
 
 ModelFactory = Callable[..., MolfunStructureModel]
 SampleFactory = Callable[..., list[Sample]]

@@ -14,8 +14,10 @@ import torch
 import warm
 from parallel_fit import run
 
+from molfun.errors import RunError
+from molfun.parallel.ranks import Ranks
 from molfun.training.batches import EpochBatches
-from molfun.training.ranks import Ranks
+from molfun.training.saved_state import PER_STEP, batches_per_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,8 +50,13 @@ def torchrun(place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str,
 
 def two_processes(place: Path, **settings: Any) -> list[dict[str, Any]]:
     """Return the result of each of two processes that are started here, as torchrun would."""
+    return processes(2, place, **settings)
+
+
+def processes(size: int, place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str, Any]]:
+    """Return the result of each process."""
     place.mkdir(exist_ok=True)
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     shared |= {**os.environ, **ONE_THREAD, "MASTER_PORT": str(free_port())}
     with contextlib.ExitStack() as started:
         ranks = [
@@ -59,21 +66,24 @@ def two_processes(place: Path, **settings: Any) -> list[dict[str, Any]]:
                     env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, output=place / f"said{i}",
                 )
             )
-            for i in (0, 1)
+            for i in range(size)
         ]  # fmt: skip
-        assert [rank.wait(240) for rank in ranks] == [0, 0], ranks[0].stderr() + ranks[1].stderr()
-    return results(place)
+        codes = [rank.wait(240) for rank in ranks]
+        said = "".join(rank.stderr() for rank in ranks)
+        assert all((code == 0) == (expect == 0) for code in codes), said
+    return [] if expect else results(place, size)
 
 
-def results(place: Path) -> list[dict[str, Any]]:
-    return [torch.load(place / f"rank{i}.pt", weights_only=True) for i in (0, 1)]
+def results(place: Path, size: int = 2) -> list[dict[str, Any]]:
+    return [torch.load(place / f"rank{i}.pt", weights_only=True) for i in range(size)]
 
 
 def assert_alike(ranks: list[dict[str, Any]]) -> None:
-    first, second = ranks
-    assert repr(first["history"]) == repr(second["history"])
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name]), name
+    first, *others = ranks
+    for other in others:
+        assert repr(first["history"]) == repr(other["history"])
+        for name, weight in first["weights"].items():
+            assert torch.equal(weight, other["weights"][name]), name
 
 
 def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -129,6 +139,21 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
         assert torch.equal(weight, resumed[0]["weights"][name]), name
 
 
+def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
+    """Four batches per step, on 2, 1 and 4 processes; the weights are those of one alone."""
+    settings: dict[str, Any] = {"strategy": "blocks", "n": 19, "epochs": 4}
+    whole = run(**settings, accumulation=4)
+    settings["folder"] = str(tmp_path / "run")
+    processes(2, tmp_path / "two", expect=1, accumulation=2, kill_at=6, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        run(**settings, accumulation=2, kill_at=7, resume=True)
+    ranks = processes(4, tmp_path / "four", accumulation=2, resume=True, **settings)
+    assert_alike(ranks)
+    assert_close(whole, ranks[0])
+    with pytest.raises(RunError, match="4 batches per optimizer step, which 3 processes cannot"):
+        batches_per_step({"identity": {PER_STEP: 4}, "random": [{}, {}]}, 6, Ranks(0, 3))
+
+
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_window_in_both(tmp_path: Path) -> None:
     ranks = two_processes(tmp_path, strategy="full", bad=True)
     assert_alike(ranks)
@@ -142,4 +167,6 @@ def test_batches_are_dealt_out_one_by_one() -> None:
     assert [list(share.epoch(0)) for share in shares] == [
         [[0], [3], [6]], [[1], [4]], [[2], [5]],
     ]  # fmt: skip
-    assert list(shares[0].epoch(0, start=2)) == [[6]]
+    # a resumed run has seen batches of all processes
+    assert list(shares[0].epoch(0, start=4)) == [[6]]
+    assert [share.own(4, 6) for share in shares] == [0, 1, 1]

@@ -1,0 +1,196 @@
+"""Start the processes of a run, or join those that were started for it.
+
+Lightning Fabric starts processes, finds out who started them (torchrun, SLURM, LSF, MPI), and sets
+`torch.distributed` up. A script of a user is never run again by a call of the SDK: in Python,
+processes are those that torchrun or a scheduler started; a command starts its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import distributed
+
+from molfun.errors import ConfigError
+from molfun.parallel.failures import watch_children, watch_parent
+from molfun.parallel.ranks import Ranks
+from molfun.parallel.started import NODES, Started
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Devices = int | Literal["auto"]
+"""Processes per machine; "auto" takes those that were started."""
+CHILD = "MOLFUN_STARTED"
+"""Variable with the process id of the command that started processes, or of one of them."""
+ADVICE = (
+    "In Python, start the script with torchrun --nproc-per-node={n} or under a scheduler; the "
+    "commands of molfun start their own processes (molfun fine-tune --devices {n})."
+)
+
+
+def check(devices: Devices, num_nodes: int) -> None:
+    """Refuse a number of processes that were not started.
+
+    Raises
+    ------
+    ConfigError
+        Saying how to start them.
+    """
+    if devices == "auto" and num_nodes == 1:
+        return
+    started = Started.found()
+    wanted = started.per_node if devices == "auto" else devices
+    if wanted * num_nodes != started.size:
+        raise ConfigError(
+            f"devices={devices} on {num_nodes} machines are {wanted * num_nodes} processes, and "
+            f"{started.size} {'was' if started.size == 1 else 'were'} started. "
+            f"{ADVICE.format(n=wanted)}"
+        )
+
+
+def launch(devices: Devices, num_nodes: int, device: str) -> None:
+    """Start the other processes of a command, each of which runs the same command line.
+
+    Does nothing where they were started already. Every machine of several runs the command.
+
+    Raises
+    ------
+    ConfigError
+        If others were started than are asked for.
+    """
+    if Started.found().size == 1:
+        n = _available(device) if devices == "auto" else devices
+        if n * num_nodes > 1:
+            _start(n, num_nodes, torch.device(_kind(device)).type)
+        return
+    if CHILD not in os.environ:
+        check(devices, num_nodes)
+    elif os.environ[CHILD] != str(os.getpid()):
+        os.environ[CHILD] = str(os.getpid())
+        watch_parent()
+
+
+def _start(devices: int, num_nodes: int, kind: str) -> None:
+    os.environ[NODES] = str(num_nodes)
+    os.environ[CHILD] = str(os.getpid())
+    fabric = _fabric(kind, devices, num_nodes, "32-true", _replicated(kind))
+    fabric.launch()
+    watch_children(getattr(fabric.strategy.launcher, "procs", ()))
+
+
+def _kind(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _available(device: str) -> int:
+    """Return the number of devices that a command takes by itself: all GPUs, but no named one."""
+    return torch.cuda.device_count() if _kind(device) == "cuda" else 1
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """Return the GPU of this process, of several on one machine."""
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if device.type != "cuda" or local is None or Started.found().size == 1:
+        return device
+    return torch.device("cuda", int(local))
+
+
+def join(device: torch.device) -> Ranks:
+    """Return the place of this process among those that were started for the run."""
+    if Started.found().size == 1 or not distributed.is_available():
+        return Ranks()
+    fabric = fabric_for(device, "32-true")
+    return Ranks(fabric.global_rank, fabric.world_size)
+
+
+def fabric_for(device: torch.device, precision: str) -> Fabric:
+    """Return the Fabric of this process, joined to the others if there are any."""
+    started = Started.found()
+    if started.size == 1 or not distributed.is_available():
+        devices: Any = [device.index or 0] if device.type == "cuda" else 1
+        return _fabric(device.type, devices, 1, precision, "auto")
+    if started.by == "torchrun":
+        os.environ.setdefault("LOCAL_RANK", str(int(os.environ["RANK"]) % started.per_node))
+    nodes = started.size // started.per_node
+    fabric = _fabric(device.type, started.per_node, nodes, precision, _replicated(device.type))
+    fabric.launch()  # joins: there is nothing left to start
+    return fabric
+
+
+def _replicated(kind: str) -> Any:
+    """Return Fabric's strategy for a copy of the model in each process."""
+    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+    from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
+
+    class Launcher(_SubprocessScriptLauncher):
+        """Fabric's launcher without its watch, which kills this process before it can speak."""
+
+        def launch(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+            environment, n = self.cluster_environment, self.num_processes
+            environment.validate_settings(num_devices=n, num_nodes=self.num_nodes)
+            if not environment.creates_processes_externally:
+                self._call_children_scripts()
+            _set_num_threads_if_needed(num_processes=n)
+            return function(*args, **kwargs)
+
+    class Strategy(DDPStrategy):
+        def _configure_launcher(self) -> None:
+            assert self.cluster_environment is not None
+            self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    return Strategy(process_group_backend="nccl" if kind == "cuda" else "gloo")
+
+
+def _fabric(kind: str, devices: Any, num_nodes: int, precision: str, strategy: Any) -> Fabric:
+    with _known_by_version("torchmetrics"):
+        from lightning_fabric import Fabric  # here, as the import takes seconds
+        from lightning_fabric.plugins.environments import TorchElasticEnvironment
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets in each process
+    # of Kubernetes and others that set RANK and WORLD_SIZE as torchrun does
+    plain = Started.found().by == "torchrun"
+    with warnings.catch_warnings():
+        # a command without srun is no mistake where jobs are submitted
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
+        return Fabric(
+            accelerator=kind,
+            devices=devices,
+            num_nodes=num_nodes,
+            precision=precision,
+            strategy=strategy,
+            plugins=[TorchElasticEnvironment()] if plain else None,
+        )
+
+
+@contextlib.contextmanager
+def _known_by_version(package: str) -> Iterator[None]:
+    """Stand in for a package whose version is asked for by what is imported inside.
+
+    Fabric imports torchmetrics for its version alone, and torchmetrics imports transformers and
+    most of scipy: more than half of the six seconds that the import of Fabric takes.
+    """
+    installed = importlib.util.find_spec(package) is not None
+    if not installed or package in sys.modules or "lightning_fabric" in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(package)
+    stand_in.__dict__["__version__"] = importlib.metadata.version(package)
+    sys.modules[package] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[package]
