@@ -26,7 +26,7 @@ STOPPED = (138, 143)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a job asks of SLURM; empty values are left to the cluster.
+    """Resources that a job requests from SLURM; the cluster chooses those that are empty.
 
     Parameters
     ----------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -19,6 +18,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
 from molfun.nn.process import seeded
+from molfun.parallel.started import Started
 from molfun.registry import BACKBONES, HEADS, TASKS, check_head
 from molfun.strict import build, parameters_of
 from molfun.tasks.base import Task
@@ -302,10 +302,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         If the name is unknown, or torch sees no such device.
     """
     if device == "auto":
-        # torchrun gives each process a GPU of its own
-        own = os.environ.get("LOCAL_RANK")
-        gpu = "cuda" if own is None else f"cuda:{own}"
-        return torch.device(gpu if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         place = torch.device(device)
     except RuntimeError as error:
@@ -314,4 +311,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         raise ConfigError(
             f"device={str(device)!r}, but torch sees no CUDA GPU here. Use device='auto' or 'cpu'."
         )
+    started = Started.found()
+    if place == torch.device("cuda") and started.size > 1:
+        return torch.device("cuda", started.local)  # of several processes each has its own GPU
     return place

@@ -96,16 +96,8 @@ def _kind(device: str) -> str:
 
 
 def _available(device: str) -> int:
-    """Return the number of devices that a command takes by itself: all GPUs, but no named one."""
+    """Return the number of devices that "auto" takes: all GPUs, but one where it is named."""
     return torch.cuda.device_count() if _kind(device) == "cuda" else 1
-
-
-def device_of_process(device: torch.device) -> torch.device:
-    """Return the GPU of this process, of several on one machine."""
-    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if device.type != "cuda" or local is None or Started.found().size == 1:
-        return device
-    return torch.device("cuda", int(local))
 
 
 def join(device: torch.device) -> Ranks:
@@ -123,7 +115,7 @@ def fabric_for(device: torch.device, precision: str) -> Fabric:
         devices: Any = [device.index or 0] if device.type == "cuda" else 1
         return _fabric(device.type, devices, 1, precision, "auto")
     if started.by == "torchrun":
-        os.environ.setdefault("LOCAL_RANK", str(int(os.environ["RANK"]) % started.per_node))
+        os.environ.setdefault("LOCAL_RANK", str(started.local))
     nodes = started.size // started.per_node
     fabric = _fabric(device.type, started.per_node, nodes, precision, _replicated(device.type))
     fabric.launch()  # joins: there is nothing left to start

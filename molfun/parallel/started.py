@@ -1,4 +1,4 @@
-"""What the environment says of the processes that were started for a run."""
+"""Read from the environment which processes were started for a run."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ class Started:
     per_node: int = 1
     index: int = 0
     by: str = ""
+
+    @property
+    def local(self) -> int:
+        """Index of this process on its machine, which is that of its GPU."""
+        return self.index % self.per_node
 
     @classmethod
     def found(cls, environment: Mapping[str, str] = os.environ) -> Started:

@@ -128,7 +128,7 @@ class FoldedStructure:
 
     @property
     def is_finite(self) -> bool:
-        """Whether coordinates and confidence are numbers; those of a broken model may not be."""
+        """Whether all coordinates and confidences are finite; a broken model may give NaN."""
         there = self.protein.atom_mask > 0
         numbers = (self.plddt, self.protein.atom_positions[there])
         return all(bool(np.isfinite(part).all()) for part in numbers)

@@ -30,7 +30,7 @@ from torch import nn
 from molfun.errors import DataError, NonFiniteError
 from molfun.nn.modes import set_modes
 from molfun.nn.process import random_state, seed_everything
-from molfun.parallel.parallel import Parallel
+from molfun.parallel.base import Parallel
 from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches, seeded_batches
@@ -46,7 +46,7 @@ from molfun.training.monitor import Monitor
 from molfun.training.runner import Runner
 from molfun.training.saved_state import PER_STEP, SavedState, batches_per_step, read_stored
 from molfun.training.schedule import RunSchedule
-from molfun.training.window import Together
+from molfun.training.window import WindowSums
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -111,7 +111,7 @@ class Engine:
         self._saved: SavedState | None = None
         self._saved_at = time.monotonic()
         self._watch = SignalWatch()
-        self._together = Together(self.parallel, next(iter(self.parameters.values())).device)
+        self._sums = WindowSums(self.parallel, next(iter(self.parameters.values())).device)
         self._batch = 0  # batches of this process in this epoch
         self.batches_per_step = self.strategy.accumulation_steps * self.ranks.size
         self._closed = (0.0, 0, 0.0)  # loss and labels before the open window, and its start
@@ -164,7 +164,7 @@ class Engine:
                 history.append(row)
                 self._write_state()
                 if not self.state.finished:
-                    self._stop_if_asked(self._together.all_ask(self._wishes()).stop)
+                    self._stop_if_asked(self._sums.all_ask(self._wishes()).stop)
         self._leave_weights()
         history.stopped = self.state.finished
         for callback in self.callbacks:
@@ -286,7 +286,7 @@ class Engine:
             # `total` is a sum over labels; its gradient is divided by the labels of the window
             # later, since a mean of batch means would weigh small batches more
             self.fabric.backward(total)
-        self._together.add_loss(state, value, count)
+        self._sums.add_loss(state, value, count)
         for callback in self.callbacks:
             callback.on_batch_end(state.epoch + 1, self._batch, value / max(count, 1))
 
@@ -295,7 +295,7 @@ class Engine:
         state = self.state
         precision = self.fabric.strategy.precision
         norm: Any = math.nan
-        self._together.close_window(state, self._wishes())
+        self._sums.close_window(state, self._wishes())
         if state.window_count and not state.window_bad:
             # unscale, divide, clip: the norm is that of the mean gradient, in any precision
             precision.unscale_gradients(self.optimizer)
@@ -328,7 +328,7 @@ class Engine:
             rates=rates_of(self.optimizer),
             grad_norm=norm,
             skipped=state.skipped_windows + state.window_bad,
-            n_samples=self._together.n_samples,
+            n_samples=self._sums.n_samples,
             seconds=time.perf_counter() - began_at,
         )
         for callback in self.callbacks:
@@ -470,7 +470,7 @@ class Engine:
         every = self.config.save_every_steps
         due = window_closed and every is not None and self.state.step % every == 0
         # of several processes what all of them know since the window closed
-        asked = self._together.asked if self.parallel.several else self._wishes()
+        asked = self._sums.asked if self.parallel.several else self._wishes()
         if due or asked.late or asked.stop is not None:
             self._write_state()
             # torchrun kills the others when one process ends, also one that is still writing

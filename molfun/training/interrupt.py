@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
     Attributes
     ----------
     exit_code
-        128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM.
+        128 plus the signal's number: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -32,7 +32,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Asked:
-    """What the processes of a run ask for between two optimizer steps.
+    """Requests of the processes of a run between two optimizer steps.
 
     Parameters
     ----------

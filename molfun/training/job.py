@@ -12,9 +12,9 @@ import torch
 
 from molfun.config import flattened
 from molfun.errors import NonFiniteError
+from molfun.parallel.base import parallel_of
 from molfun.parallel.failures import named_failures
 from molfun.parallel.launch import fabric_for, join
-from molfun.parallel.parallel import parallel_of
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strict import check_choice

@@ -22,6 +22,8 @@ from molfun.training.schedule import RunSchedule
 
 logger = logging.getLogger(__name__)
 
+PER_STEP = "batches per step"
+"""Name of that number, over all processes, in the identity of a run."""
 _MISTYPED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors that a state with values of wrong types raises while it is restored."""
 
@@ -240,7 +242,3 @@ def batches_per_step(stored: Mapping[str, Any], asked: int, ranks: Ranks) -> int
             f"share equally. Resume it with a number of processes that divides {before}."
         )
     return before
-
-
-PER_STEP = "batches per step"
-"""Name of the value in the identity of a run."""

@@ -1,15 +1,15 @@
-"""`Together`: what the processes of a fit tell each other, once per optimizer step."""
+"""`WindowSums`: sums over the processes of a fit, once per optimizer step."""
 
 from __future__ import annotations
 
 import torch
 
-from molfun.parallel.parallel import Parallel
+from molfun.parallel.base import Parallel
 from molfun.runs.resume import FitState
 from molfun.training.interrupt import Asked
 
 
-class Together:
+class WindowSums:
     """Sums over the processes of a fit, in one message of a few numbers.
 
     Parameters

@@ -154,6 +154,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
         batches_per_step({"identity": {PER_STEP: 4}, "random": [{}, {}]}, 6, Ranks(0, 3))
 
 
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_which_names_it(tmp_path: Path, dies: int) -> None:
+    processes(2, tmp_path, expect=1, strategy="full", dies=str(dies))
+    said = (tmp_path / f"said{1 - dies}" / "err").read_text()
+    assert f"RunError: Process {dies} of 2 (from 0) ended, and the others with it" in said
+
+
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_window_in_both(tmp_path: Path) -> None:
     ranks = two_processes(tmp_path, strategy="full", bad=True)
     assert_alike(ranks)

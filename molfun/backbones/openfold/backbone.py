@@ -74,7 +74,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     mask_msa
         Whether to mask 15 % of the MSA, as AlphaFold does in training and prediction. What is
         masked follows from the content of a sample and is the same in every epoch, so that caches
-        hold; AlphaFold draws it anew. Off by default: the model then reads the whole alignment.
+        hold; AlphaFold draws a new mask each time. By default no part of the alignment is masked.
     checkpointing
         Whether to recompute activations of each block in the backward pass instead of keeping them:
         a tenth of the memory for a third more time, and the same numbers. None decides by the
