@@ -35,7 +35,7 @@ from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
 from molfun.models.folding import check_settings, maker_of_all
 from molfun.models.structure import MolfunStructureModel
-from molfun.structures import noted
+from molfun.runs import noted
 from molfun.structures.files import check_names
 from molfun.text import counted, first_line, three_digits
 

@@ -21,8 +21,9 @@ from molfun.models.loaders import all_samples, as_loader, column_of, refuse_noth
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.protein import UNKNOWN_RESIDUE, Protein
+from molfun.runs import noted
 from molfun.sample import Sample
-from molfun.structures import files, noted
+from molfun.structures import files
 from molfun.structures.folded import RANDOM, TRAINED_HERE, FoldedStructure, Maker, caveats
 from molfun.structures.ranking import ranked
 from molfun.training.inputs import Inputs, as_inputs

@@ -23,8 +23,8 @@ from molfun.report.predicted import HeadOfRun, Predicted, read_predicted
 from molfun.runs import provenance
 from molfun.runs.checkpoint import META_JSON
 from molfun.runs.folder import ATTRIBUTIONS, CV_SUMMARY, LOG, OUT_OF_FOLD, SPLITS, RunFolder
+from molfun.runs.noted import is_noted
 from molfun.structures.files import NOTE
-from molfun.structures.noted import is_noted
 from molfun.training.history import History
 
 PARTS = ("test", "out_of_fold", "val")
