@@ -19,7 +19,7 @@ UNFINISHED := $(VENV)/.molfun-unfinished
 TORCH := torch==2.13.0
 PROJECT := .[openfold]
 SITE := .[docs,notebooks,esm,lightning,pet]
-TOOLS := .[openfold,score,esm,pet,notebooks,docs,dev]
+TOOLS := .[openfold,score,esm,pet,tune,int8,optimizers,notebooks,docs,dev]
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))
 # Python compiles what it imports; pip would compile all of it first, which takes a minute.
