@@ -225,6 +225,10 @@ class Backbone(nn.Module, ABC):
             Function that returns outputs of the model for samples, as it is before training.
         """
 
+    def why_whole(self) -> str:
+        """Return why the blocks cannot be divided among processes; nothing if they can."""
+        return ""
+
     def serve(self, heads: Sequence[Any]) -> None:
         """Adapt to the heads of the model, each a `molfun.training.task_head.TaskHead`.
 

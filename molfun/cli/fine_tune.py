@@ -116,6 +116,7 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
                 callbacks=[files, *reports, shown],
                 loggers=loggers,
                 overwrite=overwrite,
+                parallel=settings.parallel,
             )
         finally:
             shown.close()

@@ -25,6 +25,7 @@ from molfun.cli.shared_settings import (
 )
 from molfun.config import Settings, dump_yaml, option
 from molfun.data.kinds.base import DataKind, Labels, is_of, kind_of, kinds_of, with_kinds
+from molfun.parallel.started import Devices, Way
 from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
 from molfun.text import alternatives, unknown_name
 
@@ -201,13 +202,18 @@ class TrainSettings(OptimizerSettings):
 class RunSettings(ProcessSettings):
     """Output, device, kernels and caches of a run."""
 
-    devices: int | Literal["auto"] = option(
+    devices: Devices = option(
         "auto", "Processes per machine, each with a device of its own.", panel=RUN, hidden=True,
         shown="auto: all GPUs",
     )  # fmt: skip
     num_nodes: int = option(
         1, "Machines, on each of which this command runs.", panel=RUN, hidden=True, ge=1
     )
+    parallel: Way = option(
+        "auto",
+        "How processes share a model: ddp (auto) copies it, fsdp2 divides its blocks.",
+        panel=RUN, hidden=True,
+    )  # fmt: skip
     kernels: Kernels = KERNELS
     cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Where outputs of frozen parts are kept: {choices}.", panel=CACHE, hidden=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from molfun.config import check_seed
 from molfun.errors import ConfigError, DataError
@@ -15,6 +15,8 @@ from molfun.models.build import shown
 from molfun.models.features import feature_names_of, with_features
 from molfun.models.loaders import as_loader
 from molfun.nn.process import refuse_inference_tensors
+from molfun.parallel import launch
+from molfun.parallel.started import Devices, Way
 from molfun.registry import STRATEGIES
 from molfun.runs.folder import RUN_FILES, RunFolder
 from molfun.strategies.auto import choose_strategy
@@ -38,6 +40,8 @@ def open_job(
     resume: bool,
     overwrite: bool,
     by_name: bool = True,
+    devices: Devices,
+    num_nodes: int,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger | str] | str,
     **options: Any,
@@ -48,7 +52,7 @@ def open_job(
     ----------
     model
         Model to train.
-    train, val, strategy, output_dir, resume, overwrite, callbacks, loggers
+    train, val, strategy, output_dir, resume, overwrite, callbacks, loggers, devices, num_nodes
         As in `MolfunStructureModel.fit`.
     by_name
         Whether a strategy may be given by its name.
@@ -66,6 +70,8 @@ def open_job(
     """
     # what costs nothing is checked first, the samples last: they may take minutes to read
     refuse_inference_tensors(model)
+    launch.check(devices, num_nodes)
+    check_choice("parallel", options["parallel"], get_args(Way))
     train = as_loader(train, shuffle=True)
     val = None if val is None else as_loader(val)
     callbacks = check_arguments(train, options["seed"], callbacks, strategy, by_name=by_name)

@@ -177,6 +177,9 @@ def _runner(
         # known before the first step, so that gradients do not depend on how samples are batched
         # and 300 residue labels of a sample weigh as much as one label of the sequence
         heads = tuple(part.weighed(part.labels(targets)) for part in heads)
+    in_step = job.spreading.in_step
+    if in_step:  # entries would be there in one process, and computed by all in another
+        cache = replace(cache, mode="off")
     caches = caches_of(model, heads, cache)
     if any(p.requires_grad for p in backbone.parameters()):
         n_trained = sum(p.numel() for p in job.parameters.values())
@@ -193,6 +196,7 @@ def _runner(
         autocast=job.fabric.autocast,
         make_cache=caches.outputs,
         features=caches.features(),
+        in_step=in_step,
     )
     if runner.forward.frozen.whole:
         # head inputs never change when the whole backbone is frozen, so their scale can be learned

@@ -95,6 +95,11 @@ def run(
     objective.check(backbone)
     with seeded(job.seed):  # the objective's own weights depend on the seed alone
         objective.build(backbone)
+    if job.divides and objective.follows:
+        raise ConfigError(
+            f"parallel={job.parallel!r} divides the weights that {objective_name!r} copies after "
+            f"each step. Pre-train with parallel='ddp', a copy in each process."
+        )
     job.set_up(Pretraining(backbone, objective.to(job.device)), strategy)
     runner = ObjectiveRunner(backbone, objective, device=job.device, autocast=job.fabric.autocast)
     identity = {

@@ -26,6 +26,7 @@ from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
 from molfun.nn.process import settled
+from molfun.parallel.started import Devices, Way
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.structures.folded import FoldedStructure
@@ -108,6 +109,9 @@ class MolfunStructureModel(AssembledModel):
         save_every_steps: int | None = None,
         restore_best: bool = True,
         overwrite: bool = False,
+        devices: Devices = "auto",
+        num_nodes: int = 1,
+        parallel: Way = "auto",
     ) -> History:
         """Fine-tune; afterwards the model holds the best weights.
 
@@ -144,6 +148,11 @@ class MolfunStructureModel(AssembledModel):
             False leaves the last epoch's weights in the model; ``checkpoint/`` has the best.
         overwrite
             Whether a run that `output_dir` already holds may be replaced.
+        devices, num_nodes
+            Processes per machine and machines, as torchrun or a scheduler started them.
+        parallel
+            "ddp": a copy of the model in each process; "fsdp2": its blocks are divided among them;
+            "fsdp2_offload": and wait in the memory of the host.
 
         Returns
         -------
@@ -163,6 +172,7 @@ class MolfunStructureModel(AssembledModel):
             overwrite=overwrite, epochs=20 if epochs is None and max_steps is None else epochs,
             max_steps=max_steps, seed=seed, precision=precision, callbacks=callbacks,
             loggers=loggers, save_every_steps=save_every_steps, restore_best=restore_best,
+            devices=devices, num_nodes=num_nodes, parallel=parallel,
         )  # fmt: skip
         return fine_tuning.run(self, job, strategy, cache_config(cache, cache_dir, job.folder))
 
@@ -185,6 +195,9 @@ class MolfunStructureModel(AssembledModel):
         loggers: Sequence[Logger | str] | str = (),
         save_every_steps: int | None = None,
         overwrite: bool = False,
+        devices: Devices = "auto",
+        num_nodes: int = 1,
+        parallel: Way = "auto",
     ) -> History:
         """Train the backbone on unlabelled data; the head is not changed.
 
@@ -203,7 +216,7 @@ class MolfunStructureModel(AssembledModel):
             ``weights``; with jepa the last, since its loss cannot rank epochs), ``resume/`` and
             ``history.csv``.
         resume, seed, precision, callbacks, loggers, save_every_steps, overwrite
-            As in `fit`.
+            As in `fit`; ``devices``, ``num_nodes`` and ``parallel`` as well.
 
         Returns
         -------
@@ -224,14 +237,12 @@ class MolfunStructureModel(AssembledModel):
             resume=resume, overwrite=overwrite,
             epochs=10 if epochs is None and max_steps is None else epochs, max_steps=max_steps,
             seed=seed, precision=precision, callbacks=callbacks, loggers=loggers,
-            save_every_steps=save_every_steps,
+            save_every_steps=save_every_steps, devices=devices, num_nodes=num_nodes,
+            parallel=parallel,
         )  # fmt: skip
+        config = as_settings("objective_config", objective_config)
         history = pretraining.run(
-            self,
-            job,
-            strategy,
-            objective_name=objective,
-            objective_config=as_settings("objective_config", objective_config),
+            self, job, strategy, objective_name=objective, objective_config=config
         )
         persistence.rebase(self, None if job.folder is None else job.folder.weights)
         return history
@@ -270,9 +281,8 @@ class MolfunStructureModel(AssembledModel):
         Returns
         -------
         Prediction
-            ``ids``, ``prediction`` in the units of the labels and, for one batch, ``trunk``; with
-            several heads the predictions of each under its name. Without a head: ``ids`` and
-            ``trunk``.
+            ``ids``, ``prediction`` (units of the labels; by name with several heads, none without
+            a head) and, for one batch, ``trunk``.
 
         Raises
         ------
@@ -283,8 +293,7 @@ class MolfunStructureModel(AssembledModel):
 
     def predict_and_score(self, data: Any) -> tuple[Prediction, dict[str, float]]:
         """Return the results of `predict` and `evaluate` from one pass over the data."""
-        found = prediction.scored(self, data)
-        return found.prediction, found.metrics
+        return (found := prediction.scored(self, data)).prediction, found.metrics
 
     @settled()
     def embed(
@@ -349,12 +358,10 @@ class MolfunStructureModel(AssembledModel):
         Raises
         ------
         ConfigError
-            If the backbone predicts no structures, an argument is out of range, or a ``DataLoader``
-            has no ``collate_fn`` for samples.
+            If the backbone predicts no structures, or an argument cannot be used.
         DataError
-            If there are no samples, a chain is empty, has letters of no amino acid or nothing but
-            X, the backbone cannot use a sample, one takes more memory than is free, or what it
-            predicts is not finite.
+            If there are no samples, a chain has no residues or other letters, a sample takes more
+            memory than is free, or what the backbone predicts is not finite.
 
         Examples
         --------
@@ -445,7 +452,7 @@ class MolfunStructureModel(AssembledModel):
         Raises
         ------
         CheckpointError
-            If `path` is a file, or a folder that holds anything else.
+            If `path` holds anything else.
         """
         persistence.save(self, as_path(path))
         return self
@@ -479,12 +486,9 @@ class MolfunStructureModel(AssembledModel):
         path
             Checkpoint folder.
         weights
-            File of the base weights, if it was moved since training. Not needed if the checkpoint
-            holds the whole backbone.
-        device
-            Device for the model.
-        kernels
-            Implementation of the layers, as for the class.
+            File of the base weights, if it was moved since training.
+        device, kernels
+            As for the class.
 
         Raises
         ------

@@ -141,6 +141,11 @@ class Objective(nn.Module, ABC):
         """
         return None
 
+    @property
+    def follows(self) -> bool:
+        """True if a part of the objective follows the weights of the backbone."""
+        return type(self).after_step is not Objective.after_step
+
     def after_step(self, progress: float) -> None:
         """Follow an optimizer step, given the share of all steps done (for EMA teachers)."""
 

@@ -1,13 +1,25 @@
-"""How a model is spread over processes: alone, or a copy in each."""
+"""How a model is spread over processes: alone, a copy in each, or its blocks divided."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
+from molfun.errors import ConfigError
 from molfun.parallel.gradients import GradientSum
 from molfun.parallel.ranks import Ranks
+from molfun.parallel.started import Way
+
+T = TypeVar("T")
+
+PARTS = "parts"
+"""Entry of a state with tensors that are divided."""
 
 
 class Parallel:
@@ -17,7 +29,14 @@ class Parallel:
     ----------
     ranks
         The processes that train together.
+
+    Attributes
+    ----------
+    in_step
+        Whether every process must run each forward and backward pass, even one without a sample.
     """
+
+    in_step = False
 
     def __init__(self, ranks: Ranks | None = None) -> None:
         self.ranks = Ranks() if ranks is None else ranks
@@ -26,6 +45,54 @@ class Parallel:
     def several(self) -> bool:
         """True if there are other processes."""
         return self.ranks.size > 1
+
+    # --- the model -----------------------------------------------------------------------------
+
+    def spread(
+        self,
+        blocks: Sequence[nn.Module],  # noqa: ARG002  (for those that divide them)
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002
+        parameters: Mapping[str, nn.Parameter],
+    ) -> dict[str, nn.Parameter]:
+        """Spread a model over the processes, and return the parameters that this one trains.
+
+        Parameters
+        ----------
+        blocks
+            Repeated blocks of the backbone.
+        optimizer
+            Optimizer over `parameters`, before its first step.
+        parameters
+            Parameters that train, by name.
+        """
+        return dict(parameters)
+
+    def collect(self) -> None:
+        """Undo `spread`: afterwards the model is whole in every process."""
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Let the first process see the whole weights within a block, which all of them enter."""
+        yield
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that runs the model."""
+        return function(*args)
+
+    # --- batches -------------------------------------------------------------------------------
+
+    def passes(self, n_own: int, n_all: int) -> int:  # noqa: ARG002  (for those in step)
+        """Return the passes of this process for `n_own` of the `n_all` batches of a window."""
+        return n_own
+
+    def take_part(self, outputs: Any, backward: Callable[[torch.Tensor], object]) -> None:
+        """Run a backward pass that adds nothing, where others wait for this process in theirs."""
+
+    # --- weights and gradients -----------------------------------------------------------------
+
+    def align(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Overwrite what several processes have copies of with that of the first."""
+        self.ranks.align(parameters)
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
         """Note which parameters train from now on; call it again whenever others do."""
@@ -39,6 +106,37 @@ class Parallel:
         A parameter without a gradient in any process has none afterwards, so that the optimizer
         leaves it alone.
         """
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
+        """Scale gradients so that their norm is at most `limit`, and return what it was."""
+        # without a limit as well, since the norm shows whether all gradients are finite
+        return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def full(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the whole of what this process has a part of; for the first process alone."""
+        return dict(tensors)
+
+    def own(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the parts of this process, the opposite of `full`."""
+        return dict(tensors)
+
+    def put_apart(
+        self,
+        content: dict[str, Any],
+        folder: Path,  # noqa: ARG002  (for those that divide)
+    ) -> dict[str, Any]:
+        """Write the tensors of a state that only their processes hold, and return the rest."""
+        return content
+
+    def put_together(self, content: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a state with the tensors that `put_apart` wrote, as this process needs them."""
+        if PARTS not in content:
+            return content
+        from molfun.parallel.parts import read_whole  # here, as its import takes a second
+
+        return read_whole(content, folder)
 
 
 class Replicated(Parallel):
@@ -63,6 +161,32 @@ class Replicated(Parallel):
         self._sum.finish()
 
 
-def parallel_of(ranks: Ranks) -> Parallel:
-    """Return the way to train on these processes."""
-    return Replicated(ranks) if ranks.size > 1 else Parallel(ranks)
+def parallel_of(ranks: Ranks, name: Way, device: torch.device, precision: str) -> Parallel:
+    """Return the way to train on these processes.
+
+    Parameters
+    ----------
+    ranks
+        The processes.
+    name
+        "auto" is "ddp". A process alone has the whole model in any case.
+    device, precision
+        Of the model, and Fabric's name of the precision.
+
+    Raises
+    ------
+    ConfigError
+        If the precision cannot be had with a divided model.
+    """
+    if ranks.size == 1:
+        return Parallel(ranks)
+    if name in ("auto", "ddp"):
+        return Replicated(ranks)
+    if precision == "16-mixed":
+        raise ConfigError(
+            f"parallel={name!r} has no loss scaling for float16. Train in bf16 or fp32, or with "
+            f"parallel='ddp'."
+        )
+    from molfun.parallel.sharded import Sharded  # here, as torch's FSDP takes a second to import
+
+    return Sharded(ranks, device, precision, offload=name == "fsdp2_offload")

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -24,13 +24,11 @@ from torch import distributed
 from molfun.errors import ConfigError
 from molfun.parallel.failures import watch_children, watch_parent
 from molfun.parallel.ranks import Ranks
-from molfun.parallel.started import NODES, Started
+from molfun.parallel.started import NODES, Devices, Started
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Devices = int | Literal["auto"]
-"""Processes per machine; "auto" takes those that were started."""
 CHILD = "MOLFUN_STARTED"
 """Variable with the process id of the command that started processes, or of one of them."""
 ADVICE = (

@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+Devices = int | Literal["auto"]
+"""Processes per machine; "auto" takes those that were started."""
+Way = Literal["auto", "ddp", "fsdp2", "fsdp2_offload"]
+"""Ways to train on several processes: a copy in each ("ddp"), or blocks that are divided."""
 NODES = "MOLFUN_NUM_NODES"
 """Variable by which a command tells the processes that it starts the number of machines."""
 

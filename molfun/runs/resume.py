@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ class FitState:
 
 
 def write_state(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write the resume state atomically, then remove best weights that it does not name."""
+    """Write the resume state atomically, then remove weights and parts that it does not name."""
     save_torch(directory / STATE_FILE, {"format": FORMAT, **content})
     named = best_file(content["fit"]["best_epoch"])
     # after the state: until then the old state needs its own best weights
@@ -110,6 +111,10 @@ def write_state(directory: Path, content: Mapping[str, Any]) -> None:
         if path.name != named:
             with contextlib.suppress(OSError):  # a leftover costs space only
                 path.unlink()
+    parts = content.get("parts", {}).get("folder")
+    for path in directory.glob("parts-*"):
+        if path.name != parts:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_state(directory: Path) -> dict[str, Any]:

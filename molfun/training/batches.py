@@ -6,7 +6,7 @@ import itertools
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from molfun.errors import DataError
 from molfun.parallel.ranks import Ranks
 from molfun.training.ahead import Featurize, collate_ahead
 from molfun.training.loading import loaded, watched
+
+T = TypeVar("T")
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -47,6 +49,8 @@ class EpochBatches:
         The processes among which the batches of an epoch are dealt out in turn.
     featurize
         Function that computes the features of a sample in the workers; None computes none there.
+    even
+        Whether the first batches come again at the end, so that each process gets as many.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class EpochBatches:
         seed: int,
         ranks: Ranks | None = None,
         featurize: Featurize | None = None,
+        *,
+        even: bool = False,
     ) -> None:
         self.loader = loader
         self.seed = seed
@@ -77,6 +83,7 @@ class EpochBatches:
             )
         if self.n_total == 0:
             raise DataError("The training set is empty: its loader gives no batch.")
+        self._n_again = -self.n_total % self._ranks.size if even else 0
 
     def __len__(self) -> int:
         """Return the number of batches of this process."""
@@ -97,10 +104,19 @@ class EpochBatches:
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            return itertools.islice(self._ranks.share(seeded_batches(loader, seed)), start, None)
-        own = list(self._ranks.share(_order(loader, seed)))
+            dealt = self._ranks.share(self._evened(seeded_batches(loader, seed)))
+            return itertools.islice(dealt, start, None)
+        own = list(self._ranks.share(self._evened(_order(loader, seed))))
         batches = _with_batches(loader, own[start:], seed, self._featurize)
         return watched(batches, own[start:])
+
+    def _evened(self, batches: Iterable[T]) -> Iterator[T]:
+        first: list[T] = []
+        for batch in batches:
+            if len(first) < self._n_again:
+                first.append(batch)
+            yield batch
+        yield from itertools.islice(itertools.cycle(first), self._n_again)
 
 
 def seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:

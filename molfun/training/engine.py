@@ -33,7 +33,7 @@ from molfun.nn.process import random_state, seed_everything
 from molfun.parallel.base import Parallel
 from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
-from molfun.training.batches import EpochBatches, seeded_batches
+from molfun.training.batches import EpochBatches
 from molfun.training.callbacks import Callback, FitPlan, StepReport
 from molfun.training.ema import WeightAverage, copy_weights
 from molfun.training.engine_config import EngineConfig
@@ -46,6 +46,7 @@ from molfun.training.monitor import Monitor
 from molfun.training.runner import Runner
 from molfun.training.saved_state import PER_STEP, SavedState, batches_per_step, read_stored
 from molfun.training.schedule import RunSchedule
+from molfun.training.validation import evaluated
 from molfun.training.window import WindowSums
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Engine:
             )
         stored = self._stored() if resume else None
         # the plan comes first: schedule, warm-up and total steps follow from it
-        batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead)
+        even = self.parallel.in_step
+        batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead, even=even)
         plan = FitPlan.of(
             batches.n_total,
             len(batches),
@@ -151,7 +153,7 @@ class Engine:
             assert self._saved is not None
             self.state, self._best = self._saved.take_up(stored)
             self.state.batch = min(self.state.batch, batches.n_total)
-        self.ranks.align(self.parameters.values())
+        self.parallel.align(self.parameters.values())
         history = History(self.state.history)
         history.monitor, history.higher_is_better = self.monitor.name, self.monitor.higher_is_better
         with SignalWatch() as self._watch, worker_errors():
@@ -209,13 +211,13 @@ class Engine:
             schedule=self._schedule,
             average=self.average,
             precision=self.fabric.strategy.precision,
-            ranks=self.ranks,
+            parallel=self.parallel,
         )
 
     def _stored(self) -> Mapping[str, Any] | None:
         """Return the state on disk; None if the run was stopped before it wrote one."""
         assert self.config.state_dir is not None
-        stored = read_stored(self.config.state_dir, self.ranks)
+        stored = read_stored(self.config.state_dir, self.parallel)
         if stored is not None:
             self.batches_per_step = batches_per_step(stored, self.batches_per_step, self.ranks)
         return stored
@@ -232,8 +234,11 @@ class Engine:
         self._batch = batches.own(0, state.batch)
         for stop in self._window_ends(batches.n_total):
             n_own = batches.own(state.batch, stop)
-            for number, batch in enumerate(itertools.islice(own, n_own), start=1):
-                self._micro_step(as_inputs(batch), last=number == n_own)
+            n_passes = self.parallel.passes(n_own, stop - state.batch)
+            for number, batch in enumerate(itertools.islice(own, n_passes), start=1):
+                if number == n_passes:
+                    self.parallel.last_backward()
+                self._micro_step(as_inputs(batch), fills=number > n_own)
                 if not self.parallel.several and number < n_own:
                     # several processes hold parts of an open window, and its state is that of one
                     state.batch += 1
@@ -254,9 +259,10 @@ class Engine:
         """Unfreeze the parameters that begin to train in this epoch."""
         state = self.state
         self._closed = (state.loss_total, state.loss_count, time.perf_counter())
-        if let_train(self.optimizer, state.epoch):
-            self.runner.trainable_changed()
+        changed = let_train(self.optimizer, state.epoch)
         self.parallel.begin(list(self.parameters.values()))
+        if changed:
+            self.runner.trainable_changed()
         starts = [group["start_epoch"] for group in self.optimizer.param_groups]
         if state.epoch and state.epoch in starts and state.batch == 0:
             state.since_best = 0  # more weights may improve more, so patience starts again
@@ -267,28 +273,32 @@ class Engine:
         limit = self.config.max_steps
         return limit is not None and self.state.step + self.state.skipped_windows >= limit
 
-    def _micro_step(self, inputs: Inputs, *, last: bool) -> None:
+    def _micro_step(self, inputs: Inputs, *, fills: bool) -> None:
+        """Run a batch; one that fills up an unequal share only takes part in the passes."""
         state = self.state
+        if fills:
+            outputs = self.parallel.run(self.runner.outputs, inputs)
+            self.parallel.take_part(outputs, self.fabric.backward)
+            return
         state.window_batches += 1
         state.window_ids += inputs.ids
         self._batch += 1
-        if last:
-            self.parallel.last_backward()
-        if state.window_bad:
+        if state.window_bad and not self.parallel.in_step:
             return  # the window will be skipped: spare the forward pass
-        outputs = self.runner.outputs(inputs)
+        outputs = self.parallel.run(self.runner.outputs, inputs)
         total, count = self.runner.loss(inputs, outputs)
         value = float(total.detach())
-        if not math.isfinite(value):
-            state.window_bad = True
-            return
-        if count:
+        state.window_bad |= not math.isfinite(value)
+        if count and not state.window_bad:
             # `total` is a sum over labels; its gradient is divided by the labels of the window
             # later, since a mean of batch means would weigh small batches more
             self.fabric.backward(total)
-        self._sums.add_loss(state, value, count)
-        for callback in self.callbacks:
-            callback.on_batch_end(state.epoch + 1, self._batch, value / max(count, 1))
+        else:
+            self.parallel.take_part(outputs, self.fabric.backward)
+        if not state.window_bad:
+            self._sums.add_loss(state, value, count)
+            for callback in self.callbacks:
+                callback.on_batch_end(state.epoch + 1, self._batch, value / max(count, 1))
 
     @torch.no_grad()
     def _optimizer_step(self) -> None:
@@ -301,10 +311,7 @@ class Engine:
             precision.unscale_gradients(self.optimizer)
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             torch._foreach_div_(gradients, float(state.window_count))
-            # without clipping as well, since the norm shows whether all gradients are finite
-            norm = torch.nn.utils.clip_grad_norm_(
-                list(self.parameters.values()), self.strategy.grad_clip or math.inf
-            )
+            norm = self.parallel.clip(list(self.parameters.values()), self.strategy.grad_clip)
             if bool(torch.isfinite(norm)):
                 self._apply_gradients()
             else:
@@ -410,11 +417,7 @@ class Engine:
         for callback in self.callbacks:
             callback.on_validation_start(operator.length_hint(val))
         state = self.state
-        if self.ranks.size == 1:
-            result = self.runner.evaluate(val)
-        else:  # every process must draw the same order, or samples would be missed or run twice
-            result = self.runner.evaluate(self.ranks.share(seeded_batches(val, self.config.seed)))
-            result = type(result).joined(self.ranks.gather(result))
+        result = evaluated(self.runner, val, self.config.seed, self.parallel)
         row["val_loss"] = result.loss
         row.update({f"val/{k}": v for k, v in self.runner.metrics(result).items()})
         self._end_schedule_epoch(row)
@@ -452,8 +455,8 @@ class Engine:
         return ""
 
     def _set_modes(self, *, training: bool) -> None:
-        set_modes(self.runner.backbone, training=training)
-        set_modes(self.runner.head, training=training)
+        for part in (self.runner.backbone, self.runner.head):
+            set_modes(part, training=training)
 
     def _keep_best(self) -> None:
         """Load the best weights; without validation the moving average, else the last weights."""
@@ -485,13 +488,9 @@ class Engine:
 
     def _stop_if_asked(self, stop: int | None) -> None:
         if stop is not None:
-            where = self.config.state_dir
-            hint = "Resume to go on." if where is not None else "No output_dir: nothing was kept."
-            raise Interrupted(
-                stop,
-                f"Stopped by signal {stop} in epoch {self.state.epoch + 1} after "
-                f"{self.state.step} optimizer steps. {hint}",
-            )
+            state = self.state
+            kept = self.config.state_dir is not None
+            raise Interrupted.of(stop, epoch=state.epoch + 1, steps=state.step, kept=kept)
 
     def _write_state(self, randoms: Sequence[Any] | None = None) -> None:
         """Write the state, with the current random state unless an earlier one is given."""

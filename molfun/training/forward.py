@@ -80,6 +80,9 @@ class ForwardPass:
         whenever other parameters train.
     features
         Cache of features; None featurises every time.
+    in_step
+        Whether several processes run each pass together, so that a batch is one pass of a frozen
+        backbone as well, whatever the number of its samples.
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class ForwardPass:
         reader: str = "the caller",
         make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
+        in_step: bool = False,
     ) -> None:
         self.backbone, self.needs, self.device = backbone, tuple(needs), device
+        self.in_step = in_step
         self._reader = reader
         self._make_cache = make_cache
         self._featurizer = features or FeatureCache(backbone, None)
@@ -139,6 +144,9 @@ class ForwardPass:
             vectors = brought_vectors(inputs.samples, *self._expected)
             if vectors is not None:
                 return vectors
+            if self.in_step:
+                refuse_brought(inputs.samples)
+                return self.whole(inputs)
             # one by one: no work on padding, and cached and fresh results agree bit by bit (a
             # batched matrix product may add up in another order)
             return TrunkOutput.stack([self._frozen_one(one) for one in inputs.single()])

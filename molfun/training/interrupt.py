@@ -29,6 +29,15 @@ class Interrupted(KeyboardInterrupt):
         # as shells report a process that a signal ended
         self.exit_code = 128 + number
 
+    @classmethod
+    def of(cls, number: int, *, epoch: int, steps: int, kept: bool) -> Interrupted:
+        """Return the error of a fit that a signal stopped, and say whether its state is on disk."""
+        hint = "Resume to go on." if kept else "No output_dir: nothing was kept."
+        return cls(
+            number,
+            f"Stopped by signal {number} in epoch {epoch} after {steps} optimizer steps. {hint}",
+        )
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from molfun.config import flattened
-from molfun.errors import NonFiniteError
+from molfun.errors import ConfigError, NonFiniteError
 from molfun.parallel.base import parallel_of
 from molfun.parallel.failures import named_failures
 from molfun.parallel.launch import fabric_for, join
+from molfun.parallel.started import Way
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strict import check_choice
@@ -23,6 +24,7 @@ from molfun.training.engine import Engine
 from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import make_optimizer
 from molfun.training.history import History, Row
+from molfun.training.interrupt import Interrupted
 from molfun.training.loggers.base import Logger, ended, joined
 from molfun.training.notebook import NotebookProgress, in_notebook
 from molfun.training.runner import Runner
@@ -64,6 +66,8 @@ class Job:
         every ten minutes.
     restore_best
         Whether the model holds the best weights at the end, or the last ones.
+    parallel
+        How several processes train, see `molfun.parallel.started.Way`.
     """
 
     device: torch.device
@@ -78,6 +82,7 @@ class Job:
     save_every_steps: int | None
     restore_best: bool = True
     loggers: Sequence[Logger] = ()
+    parallel: Way = "auto"
 
     def __post_init__(self) -> None:
         self.history = History([])
@@ -89,6 +94,11 @@ class Job:
         """True if the run in the folder is continued."""
         return self.folder is not None and self.folder.resume
 
+    @property
+    def divides(self) -> bool:
+        """True if the blocks of the model are divided among processes."""
+        return self.ranks.size > 1 and self.parallel not in ("auto", "ddp")
+
     def set_up(self, model: Any, strategy: FinetuneStrategy) -> None:
         """Apply the strategy to `model`, and choose precision and optimizer.
 
@@ -99,11 +109,18 @@ class Job:
         strategy
             What trains and how fast.
         """
-        strategy.setup(model, seed=self.seed)
-        self.strategy = strategy
         self.chosen_precision = choose_precision(
             self.device, amp=strategy.amp, precision=self.precision
         )
+        self.spreading = parallel_of(self.ranks, self.parallel, self.device, self.chosen_precision)
+        why = model.backbone.why_whole() if self.divides else ""
+        if why:
+            raise ConfigError(
+                f"parallel={self.parallel!r} cannot divide this model: {why}. Train it with "
+                f"parallel='ddp', a copy in each process."
+            )
+        strategy.setup(model, seed=self.seed)
+        self.strategy = strategy
         self.fabric = fabric_for(self.device, self.chosen_precision)
         self.optimizer, self.parameters = make_optimizer(strategy, model)
 
@@ -143,13 +160,15 @@ class Job:
         def keep_best(history: History) -> None:
             nonlocal kept
             self.history, kept = history, True
-            keep(history[-1], folder)
+            with self.spreading.whole():
+                keep(history[-1], folder)
 
         engine = self._engine(runner, identity, on_start, keep_best)
         held = contextlib.nullcontext() if folder is None else folder.held()
         with held, ended(self.loggers), named_failures(self.ranks):
             try:
-                self.history = engine.fit(self.train, self.val, resume=self.resume)
+                with self._collected():
+                    self.history = engine.fit(self.train, self.val, resume=self.resume)
             except NonFiniteError:  # leave a checkpoint of finite weights, if there is none yet
                 if not kept:
                     keep(None, folder)
@@ -164,6 +183,17 @@ class Job:
             keep(row, None if is_written else folder)
         self.ranks.wait()
         return self.history
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Make the model whole in every process at the end, also of a run that all of them stop."""
+        try:
+            yield
+        except (NonFiniteError, Interrupted):
+            self.spreading.collect()
+            raise
+        # after other errors some processes may not be there any more to give their parts
+        self.spreading.collect()
 
     def _engine(
         self,
@@ -187,6 +217,9 @@ class Job:
         about = {"backbone": runner.backbone.name, **self._settings()}
         # last, since callbacks of a command write the settings that loggers send
         trackers = joined(self.loggers, self.folder, about)
+        self.parameters = self.spreading.spread(
+            runner.backbone.blocks(), self.optimizer, self.parameters
+        )
         return Engine(
             runner,
             self.strategy,
@@ -197,7 +230,7 @@ class Job:
             callbacks=[*logs, *self.callbacks, *shown, *trackers],
             on_start=on_start,
             on_best=on_best,
-            parallel=parallel_of(self.ranks),
+            parallel=self.spreading,
         )
 
     def _settings(self) -> dict[str, Any]:

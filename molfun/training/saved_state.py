@@ -13,6 +13,7 @@ from torch import nn
 
 from molfun.errors import CheckpointError, RunError
 from molfun.nn.process import random_state, seed_everything, set_random_state
+from molfun.parallel.base import Parallel
 from molfun.parallel.ranks import Ranks
 from molfun.runs import resume
 from molfun.runs.resume import FitState
@@ -45,8 +46,8 @@ class SavedState:
     optimizer, schedule, average, precision
         Parts whose state changes with each step; `precision` is Fabric's plug-in with the loss
         scaler.
-    ranks
-        The processes that train together; the first writes for all.
+    parallel
+        How the model is spread over processes; the first writes for all what they have in common.
     """
 
     folder: Path
@@ -58,7 +59,12 @@ class SavedState:
     schedule: RunSchedule
     average: WeightAverage | None
     precision: Any
-    ranks: Ranks
+    parallel: Parallel
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train together."""
+        return self.parallel.ranks
 
     def exists(self) -> bool:
         """Return whether a state exists, damaged or not."""
@@ -69,7 +75,7 @@ class SavedState:
         # every process has its own generators, and all must call this: gathering waits for each
         if randoms is None:
             randoms = self.ranks.gather(random_state())
-        if not self.ranks.is_first:
+        if not (self.ranks.is_first or self.parallel.in_step):
             return
         content: dict[str, Any] = {
             "identity": dict(self.identity),
@@ -89,10 +95,13 @@ class SavedState:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.precision.state_dict(),
             }
-        resume.write_state(self.folder, content)
+        content = self.parallel.put_apart(content, self.folder)
+        if self.ranks.is_first:
+            resume.write_state(self.folder, content)
 
     def write_best(self, state: FitState, best: Mapping[str, torch.Tensor]) -> None:
         """Write the best weights, and note their checksum in `state`."""
+        best = self.parallel.full(best)
         if self.ranks.is_first:
             state.best_sha256 = resume.write_best(self.folder, state.epoch, best)
 
@@ -126,8 +135,9 @@ class SavedState:
                 f"{self.folder / resume.STATE_FILE} does not fit the run: "
                 f"{type(error).__name__} {' '.join(str(error).split())[:200]}. {resume.ADVICE}"
             ) from error
-        best = resume.read_best(self.folder, state) if state.best_epoch else None
-        if best is not None:
+        best = None
+        if state.best_epoch:
+            best = self.parallel.own(resume.read_best(self.folder, state))
             self._check_shapes(best, "the best weights")
         if not (state.epoch or state.batch):
             logger.warning("The run was stopped during its set-up: it starts from its beginning.")
@@ -189,7 +199,7 @@ class SavedState:
             )
 
 
-def read_stored(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
+def read_stored(folder: Path, parallel: Parallel) -> dict[str, Any] | None:
     """Return the state in a folder; None if none was written yet, which is said.
 
     Raises
@@ -198,12 +208,12 @@ def read_stored(folder: Path, ranks: Ranks) -> dict[str, Any] | None:
         If it is damaged.
     """
     # the first process decides for all: it may write a state while others still look
-    if not ranks.gather((folder / resume.STATE_FILE).exists())[0]:
+    if not parallel.ranks.gather((folder / resume.STATE_FILE).exists())[0]:
         logger.warning("%s holds no state yet: the run starts from its beginning.", folder)
         return None
     content = resume.read_state(folder)
     _modernise(content)
-    return content
+    return parallel.put_together(content, folder)
 
 
 def _modernise(content: dict[str, Any]) -> None:

@@ -70,8 +70,9 @@ class ObjectiveRunner(Runner):
         self.ranks_epochs = objective.ranks_epochs
 
     def outputs(self, inputs: Inputs) -> dict[str, Any]:
-        """Return loss and sums of a batch."""
-        return {"objective": self._run(inputs, fixed=False)}
+        """Return loss and sums of a batch, and the loss alone."""
+        found = self._run(inputs, fixed=False)
+        return {"objective": found, "total": found.total}
 
     def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:  # noqa: ARG002
         """Return the summed loss of a batch and its number of labels."""

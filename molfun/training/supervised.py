@@ -114,7 +114,7 @@ class SupervisedRunner(Runner):
         Device of the model.
     autocast
         Returns the context for mixed precision.
-    make_cache, features
+    make_cache, features, in_step
         As in `molfun.training.forward.ForwardPass`.
     also
         Further outputs of the backbone, for readers next to the heads.
@@ -135,6 +135,7 @@ class SupervisedRunner(Runner):
         make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
         also: Sequence[str] = (),
+        in_step: bool = False,
     ) -> None:
         self.backbone, self.heads, self.head = backbone, tuple(heads), as_module(heads)
         self.device, self.autocast = device, autocast
@@ -149,6 +150,7 @@ class SupervisedRunner(Runner):
             reader="the head " + ", ".join(type(part.head).__name__ for part in heads),
             make_cache=make_cache,
             features=features,
+            in_step=in_step,
         )
         self.readers: list[Callable[[Inputs, TrunkOutput], None]] = []
         self._steps = 0

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from tiny import PET_TINY, build_atoms, build_samples, build_series
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel
+from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel, PartialFinetune
 from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, GradualFinetune
 
@@ -26,6 +27,7 @@ BACKBONES: dict[str, tuple[str, Any]] = {
     ),
     "esm2": ("esm2", "esm2_t3_d16_h2"),
     "pet": ("pet", PET_TINY),
+    "openfold": ("openfold", "tiny"),
 }
 
 
@@ -63,6 +65,12 @@ class Kill(Callback):
             os.kill(os.getpid(), self.number)
 
 
+def energies(*args: Any, **options: Any) -> list[Sample]:
+    """Atoms without forces."""
+    samples = build_atoms(*args, **options)
+    return [replace(s, target={"energy": s.target["energy"]}) for s in samples]
+
+
 def strategy_of(name: str, accumulation: int) -> FinetuneStrategy:
     """The strategy by name, without chance."""
     shared: dict[str, Any] = {"accumulation_steps": accumulation, "ema_decay": 0.9}
@@ -71,6 +79,7 @@ def strategy_of(name: str, accumulation: int) -> FinetuneStrategy:
         "gradual": GradualFinetune(inner=full, unfreeze_epoch=2, **shared),
         "blocks": GradualFinetune(inner=full, blocks_per_stage=1, stage_warmup_steps=2, **shared),
         "full": FullFinetune(lr=1e-3, **shared),
+        "partial": PartialFinetune(unfreeze_last_n=1, lr_trunk=1e-3, **shared),
         "lora": LoRAFinetune(rank=2, lr_lora=1e-3, **shared),
     }[name]
 
@@ -89,6 +98,9 @@ def run(
     kill_at: int | None = None,
     bad: bool = False,
     dies: str = "",
+    parallel: str = "auto",
+    forces: bool = True,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Train and give what can be compared."""
     torch.set_num_threads(1)
@@ -97,7 +109,12 @@ def run(
     if backbone == "pet":
         parts = {"head": "energy", "backbone_config": {"augment": augment}}
     model = MolfunStructureModel(name, config=config, device="cpu", **parts)
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Dropout):  # AlphaFold's; other models here have none
+            module.p = 0.0
     build = {"timeseries": build_series, "pet": build_atoms}.get(backbone, build_samples)
+    if backbone == "pet" and not forces:
+        build = energies
     samples = build(n)
     data = Samples(samples, dies_in=dies, dies_at=9 if dies else 0)
     if bad:  # when the scale of the labels is known
@@ -107,16 +124,21 @@ def run(
     options: dict[str, Any] = {
         "epochs": epochs, "output_dir": folder, "resume": resume, "seed": 3,
         "callbacks": [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)],
-        "strategy": strategy_of(strategy, accumulation),
+        "strategy": strategy_of(strategy, accumulation), "parallel": parallel,
+        "precision": precision,
     }  # fmt: skip
     if objective is not None:
         history = model.pretrain(train, val, objective=objective, **options)
     else:
         history = model.fit(train, val, **options)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert all(type(p) is nn.Parameter for p in model.parameters())  # whole again
     return {"history": [dict(row) for row in history], "weights": weights}
 
 
 if __name__ == "__main__":
-    result = run(**json.loads(sys.argv[2]))
+    settings = json.loads(sys.argv[2])
+    result: Any = (
+        [run(**one) for one in settings] if isinstance(settings, list) else run(**settings)
+    )
     torch.save(result, Path(sys.argv[1]) / f"rank{os.environ.get('RANK', '0')}.pt")

@@ -55,12 +55,17 @@ def two_processes(place: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def processes(size: int, place: Path, *, expect: int = 0, **settings: Any) -> list[dict[str, Any]]:
     """Return the result of each process."""
+    return started(size, place, settings, expect=expect)
+
+
+def started(size: int, place: Path, settings: Any, *, expect: int = 0) -> list[Any]:
+    """Return what each process wrote, for the settings of one fit or for a list of these."""
     place.mkdir(exist_ok=True)
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     shared |= {**os.environ, **ONE_THREAD, "MASTER_PORT": str(free_port())}
-    with contextlib.ExitStack() as started:
+    with contextlib.ExitStack() as stack:
         ranks = [
-            started.enter_context(
+            stack.enter_context(
                 warm.Process(
                     SCRIPT, place, json.dumps(settings),
                     env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, output=place / f"said{i}",

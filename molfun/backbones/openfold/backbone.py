@@ -399,6 +399,11 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
 
     # --- parts ---------------------------------------------------------------------------------
 
+    def why_whole(self) -> str:
+        """Return why not: another number of passes in each process."""
+        drawn = self.recycles == "uniform"
+        return "each process would draw another number of recycling passes" if drawn else ""
+
     def blocks(self) -> Sequence[nn.Module]:
         """Evoformer blocks, first to last."""
         return list(self.model.evoformer.blocks)

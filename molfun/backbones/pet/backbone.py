@@ -247,6 +247,12 @@ class PETBackbone(AtomisticBackbone):
             energies = {n: factor * float(old.energies[n]) for n in self.atomic_types}
             self._set_baseline(name, energies, factor * old.scale)
 
+    def why_whole(self) -> str:
+        """Forces and stress differentiate through the blocks before the loss does."""
+        if self.readout is None or not (self.readout.forces or self.readout.stress):
+            return ""
+        return "forces and stress need all weights again for a second derivative"
+
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Return the energy of each element and the scale, in the target's unit."""
         if not self.baselines_fitted[self._all_targets().index(target)]:
