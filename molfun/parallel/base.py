@@ -112,6 +112,14 @@ class Parallel:
         # without a limit as well, since the norm shows whether all gradients are finite
         return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
 
+    def put_back(
+        self, gradients: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Take up the gradients of a window that was open when a run was stopped."""
+        # sums over all processes: one of them adds them to its own
+        for name, gradient in gradients.items() if self.ranks.is_first else ():
+            parameters[name].grad = gradient.to(parameters[name].device)
+
     # --- files ---------------------------------------------------------------------------------
 
     def full(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

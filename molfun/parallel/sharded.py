@@ -243,6 +243,16 @@ class Sharded(Replicated):
             gradient, shard.divided.grad = shard.divided.grad, None
             shard.local.grad = gradient.to_local() if isinstance(gradient, DTensor) else None
 
+    def put_back(
+        self, gradients: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Take up the gradients, each process its part of those of the blocks."""
+        for name in gradients.keys() & self._named.keys():
+            shard = self._named[name]
+            shard.divided.grad = shard.like(gradients[name].to(shard.local.device))
+        copies = {n: g for n, g in gradients.items() if n not in self._named}
+        super().put_back(copies, parameters)
+
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> torch.Tensor:
         """Scale by the norm over all processes."""
         local = {id(shard.local) for shard in self._shards}

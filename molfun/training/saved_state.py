@@ -167,8 +167,7 @@ class SavedState:
             state.window_bad, state.window_ids = False, []
         if not state.finished:
             progress = content["progress"]
-            for name, gradient in progress["gradients"].items() if self.ranks.is_first else ():
-                self.parameters[name].grad = gradient.to(self.parameters[name].device)
+            self.parallel.put_back(progress["gradients"], self.parameters)
             self.optimizer.load_state_dict(progress["optimizer"])
             self.schedule.load_state_dict(progress["schedule"])
             self.precision.load_state_dict(progress["scaler"])

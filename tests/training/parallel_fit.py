@@ -71,9 +71,10 @@ def energies(*args: Any, **options: Any) -> list[Sample]:
     return [replace(s, target={"energy": s.target["energy"]}) for s in samples]
 
 
-def strategy_of(name: str, accumulation: int) -> FinetuneStrategy:
+def strategy_of(name: str, accumulation: int, optimizer: str) -> FinetuneStrategy:
     """The strategy by name, without chance."""
     shared: dict[str, Any] = {"accumulation_steps": accumulation, "ema_decay": 0.9}
+    shared["optimizer"] = optimizer
     full = FullFinetune(lr=1e-3)
     return {
         "gradual": GradualFinetune(inner=full, unfreeze_epoch=2, **shared),
@@ -100,6 +101,7 @@ def run(
     dies: str = "",
     parallel: str = "auto",
     forces: bool = True,
+    optimizer: str = "adamw",
     precision: str | None = None,
 ) -> dict[str, Any]:
     """Train and give what can be compared."""
@@ -124,7 +126,7 @@ def run(
     options: dict[str, Any] = {
         "epochs": epochs, "output_dir": folder, "resume": resume, "seed": 3,
         "callbacks": [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)],
-        "strategy": strategy_of(strategy, accumulation), "parallel": parallel,
+        "strategy": strategy_of(strategy, accumulation, optimizer), "parallel": parallel,
         "precision": precision,
     }  # fmt: skip
     if objective is not None:
