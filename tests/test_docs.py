@@ -197,6 +197,7 @@ RUN_ELSEWHERE = {
     "pip install": "needs a package index",
     "molfun install": "tests/test_install_openfold.py",
     "molfun doctor": "tests/checks/test_doctor.py",
+    "molfun fine-tune --config lora.yaml --output": "tests/cli/test_processes.py",
     "torchrun": "tests/training/test_parallel.py",
 }
 EDITED = {
