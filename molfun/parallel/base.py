@@ -11,15 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError
+from molfun.parallel import parts
 from molfun.parallel.gradients import GradientSum
 from molfun.parallel.ranks import Ranks
-from molfun.parallel.started import Way
 
 T = TypeVar("T")
-
-PARTS = "parts"
-"""Entry of a state with tensors that are divided."""
 
 
 class Parallel:
@@ -140,11 +136,7 @@ class Parallel:
 
     def put_together(self, content: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return a state with the tensors that `put_apart` wrote, as this process needs them."""
-        if PARTS not in content:
-            return content
-        from molfun.parallel.parts import read_whole  # here, as its import takes a second
-
-        return read_whole(content, folder)
+        return parts.read_whole(content, folder)
 
 
 class Replicated(Parallel):
@@ -167,34 +159,3 @@ class Replicated(Parallel):
         """Wait for the sums."""
         assert self._sum is not None
         self._sum.finish()
-
-
-def parallel_of(ranks: Ranks, name: Way, device: torch.device, precision: str) -> Parallel:
-    """Return the way to train on these processes.
-
-    Parameters
-    ----------
-    ranks
-        The processes.
-    name
-        "auto" is "ddp". A process alone has the whole model in any case.
-    device, precision
-        Of the model, and Fabric's name of the precision.
-
-    Raises
-    ------
-    ConfigError
-        If the precision cannot be had with a divided model.
-    """
-    if ranks.size == 1:
-        return Parallel(ranks)
-    if name in ("auto", "ddp"):
-        return Replicated(ranks)
-    if precision == "16-mixed":
-        raise ConfigError(
-            f"parallel={name!r} has no loss scaling for float16. Train in bf16 or fp32, or with "
-            f"parallel='ddp'."
-        )
-    from molfun.parallel.sharded import Sharded  # here, as torch's FSDP takes a second to import
-
-    return Sharded(ranks, device, precision, offload=name == "fsdp2_offload")

@@ -13,21 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-    load,
-    save,
-)
 
 from molfun._io import sha256_of
 from molfun.errors import CheckpointError
-from molfun.parallel.base import PARTS
 from molfun.parallel.ranks import Ranks
 
 Place = tuple[Any, ...]
 """Keys that lead to a value of a state."""
-NOTE = "in parts"
+PARTS, NOTE = "parts", "in parts"
+"""Entry of a state for the files of its tensors, and key of a note in the place of a tensor."""
 FOLDER = "parts-{number}"
 
 
@@ -50,6 +44,9 @@ def write(
     ranks
         The processes, all of which call this.
     """
+    # here and below: the import takes a second
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
     tensors: dict[str, torch.Tensor] = {}
 
     def noted(place: Place, tensor: torch.Tensor) -> Any:
@@ -95,6 +92,8 @@ def read(
     """
     if PARTS not in content:
         return content
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+
     place = folder / content[PARTS]["folder"]
     _check(place, content[PARTS]["files"])
     tensors: dict[str, torch.Tensor] = {}

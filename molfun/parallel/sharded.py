@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.distributed import _composable_state
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -125,7 +125,8 @@ class Sharded(Replicated):
             cast_forward_inputs=False,
         )
         self._shards: list[_Shard] = []
-        self._named: dict[Any, _Shard] = {}
+        self._named: dict[str, _Shard] = {}
+        self._numbered: dict[int, _Shard] = {}  # by their places in the optimizer
         self._undo: list[Callable[[], None]] = []
         self._root: nn.Module | None = None
 
@@ -141,42 +142,43 @@ class Sharded(Replicated):
         # PET's blocks do, and nothing changes these in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = init_device_mesh(self._device.type, (self.ranks.size,))
-        local: dict[int, _Shard] = {}
+        of: dict[int, _Shard] = {}
         for block in blocks:
-            before = [
-                (module, name, parameter)
-                for module in block.modules()
-                for name, parameter in module._parameters.items()
-                if parameter is not None
-            ]
-            self._undo.append(_undo_of(block))
-            fully_shard(
-                block,
-                mesh=mesh,
-                reshard_after_forward=True,
-                mp_policy=self._policy,
-                offload_policy=CPUOffloadPolicy(pin_memory=self._device.type == "cuda")
-                if self._offload
-                else OffloadPolicy(),
-            )
-            # the sum, which is divided once by the labels of all; gloo has no other
-            block.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # it is an FSDPModule now
-            block.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-            for module, name, parameter in before:
-                local[id(parameter)] = _shard_of(module, name)
-            del before  # the whole weights of a block are freed before the next one
+            of |= self._divided(block, mesh)
         self._root = _Root(blocks)
         fully_shard(self._root, mesh=mesh)
-        self._shards = list(local.values())
-        numbers = iter(range(sum(len(g["params"]) for g in optimizer.param_groups)))
+        self._shards = list(of.values())
+        self._named = {name: of[id(p)] for name, p in parameters.items() if id(p) in of}
+        number = 0
         for group in optimizer.param_groups:
             for i, parameter in enumerate(group["params"]):
-                number, shard = next(numbers), local.get(id(parameter))
-                if shard is not None:
-                    group["params"][i] = shard.local
-                    self._named["optimizer", number] = shard
-        self._named |= {n: local[id(p)] for n, p in parameters.items() if id(p) in local}
+                if id(parameter) in of:
+                    self._numbered[number] = of[id(parameter)]
+                    group["params"][i] = of[id(parameter)].local
+                number += 1
         return {n: self._named[n].local if n in self._named else p for n, p in parameters.items()}
+
+    def _divided(self, block: nn.Module, mesh: DeviceMesh) -> dict[int, _Shard]:
+        """Divide a block, and return its weights by the identity of what they were before."""
+        before = [
+            (module, name, parameter)
+            for module in block.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        self._undo.append(_undo_of(block))
+        waits = CPUOffloadPolicy(pin_memory=self._device.type == "cuda")
+        fully_shard(
+            block,
+            mesh=mesh,
+            reshard_after_forward=True,
+            mp_policy=self._policy,
+            offload_policy=waits if self._offload else OffloadPolicy(),
+        )
+        # the sum, which is divided once by the labels of all; gloo has no other
+        block.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # it is an FSDPModule now
+        block.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+        return {id(parameter): _shard_of(module, name) for module, name, parameter in before}
 
     def collect(self) -> None:
         """Give every process the whole weights, and plain modules."""
@@ -187,7 +189,8 @@ class Sharded(Replicated):
             shard.module._parameters[shard.name] = nn.Parameter(whole, requires_grad=trains)
         for undo in self._undo:
             undo()
-        self._shards, self._named, self._undo, self._root = [], {}, [], None
+        self._shards, self._named, self._numbered = [], {}, {}
+        self._undo, self._root = [], None
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -318,7 +321,7 @@ class Sharded(Replicated):
     def _at(self, place: Place) -> _Shard | None:
         """Return the weight that a place in a state belongs to."""
         if place[:3] == ("progress", "optimizer", "state"):
-            return self._named.get(("optimizer", place[3]))
+            return self._numbered.get(place[3])
         return self._named.get(place[-1])
 
 

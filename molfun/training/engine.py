@@ -225,7 +225,7 @@ class Engine:
     # --- one epoch -----------------------------------------------------------------------------
 
     def _train_epoch(self, batches: EpochBatches) -> None:
-        state = self.state
+        state, several = self.state, self.parallel.several
         if self._out_of_steps():  # a run that was stopped right after its last step
             return
         self._begin_epoch()
@@ -235,11 +235,13 @@ class Engine:
         for stop in self._window_ends(batches.n_total):
             n_own = batches.own(state.batch, stop)
             n_passes = self.parallel.passes(n_own, stop - state.batch)
-            for number, batch in enumerate(itertools.islice(own, n_passes), start=1):
+            # one process takes what is left of a stream, which may give a few batches more
+            end = None if stop == batches.n_total and not several else n_passes
+            for number, batch in enumerate(itertools.islice(own, end), start=1):
                 if number == n_passes:
                     self.parallel.last_backward()
-                self._micro_step(as_inputs(batch), fills=number > n_own)
-                if not self.parallel.several and number < n_own:
+                self._micro_step(as_inputs(batch), fills=several and number > n_own)
+                if not several and number < n_own:
                     # several processes hold parts of an open window, and its state is that of one
                     state.batch += 1
                     self._save_or_stop()
@@ -488,8 +490,7 @@ class Engine:
 
     def _stop_if_asked(self, stop: int | None) -> None:
         if stop is not None:
-            state = self.state
-            kept = self.config.state_dir is not None
+            state, kept = self.state, self.config.state_dir is not None
             raise Interrupted.of(stop, epoch=state.epoch + 1, steps=state.step, kept=kept)
 
     def _write_state(self, randoms: Sequence[Any] | None = None) -> None:

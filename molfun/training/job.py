@@ -12,10 +12,10 @@ import torch
 
 from molfun.config import flattened
 from molfun.errors import ConfigError, NonFiniteError
-from molfun.parallel.base import parallel_of
 from molfun.parallel.failures import named_failures
 from molfun.parallel.launch import fabric_for, join
 from molfun.parallel.started import Way
+from molfun.parallel.ways import parallel_of
 from molfun.runs.folder import RunFolder
 from molfun.strategies.base import FinetuneStrategy
 from molfun.strict import check_choice

@@ -77,6 +77,11 @@ class SavedState:
             randoms = self.ranks.gather(random_state())
         if not (self.ranks.is_first or self.parallel.in_step):
             return
+        content = self.parallel.put_apart(self._content(state, randoms), self.folder)
+        if self.ranks.is_first:
+            resume.write_state(self.folder, content)
+
+    def _content(self, state: FitState, randoms: Sequence[Any]) -> dict[str, Any]:
         content: dict[str, Any] = {
             "identity": dict(self.identity),
             "fit": state.to_dict(),
@@ -95,9 +100,7 @@ class SavedState:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.precision.state_dict(),
             }
-        content = self.parallel.put_apart(content, self.folder)
-        if self.ranks.is_first:
-            resume.write_state(self.folder, content)
+        return content
 
     def write_best(self, state: FitState, best: Mapping[str, torch.Tensor]) -> None:
         """Write the best weights, and note their checksum in `state`."""

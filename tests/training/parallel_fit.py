@@ -102,6 +102,7 @@ def run(
     parallel: str = "auto",
     forces: bool = True,
     optimizer: str = "adamw",
+    save_every: int | None = None,
     precision: str | None = None,
 ) -> dict[str, Any]:
     """Train and give what can be compared."""
@@ -127,7 +128,7 @@ def run(
         "epochs": epochs, "output_dir": folder, "resume": resume, "seed": 3,
         "callbacks": [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)],
         "strategy": strategy_of(strategy, accumulation, optimizer), "parallel": parallel,
-        "precision": precision,
+        "precision": precision, "save_every_steps": save_every,
     }  # fmt: skip
     if objective is not None:
         history = model.pretrain(train, val, objective=objective, **options)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,20 @@ def processes(size: int, place: Path, *, expect: int = 0, **settings: Any) -> li
 def started(size: int, place: Path, settings: Any, *, expect: int = 0) -> list[Any]:
     """Return what each process wrote, for the settings of one fit or for a list of these."""
     place.mkdir(exist_ok=True)
+    with begun(size, place, settings) as ranks:
+        codes = [rank.wait(240) for rank in ranks]
+        said = "".join(rank.stderr() for rank in ranks)
+        assert all((code == 0) == (expect == 0) for code in codes), said
+    return [] if expect else results(place, size)
+
+
+@contextlib.contextmanager
+def begun(size: int, place: Path, settings: Any) -> Iterator[list[warm.Process]]:
+    """Start the processes, and end those that are left at the end of the block."""
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     shared |= {**os.environ, **ONE_THREAD, "MASTER_PORT": str(free_port())}
     with contextlib.ExitStack() as stack:
-        ranks = [
+        yield [
             stack.enter_context(
                 warm.Process(
                     SCRIPT, place, json.dumps(settings),
@@ -73,10 +84,6 @@ def started(size: int, place: Path, settings: Any, *, expect: int = 0) -> list[A
             )
             for i in range(size)
         ]  # fmt: skip
-        codes = [rank.wait(240) for rank in ranks]
-        said = "".join(rank.stderr() for rank in ranks)
-        assert all((code == 0) == (expect == 0) for code in codes), said
-    return [] if expect else results(place, size)
 
 
 def results(place: Path, size: int = 2) -> list[dict[str, Any]]:
