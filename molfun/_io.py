@@ -339,7 +339,12 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def load_safetensors(
-    path: str | Path, *, key: str = "", sealed: bool = False, advice: str = _seals.ADVICE
+    path: str | Path,
+    *,
+    key: str = "",
+    sealed: bool = False,
+    advice: str = _seals.ADVICE,
+    apart: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
@@ -353,6 +358,9 @@ def load_safetensors(
         Whether to refuse a file without a checksum.
     advice
         Advice in the error for a damaged file.
+    apart
+        Whether each tensor has a mapping of the file of its own. Memory that was read then goes
+        with its tensor, and not with the last one.
 
     Raises
     ------
@@ -364,7 +372,8 @@ def load_safetensors(
 
     path = _file(path)
     try:
-        texts, tensors = read_metadata(path), load_file(path)
+        texts = read_metadata(path)
+        tensors: Mapping[str, torch.Tensor] = _Apart(path) if apart else load_file(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
@@ -374,7 +383,29 @@ def load_safetensors(
         raise CheckpointError(f"{path} is damaged (checksum): it carries none. {advice}")
     if stored is not None and stored != _seals.digest_of(tensors, texts, key):
         raise _seals.damaged(path, advice)
-    return tensors
+    return dict(tensors)
+
+
+class _Apart(Mapping[str, "torch.Tensor"]):
+    """Tensors of a safetensors file, each read when it is asked for, by a mapping of its own."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self._open = lambda: safe_open(path, framework="pt")
+        with self._open() as file:
+            self._names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with self._open() as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

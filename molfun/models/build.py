@@ -17,6 +17,7 @@ from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.nn import int8
 from molfun.nn.process import seeded
 from molfun.parallel.started import Started
 from molfun.registry import BACKBONES, HEADS, TASKS, check_head
@@ -57,6 +58,7 @@ def build_backbone(
     weights: str | Path | None,
     seed: int,
     trust: bool,
+    base: int8.Base = "float32",
 ) -> Backbone:
     """Build the backbone of that name, such as ``esm2`` or its preset ``esm2_t6_8M_UR50D``.
 
@@ -75,17 +77,23 @@ def build_backbone(
         )
     settings = {**preset, **settings}
     # `config` has two places, as an argument and in backbone_config, but may stand in one only
-    own = ("weights", "seed") if config is None else ("weights", "seed", "config")
+    own = ("weights", "seed", "base", *(["config"] if config is not None else []))
     twice = [key for key in own if key in settings]
     if twice:
         raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
     if config is not None:
         settings["config"] = config
     # only backbones whose weight files may be pickles have the argument
-    if trust and "trust" in inspect.signature(BACKBONES[name]).parameters:
+    takes = inspect.signature(BACKBONES[name]).parameters
+    if trust and "trust" in takes:
         settings["trust"] = True
+    int8.check_base(base, BACKBONES[name])
+    if base == "int8" and "base" in takes:
+        settings["base"] = base
     settings |= {"weights": weights, "seed": seed}
     backbone: Backbone = build(BACKBONES[name], settings, "backbone_config")
+    if base == "int8":  # those that cannot read a file into int8 hold the floats until here
+        int8.quantise(backbone)
     return backbone
 
 

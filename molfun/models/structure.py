@@ -25,6 +25,7 @@ from molfun.models.assembly import AssembledModel
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
+from molfun.nn.int8 import Base
 from molfun.nn.process import settled
 from molfun.parallel.started import Devices, Way
 from molfun.runs.folder import RunFolder
@@ -72,6 +73,9 @@ class MolfunStructureModel(AssembledModel):
     trust
         Whether you trust `weights` in a format that can run code while it is read (PET's
         ``.ckpt``). Other formats never need it.
+    base
+        ``"int8"`` for ``LoRAFinetune(base="int8")``: a weight file of ESM-2 is then read into int8
+        at once, and its float weights are never held together.
 
     Raises
     ------
@@ -478,6 +482,7 @@ class MolfunStructureModel(AssembledModel):
         weights: str | Path | None = None,
         device: str | torch.device = "auto",
         kernels: Kernels = "auto",
+        base: Base | None = None,
     ) -> Self:
         """Build the model that a checkpoint describes and load it.
 
@@ -489,6 +494,8 @@ class MolfunStructureModel(AssembledModel):
             File of the base weights, if it was moved since training.
         device, kernels
             As for the class.
+        base
+            Type of frozen weights under adapters, "float32" or "int8"; None: that of the training.
 
         Raises
         ------
@@ -496,5 +503,5 @@ class MolfunStructureModel(AssembledModel):
             If the checkpoint is damaged or its base weights are not found.
         """
         return persistence.from_checkpoint(
-            cls, as_path(path), weights=weights, device=device, kernels=kernels
+            cls, as_path(path), weights=weights, device=device, kernels=kernels, base=base
         )

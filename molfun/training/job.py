@@ -250,7 +250,7 @@ class Job:
         }
 
 
-ADDED: Mapping[str, Any] = {"adapt_structure_module": False}
+ADDED: Mapping[str, Any] = {"adapt_structure_module": False, "base": "float32"}
 """Settings of strategies that came later, and their defaults: left out where they have these, so
 that a run of an older version goes on."""
 
