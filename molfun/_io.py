@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molfun import _seals, _temporary
+from molfun._apart import TensorsApart
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
 from molfun.text import first_line
 
@@ -373,7 +374,7 @@ def load_safetensors(
     path = _file(path)
     try:
         texts = read_metadata(path)
-        tensors: Mapping[str, torch.Tensor] = _Apart(path) if apart else load_file(path)
+        tensors: Mapping[str, torch.Tensor] = TensorsApart(path) if apart else load_file(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
@@ -384,28 +385,6 @@ def load_safetensors(
     if stored is not None and stored != _seals.digest_of(tensors, texts, key):
         raise _seals.damaged(path, advice)
     return dict(tensors)
-
-
-class _Apart(Mapping[str, "torch.Tensor"]):
-    """Tensors of a safetensors file, each read when it is asked for, by a mapping of its own."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self._open = lambda: safe_open(path, framework="pt")
-        with self._open() as file:
-            self._names = tuple(file.keys())
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        with self._open() as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -28,7 +28,7 @@ from molfun.models.build import (
 from molfun.models.loaders import samples_of
 from molfun.models.training_record import TrainingRecord
 from molfun.nn import int8, lora
-from molfun.nn.allocator import keep_large_buffers
+from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.nn.kernels import matrix_kernel
 from molfun.nn.process import settled
 from molfun.strategies.base import FinetuneStrategy
@@ -100,10 +100,8 @@ class AssembledModel(nn.Module):
         super().__init__()
         check_seed(seed)
         place = resolve_device(device)
-        # glibc gives freed large buffers back to the system, and the page faults of the next ones
-        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues)
-        if place.type == "cpu":
-            keep_large_buffers()
+        if place.type == "cpu" and base == "int8":
+            return_large_buffers()  # kept, those of float layers would leave holes between int8
         self.backbone: Backbone = build_backbone(
             backbone,
             as_settings("backbone_config", backbone_config),
@@ -127,6 +125,10 @@ class AssembledModel(nn.Module):
         self.n_fits = 0
         self.precision = "32-true"
         self.note_base()
+        # glibc gives freed large buffers back to the system, and the page faults of the next ones
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues)
+        if place.type == "cpu":
+            keep_large_buffers()
         # eval from the start, so that `predict` without `fit` has no dropout
         self.to(place).eval()
         # last, since the self-test of the kernels runs the model where it will stay

@@ -83,18 +83,20 @@ def build_backbone(
         raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
     if config is not None:
         settings["config"] = config
-    # only backbones whose weight files may be pickles have the argument
-    takes = inspect.signature(BACKBONES[name]).parameters
-    if trust and "trust" in takes:
-        settings["trust"] = True
     int8.check_base(base, BACKBONES[name])
-    if base == "int8" and "base" in takes:
-        settings["base"] = base
-    settings |= {"weights": weights, "seed": seed}
+    # only backbones whose weight files may be pickles, or are read into int8, have the argument
+    some = {key: value for key, value in (("trust", trust), ("base", base)) if value}
+    settings |= {"weights": weights, "seed": seed, **_taken(BACKBONES[name], some)}
     backbone: Backbone = build(BACKBONES[name], settings, "backbone_config")
     if base == "int8":  # those that cannot read a file into int8 hold the floats until here
         int8.quantise(backbone)
     return backbone
+
+
+def _taken(cls: type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a class takes by name."""
+    takes = inspect.signature(cls).parameters
+    return {key: value for key, value in arguments.items() if key in takes}
 
 
 def names_of(head: str | None, task: str | None) -> tuple[str, str]:

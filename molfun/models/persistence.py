@@ -307,9 +307,8 @@ def from_checkpoint(
     bases: list[Path | base_weights.Stored] = [base_weights.STORED]
     if not meta.whole_trunk:
         bases = [*base_weights.places(meta.backbone, folder, given=weights)]
-    if meta.strategy is not None and base != "float32":
-        # known before the weights are read, so that they need not be held as floats
-        options["base"] = "int8" if _strategy_of(meta.strategy, base).quantises else "float32"
+    # known before the weights are read, so that they need not be held as floats
+    options["base"] = _base_of(meta, base)
     # `load` compares the fingerprint, so a file with only the right name or size is passed over
     problems: list[MolfunError] = []
     for place in bases:
@@ -328,6 +327,13 @@ def from_checkpoint(
         _warn_of_random_base(model, folder)
         return model
     raise problems[0]  # about the path from training, which is the one a user knows
+
+
+def _base_of(meta: portable.Meta, base: int8.Base | None) -> int8.Base:
+    """Return the type of the frozen weights: the given one, or that of the training."""
+    if meta.strategy is None:
+        return "float32"
+    return "int8" if _strategy_of(meta.strategy, base).quantises else "float32"
 
 
 def _described(

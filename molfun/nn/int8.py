@@ -7,7 +7,6 @@ and embeddings stay as they are.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
@@ -25,20 +24,6 @@ BASES: tuple[str, ...] = get_args(Base)
 
 Layers = list[tuple[nn.Linear, Any]]
 """Linear layers with weights that they had before."""
-
-
-@contextlib.contextmanager
-def unlogged() -> Iterator[None]:
-    """Drop what torchao and torch log while torchao is imported.
-
-    They warn of kernels for other GPUs, and of enumerations that torch could register otherwise.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def check_base(base: str, backbone: Any) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from molfun._lazy import require
+from molfun._lazy import require, unlogged
 from molfun.fingerprint import tensor_digests
-from molfun.nn.int8 import unlogged
 from molfun.nn.kernels import linear
 
 INSTALL = "pip install 'molfun[int8]'"

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors, write_json
+from molfun._lazy import unlogged
 from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, RunError
 from molfun.nn import int8
@@ -112,7 +113,7 @@ def inject(backbone: nn.Module, spec: LoRASpec) -> None:
     _check_targets(backbone, spec)
     # peft imports torchao where it is installed, and has layers of its own for its weights, which
     # would merge by quantising once more
-    with warnings.catch_warnings(), int8.unlogged(), int8.set_aside(backbone):
+    with warnings.catch_warnings(), unlogged(), int8.set_aside(backbone):
         # peft warns that it cannot tell the base model's name, which is on no hub
         warnings.simplefilter("ignore")
         # imported only when it is needed: it is slow to load, and most models have no adapters

@@ -87,11 +87,16 @@ def _as_groups(params: Iterable[Any]) -> list[dict[str, Any]]:
 
 def _divided(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the part of a group for Muon and the part for AdamW, where they are not empty."""
+    may = group.get("hidden", True)
     parameters: Sequence[torch.Tensor] = group["params"]
-    hidden = [group.get("hidden", True) and p.ndim == 2 for p in parameters]
+    names = group.get("param_names", [""] * len(parameters))
     for by_muon in (True, False):
-        chosen = [i for i, one in enumerate(hidden) if one is by_muon]
+        chosen = [
+            one
+            for one in zip(parameters, names, strict=True)
+            if (may and one[0].ndim == 2) is by_muon
+        ]
         if chosen:
-            listed = {key: group[key] for key in ("params", "param_names") if key in group}
-            part: dict[str, Any] = {key: [all_[i] for i in chosen] for key, all_ in listed.items()}
-            yield {**group, **part, "by_muon": by_muon}
+            params, its_names = map(list, zip(*chosen, strict=True))
+            part = {**group, "params": params, "by_muon": by_muon}
+            yield part | {"param_names": its_names} if "param_names" in group else part

@@ -90,16 +90,19 @@ class LoRAFinetune(FinetuneStrategy):
             yield f"rank must be from 1 to {lora.MAX_RANK}, got {self.rank}."
         if self.adapt_last_n is not None and self.adapt_last_n < 1:
             yield f"adapt_last_n must be at least 1, got {self.adapt_last_n}."
-        if self.base not in int8.BASES:
-            yield unknown_name("base", self.base, int8.BASES)
-        elif self.quantises and self.use_dora:
-            yield "use_dora needs the norms of float weights, and base is 'int8'. Leave one out."
+        yield from self._problems_of_base()
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}."
         if isinstance(self.target_modules, str):
             yield f"target_modules must be a list of names, got {self.target_modules!r}."
         if self.target_modules is not None and not self.target_modules:
             yield "target_modules is empty; leave it out for the backbone's default."
+
+    def _problems_of_base(self) -> Iterator[str]:
+        if self.base not in int8.BASES:
+            yield unknown_name("base", self.base, int8.BASES)
+        elif self.quantises and self.use_dora:
+            yield "use_dora needs the norms of float weights, and base is 'int8'. Leave one out."
 
     @property
     def adds_adapters(self) -> bool:
