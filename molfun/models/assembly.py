@@ -100,8 +100,11 @@ class AssembledModel(nn.Module):
         super().__init__()
         check_seed(seed)
         place = resolve_device(device)
-        if place.type == "cpu" and base == "int8":
-            return_large_buffers()  # kept, those of float layers would leave holes between int8
+        # glibc gives freed large buffers back to the system, and the page faults of the next ones
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues); kept,
+        # they would leave holes the size of float layers between those in int8
+        if place.type == "cpu":
+            (return_large_buffers if base == "int8" else keep_large_buffers)()
         self.backbone: Backbone = build_backbone(
             backbone,
             as_settings("backbone_config", backbone_config),
@@ -125,10 +128,6 @@ class AssembledModel(nn.Module):
         self.n_fits = 0
         self.precision = "32-true"
         self.note_base()
-        # glibc gives freed large buffers back to the system, and the page faults of the next ones
-        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues)
-        if place.type == "cpu":
-            keep_large_buffers()
         # eval from the start, so that `predict` without `fit` has no dropout
         self.to(place).eval()
         # last, since the self-test of the kernels runs the model where it will stay

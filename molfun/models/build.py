@@ -77,16 +77,14 @@ def build_backbone(
         )
     settings = {**preset, **settings}
     # `config` has two places, as an argument and in backbone_config, but may stand in one only
-    own = ("weights", "seed", "base", *(["config"] if config is not None else []))
-    twice = [key for key in own if key in settings]
+    given = {} if config is None else {"config": config}
+    twice = [key for key in ("weights", "seed", "base", *given) if key in settings]
     if twice:
         raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
-    if config is not None:
-        settings["config"] = config
     int8.check_base(base, BACKBONES[name])
     # only backbones whose weight files may be pickles, or are read into int8, have the argument
-    some = {key: value for key, value in (("trust", trust), ("base", base)) if value}
-    settings |= {"weights": weights, "seed": seed, **_taken(BACKBONES[name], some)}
+    some = {"base": base} | ({"trust": True} if trust else {})
+    settings |= {**given, "weights": weights, "seed": seed, **_taken(BACKBONES[name], some)}
     backbone: Backbone = build(BACKBONES[name], settings, "backbone_config")
     if base == "int8":  # those that cannot read a file into int8 hold the floats until here
         int8.quantise(backbone)

@@ -24,6 +24,8 @@ _OPTIONS = {
     "schedule_free_adamw": ("betas",),
 }
 """Arguments of each optimizer in addition to learning rate and weight decay."""
+DIVISIBLE = ("adam", "adamw", "sgd")
+"""Optimizers that treat each number alone, so that they may hold a part of a weight."""
 _FUSED = ("adam", "adamw")
 """Optimizers whose fused step, over all parameters at once, takes less than half the time on CPUs.
 """
