@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molfun import _seals, _temporary
+from molfun._apart import TensorsApart
 from molfun.errors import CheckpointError, MolfunError, RunError, UnsafeFileError
 from molfun.text import first_line
 
@@ -339,7 +340,12 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def load_safetensors(
-    path: str | Path, *, key: str = "", sealed: bool = False, advice: str = _seals.ADVICE
+    path: str | Path,
+    *,
+    key: str = "",
+    sealed: bool = False,
+    advice: str = _seals.ADVICE,
+    apart: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Read a safetensors file.
 
@@ -353,6 +359,9 @@ def load_safetensors(
         Whether to refuse a file without a checksum.
     advice
         Advice in the error for a damaged file.
+    apart
+        Whether each tensor has a mapping of the file of its own. Memory that was read then goes
+        with its tensor, and not with the last one.
 
     Raises
     ------
@@ -364,7 +373,8 @@ def load_safetensors(
 
     path = _file(path)
     try:
-        texts, tensors = read_metadata(path), load_file(path)
+        texts = read_metadata(path)
+        tensors: Mapping[str, torch.Tensor] = TensorsApart(path) if apart else load_file(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
@@ -374,7 +384,7 @@ def load_safetensors(
         raise CheckpointError(f"{path} is damaged (checksum): it carries none. {advice}")
     if stored is not None and stored != _seals.digest_of(tensors, texts, key):
         raise _seals.damaged(path, advice)
-    return tensors
+    return dict(tensors)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

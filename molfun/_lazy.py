@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,3 +67,17 @@ def require(module: str, install: str) -> ModuleType:
         raise MissingDependencyError(
             f"{module} is needed here and cannot be imported ({error}). Install it: {install}"
         ) from error
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Drop what packages log while they are imported.
+
+    torchao warns of kernels for other GPUs, and torch of how torchao registers enumerations.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

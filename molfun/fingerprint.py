@@ -16,12 +16,24 @@ def digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def tensor_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return the sha256 of each tensor's type, shape and bytes."""
+def tensor_digests(
+    tensors: Mapping[str, torch.Tensor], *, of_source: bool = False
+) -> dict[str, str]:
+    """Return the sha256 of each tensor's type, shape and bytes.
+
+    A weight in int8 (`molfun.nn.int8_weight`) holds the digest of the floats that it was made of.
+    With `of_source` that is its own, so that it counts as the same weight; else it counts as
+    another one, with other outputs.
+    """
     import torch
 
     digests = {}
     for name, tensor in tensors.items():
+        source = getattr(tensor, "source", None)
+        if source is not None:
+            of_floats = bytes(source.tolist()).hex()
+            digests[name] = of_floats if of_source else digest(["int8", of_floats])
+            continue
         plain = tensor.detach().cpu().contiguous()
         content = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
         content.update(plain.reshape(-1).view(torch.uint8).numpy().data)

@@ -109,6 +109,9 @@ class Backbone(nn.Module, ABC):
     names_weights: ClassVar[bool] = True
     """True if a checkpoint may refer to the weight file for weights that did not train. False if
     reading that file needs ``trust``."""
+    has_int8: ClassVar[bool] = False
+    """True if the frozen linear layers of its blocks may be in int8 (`molfun.nn.int8`): all of them
+    run as modules, or by `molfun.nn.lora.low_rank_parts`."""
     checks_quickly: ClassVar[bool] = False
     """True if `check` opens no file, so that all samples can be checked before a prediction."""
     featurizes_in_workers: ClassVar[bool] = False
@@ -256,7 +259,9 @@ class Backbone(nn.Module, ABC):
         seen = set()
         for name, tensor in self.state_dict().items():
             # tied weights share their memory; an empty tensor has no memory, and so no such sign
-            place = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+            # one in int8 has none of its own, but that of its integers
+            memory = getattr(tensor, "qdata", tensor).data_ptr()
+            place = (memory, tensor.shape, tensor.dtype)
             known = place in seen and tensor.numel()
             if ".lora_" in name or known or (name in self.unread and not whole):
                 continue
@@ -266,7 +271,11 @@ class Backbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """Return the sha256 over architecture and base weights, without adapters."""
-        return combine_digests(self.config_dict, tensor_digests(self.base_state_dict()))
+        return combine_digests(self.config_dict, self.base_digests())
+
+    def base_digests(self) -> dict[str, str]:
+        """Return the digest of each base weight; one in int8 has that of its floats."""
+        return tensor_digests(self.base_state_dict(), of_source=True)
 
     def state_fingerprint(self) -> str:
         """Return the sha256 over all that decides outputs: architecture, weights and adapters."""

@@ -236,6 +236,8 @@ def model_of(settings: FineTuneSettings, *parts: SampleDataset | None) -> Molfun
         device=settings.device,
         seed=settings.seed,
         kernels=settings.kernels,
+        # known before the weights are read, so that they need not be held as floats
+        base=settings.strategy_config.get("base", "float32"),
         **architecture(settings, *parts),
     )
     energies.use_target(model, settings)

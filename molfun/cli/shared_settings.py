@@ -72,7 +72,7 @@ class OptimizerSettings(Settings):
 
     optimizer: str = option(
         Course.optimizer,
-        "{choices}.",
+        "{choices}; schedule_free_adamw needs --scheduler constant --ema 0.",
         panel=TRAINING,
         hidden=True,
         choices=OPTIMIZERS.__iter__,

@@ -17,7 +17,7 @@ from molfun.backbones.timeseries.weights import ENCODER_VERSION, SCALE
 from molfun.errors import ConfigError
 from molfun.lightning.data import n_features, rows, series_of, training_batches
 from molfun.models.series_config import FinetuneConfig, PretrainConfig, build_scheduler
-from molfun.nn.optimizers import build_optimizer
+from molfun.nn.optimizers import averages_weights, build_optimizer
 from molfun.nn.param_groups import collect, for_optimizer
 from molfun.parallel.ranks import Ranks
 from molfun.training.inputs import as_inputs
@@ -139,6 +139,11 @@ class TimeSeriesModule(LightningModule):
         ``val/loss``.
         """
         settings = self.settings.optimizer
+        if averages_weights(settings.name):
+            raise ConfigError(
+                f"A Lightning Trainer does not ask {settings.name} for its averaged weights, so it "
+                f"would validate others. Use adamw here, or molfun fine-tune."
+            )
         entries = ((group, settings.lr, name, p) for group, name, p in self._trained())
         groups = for_optimizer(collect(entries), settings.weight_decay)
         for number, group in enumerate(groups):

@@ -15,7 +15,7 @@ from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.config import check_seed
 from molfun.errors import ConfigError, DataError
-from molfun.fingerprint import combine_digests, tensor_digests
+from molfun.fingerprint import combine_digests
 from molfun.models import base_weights, trained_on
 from molfun.models.build import (
     HeadSettings,
@@ -27,8 +27,8 @@ from molfun.models.build import (
 )
 from molfun.models.loaders import samples_of
 from molfun.models.training_record import TrainingRecord
-from molfun.nn import lora
-from molfun.nn.allocator import keep_large_buffers
+from molfun.nn import int8, lora
+from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.nn.kernels import matrix_kernel
 from molfun.nn.process import settled
 from molfun.strategies.base import FinetuneStrategy
@@ -95,14 +95,16 @@ class AssembledModel(nn.Module):
         backbone_config: Mapping[str, Any] | None = None,
         kernels: Kernels = "auto",
         trust: bool = False,
+        base: int8.Base = "float32",
     ) -> None:
         super().__init__()
         check_seed(seed)
         place = resolve_device(device)
         # glibc gives freed large buffers back to the system, and the page faults of the next ones
-        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues)
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues). Kept,
+        # they would leave holes the size of float layers between those in int8
         if place.type == "cpu":
-            keep_large_buffers()
+            (return_large_buffers if base == "int8" else keep_large_buffers)()
         self.backbone: Backbone = build_backbone(
             backbone,
             as_settings("backbone_config", backbone_config),
@@ -110,6 +112,7 @@ class AssembledModel(nn.Module):
             weights=None if isinstance(weights, base_weights.Stored) else weights,
             seed=seed,
             trust=trust,
+            base=base,
         )
         self._note_weights(weights, seed)
         self.heads: tuple[TaskHead, ...] = ()
@@ -163,7 +166,7 @@ class AssembledModel(nn.Module):
 
     def note_base(self) -> None:
         """Make the current weights the base that later checkpoints are compared with."""
-        self.base_digests = tensor_digests(self.backbone.base_state_dict())
+        self.base_digests = self.backbone.base_digests()
         self.base_fingerprint = combine_digests(self.backbone.config_dict, self.base_digests)
 
     def need_heads(self, verb: str) -> tuple[TaskHead, ...]:
@@ -224,7 +227,12 @@ class AssembledModel(nn.Module):
 
     @settled()
     def merge(self) -> Self:
-        """Merge the adapters into the weights: the same predictions without the extra layers."""
+        """Merge the adapters into the weights: the same predictions without the extra layers.
+
+        Weights in int8 become float32 first, as large as they were: the numbers are the same, and
+        predictions differ by no more than the rounding of another order of sums. `unmerge` goes
+        back to int8.
+        """
         if lora.installed_spec(self.backbone) is None:
             logger.warning("merge: the model has no adapters; nothing to do.")
         elif lora.is_merged(self.backbone):

@@ -17,6 +17,7 @@ from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
 from molfun.errors import ConfigError
 from molfun.heads.base import Head
+from molfun.nn import int8
 from molfun.nn.process import seeded
 from molfun.parallel.started import Started
 from molfun.registry import BACKBONES, HEADS, TASKS, check_head
@@ -57,6 +58,7 @@ def build_backbone(
     weights: str | Path | None,
     seed: int,
     trust: bool,
+    base: int8.Base = "float32",
 ) -> Backbone:
     """Build the backbone of that name, such as ``esm2`` or its preset ``esm2_t6_8M_UR50D``.
 
@@ -75,18 +77,24 @@ def build_backbone(
         )
     settings = {**preset, **settings}
     # `config` has two places, as an argument and in backbone_config, but may stand in one only
-    own = ("weights", "seed") if config is None else ("weights", "seed", "config")
-    twice = [key for key in own if key in settings]
+    given = {} if config is None else {"config": config}
+    twice = [key for key in ("weights", "seed", "base", *given) if key in settings]
     if twice:
         raise ConfigError(f"Give {', '.join(twice)} as an argument, not in backbone_config.")
-    if config is not None:
-        settings["config"] = config
-    # only backbones whose weight files may be pickles have the argument
-    if trust and "trust" in inspect.signature(BACKBONES[name]).parameters:
-        settings["trust"] = True
-    settings |= {"weights": weights, "seed": seed}
+    int8.check_base(base, BACKBONES[name])
+    # only backbones whose weight files may be pickles, or are read into int8, have the argument
+    some = {"base": base} | ({"trust": True} if trust else {})
+    settings |= {**given, "weights": weights, "seed": seed, **_taken(BACKBONES[name], some)}
     backbone: Backbone = build(BACKBONES[name], settings, "backbone_config")
+    if base == "int8":  # those that cannot read a file into int8 hold the floats until here
+        int8.quantise(backbone)
     return backbone
+
+
+def _taken(cls: type[Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a class takes by name."""
+    takes = inspect.signature(cls).parameters
+    return {key: value for key, value in arguments.items() if key in takes}
 
 
 def names_of(head: str | None, task: str | None) -> tuple[str, str]:

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from molfun.config import flattened
-from molfun.errors import CheckpointError, MolfunError
-from molfun.fingerprint import tensor_digests
+from molfun.errors import CheckpointError, ConfigError, MolfunError
 from molfun.models import base_weights
 from molfun.models.assembly import AssembledModel, use_precision
 from molfun.models.training_record import TrainingRecord
-from molfun.nn import lora
+from molfun.nn import int8, lora
 from molfun.registry import BACKBONES
 from molfun.runs import checkpoint as portable
 from molfun.strategies.base import FinetuneStrategy
@@ -26,6 +25,9 @@ from molfun.training.task_head import TaskHead
 Model = TypeVar("Model", bound=AssembledModel)
 
 logger = logging.getLogger(__name__)
+
+LORA = "lora"
+"""Strategy whose frozen weights may be of another type than in training."""
 
 
 def rebase(model: AssembledModel, weights: Path | None) -> None:
@@ -106,17 +108,20 @@ def _trunk_to_save(model: AssembledModel) -> dict[str, torch.Tensor]:
     """Return all weights if the base came from no file, else those that differ from the base."""
     if model.weights is None:
         # whole: with weights that are left out of fingerprints because they start at random
-        return model.backbone.base_state_dict(whole=True)
-    tensors = model.backbone.base_state_dict()
-    present = tensor_digests(tensors)
-    return {n: t for n, t in tensors.items() if present[n] != model.base_digests.get(n)}
+        return int8.floats(model.backbone.base_state_dict(whole=True))
+    tensors, present = model.backbone.base_state_dict(), model.backbone.base_digests()
+    return int8.floats(
+        {n: t for n, t in tensors.items() if present[n] != model.base_digests.get(n)}
+    )
 
 
 # --- load ----------------------------------------------------------------------------------------
 
 
-def load(model: AssembledModel, folder: Path) -> None:
+def load(model: AssembledModel, folder: Path, *, base: int8.Base | None = None) -> None:
     """Put the weights of a checkpoint into a model.
+
+    With `base`, the frozen weights are of this type, whatever they were in training.
 
     Raises
     ------
@@ -126,11 +131,11 @@ def load(model: AssembledModel, folder: Path) -> None:
     meta = portable.read_meta(folder)
     # what the description asks for is bounded by the size of these files
     with portable.building(folder, None if model.weights is None else Path(model.weights)):
-        _load(model, folder, meta)
+        _load(model, folder, meta, base)
     model.eval()
 
 
-def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
+def _load(model: AssembledModel, folder: Path, meta: portable.Meta, base: int8.Base | None) -> None:
     _check_fits(model, folder, meta)
     trunk = portable.read_trunk(folder)
     _check_untrained(model, folder, trunk)
@@ -141,7 +146,9 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     # after the adapters: `setup` injects none where equal ones are installed; it sets what trains
     # if training goes on
     if meta.strategy is not None:
-        FinetuneStrategy.from_dict(meta.strategy).setup(model)
+        if int8.holds_int8(model.backbone):  # a model that was built so stays so
+            base = "int8"
+        _strategy_of(meta.strategy, base).setup(model)
     if model.head is not None:
         _load_exactly(model.head, portable.read_head(folder), folder / portable.HEAD)
     for part, described in zip(model.heads, meta.heads, strict=True):
@@ -154,6 +161,28 @@ def _load(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
     model.result, model.data_settings = dict(meta.result), settings
     model.training_inputs = portable.read_training_inputs(folder)
     model.training_record = TrainingRecord.from_tensors(portable.read_record(folder))
+
+
+def _strategy_of(settings: Mapping[str, Any], base: int8.Base | None) -> FinetuneStrategy:
+    """Return the strategy of a checkpoint, with another type of the frozen weights if one is given.
+
+    Raises
+    ------
+    ConfigError
+        If it trained these weights.
+    """
+    strategy = FinetuneStrategy.from_dict(settings)
+    if base is None or (base == "int8") == strategy.quantises:
+        return strategy
+    inner = settings.get("inner")
+    if isinstance(inner, Mapping) and inner.get("name") == LORA:
+        return FinetuneStrategy.from_dict({**settings, "inner": {**inner, "base": base}})
+    if settings["name"] != LORA:
+        raise ConfigError(
+            f"base={base!r} is for checkpoints of lora, and this is one of {strategy.name}. Leave "
+            f"it out."
+        )
+    return FinetuneStrategy.from_dict({**settings, "base": base})
 
 
 def _check_fits(model: AssembledModel, folder: Path, meta: portable.Meta) -> None:
@@ -212,7 +241,7 @@ def _check_untrained(
     A checkpoint leaves out what equals the base, so such weights of the model would stay as they
     are and be mixed with those of the checkpoint.
     """
-    present = tensor_digests(model.backbone.base_state_dict())
+    present = model.backbone.base_digests()
     kept = [n for n, d in present.items() if d != model.base_digests[n] and n not in trunk]
     adapters = lora.installed_spec(model.backbone) is not None
     left = [f"{len(kept)} weights of the backbone"] if kept else []
@@ -258,7 +287,12 @@ def _load_exactly(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: 
 
 
 def from_checkpoint(
-    cls: type[Model], folder: Path, *, weights: str | Path | None, **options: Any
+    cls: type[Model],
+    folder: Path,
+    *,
+    weights: str | Path | None,
+    base: int8.Base | None = None,
+    **options: Any,
 ) -> Model:
     """Build the model that a checkpoint describes, on the first matching base weights, and load it.
 
@@ -273,39 +307,48 @@ def from_checkpoint(
     bases: list[Path | base_weights.Stored] = [base_weights.STORED]
     if not meta.whole_trunk:
         bases = [*base_weights.places(meta.backbone, folder, given=weights)]
+    # known before the weights are read, so that they need not be held as floats
+    options["base"] = _base_of(meta, base)
     # `load` compares the fingerprint, so a file with only the right name or size is passed over
     problems: list[MolfunError] = []
-    for base in bases:
+    for place in bases:
         try:
-            model = _described(cls, folder, meta, base, **options)
-            load(model, folder)
+            model = _described(cls, folder, meta, place, **options)
+            load(model, folder, base=base)
         except MolfunError as error:
             problems.append(error)
             continue
         noted = meta.backbone["weights"]
-        if isinstance(base, Path) and weights is None and str(base) != noted:
+        if isinstance(place, Path) and weights is None and str(place) != noted:
             logger.warning(
                 "The base weights of %s are no longer %s; the same ones were found as %s.",
-                folder, noted, base,
+                folder, noted, place,
             )  # fmt: skip
         _warn_of_random_base(model, folder)
         return model
     raise problems[0]  # about the path from training, which is the one a user knows
 
 
+def _base_of(meta: portable.Meta, base: int8.Base | None) -> int8.Base:
+    """Return the type of the frozen weights: the given one, or that of the training."""
+    if meta.strategy is None:
+        return "float32"
+    return "int8" if _strategy_of(meta.strategy, base).quantises else "float32"
+
+
 def _described(
     cls: type[Model],
     folder: Path,
     meta: portable.Meta,
-    base: Path | base_weights.Stored,
+    place: Path | base_weights.Stored,
     **options: Any,
 ) -> Model:
     """Build the model that a checkpoint describes on these base weights, without loading it."""
-    with portable.building(folder, base if isinstance(base, Path) else None):
+    with portable.building(folder, place if isinstance(place, Path) else None):
         backbone = BACKBONES[meta.backbone["name"]]
         return cls(
             meta.backbone["name"],
-            weights=base,
+            weights=place,
             **_heads_of(meta),
             backbone_config=backbone.arguments_from(meta.backbone["config"]),
             **options,

@@ -393,7 +393,7 @@ def _common(sections: Mapping[str, Any], problems: _Problems) -> dict[str, Any]:
     trial: torch.optim.Optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     if optimizer is not None:
         with problems.of("optimizer"):
-            parameter = torch.nn.Parameter(torch.zeros(1))
+            parameter = torch.nn.Parameter(torch.zeros(1, 1))
             build_optimizer(groups=[parameter], **optimizer.model_dump())
     if scheduler is not None:
         with problems.of("scheduler"):

@@ -25,6 +25,7 @@ from molfun.models.assembly import AssembledModel
 from molfun.models.build import as_settings
 from molfun.models.caching import cache_config
 from molfun.models.prediction import Prediction
+from molfun.nn.int8 import Base
 from molfun.nn.process import settled
 from molfun.parallel.started import Devices, Way
 from molfun.runs.folder import RunFolder
@@ -46,32 +47,30 @@ class MolfunStructureModel(AssembledModel):
         Registered name, for example ``"openfold"`` or ``"esm2_t6_8M_UR50D"``.
     config
         Architecture, in the backbone's own terms (a preset name or config object).
-    weights
-        File of pretrained weights; None starts from random ones, with a warning.
-    device
-        ``"auto"`` (CUDA if there is one, else CPU), or a torch device.
+    weights, device
+        File of pretrained weights (None starts from random ones, with a warning); ``"auto"`` (CUDA
+        if there is one, else CPU) or a torch device.
     head
         Registered name of the head (``"affinity"``, ``"mlp"``, ...) or of a task
         (``"regression"``, ``"binary"``, ...), which takes its default head; None gives the head
         that came with the backbone (PET's energies), else the bare backbone.
-    head_config
-        Arguments of the head; dimensions default to what the backbone gives.
-    task, task_config
-        Registered name and arguments of the task; None takes the head's own.
+    head_config, task, task_config
+        Arguments of the head; dimensions default to what the backbone gives. Registered name and
+        arguments of the task; None takes the head's own.
     heads
         Several heads in place of one, by name: each a mapping with ``head``, ``head_config``,
         ``task``, ``task_config`` and ``weight``, the factor of its loss (1 by default). The label
         of a sample then maps names to labels; what it leaves out is missing.
-    seed
-        Seed of every random initialisation.
-    backbone_config
-        Further arguments of the backbone.
+    seed, backbone_config
+        Seed of every random initialisation; further arguments of the backbone.
     kernels
         Implementation of the layers: ``"stock"`` is the code of the original package, ``"fast"``
         Molfun's with the same results, ``"auto"`` Molfun's if it passes a test on this machine.
     trust
         Whether you trust `weights` in a format that can run code while it is read (PET's
         ``.ckpt``). Other formats never need it.
+    base
+        ``"int8"`` for ``LoRAFinetune(base="int8")``: a file of ESM-2 is read into it at once.
 
     Raises
     ------
@@ -478,6 +477,7 @@ class MolfunStructureModel(AssembledModel):
         weights: str | Path | None = None,
         device: str | torch.device = "auto",
         kernels: Kernels = "auto",
+        base: Base | None = None,
     ) -> Self:
         """Build the model that a checkpoint describes and load it.
 
@@ -487,8 +487,8 @@ class MolfunStructureModel(AssembledModel):
             Checkpoint folder.
         weights
             File of the base weights, if it was moved since training.
-        device, kernels
-            As for the class.
+        device, kernels, base
+            As for the class; `base` None takes that of the training, for checkpoints of LoRA.
 
         Raises
         ------
@@ -496,5 +496,5 @@ class MolfunStructureModel(AssembledModel):
             If the checkpoint is damaged or its base weights are not found.
         """
         return persistence.from_checkpoint(
-            cls, as_path(path), weights=weights, device=device, kernels=kernels
+            cls, as_path(path), weights=weights, device=device, kernels=kernels, base=base
         )

@@ -30,6 +30,8 @@ TILE = 1024
 """Rows per tile: a tile passes through several products while it is in the processor's cache."""
 
 MatrixKernel = Literal["auto", "torch", "onednn"]
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Classes of plain weights; those in int8 compute their own products."""
 _choice: MatrixKernel = "auto"
 _probed: bool | None = None
 """True if "auto" means oneDNN on this machine; None until the first product is computed."""
@@ -130,6 +132,7 @@ def _fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and type(weight) in _PLAIN
         and x.ndim == 2
         and x.shape[0] > 0
         and not torch.is_autocast_enabled("cpu")

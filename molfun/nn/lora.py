@@ -25,8 +25,10 @@ import torch
 from torch import nn
 
 from molfun._io import load_safetensors, save_safetensors, write_json
+from molfun._lazy import unlogged
 from molfun._paths import as_path
 from molfun.errors import CheckpointError, ConfigError, RunError
+from molfun.nn import int8
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,9 @@ def inject(backbone: nn.Module, spec: LoRASpec) -> None:
         return
     _needs_targets(backbone, spec)
     _check_targets(backbone, spec)
-    with warnings.catch_warnings():
+    # peft imports torchao where it is installed, and has layers of its own for its weights, which
+    # would merge by quantising once more
+    with warnings.catch_warnings(), unlogged(), int8.set_aside(backbone):
         # peft warns that it cannot tell the base model's name, which is on no hub
         warnings.simplefilter("ignore")
         # imported only when it is needed: it is slow to load, and most models have no adapters
@@ -254,13 +258,13 @@ def _is_product(adapter: Any) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Return True for a module whose output is ``weight x + bias``, whatever its class.
+    """Return True for a module whose output is ``weight x + bias`` with a weight of floats.
 
     A subclass of `nn.Linear` that overrides ``forward`` says so by an attribute ``is_plain``.
     """
-    return isinstance(module, nn.Linear) and (
-        type(module).forward is nn.Linear.forward or getattr(type(module), "is_plain", False)
-    )
+    if not isinstance(module, nn.Linear) or int8.is_int8(module.weight):
+        return False
+    return type(module).forward is nn.Linear.forward or getattr(type(module), "is_plain", False)
 
 
 def is_merged(backbone: nn.Module) -> bool:
@@ -270,7 +274,11 @@ def is_merged(backbone: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge(backbone: nn.Module) -> None:
-    """Fold the adapters into the base weights; a copy of these makes `unmerge` exact."""
+    """Fold the adapters into the base weights; a copy of these makes `unmerge` exact.
+
+    Weights in int8 become floats first, which hold the same numbers.
+    """
+    backbone._molfun_int8 = int8.to_float(backbone)  # type: ignore[assignment]  # a note
     # peft's own unmerge subtracts what merge added, which leaves rounding errors in the weights
     kept = []
     for layer in _layers(backbone):
@@ -287,6 +295,8 @@ def unmerge(backbone: nn.Module) -> None:
         layer.unmerge()
         layer.get_base_layer().weight.copy_(weight)
     backbone._molfun_unmerged = []  # type: ignore[assignment]  # as above
+    int8.put_back(backbone._molfun_int8)  # type: ignore[arg-type]  # as above
+    backbone._molfun_int8 = []  # type: ignore[assignment]  # as above
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""Optimizers by name: torch's own Adam, AdamW and SGD.
+"""Optimizers by name: torch's own, and schedule-free AdamW of pytorch-optimizer.
 
 The name is looked up in `OPTIMIZERS`; other packages add theirs with an entry point in the group
-``molfun.optimizers``. Such a class is called with parameter groups, ``lr`` and ``weight_decay``.
+``molfun.optimizers``. Such a class is called with parameter groups, ``lr`` and ``weight_decay``,
+and keeps in ``state_dict()`` all that an exact resume needs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ from molfun.errors import ConfigError
 from molfun.registry import OPTIMIZERS
 from molfun.text import unknown_name
 
-_OPTIONS = {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum",)}
+_OPTIONS = {
+    "adam": ("betas",),
+    "adamw": ("betas",),
+    "sgd": ("momentum",),
+    "schedule_free_adamw": ("betas",),
+}
 """Arguments of each optimizer in addition to learning rate and weight decay."""
+DIVISIBLE = ("adam", "adamw", "sgd")
+"""Optimizers that treat each number alone, so that they may hold a part of a weight."""
 _FUSED = ("adam", "adamw")
 """Optimizers whose fused step, over all parameters at once, takes less than half the time on CPUs.
 """
@@ -39,41 +47,50 @@ def build_optimizer(
     * sgd: ``v <- momentum v + g + d p`` and ``p <- p - lr v`` (``v`` starts as the first gradient);
     * adam: uses the two moments of ``g + d p``, so that the decay (L2) is divided by the size of
       the gradients as well;
-    * adamw: uses the two moments of ``g`` alone, and in addition ``p <- p - lr d p``.
+    * adamw: uses the two moments of ``g`` alone, and in addition ``p <- p - lr d p``;
+    * adafactor: as adamw, with the second moment of a matrix as a product of a row and a column, no
+      first moment, and steps relative to the size of the weights, so that ``lr`` is a share of it
+      (Shazeer and Stern 2018);
+    * muon: orthogonal steps for hidden matrices, adamw for the rest (`molfun.nn.muon`);
+    * schedule_free_adamw: averages its weights in place of a schedule (`molfun.nn.schedule_free`).
 
     Adam and AdamW run fused on CPUs; on GPUs that is left to torch.
 
     Parameters
     ----------
     name
-        ``"adam"``, ``"adamw"``, ``"sgd"`` or another name in `OPTIMIZERS`.
+        A name in `OPTIMIZERS`.
     groups
         Parameters, or torch's groups of them (`molfun.nn.param_groups.for_optimizer`). Values that
         a group has itself (``lr``, ``weight_decay``) override the arguments here.
     lr
         Learning rate of plain parameters and of groups without one.
     weight_decay
-        Weight decay of the same: decoupled for adamw, L2 for adam and sgd.
+        Weight decay of the same: L2 for adam and sgd, decoupled for the others.
     momentum
         Momentum of sgd, without Nesterov's correction. The others ignore it.
     betas
-        Decay rates of the two moments of adam and adamw. Sgd ignores them.
+        Decay rates of the two moments of adam, adamw and schedule_free_adamw. The others ignore
+        them.
 
     Returns
     -------
     torch.optim.Optimizer
-        Torch's own class.
+        Made of the class of that name.
 
     Raises
     ------
     ConfigError
         If the name is unknown, a value is out of range, there is no parameter, or one has no
         learning rate. All problems are in one text.
+    MissingDependencyError
+        If the optimizer is one of a package that is not installed.
 
     References
     ----------
     Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; Loshchilov and Hutter 2019,
-    "Decoupled Weight Decay Regularization" (AdamW); Sutskever et al. 2013, "On the importance of
+    "Decoupled Weight Decay Regularization" (AdamW); Shazeer and Stern 2018, "Adafactor: Adaptive
+    Learning Rates with Sublinear Memory Cost"; Sutskever et al. 2013, "On the importance of
     initialization and momentum in deep learning" (torch's form of momentum leaves the rate out of
     the velocity).
 
@@ -88,8 +105,8 @@ def build_optimizer(
     >>> build_optimizer("sdg", [weight], lr=0.1)
     Traceback (most recent call last):
     ...
-    molfun.errors.ConfigError: Unknown optimizer 'sdg'; known: adam, adamw, sgd. Did you mean
-    'sgd'?
+    molfun.errors.ConfigError: Unknown optimizer 'sdg'; known: adafactor, adam, adamw, muon,
+    schedule_free_adamw, sgd. Did you mean 'sgd'?
     """
     entries = list(groups)
     problems = [
@@ -106,6 +123,17 @@ def build_optimizer(
         options["fused"] = True
     made: torch.optim.Optimizer = OPTIMIZERS[name](entries, weight_decay=weight_decay, **options)
     return made
+
+
+def averages_weights(name: str) -> bool:
+    """Return whether an optimizer averages its weights itself, in place of schedule and EMA.
+
+    Examples
+    --------
+    >>> averages_weights("adamw"), averages_weights("schedule_free_adamw")
+    (False, True)
+    """
+    return bool(getattr(OPTIMIZERS[name], "averages_weights", False))
 
 
 def _all_on_cpu(entries: Sequence[Any]) -> bool:

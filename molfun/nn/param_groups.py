@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+OUTER = ("embedder", "head", "output")
+"""Groups of the first and the last layers of a model; muon leaves these to AdamW."""
+
 
 @dataclass
 class ParameterGroup:
@@ -46,7 +49,8 @@ def for_optimizer(groups: Iterable[ParameterGroup], weight_decay: float) -> list
     """Return the groups as a torch optimizer takes them, each split by whether weights decay.
 
     Weight decay pulls weights towards zero, which makes no sense for offsets and scales: biases,
-    weights of norms and all other parameters of one dimension get none.
+    weights of norms and all other parameters of one dimension get none. ``hidden`` says whether a
+    group lies between the first and the last layers (`OUTER`), which some optimizers ask.
     """
     options = []
     for group in groups:
@@ -61,6 +65,7 @@ def for_optimizer(groups: Iterable[ParameterGroup], weight_decay: float) -> list
                         "weight_decay": decay,
                         "start_epoch": group.start_epoch,
                         "start_warmup": group.start_warmup,
+                        "hidden": group.name not in OUTER,
                         "params": [p for _, p in part],
                         "param_names": [n for n, _ in part],
                     }

@@ -17,7 +17,8 @@ from torch import nn
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError, RunError
-from molfun.nn import lora
+from molfun.nn import int8, lora
+from molfun.nn.optimizers import averages_weights
 from molfun.nn.param_groups import ParameterGroup, collect
 from molfun.nn.process import seeded
 from molfun.registry import OPTIMIZERS, STRATEGIES
@@ -53,8 +54,10 @@ class FinetuneStrategy(Course, ABC):
     Parameters
     ----------
     optimizer
-        ``"adamw"``, ``"adam"`` or ``"sgd"``, torch's own
-        (`molfun.nn.optimizers.build_optimizer`).
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"adafactor"``, ``"muon"`` or
+        ``"schedule_free_adamw"`` (`molfun.nn.optimizers.build_optimizer`). The last averages the
+        weights of all steps in place of schedule and EMA: it takes ``scheduler="constant"``, with
+        or without a warm-up, and ``ema_decay=0``.
     momentum
         Used by sgd alone; the others take no notice of it.
     scheduler
@@ -98,8 +101,8 @@ class FinetuneStrategy(Course, ABC):
         What decides which epoch is the best and when to stop: ``"val/loss"``, or a metric of the
         task such as ``"val/spearman"``. An undefined value (NaN) never wins.
     weight_decay
-        Weight decay of matrices: decoupled with adamw, L2 with adam and sgd; biases, norms and
-        other vectors get none.
+        Weight decay of matrices: L2 with adam and sgd, decoupled with the others; biases, norms
+        and other vectors get none.
 
     Raises
     ------
@@ -158,12 +161,26 @@ class FinetuneStrategy(Course, ABC):
 
     def _unknown_names(self) -> Iterator[str]:
         # lists and tuples, since a name from a file may not be hashable
-        if self.optimizer not in list(OPTIMIZERS):
+        known = self.optimizer in list(OPTIMIZERS)
+        if not known:
             yield unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.scheduler not in SCHEDULERS:
             yield unknown_name("scheduler", self.scheduler, SCHEDULERS)
+        elif known and averages_weights(self.optimizer):
+            yield from self._averaged_twice()
         if self.plateau_mode not in (None, *MODES):
             yield unknown_name("plateau_mode", self.plateau_mode, MODES)
+
+    def _averaged_twice(self) -> Iterator[str]:
+        """Yield what makes no sense with an optimizer that averages the weights itself."""
+        wrong = [f"scheduler={self.scheduler!r}"] if self.scheduler != "constant" else []
+        wrong += [f"ema_decay={self.ema_decay:g}"] if self.ema_decay else []
+        if wrong:
+            yield (
+                f"{self.optimizer} averages the weights itself, in place of a schedule and of a "
+                f"moving average, got {' and '.join(wrong)}. Set scheduler='constant' and "
+                f"ema_decay=0 (--scheduler constant --ema 0)."
+            )
 
     def _outside_open_ranges(self) -> Iterator[str]:
         for name in ("ema_decay", "momentum"):
@@ -196,6 +213,11 @@ class FinetuneStrategy(Course, ABC):
     @property
     def adds_adapters(self) -> bool:
         """True if it trains weights that it adds to the backbone."""
+        return False
+
+    @property
+    def quantises(self) -> bool:
+        """True if it puts the frozen weights of the backbone into int8."""
         return False
 
     @property
@@ -283,6 +305,11 @@ class FinetuneStrategy(Course, ABC):
         if lora.is_merged(model.backbone):
             raise RunError(
                 "The adapters are merged into the weights. Call model.unmerge() before training."
+            )
+        if int8.holds_int8(model.backbone) and not self.quantises:
+            raise RunError(
+                "The blocks of this model are in int8, which LoRAFinetune(base='int8') alone "
+                "trains on. Use that, or build the model again without base='int8'."
             )
         with seeded(seed):
             self.prepare(model.backbone)

@@ -113,6 +113,11 @@ class GradualFinetune(FinetuneStrategy):
         return self.inner.adds_adapters
 
     @property
+    def quantises(self) -> bool:
+        """True if `inner` puts frozen weights into int8."""
+        return self.inner.quantises
+
+    @property
     def main_lr(self) -> float:
         """Learning rate of `inner`."""
         return self.inner.main_lr

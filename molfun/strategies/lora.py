@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
-from molfun.nn import lora
+from molfun.nn import int8, lora
 from molfun.strategies.base import Entry, FinetuneStrategy
+from molfun.text import unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,11 @@ class LoRAFinetune(FinetuneStrategy):
         Learning rate of the adapters.
     lr_head
         Learning rate of the head; None means ten times `lr_lora`.
+    base
+        ``"int8"`` keeps the frozen linear layers of the blocks in int8, a quarter of their memory:
+        rounded weights, one scale per row, through torchao (``pip install 'molfun[int8]'``).
+        Products, adapters, head, norms and embeddings stay floats. For ESM-2 and OpenFold; not with
+        `use_dora`.
     use_hf
         Accepted for compatibility. Adapters are always those of Hugging Face ``peft``, injected
         in place, and are saved in its format.
@@ -68,6 +74,7 @@ class LoRAFinetune(FinetuneStrategy):
     adapt_structure_module: bool = False
     lr_lora: float = 1e-4
     lr_head: float | None = None
+    base: int8.Base = "float32"
     use_hf: bool = True
     use_dora: bool = False
     use_rslora: bool = False
@@ -83,6 +90,7 @@ class LoRAFinetune(FinetuneStrategy):
             yield f"rank must be from 1 to {lora.MAX_RANK}, got {self.rank}."
         if self.adapt_last_n is not None and self.adapt_last_n < 1:
             yield f"adapt_last_n must be at least 1, got {self.adapt_last_n}."
+        yield from self._problems_of_base()
         if not 0 <= self.dropout < 1:
             yield f"dropout must be in [0, 1), got {self.dropout}."
         if isinstance(self.target_modules, str):
@@ -90,14 +98,28 @@ class LoRAFinetune(FinetuneStrategy):
         if self.target_modules is not None and not self.target_modules:
             yield "target_modules is empty; leave it out for the backbone's default."
 
+    def _problems_of_base(self) -> Iterator[str]:
+        if self.base not in int8.BASES:
+            yield unknown_name("base", self.base, int8.BASES)
+        elif self.quantises and self.use_dora:
+            yield "use_dora needs the norms of float weights, and base is 'int8'. Leave one out."
+
     @property
     def adds_adapters(self) -> bool:
         """True: LoRA trains weights that it adds to the backbone."""
         return True
 
+    @property
+    def quantises(self) -> bool:
+        """True if `base` is int8."""
+        return self.base == "int8"
+
     def prepare(self, backbone: Backbone) -> None:
-        """Inject the adapters, once."""
+        """Inject the adapters, once, and quantise what they are put on."""
+        int8.check_base(self.base, backbone)
         lora.inject(backbone, self.spec(backbone))
+        if self.quantises:
+            int8.quantise(backbone)
 
     def spec(self, backbone: Backbone) -> lora.LoRASpec:
         """Return what is injected into this backbone.

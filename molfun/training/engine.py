@@ -35,7 +35,7 @@ from molfun.runs.resume import FitState
 from molfun.strategies.base import FinetuneStrategy
 from molfun.training.batches import EpochBatches
 from molfun.training.callbacks import Callback, FitPlan, StepReport
-from molfun.training.ema import WeightAverage, copy_weights
+from molfun.training.ema import average_of, copy_weights
 from molfun.training.engine_config import EngineConfig
 from molfun.training.groups import let_train, rates_of, shown_lr, warn_of_late_starts
 from molfun.training.history import History, Row
@@ -105,8 +105,7 @@ class Engine:
         self.monitor = Monitor(self.strategy, self.runner)
         self.callbacks = self.callbacks if self.ranks.is_first else ()
         self.parameters = dict(self.parameters)
-        decay = self.strategy.ema_decay
-        self.average = WeightAverage(self.parameters, decay) if decay else None
+        self.average = average_of(self.parameters, self.optimizer, self.strategy.ema_decay)
         self.state = FitState()
         self._best: dict[str, torch.Tensor] | None = None
         self._saved: SavedState | None = None

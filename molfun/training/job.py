@@ -12,6 +12,7 @@ import torch
 
 from molfun.config import flattened
 from molfun.errors import ConfigError, NonFiniteError
+from molfun.nn.optimizers import DIVISIBLE
 from molfun.parallel.failures import named_failures
 from molfun.parallel.launch import fabric_for, join
 from molfun.parallel.started import Way
@@ -113,7 +114,7 @@ class Job:
             self.device, amp=strategy.amp, precision=self.precision
         )
         self.spreading = parallel_of(self.ranks, self.parallel, self.device, self.chosen_precision)
-        why = model.backbone.why_whole() if self.divides else ""
+        why = (model.backbone.why_whole() or _why_whole(strategy)) if self.divides else ""
         if why:
             raise ConfigError(
                 f"parallel={self.parallel!r} cannot divide this model: {why}. Train it with "
@@ -250,7 +251,16 @@ class Job:
         }
 
 
-ADDED: Mapping[str, Any] = {"adapt_structure_module": False}
+def _why_whole(strategy: FinetuneStrategy) -> str:
+    """Return why a strategy needs whole weights in every process; empty if it does not."""
+    if strategy.quantises:
+        return "its frozen weights are in int8"
+    if strategy.optimizer not in DIVISIBLE:
+        return f"{strategy.optimizer} was not tested on parts of weights"
+    return ""
+
+
+ADDED: Mapping[str, Any] = {"adapt_structure_module": False, "base": "float32"}
 """Settings of strategies that came later, and their defaults: left out where they have these, so
 that a run of an older version goes on."""
 

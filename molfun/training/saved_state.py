@@ -17,7 +17,7 @@ from molfun.parallel.base import Parallel
 from molfun.parallel.ranks import Ranks
 from molfun.runs import resume
 from molfun.runs.resume import FitState
-from molfun.training.ema import WeightAverage, copy_weights
+from molfun.training.ema import Average, WeightAverage, copy_weights
 from molfun.training.runner import Runner
 from molfun.training.schedule import RunSchedule
 
@@ -57,7 +57,7 @@ class SavedState:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     schedule: RunSchedule
-    average: WeightAverage | None
+    average: Average | None
     precision: Any
     parallel: Parallel
 
@@ -156,7 +156,7 @@ class SavedState:
         state = FitState.from_dict(content["fit"])
         self._check_shapes(content["weights"], "the weights")
         copy_weights(content["weights"], self.parameters)
-        if self.average is not None:
+        if isinstance(self.average, WeightAverage):
             self._check_shapes(content["average"]["average"], "the average")
             self.average.load_state_dict(content["average"])
         self.runner.load_resume_state(content["runner"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.planning import PositionCosts
 from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError
+from molfun.nn import int8
 from molfun.nn.process import seeded
 from molfun.sample import Sample
 from molfun.strict import check_choice
@@ -64,6 +66,8 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
     checkpointing
         Whether to recompute the activations of each block in the backward pass instead of keeping
         them: a fraction of the memory for a third more time.
+    base
+        ``"int8"`` reads `weights` into int8, tensor by tensor (`molfun.nn.int8`).
 
     References
     ----------
@@ -85,6 +89,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
     length_power = 1.0
     inputs = ("sequences", "structures")
     kernels = "fast"
+    has_int8 = True
 
     def __init__(
         self,
@@ -95,8 +100,10 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
         long: LongPolicy = "full",
         context: int = TRAINED_LENGTH,
         checkpointing: bool = False,
+        base: int8.Base = "float32",
     ) -> None:
         from esm.model.esm2 import ESM2
+        from esm.modules import TransformerLayer
 
         super().__init__()
         check_choice("long policy", long, get_args(LongPolicy))
@@ -104,12 +111,17 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
             raise ConfigError(f"context must be at least 1, got {context}.")
         self.config = presets.resolve(config)
         self.long, self.context, self.checkpointing = long, context, checkpointing
-        with seeded(seed):
+        # without a file the random weights are those to quantise, which `build_backbone` does
+        small = base == "int8" and weights is not None
+        with (
+            seeded(seed),
+            int8.built_in_int8(TransformerLayer) if small else contextlib.nullcontext(),
+        ):
             self.model = ESM2(**self.config.to_dict(), alphabet="ESM-1b")
         packed.use_packed_layers(self.model)
         self._has_contacts = False
         if weights is not None:
-            random = load_weights(self.model, weights, self.config)
+            random = load_weights(self.model, weights, self.config, one_by_one=small)
             self._has_contacts = not any(name.startswith("contact_head") for name in random)
             # what the file lacks keeps its values from the seed
             self.unread = frozenset(f"model.{name}" for name in random)

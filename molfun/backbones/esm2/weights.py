@@ -57,7 +57,9 @@ _OPTIONAL = ("lm_head.", "contact_head.", "rot_emb.inv_freq")
 """Parts of the names of weights that a file may lack: no representation needs them."""
 
 
-def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list[str]:
+def load_weights(
+    model: nn.Module, path: str | Path, config: ESM2Config, *, one_by_one: bool = False
+) -> list[str]:
     """Load a weight file into fair-esm's ``ESM2``, in place.
 
     Parameters
@@ -70,6 +72,9 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
         Hugging Face folder. ``~`` is expanded.
     config
         Architecture of `model`, for messages and to compare with ``config.json``.
+    one_by_one
+        Whether to forget each tensor of the file as soon as it is copied into the model, which
+        then holds it in fewer bytes. A ``.pt`` file is held as a whole at first.
 
     Returns
     -------
@@ -86,7 +91,9 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
         If the file holds anything but tensors and plain values.
     """
     path = as_path(path)
-    tensors = _split_fused(_share_frequencies(_read(path, config), config.num_layers))
+    read = _read(path, config, apart=one_by_one)
+    tensors = _split_fused(_share_frequencies(read, config.num_layers))
+    del read
     own = _untied(model)
     matched, report = match_keys(tensors, own, canonical_name)
     unexpected = [n for n in report.unexpected if not _is_pointless(n)]
@@ -110,8 +117,16 @@ def load_weights(model: nn.Module, path: str | Path, config: ESM2Config) -> list
     _warn_random_heads(path, optional)
     _warn_untied(path, tensors)
     # files in half precision are loaded as float32, in which the weights train
-    model.load_state_dict({**model.state_dict(), **{n: t.float() for n, t in matched.items()}})
+    tensors.clear()
+    _copy_in(own, matched)
     return optional
+
+
+@torch.no_grad()
+def _copy_in(own: Mapping[str, torch.Tensor], matched: dict[str, torch.Tensor]) -> None:
+    """Copy tensors into those of the model, and let go of each."""
+    for name in list(matched):
+        own[name].copy_(matched.pop(name).float())
 
 
 def canonical_name(name: str) -> str:
@@ -214,11 +229,11 @@ def _advice(tensors: Mapping[str, torch.Tensor]) -> str:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
+def _read(path: Path, config: ESM2Config, *, apart: bool) -> dict[str, torch.Tensor]:
     if path.is_dir():
-        return _read_folder(path, config)
+        return _read_folder(path, config, apart=apart)
     if is_safetensors(path):
-        return load_safetensors(path)
+        return load_safetensors(path, apart=apart)
     # Meta's files hold their settings as an argparse.Namespace, which runs nothing when it is made
     content = load_torch(path, allow=[Namespace])
     state = content.get("model", content) if isinstance(content, Mapping) else {}
@@ -233,7 +248,7 @@ def _read(path: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
+def _read_folder(folder: Path, config: ESM2Config, *, apart: bool) -> dict[str, torch.Tensor]:
     """Read the weights of a Hugging Face folder, from one file or from shards."""
     _compare_settings(folder / "config.json", config)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
@@ -241,25 +256,25 @@ def _read_folder(folder: Path, config: ESM2Config) -> dict[str, torch.Tensor]:
             shards = _read_json(folder / index).get("weight_map")
             if not isinstance(shards, dict) or not shards:
                 raise CheckpointError(f"{folder / index} has no weight_map of names and files.")
-            return _read_shards(folder, sorted(set(map(str, shards.values()))))
+            return _read_shards(folder, sorted(set(map(str, shards.values()))), apart=apart)
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            return _read_shards(folder, [name])
+            return _read_shards(folder, [name], apart=apart)
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise CheckpointError(
         f"{folder} holds neither model.safetensors nor pytorch_model.bin (found: {found})."
     )
 
 
-def _read_shards(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
+def _read_shards(folder: Path, names: list[str], *, apart: bool) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
         # a name with a path could read any file of the machine
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{folder}: the index names {name!r}, which is no file in it.")
         file = folder / name
-        read = load_safetensors if is_safetensors(file) else load_torch
-        tensors.update(tensors_in(read(file)))
+        content = load_safetensors(file, apart=apart) if is_safetensors(file) else load_torch(file)
+        tensors.update(tensors_in(content))
     return tensors
 
 

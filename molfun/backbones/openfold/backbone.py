@@ -107,6 +107,7 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
     inputs = ("structures",)
     default_head = "affinity"
     length_power = 3.0
+    has_int8 = True
     featurizes_in_workers = True  # tens of milliseconds per structure, seconds with alignments
 
     def __init__(
