@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from molfun._formats import foreign
 from molfun._io import atomic_path, only_writer
 from molfun._paths import as_path
 from molfun.data.cells import MAX_CELL, Cells
-from molfun.data.stored_texts import StoredTexts
+from molfun.data.stored_texts import MappedFile, StoredTexts
 from molfun.data.texts import codes_of, ends_of
 from molfun.errors import ConfigError, MolfunError, TableError
 from molfun.text import counted, first_line, listing
@@ -117,18 +117,24 @@ def open_files(
 
 def _open(path: Path, columns: Mapping[str, str], cache_dir: Path | None) -> TextFile:
     with _reading(path):
-        if path.suffix.lower() in PARQUET:
-            schema, arrays = _unpacked(path, columns, cache_dir)
-        else:
-            schema, arrays = _mapped(path, columns)
-            if not arrays:
-                schema, arrays = _unpacked(path, columns, cache_dir)
-    found = {name: StoredTexts(parts) for name, parts in arrays.items()}
-    for name in columns:
-        _check_cells(path, name, arrays[name])
+        arrays = None if path.suffix.lower() in PARQUET else _mapped(path, columns)
+        if arrays is None:
+            arrays = _unpacked(path, columns, cache_dir)
+    for name, column in arrays.columns.items():
+        _check_cells(path, name, column)
+    found = {name: StoredTexts(parts, arrays.file) for name, parts in arrays.columns.items()}
     if not len(next(iter(found.values()))):
         raise TableError(f"{path} has no rows. Write one row per sequence.")
-    return TextFile(path, schema.names, found)
+    return TextFile(path, arrays.header, found)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """Names of all columns of a file, the arrays of some, and the file in which these lie."""
+
+    header: Sequence[str]
+    columns: Mapping[str, list[Any]]
+    file: MappedFile | None = None
 
 
 @contextlib.contextmanager
@@ -156,43 +162,45 @@ def _reading(path: Path) -> Iterator[None]:
 # Arrow files
 
 
-def _batches(path: Path, names: Sequence[str] | None = None) -> tuple[Any, Iterator[Any]]:
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""Last bytes of a stream; Arrow takes one that was cut off before a batch for a whole one."""
+
+
+def _batches(path: Path, file: MappedFile) -> tuple[Any, Iterator[Any]]:
     """Return the schema of a mapped Arrow file, of either kind, and its record batches."""
     import pyarrow
 
-    source = pyarrow.memory_map(str(path))
-    options = pyarrow.ipc.IpcReadOptions()
-    with path.open("rb") as file:
-        is_file = file.read(6) == b"ARROW1"
-    # `datasets` writes streams, which have no table of contents
-    opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
-    reader = opened(source, options=options)
-    if names is not None:
-        options.included_fields = [reader.schema.names.index(name) for name in names]
-        source.seek(0)
-        reader = opened(source, options=options)
-    if is_file:
+    buffer = file.buffer()
+    # all columns: pyarrow copies the buffers where some are asked for
+    if buffer[:6].to_pybytes() == b"ARROW1":
+        reader = pyarrow.ipc.open_file(buffer)
         return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    # `datasets` writes streams, which have no table of contents
+    reader = pyarrow.ipc.open_stream(buffer)
+    if buffer[-len(END_OF_STREAM) :].to_pybytes() != END_OF_STREAM:
+        raise TableError(
+            f"{path} is cut off: an Arrow stream has a mark at its end. Copy it again."
+        )
     return reader.schema, iter(reader)
 
 
-def _mapped(path: Path, columns: Mapping[str, str]) -> tuple[Any, dict[str, list[Any]]]:
-    """Return schema and arrays of an Arrow file as they lie there; none that must be unpacked."""
+def _mapped(path: Path, columns: Mapping[str, str]) -> _Arrays | None:
+    """Return the arrays of an Arrow file as they lie there; None if they have to be unpacked."""
     import pyarrow
 
-    schema, _ = _batches(path)
+    file = MappedFile(path)
+    schema, batches = _batches(path, file)
     _check_columns(path, schema, columns)
     if not all(_is_plain(schema.field(name).type) for name in columns):
-        return schema, {}
+        return None
     before = pyarrow.total_allocated_bytes()
-    _, batches = _batches(path, list(columns))
     arrays: dict[str, list[Any]] = {name: [] for name in columns}
     for batch in batches:
         if pyarrow.total_allocated_bytes() > before + COPY_ROWS:
-            return schema, {}  # compressed: reading it takes memory
+            return None  # compressed: reading it takes memory
         for name, parts in arrays.items():
             parts.append(batch.column(name))
-    return schema, arrays
+    return _Arrays(schema.names, arrays, file)
 
 
 def _is_plain(kind: Any) -> bool:
@@ -221,32 +229,32 @@ def _check_columns(path: Path, schema: Any, columns: Mapping[str, str]) -> None:
 # Copies
 
 
-def _unpacked(
-    path: Path, columns: Mapping[str, str], cache_dir: Path | None
-) -> tuple[Any, dict[str, list[Any]]]:
-    """Return schema and arrays of a file that cannot be mapped: those of a copy, unless small."""
+def _unpacked(path: Path, columns: Mapping[str, str], cache_dir: Path | None) -> _Arrays:
+    """Return the arrays of a file that cannot be mapped: those of a copy, unless it is small."""
     import pyarrow
 
     if path.suffix.lower() in PARQUET:
         schema, size, rows, batches = _parquet(path, list(columns))
     else:
-        schema, batches = _batches(path, list(columns))
+        schema, batches = _batches(path, MappedFile(path))
         size, rows = IN_MEMORY + 1, None
     _check_columns(path, schema, columns)
     plain = _as_text(batches, list(columns))
     if size <= IN_MEMORY:
         found = list(plain)
-        return schema, {name: [batch.column(name) for batch in found] for name in columns}
+        arrays = {name: [batch.column(name) for batch in found] for name in columns}
+        return _Arrays(schema.names, arrays)
     copy = _copy_of(path, columns, cache_dir)
     with only_writer(copy):
         if not copy.exists():
-            _write_copy(path, copy, plain, list(columns))
+            _write_copy(path, copy, plain)
     # what the decoder held
     pyarrow.default_memory_pool().release_unused()
-    _, arrays = _mapped(copy, columns)
-    if rows is not None and any(sum(map(len, parts)) != rows for parts in arrays.values()):
+    whole = _mapped(copy, columns)
+    parts = [] if whole is None else whole.columns.values()
+    if whole is None or any(sum(map(len, part)) != rows for part in parts if rows is not None):
         raise TableError(f"{copy} is no whole copy of {path}. Delete it; it is made again.")
-    return schema, arrays
+    return replace(whole, header=schema.names)
 
 
 def _parquet(path: Path, names: Sequence[str]) -> tuple[Any, int, int, Iterator[Any]]:
@@ -291,7 +299,7 @@ def _copy_of(path: Path, columns: Mapping[str, str], cache_dir: Path | None) -> 
     return folder / f"{path.stem}-{digest.hexdigest()[:16]}.arrow"
 
 
-def _write_copy(path: Path, copy: Path, batches: Iterator[Any], names: Sequence[str]) -> None:
+def _write_copy(path: Path, copy: Path, batches: Iterator[Any]) -> None:
     import pyarrow
 
     with atomic_path(copy) as temporary:
@@ -315,7 +323,8 @@ def _write_copy(path: Path, copy: Path, batches: Iterator[Any], names: Sequence[
 
 def _check_cells(path: Path, name: str, arrays: Sequence[Any]) -> None:
     """Refuse blank cells, and places of texts that are none; the texts are not read."""
-    start, n_blank, named = 0, 0, []
+    start, n_blank = 0, 0
+    named: list[int] = []
     for array in arrays:
         array.validate()
         ends = ends_of(array)
@@ -331,7 +340,8 @@ def _check_cells(path: Path, name: str, arrays: Sequence[Any]) -> None:
         n_blank += len(blank)
         start += len(array)
     if n_blank:
-        rows = [f"row {row}, column {name}: is blank; fill it in or remove the row" for row in named]
+        what = f"column {name}: is blank; fill it in or remove the row"
+        rows = [f"row {row}, {what}" for row in named]
         rows += [f"and {n_blank - len(named)} more"] * (n_blank > len(named))
         raise TableError(f"{path} has {counted(n_blank, 'bad row')}:\n{listing(rows, 11)}")
 
@@ -365,4 +375,3 @@ def _mask(array: np.ndarray) -> Any:
     import pyarrow
 
     return pyarrow.array(array)
-

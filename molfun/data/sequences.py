@@ -433,8 +433,8 @@ class SequenceDataset(TableDataset):
 
     def _warn_dna(self) -> None:
         sequences = self._sequences
-        whole = isinstance(sequences, list)
-        warn_dna(self._table.path, sequences[:200] if whole else sequences.first(200))
+        first = sequences.first(200) if isinstance(sequences, ArrowTexts) else sequences[:200]
+        warn_dna(self._table.path, first)
 
     def _features(self, index: int) -> dict[str, np.ndarray] | None:
         if self._representations is None:

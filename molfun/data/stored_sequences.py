@@ -28,9 +28,9 @@ MOST_LISTED = 1_000_000
 class StoredSequences(SequenceDataset):
     """Sequences of Arrow or Parquet files, read when they are asked for.
 
-    `SequenceDataset.from_arrow` and `SequenceDataset.from_parquet` make them. The files must stay as
-    they are while the data set is used. In memory are, for each sequence, the place of it in a part
-    of the data set (4 bytes), and its length once it was asked for (1 or 2).
+    `SequenceDataset.from_arrow` and `SequenceDataset.from_parquet` make them. The files must stay
+    as they are while the data set is used. In memory are, for each sequence, its place in a part of
+    the data set (4 bytes), and its length once it was asked for (1 or 2).
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class StoredSequences(SequenceDataset):
         return SequenceDataset.digests(listed)
 
     def input_codes(self) -> np.ndarray:
-        """Return a number of 64 bits for each sample, equal for equal sequences in either case."""
+        """Return a number of 32 bits for each sample, equal for equal sequences in either case."""
         parts = [self._texts(file).codes() for file in range(len(self._files))]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return whole if self._places is None else whole[self._places]
@@ -195,7 +195,7 @@ class StoredSequences(SequenceDataset):
             for texts in file.columns.values():
                 found.update(texts.digest.encode())
         if self._places is not None:
-            found.update(self._places.astype("<i8"))
+            found.update(self._places.astype("<i8").tobytes())
         return found.hexdigest()
 
 

@@ -10,10 +10,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.config import check_seed
+from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import combine_digests, tensor_digests
 from molfun.models import base_weights, trained_on
@@ -214,7 +216,15 @@ class AssembledModel(nn.Module):
         DataError
             Listing all samples that it cannot use.
         """
-        n, problems = self.backbone.problems(samples_of(data))
+        n = 0
+        problems: list[str] = []
+        for part in data:
+            dataset = part.dataset if isinstance(part, DataLoader) else part
+            if isinstance(dataset, SampleDataset):
+                found = self.backbone.problems_in(dataset)
+            else:
+                found = self.backbone.problems(samples_of([part]))
+            n, problems = n + found[0], problems + found[1]
         if problems:
             raise DataError(
                 f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"
