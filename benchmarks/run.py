@@ -37,6 +37,7 @@ SUITES = {
     "row_checks": Suite(),
     "engine_overhead": Suite(),
     "prefix_cache": Suite(),
+    "streaming": Suite(),
     "openfold_kernels": Suite(
         full=("--modes", "forward", "lora"), quick=("--quick", "--rounds", "1")
     ),

@@ -150,7 +150,8 @@ def _reading(path: Path) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
         with path.open("rb") as file:
             head = file.read(4096)
-        found = foreign(head, what) if head[:4] not in (b"PAR1", b"ARRO") else None
+        own = {"Parquet": b"PAR1", "Arrow": b"ARROW1"}[what]
+        found = None if head.startswith(own) else foreign(head, what)
         raise TableError(
             f"{path} {found}"
             if found

@@ -245,9 +245,10 @@ class TableDataset(SampleDataset):
             return None
         return float(target) if isinstance(target, np.floating) else target
 
-    def _cropped(self, lengths: Iterable[int]) -> Int64[np.ndarray, "samples"]:
+    def _cropped(self, lengths: Iterable[int] | np.ndarray) -> Int64[np.ndarray, "samples"]:
         """Return the lengths that the model sees at most."""
-        whole = np.array(list(lengths), dtype=np.int64)
+        given = lengths if isinstance(lengths, np.ndarray) else list(lengths)
+        whole = np.array(given, dtype=np.int64)
         return whole if self.max_length is None else np.minimum(whole, self.max_length)
 
 

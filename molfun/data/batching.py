@@ -140,8 +140,9 @@ class LengthBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        self._lengths = np.asarray(lengths)
-        _check(self._lengths, batch_size, power, max_cost)
+        given = np.asarray(lengths)
+        _check(given, batch_size, power, max_cost)
+        self._lengths = given.astype(np.min_scalar_type(int(given.max())))
         self.batch_size, self.power, self.max_cost = batch_size, power, max_cost
         self.shuffle = shuffle
         self.generator = torch.Generator().manual_seed(seed)

@@ -154,10 +154,7 @@ class StoredSequences(SequenceDataset):
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if self._places is not None:
             whole = whole[self._places]
-        if self.max_length is None:
-            return whole
-        most = np.minimum(self.max_length, np.iinfo(whole.dtype).max)
-        return np.minimum(whole, most.astype(whole.dtype))
+        return self._cropped(whole)
 
     def has_only(self, letters: bytes) -> bool:
         """Return True if no sequence of the files has other letters; all of them are read once."""

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import mmap
 import os
+import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -42,8 +43,9 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, path.open("rb")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._path, self._handle = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+        self._map = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
 
     def buffer(self) -> Any:
         """Return the content as a buffer of Arrow, which reads nothing yet."""
@@ -59,7 +61,7 @@ class MappedFile:
         DataError
             If the file has become shorter.
         """
-        found = os.pread(self._file.fileno(), size, place)
+        found = os.pread(self._handle, size, place)
         if len(found) < size:
             raise DataError(f"{self._path} was cut off while it was used. Write it again.")
         return found
