@@ -232,8 +232,6 @@ def _check_columns(path: Path, schema: Any, columns: Mapping[str, str]) -> None:
 
 def _unpacked(path: Path, columns: Mapping[str, str], cache_dir: Path | None) -> _Arrays:
     """Return the arrays of a file that cannot be mapped: those of a copy, unless it is small."""
-    import pyarrow
-
     if path.suffix.lower() in PARQUET:
         schema, size, rows, batches = _parquet(path, list(columns))
     else:
@@ -249,11 +247,9 @@ def _unpacked(path: Path, columns: Mapping[str, str], cache_dir: Path | None) ->
     with only_writer(copy):
         if not copy.exists():
             _write_copy(path, copy, plain)
-    # what the decoder held
-    pyarrow.default_memory_pool().release_unused()
     whole = _mapped(copy, columns)
-    parts = [] if whole is None else whole.columns.values()
-    if whole is None or any(sum(map(len, part)) != rows for part in parts if rows is not None):
+    n = None if whole is None else sum(map(len, next(iter(whole.columns.values()))))
+    if whole is None or rows not in (None, n):
         raise TableError(f"{copy} is no whole copy of {path}. Delete it; it is made again.")
     return replace(whole, header=schema.names)
 
@@ -317,6 +313,8 @@ def _write_copy(path: Path, copy: Path, batches: Iterator[Any]) -> None:
                 writer.write_batch(first)
                 with _reading(path):
                     first = next(batches, None)
+    # what the decoder held
+    pyarrow.default_memory_pool().release_unused()
 
 
 # Checks

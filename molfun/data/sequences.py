@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
@@ -30,19 +28,18 @@ from molfun.data.representations import (
     read_representations,
 )
 from molfun.data.residue_labels import Residues, length_problem
+from molfun.data.sequence_texts import NOT_NAMED, digests_of, warn_dna
 from molfun.data.tables import Table
 from molfun.data.texts import ArrowTexts, LazyTexts, listed
 from molfun.errors import ConfigError, DataError, TableError
-from molfun.sample import MASK, Sample, is_missing, n_residues
+from molfun.sample import Sample, is_missing, n_residues
 from molfun.strict import check_choice
 from molfun.text import counted, listing
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from molfun.data.stored_sequences import StoredSequences
 
-NOT_NAMED = (
-    "%s: the rows are called seq_1, seq_2 ..., and predictions leave its column 'id' out. To call "
-    "them by it, set id_column='id' (--id-column id)."
-)
+logger = logging.getLogger(__name__)
 
 
 class SequenceDataset(TableDataset):
@@ -195,7 +192,7 @@ class SequenceDataset(TableDataset):
         id_column: str | None = None,
         max_length: int | None = None,
         cache_dir: str | Path | None = None,
-    ) -> SequenceDataset:
+    ) -> StoredSequences:
         """Open sequences without labels in Arrow files, which are mapped and not read.
 
         For more sequences than fit into memory: ten million open in seconds. Blank cells, repeated
@@ -252,7 +249,7 @@ class SequenceDataset(TableDataset):
         id_column: str | None = None,
         max_length: int | None = None,
         cache_dir: str | Path | None = None,
-    ) -> SequenceDataset:
+    ) -> StoredSequences:
         """Open sequences without labels in Parquet files; `from_csv` reads those with labels.
 
         A Parquet file is unpacked by groups of rows, so that a shuffled order would unpack one
@@ -463,8 +460,7 @@ class SequenceDataset(TableDataset):
 
     def digests(self) -> list[str]:
         """Return a short sha256 of each sequence as the model sees it."""
-        seen = (s.replace(MASK, "?")[: self.max_length].upper() for s in self._sequences)
-        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in seen]
+        return digests_of(self._sequences, self.max_length)
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Return the sequence of each sample, as the splits take them."""
@@ -581,15 +577,3 @@ def _residues_problem(target: Any, sequence: str) -> str | None:
         return length_problem(target, sequence)
     except TypeError:
         return f"has the label {target!r} for the whole sequence"
-
-
-def warn_dna(path: Path, first: Sequence[str]) -> None:
-    """Warn if the first sequences of a file have hardly any letter but those of nucleotides."""
-    letters = Counter("".join(first).upper())
-    total = sum(letters.values())
-    if total > 50 and sum(letters[c] for c in "ACGTUN") > 0.95 * total:
-        logger.warning(
-            "%s: nearly all letters are A, C, G, T, U or N. Are these nucleotides? Protein "
-            "sequences are expected.",
-            path,
-        )

@@ -14,23 +14,22 @@ import numpy as np
 import pandas as pd
 
 from molfun.data.arrow_files import TextFile, files_in, open_files
-from molfun.data.sequences import NOT_NAMED, SequenceDataset, warn_dna
+from molfun.data.base import TableDataset
+from molfun.data.sequence_texts import NOT_NAMED, digests_of, warn_dna
 from molfun.data.tables import Table
 from molfun.errors import ConfigError
 from molfun.sample import Sample
 
 logger = logging.getLogger(__name__)
 
-MOST_LISTED = 1_000_000
-"""Samples up to which a list of them is made where one is asked for."""
 
-
-class StoredSequences(SequenceDataset):
+class StoredSequences(TableDataset):
     """Sequences of Arrow or Parquet files, read when they are asked for.
 
-    `SequenceDataset.from_arrow` and `SequenceDataset.from_parquet` make them. The files must stay
-    as they are while the data set is used. In memory are, for each sequence, its place in a part of
-    the data set (4 bytes), and its length once it was asked for (1 or 2).
+    A data set as `SequenceDataset`, without labels and other columns; its `from_arrow` and
+    `from_parquet` make them. The files must stay as they are while the data set is used. In memory
+    are, for each sequence, its place in a part of the data set (4 bytes), and its length once it
+    was asked for (1 or 2).
 
     Parameters
     ----------
@@ -44,6 +43,8 @@ class StoredSequences(SequenceDataset):
         Arguments of `open`, with which another process opens the files itself.
     """
 
+    kind = "sequences"
+
     def __init__(
         self,
         files: Sequence[TextFile],
@@ -56,7 +57,7 @@ class StoredSequences(SequenceDataset):
         columns = {"sequence_column": sequence_column, "id_column": id_column}
         path = files[0].path if len(files) == 1 else files[0].path.parent
         nothing = Table(path=path, ids=[], targets=np.zeros(0), word="row")
-        super().__init__(nothing, [], max_length=max_length, columns=columns)
+        super().__init__(nothing, max_length=max_length, columns=columns)
         self._files, self._opened_with = list(files), opened_with
         sizes = [len(file.columns[sequence_column]) for file in files]
         self._starts = np.cumsum([0, *sizes]).tolist()
@@ -114,7 +115,7 @@ class StoredSequences(SequenceDataset):
         return file, row - self._starts[file]
 
     def _texts(self, file: int) -> Any:
-        return self._files[file].columns[self.sequence_name]
+        return self._files[file].columns[self._columns["sequence_column"]]
 
     def _name(self, file: int, row: int) -> str:
         column = self._columns["id_column"]
@@ -136,6 +137,14 @@ class StoredSequences(SequenceDataset):
     def metadata(self) -> pd.DataFrame:
         """A frame without columns: other columns of the files are not read."""
         return pd.DataFrame(index=range(len(self)))
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """Settings of the inputs, as those of `SequenceDataset`."""
+        return {"kind": self.kind, "max_length": self.max_length, **self._columns}
+
+    def __repr__(self) -> str:
+        return f"StoredSequences({len(self)} sequences from {self._table.path})"
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the samples at `indices`, in that order; the files are shared."""
@@ -170,14 +179,7 @@ class StoredSequences(SequenceDataset):
 
     def digests(self) -> list[str]:
         """Return a short sha256 of each sequence as the model sees it."""
-        if len(self) > MOST_LISTED:
-            raise ConfigError(
-                f"Digests of {len(self):,} sequences do not fit into memory. Ask for those of a "
-                f"subset."
-            )
-        listed = copy(self)
-        listed._sequences = [self._sequence(i) for i in range(len(self))]
-        return SequenceDataset.digests(listed)
+        return digests_of(map(self._sequence, range(len(self))), self.max_length)
 
     def input_codes(self) -> np.ndarray:
         """Return a number of 32 bits for each sample, equal for equal sequences in either case."""

@@ -132,7 +132,7 @@ class Sequences(DataKind):
         settings: Any,
         *,
         like: SampleDataset | None = None,
-    ) -> SequenceDataset:
+    ) -> SampleDataset:
         """Read sequences alone: a FASTA file, a column of a table, Arrow or Parquet files."""
         from molfun.data.sequences import SequenceDataset
 
