@@ -8,11 +8,11 @@ that both read. A tiny ESM-2 with random weights and the same sizes learns to fi
 residues, in shuffled batches of the same size: both crop to 256 residues, select 15 % and take
 AdamW. Each variant has a process of its own. Shown are seconds until the data is open, until the
 first optimizer step (all checks, a validation set and the first order are made before), and
-sequences per second of CPU after it (of one thread) and by wall; and memory over that after the imports: what is the process's own
-(RssAnon), and the peak of all that is resident (VmHWM), in which pages of mapped files count as
-well. A row of Molfun on a hundredth of the sequences shows what of it grows with the file. Molfun
-is then killed (SIGKILL) in the middle, resumed, and compared bit by bit with a run that was not.
-The variant of Hugging Face needs ``pip install datasets transformers``; --packages
+sequences per second after it, by CPU seconds of one thread and by wall; and memory over that after
+the imports: what is the process's own (RssAnon), and the peak of all that is resident (VmHWM), in
+which pages of mapped files count as well. A row of Molfun on a hundredth of the sequences shows
+what of it grows with the file. Molfun is then killed (SIGKILL) in the middle, resumed, and compared
+bit by bit with a run that was not. The variant of Hugging Face needs ``pip install datasets transformers``; --packages
 adds a folder of packages for it.
 """
 
