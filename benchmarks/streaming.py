@@ -12,8 +12,8 @@ sequences per second after it, by CPU seconds of one thread and by wall; and mem
 the imports: what is the process's own (RssAnon), and the peak of all that is resident (VmHWM), in
 which pages of mapped files count as well. A row of Molfun on a hundredth of the sequences shows
 what of it grows with the file. Molfun is then killed (SIGKILL) in the middle, resumed, and compared
-bit by bit with a run that was not. The variant of Hugging Face needs ``pip install datasets transformers``; --packages
-adds a folder of packages for it.
+bit by bit with a run that was not. The variant of Hugging Face needs ``pip install datasets
+transformers``; --packages adds a folder of packages for it.
 """
 
 from __future__ import annotations
