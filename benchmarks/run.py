@@ -38,6 +38,7 @@ SUITES = {
     "engine_overhead": Suite(),
     "prefix_cache": Suite(),
     "parallel": Suite(),
+    "streaming": Suite(),
     "openfold_kernels": Suite(
         full=("--modes", "forward", "lora"), quick=("--quick", "--rounds", "1")
     ),

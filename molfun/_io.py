@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -153,6 +154,21 @@ def finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     return [finite(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+@contextlib.contextmanager
+def only_writer(path: str | Path) -> Iterator[None]:
+    """Let one process at a time, of all machines that share the folder, write `path`.
+
+    The others wait, and find it written. The lock is the kernel's, so it ends with its process.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(f".{path.name}.lock").open("a")
+    with file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

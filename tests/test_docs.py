@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from pdb_text import pdb_chain
@@ -233,9 +234,9 @@ def _yaml_files(folder: Path, page: Path) -> None:
 def _files(folder: Path, page: Path) -> None:
     """Make the files that the commands of a page read."""
     _yaml_files(folder, page)
-    table = (folder / "data/pdbbind.csv").read_text()
+    bound = (folder / "data/pdbbind.csv").read_text()
     for name in ("new.csv", "test.csv", "more.csv"):
-        (folder / name).write_text(table)
+        (folder / name).write_text(bound)
     (folder / "pdbs").symlink_to("data/pdbs")
     labels = [f"1ab{i:x},{i % 2}" for i in range(12)]
     (folder / "peptides.csv").write_text("\n".join(["pdb_id,binds", *labels, ""]))
@@ -253,6 +254,10 @@ def _files(folder: Path, page: Path) -> None:
     (folder / "new.fasta").write_text(records)
     for name in ("proteome", "family", "proteins", "valid_1000"):
         (folder / f"{name}.fasta.gz").write_bytes(gzip.compress(records.encode()))
+    (folder / "uniref").mkdir()
+    names = [f"p{i}" for i in range(len(sequences))]
+    table = pyarrow.table({"name": names, "sequence": sequences})
+    pyarrow.parquet.write_table(table, folder / "uniref" / "part-0.parquet")
     if page.name in ("README.md", "timeseries.md"):
         _series(folder, *(["new.csv"] if page.name == "timeseries.md" else []))
     if page.name in ("README.md", "atoms.md"):

@@ -33,6 +33,9 @@ Features = dict[str, torch.Tensor]
 Run = Callable[[Sequence[Sample], Sequence[str]], TrunkOutput]
 """Function that returns the named outputs of a model for samples, in eval mode, without a graph."""
 
+MOST_REASONS = 100_000
+"""Samples for which `Backbone.problems` gives a reason; all are counted."""
+
 LayerKind = Literal["embedder", "early", "block", "structure_module", "output", "head"]
 
 
@@ -189,14 +192,16 @@ class Backbone(nn.Module, ABC):
         """
 
     def problems(self, samples: Iterable[Sample]) -> tuple[int, list[str]]:
-        """Count the samples that the model cannot take, and list the reasons."""
-        found = []
+        """Count the samples that the model cannot take, and list the reasons of the first."""
+        n, found = 0, []
         for sample in samples:
             try:
                 self.check(sample)
             except DataError as error:
-                found.append(str(error))
-        return len(found), found
+                n += 1
+                if n <= MOST_REASONS:
+                    found.append(str(error))
+        return n, found
 
     def doubtful(self, dataset: Any) -> Sequence[int] | None:  # noqa: ARG002
         """Return the places of those samples of a data set that `check` has to look at.

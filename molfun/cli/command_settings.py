@@ -76,9 +76,16 @@ class TrainFlags(StartSettings):
 class EmbedSettings(Command, SequenceInputs):
     """Settings of ``molfun embed``: sequences, model and output."""
 
-    sequences: str = option(..., "FASTA (.gz) or table.", panel=DATA, path=True)
+    sequences: str = option(
+        ..., "FASTA (.gz) or table; Arrow or Parquet, also a folder of files.", panel=DATA,
+        path=True,
+    )  # fmt: skip
     id_column: str | None = option(None, "Column of ids.", panel=DATA, shown="none")
     max_length: int | None = option(None, "Crop; by default as trained.", panel=DATA)
+    cache_dir: str | None = option(
+        None, "Folder for unpacked copies of Parquet files.", panel=DATA,
+        shown=".molfun beside each", hidden=True, path=True,
+    )  # fmt: skip
     checkpoint: str | None = option(None, "Use a fine-tuned model.", panel=MODEL, path=True)
     backbone: str = option("esm2_t6_8M_UR50D", "Or a pretrained one.", panel=MODEL)
     preset: str | None = option(None, "Its architecture.", panel=MODEL)

@@ -163,6 +163,14 @@ def loader_by_length(
     return _loader(dataset, batch_sampler=sampler, num_workers=num_workers)
 
 
+def loader_by_tokens(
+    dataset: SampleDataset, max_tokens: int, *, num_workers: int
+) -> DataLoader[Any]:
+    """Return a loader of shuffled batches of at most so many residues."""
+    sampler = LengthBatchSampler.by_tokens(dataset, max_tokens)
+    return _loader(dataset, batch_sampler=sampler, num_workers=num_workers)
+
+
 def _loader(dataset: SampleDataset, **options: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # map-style by its methods, not by its class

@@ -25,11 +25,14 @@ from molfun.cli.settings import with_long
 from molfun.data.kinds.base import is_of, kind_of
 from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
+from molfun.data.stored_sequences import StoredSequences
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import DirectoryLock
 
 logger = logging.getLogger(__name__)
+
+AnySequences = SequenceDataset | StoredSequences
 
 SUMS = "sha256"
 """Key of the checksums in the note that is written next to the shards."""
@@ -59,7 +62,7 @@ def embed(given: Mapping[str, Any]) -> None:
     )
 
 
-def _open(wanted: EmbedSettings) -> SequenceDataset:
+def _open(wanted: EmbedSettings) -> AnySequences:
     """Open a table or FASTA file, or a file that another kind of data of the model alone reads."""
     name = wanted.backbone if wanted.checkpoint is None else trained_as(wanted.checkpoint)[0]
     own = kind_of(name, {"data": wanted.sequences})
@@ -68,7 +71,7 @@ def _open(wanted: EmbedSettings) -> SequenceDataset:
         data = kind.open_unlabelled(wanted.sequences, wanted)
     except NotImplementedError:
         data = None
-    if not isinstance(data, SequenceDataset):
+    if not isinstance(data, AnySequences):
         raise ConfigError(
             f"{wanted.sequences} holds {kind.title}, which molfun embed cannot read. Embed them in "
             f"Python with model.embed(...)."
@@ -91,7 +94,7 @@ def _model(wanted: EmbedSettings) -> MolfunStructureModel:
 
 def run(
     model: MolfunStructureModel,
-    data: SequenceDataset,
+    data: AnySequences,
     output: str,
     *,
     pooling: str | None,
@@ -110,7 +113,7 @@ def run(
     model.check(data)
     fingerprint = model.backbone.state_fingerprint()
 
-    def write(file: Path, some: SequenceDataset) -> None:
+    def write(file: Path, some: AnySequences) -> None:
         arrays = list(model.embed(some, pooling=pooling, layer=layer))  # type: ignore[arg-type]  # checked there
         _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
 
@@ -128,7 +131,7 @@ def run(
         if len(work) < len(parts):
             say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
         for name, part in Progress(work, "embedding"):
-            write(name, data.subset(list(part)))
+            write(name, data.subset(part))
             # after each shard: a run that is killed loses one shard at most
             sums[name.name] = sha256_of(name)
             write_json(_note(path), {**identity, SUMS: sums})
@@ -146,18 +149,24 @@ def check_output(
         raise ConfigError(f"--shard-size must be at least 1, got {shard_size}.")
     if path.suffix == ".h5":
         require("h5py", "pip install h5py")
-        twice = [name for name, n in Counter(map(_h5_name, ids)).items() if n > 1]
-        if twice:
-            raise ConfigError(
-                f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
-                f"'|' there. Write .npz or .parquet."
-            )
+        _check_h5_names(ids)
     if len(ids) <= shard_size:
         check_file(output, inputs, overwrite=overwrite)
         return
     # a stopped run continues with its shards, so they may exist; `_claim` compares their origin
     for file in (*_shards(path, -(-len(ids) // shard_size)), _note(path)):
         refuse_inputs(file, inputs)
+
+
+def _check_h5_names(ids: Sequence[str]) -> None:
+    # only such ids can become equal
+    changed = (name for name in ids if "/" in name or "|" in name)
+    twice = [name for name, n in Counter(map(_h5_name, changed)).items() if n > 1]
+    if twice:
+        raise ConfigError(
+            f"In an .h5 file {', '.join(twice[:3])} would stand for two ids: '/' is written as "
+            f"'|' there. Write .npz or .parquet."
+        )
 
 
 def _shards(path: Path, n: int) -> list[Path]:
@@ -172,17 +181,19 @@ def _note(path: Path) -> Path:
 def _identity(
     model: MolfunStructureModel,
     fingerprint: str,
-    data: SequenceDataset,
+    data: AnySequences,
     pooling: str | None,
     layer: int,
     size: int,
 ) -> dict[str, Any]:
     # with the ids, which are written into the shards as well
-    content = [f"{i} {chain}" for i, (chain,) in zip(data.ids, data.sequences(), strict=True)]
+    content = hashlib.sha256()
+    for i, (name, (chain,)) in enumerate(zip(data.ids, data.sequences(), strict=True)):
+        content.update(f"{chr(10) * (i > 0)}{name} {chain}".encode())
     return {
         "model": fingerprint,
         "settings": model.backbone.featurize_key(),
-        "sequences": hashlib.sha256("\n".join(content).encode()).hexdigest(),
+        "sequences": content.hexdigest(),
         "max_length": data.max_length,
         "pooling": pooling,
         "layer": layer,
@@ -246,9 +257,7 @@ def _present_shards(path: Path) -> list[Path]:
     return sorted(file for file in path.parent.iterdir() if whole.fullmatch(file.name))
 
 
-def _about(
-    fingerprint: str, data: SequenceDataset, pooling: str | None, layer: int
-) -> dict[str, Any]:
+def _about(fingerprint: str, data: AnySequences, pooling: str | None, layer: int) -> dict[str, Any]:
     """Return the origin of the arrays, so that they cannot be taken for those of another model."""
     model = fingerprint if layer == -1 else f"{fingerprint} layer {layer}"
     return {

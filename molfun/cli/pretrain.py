@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import ConsoleProgress, is_first_process, say
-from molfun.cli.data import loader, say_notes
+from molfun.cli.data import loader, loader_by_tokens, say_notes
 from molfun.cli.loggers import held_loggers, tell
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
@@ -69,11 +71,10 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
         files = _RunFiles(folder, settings, model, (train, val))
         tell(loggers, files.settings)
         shown = ConsoleProgress()
-        loading = {"num_workers": settings.workers}
         try:
             history = model.pretrain(
-                loader(train, settings.batch_size, shuffle=True, **loading),
-                None if val is None else loader(val, settings.batch_size, **loading),
+                _training_loader(train, settings),
+                None if val is None else _loader(val, settings),
                 objective=settings.objective,
                 objective_config=settings.objective_config,
                 strategy=_strategy(settings),
@@ -143,6 +144,18 @@ def _data(settings: PretrainSettings) -> tuple[SampleDataset, SampleDataset | No
             )
     train, val = kind.prepare_unlabelled(train, val, settings)
     return train, val
+
+
+def _training_loader(train: SampleDataset, settings: PretrainSettings) -> DataLoader[Any]:
+    if settings.max_tokens is not None:
+        return loader_by_tokens(train, settings.max_tokens, num_workers=settings.workers)
+    return _loader(train, settings, shuffle=True)
+
+
+def _loader(
+    data: SampleDataset, settings: PretrainSettings, *, shuffle: bool = False
+) -> DataLoader[Any]:
+    return loader(data, settings.batch_size, shuffle=shuffle, num_workers=settings.workers)
 
 
 def _strategy(settings: PretrainSettings) -> FullFinetune:

@@ -28,8 +28,9 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
     """All settings of a pre-training run; their names are those of the flags."""
 
     sequences: str | None = option(
-        None, "FASTA (.gz) or table of sequences.", panel=DATA, path=True
-    )
+        None, "FASTA (.gz) or table of sequences; Arrow or Parquet, also a folder of files.",
+        panel=DATA, path=True,
+    )  # fmt: skip
     data: str | None = option(None, "Or a file of time series.", panel=DATA, path=True)
     val: str | None = option(None, "The same for validation.", panel=DATA, path=True)
     val_frac: float | None = option(
@@ -37,6 +38,10 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
         shown="0.01; series 0.1, at least 16", ge=0, lt=1,
     )  # fmt: skip
     max_length: int | None = option(512, "Crop longer sequences.", panel=DATA, ge=1)
+    cache_dir: str | None = option(
+        None, "Folder for unpacked copies of Parquet files.", panel=DATA,
+        shown=".molfun beside each", hidden=True, path=True,
+    )  # fmt: skip
     group_column: str = option("group", "Column of subjects.", panel=SERIES)
 
     backbone: str = option("esm2_t6_8M_UR50D", "Backbone.", panel=MODEL, choices=BACKBONES.names)
@@ -59,6 +64,10 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
     )
     max_steps: int | None = option(None, "Optimizer steps.", panel=TRAINING, ge=1)
     batch_size: int = option(16, "Sequences per batch.", panel=TRAINING, ge=1)
+    max_tokens: int | None = option(
+        None, "Residues per batch, in place of --batch-size; its samples have similar lengths.",
+        panel=TRAINING, ge=1,
+    )  # fmt: skip
     accum: int = option(1, "Batches per optimizer step.", panel=TRAINING, ge=1)
     ema: float = option(
         0.0, "Decay of the weight average.", panel=TRAINING, shown="0: off", ge=0, lt=1
@@ -117,7 +126,9 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
     @property
     def inputs(self) -> dict[str, str | None]:
         """Paths that the run reads, by their flags."""
-        return {f"--{name}": getattr(self, name) for name in paths_in(type(self))}
+        # copies are both written and read
+        names = [name for name in paths_in(type(self)) if name != "cache_dir"]
+        return {f"--{name}": getattr(self, name) for name in names}
 
 
 def unlabelled_kinds(backbone: str) -> list[DataKind]:

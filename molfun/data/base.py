@@ -140,7 +140,7 @@ class SampleDataset(ABC):
             raise IndexError(f"index {index} is out of range for {counted(n, 'sample')}")
         return int(index) % n
 
-    def places(self, indices: Sequence[int] | np.ndarray) -> list[int]:
+    def positions(self, indices: Sequence[int] | np.ndarray) -> Int64[np.ndarray, "chosen"]:
         """Return positions from 0 for indices as scikit-learn's splitters give them, or for a mask.
 
         Parameters
@@ -155,24 +155,19 @@ class SampleDataset(ABC):
         """
         n, array = len(self), np.asarray(indices)
         if array.dtype == bool:
-            return _marked(array, n)
+            if array.shape != (n,):
+                raise ConfigError(f"The mask has {array.size} values for {counted(n, 'sample')}.")
+            return np.flatnonzero(array)
         if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise ConfigError(
                 "subset takes positions (whole numbers) or a mask (a boolean per sample). To "
                 "choose by ids or columns use filter(...)."
             )
-        given = [int(i) for i in array]
-        beyond = [i for i in given if not -n <= i < n]
-        if beyond:
+        beyond = array[(array < -n) | (array >= n)]
+        if beyond.size:
             raise ConfigError(f"There is no position {beyond[0]} among {counted(n, 'sample')}.")
-        return [i % n for i in given]
-
-
-def _marked(mask: np.ndarray, n: int) -> list[int]:
-    """Return the positions at which a mask of `n` samples is True."""
-    if mask.shape != (n,):
-        raise ConfigError(f"The mask has {mask.size} values for {counted(n, 'sample')}.")
-    return [int(i) for i in np.flatnonzero(mask)]
+        # an empty list has no whole numbers, but places in no samples either
+        return np.where(array < 0, array + n, array).astype(np.int64)
 
 
 class TableDataset(SampleDataset):
@@ -234,7 +229,7 @@ class TableDataset(SampleDataset):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the samples at `indices`, in that order; what was read is shared, not copied."""
-        places = np.asarray(self.places(indices), np.int64)
+        places = self.positions(indices)
         part = copy(self)
         part._table = self._table.take(places)
         part._take(places)
@@ -250,9 +245,10 @@ class TableDataset(SampleDataset):
             return None
         return float(target) if isinstance(target, np.floating) else target
 
-    def _cropped(self, lengths: Iterable[int]) -> Int64[np.ndarray, "samples"]:
+    def _cropped(self, lengths: Iterable[int] | np.ndarray) -> Int64[np.ndarray, "samples"]:
         """Return the lengths that the model sees at most."""
-        whole = np.array(list(lengths), dtype=np.int64)
+        given = lengths if isinstance(lengths, np.ndarray) else list(lengths)
+        whole = np.array(given, dtype=np.int64)
         return whole if self.max_length is None else np.minimum(whole, self.max_length)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,67 @@ than those of the sorted data set, and most of the others in a batch are new in 
 """
 LARGEST_POWER = 10.0
 """A larger exponent is a mistake: no model here grows faster than the third power."""
+
+
+class Batches(Sequence[list[int]]):
+    """Batches of one epoch as one array, which takes a tenth of the memory of lists of numbers.
+
+    Parameters
+    ----------
+    indices
+        Samples of all batches, one behind the other.
+    ends
+        Where each batch ends.
+    order
+        Batches in order; by default as they lie there.
+
+    Examples
+    --------
+    >>> batches = Batches(np.array([3, 0, 2, 1, 4]), np.array([2, 4, 5]))
+    >>> len(batches), batches[1], list(batches[::2])
+    (3, [2, 1], [[3, 0], [4]])
+    >>> list(batches + [[3, 0]])[-2:]
+    [[4], [3, 0]]
+    """
+
+    def __init__(
+        self,
+        indices: np.ndarray,
+        ends: np.ndarray,
+        order: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        self._indices, self._ends = indices, ends
+        self._order = range(len(ends)) if order is None else order
+
+    @classmethod
+    def of(cls, indices: np.ndarray, size: int, *, drop_last: bool = False) -> Batches:
+        """Cut samples into batches of `size`, and one with the rest."""
+        n = len(indices) // size if drop_last else math.ceil(len(indices) / size)
+        return cls(indices, np.minimum(np.arange(1, n + 1) * size, len(indices)))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> list[int] | Batches:
+        if isinstance(index, slice):
+            return Batches(self._indices, self._ends, self._order[index])
+        batch = int(self._order[index])
+        start = int(self._ends[batch - 1]) if batch else 0
+        found: list[int] = self._indices[start : int(self._ends[batch])].tolist()
+        return found
+
+    def __add__(self, more: Sequence[list[int]]) -> Batches:
+        """Return these batches, then some more."""
+        if not more:
+            return self
+        indices = np.concatenate([self._indices, np.concatenate(more)])
+        ends = np.concatenate([self._ends, len(self._indices) + np.cumsum([*map(len, more)])])
+        order = np.concatenate([self._order, np.arange(len(self._ends), len(ends))])
+        return Batches(indices, ends, order)
 
 
 class LengthBatchSampler(Sampler[list[int]]):
@@ -79,14 +140,13 @@ class LengthBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        _check(np.asarray(lengths), batch_size, power, max_cost)
+        given = np.asarray(lengths)
+        _check(given, batch_size, power, max_cost)
+        self._lengths = given.astype(np.min_scalar_type(int(given.max())))
         self.batch_size, self.power, self.max_cost = batch_size, power, max_cost
         self.shuffle = shuffle
         self.generator = torch.Generator().manual_seed(seed)
-        self._lengths = np.asarray(lengths, np.int64)
-        self._costs = np.asarray(lengths, np.float64) ** power
-        sizes = _batch_sizes(self._costs, batch_size, max_cost)
-        self._sections = _sections(self._costs, sizes)
+        self._sections = _sections(self._lengths, power, batch_size, max_cost)
 
     @classmethod
     def from_dataset(cls, dataset: Any, **options: Any) -> LengthBatchSampler:
@@ -116,15 +176,53 @@ class LengthBatchSampler(Sampler[list[int]]):
         """
         return cls(lengths=lengths_of(dataset), **options)
 
+    @classmethod
+    def by_tokens(cls, dataset: Any, max_tokens: int, **options: Any) -> LengthBatchSampler:
+        """Make one whose batches hold at most so many residues, and as many samples as fit.
+
+        Parameters
+        ----------
+        dataset
+            As in `from_dataset`.
+        max_tokens
+            Most residues in a batch, counted as if it were padded to its longest sample, which has
+            a batch to itself if it is longer.
+        **options
+            ``shuffle`` and ``seed``.
+
+        Raises
+        ------
+        ConfigError
+            If `max_tokens` is not above 0, or the data set does not give lengths.
+
+        Examples
+        --------
+        >>> from molfun.data import SequenceDataset
+        >>> data = SequenceDataset.from_list(["M" * n for n in (3, 3, 3, 8, 9, 20)])
+        >>> sampler = LengthBatchSampler.by_tokens(data, 18, shuffle=False)
+        >>> list(sampler)
+        [[5], [4, 3], [0, 1, 2]]
+        """
+        if max_tokens < 1:
+            raise ConfigError(f"max_tokens must be at least 1, got {max_tokens}.")
+        return cls.from_dataset(
+            dataset, batch_size=max_tokens, power=1.0, max_cost=float(max_tokens), **options
+        )
+
     def __len__(self) -> int:
         return sum(math.ceil(len(members) / size) for members, size in self._sections)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = [batch for section in self._sections for batch in self._cut(*section)]
+        return iter(self.draw())
+
+    def draw(self) -> Batches:
+        """Return the batches of the next epoch without making lists of them."""
+        cut = [self._cut(*section) for section in self._sections]
+        ends = np.cumsum(np.concatenate([sizes for _, sizes in cut]))
+        order = None
         if self.shuffle:
-            order = torch.randperm(len(batches), generator=self.generator)
-            batches = [batches[i] for i in order.tolist()]
-        return iter(batches)
+            order = torch.randperm(len(ends), generator=self.generator).numpy()
+        return Batches(np.concatenate([members for members, _ in cut]), ends, order)
 
     def heaviest(self) -> tuple[int, int]:
         """Return the index of a sample and a batch size: the batch with the most residue pairs.
@@ -143,18 +241,19 @@ class LengthBatchSampler(Sampler[list[int]]):
         names = ("batch_size", "power", "max_cost", "shuffle")
         return {name: getattr(self, name) for name in names}
 
-    def _cut(self, members: Int64[np.ndarray, "members"], size: int) -> list[list[int]]:
-        """Return batches of `size`, and one with what is left over."""
+    def _cut(self, members: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the members in order, and the sizes of the batches: one has what is left over."""
         whole, rest = divmod(len(members), size)
         sizes, place = [size] * whole, whole
         if self.shuffle:
-            members = members[np.argsort(self._near(self._costs[members]), kind="stable")]
+            costs = self._lengths[members].astype(np.float64) ** self.power
+            members = members[np.argsort(self._near(costs), kind="stable")]
             # at a random place: a small batch may be an optimizer step of its own, and at a fixed
             # end that step would always see the shortest or the longest samples
             place = int(torch.randint(whole + 1, (), generator=self.generator))
         if rest:
             sizes.insert(place, rest)
-        return [batch.tolist() for batch in np.split(members, np.cumsum(sizes)[:-1])]
+        return members, np.asarray(sizes)
 
     def _near(self, costs: Float64[np.ndarray, "members"]) -> Float64[np.ndarray, "members"]:
         """Return the costs times a random factor near 1."""
@@ -221,30 +320,38 @@ def _problem_of(lengths: np.ndarray) -> str:
 
 
 def _batch_sizes(
-    costs: Float64[np.ndarray, "samples"], batch_size: int, max_cost: float | None
-) -> Int64[np.ndarray, "samples"]:
-    """Return the largest batch in which each sample may be the most costly one."""
+    costs: Float64[np.ndarray, "distinct"], batch_size: int, max_cost: float | None
+) -> Int64[np.ndarray, "distinct"]:
+    """Return the largest batch in which a sample of each cost may be the most costly one."""
     if max_cost is None:
         return np.full(len(costs), batch_size)
-    distinct, place = np.unique(costs, return_inverse=True)
-    fits = np.arange(2, batch_size + 1) * distinct[:, None] <= max_cost
-    return (1 + fits.sum(axis=1))[place]
+    sizes = np.clip(np.floor(max_cost / costs), 1, batch_size)
+    # a quotient may be rounded up to the next whole number
+    sizes -= (sizes > 1) & (sizes * costs > max_cost)
+    return sizes.astype(np.int64)
 
 
 def _sections(
-    costs: Float64[np.ndarray, "samples"], sizes: Int64[np.ndarray, "samples"]
-) -> list[tuple[Int64[np.ndarray, "members"], int]]:
+    lengths: np.ndarray, power: float, batch_size: int, max_cost: float | None
+) -> list[tuple[np.ndarray, int]]:
     """Return samples from the most to the least costly, in sections of one batch size each.
 
     Any `size` members of a section together are within the bound of the cost, as each of them is
     allowed in a batch of that size. A section is filled up with the next, less costly samples to
     whole batches, so only the last section of all leaves a smaller batch.
     """
-    order = np.argsort(-costs, kind="stable")
+    shortest_first, counts = np.unique(lengths, return_counts=True)
+    distinct = shortest_first[::-1].astype(np.float64) ** power
+    sizes = _batch_sizes(distinct, batch_size, max_cost)
+    ends = np.cumsum(counts[::-1])
+    # of small whole numbers, numpy sorts ten million in a second
+    down = (shortest_first[-1] - lengths).astype(np.min_scalar_type(shortest_first[-1]))
+    order = np.argsort(down, kind="stable")
+    order = order.astype(np.min_scalar_type(len(order)), copy=False)
     sections, start = [], 0
     while start < len(order):
-        size = int(sizes[order[start]])
-        end = int(np.searchsorted(sizes[order], size, side="right"))
+        size = int(sizes[np.searchsorted(ends, start, side="right")])
+        end = int(ends[np.searchsorted(sizes, size, side="right") - 1])
         end = start + size * math.ceil((end - start) / size)
         sections.append((order[start:end], size))
         start = end

@@ -67,6 +67,67 @@ def fill(
     return part
 
 
+def fill_by_code(codes: np.ndarray, sizes: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Return the part of each sample as `fill` does, from a number that identical samples share.
+
+    The samples of the smallest codes, mixed with the seed, are the test part, and the next ones the
+    validation part: in a few bytes of memory per sample, for as many as are never listed.
+
+    Raises
+    ------
+    DataError
+        If samples repeat each other so often that a part would be empty.
+
+    Examples
+    --------
+    >>> codes = np.arange(1000, dtype=np.uint64) // 2
+    >>> part = fill_by_code(codes, (800, 100, 100), seed=0)
+    >>> np.bincount(part).tolist(), bool((part[::2] == part[1::2]).all())
+    ([800, 100, 100], True)
+    """
+    _, n_val, n_test = sizes
+    mixed = _mixed(codes, check_seed(seed))
+    part = np.zeros(len(codes), np.uint8)
+    for number, size in ((2, n_test), (1, n_val)):
+        if size:
+            part[_smallest(mixed, part == 0, size, sizes)] = number
+    return part
+
+
+def _smallest(
+    mixed: np.ndarray, left: np.ndarray, size: int, sizes: tuple[int, int, int]
+) -> np.ndarray:
+    """Return which of the samples that are `left` have the `size` smallest codes."""
+    rest = mixed[left]
+    # the first code beyond the part: samples that have it stay together, beyond it
+    place = min(size, len(rest) - 1)
+    chosen: np.ndarray = left & (mixed < np.partition(rest, place)[place])
+    if not chosen.any():  # the first samples repeat each other
+        found, counts = np.unique(rest, return_counts=True)
+        if len(found) < 2:
+            _, n_val, n_test = sizes
+            needed = 1 + (n_val > 0) + (n_test > 0)
+            distinct = len(np.unique(mixed))
+            raise DataError(_too_few(distinct, "groups of distinct samples", needed, n_val, n_test))
+        chosen = left & (mixed == found[counts.argmin()])
+    return chosen
+
+
+def _mixed(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Return the upper half of each code, mixed with the seed by SplitMix64's finaliser."""
+    found = np.empty(len(codes), np.uint32)
+    for start in range(0, len(codes), 2**16):
+        x = codes[start : start + 2**16].astype(np.uint64) + np.uint64(
+            (seed * 0x9E3779B97F4A7C15 + 1) % 2**64
+        )
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(0xBF58476D1CE4E5B9)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(0x94D049BB133111EB)
+        found[start : start + 2**16] = x >> np.uint64(32)
+    return found
+
+
 def choose(groups: Sequence[Sequence[int]], size: int, *, at_most: int) -> list[Sequence[int]]:
     """Return groups in order as long as they fit; the smallest one if none fits."""
     chosen: list[Sequence[int]] = []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
@@ -30,25 +28,25 @@ from molfun.data.representations import (
     read_representations,
 )
 from molfun.data.residue_labels import Residues, length_problem
+from molfun.data.sequence_texts import NOT_NAMED, digests_of, warn_dna
 from molfun.data.tables import Table
 from molfun.data.texts import ArrowTexts, LazyTexts, listed
 from molfun.errors import ConfigError, DataError, TableError
-from molfun.sample import MASK, Sample, is_missing, n_residues
+from molfun.sample import Sample, is_missing, n_residues
 from molfun.strict import check_choice
 from molfun.text import counted, listing
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from molfun.data.stored_sequences import StoredSequences
 
-NOT_NAMED = (
-    "%s: the rows are called seq_1, seq_2 ..., and predictions leave its column 'id' out. To call "
-    "them by it, set id_column='id' (--id-column id)."
-)
+logger = logging.getLogger(__name__)
 
 
 class SequenceDataset(TableDataset):
     """Sequences with labels, as a map-style data set.
 
-    Make one with `from_csv`, `from_fasta` or `from_list`. Works with
+    Make one with `from_csv`, `from_fasta` or `from_list`, or of files that do not fit into memory
+    with `from_arrow` or `from_parquet`. Works with
     ``torch.utils.data.DataLoader`` and its workers, and with `DataSplitter`.
 
     Parameters
@@ -182,8 +180,117 @@ class SequenceDataset(TableDataset):
         } | noted(require_target)
         dataset = cls(table, sequences, max_length=max_length, columns=columns)
         dataset = _without_bad(dataset, cells)
-        _warn_dna(dataset)
+        dataset._warn_dna()
         return dataset.filter(**filters) if filters else dataset
+
+    @classmethod
+    def from_arrow(
+        cls,
+        files: str | Path | Sequence[str | Path],
+        *,
+        sequence_column: str = "sequence",
+        id_column: str | None = None,
+        max_length: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> StoredSequences:
+        """Open sequences without labels in Arrow files, which are mapped and not read.
+
+        For more sequences than fit into memory: ten million open in seconds. Blank cells, repeated
+        ids and damaged tables of contents are found when files are opened, other letters than the
+        model's when training begins; both without holding the sequences.
+
+        Parameters
+        ----------
+        files
+            A file (``.arrow``, ``.feather`` or ``.ipc``), several, or a folder of them, such as the
+            one that ``save_to_disk`` of ``datasets`` writes.
+        sequence_column, id_column
+            Names of the columns. Without `id_column` the rows are called seq_1, seq_2 ...
+        max_length
+            Residues kept of each sequence.
+        cache_dir
+            Folder for copies of what cannot be mapped: compressed files, and texts coded as numbers
+            of words. By default ``.molfun`` beside each file.
+
+        Raises
+        ------
+        TableError
+            If a file is missing or damaged, a column is missing or holds no texts, cells are blank
+            (all are counted), or ids are repeated.
+
+        Examples
+        --------
+        >>> import pyarrow, pyarrow.feather, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.arrow"
+        >>> table = pyarrow.table({"sequence": ["MKV", "ACDEF"]})
+        >>> pyarrow.feather.write_feather(table, path, compression="uncompressed")
+        >>> data = SequenceDataset.from_arrow(path)
+        >>> len(data), data[1].id, data[1].sequence
+        (2, 'seq_2', 'ACDEF')
+        """
+        from molfun.data.arrow_files import ARROW
+        from molfun.data.stored_sequences import StoredSequences
+
+        return StoredSequences.open(
+            files,
+            ARROW,
+            sequence_column=sequence_column,
+            id_column=id_column,
+            max_length=max_length,
+            cache_dir=cache_dir,
+        )
+
+    @classmethod
+    def from_parquet(
+        cls,
+        files: str | Path | Sequence[str | Path],
+        *,
+        sequence_column: str = "sequence",
+        id_column: str | None = None,
+        max_length: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> StoredSequences:
+        """Open sequences without labels in Parquet files; `from_csv` reads those with labels.
+
+        A Parquet file is unpacked by groups of rows, so that a shuffled order would unpack one
+        group per sequence. Files of more than 64 MB are therefore copied to Arrow files once, which
+        are mapped as by `from_arrow`; processes that ask for the same copy wait for one of them.
+
+        Parameters
+        ----------
+        files
+            A file (``.parquet`` or ``.pq``), several, or a folder of them.
+        sequence_column, id_column, max_length
+            As in `from_arrow`.
+        cache_dir
+            Folder for the copies; by default ``.molfun`` beside each file.
+
+        Raises
+        ------
+        TableError
+            As in `from_arrow`.
+        RunError
+            If a copy cannot be written.
+
+        Examples
+        --------
+        >>> import pyarrow, pyarrow.parquet, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.parquet"
+        >>> pyarrow.parquet.write_table(pyarrow.table({"sequence": ["MKV", "AC"]}), path)
+        >>> SequenceDataset.from_parquet(path)[0].sequence
+        'MKV'
+        """
+        from molfun.data.arrow_files import PARQUET
+        from molfun.data.stored_sequences import StoredSequences
+
+        return StoredSequences.open(
+            files,
+            PARQUET,
+            sequence_column=sequence_column,
+            id_column=id_column,
+            max_length=max_length,
+            cache_dir=cache_dir,
+        )
 
     @classmethod
     def from_fasta(
@@ -306,7 +413,7 @@ class SequenceDataset(TableDataset):
             word="record" if path != "list" else "",
         )
         dataset = cls(table, [sequence for sequence, _ in pairs], max_length=max_length)
-        _warn_dna(dataset)
+        dataset._warn_dna()
         return dataset
 
     def __getitem__(self, index: int) -> Sample:
@@ -320,6 +427,11 @@ class SequenceDataset(TableDataset):
             max_length=self.max_length,
             origin=self._table.origin(index),
         )
+
+    def _warn_dna(self) -> None:
+        sequences = self._sequences
+        first = sequences.first(200) if isinstance(sequences, ArrowTexts) else sequences[:200]
+        warn_dna(self._table.path, first)
 
     def _features(self, index: int) -> dict[str, np.ndarray] | None:
         if self._representations is None:
@@ -348,8 +460,7 @@ class SequenceDataset(TableDataset):
 
     def digests(self) -> list[str]:
         """Return a short sha256 of each sequence as the model sees it."""
-        seen = (s.replace(MASK, "?")[: self.max_length].upper() for s in self._sequences)
-        return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in seen]
+        return digests_of(self._sequences, self.max_length)
 
     def sequences(self) -> list[tuple[str, ...]]:
         """Return the sequence of each sample, as the splits take them."""
@@ -466,16 +577,3 @@ def _residues_problem(target: Any, sequence: str) -> str | None:
         return length_problem(target, sequence)
     except TypeError:
         return f"has the label {target!r} for the whole sequence"
-
-
-def _warn_dna(dataset: SequenceDataset) -> None:
-    sequences = dataset._sequences
-    first = sequences.first(200) if isinstance(sequences, ArrowTexts) else sequences[:200]
-    letters = Counter("".join(first).upper())
-    total = sum(letters.values())
-    if total > 50 and sum(letters[c] for c in "ACGTUN") > 0.95 * total:
-        logger.warning(
-            "%s: nearly all letters are A, C, G, T, U or N. Are these nucleotides? Protein "
-            "sequences are expected.",
-            dataset._table.path,
-        )

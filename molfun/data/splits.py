@@ -29,7 +29,7 @@ from molfun.data.grouping import (
     times_of,
     together,
 )
-from molfun.data.part_sizes import fill, sizes_of
+from molfun.data.part_sizes import fill, fill_by_code, sizes_of
 from molfun.errors import ConfigError, DataError
 from molfun.text import counted, listing
 
@@ -94,6 +94,8 @@ class DataSplitter:
         [8, 1, 1]
         """
         sizes = sizes_of(len(dataset), val_frac, test_frac)
+        if hasattr(dataset, "input_codes"):  # too many samples for lists of them
+            return _parts(dataset, fill_by_code(dataset.input_codes(), sizes, seed))
         groups = together(identical(dataset))
         return _parts(dataset, fill(groups, sizes, seed, "groups of distinct samples"))
 

@@ -97,7 +97,7 @@ def _present(parts: Mapping[str, SampleDataset | None]) -> dict[str, SampleDatas
 
 
 def _lengths(parts: Mapping[str, SampleDataset]) -> dict[str, Any]:
-    return _histogram({name: part.lengths.astype(float) for name, part in parts.items()})
+    return _histogram({name: part.lengths for name, part in parts.items()})
 
 
 def _letter_counts(part: SampleDataset) -> dict[str, int]:

@@ -100,28 +100,14 @@ class ArrowTexts(LazyTexts):
 
     def has_only(self, letters: bytes) -> bool:
         """Return True if it is quickly seen that no text is empty or has other bytes."""
-        if not self.are_filled():
-            return False
-        raw = bytes_of(self._array)
-        # in blocks that stay in the processor's cache
-        blocks = (raw[start : start + BLOCK].tobytes() for start in range(0, len(raw), BLOCK))
-        return not any(block.translate(None, letters) for block in blocks)
+        return self.are_filled() and has_only(self._array, letters)
 
     def are_distinct(self) -> bool:
         """Return True if it is quickly seen that no text comes twice: all have another hash."""
         lengths = np.diff(ends_of(self._array)) if self._array is not None else np.zeros(0)
         if not 0 < lengths.max(initial=0) <= LONGEST_HASHED:
             return False
-        data = np.frombuffer(self._array.buffers()[2], np.uint8)
-        padded = np.concatenate([data, np.zeros(LONGEST_HASHED, np.uint8)])
-        # eight bytes from each place on, without a copy
-        words = np.ndarray(len(data) + LONGEST_HASHED - 7, np.uint64, padded, strides=(1,))
-        starts, codes = ends_of(self._array)[:-1], lengths.astype(np.uint64)
-        for place in range(0, int(lengths.max()), 8):
-            beyond = np.clip(8 * (8 - lengths + place), 0, 63).astype(np.uint64)
-            codes *= np.uint64(FNV_PRIME)
-            # the bytes of the next text are shifted out
-            codes ^= np.where(lengths > place, words[starts + place] << beyond, np.uint64(0))
+        codes = codes_of(self._array)
         codes.sort()
         return bool((codes[1:] != codes[:-1]).all())
 
@@ -142,7 +128,10 @@ def ends_of(array: Any) -> np.ndarray:
     >>> ends_of(pyarrow.array(["MKV", "AC"])).tolist()
     [0, 3, 5]
     """
-    ends = np.frombuffer(array.buffers()[1], np.int32)
+    if array.buffers()[1] is None:  # of no text at all
+        return np.zeros(1, np.int32)
+    # a "string" of Arrow counts in 32 bits, a "large_string" in 64
+    ends = np.frombuffer(array.buffers()[1], np.int64 if "large" in str(array.type) else np.int32)
     return ends[array.offset : array.offset + len(array) + 1]
 
 
@@ -157,6 +146,39 @@ def bytes_of(array: Any) -> np.ndarray:
     """
     data, ends = array.buffers()[2], ends_of(array)
     return np.frombuffer(b"" if data is None else data, np.uint8)[ends[0] : ends[-1]]
+
+
+def has_only(array: Any, letters: bytes) -> bool:
+    """Return True if the texts of an Arrow array have no other bytes than `letters`."""
+    raw = bytes_of(array)
+    # in blocks that stay in the processor's cache
+    blocks = (raw[start : start + BLOCK].tobytes() for start in range(0, len(raw), BLOCK))
+    return not any(block.translate(None, letters) for block in blocks)
+
+
+def codes_of(array: Any) -> np.ndarray:
+    """Return a hash of 64 bits of each text of an Arrow array, computed for all at once.
+
+    Examples
+    --------
+    >>> import pyarrow
+    >>> one, other, again = codes_of(pyarrow.array(["a long identifier", "AC", "AC"])).tolist()
+    >>> other == again, one == other
+    (True, False)
+    """
+    data, ends = bytes_of(array), ends_of(array).astype(np.int64)
+    starts, lengths = ends[:-1] - ends[0], np.diff(ends)
+    padded = np.concatenate([data, np.zeros(8, np.uint8)])
+    # eight bytes from each place on, without a copy
+    words = np.ndarray(len(data) + 1, np.uint64, padded, strides=(1,))
+    codes, left = lengths.astype(np.uint64), np.arange(len(lengths))
+    for place in range(0, int(lengths.max(initial=0)), 8):
+        left = left[lengths[left] > place]
+        beyond = np.clip(8 * (8 - lengths[left] + place), 0, 63).astype(np.uint64)
+        # the bytes of the next text are shifted out
+        word = words[starts[left] + place] << beyond
+        codes[left] = codes[left] * np.uint64(FNV_PRIME) ^ word
+    return codes
 
 
 def listed(texts: Sequence[str]) -> list[str]:

@@ -10,10 +10,12 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.config import check_seed
+from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import combine_digests
 from molfun.models import base_weights, trained_on
@@ -101,8 +103,8 @@ class AssembledModel(nn.Module):
         check_seed(seed)
         place = resolve_device(device)
         # glibc gives freed large buffers back to the system, and the page faults of the next ones
-        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues). Kept,
-        # they would leave holes the size of float layers between those in int8
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues).
+        # Kept, they would leave holes the size of float layers between those in int8
         if place.type == "cpu":
             (return_large_buffers if base == "int8" else keep_large_buffers)()
         self.backbone: Backbone = build_backbone(
@@ -217,7 +219,15 @@ class AssembledModel(nn.Module):
         DataError
             Listing all samples that it cannot use.
         """
-        n, problems = self.backbone.problems(samples_of(data))
+        n = 0
+        problems: list[str] = []
+        for part in data:
+            dataset = part.dataset if isinstance(part, DataLoader) else part
+            if isinstance(dataset, SampleDataset):
+                found = self.backbone.problems_in(dataset)
+            else:
+                found = self.backbone.problems(samples_of([part]))
+            n, problems = n + found[0], problems + found[1]
         if problems:
             raise DataError(
                 f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"

@@ -403,18 +403,24 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
     """Describe training and validation data in plain values, to be compared when a run resumes."""
     validation = None
     if val is not None:
-        validation = digest([*ids_of(val), *label_texts(targets_of(val))])
+        validation = digest([*_contents_of(val), *label_texts(targets_of(val))])
     # batches by length come from a sampler with its own batch size and bucket width
     grouping = getattr(getattr(train, "batch_sampler", None), "settings", None)
     return {
         "batches": len(train),
         "batches by length": grouping,
         "batch size": grouping["batch_size"] if grouping else getattr(train, "batch_size", None),
-        "training set": digest(ids_of(train)),
+        "training set": digest(_contents_of(train)),
         "labels": digest(label_texts(targets)),
         "validation set": validation,
         "inputs": input_settings_of(train),
     }
+
+
+def _contents_of(loader: Any) -> list[str]:
+    """Return the ids behind a loader, or the digest of data whose ids are too many for a list."""
+    fingerprint = getattr(getattr(loader, "dataset", None), "fingerprint", None)
+    return ids_of(loader) if fingerprint is None else [fingerprint()]
 
 
 def ids_of(loader: Any) -> list[str]:

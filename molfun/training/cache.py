@@ -247,6 +247,8 @@ class PrefixCache:
 
     def _write(self, key: str, tensors: dict[str, torch.Tensor], size: int) -> None:
         path = self._path(key)
+        if path.is_file():  # another run was faster, and its entry is the same
+            return
         try:
             # other runs may have been killed while they wrote into a shared folder
             _temporary.sweep(path.parent)

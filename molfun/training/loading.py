@@ -153,7 +153,7 @@ def _indices(batches: int | None = None) -> list[Any]:
         batches = batches or loader.num_workers * (loader.prefetch_factor or 1)
         if order is None and isinstance(loader.sampler, SequentialSampler):
             order = list(loader.batch_sampler or [])
-    coming = (order or [])[done : done + (batches or 1)]
+    coming = order[done : done + (batches or 1)] if order is not None else []
     return list(chain.from_iterable(coming))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.feather
 import pytest
 import torch
 import warm
@@ -24,9 +26,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from molfun.data.batching import LengthBatchSampler
-from molfun.errors import DataError, MolfunError, RunError
-from molfun.training.batches import EpochBatches, epoch_seed
+from molfun import SequenceDataset
+from molfun.data.batching import Batches, LengthBatchSampler
+from molfun.errors import ConfigError, DataError, MolfunError, RunError
+from molfun.parallel.ranks import Ranks
+from molfun.training.batches import EpochBatches, _order, _Streams, epoch_seed
 from molfun.training.loading import watched, worker_errors
 
 N = 11
@@ -350,3 +354,79 @@ def test_a_broken_connection_to_a_worker_is_its_death() -> None:
 
     with pytest.raises(RunError, match="A process that loads samples ended without a message"):
         list(watched(Broken()))
+
+
+# --- data sets that do not fit into memory -------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_of_torch_as_an_array(workers: int) -> None:
+    """The samplers of torch are not iterated over, and their order is the same."""
+    for options in ({}, {"shuffle": True}, {"shuffle": True, "drop_last": True}):
+        loader = DataLoader(range(23), batch_size=4, num_workers=workers, **options)
+        for seed in range(3):
+            with _Streams(epoch_seed(seed, 0)):
+                expected = [list(batch) for batch in loader.batch_sampler]
+            order = _order(loader, epoch_seed(seed, 0))
+            assert isinstance(order, Batches)
+            assert list(order) == expected
+            assert list(order[1::2][1:]) == expected[1::2][1:]
+            found = [b.tolist() for b in EpochBatches(loader, seed).epoch(0, start=2)]
+            assert found == expected[2:]
+
+
+def stored(path: Path, n: int) -> SequenceDataset:
+    """Write sequences of 5 to 60 residues to an Arrow file, and open it."""
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("ACDEFGHIKL"), rng.integers(5, 60))) for _ in range(n)]
+    pyarrow.feather.write_feather(
+        pyarrow.table({"sequence": texts}), path, compression="uncompressed", chunksize=17
+    )
+    return SequenceDataset.from_arrow(path)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 200])
+def test_processes_see_each_stored_sequence_once_per_epoch(
+    tmp_path: Path, max_tokens: int | None
+) -> None:
+    """Also when they begin in the middle: at a batch of all, whatever number of processes."""
+    data = stored(tmp_path / "a.arrow", 203)
+    options: dict[str, Any] = {"batch_size": 8, "shuffle": True}
+    if max_tokens is not None:
+        options = {"batch_sampler": LengthBatchSampler.by_tokens(data, max_tokens)}
+    loader = DataLoader(data, collate_fn=data.collate_fn, **options)
+    orders = []
+    for epoch in range(2):
+        alone = [batch.ids for batch in EpochBatches(loader, 1).epoch(epoch)]
+        orders.append(alone)
+        assert sorted(itertools.chain(*alone)) == sorted(data.ids)
+        for size in (2, 3):
+            parts = [EpochBatches(loader, 1, Ranks(i, size)) for i in range(size)]
+            dealt = [[batch.ids for batch in part.epoch(epoch)] for part in parts]
+            assert [dealt[i % size][i // size] for i in range(len(alone))] == alone
+            later = [[batch.ids for batch in part.epoch(epoch, start=7)] for part in parts]
+            assert sorted(itertools.chain(*later)) == sorted(alone[7:])
+    assert orders[0] != orders[1]
+
+
+def test_batches_of_a_number_of_tokens(tmp_path: Path) -> None:
+    data = stored(tmp_path / "a.arrow", 500)
+    sampler = LengthBatchSampler.by_tokens(data, 300)
+    lengths, batches = data.lengths, list(sampler)
+    assert len(sampler) == len(batches) == len(list(sampler))
+    costs = [len(batch) * int(lengths[batch].max()) for batch in batches]
+    assert max(costs) <= 300
+    assert sum(lengths) / sum(costs) > 0.9, "a tenth is padding"
+    assert sum(cost > 240 for cost in costs) > 0.9 * len(batches)
+    with pytest.raises(ConfigError) as caught:
+        LengthBatchSampler.by_tokens(data, 0)
+    assert str(caught.value) == "max_tokens must be at least 1, got 0."
+
+
+def test_an_error_names_samples_of_an_order_that_is_an_array(tmp_path: Path) -> None:
+    data = stored(tmp_path / "a.arrow", 40)
+    with (tmp_path / "a.arrow").open("r+b") as file:
+        file.truncate(600)
+    loader = DataLoader(data, batch_size=4, shuffle=True, collate_fn=data.collate_fn)
+    with pytest.raises(DataError, match=r"a\.arrow was cut off while it was used"):
+        list(EpochBatches(loader, seed=0).epoch(0))

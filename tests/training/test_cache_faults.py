@@ -113,6 +113,21 @@ def test_processes_that_write_the_same_entries_at_once_agree(tmp_path: Path) -> 
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_an_entry_has_one_writer(tmp_path: Path) -> None:
+    """Who comes second leaves the entry of the first as it is."""
+    first, second = (PrefixCache("p", directory=tmp_path, memory_budget=0) for _ in range(2))
+    key = first.key("1")
+    assert first.get(key) is None
+    assert second.get(key) is None
+    first.put(key, entry(1))
+    (path,) = tmp_path.rglob("*.safetensors")
+    before = path.stat()
+    found = second.put(key, entry(1))
+    assert torch.equal(found["m"], entry(1)["m"])
+    assert path.stat().st_ino == before.st_ino
+    assert second.written == 0
+
+
 def test_a_run_goes_on_when_its_entries_vanish_or_rot(
     tiny_model: ModelFactory, batches: BatchFactory, tmp_path: Path
 ) -> None:

@@ -205,7 +205,7 @@ class ESM2Backbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
             return None
         if hasattr(dataset, "has_only") and dataset.has_only(tokens.LETTERS_OF_BOTH_CASES):
             return []
-        return tokens.doubtful([sequence for (sequence,) in dataset.sequences()])
+        return tokens.doubtful(sequence for (sequence,) in dataset.sequences())
 
     def collate(self, features: Sequence[Features]) -> Features:
         """Concatenate the tokens of all samples; nothing is padded."""

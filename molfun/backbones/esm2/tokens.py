@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def encode(sequence: str, *, name: str = "sequence") -> Int64[np.ndarray, "resid
     return ids
 
 
-def doubtful(sequences: Sequence[str]) -> list[int]:
+def doubtful(sequences: Iterable[str]) -> list[int]:
     """Return the places of sequences that are empty or hold anything but letters of amino acids.
 
     Examples
@@ -93,11 +94,12 @@ def doubtful(sequences: Sequence[str]) -> list[int]:
     [2, 3]
     """
     found: list[int] = []
+    left, start = iter(sequences), 0
     # together, in blocks that stay in the processor's cache
-    for start in range(0, len(sequences), 500):
-        block = sequences[start : start + 500]
+    while block := list(itertools.islice(left, 500)):
         if not all(block) or _is_odd("".join(block)):
             found += [start + i for i, text in enumerate(block) if not text or _is_odd(text)]
+        start += len(block)
     return found
 
 

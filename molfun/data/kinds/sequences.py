@@ -27,6 +27,10 @@ WITHOUT_COLUMN = {
 """Consequence of a column of the training set that a later table lacks."""
 
 
+MOST_VALIDATED = 10_000
+"""Sequences that validate pre-training where no fraction is given."""
+
+
 class SequenceInputs(Settings):
     """Column of the sequences in a table, and the crop of long ones."""
 
@@ -118,18 +122,31 @@ class Sequences(DataKind):
             require_target=labels and merged.get("require_target", True),
         )
 
+    def validation_fraction(self, n: int) -> float:
+        """Return 0.01, or less where 10,000 sequences are enough to tell epochs apart."""
+        return min(0.01, MOST_VALIDATED / n)
+
     def open_unlabelled(
         self,
         path: str,
         settings: Any,
         *,
         like: SampleDataset | None = None,
-    ) -> SequenceDataset:
-        """Read sequences alone, from a FASTA file or a column of a table."""
+    ) -> SampleDataset:
+        """Read sequences alone: a FASTA file, a column of a table, Arrow or Parquet files."""
         from molfun.data.sequences import SequenceDataset
 
         if is_fasta(path):
             return SequenceDataset.from_fasta(path, max_length=settings.max_length)
+        if (stored := stored_format(path)) is not None:
+            read = SequenceDataset.from_arrow if stored == "arrow" else SequenceDataset.from_parquet
+            return read(
+                path,
+                sequence_column=settings.sequence_column,
+                id_column=settings.id_column,
+                max_length=settings.max_length,
+                cache_dir=settings.cache_dir,
+            )
         return SequenceDataset.from_csv(
             path,
             sequence_column=settings.sequence_column,
@@ -142,6 +159,27 @@ class Sequences(DataKind):
 def is_fasta(path: str) -> bool:
     """Return whether a name is that of a FASTA file rather than of a table."""
     return Path(path.removesuffix(".gz")).suffix.lower() in FASTA
+
+
+def stored_format(path: str) -> Literal["arrow", "parquet"] | None:
+    """Return the format of a file, or of a folder of files, that is opened without being read.
+
+    Raises
+    ------
+    ConfigError
+        If a folder holds both.
+    """
+    from molfun.data.arrow_files import ARROW, PARQUET
+
+    source = as_path(path)
+    ends = {file.suffix.lower() for file in (source.iterdir() if source.is_dir() else [source])}
+    if ends.isdisjoint(ARROW):
+        return None if ends.isdisjoint(PARQUET) else "parquet"
+    if not ends.isdisjoint(PARQUET):
+        raise ConfigError(
+            f"{path} holds Arrow and Parquet files. Give a folder with one copy of each sequence."
+        )
+    return "arrow"
 
 
 def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
