@@ -77,9 +77,12 @@ class Parallel:
 
     # --- batches -------------------------------------------------------------------------------
 
-    def passes(self, n_own: int, n_all: int) -> int:  # noqa: ARG002  (for those in step)
-        """Return the passes of this process for `n_own` of the `n_all` batches of a window."""
-        return n_own
+    def passes(self, n_own: int, n_all: int, *, last: bool) -> int | None:  # noqa: ARG002  (for those in step)
+        """Return the passes of this process for `n_own` of the `n_all` batches of a window.
+
+        None are as many as there are: a stream may give a few batches more in the `last` window.
+        """
+        return None if last else n_own
 
     def take_part(self, outputs: Any, backward: Callable[[torch.Tensor], object]) -> None:
         """Run a backward pass that adds nothing, where others wait for this process in theirs."""
@@ -143,6 +146,10 @@ class Replicated(Parallel):
     """A copy of the model in each process, and gradients that are added up."""
 
     _sum: GradientSum | None = None
+
+    def passes(self, n_own: int, n_all: int, *, last: bool) -> int | None:  # noqa: ARG002
+        """Return those for its own batches: what is more was dealt to no process."""
+        return n_own
 
     def begin(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients of these from now on."""

@@ -216,7 +216,7 @@ class Sharded(Replicated):
 
     # --- batches -------------------------------------------------------------------------------
 
-    def passes(self, n_own: int, n_all: int) -> int:  # noqa: ARG002
+    def passes(self, n_own: int, n_all: int, *, last: bool) -> int | None:  # noqa: ARG002
         """Return those of the process with most batches: all gather each block together."""
         return -(-n_all // self.ranks.size)
 

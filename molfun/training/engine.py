@@ -233,10 +233,9 @@ class Engine:
         self._batch = batches.own(0, state.batch)
         for stop in self._window_ends(batches.n_total):
             n_own = batches.own(state.batch, stop)
-            n_passes = self.parallel.passes(n_own, stop - state.batch)
-            # one process takes what is left of a stream, which may give a few batches more
-            end = None if stop == batches.n_total and not several else n_passes
-            for number, batch in enumerate(itertools.islice(own, end), start=1):
+            last = stop == batches.n_total
+            n_passes = self.parallel.passes(n_own, stop - state.batch, last=last)
+            for number, batch in enumerate(itertools.islice(own, n_passes), start=1):
                 if number == n_passes:
                     self.parallel.last_backward()
                 self._micro_step(as_inputs(batch), fills=several and number > n_own)
