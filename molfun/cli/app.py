@@ -52,6 +52,24 @@ VERBS = (
         folds=True,
     ),
     Verb(
+        "tune",
+        """
+        Search settings: many trials of fine-tuning, judged on validation rows alone.
+
+        For example:
+
+        \b
+        molfun tune --config base.yaml --space space.yaml --trials 50 --output runs/tune
+        molfun tune --output runs/tune                 # goes on, or joins: also on another node
+        molfun fine-tune --config runs/tune/best.yaml
+
+        space.yaml maps settings to what is drawn: lr: {low: 1.0e-5, high: 1.0e-3, log: true},
+        lora_rank: {low: 4, high: 32, step: 4}, batch_size: [4, 8, 16].
+        """,
+        settings=(f"{_COMMANDS}TuneSettings",),
+        run="molfun.cli.tune:tune",
+    ),
+    Verb(
         "embed",
         "Write representations of sequences, to use in other programs.",
         settings=(f"{_COMMANDS}EmbedSettings",),

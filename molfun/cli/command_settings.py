@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from molfun.cli.shared_settings import (
     DATA,
@@ -57,6 +57,46 @@ class FileOptions(RunOptions):
         None, "Submit a job to SLURM: partition=gpu,nodes=2,gpus=8,time=24:00:00; dry-run prints "
         "its script.", panel=RUN, hidden=True,
     )  # fmt: skip
+
+
+class TuneSettings(Command):
+    """Settings of ``molfun tune``: base, space, and how it is searched."""
+
+    overrides: list[str] = option(
+        list, "Settings of all trials as name=value, for example epochs=10.", argument=True
+    )
+    config: str | None = option(
+        None, "YAML file of settings of molfun fine-tune, for what no trial draws.", panel=RUN,
+        path=True,
+    )  # fmt: skip
+    space: str | None = option(
+        None, "YAML file that maps settings to ranges or choices.", panel=RUN, path=True
+    )
+    output: str = option(
+        "runs/tune", "Folder of the study; one that it holds goes on, alone or with others.",
+        panel=RUN,
+    )  # fmt: skip
+    trials: int | None = option(
+        None, "Trials of the study, those of earlier starts included.", panel=RUN,
+        shown="as before, else 50", ge=1,
+    )  # fmt: skip
+    workers: int = option(1, "Processes that run trials here.", panel=RUN, ge=1)
+    folds: int | None = option(
+        None, "Folds of the rows that are no test rows, of which each trial validates all.",
+        panel=DATA, shown="none: one validation part", ge=2,
+    )  # fmt: skip
+    sampler: Literal["tpe", "random"] = option(
+        "tpe", "How settings are drawn: {choices}.", panel=RUN
+    )
+    pruning: Literal["median", "off"] = option(
+        "median", "Trials that end early: {choices} (median: worse than half of the others).",
+        panel=RUN,
+    )  # fmt: skip
+    study_seed: int = option(0, "Seed of the draws.", panel=RUN, ge=0, lt=2**63)
+    report: bool = option(
+        True, "Write report.html at the end.", panel=RUN, names=("--report/--no-report",)
+    )
+    plugin: str | None = PLUGIN
 
 
 class TrainOptions(RunOptions):

@@ -26,6 +26,7 @@ from molfun.cli.judging import judge_folds
 from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
+from molfun.cli.settings import FineTuneSettings
 from molfun.cli.showing import record_folds, show
 from molfun.cli.sources import settings_of
 from molfun.cli.tables import write_predictions
@@ -120,14 +121,24 @@ def folds_of(dataset: SampleDataset, settings: CvSettings) -> list[Fold]:
     if settings.split == "column":
         return DataSplitter.column_folds(dataset, settings.split_column, **about)
     about |= {"repeats": settings.repeats, "stratify": settings.stratifies}
+    return divided(dataset, settings, settings.folds, threshold=settings.threshold, **about)
+
+
+def divided(
+    dataset: SampleDataset,
+    settings: FineTuneSettings,
+    n_folds: int,
+    *,
+    threshold: float = 0.4,
+    **about: Any,
+) -> list[Fold]:
+    """Return folds of a data set, with what the split of the settings keeps together."""
     if settings.split == "group":
         column = group_column(dataset, settings)
-        return DataSplitter.group_k_fold(dataset, column, settings.folds, **about)
+        return DataSplitter.group_k_fold(dataset, column, n_folds, **about)
     if settings.split == "identity":
-        return DataSplitter.identity_k_fold(
-            dataset, settings.folds, threshold=settings.threshold, **about
-        )
-    return DataSplitter.k_fold(dataset, settings.folds, **about)
+        return DataSplitter.identity_k_fold(dataset, n_folds, threshold=threshold, **about)
+    return DataSplitter.k_fold(dataset, n_folds, **about)
 
 
 def _described(folds: Sequence[Fold], settings: CvSettings) -> str:

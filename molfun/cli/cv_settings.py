@@ -66,14 +66,17 @@ class CvSettings(FineTuneSettings):
     @property
     def stratifies(self) -> bool:
         """True if each fold keeps the shares of the classes, as scikit-learn does it."""
-        if self.stratify is not None:
-            return self.stratify
-        if self.split == "column" or self.heads:
-            return False
-        labels = self.labels
-        return TASKS[labels.task].labels_are == "class" and labels.level in (None, "sequence")
+        return has_one_class(self) if self.stratify is None else self.stratify
 
     @property
     def output_dir(self) -> Path:
         """Folder of the cross-validation; by default ``runs/cv``."""
         return as_path(self.output or "runs/cv")
+
+
+def has_one_class(settings: FineTuneSettings) -> bool:
+    """Return whether each sample has one class, whose shares all folds can have."""
+    if settings.split == "column" or settings.heads:
+        return False
+    labels = settings.labels
+    return TASKS[labels.task].labels_are == "class" and labels.level in (None, "sequence")

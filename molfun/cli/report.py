@@ -12,15 +12,18 @@ from molfun.report import compare_runs, write_comparison, write_report
 from molfun.report.compare import Comparison
 from molfun.report.folds import is_folds, write_fold_report
 from molfun.report.numbers import PART_NAMES
+from molfun.report.tuned import is_study, write_study_report
 from molfun.text import counted
 
 
 def report(given: Mapping[str, Any]) -> None:
-    """Write ``report.html`` into each folder of a run or of predicted structures."""
+    """Write ``report.html`` into each folder of a run, a study or predicted structures."""
     wanted, _ = ReportSettings.take(given)
     set_up_logging(None, debug=wanted.debug)
     for run in wanted.runs:
         write = write_fold_report if is_folds(run) else write_report
+        if is_study(run):
+            write = write_study_report
         say(f"Report: {write(run)}")
 
 
