@@ -101,8 +101,8 @@ class AssembledModel(nn.Module):
         check_seed(seed)
         place = resolve_device(device)
         # glibc gives freed large buffers back to the system, and the page faults of the next ones
-        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues). Kept,
-        # they would leave holes the size of float layers between those in int8
+        # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues); if
+        # they are kept, they leave holes the size of float layers between those in int8
         if place.type == "cpu":
             (return_large_buffers if base == "int8" else keep_large_buffers)()
         self.backbone: Backbone = build_backbone(
