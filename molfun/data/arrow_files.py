@@ -2,10 +2,10 @@
 
 An Arrow file is read where it lies: any row is found in some microseconds. A Parquet file can only
 be unpacked by row groups, so it is copied to an Arrow file once. This is pyarrow, which is there
-anyway, without Hugging Face's ``datasets``, which maps the same files with it: both open ten
-million sequences in less than a second, and one by one a text is read in 14 microseconds here and
-in 36 there, or 8 in batches of 16 (measured with datasets 5.2 on a busy machine). What is mapped
-there becomes resident; a run took 1,850 MB there and 1,050 here (``benchmarks/streaming.py``).
+anyway, without Hugging Face's ``datasets``, which maps the same files with it. Both open ten
+million sequences in less than a second. One by one, a text is read in 14 microseconds here and in
+36 there, or 8 in batches of 16 (datasets 5.2, on a busy machine). What is mapped there becomes
+resident: a run took 1,850 MB there and 1,050 here (``benchmarks/streaming.py``).
 """
 
 from __future__ import annotations
