@@ -204,6 +204,7 @@ RUN_ELSEWHERE = {
 EDITED = {
     "molfun fine-tune --demo": "molfun fine-tune --demo --preset tiny",  # not 93 million weights
     "esm2_t4_d128_h8": "esm2_t2_d16_h2",
+    "--trials 100": "--trials 7",
 }
 BEFORE = {"guide.md": ["molfun fine-tune --data data/pdbbind.csv --pdbs pdbs --output runs/lora"]}
 """The run that a page goes on with."""

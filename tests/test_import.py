@@ -175,6 +175,13 @@ PUBLIC = {
         "TensorBoardLogger",
         "WandbLogger",
     ],
+    "molfun.tuning": [
+        "FinishedTrial",
+        "Space",
+        "Study",
+        "StudyResults",
+        "Trial",
+    ],
     "molfun.backbones.timeseries.encoders": [
         "BaseEncoder",
         "ENCODER_CONFIG_REGISTRY",

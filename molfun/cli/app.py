@@ -60,8 +60,10 @@ VERBS = (
 
         \b
         molfun tune --config base.yaml --space space.yaml --trials 50 --output runs/tune
-        molfun tune --output runs/tune                 # goes on, or joins: also on another node
+        molfun tune --output runs/tune
         molfun fine-tune --config runs/tune/best.yaml
+
+        The second command goes on with the study, or joins it, also on another node.
 
         space.yaml maps settings to what is drawn: lr: {low: 1.0e-5, high: 1.0e-3, log: true},
         lora_rank: {low: 4, high: 32, step: 4}, batch_size: [4, 8, 16].

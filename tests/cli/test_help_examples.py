@@ -33,6 +33,7 @@ SMALL = {
     "esm2_t6_8M_UR50D": "esm2_tiny",
     "--sequences": "--backbone esm2_tiny --sequences",
     "--folds 3": "--folds 2",
+    "--trials 50": "--trials 2",
     "--split identity": "--split identity --folds 2",
     "--backbone esm2 ...": "--backbone esm2_tiny --data gb1.csv",
 }
@@ -40,6 +41,7 @@ SMALL = {
 SMALL_FOLD = {"--sequences": "--preset tiny --recycles 0 --sequences"}
 """The same for ``molfun fold``, whose model is the checkpoint or the weights of its example."""
 FINETUNE = "{backbone: timeseries, task: binary, strategy: head_only}"
+BASE = "{backbone: esm2_tiny, data: gb1.csv, epochs: 1, strategy: head_only, device: cpu}"
 OPTIONS = """
 architecture:
   name: pet
@@ -76,6 +78,8 @@ def files(project: Path, molfun: Command) -> Path:
     Path("series.ts").write_text(head + "".join(f"{i},1,2,{i}:a\n" for i in range(24)))
     Path("finetune.yaml").write_text(FINETUNE)
     Path("options.yaml").write_text(OPTIONS)
+    Path("base.yaml").write_text(BASE)
+    Path("space.yaml").write_text("lr: [0.01, 0.001]\n")
     frames = []
     for sample in build_atoms(10):
         sample.atoms.calc = SinglePointCalculator(sample.atoms, **sample.target)
@@ -95,7 +99,7 @@ def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
     assert verbs == {
         *("fine-tune", "cv", "fold", "score", "pretrain", "train", "check", "doctor", "schema"),
-        *("report", "compare"),
+        *("report", "compare", "tune"),
     }
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
