@@ -129,7 +129,10 @@ class PlainLoop:
         trunk: list[Any] = []
         if strategy == "partial":
             n_blocks = trial.suggest_categorical("unfreeze_blocks", [1, 2])
-            parts = [*model.trunk.encoder.layer[-n_blocks:], model.trunk.encoder.emb_layer_norm_after]
+            parts = [
+                *model.trunk.encoder.layer[-n_blocks:],
+                model.trunk.encoder.emb_layer_norm_after,
+            ]
             for part in parts:
                 part.requires_grad_(True)
                 trunk += part.parameters()

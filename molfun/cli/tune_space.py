@@ -119,6 +119,13 @@ def _types(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) or (annotation,)
 
 
+def _nested(options: Any) -> Mapping[str, Any]:
+    """Return what is nested in each choice; nothing for other settings."""
+    if isinstance(options, list) and all(isinstance(one, str) for one in options):
+        return dict.fromkeys(options)
+    return options if isinstance(options, Mapping) else {}
+
+
 def _within_choices(content: Mapping[str, Any]) -> dict[str, Any]:
     """Move settings that only some choices of another setting read to these choices.
 
@@ -131,11 +138,7 @@ def _within_choices(content: Mapping[str, Any]) -> dict[str, Any]:
     for name in content:
         reads = TrainSettings.flag(name).read_with if name in _FIELDS else ()
         choice, *readers = reads or ("",)
-        options = made.get(choice)
-        if isinstance(options, list) and all(isinstance(one, str) for one in options):
-            options = dict.fromkeys(options)
-        if not isinstance(options, Mapping):
-            continue
+        options = _nested(made.get(choice))
         moved = {
             option: {name: content[name], **(own or {})}
             for option, own in options.items()

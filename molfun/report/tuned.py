@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,38 +93,39 @@ def _name(study: StudyResults) -> str:
 
 def _course(study: StudyResults, best: FinishedTrial) -> Section:
     """Draw the value of each trial and the best so far, and the epochs of all trials."""
-    trials = study.trials
-    done = [one for one in trials if one.state == "complete"]
-    pick = max if study.higher_is_better else min
     with plot(9.6, 3.4, columns=2) as drawn:
         left, right = drawn.axes
-        for state, colour in (("complete", COLOURS[0]), ("pruned", MUTED)):
-            shown = [one for one in trials if one.state == state]
-            points(left, [t.number for t in shown], [t.value for t in shown], colour, label=state)
-        so_far = [pick(one.value for one in done[: i + 1]) for i in range(len(done))]
-        left.step(
-            [one.number for one in done],
-            so_far,
-            where="post",
-            color=COLOURS[1],
-            label="best so far",
-        )
-        left.set(xlabel="Trial", ylabel=_name(study))
-        left.legend()
-        for one in trials:
-            steps = sorted(one.reported)
-            is_best = one.number == best.number
-            right.plot(
-                steps, [one.reported[s] for s in steps], lw=2 if is_best else 0.8,
-                color=COLOURS[1] if is_best else MUTED, alpha=1 if is_best else 0.5,
-            )  # fmt: skip
-        right.xaxis.get_major_locator().set_params(integer=True)
-        right.set(xlabel="Fold" if study.about.get("folds") else "Epoch", ylabel=_name(study))
+        _values(left, study)
+        _epochs(right, study, best)
     caption = (
         "Left: the value of each trial and the best so far. Right: intermediate values of all "
         f"trials, of the best (trial {best.number}) in colour."
     )
     return Section("Course", [Figure(drawn.svg, caption, wide=True)])
+
+
+def _values(axes: Any, study: StudyResults) -> None:
+    for state, colour in (("complete", COLOURS[0]), ("pruned", MUTED)):
+        shown = [one for one in study.trials if one.state == state]
+        points(axes, [t.number for t in shown], [t.value for t in shown], colour, label=state)
+    done = {one.number: one.value for one in study.trials if one.state == "complete"}
+    pick = max if study.higher_is_better else min
+    so_far = list(itertools.accumulate(done.values(), pick))
+    axes.step(list(done), so_far, where="post", color=COLOURS[1], label="best so far")
+    axes.set(xlabel="Trial", ylabel=_name(study))
+    axes.legend()
+
+
+def _epochs(axes: Any, study: StudyResults, best: FinishedTrial) -> None:
+    for one in study.trials:
+        steps = sorted(one.reported)
+        is_best = one.number == best.number
+        axes.plot(
+            steps, [one.reported[s] for s in steps], lw=2 if is_best else 0.8,
+            color=COLOURS[1] if is_best else MUTED, alpha=1 if is_best else 0.5,
+        )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="Fold" if study.about.get("folds") else "Epoch", ylabel=_name(study))
 
 
 def _importance(study: StudyResults) -> Section:
@@ -165,16 +167,21 @@ def _slice(study: StudyResults, key: str, node: Node, shown: Sequence[FinishedTr
             own = [one for one in shown if one.state == state]
             x = [labels.index(t.keys[key]) if labels else t.keys[key] for t in own]
             points(axes, x, [one.value for one in own], colour)
-        if labels:
-            axes.set_xticks(range(len(labels)), [cut(str(one), 16) for one in labels])
-            axes.set_xlim(-0.5, len(labels) - 0.5)
-        elif not isinstance(node, Choices) and node.log:
-            axes.set_xscale("log")
-            # formulas are off on this page, and powers of ten are formulas
-            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-            axes.xaxis.set_minor_formatter(lambda *_: "")
+        _scale(axes, node)
         axes.set(xlabel=cut(key, 48), ylabel=_name(study))
     return Figure(drawn.svg, f"Values over {key}; pruned trials are grey.")
+
+
+def _scale(axes: Any, node: Node) -> None:
+    """Name the choices, or stretch a range as it is drawn."""
+    if isinstance(node, Choices):
+        axes.set_xticks(range(len(node.labels)), [cut(str(one), 16) for one in node.labels])
+        axes.set_xlim(-0.5, len(node.labels) - 0.5)
+    elif node.log:
+        axes.set_xscale("log")
+        # formulas are off on this page, and powers of ten are formulas
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _table(study: StudyResults) -> Section:

@@ -220,8 +220,8 @@ class StudyResults:
         found: dict[str, dict[str, float]] = {}
         for group, keys in groups.items():
             having = [one for one in done if set(keys) <= one.keys.keys()]
-            varied = [k for k in keys if len({repr(one.keys[k]) for one in having}) > 1]
-            if len(having) >= FEWEST and varied and len({one.value for one in having}) > 1:
+            varied = _varied(having, keys)
+            if varied:
                 found[group] = storage.importances(self.optuna, varied)
         return found
 
@@ -265,3 +265,10 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         raise RunError(
             f"{path} is damaged. Choose another output folder, or remove {folder}."
         ) from error
+
+
+def _varied(trials: Sequence[FinishedTrial], keys: Sequence[str]) -> list[str]:
+    """Return the settings that differ among trials, if these are enough and differ in value."""
+    if len(trials) < FEWEST or len({one.value for one in trials}) == 1:
+        return []
+    return [key for key in keys if len({repr(one.keys[key]) for one in trials}) > 1]

@@ -240,20 +240,26 @@ def _plain(node: Node) -> Any:
 def _node(name: str, given: Any, source: str, real: Collection[str]) -> Node:
     where = f"{source}: {name}"
     if isinstance(given, Mapping) and {"low", "high"} & set(map(str, given)):
-        return _range(where, {str(k): v for k, v in given.items()}, real=name in real)
+        return _range(
+            where, dict(zip(map(str, given), given.values(), strict=True)), real=name in real
+        )
     if isinstance(given, Mapping) and given and all(isinstance(one, str) for one in given):
         inner = [_inner(f"{where}={option}", own, real) for option, own in given.items()]
         return Choices(tuple(given), tuple(inner))
     if isinstance(given, list) and given:
-        labels = [json.dumps(label_of(option)) for option in given]
-        twice = next((one for one in labels if labels.count(one) > 1), None)
-        if twice is not None:
-            raise ConfigError(f"{where} names the choice {twice} twice. Keep one.")
-        return Choices(tuple(given), (NOTHING,) * len(given))
+        return _listed(where, given)
     raise ConfigError(
         f"{where} must be a range ({{low: 4, high: 32, step: 4}}), a list of choices, or choices "
         f"with settings of their own, got {given!r}."
     )
+
+
+def _listed(where: str, given: list[Any]) -> Choices:
+    labels = [json.dumps(label_of(option)) for option in given]
+    twice = next((one for one in labels if labels.count(one) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{where} names the choice {twice} twice. Keep one.")
+    return Choices(tuple(given), (NOTHING,) * len(given))
 
 
 def _inner(where: str, given: Any, real: Collection[str]) -> Space:
@@ -261,15 +267,7 @@ def _inner(where: str, given: Any, real: Collection[str]) -> Space:
 
 
 def _range(where: str, given: Mapping[str, Any], *, real: bool) -> Range:
-    for key in given:
-        if key not in _OF_A_RANGE:
-            known = ", ".join(_OF_A_RANGE)
-            raise ConfigError(
-                f"{where}: a range has {known}, got {key!r}.{nearest(key, _OF_A_RANGE)}"
-            )
-    missing = [key for key in ("low", "high") if key not in given]
-    if missing:
-        raise ConfigError(f"{where}: the range has no {missing[0]}. Give low and high.")
+    _check_keys(where, given)
     log = given.get("log", False)
     if not isinstance(log, bool):
         raise ConfigError(f"{where}: log must be true or false, got {log!r}.")
@@ -282,6 +280,18 @@ def _range(where: str, given: Mapping[str, Any], *, real: bool) -> Range:
     made = Range(low=low, high=high, step=None if step is None else kind(numbers["step"]), log=log)
     _check_range(where, made)
     return made
+
+
+def _check_keys(where: str, given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key not in _OF_A_RANGE:
+            known = ", ".join(_OF_A_RANGE)
+            raise ConfigError(
+                f"{where}: a range has {known}, got {key!r}.{nearest(key, _OF_A_RANGE)}"
+            )
+    missing = [key for key in ("low", "high") if key not in given]
+    if missing:
+        raise ConfigError(f"{where}: the range has no {missing[0]}. Give low and high.")
 
 
 def _number(where: str, key: str, given: Any) -> float:
