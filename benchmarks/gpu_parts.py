@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import math
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,8 @@ LOSS_LIMIT = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2, "fp16": 1e-2}
 CPU_LIMIT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 2e-2}
 """Largest relative difference from the CPU in float32."""
 SCALES = {"fp16": (256.0, 16.0, 1.0)}
-"""Factors of the loss, as of a scaler: the first that gives finite gradients counts. Small gradients
-of float16 are zero, large ones infinite."""
+"""Factors of the loss, of which the first that gives finite gradients counts, as in a scaler. Small
+gradients of float16 are zero, large ones infinite."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ class Report:
         except ImportError as reason:
             row = Row(self._part, label, status="skipped", note=first_line(reason))
         except Exception as error:
-            note = f"{type(error).__name__}: {first_line(error)}"
+            # torch.compile wraps what went wrong
+            cause = getattr(error, "inner_exception", error)
+            note = f"{type(cause).__name__}: {first_line(cause)}"
             row = Row(self._part, label, status="failed", note=note)
         gc.collect()
         if torch.cuda.is_available():
@@ -657,6 +660,9 @@ def select_kernels(model: Any, kernels: Any, *, by_nvidia: bool) -> None:
 
 def compiled(options: Options, report: Report) -> None:
     """Measure the trunk with each block under ``torch.compile``, next to the same code without."""
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        report.skip("torch.compile", "this machine has no C++ compiler, which it needs")
+        return
     for case, model, batches in openfold_models(options):
         blocks = list(model.backbone.blocks())
         for length, batch in batches.items():
