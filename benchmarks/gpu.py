@@ -220,8 +220,8 @@ def seconds_of(name: str, chosen: Sequence[str], left: float) -> float:
     return left - scale * sum(PARTS[part].seconds for part in after)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts."""
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options, or end with one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
@@ -235,6 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(f"Error: {unknown_name('part', name, PARTS)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("Error: torch sees no CUDA GPU here. Try the script with --device cpu.")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts."""
+    args = parsed(arguments)
     # a plain end of the process would leave the running part behind
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(SystemExit("stopped")))
     end = time.perf_counter() + args.limit - WRITING
