@@ -20,7 +20,7 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +43,13 @@ from molfun.backbones.esm2.weights import canonical_name
 from molfun.nn import kernels
 from molfun.sample import SampleBatch
 
-NAMES = {"8M": "esm2_t6_8M_UR50D", "35M": "esm2_t12_35M_UR50D", "tiny": "esm2_tiny"}
+NAMES = {
+    "tiny": "esm2_tiny",
+    "8M": "esm2_t6_8M_UR50D",
+    "35M": "esm2_t12_35M_UR50D",
+    "150M": "esm2_t30_150M_UR50D",
+    "650M": "esm2_t33_650M_UR50D",
+}
 RANK, BATCH, EPOCHS = 8, 8, 20
 TITLES = {
     "inference": "Inference",
@@ -71,6 +77,15 @@ class Peer(nn.Module):
         super().__init__()
         head: Any = source.head
         self.output: nn.Linear = copy.deepcopy(head.layers[-1])
+        self.device: torch.device = source.device
+
+    def features(self, texts: Sequence[str]) -> Any:
+        """Return the input of `forward` for some sequences: the tokens, padded."""
+        return self.converter([("", t) for t in texts])[2].to(self.device)
+
+    def inner(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the mask of residues: neither start, end nor padding."""
+        return (tokens != 0) & (tokens != 1) & (tokens != 2)
 
     def loss(self, representations: torch.Tensor, inner: torch.Tensor, labels: torch.Tensor) -> Any:
         weight = inner.unsqueeze(-1).to(representations.dtype)
@@ -92,16 +107,23 @@ class FairESM(Peer):
         self.converter = self.trunk.alphabet.get_batch_converter()
         self.trunk.requires_grad_(kind == "full")
 
-    def forward(self, texts: Sequence[str], labels: torch.Tensor) -> Any:
-        tokens = self.converter([("", t) for t in texts])[2]
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> Any:
         found = self.trunk(tokens, repr_layers=[self.last])["representations"][self.last]
-        return self.loss(found, (tokens != 0) & (tokens != 1) & (tokens != 2), labels)
+        return self.loss(found, self.inner(tokens), labels)
 
 
 class HuggingFace(Peer):
-    """EsmModel of transformers with scaled_dot_product_attention and adapters of peft."""
+    """EsmModel of transformers with adapters of peft.
 
-    def __init__(self, source: MolfunStructureModel, kind: str) -> None:
+    Parameters
+    ----------
+    source, kind
+        Model with the weights, and what trains.
+    attention
+        transformers' name of the implementation of attention.
+    """
+
+    def __init__(self, source: MolfunStructureModel, kind: str, *, attention: str = "sdpa") -> None:
         super().__init__(source)
         from transformers import EsmConfig, EsmModel
 
@@ -111,9 +133,9 @@ class HuggingFace(Peer):
             num_hidden_layers=size.num_layers, num_attention_heads=size.attention_heads,
             intermediate_size=4 * size.embed_dim, position_embedding_type="rotary",
             token_dropout=True, emb_layer_norm_before=False, hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0, layer_norm_eps=1e-5, attn_implementation="sdpa",
+            attention_probs_dropout_prob=0.0, layer_norm_eps=1e-5, attn_implementation=attention,
         )  # fmt: skip
-        self.trunk = EsmModel(config, add_pooling_layer=False)
+        self.trunk = EsmModel(config, add_pooling_layer=False).to(self.device)
         ours = {canonical_name(n): t for n, t in source.backbone.model.state_dict().items()}
         own = self.trunk.state_dict()
         ours["rotary_embeddings.inv_freq"] = ours["layers.0.self_attn.rot_emb.inv_freq"]
@@ -136,31 +158,40 @@ class HuggingFace(Peer):
 
         alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
         self.converter = alphabet.get_batch_converter()
+        self.to(self.device)
 
-    def forward(self, texts: Sequence[str], labels: torch.Tensor) -> Any:
-        tokens = self.converter([("", t) for t in texts])[2]
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> Any:
         mask = (tokens != 1).long()
         found = self.trunk(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return self.loss(found, (tokens != 0) & (tokens != 1) & (tokens != 2), labels)
+        return self.loss(found, self.inner(tokens), labels)
 
 
 class Molfun(Peer):
     """Molfun's packed forward pass in the same bare loop as the others."""
 
-    def __init__(self, source: MolfunStructureModel, kind: str) -> None:
+    def __init__(
+        self,
+        source: MolfunStructureModel,
+        kind: str,
+        *,
+        base: Literal["float32", "int8"] = "float32",
+    ) -> None:
         super().__init__(source)
         self.model = copy.deepcopy(source)
         if kind == "lora":
-            LoRAFinetune(rank=RANK, alpha=2 * RANK).setup(self.model)
+            LoRAFinetune(rank=RANK, alpha=2 * RANK, base=base).setup(self.model)
         else:
             self.model.backbone.requires_grad_(kind == "full")
         self.model.eval()
 
-    def forward(self, texts: Sequence[str], labels: torch.Tensor) -> Any:
+    def features(self, texts: Sequence[str]) -> Any:
         batch = SequenceDataset.from_list(list(texts))
         backbone = self.model.backbone
         features = backbone.collate([backbone.featurize(s) for s in batch])
-        pooled = backbone(features, outputs=("mean",)).mean
+        return harness.moved(features, self.device)
+
+    def forward(self, features: Any, labels: torch.Tensor) -> Any:
+        pooled = self.model.backbone(features, outputs=("mean",)).mean
         return functional.mse_loss(self.output(pooled).squeeze(-1).float(), labels, reduction="sum")
 
 
@@ -216,28 +247,36 @@ def variants_of(mode: str, texts: tuple[str, ...], args: argparse.Namespace) -> 
     return rows
 
 
-def batches_of(order: Sequence[int]) -> Batches:
-    return [list(order[i : i + BATCH]) for i in range(0, len(order), BATCH)]
+def batches_of(order: Sequence[int], size: int = BATCH) -> Batches:
+    return [list(order[i : i + size]) for i in range(0, len(order), size)]
 
 
-def one_pass(peer: Peer, case: Case, batches: Batches) -> float:
-    """Return the mean loss over all sequences, before any step."""
+def inputs_of(peer: Peer, texts: Sequence[str], batches: Batches) -> Iterator[tuple[Any, Any]]:
+    """Yield features and labels of one batch after the other."""
+    for batch in batches:
+        chosen = [texts[i] for i in batch]
+        labels = torch.tensor([len(text) / 100 for text in chosen], device=peer.device)
+        yield peer.features(chosen), labels
+
+
+def one_pass(
+    peer: Peer, inputs: Iterable[tuple[Any, Any]], *, train: bool, dtype: torch.dtype | None
+) -> float:
+    """Return the mean loss over all sequences, before any step; autocast to a `dtype` if any."""
     parameters = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # rate 0: every round sees the same weights
-    context: Any = torch.autocast("cpu", torch.bfloat16) if case.bf16 else nullcontext()
-    train = case.mode != "inference"
-    total = 0.0
-    for batch in batches:
-        texts = [case.texts[i] for i in batch]
-        labels = torch.tensor([len(text) / 100 for text in texts])
+    total, n = torch.zeros((), device=peer.device), 0
+    for features, labels in inputs:
+        context: Any = torch.autocast(peer.device.type, dtype) if dtype else nullcontext()
         with context, torch.set_grad_enabled(train):
-            loss = peer(texts, labels)
+            loss = peer(features, labels)
         if train:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        total += float(loss.detach())
-    return total / len(case.texts)
+        total += loss.detach()
+        n += len(labels)
+    return float(total) / n
 
 
 def passes(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
@@ -246,7 +285,13 @@ def passes(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
     kind = {"head": "head", "inference": "head"}.get(case.mode, case.mode)
     peer = classes[case.package](source, kind)
     batches = batches_in(case.order, case.texts)
-    return lambda: one_pass(peer, case, batches[:1]), lambda: one_pass(peer, case, batches)
+    dtype = torch.bfloat16 if case.bf16 else None
+
+    def run(some: Batches) -> float:
+        inputs = inputs_of(peer, case.texts, some)
+        return one_pass(peer, inputs, train=case.mode != "inference", dtype=dtype)
+
+    return lambda: run(batches[:1]), lambda: run(batches)
 
 
 def fits(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
@@ -268,25 +313,30 @@ def fits(case: Case, source: Any) -> tuple[harness.Measure, harness.Measure]:
     return lambda: run(loader[:1], 1), lambda: run(loader, n_epochs)
 
 
-def batches_in(order: str, texts: Sequence[str]) -> Batches:
+def batches_in(order: str, texts: Sequence[str], size: int = BATCH) -> Batches:
     """Return batches in random order, or of similar length."""
     if order == "sorted":
-        return batches_of(np.argsort([len(t) for t in texts]).tolist())
-    return batches_of(np.random.default_rng(1).permutation(len(texts)).tolist())
+        return batches_of(np.argsort([len(t) for t in texts]).tolist(), size)
+    return batches_of(np.random.default_rng(1).permutation(len(texts)).tolist(), size)
+
+
+def source_of(size: str, device: str = "cpu") -> MolfunStructureModel:
+    """Return the model from which all variants take their weights."""
+    return MolfunStructureModel(
+        NAMES[size],
+        head="linear",
+        head_config={"standardize": False},
+        task_config={"standardize": False},
+        device=device,
+        seed=0,
+    )
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     """Return the measured functions of a case; runs in the process of its row."""
     logging.disable(logging.WARNING)
     kernels.set_matrix_kernel(case.kernel)
-    source = MolfunStructureModel(
-        NAMES[case.size],
-        head="linear",
-        head_config={"standardize": False},
-        task_config={"standardize": False},
-        device="cpu",
-        seed=0,
-    )
+    source = source_of(case.size)
     through_fit = case.package == "molfun" and case.mode in LONG_RUNS
     return (fits if through_fit else passes)(case, source)
 

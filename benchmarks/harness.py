@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils._pytree import tree_map
 
 Measure = Callable[[], float]
 """Do the work once, and return a number on which all variants should agree."""
@@ -192,24 +193,47 @@ def gemm_peaks(threads: int) -> dict[str, float]:
             kernels.set_matrix_kernel(kernel)
         except ValueError:
             continue
-        peaks[kernel] = _best_rate(kernels.linear, torch.float32)
+        peaks[kernel] = best_rate(kernels.linear, torch.float32)
     kernels.set_matrix_kernel("auto")
-    peaks["bfloat16"] = _best_rate(torch.nn.functional.linear, torch.bfloat16)
+    peaks["bfloat16"] = best_rate(torch.nn.functional.linear, torch.bfloat16)
     torch.set_num_threads(before)
     return peaks
 
 
-def _best_rate(linear: Callable[[Any, Any], Any], dtype: torch.dtype) -> float:
-    """Return the best rate of a product at the trunks' shapes, in GFLOP/s."""
+TRUNKS = ((4096, 128, 512), (4096, 320, 1280), (4096, 1280, 320), (4096, 512, 2048))
+"""Shapes of products in the trunks: rows, inner and outer width."""
+
+
+def best_rate(
+    linear: Callable[[Any, Any], Any],
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    shapes: Sequence[tuple[int, int, int]] = TRUNKS,
+) -> float:
+    """Return the best rate of a product at some shapes, in GFLOP/s."""
     best = 0.0
-    for inner, outer in ((128, 512), (320, 1280), (1280, 320), (512, 2048)):
-        x = torch.randn(4096, inner, dtype=dtype)
-        weight = torch.randn(outer, inner, dtype=dtype)
+    for rows, inner, outer in shapes:
+        x = torch.randn(rows, inner, dtype=dtype, device=device)
+        weight = torch.randn(outer, inner, dtype=dtype, device=device)
         for _ in range(12):
+            wait(device)
             start = time.perf_counter()
             linear(x, weight)
-            best = max(best, 2 * 4096 * inner * outer / (time.perf_counter() - start) / 1e9)
+            wait(device)
+            best = max(best, 2 * rows * inner * outer / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def wait(device: str | torch.device) -> None:
+    """Wait until a GPU has done what it was asked for; on a CPU it has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def moved(tensors: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on a device."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, tensors)
 
 
 def machine(threads: int) -> str:

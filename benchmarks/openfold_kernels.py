@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +38,8 @@ class Case:
     kernels: Literal["stock", "fast"]
     checkpointing: bool
     cached: bool = False
+    config: str = "model_1_ptm"
+    device: str = "cpu"
 
 
 def model_of(case: Case) -> Any:
@@ -45,8 +49,9 @@ def model_of(case: Case) -> Any:
     logging.disable(logging.WARNING)
     model = MolfunStructureModel(
         "openfold",
+        config=case.config,
         head="affinity",
-        device="cpu",
+        device=case.device,
         kernels=case.kernels,
         backbone_config={
             # openfold initialises output layers to zero, and gradients behind them would be zero
@@ -84,7 +89,7 @@ def batch_of(model: Any, case: Case) -> Any:
         if name == "msa_feat":
             extra += torch.randn(extra.shape, generator=generator)
         batch[name] = torch.cat([batch[name], extra], dim=1)
-    return batch
+    return harness.moved(batch, torch.device(case.device))
 
 
 def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
@@ -93,10 +98,21 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
     backbone = model.backbone
     if case.mode == "block":
         return _block(backbone, case)
-    batch = batch_of(model, case)
+    run = pass_of(backbone, batch_of(model, case), case)
+    return run, run
+
+
+def pass_of(
+    backbone: Any,
+    batch: Any,
+    case: Case,
+    cast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> harness.Measure:
+    """Return a forward pass in the precision of `cast`, or a step if the case has one."""
+    from molfun.backbones.splitting import frozen_blocks
 
     def forward() -> float:
-        with torch.no_grad():
+        with torch.no_grad(), cast():
             return float(backbone(batch).single.norm())
 
     state, first = None, frozen_blocks(backbone)
@@ -105,10 +121,11 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
             state = backbone.run_prefix(batch, first)
 
     def step() -> float:
-        if state is None:
-            output = backbone(batch)
-        else:
-            output = backbone.run_suffix(state, first, outputs=("single",))
+        with cast():
+            if state is None:
+                output = backbone(batch)
+            else:
+                output = backbone.run_suffix(state, first, outputs=("single",))
         loss = output.single.square().sum()
         loss.backward()
         norm = torch.stack([p.grad.norm() for p in backbone.parameters() if p.grad is not None])
@@ -116,8 +133,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
             parameter.grad = None
         return float(norm.norm())
 
-    run = forward if case.mode == "forward" else step
-    return run, run
+    return forward if case.mode == "forward" else step
 
 
 def _block(backbone: Any, case: Case) -> tuple[harness.Measure, harness.Measure]:

@@ -20,6 +20,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,15 +32,24 @@ WAYS = ("alone", "ddp", "molfun", "fsdp2")
 SIZE = 2
 
 
-def stepper(way: str, preset: str, batch: Any) -> Callable[[], float]:
+def stepper(
+    way: str,
+    preset: str,
+    batch: Any,
+    *,
+    device: str = "cpu",
+    precision: str = "32-true",
+    cast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Callable[[], float]:
     """Return a function that runs forward and backward once and gives the norm of the gradient."""
     from molfun import MolfunStructureModel
     from molfun.parallel.base import Parallel, Replicated
     from molfun.parallel.ranks import Ranks
     from molfun.parallel.sharded import Sharded
 
-    ranks = Ranks(distributed.get_rank(), SIZE)
-    model = MolfunStructureModel(preset, device="cpu").backbone.train()
+    size = distributed.get_world_size()
+    ranks = Ranks(distributed.get_rank(), size)
+    model = MolfunStructureModel(preset, device=device).backbone.train()
     loss_of(model, batch).backward()
     parameters = {n: p for n, p in model.named_parameters() if p.grad is not None}
     for parameter in model.parameters():  # what no loss reaches; DDP would wait for it
@@ -49,7 +59,7 @@ def stepper(way: str, preset: str, batch: Any) -> Callable[[], float]:
         "alone": Parallel(ranks),
         "ddp": Parallel(ranks),
         "molfun": Replicated(ranks),
-        "fsdp2": Sharded(ranks, torch.device("cpu"), "32-true"),
+        "fsdp2": Sharded(ranks, torch.device(device), precision),
     }[way]
     optimizer = torch.optim.SGD(list(parameters.values()), lr=0.0)
     trained = parallel.spread(model.blocks(), optimizer, parameters)
@@ -57,14 +67,15 @@ def stepper(way: str, preset: str, batch: Any) -> Callable[[], float]:
     called: nn.Module = DistributedDataParallel(model) if way == "ddp" else model
 
     def step() -> float:
-        loss = parallel.run(loss_of, called, batch)
+        with cast():
+            loss = parallel.run(loss_of, called, batch)
         parallel.last_backward()
         loss.backward()
         parallel.add_up_gradients()
         norm = float(parallel.clip(list(trained.values()), None))
         optimizer.zero_grad(set_to_none=True)
         # DDP gives the mean over processes, ours the sum
-        return norm * (SIZE if way == "ddp" else 1)
+        return norm * (size if way == "ddp" else 1)
 
     return step
 

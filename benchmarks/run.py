@@ -45,6 +45,7 @@ SUITES = {
     "memory_model": Suite(),
     "fold_memory": Suite(),
     "int8": Suite(),
+    "gpu": Suite(quick=("--device", "cpu", "--quick")),
     "esm2_vs_peers": Suite(
         full=("--size", "8M", "--sequences", "64"),
         quick=("--size", "tiny", "--sequences", "8", "--rounds", "1",

@@ -114,7 +114,7 @@ def test_every_suite_is_a_script(suites: ModuleType) -> None:
     assert set(suites.SUITES) == {
         *("openfold_kernels", "esm2_vs_peers", "engine_overhead"),
         *("data_loading", "start_up", "prefix_cache", "memory_model", "row_checks"),
-        *("fold_memory", "parallel", "int8", "streaming"),
+        *("fold_memory", "gpu", "parallel", "int8", "streaming"),
     }
     for name, suite in suites.SUITES.items():
         text = (FOLDER / f"{name}.py").read_text()
