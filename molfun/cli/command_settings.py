@@ -10,6 +10,7 @@ from molfun.cli.shared_settings import (
     DEVICE,
     KERNELS,
     MODEL,
+    NUM_NODES,
     PLUGIN,
     RUN,
     TRUST,
@@ -18,6 +19,7 @@ from molfun.cli.shared_settings import (
 )
 from molfun.config import Settings, option
 from molfun.data.kinds.sequences import SequenceInputs
+from molfun.parallel.started import Devices
 
 CHECKPOINT = "Checkpoint folder, for example runs/x/checkpoint, or a .ckpt of PET."
 OVERWRITE = option(False, "Replace an older --output.", panel=RUN)
@@ -37,6 +39,17 @@ class Command(Settings):
         rest = {name: given[name] for name in given if name not in own}
         names = {name: f"--{name.replace('_', '-')}" for name in own}
         return cls.build(own, source="command line", names=names), rest
+
+
+class SpreadCommand(Command):
+    """Settings of commands that deal their samples to several processes."""
+
+    device: str = DEVICE
+    devices: Devices | None = option(
+        None, "Processes per machine among which samples are dealt; auto: all GPUs.", panel=RUN,
+        shown="1, or those of torchrun and srun",
+    )  # fmt: skip
+    num_nodes: int = NUM_NODES
 
 
 class RunOptions(Command):
@@ -113,7 +126,7 @@ class TrainFlags(StartSettings):
     trust: bool = TRUST
 
 
-class EmbedSettings(Command, SequenceInputs):
+class EmbedSettings(SpreadCommand, SequenceInputs):
     """Settings of ``molfun embed``: sequences, model and output."""
 
     sequences: str = option(
@@ -137,11 +150,10 @@ class EmbedSettings(Command, SequenceInputs):
     layer: int = option(-1, "Layer; -1 is the last.", panel=MODEL)
     output: str = option("embeddings.npz", "File to write: .npz, .h5 or .parquet.", panel=RUN)
     shard_size: int = option(10000, "Sequences per file; a stopped run goes on.", panel=RUN)
-    device: str = DEVICE
     overwrite: bool = OVERWRITE
 
 
-class FoldSettings(Command):
+class FoldSettings(SpreadCommand):
     """Settings of ``molfun fold``: sequences or structures, model and output."""
 
     checkpoint: str | None = option(None, CHECKPOINT, argument=True)
@@ -173,7 +185,6 @@ class FoldSettings(Command):
         True, "Draw pLDDT and predicted aligned error.", panel=RUN, names=("--plots/--no-plots",)
     )
     shard_size: int = option(1000, "Structures per folder; a stopped run goes on.", panel=RUN)
-    device: str = DEVICE
     kernels: Kernels = KERNELS
     overwrite: bool = OVERWRITE
 
@@ -204,7 +215,7 @@ class ExportSettings(Command):
     overwrite: bool = OVERWRITE
 
 
-class TrainedModel(Command):
+class TrainedModel(SpreadCommand):
     """Settings of commands that run a trained model on samples."""
 
     checkpoint: str = option(..., CHECKPOINT, argument=True)
@@ -223,7 +234,6 @@ class TrainedModel(Command):
     weights: str | None = WEIGHTS
     trust: bool = TRUST
     batch_size: int = option(1, "Samples per batch.", panel=RUN, ge=1)
-    device: str = DEVICE
     kernels: Kernels = KERNELS
     overwrite: bool = OVERWRITE
     plugin: str | None = PLUGIN

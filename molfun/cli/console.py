@@ -63,11 +63,15 @@ class Progress:
         self.batches, self.text = batches, text
         # `predict` reads the data set of a loader, which this object stands for
         self.dataset = getattr(batches, "dataset", None)
+        self.share = getattr(batches, "share", None)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
+        if not is_first_process():
+            yield from self.batches
+            return
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track
@@ -302,3 +306,5 @@ def set_up_logging(log_file: str | None, *, debug: bool) -> None:
         file.setLevel(logging.DEBUG if debug else logging.INFO)
         file.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logger.addHandler(file)
+    if not is_first_process():
+        hush()

@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader
 from molfun.cli.console import say
 from molfun.cli.settings import DEMO_VALIDATION, FineTuneSettings
 from molfun.data.base import SampleDataset
-from molfun.data.batching import LengthBatchSampler
+from molfun.data.batching import LengthBatchSampler, lengths_of
 from molfun.data.faults import is_collecting
 from molfun.data.kinds.base import CLASSES, DataKind, is_chosen, is_of, kind_of
 from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import DataSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
+from molfun.parallel.dealing import Share
+from molfun.parallel.ranks import Ranks
 from molfun.registry import DATASETS, DEFAULT_KIND, TASKS
 from molfun.text import unknown_name
 
@@ -153,6 +155,33 @@ def _origin(settings: FineTuneSettings) -> str:
 def loader(dataset: SampleDataset, batch_size: int, **options: Any) -> DataLoader[Any]:
     """Return a loader of batches of a data set."""
     return _loader(dataset, batch_size=batch_size, **options)
+
+
+def dealt_loader(
+    dataset: SampleDataset, batch_size: int, *, power: float, ranks: Ranks
+) -> DataLoader[Any]:
+    """Return a loader of the batches of this process: those of one process, dealt by their cost.
+
+    Parameters
+    ----------
+    dataset
+        All samples.
+    batch_size
+        Samples per batch, which follow each other.
+    power
+        Power of the length that a sample costs.
+    ranks
+        This process among the others.
+    """
+    if ranks.size == 1:
+        return loader(dataset, batch_size)
+    starts = range(0, len(dataset), batch_size)
+    batches = [range(i, min(i + batch_size, len(dataset))) for i in starts]
+    costs = lengths_of(dataset).astype(float) ** power
+    share = Share(batches, costs.tolist(), ranks)
+    found = _loader(dataset, batch_sampler=share.own)
+    found.share = share  # read by `share_of`
+    return found
 
 
 def loader_by_length(

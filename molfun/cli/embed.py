@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -22,12 +23,17 @@ from molfun.cli.models import trained_as
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
 from molfun.cli.settings import with_long
+from molfun.cli.several import processes
 from molfun.data.kinds.base import is_of, kind_of
 from molfun.data.kinds.sequences import Sequences
 from molfun.data.sequences import SequenceDataset
 from molfun.data.stored_sequences import StoredSequences
 from molfun.errors import ConfigError, RunError
+from molfun.models.embedding import embedded
+from molfun.models.loaders import all_samples
 from molfun.models.structure import MolfunStructureModel
+from molfun.nn.process import settled
+from molfun.parallel.ranks import Ranks
 from molfun.runs.folder import DirectoryLock
 
 logger = logging.getLogger(__name__)
@@ -51,15 +57,17 @@ def embed(given: Mapping[str, Any]) -> None:
     }
     size, overwrite = wanted.shard_size, wanted.overwrite
     check_output(wanted.output, data.ids, size, inputs, overwrite=overwrite)
-    run(
-        _model(wanted),
-        data,
-        wanted.output,
-        pooling=None if wanted.pooling == "none" else wanted.pooling,
-        layer=wanted.layer,
-        shard_size=size,
-        overwrite=overwrite,
-    )
+    with processes(wanted) as ranks:
+        run(
+            _model(wanted),
+            data,
+            wanted.output,
+            pooling=None if wanted.pooling == "none" else wanted.pooling,
+            layer=wanted.layer,
+            shard_size=size,
+            overwrite=overwrite,
+            ranks=ranks,
+        )
 
 
 def _open(wanted: EmbedSettings) -> AnySequences:
@@ -101,8 +109,11 @@ def run(
     layer: int,
     shard_size: int,
     overwrite: bool,
+    ranks: Ranks,
 ) -> None:
     """Embed and write; a shard that is complete is not computed again.
+
+    The processes of the command embed each shard together, and the first one writes it.
 
     Raises
     ------
@@ -114,8 +125,11 @@ def run(
     fingerprint = model.backbone.state_fingerprint()
 
     def write(file: Path, some: AnySequences) -> None:
-        arrays = list(model.embed(some, pooling=pooling, layer=layer))  # type: ignore[arg-type]  # checked there
-        _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
+        samples = all_samples(some)
+        with settled():
+            arrays = embedded(model, samples, pooling, layer=layer, ranks=ranks)  # type: ignore[arg-type]  # checked there
+        if ranks.is_first:
+            _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
 
     # shards by the order of the input: shard i of a resumed run has the same sequences
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
@@ -123,19 +137,28 @@ def run(
         write(path, data)
         say(f"{len(data):,} sequences embedded: {path}")
         return
-    with DirectoryLock(path.parent):
-        names = _shards(path, len(parts))
+    names = _shards(path, len(parts))
+    with DirectoryLock(path.parent) if ranks.is_first else contextlib.nullcontext():
         identity = _identity(model, fingerprint, data, pooling, layer, shard_size)
-        sums = _claim(path, identity, overwrite=overwrite)
-        work = [(n, p) for n, p in zip(names, parts, strict=True) if not _is_whole(n, sums)]
-        if len(work) < len(parts):
-            say(f"{len(parts) - len(work)} of {len(parts)} shards are there already")
-        for name, part in Progress(work, "embedding"):
-            write(name, data.subset(part))
-            # after each shard: a run that is killed loses one shard at most
-            sums[name.name] = sha256_of(name)
-            write_json(_note(path), {**identity, SUMS: sums})
+        sums, missing = ranks.of_first(lambda: _work(path, identity, names, overwrite=overwrite))
+        if len(missing) < len(parts):
+            say(f"{len(parts) - len(missing)} of {len(parts)} shards are there already")
+        for number in Progress(missing, "embedding"):
+            name = names[number]
+            write(name, data.subset(parts[number]))
+            if ranks.is_first:
+                # after each shard: a run that is killed loses one shard at most
+                sums[name.name] = sha256_of(name)
+                write_json(_note(path), {**identity, SUMS: sums})
     say(f"{len(data):,} sequences embedded: {names[0]} to {names[-1].name}")
+
+
+def _work(
+    path: Path, identity: dict[str, Any], names: Sequence[Path], *, overwrite: bool
+) -> tuple[dict[str, Any], list[int]]:
+    """Return the checksums of the shards that are there, and the numbers of those to make."""
+    sums = _claim(path, identity, overwrite=overwrite)
+    return sums, [number for number, name in enumerate(names) if not _is_whole(name, sums)]
 
 
 def check_output(

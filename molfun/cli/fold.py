@@ -16,6 +16,7 @@ from molfun.cli.command_settings import FoldSettings
 from molfun.cli.console import Progress, say, set_up_logging
 from molfun.cli.models import open_ensemble, open_model
 from molfun.cli.outputs import refuse_inputs
+from molfun.cli.several import processes
 from molfun.data.fasta import read_fasta
 from molfun.data.folders import FolderIndex, with_alignments
 from molfun.data.kinds.sequences import is_fasta
@@ -24,7 +25,10 @@ from molfun.models import folding
 from molfun.models.ensemble import Ensemble
 from molfun.models.fold_memory import too_large
 from molfun.models.structure import MolfunStructureModel
-from molfun.runs.folder import REPORT, DirectoryLock
+from molfun.parallel.dealing import deal
+from molfun.parallel.ranks import Ranks
+from molfun.runs.folder import REPORT
+from molfun.runs.writers import WRITERS, held_by_all
 from molfun.sample import Sample
 from molfun.strict import check_choice
 from molfun.structures import files
@@ -40,15 +44,19 @@ def fold(given: Mapping[str, Any]) -> None:
     set_up_logging(None, debug=wanted.debug)
     samples = folding.samples_to_fold(_samples(wanted))
     _refuse(wanted, samples)
-    models = _models(wanted)
-    # before the folder is claimed or a former run is removed
-    folding.check_settings(models, wanted.recycles, wanted.recycle_tolerance)
-    models[0].check(samples)
-    run(models, samples, wanted)
+    with processes(wanted) as ranks:
+        models = _models(wanted)
+        # before the folder is claimed or a former run is removed
+        folding.check_settings(models, wanted.recycles, wanted.recycle_tolerance)
+        models[0].check(samples)
+        run(models, samples, wanted, ranks)
 
 
 def run(
-    models: Sequence[MolfunStructureModel], samples: Sequence[Sample], wanted: FoldSettings
+    models: Sequence[MolfunStructureModel],
+    samples: Sequence[Sample],
+    wanted: FoldSettings,
+    ranks: Ranks,
 ) -> None:
     """Fold and write; a structure that is there already is not computed again.
 
@@ -60,6 +68,8 @@ def run(
         Samples that the model has checked.
     wanted
         Settings of the command.
+    ranks
+        Processes of the command; each writes the structures that it folds.
 
     Raises
     ------
@@ -69,7 +79,7 @@ def run(
         are not finite.
     """
     folder = as_path(wanted.output)
-    with DirectoryLock(folder):
+    with held_by_all(folder, ranks):
         identity = {
             "model": _fingerprint(models),
             "settings": models[0].backbone.featurize_key(),
@@ -78,9 +88,11 @@ def run(
             "seed": wanted.seed,
             "unify_chains": wanted.unify_chains,
         }
-        _claim(folder, identity, overwrite=wanted.overwrite)
+        ranks.of_first(lambda: _claim(folder, identity, overwrite=wanted.overwrite))
         places = dict(_places(folder, samples, wanted.shard_size))
-        failed = _fold_missing(models, samples, places, wanted)
+        failed = _fold_missing(models, samples, places, wanted, ranks)
+        if not ranks.is_first:
+            return
         rows = [files.read_row(places[s.id], s.id) for s in samples if s.id not in failed]
         absent = [_absent(sample, failed[sample.id]) for sample in samples if sample.id in failed]
         files.write_summary([*rows, *absent], folder / files.SUMMARY)
@@ -99,15 +111,53 @@ def _fold_missing(
     samples: Sequence[Sample],
     places: Mapping[str, Path],
     wanted: FoldSettings,
+    ranks: Ranks,
 ) -> dict[str, str]:
     """Fold and write what is not there; return why some samples were not folded, by id."""
+    # by the first process: files and free memory change while others look
+    numbers, failed = ranks.of_first(lambda: _missing(models[0], samples, places, wanted))
+    power = models[0].backbone.length_power
+    costs = [_length(samples[number]) ** power for number in numbers]
+    own = [samples[numbers[i]] for i in deal(costs, ranks.size)[ranks.index]]
+    broken, *others = ranks.gather(_fold(models, own, places, wanted))
+    for reasons in others:
+        for reason in reasons.values():
+            say(f"Not folded: {reason}")
+        broken |= reasons
+    failed |= broken
+    return {sample.id: failed[sample.id] for sample in samples if sample.id in failed}
+
+
+def _missing(
+    model: MolfunStructureModel,
+    samples: Sequence[Sample],
+    places: Mapping[str, Path],
+    wanted: FoldSettings,
+) -> tuple[list[int], dict[str, str]]:
+    """Return the numbers of the samples to fold, and why others cannot be, by id."""
     work = [s for s in samples if not _is_done(places[s.id], s, plots=wanted.plots)]
     if len(work) < len(samples):
         say(f"{len(samples) - len(work)} of {counted(len(samples), 'structure')} are there")
-    failed = too_large(models[0], work)
+    failed = too_large(model, work)
     for sentence in failed.values():
         say(f"Not folded: {sentence}")
-    work = [sample for sample in work if sample.id not in failed]
+    wanted_ids = {sample.id for sample in work} - failed.keys()
+    return [number for number, s in enumerate(samples) if s.id in wanted_ids], failed
+
+
+def _length(sample: Sample) -> int:
+    """Return the residues of a sample, by which its fold costs; features alone tell none."""
+    return 1 if sample.protein is None else len(sample.protein)
+
+
+def _fold(
+    models: Sequence[MolfunStructureModel],
+    work: Sequence[Sample],
+    places: Mapping[str, Path],
+    wanted: FoldSettings,
+) -> dict[str, str]:
+    """Fold and write samples; return why some are not usable, by id."""
+    failed: dict[str, str] = {}
     made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
     for sample, structure in zip(Progress(work, "folding"), made, strict=True):
         place = places[sample.id]
@@ -279,7 +329,8 @@ def _claim(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
 def _refuse_others(folder: Path) -> None:
     """Refuse a folder with files that are not of this command."""
     # a run that was killed before its note leaves its lock
-    others = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    own = (".lock", WRITERS)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others:
         raise RunError(
             f"{folder} holds {others[0]} and is no folder of molfun fold. Choose another --output."

@@ -12,7 +12,7 @@ from molfun._io import write_json
 from molfun._paths import as_path
 from molfun.cli.command_settings import EvaluateSettings, PredictSettings
 from molfun.cli.console import Progress, metric_line, say, set_up_logging
-from molfun.cli.data import kind_for, loader, say_notes
+from molfun.cli.data import dealt_loader, kind_for, say_notes
 from molfun.cli.energies import say_units
 from molfun.cli.models import open_ensemble, open_model, trained_as
 from molfun.cli.nearness import (
@@ -25,6 +25,7 @@ from molfun.cli.nearness import (
 )
 from molfun.cli.outputs import check_output
 from molfun.cli.settings import paths_in
+from molfun.cli.several import processes
 from molfun.cli.tables import write_predictions
 from molfun.cli.training_rows import reopened, rows_of, run_of
 from molfun.data.base import SampleDataset
@@ -34,7 +35,9 @@ from molfun.errors import ConfigError, MolfunError, RunError
 from molfun.models.ensemble import is_ensemble
 from molfun.models.evaluation import Scores
 from molfun.models.folding import check_settings, maker_of_all
+from molfun.models.prediction import Prediction
 from molfun.models.structure import MolfunStructureModel
+from molfun.parallel.ranks import Ranks
 from molfun.runs import noted
 from molfun.structures.files import check_names
 from molfun.text import counted, first_line, three_digits
@@ -48,7 +51,6 @@ def predict(given: Mapping[str, Any]) -> None:
     """Predict for new samples, and write a table."""
     wanted, about = PredictSettings.take(given)
     kind, dataset = _samples(wanted, about, labels=False)
-    near = _compared(wanted, kind, dataset, about) or _recorded(wanted, kind, dataset)
     if wanted.coverage is not None and not is_ensemble(wanted.checkpoint):
         raise ConfigError(
             f"--coverage needs the errors of a model on rows that it never saw, and "
@@ -56,24 +58,53 @@ def predict(given: Mapping[str, Any]) -> None:
             f"and predict with the folder ensemble/ of that."
         )
     _check_structures(wanted, dataset)
-    model = _opened(wanted)
-    _make_room(wanted, model)
+    with processes(wanted) as ranks:
+        near: dict[str, list[Any]] = {}
+        if ranks.is_first:
+            near = _compared(wanted, kind, dataset, about) or _recorded(wanted, kind, dataset)
+        model = _opened(wanted)
+        ranks.of_first(lambda: _make_room(wanted, model))
+        bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
+        folder = {} if wanted.structures is None else {"structures": wanted.structures}
+        batches = Progress(_dealt(wanted, model, dataset, ranks), "predicting")
+        result = model.predict(batches, **bounds, **folder)
+    if ranks.is_first:
+        near |= distances(result, getattr(model, "training_record", None))
+        _write(wanted, kind, dataset, model, result, near)
+
+
+def _write(
+    wanted: PredictSettings,
+    kind: DataKind,
+    dataset: SampleDataset,
+    model: Any,
+    result: Prediction,
+    near: dict[str, list[Any]],
+) -> None:
+    """Write the table of predictions, with the files beside it, and say so."""
     path = as_path(wanted.output)
-    bounds = {} if wanted.coverage is None else {"coverage": wanted.coverage}
-    folder = {} if wanted.structures is None else {"structures": wanted.structures}
-    batches = Progress(loader(dataset, wanted.batch_size), "predicting")
-    result = model.predict(batches, **bounds, **folder)
-    near |= distances(result, getattr(model, "training_record", None))
     write_predictions(path, result, dataset, about=near)
-    models = getattr(model, "models", [model])
     beside = None
     if wanted.structures is None:
-        beside = kind.write_beside(path, result, dataset, partial(maker_of_all, models))
+        beside = kind.write_beside(path, result, dataset, partial(maker_of_all, _members(model)))
     say(f"{counted(len(dataset), 'prediction')} written to {wanted.output}")
     if wanted.structures is not None:
         say(f"{counted(len(dataset), 'predicted structure')} in {wanted.structures}")
     if beside is not None:
         say(f"{kind.beside} written to {beside}")
+
+
+def _members(model: Any) -> list[MolfunStructureModel]:
+    """Return the models of an ensemble, or the only one."""
+    return list(getattr(model, "models", [model]))
+
+
+def _dealt(
+    wanted: PredictSettings | EvaluateSettings, model: Any, dataset: SampleDataset, ranks: Ranks
+) -> Any:
+    """Return a loader of the batches of this process."""
+    power = _members(model)[0].backbone.length_power
+    return dealt_loader(dataset, wanted.batch_size, power=power, ranks=ranks)
 
 
 def _check_structures(wanted: PredictSettings, dataset: SampleDataset) -> None:
@@ -111,11 +142,14 @@ def evaluate(given: Mapping[str, Any]) -> None:
     kind, dataset = _samples(wanted, about, labels=True)
     training, why_not = _training(wanted, kind, dataset, about)
     _recorded(wanted, kind, dataset)
-    model = _opened(wanted)
-    batches = Progress(loader(dataset, wanted.batch_size), "evaluating")
-    scores = model.evaluate(
-        batches, bootstrap=wanted.bootstrap, baselines=False if training is None else training
-    )
+    with processes(wanted) as ranks:
+        model = _opened(wanted)
+        batches = Progress(_dealt(wanted, model, dataset, ranks), "evaluating")
+        scores = model.evaluate(
+            batches, bootstrap=wanted.bootstrap, baselines=False if training is None else training
+        )
+    if not ranks.is_first:
+        return
     distances(scores, getattr(model, "training_record", None))
     say(f"{counted(len(dataset), 'sample')}: {metric_line(_own(scores))}")
     _say_details(scores)

@@ -15,6 +15,7 @@ from molfun.cli.shared_settings import (
     DATA,
     KERNELS,
     MODEL,
+    NUM_NODES,
     RUN,
     TASK,
     TRAINING,
@@ -206,9 +207,7 @@ class RunSettings(ProcessSettings):
         "auto", "Processes per machine, each with a device of its own.", panel=RUN, hidden=True,
         shown="auto: all GPUs",
     )  # fmt: skip
-    num_nodes: int = option(
-        1, "Machines, on each of which this command runs.", panel=RUN, hidden=True, ge=1
-    )
+    num_nodes: int = NUM_NODES
     parallel: Way = option(
         "auto",
         "How processes share a model: ddp (auto) copies it, fsdp2 divides its blocks.",

@@ -20,6 +20,7 @@ PANELS = (DATA, MODEL, TASK, TRAINING, RUN, CACHE)
 """Headings of the help in their order; those of the data kinds follow the first."""
 
 DEVICE = option("auto", "auto, cpu, cuda or cuda:N.", panel=RUN)
+NUM_NODES = option(1, "Machines, on each of which this command runs.", panel=RUN, hidden=True, ge=1)
 KERNELS = option(
     "auto", "Kernels: {choices} (stock is the package's own code).", panel=RUN, hidden=True
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,8 @@ from molfun.errors import ConfigError
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
+from molfun.parallel.dealing import Share
+from molfun.parallel.ranks import Ranks
 from molfun.sample import Sample, in_batches, n_residues
 from molfun.strict import check_choice
 from molfun.training.forward import ForwardPass
@@ -45,19 +47,30 @@ def embed(
     samples = all_samples(data)
     refuse_nothing(samples)
     model.check(samples)
-    with autocast(model):
-        arrays = _arrays(model, samples, pooling, layer, batch_tokens)
+    arrays = embedded(model, samples, pooling, layer=layer, batch_tokens=batch_tokens)
     return arrays if pooling is None else np.stack(arrays)
 
 
-def _arrays(
+def embedded(
     model: AssembledModel,
     samples: Sequence[Sample],
     pooling: Pooling | None,
-    layer: int,
-    batch_tokens: int,
+    *,
+    layer: int = -1,
+    batch_tokens: int = BATCH_TOKENS,
+    ranks: Ranks | None = None,
 ) -> list[np.ndarray]:
-    """Return one array per sample: (length, channels), or (channels,) with pooling."""
+    """Return one array per sample: (length, channels), or (channels,) with pooling.
+
+    Parameters
+    ----------
+    model, pooling, layer, batch_tokens
+        As in `embed`.
+    samples
+        Samples that the model has checked.
+    ranks
+        Processes to which the batches are dealt; those after the first return nothing.
+    """
     if pooling is not None:
         check_choice("pooling", pooling, get_args(Pooling))
     if batch_tokens < 1:
@@ -65,16 +78,18 @@ def _arrays(
     source = pooling or "single"
     backbone = model.backbone
     options = _layer_option(backbone, layer)
+    lengths = [_length(sample) for sample in samples]
+    costs = [n**backbone.length_power for n in lengths]
     # batches come by length, results go back to their place in the input
-    results: list[np.ndarray | None] = [None] * len(samples)
+    share = Share(list(_batches(lengths, batch_tokens)), costs, ranks or Ranks())
+    results: list[np.ndarray] = []
     forward = ForwardPass(backbone, (source,), device=model.device, reader="embed")
     # no cache: each sample runs once
-    with torch.no_grad(), evaluating(backbone):
-        for batch in _batches(samples, batch_tokens):
+    with autocast(model), torch.no_grad(), evaluating(backbone):
+        for batch in share.own:
             output = forward.whole(Inputs.of([samples[i] for i in batch]), **options)
-            for i, array in zip(batch, _rows(output, source), strict=True):
-                results[i] = array
-    return [array for array in results if array is not None]
+            results += _rows(output, source)
+    return share.gathered_first(results)
 
 
 def _layer_option(backbone: Backbone, layer: int) -> dict[str, int]:
@@ -95,12 +110,11 @@ def _rows(output: TrunkOutput, source: str) -> Iterator[np.ndarray]:
         yield row[: int(n)].copy()  # a view would keep the padded batch in memory
 
 
-def _batches(samples: Iterable[Sample], budget: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Return batches of indices, shortest samples first, within a budget of residues.
 
     A sample longer than the budget makes a batch of its own.
     """
-    lengths = [_length(sample) for sample in samples]
     # samples of similar length share a batch, so that little of it is padding
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return in_batches(order, lengths.__getitem__, budget)

@@ -210,6 +210,7 @@ class Ensemble:
         evaluation.warn_unready(self.first)
         watch = trained_on.Watch(evaluation.prepared(self.first, data), self._seen())
         results = self._run(watch, [model.heads for model in self.models], labels=False)
+        results = [evaluation.gathered(data, result) for result in results]
         watch.warn()
         found = self._presented(results)
         if coverage is not None:
@@ -246,6 +247,7 @@ class Ensemble:
         watch = trained_on.Watch(loader, self._seen(), labels=True, passed=passed)
         heads = [evaluation.measuring(model, loader) for model in self.models]
         results = self._run(watch, heads, labels=True)
+        results = [evaluation.gathered(data, result) for result in results]
         watch.warn()
         whole = evaluation.mean_of(results, heads[0])
         runners = [

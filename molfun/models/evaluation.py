@@ -29,6 +29,7 @@ from molfun.models.loaders import (
     input_settings_of,
     refuse_nothing,
     samples_of,
+    share_of,
     targets_of,
 )
 from molfun.models.training_record import Distances
@@ -90,7 +91,7 @@ def predicted(model: AssembledModel, data: Any, reader: Reader | None = None) ->
     runner = runner_of(model, also=() if reader is None else ("structure",))
     if reader is not None:
         runner.readers.append(reader)
-    result = _evaluated(model, runner, watch, labels=False)
+    result = gathered(data, _evaluated(model, runner, watch, labels=False))
     watch.warn()
     return result
 
@@ -135,9 +136,15 @@ def measured(
     loader = prepared(model, data)
     watch = trained_on.Watch(loader, model.training_inputs, labels=True, passed=passed)
     with serving(model, measuring(model, loader), cache) as runner:
-        result = _evaluated(model, runner, watch)
+        result = gathered(data, _evaluated(model, runner, watch))
     watch.warn()
     return runner, result
+
+
+def gathered(data: Any, result: Evaluation) -> Evaluation:
+    """Return the evaluation of all processes, if data is dealt to several; else as it is."""
+    share = share_of(data)
+    return result if share is None else result.gathered(share)
 
 
 def measuring(model: AssembledModel, loader: Any) -> tuple[TaskHead, ...]:
@@ -349,7 +356,8 @@ def warn_unready(model: AssembledModel) -> None:
 def prepared(model: AssembledModel, data: Any) -> Any:
     """Return a loader with the inputs of training, and warn of representations from elsewhere."""
     loader = as_loader(data)
-    refuse_nothing(loader)
+    # of more processes than samples, some get none
+    refuse_nothing(loader if share_of(loader) is None else loader.dataset)
     trained = model.data_settings
     loader = with_features(loader, trained.get("feature_columns"), of="the model")
     # for other backbones a check opens every file, which is left to the loader as it goes

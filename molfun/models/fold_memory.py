@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from molfun.backbones.planning import FoldMemory, MemoryPlan
 from molfun.models.assembly import AssembledModel
 from molfun.models.memory import SHARE, free_bytes
+from molfun.parallel.started import Started
 from molfun.sample import Sample
 from molfun.text import megabytes
 
@@ -32,6 +33,8 @@ def too_large(model: AssembledModel, samples: Sequence[Sample]) -> dict[str, str
     backbone, free = model.backbone, free_bytes(model.device)
     if not isinstance(backbone, FoldMemory) or free is None:
         return {}
+    if model.device.type == "cpu":  # the processes of a machine share its memory
+        free //= Started.found().per_node
     plans = [(sample, backbone.fold_memory(sample, free)) for sample in samples]
     _warn([(s, plan) for s, plan in plans if LEAST * plan.peak <= free], free)
     return {s.id: _sentence(s, plan, free) for s, plan in plans if LEAST * plan.peak > free}

@@ -17,7 +17,13 @@ from molfun.backbones.folding import Fold, Folding
 from molfun.errors import ConfigError, DataError
 from molfun.models import evaluation, fold_memory
 from molfun.models.assembly import AssembledModel, autocast
-from molfun.models.loaders import all_samples, as_loader, column_of, refuse_nothing
+from molfun.models.loaders import (
+    all_samples,
+    as_loader,
+    column_of,
+    refuse_nothing,
+    share_of,
+)
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.protein import UNKNOWN_RESIDUE, Protein
@@ -181,7 +187,7 @@ def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
         if not inputs.samples:
             raise DataError("structures=... needs samples, and this is a dict of tensors.")
         # before the first structure, so that one that is killed is known; later ids as they come
-        if not names or not taken:
+        if not names or not (taken or share):
             noted.add(folder, names or inputs.ids)
         for row, sample in enumerate(inputs.samples):
             stem = files.file_stem(sample.id).lower()
@@ -194,9 +200,14 @@ def predicted(model: AssembledModel, data: Any, folder: Path) -> Evaluation:
             found = backbone.fold_of(trunk.structure, row, sample)
             files.write_structure(structure_of(sample, found, maker, None), folder)
 
+    share = share_of(loader)
+    if share is not None:
+        # before any structure: the note is of all, and what has files by then is of the user
+        share.ranks.of_first(lambda: noted.add(folder, names))
     result = evaluation.predicted(model, loader, write)
-    rows = [files.read_row(folder, name) for name in taken.values()]
-    files.write_summary(rows, folder / files.SUMMARY)
+    if share is None or share.ranks.is_first:
+        rows = [files.read_row(folder, name) for name in result.ids]
+        files.write_summary(rows, folder / files.SUMMARY)
     return result
 
 

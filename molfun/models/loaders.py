@@ -27,6 +27,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import digest
 from molfun.models import given
 from molfun.nn.process import seeded
+from molfun.parallel.dealing import Share
 from molfun.protein import Protein
 from molfun.registry import DATASETS
 from molfun.sample import Sample, SampleBatch, is_missing, n_residues
@@ -86,6 +87,12 @@ def refuse_nothing(loader: Any) -> None:
     """
     if given.length_of(loader) == 0:
         raise DataError("The data is empty: there are no samples in it.")
+
+
+def share_of(data: Any) -> Share | None:
+    """Return how a loader is dealt to the processes of a command; None if all is for this one."""
+    found = getattr(data, "share", None)
+    return found if isinstance(found, Share) else None
 
 
 def _checked_loader(loader: Any) -> Any:

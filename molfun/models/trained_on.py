@@ -19,7 +19,7 @@ from molfun._shapes import Int64
 from molfun.data.base import SampleDataset
 from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import PART_WORDS
-from molfun.models.loaders import label_texts, samples_of
+from molfun.models.loaders import label_texts, samples_of, share_of
 from molfun.protein import Protein
 from molfun.sample import Sample, is_missing
 from molfun.text import counted
@@ -252,6 +252,13 @@ class Watch:
 
     def warn(self) -> None:
         """Warn of samples from the training set, and of contradicting labels."""
+        share = share_of(self._batches)
+        if share is not None:
+            self._digests = share.gathered(self._digests)
+            if self._with_labels:
+                self._targets = share.gathered(self._targets)
+            if self._passed is not None:
+                self._passed[:] = share.gathered(self._passed)
         known = int(np.isin(self._digests, self._inputs).sum()) if self._digests else 0
         if known:
             logger.warning(

@@ -28,8 +28,17 @@ _SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe"
 
 
 @contextlib.contextmanager
-def named_failures(ranks: Ranks) -> Iterator[None]:
+def named_failures(
+    ranks: Ranks, advice: str = "A run with a folder goes on from its last state (--resume)."
+) -> Iterator[None]:
     """Turn the failure of a message into one line that names the process that ended.
+
+    Parameters
+    ----------
+    ranks
+        This process among the others.
+    advice
+        What to do then, for the end of the line.
 
     Raises
     ------
@@ -48,7 +57,7 @@ def named_failures(ranks: Ranks) -> Iterator[None]:
         who = ", ".join(map(str, ended)) or "unknown"
         raise RunError(
             f"Process {who} of {ranks.size} (from 0) ended, and the others with it; its own output "
-            f"says why. A run with a folder goes on from its last state (--resume)."
+            f"says why. {advice}"
         ) from error
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,13 @@ def check(devices: Devices, num_nodes: int) -> None:
         )
 
 
-def launch(devices: Devices, num_nodes: int, device: str) -> None:
+def launch(
+    devices: Devices, num_nodes: int, device: str, patience: timedelta | None = None
+) -> None:
     """Start the other processes of a command, each of which runs the same command line.
 
     Does nothing where they were started already. Every machine of several runs the command.
+    A process waits for another for at most `patience`; by default for half an hour, as torch does.
 
     Raises
     ------
@@ -70,7 +74,7 @@ def launch(devices: Devices, num_nodes: int, device: str) -> None:
     if Started.found().size == 1:
         n = _available(device) if devices == "auto" else devices
         if n * num_nodes > 1:
-            _start(n, num_nodes, torch.device(_kind(device)).type)
+            _start(n, num_nodes, torch.device(_kind(device)).type, patience)
         return
     if CHILD not in os.environ:
         check(devices, num_nodes)
@@ -79,10 +83,10 @@ def launch(devices: Devices, num_nodes: int, device: str) -> None:
         watch_parent()
 
 
-def _start(devices: int, num_nodes: int, kind: str) -> None:
+def _start(devices: int, num_nodes: int, kind: str, patience: timedelta | None) -> None:
     os.environ[NODES] = str(num_nodes)
     os.environ[CHILD] = str(os.getpid())
-    fabric = _fabric(kind, devices, num_nodes, "32-true", _replicated(kind))
+    fabric = _fabric(kind, devices, num_nodes, "32-true", _replicated(kind, patience))
     fabric.launch()
     watch_children(getattr(fabric.strategy.launcher, "procs", ()))
 
@@ -98,15 +102,23 @@ def _available(device: str) -> int:
     return torch.cuda.device_count() if _kind(device) == "cuda" else 1
 
 
-def join(device: torch.device) -> Ranks:
-    """Return the place of this process among those that were started for the run."""
+def join(device: torch.device, patience: timedelta | None = None) -> Ranks:
+    """Return the place of this process among those that were started for the run.
+
+    Parameters
+    ----------
+    device
+        Device of this process.
+    patience
+        As in `launch`.
+    """
     if Started.found().size == 1 or not distributed.is_available():
         return Ranks()
-    fabric = fabric_for(device, "32-true")
+    fabric = fabric_for(device, "32-true", patience)
     return Ranks(fabric.global_rank, fabric.world_size)
 
 
-def fabric_for(device: torch.device, precision: str) -> Fabric:
+def fabric_for(device: torch.device, precision: str, patience: timedelta | None = None) -> Fabric:
     """Return the Fabric of this process, joined to the others if there are any."""
     started = Started.found()
     if started.size == 1 or not distributed.is_available():
@@ -115,12 +127,13 @@ def fabric_for(device: torch.device, precision: str) -> Fabric:
     if started.by == "torchrun":
         os.environ.setdefault("LOCAL_RANK", str(started.local))
     nodes = started.size // started.per_node
-    fabric = _fabric(device.type, started.per_node, nodes, precision, _replicated(device.type))
+    strategy = _replicated(device.type, patience)
+    fabric = _fabric(device.type, started.per_node, nodes, precision, strategy)
     fabric.launch()  # joins: there is nothing left to start
     return fabric
 
 
-def _replicated(kind: str) -> Any:
+def _replicated(kind: str, patience: timedelta | None) -> Any:
     """Return Fabric's strategy for a copy of the model in each process."""
     from lightning_fabric.strategies import DDPStrategy
     from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -142,7 +155,10 @@ def _replicated(kind: str) -> Any:
             assert self.cluster_environment is not None
             self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
-    return Strategy(process_group_backend="nccl" if kind == "cuda" else "gloo")
+    return Strategy(
+        process_group_backend="nccl" if kind == "cuda" else "gloo",
+        timeout=patience or distributed.constants.default_pg_timeout,
+    )
 
 
 def _fabric(kind: str, devices: Any, num_nodes: int, precision: str, strategy: Any) -> Fabric:

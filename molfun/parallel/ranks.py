@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -57,6 +57,21 @@ class Ranks:
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
+
+    def gather_first(self, value: T) -> list[T]:
+        """Return the values of all processes, in order, in the first one; in others nothing."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        distributed.gather_object(value, values)
+        return values or []
+
+    def of_first(self, find: Callable[[], T]) -> T:
+        """Return in every process what `find` gives in the first, which alone calls it."""
+        values: list[Any] = [find() if self.is_first else None]
+        if self.size > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
 
     def add_up(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Return the sum of each number over all processes."""

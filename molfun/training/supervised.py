@@ -15,6 +15,7 @@ import torch
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
 from molfun.nn.modes import evaluating
+from molfun.parallel.dealing import Share, put_back
 from molfun.sample import Sample
 from molfun.tasks.base import LossSum, Task
 from molfun.training.ahead import Featurize, loaded_ahead
@@ -88,6 +89,22 @@ class Evaluation:
                 for name in parts[0].heads
             },
         )
+
+    def gathered(self, share: Share) -> Self:
+        """Return the evaluation of all processes in input order, the same in each of them."""
+        found = share.ranks.gather(self)
+        # a process without samples knows no distances
+        every = [part for part in found if part.ids] or found
+        result = self.joined(every)
+        result.ids = put_back(share.order, result.ids)
+        for head in result.heads.values():
+            head.predictions = put_back(share.order, head.predictions)
+            if head.targets:
+                head.targets = put_back(share.order, head.targets)
+        distances = [part.distances for part in every if part.distances is not None]
+        if distances:
+            result.distances = np.stack(put_back(share.order, np.concatenate(distances)))
+        return result
 
     @property
     def n_labels(self) -> int:

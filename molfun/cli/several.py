@@ -1,0 +1,43 @@
+"""Run a command in several processes, of which the first prints and writes for all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+
+from molfun.cli.command_settings import SpreadCommand
+from molfun.models.build import resolve_device
+from molfun.parallel.failures import named_failures
+from molfun.parallel.launch import join, launch
+from molfun.parallel.ranks import Ranks
+from molfun.parallel.started import Started
+
+PATIENCE = timedelta(days=7)
+"""Time for which a process waits for results of another, which may have much more to do.
+
+One that ended is noticed at once, whatever this is.
+"""
+ADVICE = "The same command again makes what is missing."
+
+
+@contextlib.contextmanager
+def processes(wanted: SpreadCommand) -> Iterator[Ranks]:
+    """Start the processes of a command, or join those that were started for it.
+
+    To be entered once the input is known to be good, so that what is wrong with it is said once.
+
+    Raises
+    ------
+    ConfigError
+        If others were started than are asked for.
+    RunError
+        If one of the others ends inside of the block.
+    """
+    devices = wanted.devices
+    if devices is None:
+        devices = "auto" if Started.found().size > 1 else 1
+    launch(devices, wanted.num_nodes, wanted.device, PATIENCE)
+    ranks = join(resolve_device(wanted.device), PATIENCE)
+    with named_failures(ranks, ADVICE):
+        yield ranks
