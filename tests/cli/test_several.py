@@ -1,0 +1,213 @@
+"""Commands in several processes write the files that one process writes, byte by byte."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import warm
+from click.testing import Result
+
+Command = Callable[..., Result]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="this torch has no distributed package"
+    ),
+]
+FOLD = ("fold", "--preset", "tiny", "--device", "cpu", "--no-plots", "--sequences", "x.fasta")
+EMBED = ("embed", "--backbone", "esm2_tiny", "--device", "cpu", "--sequences", "x.fasta")
+
+
+@pytest.fixture(autouse=True)
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``x.fasta`` and ``t.csv`` with seven sequences of 6 to 40 residues."""
+    monkeypatch.chdir(tmp_path)
+    # as processes have it that share a machine: threads change the last bits of a sum
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_samples(7)
+
+
+def write_samples(n: int, shortest: int = 6) -> None:
+    draw = random.Random(0)
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    rows = {f"s{i}": "".join(draw.choices(letters, k=draw.randint(shortest, 40))) for i in range(n)}
+    Path("x.fasta").write_text("".join(f">{name}\n{one}\n" for name, one in rows.items()))
+    table = "".join(f"{name},{one},{len(one) / 7}\n" for name, one in rows.items())
+    Path("t.csv").write_text(f"name,sequence,target\n{table}")
+
+
+@contextlib.contextmanager
+def started(size: int, *command: object) -> Iterator[list[warm.Process]]:
+    """Start a command in processes, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                warm.Process(
+                    "-m", "molfun", *command,
+                    env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, output=f"said{i}",
+                )
+            )
+            for i in range(size)
+        ]  # fmt: skip
+
+
+def together(size: int, *command: object) -> str:
+    """Run a command in processes to its end, and return what the first one prints."""
+    with started(size, *command) as processes:
+        codes = [process.wait() for process in processes]
+        said = [process.stdout() for process in processes]
+        assert codes == [0] * size, "".join(process.stderr() for process in processes)
+    assert said[1:] == [""] * (size - 1)
+    return said[0]
+
+
+def files(folder: str) -> dict[str, bytes]:
+    found = Path(folder).rglob("*")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in found
+        if path.is_file() and path.name not in (".lock", ".writers")
+    }
+
+
+def done(result: Result) -> None:
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture
+def checkpoint(molfun: Command) -> str:
+    done(
+        molfun(
+            "fine-tune", "--backbone", "esm2_tiny", "--data", "t.csv", "--id-column", "name",
+            "--epochs", 1, "--strategy", "head_only", "--device", "cpu", "--no-report",
+            "--output", "run",
+        )  # fmt: skip
+    )
+    return "run/checkpoint"
+
+
+@pytest.mark.parametrize(("size", "per_batch"), [(2, 2), (3, 4)])
+def test_predictions_and_metrics(
+    molfun: Command, checkpoint: str, size: int, per_batch: int
+) -> None:
+    """Seven rows in batches of two, and in fewer batches than processes."""
+    flags = (checkpoint, "--data", "t.csv", "--batch-size", per_batch, "--device", "cpu")
+    alone = molfun("predict", *flags, "--output", "one.csv")
+    done(alone)
+    said = together(size, "predict", *flags, "--output", "two.csv")
+    assert said == alone.stdout.replace("one.csv", "two.csv")
+    assert Path("two.csv").read_bytes() == Path("one.csv").read_bytes()
+
+    flags = (*flags, "--bootstrap", 5)
+    alone = molfun("evaluate", *flags, "--output", "one.json")
+    done(alone)
+    assert together(size, "evaluate", *flags, "--output", "two.json") == alone.stdout
+    one, two = (json.loads(Path(name).read_text()) for name in ("one.json", "two.json"))
+    # sums of losses are rounded in another order
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), abs=1e-6)
+    assert two == one
+
+
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+def test_embeddings(molfun: Command, pooling: str) -> None:
+    for shard_size in (100, 3):
+        flags = (*EMBED, "--pooling", pooling, "--shard-size", shard_size)
+        done(molfun(*flags, "--output", f"one{shard_size}/e.npz"))
+        together(2, *flags, "--output", f"two{shard_size}/e.npz")
+        assert files(f"two{shard_size}") == files(f"one{shard_size}")
+
+
+def test_fewer_sequences_than_processes(molfun: Command) -> None:
+    write_samples(2)
+    done(molfun(*FOLD, "--output", "one"))
+    together(3, *FOLD, "--output", "two")
+    assert files("two") == files("one")
+    done(molfun(*EMBED, "--output", "one/e.npz"))
+    together(3, *EMBED, "--output", "two/e.npz")
+    assert files("two") == files("one")
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ((*FOLD, "--recycles", 2, "--output", "{}"), "*.cif"),
+        ((*EMBED, "--shard-size", 2, "--pooling", "none", "--output", "{}/e.npz"), "e-*.npz"),
+    ],
+    ids=["fold", "embed"],
+)
+def test_a_process_that_is_killed(
+    molfun: Command, command: tuple[Any, ...], made: str, killed: int
+) -> None:
+    """The other one names it; the same command makes the rest, and what one process makes."""
+    write_samples(24 if command[0] == "fold" else 400, shortest=40)
+
+    def into(folder: str) -> list[str]:
+        return [str(part).format(folder) for part in command]
+
+    with started(2, *into("two")) as processes:
+        deadline = time.monotonic() + 300
+        while not list(Path("two").glob(made)):
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.002)
+        processes[killed].send_signal(signal.SIGKILL)
+        other = processes[1 - killed]
+        assert other.wait() == 1, other.stderr()
+        said = other.stderr()
+    assert (
+        f"Error: Process {killed} of 2 (from 0) ended, and the others with it; its own output says "
+        f"why. The same command again makes what is missing." in said
+    )
+    done(molfun(*into("one")))
+    before = {path: path.stat().st_mtime_ns for path in Path("two").glob(made)}
+    assert len(before) < len(list(Path("one").glob(made)))
+    again = together(2, *into("two"))
+    assert "are there" in again
+    assert files("two") == files("one")
+
+
+def test_a_command_starts_its_own_processes(molfun: Command) -> None:
+    """Killed in the middle, its lock ends at once; the next one waits for those it started."""
+    write_samples(24, shortest=40)
+    command = [sys.executable, "-m", "molfun", *FOLD, "--output", "two", "--devices", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        while len(list(Path("two").glob("*.cif"))) < 2:
+            assert parent.poll() is None
+            time.sleep(0.01)
+        parent.kill()
+    done(molfun(*FOLD, "--output", "two"))
+    done(molfun(*FOLD, "--output", "one"))
+    assert files("two") == files("one")
+    # all of it by itself, and nothing left to do
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "24 of 24 structures are there" in finished.stdout
+    assert files("two") == files("one")
+
+
+def test_another_number_of_processes_than_was_started() -> None:
+    with started(2, *EMBED, "--output", "e.npz", "--devices", "3") as processes:
+        assert [process.wait() for process in processes] == [1, 1]
+        said = processes[0].stderr()
+    assert "Error: devices=3 on 1 machines are 3 processes, and 2 were started." in said
+    assert not Path("e.npz").exists()
