@@ -97,10 +97,23 @@ def done(result: Result) -> None:
 def checkpoint(molfun: Command) -> str:
     done(
         molfun(
-            "fine-tune", "--backbone", "esm2_tiny", "--data", "t.csv", "--id-column", "name",
-            "--epochs", 1, "--strategy", "head_only", "--device", "cpu", "--no-report",
-            "--output", "run",
-        )  # fmt: skip
+            "fine-tune",
+            "--backbone",
+            "esm2_tiny",
+            "--data",
+            "t.csv",
+            "--id-column",
+            "name",
+            "--epochs",
+            1,
+            "--strategy",
+            "head_only",
+            "--device",
+            "cpu",
+            "--no-report",
+            "--output",
+            "run",
+        )
     )
     return "run/checkpoint"
 
