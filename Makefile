@@ -29,6 +29,8 @@ INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile -c cons
 PYTEST := $(PY) -m pytest -q -n auto --maxprocesses 4
 
 MAKEFLAGS += --no-print-directory
+# Containers often set it, and every process would compile torch and transformers again: 20 s each.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test lint check proof docs bench clean
 .DEFAULT_GOAL := help
 

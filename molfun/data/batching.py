@@ -42,8 +42,8 @@ class Batches(Sequence[list[int]]):
     >>> batches = Batches(np.array([3, 0, 2, 1, 4]), np.array([2, 4, 5]))
     >>> len(batches), batches[1], list(batches[::2])
     (3, [2, 1], [[3, 0], [4]])
-    >>> list(batches + [[3, 0]])[-2:]
-    [[4], [3, 0]]
+    >>> list(batches.pick(np.array([2, 0, 0])))
+    [[4], [3, 0], [3, 0]]
     """
 
     def __init__(
@@ -76,14 +76,9 @@ class Batches(Sequence[list[int]]):
         found: list[int] = self._indices[start : int(self._ends[batch])].tolist()
         return found
 
-    def __add__(self, more: Sequence[list[int]]) -> Batches:
-        """Return these batches, then some more."""
-        if not more:
-            return self
-        indices = np.concatenate([self._indices, np.concatenate(more)])
-        ends = np.concatenate([self._ends, len(self._indices) + np.cumsum([*map(len, more)])])
-        order = np.concatenate([self._order, np.arange(len(self._ends), len(ends))])
-        return Batches(indices, ends, order)
+    def pick(self, places: np.ndarray) -> Batches:
+        """Return the batches at some places, which may occur again."""
+        return Batches(self._indices, self._ends, np.asarray(self._order)[places])
 
 
 class LengthBatchSampler(Sampler[list[int]]):

@@ -2,7 +2,7 @@
 
 Each process holds a part of each weight of a block, of its gradient and of the optimizer's moments,
 and the whole block only while it computes. What is outside of the blocks (embedders, heads) is
-small: each process has a copy, as in `Replicated`.
+small, as are the vectors in them (biases, scales): each process has a copy, as in `Replicated`.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Sharded(Replicated):
         for block in blocks:
             of |= self._divided(block, mesh)
         self._root = _Root(blocks)
-        fully_shard(self._root, mesh=mesh)
+        fully_shard(self._root, mesh=mesh, ignored_params={*self._root.parameters()})
         self._shards = list(of.values())
         self._named = {name: of[id(p)] for name, p in parameters.items() if id(p) in of}
         number = 0
@@ -160,11 +160,13 @@ class Sharded(Replicated):
 
     def _divided(self, block: nn.Module, mesh: DeviceMesh) -> dict[int, _Shard]:
         """Divide a block, and return its weights by the identity of what they were before."""
+        # biases and scales are small, and normalisations need theirs in float32: copies
+        vectors = {p for p in block.parameters() if p.ndim < 2}
         before = [
             (module, name, parameter)
             for module in block.modules()
             for name, parameter in module._parameters.items()
-            if parameter is not None
+            if parameter is not None and parameter not in vectors
         ]
         self._undo.append(_undo_of(block))
         waits = CPUOffloadPolicy(pin_memory=self._device.type == "cuda")
@@ -174,6 +176,7 @@ class Sharded(Replicated):
             reshard_after_forward=True,
             mp_policy=self._policy,
             offload_policy=waits if self._offload else OffloadPolicy(),
+            ignored_params=vectors,
         )
         # the sum, which is divided once by the labels of all; gloo has no other
         block.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # it is an FSDPModule now

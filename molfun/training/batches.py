@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from molfun.errors import DataError
 from molfun.parallel.ranks import Ranks
 from molfun.training.ahead import Featurize, collate_ahead
 from molfun.training.loading import loaded, watched
-
-T = TypeVar("T")
-
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """Mix the run's seed and the epoch into one 63-bit seed (torch takes no larger one)."""
@@ -59,8 +56,9 @@ class EpochBatches:
         The processes among which the batches of an epoch are dealt out in turn.
     featurize
         Function that computes the features of a sample in the workers; None computes none there.
-    even
-        Whether the first batches come again at the end, so that each process gets as many.
+    per_step
+        Batches of an optimizer step, over all processes, if each process must get as many of them
+        as the others: one that has fewer gets the first batch of the epoch again at the step's end.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class EpochBatches:
         ranks: Ranks | None = None,
         featurize: Featurize | None = None,
         *,
-        even: bool = False,
+        per_step: int | None = None,
     ) -> None:
         self.loader = loader
         self.seed = seed
@@ -93,7 +91,7 @@ class EpochBatches:
             )
         if self.n_total == 0:
             raise DataError("The training set is empty: its loader gives no batch.")
-        self._n_again = -self.n_total % self._ranks.size if even else 0
+        self._per_step = per_step
 
     def __len__(self) -> int:
         """Return the number of batches of this process."""
@@ -110,24 +108,48 @@ class EpochBatches:
         Batch ``i`` of an epoch goes to process ``i % size``, so the batches of an optimizer step
         are the same for any number of processes that divides them.
         """
-        start = self.own(0, start)
         seed, loader = epoch_seed(self.seed, epoch), self.loader
         _tell_epoch(loader, epoch)
         if not (isinstance(loader, DataLoader) and _has_index_batches(loader)):
-            dealt = self._ranks.share(self._evened(seeded_batches(loader, seed)))
-            return itertools.islice(dealt, start, None)
+            return self._dealt(seeded_batches(loader, seed), start)
         order = _order(loader, seed)
-        again = [order[i % len(order)] for i in range(self._n_again)]
-        own = (order + again)[self._ranks.index :: self._ranks.size][start:]
+        places = np.arange(len(order))[self._ranks.index :: self._ranks.size]
+        places = np.insert(places[self.own(0, start) :], self._short(start), 0)
+        own = order.pick(places) if isinstance(order, Batches) else [order[i] for i in places]
         return watched(_with_batches(loader, own, seed, self._featurize), own)
 
-    def _evened(self, batches: Iterable[T]) -> Iterator[T]:
-        first: list[T] = []
-        for batch in batches:
-            if len(first) < self._n_again:
-                first.append(batch)
-            yield batch
-        yield from itertools.islice(itertools.cycle(first), self._n_again)
+    def _dealt(self, batches: Iterable[Any], start: int) -> Iterator[Any]:
+        short, n_own = self._short(start), 0
+        first: Any = None
+        for i, batch in enumerate(batches):
+            if i == 0 and short:
+                first = batch
+            if i >= start and i % self._ranks.size == self._ranks.index:
+                yield batch
+                n_own += 1
+            while short and short[0] == n_own:
+                yield first
+                short = short[1:]
+
+    def _short(self, start: int) -> list[int]:
+        """Return after how many of its own batches this process has fewer than others in a step.
+
+        Equal shares are missing in the last step of an epoch, and in one that another number of
+        processes began.
+        """
+        if self._per_step is None:
+            return []
+        open_step = start // self._per_step * self._per_step
+        last_step = (self.n_total - 1) // self._per_step * self._per_step
+        steps = {  # where they end, and begin
+            min(open_step + self._per_step, self.n_total): start,
+            self.n_total: max(start, last_step),
+        }
+        return [
+            self.own(start, stop)
+            for stop, begin in steps.items()
+            if self.own(begin, stop) < math.ceil((stop - begin) / self._ranks.size)
+        ]
 
 
 def seeded_batches(loader: Iterable[Any], seed: int) -> Iterator[Any]:

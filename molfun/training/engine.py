@@ -131,8 +131,13 @@ class Engine:
             )
         stored = self._stored() if resume else None
         # the plan comes first: schedule, warm-up and total steps follow from it
-        even = self.parallel.in_step
-        batches = EpochBatches(train, self.config.seed, self.ranks, self.runner.ahead, even=even)
+        batches = EpochBatches(
+            train,
+            self.config.seed,
+            self.ranks,
+            self.runner.ahead,
+            per_step=self.batches_per_step if self.parallel.in_step else None,
+        )
         plan = FitPlan.of(
             batches.n_total,
             len(batches),
@@ -211,6 +216,7 @@ class Engine:
             average=self.average,
             precision=self.fabric.strategy.precision,
             parallel=self.parallel,
+            accumulation=self.strategy.accumulation_steps,
         )
 
     def _stored(self) -> Mapping[str, Any] | None:
@@ -218,7 +224,8 @@ class Engine:
         assert self.config.state_dir is not None
         stored = read_stored(self.config.state_dir, self.parallel)
         if stored is not None:
-            self.batches_per_step = batches_per_step(stored, self.batches_per_step, self.ranks)
+            accumulation = self.strategy.accumulation_steps
+            self.batches_per_step = batches_per_step(stored, accumulation, self.ranks)
         return stored
 
     # --- one epoch -----------------------------------------------------------------------------

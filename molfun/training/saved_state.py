@@ -48,6 +48,8 @@ class SavedState:
         scaler.
     parallel
         How the model is spread over processes; the first writes for all what they have in common.
+    accumulation
+        Batches per optimizer step and process in the settings.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class SavedState:
     average: Average | None
     precision: Any
     parallel: Parallel
+    accumulation: int
 
     @property
     def ranks(self) -> Ranks:
@@ -84,6 +87,7 @@ class SavedState:
     def _content(self, state: FitState, randoms: Sequence[Any]) -> dict[str, Any]:
         content: dict[str, Any] = {
             "identity": dict(self.identity),
+            "accumulation_steps": self.accumulation,
             "fit": state.to_dict(),
             "weights": {n: p.detach() for n, p in self.parameters.items()},
             "average": None if self.average is None else self.average.state_dict(),
@@ -227,15 +231,15 @@ def _modernise(content: dict[str, Any]) -> None:
         content["fit"]["batch"] = size * int(content["fit"].get("batch", 0))
 
 
-def batches_per_step(stored: Mapping[str, Any], asked: int, ranks: Ranks) -> int:
+def batches_per_step(stored: Mapping[str, Any], accumulation: int, ranks: Ranks) -> int:
     """Return the batches of an optimizer step, which a run keeps on another number of processes.
 
     Parameters
     ----------
     stored
         From `read_stored`.
-    asked
-        Those that the settings ask for on these processes.
+    accumulation
+        Those of each process, as the settings ask for them.
     ranks
         The processes that go on.
 
@@ -244,9 +248,11 @@ def batches_per_step(stored: Mapping[str, Any], asked: int, ranks: Ranks) -> int
     RunError
         If these processes cannot share them equally.
     """
+    asked = accumulation * ranks.size
     before = int(stored["identity"].get(PER_STEP, asked))
     randoms = stored["random"]
-    if ranks.size == (len(randoms) if isinstance(randoms, list) else 1):
+    size = len(randoms) if isinstance(randoms, list) else 1
+    if size == ranks.size and accumulation != stored.get("accumulation_steps"):
         return asked  # other settings are refused, as all that differ
     if before % ranks.size:
         raise RunError(

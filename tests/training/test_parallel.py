@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
     assert_alike(ranks)
     assert_close(whole, ranks[0])
     with pytest.raises(RunError, match="4 batches per optimizer step, which 3 processes cannot"):
-        batches_per_step({"identity": {PER_STEP: 4}, "random": [{}, {}]}, 6, Ranks(0, 3))
+        batches_per_step({"identity": {PER_STEP: 4}, "random": [{}, {}]}, 2, Ranks(0, 3))
 
 
 @pytest.mark.parametrize("dies", [0, 1])

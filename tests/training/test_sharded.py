@@ -9,6 +9,7 @@ import pytest
 import torch
 from parallel_fit import BACKBONES, run
 from test_parallel import assert_alike, assert_close, pytestmark, started  # noqa: F401  (marks)
+from torch.utils.data import DataLoader
 
 from molfun.errors import CheckpointError
 from molfun.parallel import parts
@@ -18,7 +19,7 @@ from molfun.training.batches import EpochBatches
 STRATEGIES = ("lora", "partial", "full", "gradual")
 # four batches of two: each of two processes fills up nothing, each of four has one
 FIT: dict[str, Any] = {"n": 7, "epochs": 3, "augment": False, "forces": False}
-UNEVEN = {**FIT, "n": 9, "epochs": 2}
+UNEVEN = {**FIT, "n": 9, "epochs": 2, "optimizer": "sgd"}
 """Five batches: one process runs one that counts nothing."""
 
 
@@ -155,12 +156,28 @@ def test_what_cannot_be_divided_is_refused(
     assert text in (tmp_path / "said0" / "err").read_text()
 
 
-def test_the_first_batches_come_again_for_equal_shares() -> None:
-    batches = [[i] for i in range(5)]
-    shares = [EpochBatches(batches, seed=0, ranks=Ranks(i, 3), even=True) for i in range(3)]
-    assert [list(share.epoch(0)) for share in shares] == [[[0], [3]], [[1], [4]], [[2], [0]]]
-    few = [EpochBatches(batches[:1], seed=0, ranks=Ranks(i, 3), even=True) for i in range(3)]
-    assert [list(share.epoch(0)) for share in few] == [[[0]], [[0]], [[0]]]
+def test_the_first_batch_comes_again_for_equal_shares() -> None:
+    def shares(n: int, size: int, per_step: int, start: int = 0) -> list[list[int]]:
+        given: list[Any] = [range(n), DataLoader(range(n), collate_fn=lambda batch: batch[0])]
+        ranks = [Ranks(i, size) for i in range(size)]
+        (listed, loaded) = (
+            [
+                list(EpochBatches(data, 0, each, per_step=per_step).epoch(0, start=start))
+                for each in ranks
+            ]
+            for data in given
+        )
+        assert listed == loaded
+        return listed
+
+    assert shares(5, 3, 3) == [[0, 3], [1, 4], [2, 0]]
+    assert shares(1, 3, 3) == [[0], [0], [0]]
+    # a step that one process began, and had 3 of 4 batches of
+    assert shares(10, 4, 4, start=3) == [[0, 4, 8], [0, 5, 9], [0, 6, 0], [3, 7, 0]]
+    assert shares(10, 2, 4, start=3) == [[0, 4, 6, 8], [3, 5, 7, 9]]
+    assert shares(10, 4, 4, start=9) == [[0], [9], [0], [0]]
+    assert shares(10, 4, 4, start=10) == [[], [], [], []]
+    assert shares(6, 4, 8, start=1) == [[4, 0], [1, 5], [2, 0], [3, 0]]
 
 
 def test_a_state_without_parts_is_read_as_it_is(tmp_path: Path) -> None:
