@@ -211,13 +211,6 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
-    def problems_in(self, dataset: Any) -> tuple[int, list[str]]:
-        """Return `problems` of the samples of a data set with ``__len__`` and ``__getitem__``."""
-        places = self.doubtful(dataset)
-        return self.problems(
-            dataset[i] for i in (range(len(dataset)) if places is None else places)
-        )
-
     def featurize_key(self) -> str:
         """Return the settings that decide the result of `featurize`; part of every cache key."""
         return self.name
@@ -233,8 +226,9 @@ class Backbone(nn.Module, ABC):
             Function that returns outputs of the model for samples, as it is before training.
         """
 
+    @property
     def why_whole(self) -> str:
-        """Return why the blocks cannot be divided among processes; nothing if they can."""
+        """Why the blocks cannot be divided among processes; empty if they can."""
         return ""
 
     def serve(self, heads: Sequence[Any]) -> None:

@@ -59,7 +59,7 @@ VERBS = (
         For example:
 
         \b
-        molfun tune --config base.yaml --space space.yaml --trials 50 --output runs/tune
+        molfun tune --config base.yaml --space space.yaml --output runs/tune
         molfun tune --output runs/tune
         molfun fine-tune --config runs/tune/best.yaml
 

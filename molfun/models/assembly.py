@@ -10,12 +10,10 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from molfun.backbones.base import Backbone
 from molfun.backbones.kernels import Kernels, choose_kernels
 from molfun.config import check_seed
-from molfun.data.base import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import combine_digests
 from molfun.models import base_weights, trained_on
@@ -27,7 +25,7 @@ from molfun.models.build import (
     named_heads,
     resolve_device,
 )
-from molfun.models.loaders import samples_of
+from molfun.models.loaders import doubtful_in
 from molfun.models.training_record import TrainingRecord
 from molfun.nn import int8, lora
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
@@ -219,15 +217,7 @@ class AssembledModel(nn.Module):
         DataError
             Listing all samples that it cannot use.
         """
-        n = 0
-        problems: list[str] = []
-        for part in data:
-            dataset = part.dataset if isinstance(part, DataLoader) else part
-            if isinstance(dataset, SampleDataset):
-                found = self.backbone.problems_in(dataset)
-            else:
-                found = self.backbone.problems(samples_of([part]))
-            n, problems = n + found[0], problems + found[1]
+        n, problems = self.backbone.problems(doubtful_in(data, self.backbone))
         if problems:
             raise DataError(
                 f"{counted(n, 'sample')} cannot be used with {self.backbone.display_name}:\n"

@@ -21,7 +21,7 @@ from torch.utils.data import (
 from molfun.backbones.base import Backbone
 from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.tensor_input import split_batch
-from molfun.data.base import settings_with_kind
+from molfun.data.base import SampleDataset, settings_with_kind
 from molfun.data.kinds.base import DataKind
 from molfun.errors import ConfigError, DataError
 from molfun.fingerprint import digest
@@ -378,6 +378,17 @@ def samples_of(data: Iterable[Any]) -> Iterator[Sample]:
             if i == 0 and not found:
                 break
             yield from found
+
+
+def doubtful_in(data: Iterable[Any], backbone: Backbone) -> Iterator[Sample]:
+    """Yield the samples that the backbone's `check` has to look at; see `Backbone.doubtful`."""
+    for part in data:
+        dataset = part.dataset if isinstance(part, DataLoader) else part
+        places = backbone.doubtful(dataset) if isinstance(dataset, SampleDataset) else None
+        if places is None:
+            yield from samples_of([part])
+        else:
+            yield from (dataset[i] for i in places)
 
 
 def fit_inputs(backbone: Backbone, heads: Sequence[TaskHead], loader: Any) -> None:

@@ -27,6 +27,7 @@ from molfun.parallel.ranks import Ranks
 from molfun.training.ahead import Featurize, collate_ahead
 from molfun.training.loading import loaded, watched
 
+
 def epoch_seed(seed: int, epoch: int) -> int:
     """Mix the run's seed and the epoch into one 63-bit seed (torch takes no larger one)."""
     # SplitMix64's finaliser: neighbouring epochs give unrelated streams (Steele et al. 2014)

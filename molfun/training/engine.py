@@ -131,13 +131,9 @@ class Engine:
             )
         stored = self._stored() if resume else None
         # the plan comes first: schedule, warm-up and total steps follow from it
-        batches = EpochBatches(
-            train,
-            self.config.seed,
-            self.ranks,
-            self.runner.ahead,
-            per_step=self.batches_per_step if self.parallel.in_step else None,
-        )
+        shared = self.batches_per_step if self.parallel.in_step else None
+        seed, ranks = self.config.seed, self.ranks
+        batches = EpochBatches(train, seed, ranks, self.runner.ahead, per_step=shared)
         plan = FitPlan.of(
             batches.n_total,
             len(batches),
@@ -151,7 +147,7 @@ class Engine:
         )
         warn_of_late_starts(self.optimizer, plan.epochs)
         # dropout must differ between processes, or they would share their masks
-        seed_everything(self.config.seed + self.ranks.index)
+        seed_everything(seed + ranks.index)
         self._saved = self._saved_state()
         if stored is not None:
             assert self._saved is not None
@@ -224,8 +220,8 @@ class Engine:
         assert self.config.state_dir is not None
         stored = read_stored(self.config.state_dir, self.parallel)
         if stored is not None:
-            accumulation = self.strategy.accumulation_steps
-            self.batches_per_step = batches_per_step(stored, accumulation, self.ranks)
+            own = self.strategy.accumulation_steps
+            self.batches_per_step = batches_per_step(stored, own, self.ranks)
         return stored
 
     # --- one epoch -----------------------------------------------------------------------------
@@ -442,9 +438,8 @@ class Engine:
         return improved
 
     def _end_schedule_epoch(self, row: Row) -> None:
-        """Pass the monitored value to the schedule, and note the resulting rate in the row."""
+        """Pass the monitored value to the schedule, and note the rate of the next epoch."""
         self._schedule.end_epoch(self.monitor.value(row))
-        # the rate of the next epoch is known only after the schedule has seen this one
         row["lr"] = shown_lr(self.optimizer)
 
     def _why_finished(self) -> str:

@@ -114,7 +114,7 @@ class Job:
             self.device, amp=strategy.amp, precision=self.precision
         )
         self.spreading = parallel_of(self.ranks, self.parallel, self.device, self.chosen_precision)
-        why = (model.backbone.why_whole() or _why_whole(strategy)) if self.divides else ""
+        why = (model.backbone.why_whole or _why_whole(strategy)) if self.divides else ""
         if why:
             raise ConfigError(
                 f"parallel={self.parallel!r} cannot divide this model: {why}. Train it with "

@@ -60,7 +60,7 @@ def test_two_processes_write_the_run_of_one(table: Path, way: str) -> None:
     frame = pd.read_csv(table)
     places = [int(name.split("_")[1]) - 1 for name in written["id"]]
     found = model.predict(frame["sequence"].iloc[places].tolist())
-    assert np.allclose(found.prediction, written["prediction"], atol=1e-5)
+    assert np.allclose(found["prediction"], written["prediction"], atol=1e-5)
 
 
 def test_python_starts_no_processes() -> None:

@@ -74,7 +74,12 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_bit_by_bit(
     done = molfun(*settings, "--output", "whole")
     assert done.exit_code == 0, done.output
     command = [sys.executable, "-m", "molfun", *settings, "--output", "killed"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums of as many
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     history = Path("killed/history.csv")
     ends = time.monotonic() + 120
     while time.monotonic() < ends and process.poll() is None:

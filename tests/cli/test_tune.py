@@ -142,7 +142,7 @@ def test_several_workers_share_a_study(tune: Command) -> None:
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(tune: Command) -> None:
     Path("space.yaml").write_text("lr: [0.01]\nhead_config.hidden_dim: [8, 16, -3]\n")
-    done = tune("--trials", 5, "--sampler", "random", "head=mlp")
+    done = tune("--trials", 5, "--sampler", "random", "head=affinity")
     assert done.exit_code == 0, done.output
     failed = [row for row in trials() if row["state"] == "failed"]
     assert 0 < len(failed) < 5
@@ -150,7 +150,7 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(tune: Command) -> None:
         assert row["head_config.hidden_dim"] == "-3"
         assert f"trial {int(row['trial']):3d}  failed: {row['error']}" in done.output
     Path("space.yaml").write_text("lr: [0.01]\nhead_config.hidden_dim: [-3]\n")
-    done = tune("--trials", 2, "--output", "all", "head=mlp")
+    done = tune("--trials", 2, "--output", "all", "head=affinity")
     assert done.exit_code == 1
     assert "Error: No trial succeeded: 2 of 2 failed, first trial 0: ConfigError: " in done.output
 

@@ -15,7 +15,6 @@ from molfun.cli.main import app
 from molfun.errors import ConfigError, RunError
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import DirectoryLock, RunFolder
-from molfun.sample import Sample
 
 PAIRS = [(f"MKV{letter}AC", float(i)) for i, letter in enumerate("ACDEFGHIKL")]
 FIT: dict[str, Any] = {"strategy": "head_only", "epochs": 1}
@@ -39,17 +38,17 @@ def test_a_command_takes_the_lock_once_and_checks_each_sample_once(
 ) -> None:
     checked: Counter[str] = Counter()
     locks: list[Path] = []
-    check, enter = ESM2Backbone.check, DirectoryLock.__enter__
+    doubtful, enter = ESM2Backbone.doubtful, DirectoryLock.__enter__
 
-    def counting(self: Any, sample: Sample) -> None:
-        checked[sample.id] += 1
-        check(self, sample)
+    def counting(self: Any, dataset: Any) -> Any:
+        checked.update(sequence for (sequence,) in dataset.sequences())
+        return doubtful(self, dataset)
 
     def noting(self: Any) -> Any:
         locks.append(self.path)
         return enter(self)
 
-    monkeypatch.setattr(ESM2Backbone, "check", counting)
+    monkeypatch.setattr(ESM2Backbone, "doubtful", counting)
     monkeypatch.setattr(DirectoryLock, "__enter__", noting)
     # before the samples of validation and test set are predicted, which looks at them as any use
     monkeypatch.setattr("molfun.cli.fine_tune._report", lambda *_, **__: None)

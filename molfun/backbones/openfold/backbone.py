@@ -400,8 +400,9 @@ class OpenFoldBackbone(EvoformerPasses, Backbone, KernelChoice, Folding, Evoform
 
     # --- parts ---------------------------------------------------------------------------------
 
+    @property
     def why_whole(self) -> str:
-        """Return why not: another number of passes in each process."""
+        """Another number of passes in each process, if it is drawn."""
         drawn = self.recycles == "uniform"
         return "each process would draw another number of recycling passes" if drawn else ""
 

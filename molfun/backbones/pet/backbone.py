@@ -247,11 +247,11 @@ class PETBackbone(AtomisticBackbone):
             energies = {n: factor * float(old.energies[n]) for n in self.atomic_types}
             self._set_baseline(name, energies, factor * old.scale)
 
+    @property
     def why_whole(self) -> str:
         """Forces and stress differentiate through the blocks before the loss does."""
-        if self.readout is None or not (self.readout.forces or self.readout.stress):
-            return ""
-        return "forces and stress need all weights again for a second derivative"
+        twice = self.readout is not None and (self.readout.forces or self.readout.stress)
+        return "forces and stress need all weights again for a second derivative" if twice else ""
 
     def baseline_of(self, target: str) -> tuple[dict[int, float], float] | None:
         """Return the energy of each element and the scale, in the target's unit."""

@@ -8,7 +8,7 @@ from molfun.checks.data.subject import Subject
 from molfun.checks.findings import Finding
 from molfun.data.faults import Faults, kind_of
 from molfun.errors import DataError
-from molfun.models.loaders import check_labels, check_sizes
+from molfun.models.loaders import check_labels, check_sizes, doubtful_in
 from molfun.sample import is_missing
 from molfun.training.task_head import TaskHead
 
@@ -18,7 +18,8 @@ def samples(subject: Subject, faults: Faults) -> None:
     if subject.model is None:
         return
     for part, data in subject.parts.items():
-        _, problems = subject.model.backbone.problems_in(data)
+        backbone = subject.model.backbone
+        _, problems = backbone.problems(doubtful_in([data], backbone))
         for text in problems:
             # "seq_3 (t.csv, line 4): 'J' at position 2 is no amino acid: write X"
             fault = text.partition(": ")[2] or text
