@@ -11,7 +11,7 @@ from typing import Any
 
 from molfun._io import write_json, write_text
 from molfun.cli.command_settings import RunOptions
-from molfun.cli.console import ConsoleProgress, say, three_digits
+from molfun.cli.console import ConsoleProgress, is_first_process, say, three_digits
 from molfun.cli.cv_settings import CvSettings
 from molfun.cli.data import group_column, open_whole, say_notes
 from molfun.cli.fine_tune import (
@@ -27,7 +27,9 @@ from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
+from molfun.cli.several import RESUMED, processes
 from molfun.cli.showing import record_folds, show
+from molfun.cli.slurm import submitted
 from molfun.cli.sources import settings_of
 from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
@@ -65,7 +67,12 @@ FORMAT = 1
 
 def cv(given: Mapping[str, Any]) -> None:
     """Cross-validate with the settings of the flags, and of the file that they name."""
-    run(*settings_of(CvSettings, given))
+    settings, options = settings_of(CvSettings, given)
+    if options.slurm is None:
+        run(settings, options)
+    else:
+        text = settings.to_yaml()
+        say(submitted("cv", options.slurm, settings.output_dir, text, state=PLAN))
 
 
 def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
@@ -73,8 +80,16 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
     folder = RunFolder(settings.output_dir, resume=options.resume)
     overwrite = options.overwrite or (settings.demo and is_demo(folder))
     names = type(settings).model_fields
-    with opened_run(
-        folder, WRITTEN, settings.inputs, settings=names, overwrite=overwrite, debug=options.debug
+    with (
+        processes(settings, RESUMED) as ranks,
+        opened_run(
+            folder,
+            WRITTEN,
+            settings.inputs,
+            settings=names,
+            overwrite=overwrite,
+            debug=options.debug,
+        ),
     ):
         dataset = open_whole(settings)
         folds = folds_of(dataset, settings)
@@ -103,7 +118,10 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
                     else plain_loader(data, settings)
                 ),
                 on_fold=start,
+                ranks=ranks,
             )
+        if not ranks.is_first:
+            return found
         write_results(folder, found, dataset, settings, random_weights=model.random_base)
         save_folds(folder.path / ENSEMBLE, found.checkpoints, found.calibrations())
         _say_results(found)
@@ -166,7 +184,7 @@ class _Start:
     def __call__(
         self, fold: Fold, model: MolfunStructureModel, place: RunFolder | None
     ) -> list[Callback]:
-        if not self._has_begun:
+        if not self._has_begun and is_first_process():
             self._begin()
         parts = [self._dataset.subset(part) for part in (fold.train, fold.val, fold.test)]
         sizes = " / ".join(

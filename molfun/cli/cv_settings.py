@@ -15,7 +15,7 @@ from molfun.config import option
 from molfun.data.kinds.base import with_kinds
 from molfun.registry import TASKS
 
-_UNUSED = ("old_data", "devices", "num_nodes", "parallel")
+_UNUSED = ("old_data", "parallel")
 """Settings of a single run that a cross-validation has no use for."""
 
 

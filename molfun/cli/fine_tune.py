@@ -64,7 +64,7 @@ def fine_tune(given: Mapping[str, Any]) -> None:
     if options.slurm is None:
         run(settings, options)
     else:
-        say(submitted("fine-tune", options.slurm, settings))
+        say(submitted("fine-tune", options.slurm, settings.output_dir, settings.to_yaml()))
 
 
 def train(given: Mapping[str, Any]) -> None:

@@ -18,12 +18,14 @@ from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.schema import write_config
 from molfun.cli.settings import with_long
 from molfun.cli.showing import record_pretraining, show
+from molfun.cli.slurm import submitted
 from molfun.cli.sources import settings_of
 from molfun.config import dump_yaml
 from molfun.data.base import SampleDataset
 from molfun.data.splits import DataSplitter
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
+from molfun.parallel.launch import launch
 from molfun.runs.folder import LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.full import FullFinetune
 from molfun.training.callbacks import Callback, FitPlan
@@ -32,12 +34,18 @@ from molfun.training.history import History
 
 def pretrain(given: Mapping[str, Any]) -> None:
     """Pre-train with the settings of the flags, and of the file that they name."""
-    run(*settings_of(PretrainSettings, given))
+    settings, options = settings_of(PretrainSettings, given)
+    if options.slurm is None:
+        run(settings, options)
+    else:
+        text = dump_yaml(settings.model_dump())
+        say(submitted("pretrain", options.slurm, settings.output_dir, text))
 
 
 def run(settings: PretrainSettings, options: RunOptions) -> History:
     """Load data, train, and write weights."""
-    folder, overwrite = RunFolder(settings.output, resume=options.resume), options.overwrite
+    launch(settings.devices, settings.num_nodes, settings.device)
+    folder, overwrite = RunFolder(settings.output_dir, resume=options.resume), options.overwrite
     names = type(settings).model_fields
     with (
         opened_run(
@@ -87,6 +95,7 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
                 overwrite=overwrite,
                 callbacks=[files, shown],
                 loggers=loggers,
+                parallel=settings.parallel,
             )
         finally:
             shown.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
 
+from molfun._paths import as_path
 from molfun.cli.settings import paths_in
 from molfun.cli.shared_settings import (
     DATA,
@@ -14,7 +16,7 @@ from molfun.cli.shared_settings import (
     RUN,
     TRAINING,
     OptimizerSettings,
-    ProcessSettings,
+    TogetherSettings,
 )
 from molfun.config import option
 from molfun.data.kinds.base import DataKind, is_chosen, kinds_of
@@ -24,7 +26,7 @@ from molfun.data.kinds.series import SeriesSettings
 from molfun.registry import BACKBONES, OBJECTIVES
 
 
-class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, SeriesSettings):
+class PretrainSettings(TogetherSettings, OptimizerSettings, SequenceInputs, SeriesSettings):
     """All settings of a pre-training run; their names are those of the flags."""
 
     sequences: str | None = option(
@@ -122,6 +124,11 @@ class PretrainSettings(ProcessSettings, OptimizerSettings, SequenceInputs, Serie
     def source(self) -> str | None:
         """File with the samples."""
         return self.sequences if self.kind.name == "sequences" else self.data
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+        return as_path(self.output)
 
     @property
     def inputs(self) -> dict[str, str | None]:

@@ -15,18 +15,16 @@ from molfun.cli.shared_settings import (
     DATA,
     KERNELS,
     MODEL,
-    NUM_NODES,
     RUN,
     TASK,
     TRAINING,
     TRUST,
     Kernels,
     OptimizerSettings,
-    ProcessSettings,
+    TogetherSettings,
 )
 from molfun.config import Settings, dump_yaml, option
 from molfun.data.kinds.base import DataKind, Labels, is_of, kind_of, kinds_of, with_kinds
-from molfun.parallel.started import Devices, Way
 from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
 from molfun.text import alternatives, unknown_name
 
@@ -200,19 +198,9 @@ class TrainSettings(OptimizerSettings):
     )  # fmt: skip
 
 
-class RunSettings(ProcessSettings):
+class RunSettings(TogetherSettings):
     """Output, device, kernels and caches of a run."""
 
-    devices: Devices = option(
-        "auto", "Processes per machine, each with a device of its own.", panel=RUN, hidden=True,
-        shown="auto: all GPUs",
-    )  # fmt: skip
-    num_nodes: int = NUM_NODES
-    parallel: Way = option(
-        "auto",
-        "How processes share a model: ddp (auto) copies it, fsdp2 divides its blocks.",
-        panel=RUN, hidden=True,
-    )  # fmt: skip
     kernels: Kernels = KERNELS
     cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Where outputs of frozen parts are kept: {choices}.", panel=CACHE, hidden=True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from molfun.cli.command_settings import SpreadCommand
+from molfun.cli.shared_settings import TogetherSettings
 from molfun.models.build import resolve_device
 from molfun.parallel.failures import named_failures
 from molfun.parallel.launch import join, launch
@@ -19,13 +20,21 @@ PATIENCE = timedelta(days=7)
 One that ended is noticed at once, whatever this is.
 """
 ADVICE = "The same command again makes what is missing."
+RESUMED = "The same command with --resume goes on."
 
 
 @contextlib.contextmanager
-def processes(wanted: SpreadCommand) -> Iterator[Ranks]:
+def processes(wanted: SpreadCommand | TogetherSettings, advice: str = ADVICE) -> Iterator[Ranks]:
     """Start the processes of a command, or join those that were started for it.
 
     To be entered once the input is known to be good, so that what is wrong with it is said once.
+
+    Parameters
+    ----------
+    wanted
+        How many, and on which devices.
+    advice
+        What to do if a process ends, for the message of the others.
 
     Raises
     ------
@@ -39,5 +48,5 @@ def processes(wanted: SpreadCommand) -> Iterator[Ranks]:
         devices = "auto" if Started.found().size > 1 else 1
     launch(devices, wanted.num_nodes, wanted.device, PATIENCE)
     ranks = join(resolve_device(wanted.device), PATIENCE)
-    with named_failures(ranks, ADVICE):
+    with named_failures(ranks, advice):
         yield ranks

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from molfun.config import Settings, option
+from molfun.parallel.started import Devices, Way
 from molfun.registry import LOGGERS, OPTIMIZERS
 from molfun.strategies.course import SCHEDULERS, Course, Mode
 from molfun.text import unknown_name
@@ -66,6 +67,21 @@ class ProcessSettings(StartSettings):
             return []
         texts = isinstance(given, str) or all(isinstance(one, str) for one in given)
         return logger_names(given) if texts else given
+
+
+class TogetherSettings(ProcessSettings):
+    """Processes that train one model together."""
+
+    devices: Devices = option(
+        "auto", "Processes per machine, each with a device of its own.", panel=RUN, hidden=True,
+        shown="auto: all GPUs",
+    )  # fmt: skip
+    num_nodes: int = NUM_NODES
+    parallel: Way = option(
+        "auto",
+        "How processes share a model: ddp (auto) copies it, fsdp2 divides its blocks.",
+        panel=RUN, hidden=True,
+    )  # fmt: skip
 
 
 class OptimizerSettings(Settings):

@@ -13,6 +13,7 @@ from typing import Any
 
 from molfun._io import write_text
 from molfun.errors import ConfigError, RunError
+from molfun.runs.folder import RESUME
 from molfun.runs.resume import STATE_FILE
 from molfun.text import unknown_name
 
@@ -178,7 +179,9 @@ def submit(job: Job, script: str, path: Path, *, dry_run: bool) -> str:
     return f"{done.stdout.strip()} ({path}, {job.nodes} x {job.tasks_per_node} processes)"
 
 
-def submitted(verb: str, asked: str, settings: Any) -> str:
+def submitted(
+    verb: str, asked: str, run: Path, text: str, state: str = f"{RESUME}/{STATE_FILE}"
+) -> str:
     """Submit a job that runs a command with these settings; return what to tell the user.
 
     Settings and script are next to the folder of the run, in ``RUN.slurm``: the run makes its
@@ -190,11 +193,14 @@ def submitted(verb: str, asked: str, settings: Any) -> str:
         Command of molfun.
     asked
         Value of ``--slurm``.
-    settings
-        Settings with ``output_dir`` and ``to_yaml``.
+    run
+        Folder of the run.
+    text
+        Settings as the file for ``--config`` has them.
+    state
+        File in that folder that is there once the run can go on.
     """
     job, dry_run = Job.parse(asked)
-    run = Path(settings.output_dir)
     beside = run.with_name(f"{run.name}.slurm")
     config = beside / "config.yaml"
     script = script_of(
@@ -202,8 +208,8 @@ def submitted(verb: str, asked: str, settings: Any) -> str:
         [sys.executable, "-m", "molfun", verb, "--config", str(config)],
         Path.cwd(),
         name=run.name,
-        state=run / "resume" / STATE_FILE,
+        state=run / state,
     )
     if not dry_run:
-        write_text(config, settings.to_yaml())
+        write_text(config, text)
     return submit(job, script, beside / "job.sh", dry_run=dry_run)

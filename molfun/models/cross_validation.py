@@ -37,6 +37,8 @@ from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
 from molfun.models.loaders import as_loader, data_identity, label_texts, samples_of
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.process import settled
+from molfun.parallel.launch import alone
+from molfun.parallel.ranks import Ranks
 from molfun.runs.folder import CACHE, RESUME, RunFolder
 from molfun.runs.resume import STATE_FILE
 from molfun.strategies.base import FinetuneStrategy
@@ -69,6 +71,7 @@ def cross_validate(
     cache_dir: str | Path | None = None,
     make_loader: MakeLoader = lambda data, shuffle: data,  # noqa: ARG005
     on_fold: OnFold = lambda fold, model, folder: (),  # noqa: ARG005
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> CrossValidation:
     """Train a model per fold on the same terms, and predict what each fold did not see.
@@ -105,6 +108,9 @@ def cross_validate(
     on_fold
         Called before each fold is trained, with the fold, its model and its folder; returns
         callbacks of the fit.
+    ranks
+        Processes among which the folds are dealt, each of which trains whole folds: the results are
+        those of one process. They share `output_dir`.
     **options
         Further arguments of `MolfunStructureModel.fit`: ``epochs``, ``max_steps``, ``seed``,
         ``precision``, ``save_every_steps``.
@@ -117,7 +123,7 @@ def cross_validate(
     Raises
     ------
     ConfigError
-        If there are no folds, or they are of another data set.
+        If there are no folds, they are of another data set, or `ranks` have no folder.
     RunError
         If `output_dir` holds a cross-validation that is neither resumed nor replaced, or one of
         other data or settings.
@@ -135,6 +141,7 @@ def cross_validate(
     (4, 16)
     """
     _check(folds, len(dataset))
+    ranks = _checked(ranks, output_dir)
     base = make_model()
     heads = base.need_heads("cross_validate")
     _name_classes(heads, dataset)
@@ -146,17 +153,22 @@ def cross_validate(
     plan = {} if root is None else _plan(base, dataset, folds, chosen, options)
     if plan:
         plan |= _inputs(as_loader(make_loader(dataset, True), shuffle=True))
-    with _opened(folder, plan, overwrite=overwrite), _shared(root) as place:
+    with _opened(folder, plan, ranks, overwrite=overwrite), _shared(root) as place:
         config = cache_config(cache, cache_dir, None)
         if config.directory is None:
             config = replace(config, directory=place)
         config = replace(config, keep_for_others=True)
         trainer = _Trainer(base, dataset, chosen, config, make_loader, on_fold, options)
-        results = [trainer.result(fold, folder) for fold in folds]
+        with alone():
+            own = {fold.name: trainer.result(fold, folder) for fold in ranks.share(folds)}
+        reports = [line for part in ranks.gather(trainer.reports) for line in part]
     return CrossValidation(
-        folds=results, heads=heads, higher_is_better=trainer.higher_is_better,
-        cache_report="\n".join(trainer.reports), random_weights=base.random_base,
-    )  # fmt: skip
+        folds=[own.get(fold.name) or _of_another(root, fold) for fold in folds],
+        heads=heads,
+        higher_is_better=trainer.higher_is_better,
+        cache_report="\n".join(reports),
+        random_weights=base.random_base,
+    )
 
 
 @dataclass
@@ -221,6 +233,20 @@ class _Trainer:
             seconds=time.perf_counter() - start,
             checkpoint=None if folder is None else folder.checkpoint,
         )
+
+
+def _checked(ranks: Ranks | None, output_dir: Any) -> Ranks:
+    if ranks is None:
+        return Ranks()
+    if ranks.size > 1 and output_dir is None:
+        raise ConfigError("Several processes need an output_dir, in which they put their folds.")
+    return ranks
+
+
+def _of_another(root: Path | None, fold: Fold) -> FoldResult:
+    """Return the results of a fold that another process has written."""
+    assert root is not None
+    return FoldResult.load(root / fold.name, fold)
 
 
 def _check(folds: Sequence[Fold], n: int) -> None:
@@ -295,10 +321,14 @@ def _inputs(loader: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(
-    folder: RunFolder | None, plan: Mapping[str, Any], *, overwrite: bool
+    folder: RunFolder | None, plan: Mapping[str, Any], ranks: Ranks, *, overwrite: bool
 ) -> Iterator[None]:
     """Lock the folder of a cross-validation for a ``with`` block, and write or compare its plan."""
     if folder is None:
+        yield
+        return
+    if not ranks.is_first:
+        ranks.wait()  # until the first has made room
         yield
         return
     root, plain = folder.path, json.loads(json.dumps(plan, default=str))
@@ -315,6 +345,7 @@ def _opened(
                 )
             _remove(root, old)
         write_json(root / PLAN, plain)
+        ranks.wait()
         yield
 
 

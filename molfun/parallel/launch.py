@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from molfun.parallel.started import NODES, Devices, Started
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 CHILD = "MOLFUN_STARTED"
 """Variable with the process id of the command that started processes, or of one of them."""
 ADVICE = (
@@ -102,6 +104,20 @@ def _available(device: str) -> int:
     return torch.cuda.device_count() if _kind(device) == "cuda" else 1
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let what runs within a block take no notice of the other processes of the run."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _is_alone() -> bool:
+    return _ALONE.get() or Started.found().size == 1 or not distributed.is_available()
+
+
 def join(device: torch.device, patience: timedelta | None = None) -> Ranks:
     """Return the place of this process among those that were started for the run.
 
@@ -112,7 +128,7 @@ def join(device: torch.device, patience: timedelta | None = None) -> Ranks:
     patience
         As in `launch`.
     """
-    if Started.found().size == 1 or not distributed.is_available():
+    if _is_alone():
         return Ranks()
     fabric = fabric_for(device, "32-true", patience)
     return Ranks(fabric.global_rank, fabric.world_size)
@@ -121,7 +137,7 @@ def join(device: torch.device, patience: timedelta | None = None) -> Ranks:
 def fabric_for(device: torch.device, precision: str, patience: timedelta | None = None) -> Fabric:
     """Return the Fabric of this process, joined to the others if there are any."""
     started = Started.found()
-    if started.size == 1 or not distributed.is_available():
+    if _is_alone():
         devices: Any = [device.index or 0] if device.type == "cuda" else 1
         return _fabric(device.type, devices, 1, precision, "auto")
     if started.by == "torchrun":

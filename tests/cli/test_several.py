@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import warm
 from click.testing import Result
+from safetensors.torch import load_file
 
 Command = Callable[..., Result]
 
@@ -225,3 +227,79 @@ def test_another_number_of_processes_than_was_started() -> None:
         said = processes[0].stderr()
     assert "Error: devices=3 on 1 machines are 3 processes, and 2 were started." in said
     assert not Path("e.npz").exists()
+
+
+CV = (
+    "cv", "--backbone", "esm2_tiny", "--data", "t.csv", "--id-column", "name", "--folds", "3",
+    "--val-frac", "0.2", "--epochs", "2", "--device", "cpu", "--no-report", "--strategy",
+)  # fmt: skip
+
+
+def folds(run: str) -> pd.DataFrame:
+    return pd.read_csv(f"{run}/folds.csv").drop(columns="seconds")
+
+
+@pytest.mark.parametrize("strategy", ["partial", "lora"])
+def test_folds_are_dealt(strategy: str) -> None:
+    """Each process trains whole folds: even the draws of dropout are those of one process."""
+    write_samples(20)
+    alone = together(1, *CV, strategy, "--output", "alone")
+    said = together(2, *CV, strategy, "--output", "two")
+    table = alone[alone.index("fold ") : alone.index("Everything")]
+    assert table in said
+    one, two = files("alone"), files("two")
+    assert one.keys() == two.keys()
+    for name in ("out_of_fold.csv", "fold_2/history.csv"):
+        assert name in one
+        assert one[name] == two[name], name
+    assert folds("alone").equals(folds("two"))
+    for name in one:
+        if name.endswith(".safetensors"):
+            first, other = load_file(f"alone/{name}"), load_file(f"two/{name}")
+            assert all(torch.equal(tensor, other[key]) for key, tensor in first.items()), name
+
+
+def test_a_process_of_folds_that_is_killed() -> None:
+    write_samples(20)
+    together(1, *CV, "partial", "--output", "alone")
+    with started(2, *CV, "partial", "--output", "two") as processes:
+        end = time.monotonic() + 120
+        while not Path("two/fold_2/history.csv").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(processes[1].pid, signal.SIGKILL)
+        processes[0].wait(120)
+        assert "Process 1 of 2 (from 0) ended" in processes[0].stderr()
+        assert "The same command with --resume goes on." in processes[0].stderr()
+    together(2, "cv", "--resume", "--output", "two")
+    name = "out_of_fold.csv"
+    assert Path("alone", name).read_bytes() == Path("two", name).read_bytes()
+    assert folds("alone").equals(folds("two"))
+
+
+PRETRAIN = (
+    "pretrain", "--backbone", "esm2_tiny", "--sequences", "x.fasta", "--batch-size", "2",
+    "--val-frac", "0", "--device", "cpu", "--epochs", "3", "--no-report",
+)  # fmt: skip
+
+
+def test_processes_pretrain_together() -> None:
+    write_samples(12)
+    way = "fsdp2"
+    said = together(2, *PRETRAIN, "--parallel", way, "--output", "two")
+    assert said.count("Weights of epoch") == 1
+    together(1, *PRETRAIN, "--accum", "2", "--output", "one")
+    one, two = (Path(run, "history.csv").read_text().splitlines() for run in ("one", "two"))
+    steps = one[0].split(",").index("steps")
+    assert [row.split(",")[steps] for row in one] == [row.split(",")[steps] for row in two]
+    # the masks are drawn by each process
+    (first, other) = (load_file(f"{run}/weights.safetensors") for run in ("one", "two"))
+    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in other.items()}
+    with started(2, *PRETRAIN, "--parallel", way, "--output", "again") as processes:
+        end = time.monotonic() + 120
+        while not Path("again/resume").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(processes[0].pid, signal.SIGTERM)
+        [process.wait(120) for process in processes]
+    together(2, "pretrain", "--resume", "--output", "again")
+    again = load_file("again/weights.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in other.items())

@@ -55,6 +55,21 @@ def test_a_script_is_printed(
     assert not list(tmp_path.iterdir())
 
 
+def test_scripts_of_other_commands(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb, data, state in (
+        ("pretrain", ("--sequences", "x.fasta"), "resume/state.pt"),
+        ("cv", ("--demo",), "plan.json"),
+    ):
+        result = molfun(verb, *data, "--output", "run", "--slurm", "dry-run,nodes=2,tasks=4")
+        assert result.exit_code == 0, result.output
+        assert f"if [ -e run/{state} ]; then resume=--resume; fi" in result.stdout
+        assert f"-m molfun {verb} --config run.slurm/config.yaml $resume" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_slurm(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
