@@ -149,9 +149,11 @@ def cross_validate(
         trained_on.warn_of_overlap(make_loader(dataset, False), base.training_inputs, "test sample")
     chosen = as_strategy(strategy, len(folds[0].train), len(base.backbone.blocks()))
     folder = RunFolder.of(output_dir, resume=resume)
-    root = None if folder is None else folder.path
-    plan = {} if root is None else _plan(base, dataset, folds, chosen, options)
-    if plan:
+    root = None
+    plan: dict[str, Any] = {}
+    if folder is not None:
+        root = folder.path
+        plan = _plan(base, dataset, folds, chosen, options)
         plan |= _inputs(as_loader(make_loader(dataset, True), shuffle=True))
     with _opened(folder, plan, ranks, overwrite=overwrite), _shared(root) as place:
         config = cache_config(cache, cache_dir, None)
