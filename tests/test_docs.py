@@ -200,6 +200,7 @@ RUN_ELSEWHERE = {
     "molfun doctor": "tests/checks/test_doctor.py",
     "molfun fine-tune --config lora.yaml --output": "tests/cli/test_processes.py",
     "torchrun": "tests/training/test_parallel.py",
+    "molfun fold --sequences proteins.fasta --weights": "tests/cli/test_several.py",
 }
 EDITED = {
     "molfun fine-tune --demo": "molfun fine-tune --demo --preset tiny",  # not 93 million weights

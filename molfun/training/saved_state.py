@@ -252,7 +252,8 @@ def batches_per_step(stored: Mapping[str, Any], accumulation: int, ranks: Ranks)
     before = int(stored["identity"].get(PER_STEP, asked))
     randoms = stored["random"]
     size = len(randoms) if isinstance(randoms, list) else 1
-    if size == ranks.size and accumulation != stored.get("accumulation_steps"):
+    asked_before = stored.get("accumulation_steps")
+    if size == ranks.size and not (isinstance(asked_before, int) and asked_before == accumulation):
         return asked  # other settings are refused, as all that differ
     if before % ranks.size:
         raise RunError(

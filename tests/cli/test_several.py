@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-import warm
 from click.testing import Result
 from safetensors.torch import load_file
+from together import started, together
 
 Command = Callable[..., Result]
 
@@ -50,36 +48,6 @@ def write_samples(n: int, shortest: int = 6) -> None:
     Path("x.fasta").write_text("".join(f">{name}\n{one}\n" for name, one in rows.items()))
     table = "".join(f"{name},{one},{len(one) / 7}\n" for name, one in rows.items())
     Path("t.csv").write_text(f"name,sequence,target\n{table}")
-
-
-@contextlib.contextmanager
-def started(size: int, *command: object) -> Iterator[list[warm.Process]]:
-    """Start a command in processes, as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                warm.Process(
-                    "-m", "molfun", *command,
-                    env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}, output=f"said{i}",
-                )
-            )
-            for i in range(size)
-        ]  # fmt: skip
-
-
-def together(size: int, *command: object) -> str:
-    """Run a command in processes to its end, and return what the first one prints."""
-    with started(size, *command) as processes:
-        codes = [process.wait() for process in processes]
-        said = [process.stdout() for process in processes]
-        assert codes == [0] * size, "".join(process.stderr() for process in processes)
-    assert said[1:] == [""] * (size - 1)
-    return said[0]
 
 
 def files(folder: str) -> dict[str, bytes]:

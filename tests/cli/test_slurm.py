@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
+from together import together
 
 from molfun.cli.slurm import Job
 from molfun.errors import ConfigError
@@ -135,9 +134,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(
     assert len(stopped) == 41, said
     # as two processes that nobody stopped, bit by bit
     monkeypatch.delenv("SLURM_JOB_ID")
-    command = [sys.executable, "-m", "molfun", *map(str, flags), "--output", "whole"]
-    done = subprocess.run([*command, "--devices", "2"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    together(2, *flags, "--output", "whole")
     assert Path("whole/history.csv").read_text().splitlines() == stopped
 
 

@@ -26,7 +26,7 @@ def processor_seconds(*arguments: str) -> float:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fine-tune", "--help"]])
 def test_help_takes_little_more_than_its_libraries(arguments: list[str]) -> None:
     libraries = processor_seconds("-c", "import pydantic, typer, typer.rich_utils")
-    assert processor_seconds("-m", "molfun.cli", *arguments) < 3 * libraries
+    assert processor_seconds("-m", "molfun.cli", *arguments) < 4 * libraries
 
 
 def test_help_loads_nothing_heavy() -> None:

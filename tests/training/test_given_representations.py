@@ -12,6 +12,7 @@ import torch
 from molfun import HeadOnlyFinetune, LoRAFinetune, MolfunStructureModel, SequenceDataset
 from molfun.backbones.esm2 import ESM2Backbone
 from molfun.errors import DataError
+from molfun.parallel.ranks import Ranks
 
 ITEMS = [("MKVLAAG", 1.0), ("GG", 2.0), ("ACDEFGHIKL", 0.5), ("PQRST", 3.0)]
 
@@ -54,7 +55,16 @@ def test_files_of_molfun_embed(data: SequenceDataset, tmp_path: Path, pooling: s
     start = model()
     path = tmp_path / "e.npz"
     chosen = None if pooling == "none" else pooling
-    command.run(start, data, str(path), pooling=chosen, layer=-1, shard_size=10, overwrite=False)
+    command.run(
+        start,
+        data,
+        str(path),
+        pooling=chosen,
+        layer=-1,
+        shard_size=10,
+        overwrite=False,
+        ranks=Ranks(),
+    )
     shuffled = data.subset([2, 0, 3])
     found = shuffled.with_representations(path)
     for i, expected in enumerate(start.embed(shuffled, pooling=chosen)):  # type: ignore[arg-type]
@@ -90,7 +100,7 @@ def embedded(start: MolfunStructureModel, data: SequenceDataset, path: Path, **h
     from molfun.cli import embed as command
 
     options: dict[str, Any] = {"pooling": "mean", "layer": -1, "shard_size": 10, "overwrite": False}
-    command.run(start, data, str(path), **{**options, **how})
+    command.run(start, data, str(path), ranks=Ranks(), **{**options, **how})
     return path
 
 
