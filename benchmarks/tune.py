@@ -150,7 +150,8 @@ class PlainLoop:
         return total / len(self._val)
 
     def _loss(self, model: Any, batch: Rows) -> Any:
-        return model([text for text, _ in batch], torch.tensor([label for _, label in batch]))
+        tokens = model.features([text for text, _ in batch])
+        return model(tokens, torch.tensor([label for _, label in batch]))
 
 
 def head_rate(strategy: str, rate: float) -> float:

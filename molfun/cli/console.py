@@ -258,7 +258,9 @@ def _unexpected(error: Exception) -> str:
 def _fail(text: str, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"Error: {printable(text)}", file=sys.stderr)
+    index = Started.found().index
+    who = f" in process {index}" if index else ""  # the first one most often says the same
+    print(f"Error{who}: {printable(text)}", file=sys.stderr)
     raise SystemExit(1)
 
 

@@ -95,6 +95,8 @@ def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
         folds = folds_of(dataset, settings)
         say(f"Data: {len(dataset)} samples, {_described(folds, settings)}")
         say_notes(settings.kind, dataset, "see run.log")
+        if ranks.size > 1:
+            say(f"Folds are dealt to {ranks.size} processes, and those of this one are shown.")
         model = model_of(settings, dataset).check(dataset)
         strategy = strategy_of(settings, len(folds[0].train), len(model.backbone.blocks()))
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")

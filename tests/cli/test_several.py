@@ -159,7 +159,7 @@ def test_a_process_that_is_killed(
         assert other.wait() == 1, other.stderr()
         said = other.stderr()
     assert (
-        f"Error: Process {killed} of 2 (from 0) ended, and the others with it; its own output says "
+        f": Process {killed} of 2 (from 0) ended, and the others with it; its own output says "
         f"why. The same command again makes what is missing." in said
     )
     done(molfun(*into("one")))
