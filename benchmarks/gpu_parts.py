@@ -110,7 +110,7 @@ class Report:
             row = Row(self._part, label, **work())
         except (CannotRunError, ImportError) as reason:
             row = Row(self._part, label, status="skipped", note=first_line(reason))
-        except Exception as error:
+        except Exception as error:  # a row that fails must not cost the others their card time
             note = f"{type(error).__name__}: {first_line(error)}"
             row = Row(self._part, label, status="failed", note=note)
         gc.collect()
@@ -135,7 +135,7 @@ def serve(pipe: Any, name: str, options: Options) -> None:
     # a part that cannot even begin gives its reason as a row as well
     try:
         PARTS[name].run(options, report)
-    except Exception as error:
+    except Exception as error:  # as any row
         report.attempt("start", functools.partial(_raise, error))
 
 
@@ -524,7 +524,7 @@ def esm2(options: Options, report: Report) -> None:
     for size in options.of(("tiny",), ("8M", "150M", "650M")):
         try:
             source = peers.source_of(size, options.device)
-        except Exception as error:
+        except Exception as error:  # as any row; the other sizes go on
             report.attempt(f"{size}", functools.partial(_raise, error))
             continue
         for kind in ("inference", "lora"):

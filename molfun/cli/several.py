@@ -27,7 +27,7 @@ RESUMED = "The same command with --resume goes on."
 def processes(wanted: SpreadCommand | TogetherSettings, advice: str = ADVICE) -> Iterator[Ranks]:
     """Start the processes of a command, or join those that were started for it.
 
-    To be entered once the input is known to be good, so that what is wrong with it is said once.
+    Enter it after the input was checked, where that is possible: each process says what is wrong.
 
     Parameters
     ----------

@@ -106,7 +106,7 @@ def _available(device: str) -> int:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let what runs within a block take no notice of the other processes of the run."""
+    """Make `join` and `fabric_for` ignore the other processes of the run inside a block."""
     token = _ALONE.set(True)
     try:
         yield

@@ -252,6 +252,7 @@ def batches_per_step(stored: Mapping[str, Any], accumulation: int, ranks: Ranks)
     before = int(stored["identity"].get(PER_STEP, asked))
     randoms = stored["random"]
     size = len(randoms) if isinstance(randoms, list) else 1
+    # of an older version there is none, and a damaged file may hold anything
     asked_before = stored.get("accumulation_steps")
     if size == ranks.size and not (isinstance(asked_before, int) and asked_before == accumulation):
         return asked  # other settings are refused, as all that differ
