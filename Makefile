@@ -121,6 +121,9 @@ check: lint
 proof: setup
 	@echo 'exhaustive matrices'; $(PYTEST) -m proof
 	@echo 'soak'; $(PY) tests/soak/kill_and_resume.py --minutes 30
+	@$(PY) tests/soak/kill_a_process.py --kills 20 && $(PY) tests/soak/kill_a_command.py --kills 20
+	@echo 'several processes against one'; $(PY) tests/soak/several_against_one.py
+	@echo 'families of language models'; $(PY) tests/soak/families.py
 	@echo 'benchmarks'; $(PY) benchmarks/run.py --quick
 
 docs: $(DOCS_READY)

@@ -25,7 +25,7 @@ import torch
 from openfold_kernels import Case
 from torch.utils._pytree import tree_leaves
 
-from molfun.backbones.esm2 import packed
+from molfun.backbones.language.packing import PackedAttention
 from molfun.text import first_line
 
 Status = Literal["ok", "broken", "skipped", "failed"]
@@ -459,19 +459,20 @@ def varlen_attention() -> Iterator[None]:
     from torch.nn.attention.varlen import varlen_attn
 
     def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: packed.Packing
+        self: PackedAttention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: float
     ) -> torch.Tensor:
+        packing = self.packing
         offsets, longest = packing.offsets.to(q.device, torch.int32), max(packing.lengths)
         found: torch.Tensor = varlen_attn(
             q.contiguous(), k.contiguous(), v.contiguous(), offsets, offsets, longest, longest
         )
         return found
 
-    before, packed._attend_jagged = packed._attend_jagged, attend
+    before, PackedAttention._jagged = PackedAttention._jagged, attend  # type: ignore[method-assign]
     try:
         yield
     finally:
-        packed._attend_jagged = before
+        PackedAttention._jagged = before  # type: ignore[method-assign]
 
 
 def work_of(source: Any, texts: Sequence[str], *, train: bool) -> float:

@@ -38,6 +38,7 @@ SUITES = {
     "engine_overhead": Suite(),
     "prefix_cache": Suite(),
     "parallel": Suite(),
+    "divided_memory": Suite(),
     "streaming": Suite(),
     "openfold_kernels": Suite(
         full=("--modes", "forward", "lora"), quick=("--quick", "--rounds", "1")
@@ -45,6 +46,11 @@ SUITES = {
     "memory_model": Suite(),
     "fold_memory": Suite(),
     "int8": Suite(),
+    "language_models": Suite(),
+    "gb1": Suite(full=("--ablations",), quick=("--quick", "--ablations")),
+    "ranking": Suite(),
+    "pairs": Suite(),
+    "esm2_vs_cpp": Suite(),
     "gpu": Suite(quick=("--device", "cpu", "--quick")),
     "esm2_vs_peers": Suite(
         full=("--size", "8M", "--sequences", "64"),

@@ -266,7 +266,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _seals.ADVICE) -> Any:
+def load_torch(
+    path: str | Path,
+    *,
+    allow: Sequence[type] = (),
+    advice: str = _seals.ADVICE,
+    mmap: bool = False,
+) -> Any:
     """Read a file of ``torch.save`` without running anything in it.
 
     Parameters
@@ -277,6 +283,8 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
         Further classes it may hold; they must not run code when they are created.
     advice
         Advice in the error for a damaged file.
+    mmap
+        Whether tensors stay in the file, mapped into memory; those of torch before 1.6 cannot.
 
     Raises
     ------
@@ -293,7 +301,8 @@ def load_torch(path: str | Path, *, allow: Sequence[type] = (), advice: str = _s
         _refuse_bombs(path)
         with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles; our errors are clearer
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mmap and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MolfunError:
         raise
     except Exception as error:  # damaged bytes can make the zip and pickle readers fail in any way

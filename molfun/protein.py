@@ -18,6 +18,8 @@ from molfun.errors import ConfigError
 
 RESIDUE_LETTERS = "ARNDCQEGHILKMFPSTWYV"
 RESIDUE_LETTERS_WITH_X = RESIDUE_LETTERS + "X"
+AMINO_ACIDS = "".join(sorted(RESIDUE_LETTERS))
+"""The 20 amino acids by their letters, in alphabetical order."""
 UNKNOWN_RESIDUE = len(RESIDUE_LETTERS)
 ATOM_NAMES = (
     "N", "CA", "C", "CB", "O", "CG", "CG1", "CG2", "OG", "OG1", "SG", "CD", "CD1", "CD2", "ND1",

@@ -201,6 +201,8 @@ def _installed() -> Any:
 
 BACKBONES = Registry("backbones")
 """Pretrained models, `molfun.backbones.Backbone`."""
+FAMILIES: dict[str, str] = {}
+"""``"model_type vocab_size"`` of a transformers config to the name of its backbone."""
 DATASETS = Registry("datasets")
 """Kinds of data, `molfun.data.kinds.base.DataKind`."""
 DEFAULT_KIND = "structures"
@@ -209,6 +211,8 @@ HEADS = Registry("heads")
 """Layers that predict from representations, `molfun.heads.Head`."""
 TASKS = Registry("tasks")
 """Losses and metrics of labels, `molfun.tasks.Task`."""
+LOSSES = Registry("losses", "loss")
+"""Losses of regression, functions as in `molfun.tasks.losses`."""
 STRATEGIES = Registry("strategies", "strategy")
 """Fine-tuning strategies, `molfun.strategies.FinetuneStrategy`."""
 OBJECTIVES = Registry("objectives")
@@ -238,8 +242,8 @@ def check_head(name: object) -> None:
     >>> check_head("regresion")
     Traceback (most recent call last):
     molfun.errors.ConfigError: Unknown head 'regresion'; known: affinity, binary, confidence,
-    contact, conv, energy, linear, mlp, multiclass, multilabel, regression, structure. Did you mean
-    'regression'?
+    contact, conv, cross_attention, energy, gaussian, linear, mlp, multiclass, multilabel,
+    multitarget, pair_mlp, quantile, regression, structure. Did you mean 'regression'?
     """
     check_choice("head", name, {*HEADS, *TASKS})
 
@@ -262,6 +266,30 @@ for _size in (
     "esm2_tiny",
 ):
     BACKBONES.alias(_size, "esm2", config=_size)
+BACKBONES.register(
+    "transformers",
+    "molfun.backbones.transformers:TransformersBackbone",
+    inputs=("sequences", "structures"),
+    takes_preset=True,
+)
+# name, class, model types and vocabulary of its configs, published sizes
+for _name, _class, _types, _letters, _sizes in (
+    ("esm", "EsmBackbone", ("esm",), 33, ("esm1b", "esm1v")),
+    ("saprot", "SaProtBackbone", ("esm",), 446, ("saprot_35m", "saprot_650m")),
+    ("esmc", "EsmcBackbone", ("esmc", "ESMplusplus"), 64, ("esmc_300m", "esmc_600m")),
+    ("prott5", "ProtT5Backbone", ("t5",), 128, ("prott5_xl",)),
+    ("prostt5", "ProstT5Backbone", ("t5",), 150, ()),
+    ("ankh", "AnkhBackbone", ("t5",), 144, ("ankh_base", "ankh_large")),
+):
+    BACKBONES.register(
+        _name,
+        f"molfun.backbones.transformers:{_class}",
+        inputs=("sequences", "structures"),
+        takes_preset=True,
+    )
+    FAMILIES.update((f"{_type} {_letters}", _name) for _type in _types)
+    for _size in _sizes:
+        BACKBONES.alias(_size, _name, config=_size)
 DATASETS.register("structures", "molfun.data.kinds.structures:Structures")
 DATASETS.register("sequences", "molfun.data.kinds.sequences:Sequences")
 DATASETS.register("series", "molfun.data.kinds.series:Series")
@@ -277,17 +305,26 @@ HEADS.register("energy", "molfun.heads.energy:EnergyHead")
 HEADS.register("structure", "molfun.heads.structure:StructureHead")
 HEADS.register("contact", "molfun.heads.contact:ContactHead")
 HEADS.register("confidence", "molfun.heads.confidence:ConfidenceHead")
+HEADS.register("pair_mlp", "molfun.heads.chains:PairMLPHead")
+HEADS.register("cross_attention", "molfun.heads.chains:CrossAttentionHead")
 TASKS.register("regression", "molfun.tasks.regression:RegressionTask")
+TASKS.register("gaussian", "molfun.tasks.intervals:GaussianTask")
+TASKS.register("quantile", "molfun.tasks.intervals:QuantileTask")
+TASKS.register("multitarget", "molfun.tasks.targets:MultiTargetTask")
 TASKS.register("binary", "molfun.tasks.classification:BinaryTask")
 TASKS.register("multiclass", "molfun.tasks.classification:MulticlassTask")
 TASKS.register("multilabel", "molfun.tasks.classification:MultilabelTask")
 TASKS.register("energy", "molfun.tasks.energy:EnergyTask")
 TASKS.register("structure", "molfun.tasks.structure:StructureTask")
 TASKS.register("contact", "molfun.tasks.contact:ContactTask")
+for _name in ("mse", "mae", "huber", "listmle", "margin", "pairwise", "spearman"):
+    LOSSES.register(_name, f"molfun.tasks.losses:{_name}")
 for _name, _class in (
     ("mean", "mean:Mean"),
     ("composition", "composition:Composition"),
     ("one_hot", "one_hot:OneHot"),
+    ("zero_shot", "zero_shot:ZeroShot"),
+    ("one_hot_zero_shot", "zero_shot:OneHotZeroShot"),
     ("neighbour", "neighbour:Neighbour"),
     ("interface", "interface:Interface"),
     ("elements", "elements:Elements"),

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from molfun.errors import DataError
 from molfun.protein import Protein
 
 T = TypeVar("T")
 
+MASK = "<mask>"
+"""Text of a masked residue in a sequence."""
+CHAIN_SEPARATOR = ":"
+"""Between the sequences of several chains, as in ColabFold."""
 ALIGNMENT_SUFFIXES = (".a3m", ".sto", ".a3m.gz", ".sto.gz")
 """Suffixes of the alignments that are read from the folder of a sample."""
 
@@ -29,7 +34,12 @@ class Sample:
     protein
         The structure; None if the input is `sequence`, `atoms` or `features`.
     sequence
-        One-letter sequence, for samples without a structure.
+        One-letter sequence, for samples without a structure; those of several chains with ``:``
+        between them.
+    structure_letters
+        One letter of the structure per residue (Foldseek's 3Di alphabet, ``#`` for unknown), for
+        models that read them beside the sequence; None where there are none, or `protein` has
+        coordinates from which they are computed. Of several chains with ``:`` between them.
     atoms
         An ``ase.Atoms``, for models of atoms in space.
     features
@@ -42,8 +52,8 @@ class Sample:
     metadata
         Other columns of the row.
     max_length
-        Longest input the model should see. A `protein` has been cropped already; a `sequence` and
-        pre-computed `features` are cropped by the backbone.
+        Longest input the model should see. A `protein` has been cropped already; a `sequence`
+        (each of several chains) and pre-computed `features` are cropped by the backbone.
     origin
         Place it was read from, for messages: "gb1.csv, line 3".
     drawn
@@ -54,6 +64,7 @@ class Sample:
     id: str
     protein: Protein | None = None
     sequence: str | None = None
+    structure_letters: str | None = None
     atoms: Any = None
     features: Mapping[str, Any] | None = None
     alignment_dir: Path | None = None
@@ -68,6 +79,61 @@ class Sample:
         """The id with the origin in brackets, if that is known."""
         return f"{self.id} ({self.origin})" if self.origin else self.id
 
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """Sequence of each chain; () without a sequence.
+
+        Examples
+        --------
+        >>> Sample(id="complex", sequence="MKV:ACD").chains
+        ('MKV', 'ACD')
+        """
+        return () if self.sequence is None else tuple(self.sequence.split(CHAIN_SEPARATOR))
+
+    def by_chain(self) -> list[Sample]:
+        """Return one sample per chain, without a label; a sample of one chain alone is itself.
+
+        Raises
+        ------
+        DataError
+            If the letters of structures are those of another number of chains.
+
+        Examples
+        --------
+        >>> [(s.id, s.sequence) for s in Sample(id="complex", sequence="MKV:ACD").by_chain()]
+        [('complex, chain 1', 'MKV'), ('complex, chain 2', 'ACD')]
+        """
+        if self.protein is not None and self.sequence is None:
+            return self._structures_by_chain(self.protein)
+        chains = self.chains
+        if len(chains) < 2:
+            return [self]
+        letters: list[str | None] = [None] * len(chains)
+        if self.structure_letters is not None:
+            letters = [*self.structure_letters.split(CHAIN_SEPARATOR)]
+        if len(letters) != len(chains):
+            raise DataError(
+                f"{self.shown} has {len(chains)} chains, and letters of the structures of "
+                f"{len(letters)}. Write {CHAIN_SEPARATOR!r} between those of each chain too."
+            )
+        return [
+            replace(
+                self, id=f"{self.id}, chain {i}", sequence=chain, structure_letters=found or None,
+                target=None,
+            )
+            for i, (chain, found) in enumerate(zip(chains, letters, strict=True), start=1)
+        ]  # fmt: skip
+
+    def _structures_by_chain(self, protein: Protein) -> list[Sample]:
+        numbers = np.unique(protein.chain_index)
+        if len(numbers) < 2:
+            return [self]
+        rows = [np.flatnonzero(protein.chain_index == number) for number in numbers]
+        return [
+            replace(self, id=f"{self.id}, chain {i}", protein=protein.take(own), target=None)
+            for i, own in enumerate(rows, start=1)
+        ]
+
     def content_key(self) -> str:
         """Return the sha256 over the input (not the label): equal input gives an equal key."""
         # a protein is cropped already, so its own key covers max_length
@@ -81,6 +147,8 @@ class Sample:
         """Yield every part of the input as bytes, in a fixed order."""
         if self.sequence is not None:
             yield f"sequence {self.sequence}".encode()
+        if self.structure_letters is not None:
+            yield f"structure {self.structure_letters}".encode()
         if self.protein is not None:
             yield self.protein.content_key().encode()
         if (atoms := self.atoms) is not None:
@@ -169,8 +237,11 @@ def in_batches(items: Iterable[T], size: Callable[[T], int], budget: int) -> Ite
         yield batch
 
 
-MASK = "<mask>"
-"""Text of a masked residue in a sequence."""
+def sequence_of(sample: Sample) -> str:
+    """Return the sequence of a sample, or that of its structure; empty where it has neither."""
+    if sample.sequence is None and sample.protein is not None:
+        return sample.protein.sequence
+    return sample.sequence or ""
 
 
 def n_residues(sequence: str) -> int:
@@ -178,10 +249,11 @@ def n_residues(sequence: str) -> int:
 
     Examples
     --------
-    >>> n_residues("MK<mask>V")
-    4
+    >>> n_residues("MK<mask>V"), n_residues("MKV:ACD")
+    (4, 6)
     """
-    return len(sequence) - (len(MASK) - 1) * sequence.count(MASK)
+    masks, ends = sequence.count(MASK), sequence.count(CHAIN_SEPARATOR)
+    return len(sequence) - (len(MASK) - 1) * masks - ends
 
 
 def is_missing(target: Any) -> bool:

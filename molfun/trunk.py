@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from molfun._shapes import Float
+from molfun._shapes import Float, Int64
 from molfun.errors import ConfigError
 
 Level = Literal["sequence", "residue", "pair"]
@@ -19,6 +19,8 @@ REPRESENTATIONS = ("single", "pair", *SAMPLE_LEVEL, "structure", "properties")
 """Names of everything an output may hold, apart from the mask."""
 PROPERTY, STRUCTURE = "properties.", "structure."
 """Prefixes of the names of properties, and of what a structure holds, among other tensors."""
+ChainCheck = Callable[[str, int], None]
+"""Function of the name of a sample and its number of chains that refuses a wrong number."""
 LOGITS = "_logits"
 """Ending of the logits in a structure: 64 numbers for each pair, which no cache keeps."""
 
@@ -49,6 +51,11 @@ class TrunkOutput:
     properties
         Predictions of the backbone itself by name (energies, forces), if requested: see
         `molfun.backbones.pet.atoms.AtomisticBackbone`.
+    chains
+        (samples, most chains) for heads that read chains: row of each chain of a sample in the
+        other tensors, whose batch is then one of distinct chains; -1 where a sample has fewer.
+    score
+        (batch,) zero-shot score of each variant, for a head that reads it: `Head.with_samples`.
 
     Examples
     --------
@@ -64,6 +71,8 @@ class TrunkOutput:
     cls: Float[torch.Tensor, "batch c_s"] | None = None
     structure: Mapping[str, torch.Tensor] | None = None
     properties: Mapping[str, torch.Tensor] | None = None
+    chains: Int64[torch.Tensor, "samples chains"] | None = None
+    score: Float[torch.Tensor, "batch"] | None = None
 
     def need(self, name: str) -> torch.Tensor:
         """Return a representation; ``mean`` is pooled from `single` if the backbone gave none.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tiny import build_batches, build_samples, build_tiny_model
 
 from molfun import registry
@@ -22,7 +22,13 @@ from molfun.sample import Sample, SampleBatch
 
 # the same inputs each time, so that a run says something about the change it is for;
 # MOLFUN_FUZZ=1 draws new ones
-settings.register_profile("same", derandomize=not os.environ.get("MOLFUN_FUZZ"))
+settings.register_profile(
+    "same",
+    derandomize=not os.environ.get("MOLFUN_FUZZ"),
+    # how long inputs take says something about the machine alone
+    suppress_health_check=[HealthCheck.too_slow],
+    deadline=None,
+)
 settings.load_profile("same")
 
 torch.set_num_threads(1)

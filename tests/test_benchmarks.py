@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,12 +115,74 @@ def test_every_suite_is_a_script(suites: ModuleType) -> None:
     assert set(suites.SUITES) == {
         *("openfold_kernels", "esm2_vs_peers", "engine_overhead"),
         *("data_loading", "start_up", "prefix_cache", "memory_model", "row_checks"),
-        *("fold_memory", "gpu", "parallel", "int8", "streaming"),
+        *("fold_memory", "gpu", "parallel", "int8", "streaming", "divided_memory"),
+        *("language_models", "gb1", "ranking", "pairs", "esm2_vs_cpp"),
     }
     for name, suite in suites.SUITES.items():
         text = (FOLDER / f"{name}.py").read_text()
         for option in (*suite.full, *suite.quick):
             assert not option.startswith("--") or f'"{option}"' in text, (name, option)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gb1", "ranking"])
+def test_a_quick_run_prints_its_table(name: str, real_data: Path, tmp_path: Path) -> None:
+    """The same numbers twice, since the seed decides all of them; files are written for gb1."""
+    environment = {**os.environ, "MOLFUN_DATA": str(real_data), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick"]
+    found = []
+    for turn in range(2):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+        assert "Spearman" in done.stdout
+        written = sorted((tmp_path / "runs" / name / "quick").glob("*.csv"))
+        assert written, turn
+        found.append({path.name: path.read_text() for path in written})
+    assert found[0] == found[1]
+    assert set(found[0]) == {"gb1": {"median.csv", "mean.csv"}, "ranking": {"runs.csv"}}[name]
+
+
+@pytest.mark.slow
+def test_heads_of_pairs_are_compared_with_baselines(real_data: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "pairs.py"), "--quick"],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "MOLFUN_DATA": str(real_data), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for row in (
+        "48 complexes",
+        "pair_mlp, frozen",
+        "cross_attention, frozen",
+        "ridge on composition",
+    ):
+        assert row in done.stdout
+
+
+@pytest.mark.slow
+def test_logits_are_those_of_transformers() -> None:
+    """A difference above 1e-5 of their size ends the script; esm-cpp is left out without Python."""
+    command = [sys.executable, str(FOLDER / "esm2_vs_cpp.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()[-3:]] == [
+        "transformers", "transformers", "molfun",
+    ]  # fmt: skip
+    absent = subprocess.run(
+        [*command, "--python", "no-such-python"], capture_output=True, text=True, check=False
+    )
+    assert absent.returncode == 1
+    assert absent.stderr.strip() == "no such Python: no-such-python"
+
+
+@pytest.mark.parametrize("name", ["gb1", "ranking", "pairs"])
+def test_absent_data_gives_one_line(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--quick"],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**os.environ, "MOLFUN_DATA": str(tmp_path)},
+    )  # fmt: skip
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("Skipped: ")
 
 
 def test_an_unknown_suite_gives_one_line() -> None:

@@ -138,8 +138,24 @@ def _sequences(folder: Path) -> None:
         text = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 6))
         rows.append(f"{text},{rng.normal():.2f},{('train', 'valid', 'test')[i % 3]}")
     (folder / "gb1.csv").write_text("\n".join(rows) + "\n")
+    (folder / "wt.fasta").write_text(">gb1\nMQYKLILNGKTL\n")
+    chains = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 7)) for _ in range(32)]
+    # receptors of two ligands each
+    binders = [f"{chains[i // 2]},{chains[8 + i]},{i % 7}" for i in range(16)]
+    (folder / "binders.csv").write_text("\n".join(["receptor,ligand,pkd", *binders, ""]))
+    mutants = [f"{a}{i + 1}W,{i % 5}" for i, a in enumerate("MQYKLILNGKTL")]
+    (folder / "mutants.csv").write_text("\n".join(["mutant,target", *mutants, ""]))
+    _esmc(folder / "ESMC-300M")
     state = ESM2Backbone("esm2_t6_8M_UR50D").model.state_dict()
     torch.save({"model": state}, folder / ".molfun/weights/esm2_t6_8M_UR50D.pt")
+
+
+def _esmc(folder: Path) -> None:
+    """A tiny ESM-C under the name of the published folder."""
+    from transformers import EsmcConfig, EsmcForMaskedLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    EsmcForMaskedLM(EsmcConfig(**sizes, intermediate_size=32)).save_pretrained(folder)
 
 
 def _run(code: str, names: dict[str, object] | None = None) -> dict[str, object]:

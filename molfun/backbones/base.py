@@ -91,6 +91,9 @@ class Backbone(nn.Module, ABC):
     lora_targets: ClassVar[tuple[str, ...]]
     """Module-name suffixes inside the blocks that LoRA adapts by default."""
 
+    stock_prefix: ClassVar[str] = ""
+    """Module path of the stock model, with a dot at its end, if adapter files are to load into it;
+    empty if they belong to the backbone."""
     lora_structure: ClassVar[tuple[str, ...]] = ()
     """Full names of the layers of the structure module that LoRA adapts where it is asked to."""
 

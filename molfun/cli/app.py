@@ -92,6 +92,21 @@ VERBS = (
         run="molfun.cli.fold:fold",
     ),
     Verb(
+        "scan",
+        """
+        Score variants of a protein: by a language model, or by a fine-tuned model.
+
+        For example:
+
+        \b
+        molfun scan --sequence wt.fasta --weights esm2.pt --output scan.csv
+        molfun scan --sequence wt.fasta --variants A24G,A24G:K31E --method wt_marginal
+        molfun scan runs/gb1/checkpoint --sequence wt.fasta --zero-shot
+        """,
+        settings=(f"{_COMMANDS}ScanSettings",),
+        run="molfun.cli.scan:scan",
+    ),
+    Verb(
         "score",
         """
         Score predicted structures: lDDT, TM-score, GDT, RMSD, DockQ of complexes, clashes.
@@ -135,7 +150,7 @@ VERBS = (
     ),
     Verb(
         "export",
-        "Write a model of atoms for other programs, with its adapters folded in.",
+        "Write a model for other programs, with its adapters folded in.",
         settings=(f"{_COMMANDS}ExportSettings",),
         run="molfun.cli.export:export",
     ),

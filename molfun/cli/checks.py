@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from molfun.cli.head_settings import MULTITARGET
 from molfun.config import Settings
 from molfun.data.kinds.base import CLASSES, Labels, kinds_of
 from molfun.errors import ConfigError
@@ -14,7 +15,7 @@ from molfun.text import alternatives
 
 if TYPE_CHECKING:
     from molfun.cli.pretrain_settings import PretrainSettings
-    from molfun.cli.settings import FineTuneSettings
+from molfun.cli.settings import FineTuneSettings
 
 
 def check_flags(
@@ -117,7 +118,17 @@ def _problems_of_head(settings: FineTuneSettings, given: Iterable[str] | None) -
     return [
         *foreign(type(settings), own, settings.backbone),
         *_problems_of_labels(settings, settings.labels),
+        *_problems_of_targets(settings),
         *settings.kind.problems(settings, settings.labels),
+    ]
+
+
+def _problems_of_targets(settings: FineTuneSettings) -> list[str]:
+    if settings.labels.task != MULTITARGET or settings.kind.takes_several_targets:
+        return []
+    return [
+        f"multitarget reads several columns of a table of sequences; {settings.kind.title} take a "
+        f"head for each column (--target-column A,B without --task)."
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+from pydantic import field_validator
+
 from molfun.cli.shared_settings import (
     DATA,
     DEVICE,
@@ -16,10 +18,12 @@ from molfun.cli.shared_settings import (
     TRUST,
     Kernels,
     StartSettings,
+    counted_devices,
 )
 from molfun.config import Settings, option
 from molfun.data.kinds.sequences import SequenceInputs
 from molfun.parallel.started import Devices
+from molfun.registry import BACKBONES
 
 CHECKPOINT = "Checkpoint folder, for example runs/x/checkpoint, or a .ckpt of PET."
 OVERWRITE = option(False, "Replace an older --output.", panel=RUN)
@@ -50,6 +54,11 @@ class SpreadCommand(Command):
         shown="1, or those of torchrun and srun",
     )  # fmt: skip
     num_nodes: int = NUM_NODES
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _are_devices(cls, given: Any) -> Any:
+        return counted_devices(given)
 
 
 class RunOptions(Command):
@@ -153,6 +162,56 @@ class EmbedSettings(SpreadCommand, SequenceInputs):
     overwrite: bool = OVERWRITE
 
 
+class ScanSettings(Command):
+    """Settings of ``molfun scan``: a protein, its variants, the model and the output."""
+
+    checkpoint: str | None = option(
+        None, "Checkpoint folder: predict with its head. Without it, score with --backbone.",
+        argument=True,
+    )  # fmt: skip
+    sequence: str | None = option(None, "Wild type: a FASTA file, or its letters.", panel=DATA)
+    pdb: str | None = option(
+        None, "Wild type: a structure, whose letters SaProt reads.", panel=DATA, path=True
+    )
+    chain: str | None = option(None, "Its chain.", panel=DATA, shown="the only one")
+    variants: str | None = option(
+        None, "Names such as A24G,A24G:K31E, or a table of them.", panel=DATA,
+        shown="all single substitutions",
+    )  # fmt: skip
+    mutant_column: str = option("mutant", "Column of names in that table.", panel=DATA)
+    offset: int = option(0, "Number of the first residue in names, minus 1.", panel=DATA)
+    backbone: str = option(
+        "esm2_t6_8M_UR50D", "Protein language model.", panel=MODEL, choices=BACKBONES.names
+    )
+    preset: str | None = option(None, "Its architecture.", panel=MODEL, shown="its own")
+    weights: str | None = option(None, "File or folder of its weights.", panel=MODEL, path=True)
+    long: Literal["full", "crop", "window"] | None = option(
+        None, "Long sequences: {choices}.", panel=MODEL, shown="full"
+    )
+    plddt_below: float | None = option(
+        None, "SaProt: leave structure letters out at a lower pLDDT; 70 for predicted structures.",
+        panel=MODEL, ge=0, le=100,
+    )  # fmt: skip
+    method: Literal["masked_marginal", "wt_marginal", "mutant_marginal", "pseudo_perplexity"] = (
+        option("masked_marginal", "{choices}.", panel=MODEL)
+    )
+    zero_shot: bool = option(
+        False, "With CHECKPOINT: add the score of its language model.", panel=MODEL
+    )
+    coverage: float | None = option(
+        None, "With an ensemble: add intervals that hold the label this often.", panel=MODEL,
+        shown="none; 0.9 is usual", gt=0, lt=1,
+    )  # fmt: skip
+    output: str = option("scan.csv", "Table to write.", panel=RUN)
+    figure: str | None = option(
+        None, "Heat map of all single substitutions: .svg, .png or .pdf; none for no figure.",
+        panel=RUN, shown="OUTPUT with .svg",
+    )  # fmt: skip
+    batch_tokens: int = option(4096, "Tokens per pass.", panel=RUN, ge=1)
+    device: str = DEVICE
+    overwrite: bool = OVERWRITE
+
+
 class FoldSettings(SpreadCommand):
     """Settings of ``molfun fold``: sequences or structures, model and output."""
 
@@ -204,12 +263,14 @@ class ScoreSettings(Command):
 class ExportSettings(Command):
     """Settings of ``molfun export``: the model, and the file to write."""
 
-    checkpoint: str = option(
-        ..., "Checkpoint folder of PET, or a .ckpt of metatrain.", argument=True
-    )
+    checkpoint: str = option(..., "Checkpoint folder, or a .ckpt of metatrain.", argument=True)
     output: str = option(
-        ..., "File: .pt for ASE and other engines, .ckpt for metatrain.", argument=True
+        ..., "File: .pt for ASE and other engines, .ckpt for metatrain; or a folder.", argument=True
     )
+    format: Literal["auto", "hf"] = option(
+        "auto", "hf: a Hugging Face folder of a protein language model, without the head.",
+        panel=RUN, shown="by the ending",
+    )  # fmt: skip
     weights: str | None = WEIGHTS
     trust: bool = TRUST
     overwrite: bool = OVERWRITE

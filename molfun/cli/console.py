@@ -260,7 +260,8 @@ def _fail(text: str, *, debug: bool) -> None:
         traceback.print_exc()
     index = Started.found().index
     who = f" in process {index}" if index else ""  # the first one most often says the same
-    print(f"Error{who}: {printable(text)}", file=sys.stderr)
+    # in one piece, as other processes may write as well
+    sys.stderr.write(f"Error{who}: {printable(text)}\n")
     raise SystemExit(1)
 
 

@@ -35,6 +35,8 @@ from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
 from molfun.data.folds import Fold
 from molfun.data.splits import DataSplitter
+from molfun.data.variant_splits import SCHEMES, VariantSplitter
+from molfun.errors import ConfigError
 from molfun.evaluation.bootstrap import Estimate
 from molfun.models.cross_validation import PLAN, cross_validate
 from molfun.models.ensemble import save_folds
@@ -72,7 +74,7 @@ def cv(given: Mapping[str, Any]) -> None:
         run(settings, options)
     else:
         text = settings.to_yaml()
-        say(submitted("cv", options.slurm, settings.output_dir, text, state=PLAN))
+        say(submitted("cv", settings, options, text, state=PLAN))
 
 
 def run(settings: CvSettings, options: RunOptions) -> CrossValidation:
@@ -139,7 +141,13 @@ def folds_of(dataset: SampleDataset, settings: CvSettings) -> list[Fold]:
     """Return the folds that the settings ask for."""
     about: dict[str, Any] = {"val_frac": settings.val_frac, "seed": settings.seed}
     if settings.split == "column":
-        return DataSplitter.column_folds(dataset, settings.split_column, **about)
+        found = DataSplitter.column_folds(dataset, settings.split_column, **about)
+        if "folds" in settings.model_fields_set and settings.folds != len(found):
+            raise ConfigError(
+                f"--folds {settings.folds} does not go with --split column: the column "
+                f"{settings.split_column!r} names {len(found)} folds. Leave one of them out."
+            )
+        return found
     about |= {"repeats": settings.repeats, "stratify": settings.stratifies}
     return divided(dataset, settings, settings.folds, threshold=settings.threshold, **about)
 
@@ -158,7 +166,12 @@ def divided(
         return DataSplitter.group_k_fold(dataset, column, n_folds, **about)
     if settings.split == "identity":
         return DataSplitter.identity_k_fold(dataset, n_folds, threshold=threshold, **about)
-    return DataSplitter.k_fold(dataset, n_folds, **about)
+    if settings.split not in SCHEMES:
+        return DataSplitter.k_fold(dataset, n_folds, **about)
+    # positions are divided once, and have no classes
+    places = {name: about[name] for name in ("val_frac", "seed") if name in about}
+    wild_type = getattr(settings, "wild_type", None)
+    return VariantSplitter.folds(dataset, settings.split, n_folds, wild_type=wild_type, **places)
 
 
 def _described(folds: Sequence[Fold], settings: CvSettings) -> str:

@@ -9,10 +9,12 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from molfun._paths import as_path
+from molfun.cli.head_settings import one_head_per_target
 from molfun.cli.settings import FineTuneSettings
 from molfun.cli.shared_settings import DATA
 from molfun.config import option
 from molfun.data.kinds.base import with_kinds
+from molfun.data.variant_splits import SCHEMES
 from molfun.registry import TASKS
 
 _UNUSED = ("old_data", "parallel")
@@ -38,7 +40,9 @@ class CvSettings(FineTuneSettings):
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> CvSettings:
         """Check values, including those of the data kinds, and build settings from them."""
-        return super(FineTuneSettings, with_kinds(CvSettings)).build(values, **about).whole()
+        run = with_kinds(CvSettings)
+        each = one_head_per_target(run, values)
+        return super(FineTuneSettings, run).build(each, **about).whole()
 
     @model_validator(mode="after")
     def _takes_its_parts_from_the_data(self) -> Self:
@@ -46,15 +50,29 @@ class CvSettings(FineTuneSettings):
             raise ValueError("folds are parts of data: leave out val and test, or use fine-tune")
         if self.is_changed("test_frac"):
             raise ValueError("each fold tests its own part: give folds in place of test_frac")
-        if self.split == "temporal":
-            raise ValueError("folds have no order in time: split=temporal is for fine-tune")
-        if self.split == "column" and self.stratify:
-            raise ValueError("the folds of a column are as they are: leave out stratify")
-        if self.split == "column" and self.repeats > 1:
-            raise ValueError("the folds of a column are divided once: leave out repeats")
+        if (problem := self._split_problem()) is not None:
+            raise ValueError(problem)
         if self.logger:
             raise ValueError("folds are not sent to trackers: leave out logger, or use fine-tune")
         return self
+
+    def _split_problem(self) -> str | None:
+        """Say why folds cannot be divided in this way."""
+        if self.split == "temporal":
+            return "folds have no order in time: split=temporal is for fine-tune"
+        if self.split in ("c1", "c2", "c3"):
+            return f"split={self.split} is for fine-tune: cv divides pairs by identity or at random"
+        if self.split in ("n_mutations", "low_to_high"):
+            return f"split={self.split} has one test part: it is for fine-tune"
+        if self.split == "column" and self.stratify:
+            return "the folds of a column are as they are: leave out stratify"
+        if self.repeats == 1:
+            return None
+        if self.split == "column":
+            return "the folds of a column are divided once: leave out repeats"
+        if self.split in SCHEMES:
+            return "positions are divided into folds once: leave out repeats"
+        return None
 
     @model_validator(mode="after")
     def _uses_all_settings(self) -> Self:

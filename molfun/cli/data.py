@@ -16,7 +16,9 @@ from molfun.data.batching import LengthBatchSampler, lengths_of
 from molfun.data.faults import is_collecting
 from molfun.data.kinds.base import CLASSES, DataKind, is_chosen, is_of, kind_of
 from molfun.data.named_targets import NamedTargets
+from molfun.data.pair_splits import PairSplitter
 from molfun.data.splits import DataSplitter
+from molfun.data.variant_splits import VariantSplitter
 from molfun.errors import ConfigError, DataError
 from molfun.models import trained_on
 from molfun.parallel.dealing import Share
@@ -50,7 +52,7 @@ def open_training(
         trained_on.warn_of_overlap(test, trained_on.TrainingRows(train).inputs, "test sample")
     for part in read.values():
         say_notes(settings.kind, part, "see run.log")
-    return train, val, test
+    return weighted(train, settings), val, test
 
 
 def open_whole(settings: FineTuneSettings) -> SampleDataset:
@@ -59,7 +61,7 @@ def open_whole(settings: FineTuneSettings) -> SampleDataset:
         return settings.kind.demo(settings.demo_samples, settings.demo_seq_len)
     dataset = open_file(settings, settings.data)
     check_judging(settings, {"data": dataset})
-    return dataset
+    return weighted(dataset, settings)
 
 
 def check_judging(settings: FineTuneSettings, files: Mapping[str, SampleDataset]) -> None:
@@ -108,6 +110,19 @@ def open_file(
         for name, part in parts.items():
             parts[name] = part.subset([i for i, one in enumerate(part.ids) if one in shared])
     return NamedTargets(parts)
+
+
+def weighted(dataset: Any, settings: FineTuneSettings) -> Any:
+    """Return a training set with the weights of its samples, for each head that names any."""
+    columns = {name: getattr(one, "weight_column", None) for name, one in settings.by_head.items()}
+    if not any(columns.values()):
+        return dataset
+    parts: Mapping[str, Any] = dataset.parts if isinstance(dataset, NamedTargets) else {"": dataset}
+    found = {
+        name: part if columns[name] is None else part.weighted_by(columns[name])
+        for name, part in parts.items()
+    }
+    return NamedTargets(found) if isinstance(dataset, NamedTargets) else found[""]
 
 
 def _opened_parts(
@@ -324,10 +339,36 @@ def split(dataset: Any, settings: FineTuneSettings) -> tuple[Any, Any, Any]:
         parts = DataSplitter.by_group(dataset, column, seed=settings.seed, **sizes)
     elif settings.split == "identity":
         parts = DataSplitter.by_identity(dataset, seed=settings.seed, **sizes)
-    else:
+    elif settings.split == "random":
         parts = DataSplitter.random(dataset, seed=settings.seed, **sizes)
+    else:
+        parts = _split_mutants_or_pairs(dataset, settings, sizes)
     train, val, test = parts
     return train, (val if len(val) else None), (test if len(test) else None)
+
+
+def _split_mutants_or_pairs(
+    dataset: Any, settings: FineTuneSettings, sizes: Mapping[str, float]
+) -> tuple[Any, Any, Any]:
+    """Split variants of one protein by position, number of mutations or label; pairs by class."""
+    if settings.split in ("c1", "c2", "c3"):
+        pairs: tuple[Any, Any, Any] = getattr(PairSplitter, settings.split)(
+            dataset, seed=settings.seed, **sizes
+        )
+        return pairs
+    about: dict[str, Any] = {"wild_type": getattr(settings, "wild_type", None), **sizes}
+    if settings.split == "modulo":
+        return VariantSplitter.modulo(dataset, **about)
+    about["seed"] = settings.seed
+    if settings.split in ("position", "contiguous"):
+        how = getattr(VariantSplitter, settings.split)
+        found: tuple[Any, Any, Any] = how(dataset, **about)
+        return found
+    del about["test_frac"]  # what is left tests
+    if settings.split == "n_mutations":
+        most = settings.train_mutations
+        return VariantSplitter.n_mutations(dataset, train_mutations=most, **about)
+    return VariantSplitter.low_to_high(dataset, threshold=settings.label_threshold, **about)
 
 
 def year_column(dataset: Any) -> str:

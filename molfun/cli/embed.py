@@ -22,7 +22,6 @@ from molfun.cli.console import Progress, say, set_up_logging
 from molfun.cli.models import trained_as
 from molfun.cli.outputs import Inputs, refuse_inputs
 from molfun.cli.outputs import check_output as check_file
-from molfun.cli.settings import with_long
 from molfun.cli.several import processes
 from molfun.data.kinds.base import is_of, kind_of
 from molfun.data.kinds.sequences import Sequences
@@ -91,7 +90,7 @@ def _model(wanted: EmbedSettings) -> MolfunStructureModel:
     """Build the model from a checkpoint, or from the name of a backbone."""
     options: dict[str, Any] = {"weights": wanted.weights, "device": wanted.device}
     if wanted.checkpoint is None:
-        arguments = with_long({}, wanted.long)
+        arguments = {} if wanted.long is None else {"long": wanted.long}
         return MolfunStructureModel(
             wanted.backbone, config=wanted.preset, backbone_config=arguments, **options
         )

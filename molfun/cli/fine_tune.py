@@ -33,10 +33,12 @@ from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.schema import write_config
 from molfun.cli.settings import FineTuneSettings
+from molfun.cli.several import RESUMED, processes
 from molfun.cli.showing import record_start, show
 from molfun.cli.slurm import submitted
 from molfun.cli.sources import settings_of, settings_of_options
 from molfun.cli.subjects import log_checks
+from molfun.cli.sweep import with_best_layer
 from molfun.cli.tables import write_predictions
 from molfun.config import read_yaml
 from molfun.data.base import SampleDataset
@@ -44,7 +46,6 @@ from molfun.errors import ConfigError, DataError
 from molfun.models.folding import maker_of
 from molfun.models.prediction import scored
 from molfun.models.structure import MolfunStructureModel
-from molfun.parallel.launch import launch
 from molfun.registry import BACKBONES, TASKS
 from molfun.runs.folder import CACHE, LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.auto import recommend
@@ -64,7 +65,7 @@ def fine_tune(given: Mapping[str, Any]) -> None:
     if options.slurm is None:
         run(settings, options)
     else:
-        say(submitted("fine-tune", options.slurm, settings.output_dir, settings.to_yaml()))
+        say(submitted("fine-tune", settings, options, settings.to_yaml()))
 
 
 def train(given: Mapping[str, Any]) -> None:
@@ -74,13 +75,13 @@ def train(given: Mapping[str, Any]) -> None:
 
 def run(settings: FineTuneSettings, options: RunOptions) -> History:
     """Load data, split, train and test; print and write along the way."""
-    launch(settings.devices, settings.num_nodes, settings.device)
     folder = RunFolder(settings.output_dir, resume=options.resume)
     # a demo replaces the demo before it, so that the first command of the README can be repeated
     overwrite = options.overwrite or (settings.demo and is_demo(folder))
     names = type(settings).model_fields
     written = (*RUN_FILES, *command_files(), LOG, CACHE)
     with (
+        processes(settings, RESUMED, None),
         opened_run(
             folder,
             written,
@@ -94,6 +95,11 @@ def run(settings: FineTuneSettings, options: RunOptions) -> History:
         train, val, test = open_training(settings)
         log_checks(settings, {"train": train, "val": val, "test": test})
         old = energies.old_structures(settings)
+        if settings.sweep is not None:
+            parts = (train, val, test)
+            settings = with_best_layer(
+                settings, folder, lambda: model_of(settings, *parts), train, val
+            )
         model = model_of(settings, train, val, test)
         _check_test_set(model, train, val, test)
         strategy = strategy_of(settings, len(train), len(model.backbone.blocks()))
@@ -230,15 +236,20 @@ def model_of(settings: FineTuneSettings, *parts: SampleDataset | None) -> Molfun
     """Return the untrained model of a run, for training, validation and test set."""
     if settings.init_from is not None:
         return _from_checkpoint(settings.init_from, settings)
+    # both known before the weights are read, so that they need not be held as floats, or whole
+    base = settings.strategy_config.get("base", "float32")
+    described = architecture(settings, *parts)
+    if base == "float32":
+        in_file = settings.arguments_to_divide(settings.backbone)
+        described["backbone_config"] = {**in_file, **described["backbone_config"]}
     model = MolfunStructureModel(
         settings.backbone,
         weights=settings.weights,
         device=settings.device,
         seed=settings.seed,
         kernels=settings.kernels,
-        # known before the weights are read, so that they need not be held as floats
-        base=settings.strategy_config.get("base", "float32"),
-        **architecture(settings, *parts),
+        base=base,
+        **described,
     )
     energies.use_target(model, settings)
     return model
@@ -261,6 +272,7 @@ def architecture(settings: FineTuneSettings, *parts: SampleDataset | None) -> di
         "config": settings.preset,
         "backbone_config": {**arguments, **settings.backbone_arguments},
         "trust": settings.trust,
+        "augment": getattr(settings, "augment", None),
         **heads,
     }
 

@@ -10,7 +10,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import create_model
@@ -151,7 +151,9 @@ def _plain_type(annotation: Any) -> Any:
     if {str, list[str]} <= set(kinds) or kinds == (list[str],):
         return list[str]
     # other types are parsed from text by pydantic, whose errors name the setting
-    first = next(kind for kind in kinds if kind is not type(None))
+    first, *others = (kind for kind in kinds if kind is not type(None))
+    if any(get_origin(kind) is Literal for kind in others):  # a number, or a word in its place
+        return str
     return first if first in (int, float, bool) else str
 
 

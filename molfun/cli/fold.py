@@ -29,7 +29,7 @@ from molfun.parallel.dealing import deal
 from molfun.parallel.ranks import Ranks
 from molfun.runs.folder import REPORT
 from molfun.runs.writers import WRITERS, held_by_all
-from molfun.sample import Sample
+from molfun.sample import CHAIN_SEPARATOR, Sample
 from molfun.strict import check_choice
 from molfun.structures import files
 from molfun.text import counted, listing
@@ -237,7 +237,7 @@ def _of_fasta(path: str) -> Iterator[Sample]:
     for name, sequence in read_fasta(path):
         chains.setdefault(name, []).append(sequence)
     for name, parts in chains.items():
-        yield Sample(id=name, sequence=folding.CHAIN_SEPARATOR.join(parts), origin=path)
+        yield Sample(id=name, sequence=CHAIN_SEPARATOR.join(parts), origin=path)
 
 
 def _of_table(path: str, wanted: FoldSettings) -> Iterator[Sample]:

@@ -16,7 +16,9 @@ from molfun.evaluation.results import HeadVerdict
 from molfun.models.fold_results import CrossValidation
 from molfun.models.judging import Measured, columns_of, groups_of, judged
 from molfun.models.prediction import Scored
+from molfun.models.split_claims import with_splits
 from molfun.models.structure import MolfunStructureModel
+from molfun.models.zero_shot import scores_of
 from molfun.runs.folder import CACHE, RunFolder
 
 
@@ -58,6 +60,8 @@ def judge_run(
         for name, (part, scored) in parts.items()
     }
     found = judged(model, train, train.targets, measured, keep=folder.path / CACHE)
+    every = [train, *(part for part, _ in parts.values())]
+    found = with_splits(found, model.heads, every, scores_of(model))
     results.write(folder.evaluation, found)
     say_verdicts(found)
 
@@ -73,6 +77,7 @@ def judge_folds(
         columns=columns_of(dataset, settings.metrics_by),
         keep=folder.path / CACHE,
     )
+    verdicts = with_splits(verdicts, found.heads, [dataset], found.base_scores)
     results.write(folder.evaluation, verdicts)
     say_verdicts(verdicts)
 

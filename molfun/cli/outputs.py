@@ -69,6 +69,31 @@ def check_output(
     return path
 
 
+def check_new_folder(output: str | Path, inputs: Inputs, *, overwrite: bool) -> Path:
+    """Return the folder to write, or refuse it before anything is computed.
+
+    Raises
+    ------
+    ConfigError
+        If it is an input, holds one or lies in one, or is a file.
+    RunError
+        If it exists and replacing it was not asked for.
+    """
+    path = as_path(output)
+    for flag, source in _paths(inputs):
+        same = same_file(path, source)
+        if same or is_within(source, path) or (source.is_dir() and is_within(path, source)):
+            raise ConfigError(
+                f"{path} would be written, and {source} is what {flag} reads. Choose another "
+                f"folder."
+            )
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, and a folder is to be written. Choose another name.")
+    if os.path.lexists(path) and not overwrite:
+        raise RunError(f"{path} exists. Replace with --overwrite, or choose another folder.")
+    return path
+
+
 def _holds_others(folder: Path) -> bool:
     """Return whether it is a folder with other files than predicted structures."""
     return folder.is_dir() and any(one.suffix != ".cif" for one in folder.iterdir())

@@ -16,7 +16,8 @@ from molfun.cli.outputs import opened_run
 from molfun.cli.places import STARTED_IN, started_in
 from molfun.cli.pretrain_settings import PretrainSettings
 from molfun.cli.schema import write_config
-from molfun.cli.settings import with_long
+from molfun.cli.settings import with_flags
+from molfun.cli.several import RESUMED, processes
 from molfun.cli.showing import record_pretraining, show
 from molfun.cli.slurm import submitted
 from molfun.cli.sources import settings_of
@@ -25,7 +26,6 @@ from molfun.data.base import SampleDataset
 from molfun.data.splits import DataSplitter
 from molfun.models.pretraining import DEFAULT
 from molfun.models.structure import MolfunStructureModel
-from molfun.parallel.launch import launch
 from molfun.runs.folder import LOG, RUN_FILES, RunFolder, command_files
 from molfun.strategies.full import FullFinetune
 from molfun.training.callbacks import Callback, FitPlan
@@ -39,15 +39,15 @@ def pretrain(given: Mapping[str, Any]) -> None:
         run(settings, options)
     else:
         text = dump_yaml(settings.model_dump())
-        say(submitted("pretrain", options.slurm, settings.output_dir, text))
+        say(submitted("pretrain", settings, options, text))
 
 
 def run(settings: PretrainSettings, options: RunOptions) -> History:
     """Load data, train, and write weights."""
-    launch(settings.devices, settings.num_nodes, settings.device)
     folder, overwrite = RunFolder(settings.output_dir, resume=options.resume), options.overwrite
     names = type(settings).model_fields
     with (
+        processes(settings, RESUMED, None),
         opened_run(
             folder,
             (*RUN_FILES, *command_files(), LOG),
@@ -60,20 +60,9 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
     ):
         train, val = _data(settings)
         kind, total = settings.kind, int(train.lengths.sum())
-        arguments = {
-            **kind.backbone_arguments(settings, [train, val]),
-            **with_long(settings.backbone_config, settings.long),
-        }
         say(f"Data: {len(train):,} train ({total:,} {kind.unit}) / {len(val or ()):,} val")
         say_notes(kind, train, "see run.log")
-        model = MolfunStructureModel(
-            settings.backbone,
-            config=settings.preset,
-            weights=settings.weights,
-            device=settings.device,
-            seed=settings.seed,
-            backbone_config=arguments,
-        )
+        model = _model(settings, train, val)
         say(f"Model: {model.backbone.display_name} ({model.count_parameters():,} params)")
         say(f"Objective: {settings.objective} (lr={settings.lr:.1e})")
         files = _RunFiles(folder, settings, model, (train, val))
@@ -103,6 +92,22 @@ def run(settings: PretrainSettings, options: RunOptions) -> History:
         if is_first_process():
             show(folder, report=settings.report)
     return history
+
+
+def _model(settings: PretrainSettings, *parts: Any) -> MolfunStructureModel:
+    """Return the model of a run, for training and validation set."""
+    return MolfunStructureModel(
+        settings.backbone,
+        config=settings.preset,
+        weights=settings.weights,
+        device=settings.device,
+        seed=settings.seed,
+        backbone_config={
+            **settings.arguments_to_divide(settings.backbone),
+            **settings.kind.backbone_arguments(settings, parts),
+            **with_flags(settings.backbone_config, settings),
+        },
+    )
 
 
 class _RunFiles(Callback):

@@ -57,7 +57,7 @@ def schema_text(settings: type[Settings]) -> str:
     --------
     >>> text = schema_text(with_kinds(FineTuneSettings))
     >>> json.loads(text)["properties"]["loss"]["enum"]
-    ['mse', 'mae', 'huber']
+    ['mse', 'mae', 'huber', 'listmle', 'margin', 'pairwise', 'spearman']
     """
     made: dict[str, Any] = settings.model_json_schema()
     if "heads" in settings.model_fields:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import field_validator, model_validator
 
 from molfun._paths import as_path
-from molfun.cli.head_settings import checked_heads, of_head
+from molfun.cli.head_settings import checked_heads, of_head, one_head_per_target
 from molfun.cli.shared_settings import (
     CACHE,
     DATA,
@@ -25,7 +25,7 @@ from molfun.cli.shared_settings import (
 )
 from molfun.config import Settings, dump_yaml, option
 from molfun.data.kinds.base import DataKind, Labels, is_of, kind_of, kinds_of, with_kinds
-from molfun.registry import BACKBONES, DATASETS, HEADS, STRATEGIES, TASKS
+from molfun.registry import BACKBONES, DATASETS, HEADS, LOSSES, STRATEGIES, TASKS
 from molfun.text import alternatives, unknown_name
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 DEMO_VALIDATION = 2
 GRADUAL = "gradual"
 HEADS_ALONE = "heads"
+Split = Literal[
+    "random", "temporal", "identity", "group", "column",
+    "position", "contiguous", "modulo", "n_mutations", "low_to_high", "c1", "c2", "c3",
+]  # fmt: skip
+"""How a data set is divided; those of the second line are for variants and for pairs of chains."""
 """Name of the strategy head_only in metatrain."""
 
 
@@ -42,8 +47,7 @@ class DataSettings(Settings):
 
     data: str | list[str] | None = option(
         None,
-        "Table with pdb_id and affinity, or of sequences; time series; structures of atoms (once "
-        "per file).", panel=DATA, path=True,
+        "Table of affinities, sequences or series; atoms (repeat).", panel=DATA, path=True,
     )  # fmt: skip
     val: str | list[str] | None = option(
         None, "Separate file for validation.", panel=DATA, shown="part of --data", path=True
@@ -51,9 +55,9 @@ class DataSettings(Settings):
     test: str | list[str] | None = option(
         None, "Separate file for testing.", panel=DATA, shown="part of --data", path=True
     )
-    split: Literal["random", "temporal", "identity", "group", "column"] = option(
-        "random", "{choices}.", panel=DATA
-    )
+    # variants and pairs have splits of their own, which docs/sequences.md explains
+    split: Split = option("random", "random, identity, temporal, group, column, position, c3 ...",
+                          panel=DATA)  # fmt: skip
     split_column: str = option(
         "split", "Column of train, val and test, for --split column.", panel=DATA, hidden=True
     )
@@ -66,6 +70,14 @@ class DataSettings(Settings):
         None, "Column by whose values metrics are reported as well, such as an assay.", panel=DATA,
         hidden=True,
     )  # fmt: skip
+    train_mutations: int = option(
+        1, "--split n_mutations: most mutations of a training variant.", panel=DATA, hidden=True,
+        ge=0, read_with=("split", "n_mutations"),
+    )  # fmt: skip
+    label_threshold: float | None = option(
+        None, "--split low_to_high: training labels are below it.", panel=DATA, hidden=True,
+        shown="the wild type's label", read_with=("split", "low_to_high"), allow_inf_nan=False,
+    )  # fmt: skip
     val_frac: float = option(0.1, "Fraction for validation.", panel=DATA, hidden=True, ge=0, lt=1)
     test_frac: float = option(0.1, "Fraction for testing.", panel=DATA, hidden=True, ge=0, lt=1)
 
@@ -75,7 +87,7 @@ class ModelSettings(Settings):
 
     backbone: str = option(
         "openfold",
-        "openfold, timeseries, pet, or esm2_t6_8M_UR50D ...",
+        "openfold, timeseries, pet, esm2_t6_8M_UR50D, esmc ...",
         panel=MODEL,
         choices=BACKBONES.names,
     )
@@ -89,6 +101,14 @@ class ModelSettings(Settings):
         path=True,
     )  # fmt: skip
     trust: bool = TRUST
+    layer: int | None = option(
+        None, "Block whose output the head reads, of a protein language model.", panel=MODEL,
+        shown="the last", hidden=True, of_model=True, ge=1,
+    )  # fmt: skip
+    sweep: Literal["layer"] | None = option(
+        None, "layer: compare all blocks by one pass, and take the best as --layer.", panel=MODEL,
+        hidden=True, shown="none",
+    )  # fmt: skip
     backbone_config: dict[str, Any] = option(
         dict, "Further arguments of the backbone.", yaml_only=True, of_model=True
     )
@@ -100,8 +120,8 @@ class ModelSettings(Settings):
         dict, "Further arguments of the head.", yaml_only=True, of_model=True, of_head=True
     )
     task: str | None = option(
-        None, "{choices}.", panel=TASK, choices=TASKS.__iter__,
-        shown="the head's", of_head=True,
+        None, "regression, binary, multiclass, multilabel, quantile ...", panel=TASK,
+        choices=TASKS.__iter__, shown="the head's", of_head=True,
     )  # fmt: skip
     task_config: dict[str, Any] = option(
         dict, "Further arguments of the task.", yaml_only=True, of_model=True, of_head=True
@@ -109,9 +129,10 @@ class ModelSettings(Settings):
     level: Literal["sequence", "residue"] | None = option(
         None, "What has a label: {choices}.", panel=TASK, of_head=True
     )
-    loss: Literal["mse", "mae", "huber"] = option(
-        "mse", "{choices}.", panel=TASK, hidden=True, of_head=True
-    )
+    loss: str = option(
+        "mse", "Of regression: {choices}; those after huber rank a batch.", panel=TASK, hidden=True,
+        of_head=True, choices=LOSSES.__iter__,
+    )  # fmt: skip
     class_weight: Literal["balanced"] | list[float] | None = option(
         None, "balanced, for classes.", panel=TASK, hidden=True, of_head=True
     )
@@ -135,6 +156,13 @@ class ModelSettings(Settings):
         yaml_only=True, of_model=True,
     )  # fmt: skip
 
+    @field_validator("loss")
+    @classmethod
+    def _is_a_loss(cls, name: str) -> str:
+        if name not in LOSSES:
+            raise ValueError(unknown_name("loss", name, list(LOSSES)))
+        return name
+
 
 class TrainSettings(OptimizerSettings):
     """Strategy, learning rates, and length of the training."""
@@ -146,8 +174,8 @@ class TrainSettings(OptimizerSettings):
         choices=lambda: [*STRATEGIES, "auto"],
     )
     lr: float | None = option(
-        None, "Learning rate; a new head 10x.", panel=TRAINING,
-        shown="head_only 1e-3, lora 1e-4, else 1e-5", gt=0,
+        None, "Learning rate (heads 10x).", panel=TRAINING,
+        shown="1e-5; head_only 1e-3, lora 1e-4", gt=0,
     )  # fmt: skip
     strategy_config: dict[str, Any] = option(
         dict, "Further settings of the strategy.", yaml_only=True
@@ -241,7 +269,9 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
     @classmethod
     def build(cls, values: Mapping[str, Any], **about: Any) -> FineTuneSettings:
         """Check values, including those of the data kinds, and build settings from them."""
-        return super(FineTuneSettings, with_kinds(FineTuneSettings)).build(values, **about).whole()
+        run = with_kinds(FineTuneSettings)
+        each = one_head_per_target(run, values)
+        return super(FineTuneSettings, run).build(each, **about).whole()
 
     def whole(self) -> Self:
         """Return the settings with ``data``, where another one of the data kind stands for it."""
@@ -379,7 +409,7 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
     @property
     def backbone_arguments(self) -> dict[str, Any]:
         """Further arguments of the backbone."""
-        return with_long(self.backbone_config, getattr(self, "long", None))
+        return with_flags(self.backbone_config, self)
 
     @property
     def samples_per_batch(self) -> int:
@@ -446,9 +476,10 @@ class FineTuneSettings(RunSettings, TrainSettings, ModelSettings, DataSettings):
         return dump_yaml({**self.model_dump(), **resolved})
 
 
-def with_long(arguments: dict[str, Any], long: str | None) -> dict[str, Any]:
-    """Return the arguments of a backbone, with the policy for long sequences if it is given."""
-    return dict(arguments) if long is None else {**arguments, "long": long}
+def with_flags(arguments: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """Return the arguments of a backbone, with those that have a flag, where it is given."""
+    flags = {name: getattr(settings, name, None) for name in ("long", "layer", "plddt_below")}
+    return {**arguments, **{name: value for name, value in flags.items() if value is not None}}
 
 
 def paths_in(settings: type[Settings]) -> list[str]:

@@ -20,14 +20,19 @@ PATIENCE = timedelta(days=7)
 One that ended is noticed at once, whatever this is.
 """
 ADVICE = "The same command again makes what is missing."
-RESUMED = "The same command with --resume goes on."
+RESUMED = "A run that had begun goes on with --resume."
 
 
 @contextlib.contextmanager
-def processes(wanted: SpreadCommand | TogetherSettings, advice: str = ADVICE) -> Iterator[Ranks]:
+def processes(
+    wanted: SpreadCommand | TogetherSettings,
+    advice: str = ADVICE,
+    patience: timedelta | None = PATIENCE,
+) -> Iterator[Ranks]:
     """Start the processes of a command, or join those that were started for it.
 
     Enter it after the input was checked, where that is possible: each process says what is wrong.
+    But enter it before anything that takes long: a process waits here until all have come.
 
     Parameters
     ----------
@@ -35,6 +40,8 @@ def processes(wanted: SpreadCommand | TogetherSettings, advice: str = ADVICE) ->
         How many, and on which devices.
     advice
         What to do if a process ends, for the message of the others.
+    patience
+        Time for which a process waits for another; None for half an hour, as torch does.
 
     Raises
     ------
@@ -46,7 +53,7 @@ def processes(wanted: SpreadCommand | TogetherSettings, advice: str = ADVICE) ->
     devices = wanted.devices
     if devices is None:
         devices = "auto" if Started.found().size > 1 else 1
-    launch(devices, wanted.num_nodes, wanted.device, PATIENCE)
-    ranks = join(resolve_device(wanted.device), PATIENCE)
+    launch(devices, wanted.num_nodes, wanted.device, patience)
+    ranks = join(resolve_device(wanted.device), patience)
     with named_failures(ranks, advice):
         yield ranks

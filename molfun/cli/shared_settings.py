@@ -9,8 +9,9 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from molfun.config import Settings, option
 from molfun.parallel.started import Devices, Way
-from molfun.registry import LOGGERS, OPTIMIZERS
+from molfun.registry import BACKBONES, LOGGERS, OPTIMIZERS
 from molfun.strategies.course import SCHEDULERS, Course, Mode
+from molfun.strict import parameters_of
 from molfun.text import unknown_name
 from molfun.training.loggers.names import logger_names
 
@@ -65,8 +66,26 @@ class ProcessSettings(StartSettings):
     def _are_loggers(cls, given: Any) -> Any:
         if given is None:
             return []
-        texts = isinstance(given, str) or all(isinstance(one, str) for one in given)
+        one_or_more = [given] if isinstance(given, str) else given
+        texts = isinstance(one_or_more, list | tuple) and all(
+            isinstance(one, str) for one in one_or_more
+        )
         return logger_names(given) if texts else given
+
+
+def counted_devices(given: Any) -> Any:
+    """Return a number of processes, as a number or as text, or refuse it.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a number of at least 1 nor "auto".
+    """
+    if given in (None, "auto"):
+        return given
+    if not str(given).isdecimal() or int(given) < 1:
+        raise ValueError("should be a whole number of at least 1, or auto")
+    return int(given)
 
 
 class TogetherSettings(ProcessSettings):
@@ -82,6 +101,16 @@ class TogetherSettings(ProcessSettings):
         "How processes share a model: ddp (auto) copies it, fsdp2 divides its blocks.",
         panel=RUN, hidden=True,
     )  # fmt: skip
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _are_devices(cls, given: Any) -> Any:
+        return counted_devices(given)
+
+    def arguments_to_divide(self, backbone: str) -> dict[str, Any]:
+        """Return arguments of a backbone that is not to be held whole before it is divided."""
+        takes, _ = parameters_of(BACKBONES[BACKBONES.resolve(backbone)[0]])
+        return {"mmap": True} if self.parallel.startswith("fsdp2") and "mmap" in takes else {}
 
 
 class OptimizerSettings(Settings):

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from molfun._io import write_text
+from molfun.cli.command_settings import FileOptions
+from molfun.cli.pretrain_settings import PretrainSettings
+from molfun.cli.settings import FineTuneSettings
 from molfun.errors import ConfigError, RunError
-from molfun.runs.folder import RESUME
+from molfun.runs.folder import RESUME, RunFolder
 from molfun.runs.resume import STATE_FILE
 from molfun.text import unknown_name
 
+Submitted = FineTuneSettings | PretrainSettings
+"""Settings of commands that a job can run."""
 DRY_RUN = "dry-run"
 """Word that prints the script, and submits nothing."""
 NOTICE = 120
@@ -111,9 +116,14 @@ class Job:
             "open-mode": "append",
             "signal": f"USR1@{NOTICE}",
         }
-        return [f"#SBATCH --{key}={value}" for key, value in wanted.items() if value] + [
-            "#SBATCH --requeue"
-        ]
+        given = {key: _quoted(value) for key, value in wanted.items() if value}
+        return [*(f"#SBATCH --{key}={value}" for key, value in given.items()), "#SBATCH --requeue"]
+
+
+def _quoted(value: str | int) -> str:
+    """Return a value for ``sbatch``, which takes a text with spaces in quotation marks."""
+    text = str(value)
+    return f'"{text}"' if " " in text else text
 
 
 def _number(name: str, value: str) -> int:
@@ -122,7 +132,16 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
-def script_of(job: Job, command: Sequence[str], folder: Path, *, name: str, state: Path) -> str:
+def script_of(
+    job: Job,
+    command: Sequence[str],
+    folder: Path,
+    *,
+    name: str,
+    settings: Path,
+    state: Path,
+    start: str = "",
+) -> str:
     """Return the text of a job script.
 
     SLURM tells a job before its time is up, and before another job takes its place. The run then
@@ -138,18 +157,29 @@ def script_of(job: Job, command: Sequence[str], folder: Path, *, name: str, stat
         Folder in which the command runs.
     name
         Name of the job.
+    settings
+        File of the settings, which is written when the job is submitted.
     state
-        File that is there once the run can go on where it stopped.
+        File that is there, and newer than the settings, once the run can go on where it stopped.
+    start
+        Flag of the first start: ``--resume``, ``--overwrite`` or none.
     """
     options = "\n".join(job.lines(name, folder / f"{name}-%j.out"))
     codes = "|".join(map(str, STOPPED))
+    # srun does not take it over from sbatch (SLURM 22.05 and later)
+    ours = f"{shlex.quote(str(state))} -nt {shlex.quote(str(settings))}"
+    cores = f" --cpus-per-task={job.cpus}" if job.cpus else ""
     return f"""#!/bin/bash
 {options}
 
+# runs with the settings in {settings}, written on submission
 cd {shlex.quote(str(folder))} || exit 1
-resume=
-if [ -e {shlex.quote(str(state))} ]; then resume=--resume; fi
-srun --kill-on-bad-exit=1 {shlex.join(command)} $resume
+how={start}
+# started again, after a notice or because a machine failed; not with the state of an older run
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] && [ {ours} ]; then
+    how=--resume
+fi
+srun --kill-on-bad-exit=1{cores} {shlex.join(command)} $how
 code=$?
 # {" and ".join(map(str, STOPPED))}: the run was told to stop, and wrote its state
 case $code in
@@ -165,12 +195,10 @@ def submit(job: Job, script: str, path: Path, *, dry_run: bool) -> str:
     Raises
     ------
     RunError
-        If there is no ``sbatch``, or it refuses the job.
+        If ``sbatch`` refuses the job.
     """
     if dry_run:
         return script
-    if shutil.which("sbatch") is None:
-        raise RunError("There is no sbatch here: run the command where jobs are submitted.")
     write_text(path, script)
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -180,7 +208,11 @@ def submit(job: Job, script: str, path: Path, *, dry_run: bool) -> str:
 
 
 def submitted(
-    verb: str, asked: str, run: Path, text: str, state: str = f"{RESUME}/{STATE_FILE}"
+    verb: str,
+    settings: Submitted,
+    options: FileOptions,
+    text: str,
+    state: str = f"{RESUME}/{STATE_FILE}",
 ) -> str:
     """Submit a job that runs a command with these settings; return what to tell the user.
 
@@ -191,16 +223,27 @@ def submitted(
     ----------
     verb
         Command of molfun.
-    asked
-        Value of ``--slurm``.
-    run
-        Folder of the run.
+    settings, options
+        Settings of the run, and how it starts.
     text
         Settings as the file for ``--config`` has them.
     state
-        File in that folder that is there once the run can go on.
+        File in the folder of the run that is there once it can go on.
+
+    Raises
+    ------
+    ConfigError
+        If the job would not have the processes that the settings ask for.
+    RunError
+        If the folder holds a run that is neither resumed nor replaced, a job of other settings may
+        still wait for its turn, or there is no ``sbatch``.
     """
-    job, dry_run = Job.parse(asked)
+    assert options.slurm is not None
+    job, dry_run = Job.parse(options.slurm)
+    _check_processes(job, settings)
+    run = settings.output_dir
+    # as the command would, but now and not when the job has its turn
+    RunFolder(run, resume=options.resume).check(overwrite=options.overwrite)
     beside = run.with_name(f"{run.name}.slurm")
     config = beside / "config.yaml"
     script = script_of(
@@ -208,8 +251,32 @@ def submitted(
         [sys.executable, "-m", "molfun", verb, "--config", str(config)],
         Path.cwd(),
         name=run.name,
+        settings=config,
         state=run / state,
+        start="--resume" if options.resume else "--overwrite" if options.overwrite else "",
     )
     if not dry_run:
+        if shutil.which("sbatch") is None:
+            raise RunError("There is no sbatch here: run the command where jobs are submitted.")
+        again = options.resume or options.overwrite
+        if config.exists() and config.read_text(encoding="utf-8") != text and not again:
+            raise RunError(
+                f"{config} is of a job with other settings, which may still wait for its turn. "
+                f"Choose another --output, or add --overwrite."
+            )
         write_text(config, text)
     return submit(job, script, beside / "job.sh", dry_run=dry_run)
+
+
+def _check_processes(job: Job, settings: Submitted) -> None:
+    """Refuse a job whose processes are not those of ``--devices`` and ``--num-nodes``."""
+    asked = {"devices": settings.devices, "num_nodes": settings.num_nodes}
+    found = {"devices": job.tasks_per_node, "num_nodes": job.nodes}
+    usual = {"devices": "auto", "num_nodes": 1}
+    for name, value in asked.items():
+        if value not in (usual[name], found[name]):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"--{flag} {value} does not go with --slurm, whose job has {job.nodes} x "
+                f"{job.tasks_per_node} processes. Leave --{flag} out."
+            )

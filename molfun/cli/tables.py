@@ -13,7 +13,7 @@ import numpy as np
 from molfun._io import write_text
 from molfun.data.cells import escape
 from molfun.data.named_targets import NamedTargets
-from molfun.sample import is_missing, single_label
+from molfun.sample import CHAIN_SEPARATOR, is_missing, single_label
 
 
 def write_predictions(
@@ -60,24 +60,47 @@ def _add_predictions(columns: dict[str, Sequence[Any]], result: Mapping[str, Any
         columns |= {_free(prefix + name, columns): cells for name, cells in _predicted(part)}
 
 
+def predicted_columns(result: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Return the columns of predictions, of each head."""
+    columns: dict[str, Sequence[str]] = {}
+    _add_predictions(columns, result)
+    return columns
+
+
 def _inputs_and_labels(ids: Sequence[str], dataset: Any) -> dict[str, Sequence[Any]]:
     """Return the columns of ids, sequences if there are any, and labels."""
     columns: dict[str, Sequence[Any]] = {dataset.id_name: [escape(i) for i in ids]}
     parts: list[Any] = (
         list(dataset.parts.values()) if isinstance(dataset, NamedTargets) else [dataset]
     )
-    if getattr(parts[0], "sequence_name", None):
-        columns[parts[0].sequence_name] = [escape(chain) for (chain,) in dataset.sequences()]
+    names = getattr(parts[0], "sequence_names", [])
+    for place, name in enumerate(names):
+        columns[name] = [
+            escape(CHAIN_SEPARATOR.join(chains) if len(names) == 1 else chains[place])
+            for chains in dataset.sequences()
+        ]
     for part in parts:
         if getattr(part, "labels_from_structure", False):
             continue  # coordinates have no column
-        target_name = getattr(part, "target_name", "target")
-        columns[target_name] = [_cell(single_label(target)) for target in part.targets]
+        columns |= _labels(part)
     return columns
+
+
+def _labels(part: Any) -> dict[str, list[str]]:
+    """Return the columns of the labels of one head, one or several."""
+    targets, names = part.targets, getattr(part, "target_names", [])
+    if len(names) < 2:
+        name = getattr(part, "target_name", "target")
+        return {name: [_cell(single_label(target)) for target in targets]}
+    rows = [[None] * len(names) if target is None else target for target in targets]
+    return {name: [_cell(row[k]) for row in rows] for k, name in enumerate(names)}
 
 
 def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield the columns with the predictions of one head."""
+    if "targets" in result:
+        yield from _of_targets(result)
+        return
     yield "prediction", _cells(result["prediction"])
     if "set" in result:
         yield "prediction_set", _cells(result["set"])
@@ -88,6 +111,13 @@ def _predicted(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for name in ("std", "lower", "upper"):
         if name in result:
             yield name, _cells(result[name])
+
+
+def _of_targets(result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the prediction of each property, and its standard deviation over an ensemble."""
+    for name in ("prediction", "std"):
+        for place, target in enumerate(result["targets"] if name in result else ()):
+            yield f"{target}_{name}", _cells(result[name][:, place])
 
 
 def _of_classes(probs: Any, result: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from molfun.cli.tune_space import read_space, with_drawn
 from molfun.cli.tune_trials import Trials
 from molfun.config import dump_yaml
 from molfun.errors import ConfigError, RunError
+from molfun.parallel.failures import watch_parent
 from molfun.runs.folder import CACHE, LOG
 from molfun.text import counted, three_digits
 from molfun.tuning.results import STUDY, FinishedTrial, StudyResults, read_about
@@ -37,6 +38,8 @@ TRIALS = 50
 _UNUSED = ("old_data", "devices", "num_nodes", "logger", "slurm")
 """Settings of a single run that a search has no use for."""
 _WORKER = "import sys; from molfun.cli.tune import work; work(*sys.argv[1:])"
+_PARENT = "MOLFUN_TUNE_PARENT"
+"""Variable with the number of the process that started a worker."""
 
 
 def tune(given: Mapping[str, Any]) -> None:
@@ -61,6 +64,7 @@ def tune(given: Mapping[str, Any]) -> None:
 
 def work(output: str, plugin: str = "") -> None:
     """Run trials of a study that another process began, until there are enough."""
+    watch_parent(int(os.environ[_PARENT]))
     given = {"output": output, **({"plugin": plugin} if plugin else {})}
     with errors_in_one_line(debug=False):
         search = Search(given)
@@ -219,8 +223,7 @@ def _run_workers(search: Search) -> None:
     try:
         codes = [one.wait() for one in started]
     except BaseException:
-        for one in started:
-            one.terminate()
+        _end(started)
         raise
     failed = [code for code in codes if code]
     if len(failed) == n:
@@ -229,10 +232,19 @@ def _run_workers(search: Search) -> None:
         say(f"{len(failed)} of {n} workers ended early; the others ran their trials again.")
 
 
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End workers, and wait until none writes any more."""
+    for one in workers:
+        one.terminate()
+    for one in workers:
+        one.wait()
+
+
 def _environment(index: int, n: int) -> dict[str, str]:
     """Return the share of the machine of one of several processes: its cores, and a GPU."""
     share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // n))}
     share = {name: text for name, text in share.items() if name not in os.environ}
+    share[_PARENT] = str(os.getpid())
     if torch.cuda.device_count() > 1:
         named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
             map(str, range(torch.cuda.device_count()))

@@ -12,6 +12,8 @@ from molfun.data.folds import NestedFold as NestedFold
 from molfun.data.kinds.base import DataKind as DataKind
 from molfun.data.kinds.base import Labels as Labels
 from molfun.data.named_targets import NamedTargets as NamedTargets
+from molfun.data.pair_splits import PairSplitter as PairSplitter
+from molfun.data.pairs import SequencePairDataset as SequencePairDataset
 from molfun.data.sequences import SequenceDataset as SequenceDataset
 from molfun.data.series.dataset import TimeSeriesDataset as TimeSeriesDataset
 from molfun.data.series.dataset import open_timeseries as open_timeseries
@@ -23,6 +25,7 @@ from molfun.data.structure_dataset import StructureDataset as StructureDataset
 from molfun.data.structures import find_structure as find_structure
 from molfun.data.structures import read_structure as read_structure
 from molfun.data.tables import read_table as read_table
+from molfun.data.variant_splits import VariantSplitter as VariantSplitter
 from molfun.sample import Sample as Sample
 from molfun.sample import SampleBatch as SampleBatch
 from molfun.sample import is_missing as is_missing

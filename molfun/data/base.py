@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from molfun._shapes import Int64
-from molfun.data.columns import row_of, rows_meeting
+from molfun.data.columns import check_weights, row_of, rows_meeting
 from molfun.data.tables import Table
 from molfun.data.texts import listed
 from molfun.errors import ConfigError
@@ -220,12 +220,49 @@ class TableDataset(SampleDataset):
 
     @property
     def target_name(self) -> str:
-        """Column of the labels."""
-        return self._columns.get("target_column") or "target"
+        """Column of the labels; of several columns, their names with commas."""
+        return ",".join(self.target_names)
+
+    @property
+    def target_names(self) -> list[str]:
+        """Columns of the labels."""
+        names = self._columns.get("target_column") or "target"
+        return [names] if isinstance(names, str) else list(names)
 
     def row(self, index: int) -> dict[str, Any]:
         """Return the metadata of a sample as plain values, None for a blank number."""
         return row_of(self.metadata, index)
+
+    def weighted_by(self, column: str) -> Self:
+        r"""Return the same samples, of which those with a larger number in a column count more.
+
+        The training loss of a sample is multiplied by its weight over the mean weight; metrics
+        know no weights.
+
+        Parameters
+        ----------
+        column
+            Column of `metadata` with a number of at least 0 for every sample, such as 1 over the
+            variance of a measurement.
+
+        Raises
+        ------
+        DataError
+            If there is no such column, or rows have no such number; all are listed.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> from molfun.data import SequenceDataset
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "data.csv"
+        >>> _ = path.write_text("sequence,target,n\nMKV,0.5,3\nACD,1.5,1\n")
+        >>> SequenceDataset.from_csv(path).weighted_by("n").input_settings["weight_column"]
+        'n'
+        """
+        check_weights(self, column)
+        weighted = copy(self)
+        weighted._columns = {**self._columns, "weight_column": column}
+        return weighted
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the samples at `indices`, in that order; what was read is shared, not copied."""

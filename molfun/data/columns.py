@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from molfun.errors import ConfigError, DataError
-from molfun.text import unknown_name
+from molfun.text import counted, listing, nearest, unknown_name
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
@@ -128,3 +128,29 @@ def _bounded(column: pd.Series, key: str, value: Any, *, is_minimum: bool) -> np
 def numeric(metadata: pd.DataFrame) -> list[str]:
     """Return the names of the columns that hold numbers."""
     return [str(name) for name in metadata.columns if metadata[name].dtype != object]
+
+
+def check_weights(dataset: Any, column: str) -> None:
+    """Refuse a column that does not weigh every sample of a data set.
+
+    Raises
+    ------
+    DataError
+        Listing the samples without a number of at least 0.
+    """
+    columns = dataset.metadata
+    if column not in columns:
+        names = [str(name) for name in columns]
+        raise DataError(
+            f"{dataset!r} has no column {column!r} of weights; its other columns are: "
+            f"{', '.join(names) or 'none'}.{nearest(column, names)}"
+        )
+    values = pd.to_numeric(columns[column], errors="coerce").to_numpy(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if bad.size:
+        raise DataError(
+            f"{counted(len(bad), 'sample')} whose weight in column {column!r} is no number of at "
+            f"least 0:\n{listing([f'{dataset.ids[i]}: {columns[column].iloc[i]}' for i in bad])}"
+        )
+    if not values.any():
+        raise DataError(f"All weights in column {column!r} are 0: nothing would be learned.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from molfun.data.cells import Cells, Parse, Required
 from molfun.data.columns import NUMBER
+from molfun.errors import ConfigError
 
 LabelForm = Literal["number", "class", "classes"]
 """Kinds of labels: a number, the name of a class, or any number of classes."""
@@ -121,6 +122,65 @@ def label_problem(text: str) -> str:
     if text.lstrip("+-").lower() in ("nan", "inf", "infinity", "na", "n/a", "none", "null"):
         return "is not a finite number; fill it in or remove the row"
     return "is not a number"
+
+
+def read_targets(
+    cells: Cells,
+    columns: Sequence[str],
+    labels: LabelForm,
+    level: Level,
+    *,
+    required: Required,
+    fit: Callable[[int, Any], tuple[Any, str | None]] | None,
+) -> np.ndarray:
+    """Return the labels of one column as `read_labels` does, or of several as `read_several`.
+
+    Raises
+    ------
+    ConfigError
+        If several columns are no numbers of whole samples.
+    """
+    if not columns:
+        raise ConfigError("target_column names no column.")
+    if len(columns) == 1:
+        return read_labels(cells, columns[0], labels, level, required=required, fit=fit)
+    check_several(labels, level, columns)
+    return read_several(cells, columns, required=required)
+
+
+def check_several(labels: str, level: str, columns: Sequence[str]) -> None:
+    """Refuse several columns of labels that are no numbers of whole samples.
+
+    Raises
+    ------
+    ConfigError
+        In one line.
+    """
+    if (labels, level) != ("number", "sequence") or len(set(columns)) < len(columns):
+        raise ConfigError(
+            f"Several target columns are different numbers of whole sequences, got "
+            f"{', '.join(columns)} with labels={labels!r} and level={level!r}. Give classes and "
+            f"residues a head each."
+        )
+
+
+def read_several(cells: Cells, columns: Sequence[str], *, required: Required) -> np.ndarray:
+    """Return the numbers of several columns, an array per row and None where all are blank.
+
+    Parameters
+    ----------
+    cells, columns
+        The table, and its columns of labels; blank cells are labels that are missing.
+    required
+        As in `Cells.labels`, of rows without any label.
+    """
+    each = [read_labels(cells, name, required=required and "column") for name in columns]
+    rows = np.stack([np.asarray(labels, np.float64) for labels in each], axis=1)
+    empty = [bool(np.isnan(row).all()) for row in rows]
+    if required is True:
+        for row in np.flatnonzero(empty).tolist():
+            cells.refuse(row, f"{cells.where(row)}: has no label in {', '.join(columns)}")
+    return objects([None if none else row for row, none in zip(rows, empty, strict=True)])
 
 
 def label_array(targets: Sequence[Any]) -> np.ndarray:

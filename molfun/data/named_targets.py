@@ -49,6 +49,11 @@ class NamedTargets(SampleDataset):
     [{'ddg': 0.5, 'tm': 60.0}, {'tm': 55.0}]
     """
 
+    @property
+    def wild_type(self) -> str | None:
+        """Sequence of which the samples are variants, if it is known."""
+        return getattr(self._first, "wild_type", None)
+
     def __init__(self, parts: Mapping[str, SampleDataset]) -> None:
         if not parts:
             raise ConfigError("NamedTargets needs a data set for each name, and got none.")
@@ -60,6 +65,7 @@ class NamedTargets(SampleDataset):
                     f"The data set for {name!r} has other samples than the first one: "
                     f"{len(part)} against {len(self._first)}, or in another order."
                 )
+        _check_weights(self.parts, self._first)
         structures = {n: part for n, part in self.parts.items() if part.labels_from_structure}
         columns = {n: _plain(part.targets) for n, part in self.parts.items() if n not in structures}
         self._targets = [_named(columns, row) for row in range(len(self._first))]
@@ -159,3 +165,17 @@ def _as_label(protein: Protein | None, label: Protein) -> Protein | None:
 
 def _plain(targets: Any) -> list[Any]:
     return targets.tolist() if isinstance(targets, np.ndarray) else list(targets)
+
+
+def _check_weights(parts: Mapping[str, SampleDataset], first: SampleDataset) -> None:
+    """Refuse weights that the first data set, whose columns samples have, does not hold."""
+    for name, part in parts.items():
+        column = part.input_settings.get("weight_column")
+        if column is None or part is first:
+            continue
+        there = column in first.metadata
+        if not there or list(first.metadata[column]) != list(part.metadata[column]):
+            raise DataError(
+                f"The data set for {name!r} is weighted by its column {column!r}, which the first "
+                f"one {'has with other values' if there else 'lacks'}. Read both from one table."
+            )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from molfun.sample import MASK
+from molfun.sample import CHAIN_SEPARATOR, MASK
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,10 @@ NOT_NAMED = (
 
 def digests_of(sequences: Iterable[str], max_length: int | None) -> list[str]:
     """Return a short sha256 of each sequence as the model sees it."""
-    seen = (text.replace(MASK, "?")[:max_length].upper() for text in sequences)
+    seen = (
+        CHAIN_SEPARATOR.join(c[:max_length] for c in text.split(CHAIN_SEPARATOR)).upper()
+        for text in (sequence.replace(MASK, "?") for sequence in sequences)
+    )
     return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in seen]
 
 

@@ -19,9 +19,15 @@ from molfun.data.cells import (
     read_cells,
     repeated_ids,
 )
+from molfun.data.chains import chain_columns, first_name, joined_chains, residues_seen
 from molfun.data.fasta import read_fasta
 from molfun.data.faults import report
-from molfun.data.labels import LabelForm, Level, label_array, read_labels
+from molfun.data.labels import (
+    LabelForm,
+    Level,
+    label_array,
+    read_targets,
+)
 from molfun.data.representations import (
     Representations,
     as_representations,
@@ -31,8 +37,9 @@ from molfun.data.residue_labels import Residues, length_problem
 from molfun.data.sequence_texts import NOT_NAMED, digests_of, warn_dna
 from molfun.data.tables import Table
 from molfun.data.texts import ArrowTexts, LazyTexts, listed
+from molfun.data.variant_tables import read_variant_table
 from molfun.errors import ConfigError, DataError, TableError
-from molfun.sample import Sample, is_missing, n_residues
+from molfun.sample import CHAIN_SEPARATOR, Sample, is_missing
 from molfun.strict import check_choice
 from molfun.text import counted, listing
 
@@ -61,6 +68,9 @@ class SequenceDataset(TableDataset):
         Names of the columns, and kind and level of the labels, as given to `from_csv`.
     representations
         Outputs of a backbone, see `with_representations`.
+    structure_letters
+        Letters of the structure of each sequence, for models that read them; blank where there
+        are none.
     """
 
     kind = "sequences"
@@ -73,27 +83,31 @@ class SequenceDataset(TableDataset):
         max_length: int | None = None,
         columns: Mapping[str, Any] | None = None,
         representations: Representations | None = None,
+        structure_letters: Sequence[str] | None = None,
     ) -> None:
         super().__init__(table, max_length=max_length, columns=columns)
+        self._structure_letters = structure_letters
         self._sequences = sequences if isinstance(sequences, ArrowTexts) else list(sequences)
         self._representations = representations
 
     @property
-    def sequence_name(self) -> str:
-        """Column of the sequences."""
-        return str(self._columns.get("sequence_column", "sequence"))
+    def sequence_names(self) -> list[str]:
+        """Columns of the sequences, one per chain where a table has several."""
+        names = self._columns.get("sequence_column", "sequence")
+        return [names] if isinstance(names, str) else list(names)
 
     @classmethod
     def from_csv(
         cls,
         csv: str | Path,
         *,
-        sequence_column: str = "sequence",
-        target_column: str = "target",
+        sequence_column: str | Sequence[str] = "sequence",
+        target_column: str | Sequence[str] = "target",
         id_column: str | None = None,
         labels: LabelForm = "number",
         level: Level = "sequence",
         mask_column: str | None = None,
+        structure_column: str | None = None,
         max_length: int | None = None,
         require_target: Required = True,
         filters: Mapping[str, Any] | None = None,
@@ -105,7 +119,10 @@ class SequenceDataset(TableDataset):
         csv
             The table; columns that are not named here are kept as metadata.
         sequence_column, target_column, id_column
-            Names of the columns. Without `id_column` the rows are called seq_1, seq_2 ...
+            Names of the columns. Without `id_column` the rows are called seq_1, seq_2 ... A sample
+            of several chains has them in one column, ``A:B``, or in several, one chain in each.
+            Several columns of numbers are one label, for the task ``multitarget``; blank cells
+            are numbers that are missing.
         labels
             ``"number"``, ``"class"`` for the name of a class, or ``"classes"`` for any number of
             names with ``;`` between them (blank for none of them).
@@ -117,6 +134,9 @@ class SequenceDataset(TableDataset):
             For residues: a text of 0 and 1 as long as the sequence; labels at 0 are left out.
             One that is shorter lost its leading zeros to a program that took it for a number (so
             it is in the secondary-structure set of FLIP); they are put back, with a warning.
+        structure_column
+            Letters of structures (Foldseek's 3Di alphabet, ``#`` for unknown), one per residue, for
+            models that read them beside the sequence; blank where there are none.
         max_length
             Residues kept of each sequence.
         require_target
@@ -141,47 +161,83 @@ class SequenceDataset(TableDataset):
         >>> data.ids, data.targets.tolist(), data[1].sequence
         (['seq_1', 'seq_2'], [0.5, 1.5], 'ACDEF')
         """
-        check_choice("labels", labels, get_args(LabelForm))
-        check_choice("level", level, get_args(Level))
-        if mask_column and level != "residue":
-            raise ConfigError(
-                f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
-                f"level='residue', or leave mask_column out."
-            )
-        cells = read_cells(as_path(csv), sequence_column)
-        optional = [name for name in (id_column, mask_column) if name]
-        label = {target_column: "target_column"} if require_target else {}
-        others = _named(id_column=id_column, mask_column=mask_column)
-        cells.require({sequence_column: "sequence_column", **others, **label})
-        sequences = cells.filled(sequence_column)
-        residues = Residues(cells, sequences, mask_column)
-        targets = read_labels(
-            cells,
-            target_column,
-            labels,
-            level,
-            required=require_target,
-            fit=residues.fit if level == "residue" else None,
+        _check_choices(labels, level, mask_column)
+        cells = read_cells(as_path(csv), first_name(sequence_column))
+        names = [target_column] if isinstance(target_column, str) else list(target_column)
+        label = dict.fromkeys(names, "target_column") if require_target else {}
+        others = _named(
+            id_column=id_column, mask_column=mask_column, structure_column=structure_column
         )
+        chains = chain_columns(sequence_column, cells.header)
+        cells.require({**dict.fromkeys(chains, "sequence_column"), **others, **label})
+        sequences = joined_chains(cells, chains, level)
+        residues = Residues(cells, sequences, mask_column)
+        fit = residues.fit if level == "residue" else None
+        targets = read_targets(cells, names, labels, level, required=require_target, fit=fit)
         cells.raise_problems(goes_on=True)
         residues.warn()
-        used = {sequence_column, target_column, *optional}
+        used = {*chains, *names, *others}
         if id_column is None:
             _warn_of_ids(cells, used)
         ids = _ids(cells, id_column)
         table = Table.of(cells, ids, targets, used=used)
         columns = {
-            "sequence_column": sequence_column,
-            "target_column": target_column,
+            "sequence_column": chains[0] if len(chains) == 1 else list(chains),
+            "target_column": names[0] if len(names) == 1 else names,
             "id_column": id_column,
             "mask_column": mask_column,
             "labels": labels,
             "level": level,
         } | noted(require_target)
-        dataset = cls(table, sequences, max_length=max_length, columns=columns)
+        letters = None
+        if structure_column is not None:
+            columns["structure_column"] = structure_column
+            letters = cells.column(structure_column)
+        dataset = cls(
+            table, sequences, max_length=max_length, columns=columns, structure_letters=letters
+        )
         dataset = _without_bad(dataset, cells)
         dataset._warn_dna()
         return dataset.filter(**filters) if filters else dataset
+
+    @classmethod
+    def from_variants(cls, csv: str | Path, wild_type: str, **columns: Any) -> SequenceDataset:
+        r"""Read a table of mutations of one protein.
+
+        Parameters
+        ----------
+        csv
+            The table; columns that are not named here are kept as metadata.
+        wild_type
+            Letters of the protein, or a FASTA file with it alone.
+        **columns
+            ``mutant_column`` ("mutant"), with names as `molfun.data.variants.parse_variant` reads
+            them; ``target_column`` ("target"); ``id_column``, by default the names of the variants,
+            or seq_1, seq_2 ... if some occur twice; ``offset`` (0), the number of the first residue
+            minus 1; ``labels``, ``max_length`` and ``require_target`` as in `from_csv`.
+
+        Raises
+        ------
+        DataError
+            If a variant cannot be read or does not fit the wild type; all rows are listed.
+        TableError
+            If a column is missing or a label is bad.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "variants.csv"
+        >>> _ = path.write_text("mutant,target\nK2E,0.5\nM1A:V3G,1.5\n")
+        >>> data = SequenceDataset.from_variants(path, "MKV")
+        >>> data.ids, data[1].sequence
+        (['K2E', 'M1A:V3G'], 'AKG')
+        """
+        return read_variant_table(cls, csv, wild_type, **columns)
+
+    @property
+    def wild_type(self) -> str | None:
+        """Sequence of which the samples are variants, if it is known."""
+        return self._columns.get("wild_type")
 
     @classmethod
     def from_arrow(
@@ -421,12 +477,17 @@ class SequenceDataset(TableDataset):
         return Sample(
             id=self.ids[index],
             sequence=self._sequences[index],
+            structure_letters=self._letters(index),
             features=self._features(index),
             target=self._label(index),
             metadata=self.row(index),
             max_length=self.max_length,
             origin=self._table.origin(index),
         )
+
+    def _letters(self, index: int) -> str | None:
+        letters = None if self._structure_letters is None else self._structure_letters[index]
+        return letters or None
 
     def _warn_dna(self) -> None:
         sequences = self._sequences
@@ -444,7 +505,8 @@ class SequenceDataset(TableDataset):
     @property
     def lengths(self) -> np.ndarray:
         """Residues of each sequence that the model sees at most."""
-        return self._cropped(map(n_residues, self._sequences))
+        most = self.max_length
+        return np.array([residues_seen(text, most) for text in self._sequences], np.int64)
 
     @property
     def input_settings(self) -> dict[str, Any]:
@@ -463,12 +525,14 @@ class SequenceDataset(TableDataset):
         return digests_of(self._sequences, self.max_length)
 
     def sequences(self) -> list[tuple[str, ...]]:
-        """Return the sequence of each sample, as the splits take them."""
-        return [(sequence,) for sequence in self._sequences]
+        """Return the sequences of the chains of each sample, as the splits take them."""
+        return [tuple(sequence.split(CHAIN_SEPARATOR)) for sequence in self._sequences]
 
     def _take(self, places: np.ndarray) -> None:
         sequences = listed(self._sequences)
         self._sequences = [sequences[i] for i in places]
+        if self._structure_letters is not None:
+            self._structure_letters = [self._structure_letters[i] for i in places]
         if self._representations is not None:
             self._representations = self._representations.take(places)
 
@@ -519,6 +583,16 @@ class SequenceDataset(TableDataset):
 
 
 # Rows of a table
+
+
+def _check_choices(labels: str, level: str, mask_column: str | None) -> None:
+    check_choice("labels", labels, get_args(LabelForm))
+    check_choice("level", level, get_args(Level))
+    if mask_column and level != "residue":
+        raise ConfigError(
+            f"mask_column={mask_column!r} is for labels of residues, got level={level!r}. Set "
+            f"level='residue', or leave mask_column out."
+        )
 
 
 def _without_bad(dataset: SequenceDataset, cells: Cells) -> SequenceDataset:

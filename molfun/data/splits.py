@@ -95,9 +95,9 @@ class DataSplitter:
         """
         sizes = sizes_of(len(dataset), val_frac, test_frac)
         if hasattr(dataset, "input_codes"):  # too many samples for lists of them
-            return _parts(dataset, fill_by_code(dataset.input_codes(), sizes, seed))
+            return parts_of(dataset, fill_by_code(dataset.input_codes(), sizes, seed))
         groups = together(identical(dataset))
-        return _parts(dataset, fill(groups, sizes, seed, "groups of distinct samples"))
+        return parts_of(dataset, fill(groups, sizes, seed, "groups of distinct samples"))
 
     @staticmethod
     def temporal(
@@ -146,7 +146,7 @@ class DataSplitter:
                     f"The {_NAMES[number]} part would be empty: its {size} newest samples repeat "
                     f"sequences of earlier ones. Raise its fraction, or add newer samples."
                 )
-        return _parts(dataset, part)
+        return parts_of(dataset, part)
 
     @staticmethod
     def by_identity(
@@ -191,7 +191,7 @@ class DataSplitter:
         check_threshold(threshold)
         sizes = sizes_of(len(dataset), val_frac, test_frac)
         groups = similar(dataset, threshold)
-        return _parts(dataset, fill(groups, sizes, seed, f"clusters at {threshold:.0%} identity"))
+        return parts_of(dataset, fill(groups, sizes, seed, f"clusters at {threshold:.0%} identity"))
 
     @staticmethod
     def by_group(
@@ -229,7 +229,7 @@ class DataSplitter:
         """
         sizes = sizes_of(len(dataset), val_frac, test_frac)
         groups = same_value(dataset, column)
-        return _parts(dataset, fill(groups, sizes, seed, f"groups of {column!r}"))
+        return parts_of(dataset, fill(groups, sizes, seed, f"groups of {column!r}"))
 
     @staticmethod
     def by_column(
@@ -266,7 +266,7 @@ class DataSplitter:
         if not (part == 0).any():
             raise DataError(f"Column {column!r} leaves no sample for training.")
         _warn_shared(dataset, part)
-        return _parts(dataset, part)
+        return parts_of(dataset, part)
 
     # Folds of a cross-validation: positions, for `molfun.models.cross_validate`
 
@@ -407,8 +407,15 @@ class DataSplitter:
         Raises
         ------
         DataError
-            If the column is missing, has blank cells, or names fewer than two folds.
+            If the column is missing, has blank cells, names fewer than two folds, or has the words
+            for training, validation and test set.
         """
+        named = sorted({str(value).strip().lower() for value in cells_of(dataset, column)})
+        if set(named) <= PART_WORDS.keys():
+            raise DataError(
+                f"Column {column!r} names parts of the data ({', '.join(named)}), and no folds. "
+                f"Name another column with folds, or make them at random."
+            )
         found = folds.given(dataset, column, val_frac=val_frac, seed=seed)
         _warn_shared(dataset, folds.fold_of_each(found, len(dataset)))
         return found
@@ -463,7 +470,8 @@ class DataSplitter:
         return how.nested(groups, what, n_inner)
 
 
-def _parts(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
+def parts_of(dataset: AnyDataset, part: np.ndarray) -> tuple[AnyDataset, AnyDataset, AnyDataset]:
+    """Return the samples whose part is 0 (train), 1 (validation) and 2 (test)."""
     train, val, test = (dataset.subset(np.flatnonzero(part == number)) for number in range(3))
     return train, val, test
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from molfun.backbones.esm2 import tokens
+from molfun.backbones.language.alphabet import ESM
 from molfun.data.sequences import SequenceDataset
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, SampleBatch
@@ -41,8 +41,8 @@ class SingleValueSample(Sample, Mapping[str, torch.Tensor]):
             raise KeyError(name)
         if name == "labels":
             return torch.tensor([math.nan if self.target is None else float(self.target)])
-        residues = tokens.encode(self.sequence or "", name=self.id).tolist()
-        text = torch.tensor([tokens.special("<cls>"), *residues, tokens.special("<eos>")])
+        residues = ESM.encode(self.sequence or "", name=self.id).tolist()
+        text = torch.tensor([*ESM.before, *residues, *ESM.after])
         # the loss counts residues, not the tokens for beginning and end
         inside = torch.ones_like(text, dtype=torch.bool)
         inside[[0, -1]] = False

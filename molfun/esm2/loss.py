@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from molfun.errors import ConfigError, DataError
-from molfun.tasks.regression import RegressionLoss, RegressionTask
+from molfun.tasks.regression import RegressionTask
 
 
 class RegressorLossReduction:
@@ -31,7 +31,7 @@ class RegressorLossReduction:
     (tensor(1.), tensor(2.))
     """
 
-    loss: ClassVar[RegressionLoss] = "mse"
+    loss: ClassVar[str] = "mse"
 
     def forward(
         self, batch: Mapping[str, torch.Tensor], forward_out: torch.Tensor

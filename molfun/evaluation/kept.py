@@ -62,7 +62,9 @@ def _key(train: Labelled, others: Sequence[Labelled], task: Task) -> str:
         for sample, label in zip(part.samples, part.labels, strict=True)
         for text in (sample.content_key(), digest([label.tobytes().hex()]))
     )
+    scores = (part.scores for part in (train, *others) if part.scores is not None)
     about = [__version__, type(task).__name__, repr(task.config_dict), *BASELINES]
+    about += [found.tobytes().hex() for found in scores]
     return digest([*about, *map(str, map(len, (train, *others))), *rows])
 
 

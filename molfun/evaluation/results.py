@@ -10,9 +10,11 @@
        "baselines": {"one_hot": {"title": "...", "metrics": {...}, "difference": {...}}},
        "groups": {"assay": {"A": {"n": 30, "metrics": {...}}}}}}}
 
-Undefined values are null. A head of two classes has a ``threshold`` as well. ``difference`` is how
-much better the model is than the baseline in the metric of the verdict; below 0 it is worse. With
-several heads, ``heads`` holds one object per head.
+Variants of one protein also have ``"splits": {"random": {"n_train": 80, "n_test": 20, "scores":
+{"one_hot": {"title": "...", "value": {...}}}}, "position": ...}``: the same simple models under two
+splits of the whole table. Undefined values are null. A head of two classes has a ``threshold`` as
+well. ``difference`` is how much better the model is than the baseline in the metric of the verdict;
+below 0 it is worse. With several heads, ``heads`` holds one object per head.
 """
 
 from __future__ import annotations
@@ -60,6 +62,24 @@ class PartResult:
 
 
 @dataclass(frozen=True)
+class SplitScore:
+    """Main metric of a baseline on the test part of a split."""
+
+    title: str
+    value: Estimate
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Baselines under one split of a whole table; `problem` says why it could not be made."""
+
+    n_train: int
+    n_test: int
+    scores: dict[str, SplitScore] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class HeadVerdict:
     """Results of one head and the verdict on it.
 
@@ -80,6 +100,8 @@ class HeadVerdict:
         Results by part.
     threshold
         Threshold of two classes, chosen on the validation part, and its metrics on the test part.
+    splits
+        Baselines under a random split and under one by position, of variants of one protein.
     """
 
     verdict: str
@@ -90,6 +112,7 @@ class HeadVerdict:
     random_weights: bool
     parts: dict[str, PartResult]
     threshold: Threshold | None = None
+    splits: dict[str, SplitResult] = field(default_factory=dict)
 
 
 def write(path: Path, heads: Mapping[str, HeadVerdict]) -> None:

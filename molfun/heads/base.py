@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from molfun.errors import ConfigError
-from molfun.trunk import Level, TrunkOutput
+from molfun.sample import Sample
+from molfun.trunk import ChainCheck, Level, TrunkOutput
 
 
 class Head(nn.Module, ABC):
@@ -27,14 +28,38 @@ class Head(nn.Module, ABC):
     """Registered name of the task the head is made for."""
     default_level: ClassVar[Level] = "sequence"
     """Level of that task where nothing else is asked for."""
+    reads_chains: ClassVar[bool] = False
+    """True if the head reads each chain of a sample by itself: `TrunkOutput.chains` says which rows
+    of the representations are those of a sample."""
     in_backbone: ClassVar[bool] = False
     """True for a view on modules inside the backbone, which chooses them in `Backbone.serve`."""
     part_of: ClassVar[str] = "some backbones"
     """Models that such a view is a part of, for messages."""
 
+    @property
+    def chains_read(self) -> ChainCheck:
+        """Check of the number of chains, for a head that reads them; any number by default."""
+        return _any_number
+
     @abstractmethod
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Compute ``{"prediction": (batch,) ...}``."""
+
+    def with_samples(
+        self,
+        trunk: TrunkOutput,
+        samples: Sequence[Sample],  # noqa: ARG002
+    ) -> TrunkOutput:
+        """Add what the head reads of the samples themselves; by default nothing.
+
+        Parameters
+        ----------
+        trunk
+            Representations of the batch.
+        samples
+            Its samples; empty for a batch of tensors.
+        """
+        return trunk
 
     def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
         """Learn the scale of the inputs; called once, where the backbone stays as it is.
@@ -75,3 +100,7 @@ class Head(nn.Module, ABC):
                 f"out, or choose the backbone config with that width."
             )
         return backbone
+
+
+def _any_number(name: str, n: int) -> None:
+    """Refuse no sample."""

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from molfun.errors import ConfigError
+from molfun.errors import ConfigError, DataError
 from molfun.heads.base import Head
+from molfun.heads.scaling import ScaledInputs
 from molfun.nn.pooling import AttentionPool
+from molfun.nn.substitutions import SubstitutionScores
+from molfun.sample import Sample, sequence_of
 from molfun.strict import Configured, check_choice
 from molfun.trunk import Level, TrunkOutput
 
 Pooling = Literal["mean", "cls", "attention"]
+Augment = Literal["zero_shot"]
 
 
-class MLPHead(Configured, Head):
+def check_sizes(n_outputs: int, hidden: Sequence[int], dropout: float) -> None:
+    """Refuse widths and a dropout that are out of range.
+
+    Raises
+    ------
+    ConfigError
+        In one line.
+    """
+    if n_outputs < 1 or any(width < 1 for width in hidden):
+        raise ConfigError(f"Widths must be at least 1, got {[*hidden, n_outputs]}.")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
+
+
+def mlp(width: int, hidden: Sequence[int], n_outputs: int, dropout: float) -> nn.Sequential:
+    """Return hidden layers, each with ReLU and dropout, and a linear layer."""
+    widths = [width, *hidden]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+
+
+class MLPHead(Configured, ScaledInputs, Head):
     """Hidden layers, each with ReLU and dropout, then one linear layer.
 
     Parameters
@@ -40,6 +68,10 @@ class MLPHead(Configured, Head):
         Whether inputs are brought to mean 0 and deviation 1 in each channel, as they are over the
         training set, where the backbone is frozen. Sequences that differ in few residues have
         nearly the same mean vector; without this a head sees what they share and learns slowly.
+    augment
+        ``"zero_shot"`` puts the score that the language model gave a variant before it was trained
+        beside the pooled vector, standardised over the training set (Hsu et al. 2022, "Learning
+        protein fitness models from evolutionary and assay-labeled data").
 
     Examples
     --------
@@ -47,10 +79,6 @@ class MLPHead(Configured, Head):
     >>> sum(p.numel() for p in head.parameters())
     82433
     """
-
-    input_mean: torch.Tensor
-    input_std: torch.Tensor
-    inputs_fitted: torch.Tensor
 
     def __init__(
         self,
@@ -62,63 +90,76 @@ class MLPHead(Configured, Head):
         dropout: float = 0.25,
         pooling: Pooling = "mean",
         standardize: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         check_choice("pooling", pooling, get_args(Pooling))
+        self.scores = _scores(augment, level)
         if level == "pair":
             raise ConfigError("This head gives no pairs; use head='contact'.")
-        if n_outputs < 1 or any(width < 1 for width in hidden):
-            raise ConfigError(f"Widths must be at least 1, got {[*hidden, n_outputs]}.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout must be in [0, 1), got {dropout}.")
+        check_sizes(n_outputs, hidden, dropout)
         self.keep_arguments(locals())
-        self.register_buffer("input_mean", torch.zeros(single_dim))
-        self.register_buffer("input_std", torch.ones(single_dim))
-        self.register_buffer("inputs_fitted", torch.tensor(data=False))
         self.level, self.n_outputs = level, n_outputs
         # the pooled vector alone is computed and cached where nothing in between has weights
-        self._source = "single" if level == "residue" or pooling == "attention" else pooling
-        self.needs = (self._source,)
+        source = "single" if level == "residue" or pooling == "attention" else pooling
+        self.needs = (source,)
+        self.add_scale(single_dim, source, standardize=standardize)
         self.pool = AttentionPool(single_dim) if pooling == "attention" else None
-        widths = [single_dim, *hidden]
-        layers: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+        self.layers = mlp(single_dim + (self.scores is not None), hidden, n_outputs, dropout)
 
     def forward(self, trunk: TrunkOutput) -> dict[str, torch.Tensor]:
         """Give ``prediction``: (batch, [length,] n_outputs), the last left out if it is 1."""
-        x = trunk.need(self._source).float()
         # the head is small and its pooling a long sum: float32, whatever the trunk ran in
-        with torch.autocast(x.device.type, enabled=False):
-            x = (x - self.input_mean) / self.input_std
+        with torch.autocast(trunk.mask.device.type, enabled=False):
+            x = self.scaled(trunk)
             if self.pool is not None and self.level == "sequence":
                 x = self.pool(x, trunk.mask.float())
+            if self.scores is not None:
+                x = torch.cat([x, trunk.need("score").to(x).unsqueeze(-1)], -1)
             return self.as_outputs(self.layers(x), self.n_outputs)
 
-    @torch.no_grad()
-    def fit_inputs(self, trunks: Iterable[TrunkOutput]) -> None:
-        """Take mean and deviation of each channel over the training set, the first time only."""
-        if self.inputs_fitted or not self._config["standardize"]:
-            return
-        count = 0
-        shift = total = squares = self.input_mean.double()
-        for trunk in trunks:
-            x = trunk.need(self._source).double()
-            x = x[trunk.mask.bool()] if self._source == "single" else x
-            if count == 0:
-                shift = x[:1]  # the mean may be far larger than the deviations
-            count, total = count + len(x), total + (x - shift).sum(0)
-            squares = squares + (x - shift).square().sum(0)
-        if count < 2:
-            return
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        # a channel that is the same everywhere tells nothing and gets no say
-        std = torch.where(std > 1e-4 * std.max(), std, torch.inf)
-        self.input_mean.copy_(shift[0] + mean)
-        self.input_std.copy_(std)
-        self.inputs_fitted.fill_(value=True)
+    def with_samples(self, trunk: TrunkOutput, samples: Sequence[Sample]) -> TrunkOutput:
+        """Add the zero-shot score of each sample, if the head reads it.
+
+        Raises
+        ------
+        ConfigError
+            If the head was never trained, and so knows no wild type.
+        DataError
+            If there are no samples, or they are no variants of the wild type.
+        """
+        if self.scores is None:
+            return trunk
+        if self.scores.known is None:
+            raise ConfigError(
+                "The head reads the zero-shot score of variants, and knows no wild type yet: fit "
+                "the model, or load a checkpoint."
+            )
+        if not samples:
+            raise DataError(
+                "The head reads the zero-shot score of each variant, which is looked up by its "
+                "sequence. Give samples or sequences in place of tensors."
+            )
+        names = [sample.shown for sample in samples]
+        return replace(trunk, score=self.scores(list(map(sequence_of, samples)), names))
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        """Constructor arguments; without `augment` where it is None, as before there was one."""
+        return {k: v for k, v in super().config_dict.items() if (k, v) != ("augment", None)}
+
+
+def _scores(augment: Augment | None, level: Level) -> SubstitutionScores | None:
+    """Return what looks up the scores that a head reads; None for a head that reads none."""
+    if augment is None:
+        return None
+    check_choice("augment", augment, get_args(Augment))
+    if level != "sequence":
+        raise ConfigError(
+            f"augment='zero_shot' is one score per variant, and these labels are those of a "
+            f"{level}. Leave it out."
+        )
+    return SubstitutionScores()
 
 
 class LinearHead(MLPHead):
@@ -126,7 +167,7 @@ class LinearHead(MLPHead):
 
     Parameters
     ----------
-    single_dim, n_outputs, level, pooling, standardize
+    single_dim, n_outputs, level, pooling, standardize, augment
         As in `MLPHead`.
 
     Examples
@@ -143,6 +184,7 @@ class LinearHead(MLPHead):
         level: Level = "sequence",
         pooling: Pooling = "mean",
         standardize: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__(
             single_dim=single_dim,
@@ -151,4 +193,5 @@ class LinearHead(MLPHead):
             hidden=(),
             pooling=pooling,
             standardize=standardize,
+            augment=augment,
         )

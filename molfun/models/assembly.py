@@ -20,6 +20,7 @@ from molfun.models import base_weights, trained_on
 from molfun.models.build import (
     HeadSettings,
     as_settings,
+    augmented,
     build_backbone,
     build_task_head,
     named_heads,
@@ -31,10 +32,11 @@ from molfun.nn import int8, lora
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
 from molfun.nn.kernels import matrix_kernel
 from molfun.nn.process import settled
+from molfun.nn.substitutions import SubstitutionTable
 from molfun.strategies.base import FinetuneStrategy
 from molfun.tasks.base import Task
 from molfun.text import counted, listing
-from molfun.training.task_head import TaskHead, as_module
+from molfun.training.task_head import TaskHead, as_module, chains_read
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,9 @@ class AssembledModel(nn.Module):
         What tells how far samples are from the training rows; None before `fit`.
     training_set
         Data of the last `fit` in this process, for baselines.
+    base_scores
+        Zero-shot scores of variants by the weights before the first `fit`; None where the data of
+        no `fit` were variants of a known wild type, or the backbone predicts no residues.
     n_fits
         Number of calls of `fit` so far.
     """
@@ -96,18 +101,22 @@ class AssembledModel(nn.Module):
         kernels: Kernels = "auto",
         trust: bool = False,
         base: int8.Base = "float32",
+        augment: str | None = None,
     ) -> None:
         super().__init__()
         check_seed(seed)
         place = resolve_device(device)
         # glibc gives freed large buffers back to the system, and the page faults of the next ones
         # cost up to two thirds of a forward pass (docs/performance.md, OpenFold, 256 residues).
-        # Kept, they would leave holes the size of float layers between those in int8
+        # Kept, they would leave holes the size of float layers between those in int8, and of blocks
+        # of which a process holds a part
+        settings = as_settings("backbone_config", backbone_config)
         if place.type == "cpu":
-            (return_large_buffers if base == "int8" else keep_large_buffers)()
+            small = base == "int8" or settings.get("mmap")
+            (return_large_buffers if small else keep_large_buffers)()
         self.backbone: Backbone = build_backbone(
             backbone,
-            as_settings("backbone_config", backbone_config),
+            settings,
             config=config,
             weights=None if isinstance(weights, base_weights.Stored) else weights,
             seed=seed,
@@ -118,13 +127,15 @@ class AssembledModel(nn.Module):
         self.heads: tuple[TaskHead, ...] = ()
         self.head: nn.Module | None = None
         only = HeadSettings(head, head_config, task, task_config)
-        self.put_heads(named_heads(only, heads, self.backbone), seed=seed)
+        wanted = augmented(named_heads(only, heads, self.backbone), augment)
+        self.put_heads(wanted, seed=seed)
         self.strategy: FinetuneStrategy | None = None
         self.result: dict[str, Any] = {}
         self.data_settings: dict[str, Any] = {}
         self.training_inputs = trained_on.NOTHING
         self.training_record: TrainingRecord | None = None
         self.training_set = trained_on.TrainingSet()
+        self.base_scores: SubstitutionTable | None = None
         self.n_fits = 0
         self.precision = "32-true"
         self.note_base()
@@ -161,6 +172,7 @@ class AssembledModel(nn.Module):
     def hold(self, heads: Iterable[TaskHead]) -> None:
         """Make these the heads of the model."""
         self.heads = tuple(heads)
+        chains_read(self.heads)  # refuses heads that do not go together
         self.head = as_module(self.heads)
         self.backbone.serve(self.heads)
 

@@ -77,12 +77,13 @@ def residue_attributions(
     model.check(samples)
     forward = ForwardPass(model.backbone, ("single",), device=model.device, reader="attributions")
     with torch.no_grad(), autocast(model), evaluating(model.backbone, part.head):
-        return [_attributed(part, _trunk(forward, sample)) for sample in samples]
+        return [_attributed(part, _trunk(forward, part, sample)) for sample in samples]
 
 
-def _trunk(forward: ForwardPass, sample: Sample) -> TrunkOutput:
+def _trunk(forward: ForwardPass, part: TaskHead, sample: Sample) -> TrunkOutput:
     # without "mean" and "cls", which a head pools again from the residues that are left
-    return forward.whole(Inputs.of([sample])).select(["single"])
+    found = forward.whole(Inputs.of([sample])).select(["single"])
+    return part.head.with_samples(found, [sample])
 
 
 def _part(model: AssembledModel, name: str | None) -> TaskHead:
@@ -139,4 +140,7 @@ def _without(trunk: TrunkOutput, places: torch.Tensor) -> TrunkOutput:
     n = len(places)
     mask = trunk.mask.repeat(n, 1)
     mask[torch.arange(n, device=mask.device), places] = 0
-    return replace(trunk, mask=mask, single=trunk.need("single").expand(n, -1, -1))
+    # the score of a variant is that of the whole sequence
+    score = None if trunk.score is None else trunk.score.expand(n)
+    single = trunk.need("single").expand(n, -1, -1)
+    return replace(trunk, mask=mask, single=single, score=score)

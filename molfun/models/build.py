@@ -294,11 +294,57 @@ def build_head(
             f"The head {name!r} is a part of {head.part_of}, and {backbone.display_name} is none "
             f"of them. Use head={backbone.default_head!r}."
         )
+    if getattr(head, "scores", None) is not None:
+        needs_token_head(backbone)
     # ESM-2 publishes a contact head with its weights, which predicts contacts without training
     pretrained = backbone.pretrained_head(name) if isinstance(backbone, OwnHeads) else None
     if pretrained is not None:
         head.load_state_dict(pretrained)
     return head
+
+
+def needs_token_head(backbone: Any) -> None:
+    """Refuse a backbone that predicts no residues, and so scores no variants.
+
+    Raises
+    ------
+    ConfigError
+        Saying why it predicts none.
+    """
+    if not hasattr(backbone, "needs_token_head"):
+        raise ConfigError(
+            f"{backbone.display_name} predicts no residues, so it scores no variants. Use a "
+            f"protein language model, such as esm2_t6_8M_UR50D."
+        )
+    backbone.needs_token_head()
+
+
+def augmented(heads: Mapping[str, HeadSettings], augment: str | None) -> Mapping[str, HeadSettings]:
+    """Return the settings of heads that read `augment` beside their representation.
+
+    Raises
+    ------
+    ConfigError
+        If there is no head, or one takes nothing beside its representation.
+    """
+    if augment is None:
+        return heads
+    if not heads:
+        raise ConfigError(
+            f"augment={augment!r} is what a head reads beside its representation, and there is no "
+            f"head. Give head='linear' or head='mlp'."
+        )
+    found = {}
+    for name, one in heads.items():
+        head, _ = names_of(one.head, one.task)
+        if "augment" not in parameters_of(HEADS[head])[0]:
+            raise ConfigError(
+                f"augment={augment!r}: the head {head!r} reads nothing beside its representation. "
+                f"Use head='linear' or head='mlp'."
+            )
+        config = {**as_settings("head_config", one.head_config), "augment": augment}
+        found[name] = replace(one, head_config=config)
+    return found
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

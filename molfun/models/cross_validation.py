@@ -36,6 +36,7 @@ from molfun.models.caching import cache_config
 from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
 from molfun.models.loaders import as_loader, data_identity, label_texts, samples_of
 from molfun.models.structure import MolfunStructureModel
+from molfun.models.zero_shot import note_for_baselines
 from molfun.nn.process import settled
 from molfun.parallel.launch import alone
 from molfun.parallel.ranks import Ranks
@@ -148,6 +149,7 @@ def cross_validate(
     if base.n_fits or len(base.training_inputs):
         trained_on.warn_of_overlap(make_loader(dataset, False), base.training_inputs, "test sample")
     chosen = as_strategy(strategy, len(folds[0].train), len(base.backbone.blocks()))
+    note_for_baselines(base, dataset)
     folder = RunFolder.of(output_dir, resume=resume)
     root = None
     plan: dict[str, Any] = {}
@@ -170,6 +172,7 @@ def cross_validate(
         higher_is_better=trainer.higher_is_better,
         cache_report="\n".join(reports),
         random_weights=base.random_base,
+        base_scores=base.base_scores,
     )
 
 

@@ -204,8 +204,9 @@ class Ensemble:
         """
         if coverage is not None and not self.calibrations:
             raise ConfigError(
-                "Intervals need out-of-fold errors, which this ensemble does not have: make it "
-                "with molfun cv, or set Ensemble.calibrations = CrossValidation.calibrations()."
+                "Intervals need out-of-fold errors of one number or class per sample, which this "
+                "ensemble does not have: make it with molfun cv of such a task, or set "
+                "Ensemble.calibrations = CrossValidation.calibrations()."
             )
         evaluation.warn_unready(self.first)
         watch = trained_on.Watch(evaluation.prepared(self.first, data), self._seen())
@@ -306,6 +307,7 @@ class Ensemble:
                 stack.enter_context(
                     evaluating(runner.backbone, *(part.head for part in runner.heads))
                 )
+                stack.enter_context(runner.forward.weights_stay())
             for batch in watched(loaded_ahead(batches, runners[0].ahead)):
                 inputs = as_inputs(batch)
                 for runner, result in zip(runners, results, strict=True):

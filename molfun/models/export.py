@@ -1,4 +1,4 @@
-"""Export PET models to TorchScript (ASE, LAMMPS, i-PI) or to a metatrain checkpoint."""
+"""Export models for other programs: PET for engines and metatrain, sequences for transformers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from molfun._io import atomic_path, same_file
+from molfun._io import atomic_directory, atomic_path, same_file
 from molfun._paths import as_path
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn import lora
 
 SUFFIXES = (".pt", ".ckpt")
+Format = Literal["auto", "hf"]
+"""``"hf"`` is a Hugging Face folder; ``"auto"`` goes by the ending of the name."""
 
 
 def export(model: MolfunStructureModel, path: str | Path) -> None:
@@ -100,3 +102,40 @@ def _merged(backbone: Any) -> Iterator[None]:
         yield
     finally:
         lora.unmerge(backbone)
+
+
+def export_hugging_face(model: MolfunStructureModel, folder: str | Path) -> None:
+    """Write a protein language model as a Hugging Face folder, its adapters merged.
+
+    The folder holds ``config.json``, ``model.safetensors`` and, for ESM's letters, the files of the
+    tokenizer. Molfun's heads are no part of it; the model itself stays as it is.
+
+    Parameters
+    ----------
+    model
+        A model with a backbone for protein sequences.
+    folder
+        Folder to write; one that is there is replaced.
+
+    Raises
+    ------
+    ConfigError
+        If transformers has no such model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "model"
+    >>> export_hugging_face(MolfunStructureModel("esm2_tiny"), folder)
+    >>> sorted(file.name for file in folder.iterdir())[:2]
+    ['config.json', 'model.safetensors']
+    """
+    backbone: Any = model.backbone
+    if not hasattr(backbone, "write_hugging_face"):
+        raise ConfigError(
+            f"transformers has no class for {backbone.display_name}: only protein language models "
+            f"can be exported with --format hf."
+        )
+    # plain layers are expected, without adapters
+    with _merged(backbone), atomic_directory(as_path(folder)) as place:
+        backbone.write_hugging_face(place)

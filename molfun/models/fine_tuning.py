@@ -10,7 +10,7 @@ import numpy as np
 
 from molfun.errors import DataError
 from molfun.fingerprint import digest, tensor_digests
-from molfun.models import memory, persistence, trained_on
+from molfun.models import memory, persistence, trained_on, zero_shot
 from molfun.models.arguments import as_strategy
 from molfun.models.assembly import AssembledModel, arithmetic_of, use_precision
 from molfun.models.caching import caches_of
@@ -20,8 +20,10 @@ from molfun.models.loaders import (
     data_identity,
     fit_inputs,
     input_settings_of,
+    sample_weights,
     samples_of,
     targets_of,
+    values_of,
 )
 from molfun.models.training_record import record_of, space_of
 from molfun.nn.modes import set_modes
@@ -36,6 +38,7 @@ from molfun.training.history import History, Row
 from molfun.training.job import Job
 from molfun.training.supervised import SupervisedRunner
 from molfun.training.task_head import check_names, has_label
+from molfun.training.weights import SampleWeights
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +52,14 @@ def run(
     targets = targets_of(job.train)
     # a bad label stops the run here, before the strategy changes the model
     _learn_from_data(model, job, targets)
+    # before the strategy: adapters and weights that train would no longer be the base model's
+    zero_shot.learn(model, job.train, job.val)
     n_labels = sum(has_label(model.heads, target) for target in targets)
     job.set_up(model, as_strategy(strategy, n_labels, len(model.backbone.blocks())))
-    identity = _identity(model, job, targets, cache)
+    weights = sample_weights(job.train, model.heads, targets)
+    identity = _identity(model, job, targets, cache, weights)
     use_precision(model, job.chosen_precision)
-    runner = _runner(model, job, cache, targets)
+    runner = _runner(model, job, cache, targets, weights)
     model.data_settings = input_settings_of(job.train)
 
     def note_training() -> None:
@@ -143,7 +149,11 @@ def _learn_from_data(model: AssembledModel, job: Job, targets: list[Any]) -> Non
 
 
 def _identity(
-    model: AssembledModel, job: Job, targets: list[Any], cache: CacheConfig
+    model: AssembledModel,
+    job: Job,
+    targets: list[Any],
+    cache: CacheConfig,
+    weights: SampleWeights | None,
 ) -> dict[str, Any]:
     """Return everything a resumed run must share with its first part, as plain values.
 
@@ -155,6 +165,11 @@ def _identity(
         parts[part.key("task")] = {**part.task.config_dict, **part.task.state_dict()}
         if part.name:
             parts[part.key("weight")] = part.weight
+    if weights is not None:
+        parts["weights"] = {
+            name: digest(map(str, values_of(job.train, column)))
+            for name, column in weights.columns.items()
+        }
     # weights that are frozen now may have been trained by an earlier fit, so the fingerprint of the
     # base does not cover them
     frozen = {n: p for n, p in model.backbone.named_parameters() if not p.requires_grad}
@@ -169,7 +184,11 @@ def _identity(
 
 
 def _runner(
-    model: AssembledModel, job: Job, cache: CacheConfig, targets: list[Any]
+    model: AssembledModel,
+    job: Job,
+    cache: CacheConfig,
+    targets: list[Any],
+    weights: SampleWeights | None,
 ) -> SupervisedRunner:
     """Return the runner of the training run, with its caches and its memory plan."""
     heads, backbone = model.need_heads("fit"), model.backbone
@@ -197,6 +216,7 @@ def _runner(
         make_cache=caches.outputs,
         features=caches.features(),
         in_step=in_step,
+        weights=weights,
     )
     if runner.forward.frozen.whole:
         # head inputs never change when the whole backbone is frozen, so their scale can be learned

@@ -20,6 +20,7 @@ from molfun.evaluation.ragged import packed, unpacked
 from molfun.evaluation.results import HeadVerdict
 from molfun.models.judging import Measured, judged_folds
 from molfun.models.prediction import Prediction
+from molfun.nn.substitutions import SubstitutionTable
 from molfun.tasks.classification import MulticlassTask
 from molfun.training.supervised import Evaluation, HeadResult
 from molfun.training.task_head import TaskHead
@@ -143,6 +144,8 @@ class CrossValidation:
         What the shared frozen-prefix cache saved, one line per fold.
     random_weights
         Whether the backbone started from random weights where pretrained ones are usual.
+    base_scores
+        Zero-shot scores of the samples, if they are variants of a protein.
     """
 
     folds: list[FoldResult]
@@ -150,6 +153,7 @@ class CrossValidation:
     higher_is_better: frozenset[str]
     cache_report: str = field(default="", repr=False)
     random_weights: bool = False
+    base_scores: SubstitutionTable | None = field(default=None, repr=False)
 
     @property
     def n_repeats(self) -> int:
@@ -281,7 +285,12 @@ class CrossValidation:
         found = Measured(dataset, heads, results, groups, columns or {})
         folds = [result.fold for result in self.folds]
         return judged_folds(
-            found, folds, random_weights=self.random_weights, draws=draws, keep=keep
+            found,
+            folds,
+            random_weights=self.random_weights,
+            draws=draws,
+            keep=keep,
+            scores=self.base_scores,
         )
 
     def calibrations(self) -> dict[str, Calibration]:
@@ -293,7 +302,8 @@ class CrossValidation:
         for part in self._presenting():
             if part.task.level != "sequence":
                 continue
-            rows, targets = np.stack(self.raw(part.name)), np.stack(self._targets(part.name))
+            targets = np.stack(self._targets(part.name))
+            rows = part.task.point(np.stack(self.raw(part.name)))
             if rows.ndim == targets.ndim == 1:
                 found[part.name] = Calibration.of_numbers(rows, targets)
             elif isinstance(part.task, MulticlassTask):

@@ -36,9 +36,6 @@ from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.supervised import Evaluation
 from molfun.trunk import TrunkOutput
 
-CHAIN_SEPARATOR = ":"
-"""Between the sequences of the chains of one sample."""
-
 
 def fold(
     models: Sequence[AssembledModel],
@@ -267,7 +264,7 @@ def check_settings(
 def _with_protein(sample: Sample) -> Sample:
     if sample.sequence is None:
         return sample
-    chains = [chain.strip() for chain in sample.sequence.split(CHAIN_SEPARATOR)]
+    chains = [chain.strip() for chain in sample.chains]
     if not all(chains):
         raise DataError(f"{sample.shown} has an empty chain: {sample.sequence!r}.")
     for chain in chains:

@@ -19,6 +19,8 @@ from molfun.evaluation.kept import Found, kept_predictions
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import OUT_OF_FOLD, Predicted, judge
 from molfun.models.assembly import AssembledModel
+from molfun.models.zero_shot import scores_of
+from molfun.nn.substitutions import SubstitutionTable
 from molfun.sample import Sample
 from molfun.text import counted
 from molfun.training.supervised import HeadResult
@@ -85,13 +87,14 @@ def judged(
     compared
         Whether baselines are fitted; they look up the labels of rows that they learnt from.
     """
+    scores = scores_of(model)
 
     def baselines(head: TaskHead, labelled: Mapping[str, _Own]) -> Found:
         if not compared:
             return {}
         labels = [head.task.numbers(target) for target in head.labels(targets)]
-        learnt = Labelled.of(train, labels, most=MOST_ROWS)
-        others = [own.rows for own in labelled.values()]
+        learnt = Labelled.of(train, labels, most=MOST_ROWS).scored(scores)
+        others = [own.rows.scored(scores) for own in labelled.values()]
         return kept_predictions(_file_in(keep, head), learnt, others, head.task)
 
     return _judged(parts, baselines, random_weights=model.random_base, draws=draws, rows=rows)
@@ -104,6 +107,7 @@ def judged_folds(
     random_weights: bool,
     draws: int = 1000,
     keep: Path | None = None,
+    scores: SubstitutionTable | None = None,
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on the out-of-fold predictions of each head that has labels.
 
@@ -120,6 +124,8 @@ def judged_folds(
         Whether the backbone started from random weights where pretrained ones are usual.
     draws, keep
         As in `judged`.
+    scores
+        Zero-shot scores of the samples, if they are variants of a protein.
     """
     n_repeats = max(fold.repeat for fold in folds)
     words = f" of {len(folds) // n_repeats} folds"
@@ -127,7 +133,7 @@ def judged_folds(
         words += f", mean of {counted(n_repeats, 'repeat')}"
 
     def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
-        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep)
+        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep, scores)
 
     return _judged(
         {OUT_OF_FOLD: found}, baselines, random_weights=random_weights, draws=draws, of=words
@@ -135,7 +141,11 @@ def judged_folds(
 
 
 def _out_of_fold(
-    head: TaskHead, own: _Own, folds: Sequence[Fold], keep: Path | None
+    head: TaskHead,
+    own: _Own,
+    folds: Sequence[Fold],
+    keep: Path | None,
+    scores: SubstitutionTable | None,
 ) -> dict[str, list[list[np.ndarray]]]:
     """Return the predictions of baselines for samples that they did not learn from."""
     predicted: dict[str, list[list[np.ndarray]]] = {}
@@ -143,7 +153,8 @@ def _out_of_fold(
         train, test = (np.flatnonzero(np.isin(own.places, p)) for p in (fold.train, fold.test))
         if not len(test):
             continue
-        learnt, held_out = own.rows.at(train.tolist(), most=MOST_ROWS), own.rows.at(test.tolist())
+        learnt = own.rows.at(train.tolist(), most=MOST_ROWS).scored(scores)
+        held_out = own.rows.at(test.tolist()).scored(scores)
         path = _file_in(keep, head, f"{fold.name}_")
         for name, (rows,) in kept_predictions(path, learnt, [held_out], head.task).items():
             each = predicted.setdefault(name, [[] for _ in own.places])

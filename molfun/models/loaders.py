@@ -35,6 +35,7 @@ from molfun.text import counted, listing
 from molfun.training.forward import run_now
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.task_head import TaskHead
+from molfun.training.weights import SampleWeights
 
 logger = logging.getLogger(__name__)
 
@@ -415,6 +416,22 @@ def _training_samples(backbone: Backbone, loader: Any) -> Iterator[Sample]:
         rows = split_batch(backbone, inputs.features or {})
         for name, row in zip(inputs.ids, rows, strict=True):
             yield Sample(id=name, features={k: v.cpu().numpy() for k, v in row.items()})
+
+
+def values_of(loader: Any, column: str) -> list[Any]:
+    """Return a column of the metadata behind a loader, in the order of its data set."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, SampleDataset):
+        return list(dataset.metadata[column])
+    return [sample.metadata[column] for sample in samples_of([loader])]
+
+
+def sample_weights(
+    loader: Any, heads: Sequence[TaskHead], targets: Sequence[Any]
+) -> SampleWeights | None:
+    """Return the weights that a training set asks for, see `TableDataset.weighted_by`."""
+    values = functools.partial(values_of, loader)
+    return SampleWeights.of(input_settings_of(loader), values, heads, targets)
 
 
 def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any]:

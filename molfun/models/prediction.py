@@ -19,7 +19,7 @@ from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.training.forward import ForwardPass
 from molfun.training.supervised import Evaluation, HeadResult
-from molfun.training.task_head import TaskHead, joined_needs
+from molfun.training.task_head import TaskHead, chains_read, joined_needs
 
 
 class Prediction(dict[str, Any]):
@@ -101,12 +101,20 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
     reader = "predict"
     if model.heads:
         reader += " with the head " + ", ".join(type(part.head).__name__ for part in model.heads)
-    forward = ForwardPass(model.backbone, tuple(needs), device=model.device, reader=reader)
+    forward = ForwardPass(
+        model.backbone,
+        tuple(needs),
+        device=model.device,
+        reader=reader,
+        by_chain=chains_read(model.heads),
+    )
     with evaluating(model), autocast(model):
-        trunk = forward.whole(inputs)
+        trunk = forward.together(inputs)
         lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
+        if trunk.chains is not None:  # rows are chains, and labels those of samples
+            lengths = [0] * len(inputs.ids)
         for part in model.heads:
-            scores = part.task.predictions(part.head(trunk))
+            scores = part.task.predictions(part.outputs(trunk, inputs.samples))
             prediction.put(part, part.task.split(scores, lengths))
     record = model.training_record
     if record is not None and record.space is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from molfun.models.build import (
     HeadSettings,
     as_settings,
+    augmented,
     build_backbone,
     build_task_head,
     named_heads,
@@ -31,7 +32,7 @@ class Skeleton(nn.Module):
 
     Parameters
     ----------
-    backbone, config, backbone_config, head, head_config, task, task_config, heads, trust
+    backbone, config, backbone_config, head, head_config, task, task_config, heads, trust, augment
         As for `MolfunStructureModel`.
 
     Raises
@@ -58,6 +59,7 @@ class Skeleton(nn.Module):
         task_config: Mapping[str, Any] | None = None,
         heads: Mapping[str, Mapping[str, Any]] | None = None,
         trust: bool = False,
+        augment: str | None = None,
     ) -> None:
         super().__init__()
         settings = as_settings("backbone_config", backbone_config)
@@ -66,9 +68,10 @@ class Skeleton(nn.Module):
                 backbone, settings, config=config, weights=None, seed=0, trust=trust
             )
             only = HeadSettings(head, head_config, task, task_config)
+            wanted = named_heads(only, heads, self.backbone)
             self.heads: tuple[TaskHead, ...] = tuple(
                 build_task_head(name, one, backbone=self.backbone, seed=0)
-                for name, one in named_heads(only, heads, self.backbone).items()
+                for name, one in augmented(wanted, augment).items()
             )
             # what a backbone trains may depend on the heads that it serves
             self.backbone.serve(self.heads)

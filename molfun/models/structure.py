@@ -19,6 +19,7 @@ from molfun.models import (
     persistence,
     prediction,
     pretraining,
+    variant_scores,
 )
 from molfun.models.arguments import open_job
 from molfun.models.assembly import AssembledModel
@@ -67,10 +68,10 @@ class MolfunStructureModel(AssembledModel):
         Implementation of the layers: ``"stock"`` is the code of the original package, ``"fast"``
         Molfun's with the same results, ``"auto"`` Molfun's if it passes a test on this machine.
     trust
-        Whether you trust `weights` in a format that can run code while it is read (PET's
-        ``.ckpt``). Other formats never need it.
-    base
-        ``"int8"`` for ``LoRAFinetune(base="int8")``: a file of ESM-2 is read into it at once.
+        Whether you trust `weights` in a format that can run code (PET's ``.ckpt``).
+    base, augment
+        ``"int8"`` for ``LoRAFinetune(base="int8")``: a file of ESM-2 is read into it at once;
+        ``"zero_shot"`` gives the head the base model's score of each variant as well.
 
     Raises
     ------
@@ -224,10 +225,9 @@ class MolfunStructureModel(AssembledModel):
 
         Raises
         ------
-        ConfigError
-            If the backbone lacks what the objective needs, or the strategy trains adapters.
-        RunError
-            If the backbone carries adapters, or a run cannot be resumed or written.
+        ConfigError, RunError
+            If the backbone lacks what the objective needs, the strategy trains adapters or the
+            backbone carries any; if a run cannot be resumed or written.
         """
         pretraining.refuse_adapters(self.backbone)
         strategy = pretraining.DEFAULT if strategy is None else strategy
@@ -308,15 +308,13 @@ class MolfunStructureModel(AssembledModel):
         Parameters
         ----------
         data
-            A sequence, a list of sequences, of ``ase.Atoms`` or of samples, a data set, or any
-            other data made of samples that `fit` takes.
+            A sequence, a list of sequences, ``ase.Atoms`` or samples, or data that `fit` takes.
         pooling
             None for one vector per residue (without start and end tokens) or atom, ``"mean"`` for
             their mean, or ``"cls"`` for the start token.
-        layer
-            Layer to read, if the backbone has several: -1 the last, 0 the input embeddings.
-        batch_tokens
-            Residues or atoms per batch; lower it when memory runs out.
+        layer, batch_tokens
+            Layer to read, if the backbone has several: -1 the last, 0 the input embeddings;
+            residues or atoms per batch (lower it when memory runs out).
 
         Returns
         -------
@@ -328,10 +326,15 @@ class MolfunStructureModel(AssembledModel):
         >>> model = MolfunStructureModel("esm2_tiny")
         >>> [array.shape for array in model.embed(["MKV", "ACDEF"])]
         [(3, 32), (5, 32)]
-        >>> model.embed("MKV", pooling="mean").shape
-        (1, 32)
         """
         return embedding.embed(self, data, pooling=pooling, layer=layer, batch_tokens=batch_tokens)
+
+    @settled()
+    def score_variants(
+        self, wild_type: Any, variants: Any = "all", **options: Any
+    ) -> variant_scores.VariantScores:
+        """Score variants by the language model; see `molfun.models.variant_scores`."""
+        return variant_scores.score_variants(self, wild_type, variants, **options)
 
     @settled()
     def fold(
@@ -343,11 +346,10 @@ class MolfunStructureModel(AssembledModel):
         ----------
         data
             Sequences (``"MKV:ACD"``: two chains), samples, or structures (coordinates unread).
-        recycles, tolerance
-            Recycling passes before the last, and change of the CA distances between two passes, in
-            angstrom, below which no further pass runs (None runs all).
-        seed
-            Seed of the choice of alignment rows.
+        recycles, tolerance, seed
+            Recycling passes before the last; change of the CA distances between two passes, in
+            angstrom, below which no further pass runs (None runs all); seed of the choice of
+            alignment rows.
 
         Returns
         -------
@@ -356,11 +358,10 @@ class MolfunStructureModel(AssembledModel):
 
         Raises
         ------
-        ConfigError
-            If the backbone predicts no structures, or an argument cannot be used.
-        DataError
-            If there are no samples, a chain has no residues or other letters, a sample takes more
-            memory than is free, or what the backbone predicts is not finite.
+        ConfigError, DataError
+            If the backbone predicts no structures or an argument cannot be used; if there are no
+            samples, a chain has no residues or other letters, a sample takes more memory than is
+            free, or what the backbone predicts is not finite.
 
         Examples
         --------
@@ -483,10 +484,8 @@ class MolfunStructureModel(AssembledModel):
 
         Parameters
         ----------
-        path
-            Checkpoint folder.
-        weights
-            File of the base weights, if it was moved since training.
+        path, weights
+            Checkpoint folder; file of the base weights, if it was moved since training.
         device, kernels, base
             As for the class; `base` None takes that of the training, for checkpoints of LoRA.
 

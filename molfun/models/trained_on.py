@@ -21,7 +21,7 @@ from molfun.data.named_targets import NamedTargets
 from molfun.data.splits import PART_WORDS
 from molfun.models.loaders import label_texts, samples_of, share_of
 from molfun.protein import Protein
-from molfun.sample import Sample, is_missing
+from molfun.sample import CHAIN_SEPARATOR, Sample, is_missing
 from molfun.text import counted
 from molfun.training.inputs import Inputs, as_inputs
 
@@ -46,8 +46,10 @@ def input_digest(sample: Sample) -> int:
     if sample.protein is not None:
         text = f"protein {sample.protein.full_sequence}"
     elif sample.sequence is not None:
-        # lower case marks masked regions in FASTA files; splits by identity ignore it as well
-        text = f"sequence {sample.sequence.upper()}"
+        # lower case marks masked regions in FASTA files, and partners have no order: splits by
+        # identity see neither
+        chains = sorted(sample.sequence.upper().split(CHAIN_SEPARATOR))
+        text = f"sequence {CHAIN_SEPARATOR.join(chains)}"
     else:
         text = sample.content_key()
     # 64 bits: among a million samples, two differ with equal digests with a chance of 3e-8
@@ -119,12 +121,12 @@ def chains_of(sample: Sample) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> chains_of(Sample(id="a", sequence="MKV")), chains_of(Sample(id="b"))
-    (('MKV',), ())
+    >>> chains_of(Sample(id="a", sequence="MKV:AC")), chains_of(Sample(id="b"))
+    (('MKV', 'AC'), ())
     """
     protein = sample.protein
     if protein is None:
-        return () if sample.sequence is None else (sample.sequence,)
+        return sample.chains
     whole = protein.full_sequence
     if len(protein) != len(whole):
         return (whole,)

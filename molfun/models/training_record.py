@@ -156,6 +156,10 @@ class Distances:
 def mean_of(trunk: TrunkOutput) -> Float32[np.ndarray, "batch channels"] | None:
     """Return the mean representations of a batch; None where heads read no such thing."""
     mean = trunk.with_mean().mean
+    if mean is not None and trunk.chains is not None:
+        # all chains count alike, whatever their order
+        there = (trunk.chains >= 0).to(mean.dtype)
+        mean = (mean[trunk.chains] * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True)
     return None if mean is None else mean.detach().float().cpu().numpy()
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from molfun.errors import ConfigError
+from molfun.nn.building import changed_as_built
 from molfun.strict import check_choice
 
 Base = Literal["float32", "int8"]
@@ -86,18 +86,13 @@ def built_in_int8(block: type[nn.Module]) -> Iterator[None]:
     """
     from molfun.nn.int8_weight import Int8Weight
 
-    def hook(owner: nn.Module, _name: str, child: nn.Module | None) -> None:
-        if child is not None and isinstance(owner, block):
-            for layer in child.modules():
-                if isinstance(layer, nn.Linear):
-                    zeros = Int8Weight.like(layer.weight)
-                    layer.weight = nn.Parameter(zeros, requires_grad=False)
+    def change(part: nn.Module) -> None:
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight = nn.Parameter(Int8Weight.like(layer.weight), requires_grad=False)
 
-    handle = register_module_module_registration_hook(hook)
-    try:
+    with changed_as_built(block, change):
         yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager

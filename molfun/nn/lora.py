@@ -313,20 +313,38 @@ def unmerged(backbone: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
-    """Write the adapters in the PEFT format, readable by ``peft.PeftModel.from_pretrained``."""
+    """Write the adapters in the PEFT format, readable by ``peft.PeftModel.from_pretrained``.
+
+    The model to give to peft is the backbone, or its stock module if it has a `stock_prefix`.
+    """
     spec = installed_spec(backbone)
     if spec is None:
         raise RunError("There are no adapters to save.")
     folder = as_path(folder)
-    config = _peft_config(spec).to_dict()
+    config = _peft_config(_of_stock(backbone, spec)).to_dict()
     # what JSON has no type for: sets, and peft's enumeration of methods
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     config["peft_type"] = str(getattr(config["peft_type"], "value", config["peft_type"]))
     config["inference_mode"] = True
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / SPEC_FILE, asdict(spec))
-    tensors = {PEFT_PREFIX + name.replace(f".{ADAPTER}", ""): p for name, p in parameters(backbone)}
-    save_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
+    save_safetensors(folder / WEIGHTS_FILE, _by_file_name(backbone), {"format": "pt"})
+
+
+def _by_file_name(backbone: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the adapter weights by their names in a PEFT folder."""
+    prefix = getattr(backbone, "stock_prefix", "")
+    return {
+        PEFT_PREFIX + name.removeprefix(prefix).replace(f".{ADAPTER}", ""): parameter
+        for name, parameter in parameters(backbone)
+    }
+
+
+def _of_stock(backbone: nn.Module, spec: LoRASpec) -> LoRASpec:
+    """Return a spec with the names of modules in the stock model."""
+    prefix = getattr(backbone, "stock_prefix", "")
+    also = tuple(name.removeprefix(prefix) for name in spec.also)
+    return replace(spec, scope=spec.scope.removeprefix(prefix), also=also)
 
 
 def read_spec(folder: str | Path) -> LoRASpec:
@@ -363,7 +381,7 @@ def load_adapter(backbone: nn.Module, folder: str | Path) -> None:
     folder = as_path(folder)
     inject(backbone, read_spec(folder))
     tensors = load_safetensors(folder / WEIGHTS_FILE)
-    own = {PEFT_PREFIX + n.replace(f".{ADAPTER}", ""): p for n, p in parameters(backbone)}
+    own = _by_file_name(backbone)
     if own.keys() != tensors.keys():
         missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         raise CheckpointError(

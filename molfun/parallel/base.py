@@ -75,6 +75,11 @@ class Parallel:
         """Call a function that runs the model."""
         return function(*args)
 
+    @contextlib.contextmanager
+    def in_one(self) -> Iterator[None]:
+        """Mark a ``with`` block in which one process works alone and must not run the model."""
+        yield
+
     # --- batches -------------------------------------------------------------------------------
 
     def passes(self, n_own: int, n_all: int, *, last: bool) -> int | None:  # noqa: ARG002  (for those in step)

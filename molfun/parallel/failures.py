@@ -17,14 +17,17 @@ from molfun.errors import RunError
 from molfun.parallel.ranks import Ranks
 
 GRACE = 30.0
-"""Seconds in which a process may end by itself after another has ended. On GPUs it may wait in a
-message for ever; on CPUs the message fails at once."""
+"""Seconds in which a process on GPUs may end by itself after another has ended: there it may wait
+in a message for ever. On CPUs the message fails at once."""
 ROLL_CALL = 3.0
 """Seconds in which processes that are still there answer."""
 EVERY = 1.0
 """Seconds between two looks at the other processes."""
+_SENDERS = ("gloo", "nccl", "c10d", "socket")
+"""Words in the text of an error of a message between processes, as it names its source file."""
 _SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
-"""Words in the error of a message to a process that is not there any more."""
+"""Words in it if a process is not there any more."""
+_ending = threading.Event()
 
 
 @contextlib.contextmanager
@@ -55,15 +58,23 @@ def named_failures(
             raise
         ended = _not_there(ranks)
         who = ", ".join(map(str, ended)) or "unknown"
+        how = "does not answer" if "timed out" in str(error).lower() else "ended"
         raise RunError(
-            f"Process {who} of {ranks.size} (from 0) ended, and the others with it; its own output "
-            f"says why. {advice}"
+            f"Process {who} of {ranks.size} (from 0) {how}, and the others end with it; its own "
+            f"output says why, unless it was killed. {advice}"
         ) from error
 
 
 def _is_of_message(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    of_sender = any(word in text for word in _SENDERS)
     known = getattr(distributed, "DistError", ())
-    return isinstance(error, known) or any(sign in str(error).lower() for sign in _SIGNS)
+    return isinstance(error, known) or (of_sender and any(sign in text for sign in _SIGNS))
+
+
+def let_end() -> None:
+    """Note that this process waits for no other any more, and may take its time to end."""
+    _ending.set()
 
 
 def _not_there(ranks: Ranks) -> list[int]:
@@ -84,32 +95,49 @@ def _not_there(ranks: Ranks) -> list[int]:
 
 def watch_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
     """End this process and all of its children if one fails and the others hang."""
+    # of all machines: those of one follow each other
+    first = int(os.environ.get("NODE_RANK", "0")) * (len(children) + 1)
 
     def watch() -> None:
         while True:
             time.sleep(EVERY)
             codes = [child.poll() for child in children]
             failed = [index for index, code in enumerate(codes, start=1) if code]
-            if failed:
-                time.sleep(GRACE)
-                code = codes[failed[0] - 1]
-                _tell(f"Process {failed[0]} ended with code {code}; the others too.")
-                for child in children:
-                    child.kill()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if not failed:
+                continue
+            joined = distributed.is_initialized()
+            if not joined or _hangs():
+                when = "" if joined else " before it had joined"
+                who, code = first + failed[0], codes[failed[0] - 1]
+                _tell(f"Process {who} ended with code {code}{when}; the others too.")
+                _end_all(children, at_once=joined)
+            return
 
     threading.Thread(target=watch, daemon=True, name="molfun-children").start()
 
 
-def watch_parent() -> None:
-    """End this process if the one that started it has ended."""
-    parent = os.getppid()
+def _end_all(children: Sequence[subprocess.Popen[bytes]], *, at_once: bool) -> None:
+    """End the children and this process; `at_once` if it hangs, so that nothing can hold it."""
+    for child in children:
+        child.kill()
+    os.kill(os.getpid(), signal.SIGKILL) if at_once else os._exit(1)
+
+
+def _hangs() -> bool:
+    """Wait for a while, and return whether this process may still wait for one that is gone."""
+    time.sleep(GRACE)  # it may have noticed, and say more about it
+    return not _ending.is_set() and distributed.get_backend() != "gloo"
+
+
+def watch_parent(parent: int) -> None:
+    """End this process if the one that started it, by its number in the system, has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(EVERY)
-        time.sleep(GRACE)
-        _tell("Process 0 ended; this one too.")
+        if distributed.is_initialized():
+            time.sleep(GRACE)
+        _tell("The process that started this one ended; this one too.")
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="molfun-parent").start()

@@ -101,6 +101,7 @@ class GradientSum:
         self._armed = False
         self._next = 0
         self._again = False  # a gradient came in pieces
+        self._came = False  # any gradient did, in this window
         self._handles = [
             parameter.register_post_accumulate_grad_hook(functools.partial(self._arrived, bucket))
             for bucket in self.buckets
@@ -114,13 +115,14 @@ class GradientSum:
 
     def arm(self) -> None:
         """Begin the last backward pass of a window, in which buckets are sent as they fill."""
-        self._armed, self._again, self._next = True, False, 0
+        self._armed, self._again, self._came, self._next = True, False, False, 0
         for bucket in self.buckets:
             bucket.waiting = set(map(id, bucket.parameters))
 
     def _arrived(self, bucket: _Bucket, parameter: nn.Parameter) -> None:
         if not self._armed:
             return
+        self._came = True
         if id(parameter) not in bucket.waiting:
             self._again = True
             if bucket.sent:
@@ -142,7 +144,7 @@ class GradientSum:
             bucket.send()
         for bucket in self.buckets:
             bucket.receive()
-        if self._armed:
+        if self._armed and self._came:  # a window without labels says nothing of the next one
             self.overlaps = not self._again
         self._armed, self._next = False, 0
 

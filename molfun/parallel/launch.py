@@ -81,16 +81,17 @@ def launch(
     if CHILD not in os.environ:
         check(devices, num_nodes)
     elif os.environ[CHILD] != str(os.getpid()):
-        os.environ[CHILD] = str(os.getpid())
-        watch_parent()
+        parent, os.environ[CHILD] = int(os.environ[CHILD]), str(os.getpid())
+        watch_parent(parent)
 
 
 def _start(devices: int, num_nodes: int, kind: str, patience: timedelta | None) -> None:
     os.environ[NODES] = str(num_nodes)
     os.environ[CHILD] = str(os.getpid())
+    # torch prints the stack of each message that fails, and what failed is said in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     fabric = _fabric(kind, devices, num_nodes, "32-true", _replicated(kind, patience))
     fabric.launch()
-    watch_children(getattr(fabric.strategy.launcher, "procs", ()))
 
 
 def _kind(device: str) -> str:
@@ -142,6 +143,8 @@ def fabric_for(device: torch.device, precision: str, patience: timedelta | None 
         return _fabric(device.type, devices, 1, precision, "auto")
     if started.by == "torchrun":
         os.environ.setdefault("LOCAL_RANK", str(started.local))
+    elif started.by == "SLURM":
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(started.per_node))  # Fabric asks for it
     nodes = started.size // started.per_node
     strategy = _replicated(device.type, patience)
     fabric = _fabric(device.type, started.per_node, nodes, precision, strategy)
@@ -163,6 +166,8 @@ def _replicated(kind: str, patience: timedelta | None) -> Any:
             environment.validate_settings(num_devices=n, num_nodes=self.num_nodes)
             if not environment.creates_processes_externally:
                 self._call_children_scripts()
+                # from now on, since the first process waits below until all have joined
+                watch_children(self.procs)
             _set_num_threads_if_needed(num_processes=n)
             return function(*args, **kwargs)
 
@@ -180,11 +185,16 @@ def _replicated(kind: str, patience: timedelta | None) -> Any:
 def _fabric(kind: str, devices: Any, num_nodes: int, precision: str, strategy: Any) -> Fabric:
     with _known_by_version("torchmetrics"):
         from lightning_fabric import Fabric  # here, as the import takes seconds
-        from lightning_fabric.plugins.environments import TorchElasticEnvironment
+        from lightning_fabric.plugins.environments import (
+            LightningEnvironment,
+            TorchElasticEnvironment,
+        )
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets in each process
-    # of Kubernetes and others that set RANK and WORLD_SIZE as torchrun does
-    plain = Started.found().by == "torchrun"
+    # of Kubernetes and others that set RANK and WORLD_SIZE as torchrun does; and Fabric takes any
+    # process in a job of SLURM for one of several
+    plugins = {"torchrun": [TorchElasticEnvironment()], "SLURM": None}
+    by = "" if _is_alone() else Started.found().by
     with warnings.catch_warnings():
         # a command without srun is no mistake where jobs are submitted
         warnings.filterwarnings("ignore", message="The `srun` command is available")
@@ -194,7 +204,7 @@ def _fabric(kind: str, devices: Any, num_nodes: int, precision: str, strategy: A
             num_nodes=num_nodes,
             precision=precision,
             strategy=strategy,
-            plugins=[TorchElasticEnvironment()] if plain else None,
+            plugins=plugins.get(by, [LightningEnvironment()]),
         )
 
 

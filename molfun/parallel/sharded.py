@@ -29,6 +29,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from molfun.errors import ConfigError
+from molfun.nn.mapped import is_mapped, put_into, to_file
 from molfun.parallel import parts
 from molfun.parallel.base import Replicated
 from molfun.parallel.parts import Place
@@ -63,12 +65,15 @@ class _Shard:
     local
         The part of this process, in the same memory. Optimizer, moving average and clipping work
         on it as on any tensor.
+    source
+        The whole weight before, if it is part of a file (`molfun.nn.mapped`).
     """
 
     module: nn.Module
     name: str
     divided: DTensor
     local: nn.Parameter
+    source: torch.Tensor | None = None
 
     def like(self, tensor: torch.Tensor) -> DTensor:
         """Return parts of something that has the weight's shape as one divided tensor."""
@@ -90,6 +95,18 @@ class _Shard:
         size, index = whole.device_mesh.size(), whole.device_mesh.get_local_rank()
         chunks = tensor.chunk(size)  # as FSDP2 divides: rounded up, the last ones less or nothing
         return chunks[index] if index < len(chunks) else tensor[:0]
+
+    def equals_source(self) -> bool:
+        """Return whether this process's part is that of the file."""
+        return self.source is not None and torch.equal(
+            self.local.detach().cpu(), self.part_of(self.source)
+        )
+
+    def put_back(self, whole: torch.Tensor) -> nn.Parameter:
+        """Put a whole weight into the module."""
+        parameter = nn.Parameter(whole, requires_grad=self.divided.requires_grad)
+        self.module._parameters[self.name] = parameter
+        return parameter
 
 
 class Sharded(Replicated):
@@ -129,6 +146,7 @@ class Sharded(Replicated):
         self._numbered: dict[int, _Shard] = {}  # by their places in the optimizer
         self._undo: list[Callable[[], None]] = []
         self._root: nn.Module | None = None
+        self._is_alone = False
 
     # --- the model -----------------------------------------------------------------------------
 
@@ -163,7 +181,7 @@ class Sharded(Replicated):
         # biases and scales are small, and normalisations need theirs in float32: copies
         vectors = {p for p in block.parameters() if p.ndim < 2}
         before = [
-            (module, name, parameter)
+            (module, name, id(parameter), parameter.data if is_mapped(parameter) else None)
             for module in block.modules()
             for name, parameter in module._parameters.items()
             if parameter is not None and parameter not in vectors
@@ -181,15 +199,35 @@ class Sharded(Replicated):
         # the sum, which is divided once by the labels of all; gloo has no other
         block.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # it is an FSDPModule now
         block.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
-        return {id(parameter): _shard_of(module, name) for module, name, parameter in before}
+        # before FSDP2's own, which waits for the other processes
+        block.register_forward_pre_hook(self._refuse_one, prepend=True)
+        return {key: _shard_of(module, name, source) for module, name, key, source in before}
+
+    def _refuse_one(self, *_: Any) -> None:
+        if self._is_alone:
+            raise ConfigError(
+                "A callback ran the model while its blocks are divided among processes, which "
+                "only all of them together can. Do that after the training (on_fit_end), or train "
+                "with parallel='ddp', a copy in each process."
+            )
+
+    @contextlib.contextmanager
+    def in_one(self) -> Iterator[None]:
+        """Refuse to run the blocks within a ``with`` block."""
+        self._is_alone = True
+        try:
+            yield
+        finally:
+            self._is_alone = False
 
     def collect(self) -> None:
         """Give every process the whole weights, and plain modules."""
         # FSDP2 has no way back of its own
-        for shard in self._shards:
-            trains = shard.divided.requires_grad
-            whole = shard.divided.full_tensor().detach().to(self._device)
-            shard.module._parameters[shard.name] = nn.Parameter(whole, requires_grad=trains)
+        for shard, whole in self._gathered():
+            if shard.source is None:
+                shard.put_back(whole.to(self._device))
+            else:
+                put_into(shard.put_back(whole), whole)
         for undo in self._undo:
             undo()
         self._shards, self._named, self._numbered = [], {}, {}
@@ -198,18 +236,31 @@ class Sharded(Replicated):
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """Put the whole weights into the modules of the first process, on the CPU."""
-        for shard in self._shards:
-            whole = shard.divided.full_tensor().detach()
+        for shard, whole in self._gathered(first=True):
             if self.ranks.is_first:
-                trains = shard.divided.requires_grad
-                shard.module._parameters[shard.name] = nn.Parameter(
-                    whole.cpu(), requires_grad=trains
-                )
+                shard.put_back(whole.cpu())
         try:
             yield
         finally:
             for shard in self._shards:
                 shard.module._parameters[shard.name] = shard.divided  # type: ignore[assignment]  # a parameter
+
+    def _gathered(self, *, first: bool = False) -> Iterator[tuple[_Shard, torch.Tensor]]:
+        """Return each weight as a whole, for the first process alone or for all of them.
+
+        Of weights that were parts of a file none is held: one that did not change is as it was, and
+        others go into temporary files.
+        """
+        kept = [float(shard.equals_source()) for shard in self._shards]
+        if any(shard.source is not None for shard in self._shards):
+            kept = self.ranks.add_up(kept, self._device)
+        holds = self.ranks.is_first or not first
+        for shard, equal in zip(self._shards, kept, strict=True):
+            if shard.source is not None and equal == self.ranks.size:
+                yield shard, shard.source
+                continue
+            whole = shard.divided.full_tensor().detach()
+            yield shard, to_file(whole) if holds and shard.source is not None else whole
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that runs the model, with the blocks gathered one after the other."""
@@ -328,11 +379,12 @@ class Sharded(Replicated):
         return self._named.get(place[-1])
 
 
-def _shard_of(module: nn.Module, name: str) -> _Shard:
+def _shard_of(module: nn.Module, name: str, source: torch.Tensor | None) -> _Shard:
     divided = module._parameters[name]
     assert isinstance(divided, DTensor)
     part = divided.to_local().detach()
-    return _Shard(module, name, divided, nn.Parameter(part, requires_grad=divided.requires_grad))
+    local = nn.Parameter(part, requires_grad=divided.requires_grad)
+    return _Shard(module, name, divided, local, source)
 
 
 def _undo_of(block: nn.Module) -> Callable[[], None]:

@@ -49,10 +49,13 @@ class Started:
         --------
         >>> Started.found({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_WORLD_SIZE": "2"})
         Started(size=4, per_node=2, index=3, by='torchrun')
-        >>> Started.found({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "5"})
+        >>> step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}
+        >>> Started.found({**step, "SLURM_PROCID": "5"})
         Started(size=8, per_node=4, index=5, by='SLURM')
         """
-        if "TORCHELASTIC_RUN_ID" not in environment and "SLURM_NTASKS" in environment:
+        # in a batch script or an interactive shell there are no tasks before srun starts them
+        others = ("TORCHELASTIC_RUN_ID", NODES)
+        if "SLURM_STEP_ID" in environment and not any(name in environment for name in others):
             return cls._of_slurm(environment)
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:
@@ -66,9 +69,10 @@ class Started:
 
     @classmethod
     def _of_slurm(cls, environment: Mapping[str, str]) -> Started:
-        # in an interactive shell the tasks are not there yet, and Fabric takes it for none
+        # srun starts an interactive shell as a step as well
         if environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
             return cls()
-        size = int(environment["SLURM_NTASKS"])
-        per_node = size // int(environment.get("SLURM_NNODES", "1"))
+        size = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1")))
+        nodes = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1"))
+        per_node = size // int(nodes)
         return cls(size, per_node, int(environment.get("SLURM_PROCID", "0")), "SLURM")

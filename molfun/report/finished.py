@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +173,11 @@ class FinishedRun:
         """Number of samples by part."""
         return dict(Counter(row["split"] for row in _cells(self.path / SPLITS)))
 
+    def ids_of(self, part: str) -> list[str]:
+        """Ids of the samples of a part; none where the run has no ``splits.csv``."""
+        rows = _cells(self.path / SPLITS)
+        return [next(iter(row.values()), "") for row in rows if row.get("split") == part]
+
     @cached_property
     def log(self) -> list[LogRecord]:
         """Records of ``run.log``."""
@@ -226,10 +231,21 @@ def _head(meta: Mapping[str, Any], data: Mapping[str, Any]) -> HeadOfRun:
         name=name,
         task=kind,
         level=task.get("config", {}).get("level") or "sequence",
-        target=whole or data.get("target_column") or name or energy or "target",
+        target=whole or joined_names(data.get("target_column")) or name or energy or "target",
         classes=tuple(map(str, classes)),
         settings=task.get("config", {}),
     )
+
+
+def joined_names(columns: str | Sequence[str] | None) -> str:
+    """Return the name of a column, or those of several with commas.
+
+    Examples
+    --------
+    >>> joined_names("kd"), joined_names(["kd", "kon"]), joined_names(None)
+    ('kd', 'kd, kon', '')
+    """
+    return columns if isinstance(columns, str) else ", ".join(columns or ())
 
 
 def _json(path: Path) -> dict[str, Any]:

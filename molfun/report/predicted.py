@@ -10,7 +10,7 @@ import numpy as np
 
 Form = Literal["number", "class", "other"]
 CLASSES = ("binary", "multiclass")
-NUMBERS = ("regression", "energy")
+NUMBERS = ("regression", "gaussian", "quantile", "energy")
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def _model(meta: Content) -> str:
 def _task(one: Content, data: Content) -> str:
     data = data.get("heads", {}).get(one.get("name"), data)
     level = one["task"].get("config", {}).get("level")
-    target = data.get("target_column") or one.get("name")
+    columns = data.get("target_column") or one.get("name")
+    target = ", ".join(columns) if isinstance(columns, list) else columns
     words = f"Task: {one['task']['name']}"
     words += f" of `{_plain(target)}`" if target else ""
     return f"{words}, one label per {level}." if level else f"{words}."

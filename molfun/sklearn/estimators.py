@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from molfun.errors import DataError
 from molfun.models.structure import MolfunStructureModel
+from molfun.models.trained_on import input_digest
 from molfun.registry import BACKBONES
 from molfun.sample import Sample
 from molfun.sklearn.inputs import rows_of, samples_of, series_of
@@ -170,7 +171,7 @@ class _MolfunEstimator(BaseEstimator):
         """Split off the validation part; equal inputs stay together."""
         if not self.val_fraction:
             return data, None
-        groups = [data[i].content_key() for i in range(len(data))]
+        groups = [input_digest(data[i]) for i in range(len(data))]
         n = len(set(groups))
         if self.val_fraction < 1 and math.ceil(self.val_fraction * n) >= n:
             raise DataError(

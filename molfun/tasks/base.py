@@ -58,7 +58,7 @@ class Task(ABC):
     name: ClassVar[str]
     default_head: ClassVar[str] = "mlp"
     """Registered name of the head that goes with the task."""
-    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+    higher_is_better: frozenset[str] = frozenset()
     """Metrics of which the largest value is the best; of all others the smallest is."""
     only_default_head: ClassVar[bool] = False
     """True if no other head gives what the task reads."""
@@ -69,6 +69,8 @@ class Task(ABC):
     level: Level = "sequence"
     labels_from_structure: ClassVar[bool] = False
     """True if the label of a sample is its own structure, and no column of a table."""
+    sums_samples: bool = True
+    """False if the loss compares the samples of a batch, so that none has a loss of its own."""
     numbers_unfitted: ClassVar[bool] = False
     """True if `numbers` can be used before `fit_targets`."""
 
@@ -123,6 +125,10 @@ class Task(ABC):
     @abstractmethod
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
         """Put `predictions` of single samples into what a user gets: ``{"prediction": ...}``."""
+
+    def point(self, predictions: np.ndarray) -> np.ndarray:
+        """Return the prediction among the numbers that the task gives for each label."""
+        return predictions
 
     def combined(self, predictions: Sequence[np.ndarray]) -> np.ndarray:
         """Return one prediction of those of several models for a sample: their mean."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
 from molfun.strict import Configured, check_choice
 from molfun.tasks.base import LossSum, Task
-from molfun.tasks.regression import LOSSES, RegressionLoss
+from molfun.tasks.losses import ELEMENTWISE
 from molfun.text import unknown_name
 
 DERIVATIVES = ("forces", "stress")
@@ -56,12 +56,12 @@ class EnergyTask(Configured, Task):
     def __init__(
         self,
         *,
-        loss: RegressionLoss = "mse",
+        loss: str = "mse",
         energy_weight: float = 1.0,
         forces_weight: float = 1.0,
         stress_weight: float = 1.0,
     ) -> None:
-        check_choice("energy loss", loss, get_args(RegressionLoss))
+        check_choice("energy loss", loss, ELEMENTWISE)
         weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
         wrong = {k: w for k, w in weights.items() if not 0 <= w < math.inf}
         if wrong or not any(weights.values()):
@@ -180,7 +180,7 @@ class EnergyTask(Configured, Task):
             present = torch.isfinite(label)
             if self._weights[name] == 0 or not present.any():
                 continue
-            function = LOSSES[str(self._config["loss"])]
+            function = ELEMENTWISE[str(self._config["loss"])]
             zero = torch.zeros((), dtype=value.dtype, device=value.device)
             errors = function(value, torch.where(present, label, zero).to(value), reduction="none")
             means = torch.where(present, errors, zero).sum(1) / present.sum(1).clamp(min=1)

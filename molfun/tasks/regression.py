@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from molfun.errors import ConfigError, ContractError, DataError
 from molfun.sample import is_missing, single_label
-from molfun.strict import Configured, check_choice
+from molfun.strict import Configured
 from molfun.tasks.base import Level, LossSum, Task, check_level
+from molfun.tasks.losses import loss_named, ranks_a_batch
 
 LARGEST_SHAPE = 10_000
 """Numbers of one label, as many as a head has outputs."""
-
-RegressionLoss = Literal["mse", "mae", "huber"]
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "mse": functional.mse_loss,
-    "mae": functional.l1_loss,
-    "huber": functional.huber_loss,
-}
 
 
 class RegressionTask(Configured, Task):
@@ -37,7 +30,11 @@ class RegressionTask(Configured, Task):
     Parameters
     ----------
     loss
-        ``"mse"``, ``"mae"`` or ``"huber"`` (delta 1), in standardised units.
+        ``"mse"``, ``"mae"`` or ``"huber"``, in standardised units; or one that ranks the samples of
+        a batch, after which predictions say what is better and not by how much: ``"listmle"``,
+        ``"margin"``, ``"pairwise"`` or ``"spearman"``; or another of `molfun.registry.LOSSES`.
+    loss_config
+        Options of the loss, such as ``{"delta": 0.5}``; see `molfun.tasks.losses`.
     standardize
         Whether to standardise; False trains on the labels as they are.
     level
@@ -69,26 +66,34 @@ class RegressionTask(Configured, Task):
     def __init__(
         self,
         *,
-        loss: RegressionLoss = "mse",
+        loss: str = "mse",
+        loss_config: Mapping[str, Any] | None = None,
         standardize: bool = True,
         level: Level = "sequence",
         shape: Sequence[int] = (),
     ) -> None:
-        check_choice("regression loss", loss, get_args(RegressionLoss))
+        loss_named(loss, loss_config)
         check_level(level)
+        if ranks_a_batch(loss) and (level != "sequence" or shape):
+            raise ConfigError(
+                f"loss={loss!r} ranks samples by one number each: labels of residues, and vectors, "
+                f"have no order. Use mse, mae or huber."
+            )
         if any(size < 1 for size in shape) or math.prod(shape) > LARGEST_SHAPE:
             raise ConfigError(
                 f"shape={tuple(shape)} is no shape of a label, which has 1 to {LARGEST_SHAPE} "
                 f"numbers: (3,) for a vector, (3, 3) for a matrix."
             )
-        self.level = level
+        self.level, self.sums_samples = level, not ranks_a_batch(loss)
         self.shape = tuple(int(size) for size in shape)
         self._config: dict[str, Any] = {"loss": loss, "standardize": standardize, "level": level}
+        if loss_config:
+            self._config["loss_config"] = dict(loss_config)
         if self.shape:
             self._config["shape"] = list(self.shape)
         self.mean: Any = 0.0
         """In the units of the labels: a number, or (numbers of a label,)."""
-        self.std = 1.0
+        self.std: Any = 1.0
         self.fitted = False
 
     @property
@@ -149,7 +154,7 @@ class RegressionTask(Configured, Task):
             If it has another shape than the task.
         """
         target = single_label(target)
-        numbers = () if not self.shape else (self.n_outputs,)
+        numbers = () if not self.shape else (math.prod(self.shape),)
         if is_missing(target):
             return np.full(numbers, math.nan)
         try:
@@ -163,7 +168,7 @@ class RegressionTask(Configured, Task):
 
     def _shaped(self, values: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
         if self.level == "sequence":
-            if values.size == self.n_outputs:
+            if values.size == math.prod(self.shape):
                 return values.reshape(numbers)
         elif values.shape[1:] == self.shape:
             return values.reshape(-1, *numbers)
@@ -176,7 +181,7 @@ class RegressionTask(Configured, Task):
             theirs, level = found, ""
         else:
             theirs, level = found[1:], " for each residue or atom"
-        one = f"{self.n_outputs} numbers {self.shape}" if self.shape else "one number"
+        one = f"{math.prod(self.shape)} numbers {self.shape}" if self.shape else "one number"
         return (
             f"A label has the shape {found}, and the task takes {one}{level}. Say so with "
             f"task_config={{'shape': {list(theirs)}}}, or level='residue' for a label of each "
@@ -186,27 +191,30 @@ class RegressionTask(Configured, Task):
     def loss(self, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor) -> LossSum:
         """Return the summed loss over labels that are present; 0 (with a graph) without any."""
         prediction = outputs["prediction"].float()
-        scaled = ((targets - self._mean_on(targets)) / self.std).to(prediction)
+        scaled = ((targets - self._mean_on(targets)) / self._std_on(targets)).to(prediction)
         present = ~torch.isnan(scaled)
         if prediction.shape != scaled.shape:  # torch would broadcast them, and learn nonsense
             raise ContractError(
                 f"The head predicts the shape {tuple(prediction.shape)} for labels of the shape "
                 f"{tuple(scaled.shape)}. Head.as_outputs drops the last dimension of one output."
             )
-        function = LOSSES[str(self._config["loss"])]
-        if present.all():
-            return LossSum(function(prediction, scaled, reduction="sum"), scaled.numel())
-        total = function(prediction[present], scaled[present], reduction="sum")
-        return LossSum(total, int(present.sum()))
+        loss, options = loss_named(self._config["loss"], self._config.get("loss_config"))
+        if not present.all():
+            prediction, scaled = prediction[present], scaled[present]
+        return LossSum(loss(prediction.flatten(), scaled.flatten(), **options), scaled.numel())
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return predictions in the label's units, float64."""
         raw = outputs["prediction"].double()
-        return raw * self.std + self._mean_on(raw)
+        return raw * self._std_on(raw) + self._mean_on(raw)
 
     def _mean_on(self, values: torch.Tensor) -> Any:
         """Return the mean on the device of a tensor of labels."""
         return torch.as_tensor(self.mean).to(values) if self.shape else self.mean
+
+    def _std_on(self, values: torch.Tensor) -> Any:
+        """Return the deviation on the device of a tensor of labels."""
+        return torch.as_tensor(self.std).to(values) if np.ndim(self.std) else self.std
 
     def present(self, predictions: Sequence[np.ndarray]) -> dict[str, Any]:
         """Return ``prediction``: (samples,) float64, or a list of (length,) arrays for residues.
@@ -248,15 +256,16 @@ class RegressionTask(Configured, Task):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mean and standard deviation of the labels."""
-        mean = np.asarray(self.mean).tolist()
-        return {"mean": mean, "std": self.std, "fitted": self.fitted}
+        mean, std = (np.asarray(value).tolist() for value in (self.mean, self.std))
+        return {"mean": mean, "std": std, "fitted": self.fitted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put the label statistics back."""
         mean = np.array(state["mean"], dtype=np.float64)
         # one mean for all components is what a task that was not fitted has
         self.mean = mean if mean.ndim else float(mean)
-        self.std = float(state["std"])
+        std = np.array(state["std"], dtype=np.float64)
+        self.std = std if std.ndim else float(std)
         self.fitted = bool(state["fitted"])
 
 

@@ -169,9 +169,14 @@ class Engine:
                     self._stop_if_asked(self._sums.all_ask(self._wishes()).stop)
         self._leave_weights()
         history.stopped = self.state.finished
-        for callback in self.callbacks:
-            callback.on_fit_end(history)
         return history
+
+    def _tell(self, call: Callable[[Callback], object]) -> None:
+        """Call the callbacks, which are in the first process alone and cannot run the model."""
+        if self.callbacks:
+            with self.parallel.in_one():
+                for callback in self.callbacks:
+                    call(callback)
 
     def _leave_weights(self) -> None:
         """Leave the best weights in the model, or the last ones."""
@@ -189,12 +194,10 @@ class Engine:
         """
         replaces = self._saved is not None and self._saved.exists()
         randoms = self.ranks.gather(random_state())
-        for callback in self.callbacks:
-            callback.before_fit(plan)  # may refuse the run
+        self._tell(lambda one: one.before_fit(plan))  # may refuse the run
         if replaces and not resumed:
             self._write_state(randoms)
-        for callback in self.callbacks:
-            callback.on_fit_start(plan, history)
+        self._tell(lambda one: one.on_fit_start(plan, history))
         if not (replaces or resumed):
             self._write_state(randoms)
 
@@ -300,8 +303,8 @@ class Engine:
             self.parallel.take_part(outputs, self.fabric.backward)
         if not state.window_bad:
             self._sums.add_loss(state, value, count)
-            for callback in self.callbacks:
-                callback.on_batch_end(state.epoch + 1, self._batch, value / max(count, 1))
+            epoch, mean = state.epoch + 1, value / max(count, 1)
+            self._tell(lambda one: one.on_batch_end(epoch, self._batch, mean))
 
     @torch.no_grad()
     def _optimizer_step(self) -> None:
@@ -341,8 +344,7 @@ class Engine:
             n_samples=self._sums.n_samples,
             seconds=time.perf_counter() - began_at,
         )
-        for callback in self.callbacks:
-            callback.on_step_end(report)
+        self._tell(lambda one: one.on_step_end(report))
         # after the callbacks, whose time is not that of training
         self._closed = (state.loss_total, state.loss_count, time.perf_counter())
 
@@ -411,14 +413,12 @@ class Engine:
         # once, since it would otherwise repeat in every epoch
         if val is not None and state.epoch == 1:
             self.monitor.warn_undefined(row)
-        for callback in self.callbacks:
-            callback.on_epoch_end(row, improved)
+        self._tell(lambda one: one.on_epoch_end(row, improved))
         return row
 
     def _validate(self, val: Iterable[Any], row: Row) -> bool:
         """Validate the weights in the model and keep them if they are the best so far."""
-        for callback in self.callbacks:
-            callback.on_validation_start(operator.length_hint(val))
+        self._tell(lambda one: one.on_validation_start(operator.length_hint(val)))
         state = self.state
         result = evaluated(self.runner, val, self.config.seed, self.parallel)
         row["val_loss"] = result.loss

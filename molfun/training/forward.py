@@ -10,9 +10,10 @@ A batch takes the first of four ways that applies:
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -26,9 +27,10 @@ from molfun.nn.modes import evaluating
 from molfun.sample import Sample
 from molfun.training.ahead import Featurize
 from molfun.training.cache import PrefixCache
+from molfun.training.chains import ChainMemory, chains_apart
 from molfun.training.feature_cache import FeatureCache
 from molfun.training.inputs import Inputs
-from molfun.trunk import SAMPLE_LEVEL, TrunkOutput
+from molfun.trunk import SAMPLE_LEVEL, ChainCheck, TrunkOutput
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class ForwardPass:
     in_step
         Whether several processes run each pass together, so that a batch is one pass of a frozen
         backbone as well, whatever the number of its samples.
+    by_chain
+        For heads that read chains, their check of the number of chains: chains then run apart,
+        each distinct one of a batch once, and `TrunkOutput.chains` says which belong to a sample.
     """
 
     def __init__(
@@ -95,13 +100,15 @@ class ForwardPass:
         make_cache: Callable[[], PrefixCache | None] = lambda: None,
         features: FeatureCache | None = None,
         in_step: bool = False,
+        by_chain: ChainCheck | None = None,
     ) -> None:
         self.backbone, self.needs, self.device = backbone, tuple(needs), device
-        self.in_step = in_step
+        self.in_step, self.by_chain = in_step, by_chain
         self._reader = reader
         self._make_cache = make_cache
         self._featurizer = features or FeatureCache(backbone, None)
         self._reports: list[str] = []
+        self._chains: ChainMemory | None = None
         self.cache: PrefixCache | None = None
         self.trainable_changed()
 
@@ -134,6 +141,37 @@ class ForwardPass:
         DataError
             If a sample or a batch cannot be used.
         """
+        return self._apart(inputs, self._cheapest if self.by_chain is None else self._run_chains)
+
+    def _apart(self, inputs: Inputs, run: Callable[[Inputs], TrunkOutput]) -> TrunkOutput:
+        """Run a batch, or the distinct chains of its samples where heads read these."""
+        if self.by_chain is None:
+            return run(inputs)
+        refuse_brought(inputs.samples, "the chains of a sample run apart", "")
+        distinct, rows = chains_apart(inputs, self.by_chain)
+        return replace(run(distinct), chains=rows.to(self.device))
+
+    @contextlib.contextmanager
+    def weights_stay(self) -> Iterator[None]:
+        """Run each chain once within the block, in which no weight may change."""
+        # with several processes in step, all of them have to run each pass
+        cached = self.frozen.whole and self.cache is not None
+        self._chains = None if self.in_step or cached else ChainMemory()
+        try:
+            yield
+        finally:
+            self._chains = None
+
+    def _run_chains(self, distinct: Inputs) -> TrunkOutput:
+        memory = self._chains
+        if memory is None or torch.is_grad_enabled():
+            return self._cheapest(distinct)
+        new = memory.unknown(distinct.samples)
+        if new:
+            memory.keep(new, self._cheapest(Inputs.of(new)))
+        return memory.outputs(distinct.samples, lambda one: self._cheapest(Inputs.of([one])))
+
+    def _cheapest(self, inputs: Inputs) -> TrunkOutput:
         if not self.frozen.whole:
             refuse_brought(inputs.samples)
             return self._from_prefix(inputs) if self.frozen.splits else self.whole(inputs)
@@ -155,6 +193,10 @@ class ForwardPass:
         """Run the whole backbone on the whole batch; `options` go to its ``forward``."""
         features = self._to_device(self._features(inputs))
         return self._checked(self.backbone(features, outputs=self.needs, **options))
+
+    def together(self, inputs: Inputs) -> TrunkOutput:
+        """Run the whole backbone on the whole batch, or on its distinct chains."""
+        return self._apart(inputs, self.whole)
 
     @property
     def _expected(self) -> tuple[tuple[str, ...], int, torch.device]:
@@ -261,7 +303,11 @@ REPRESENTATIONS = {"single", *SAMPLE_LEVEL}
 """Names of features that replace the backbone's output."""
 
 
-def refuse_brought(samples: Sequence[Sample]) -> None:
+def refuse_brought(
+    samples: Sequence[Sample],
+    why: str = "parts of the backbone train",
+    advice: str = "Use HeadOnlyFinetune, or",
+) -> None:
     """Refuse representations if the backbone trains: they would be outdated after one step.
 
     Raises
@@ -272,8 +318,8 @@ def refuse_brought(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if REPRESENTATIONS & set(sample.features or {}):
             raise DataError(
-                f"{sample.id} comes with representations, but parts of the backbone train. "
-                f"Use HeadOnlyFinetune, or a data set without representations."
+                f"{sample.id} comes with representations, but {why}. "
+                f"{advice or 'Use'} a data set without representations."
             )
 
 

@@ -13,7 +13,7 @@ import torch
 from molfun.config import flattened
 from molfun.errors import ConfigError, NonFiniteError
 from molfun.nn.optimizers import DIVISIBLE
-from molfun.parallel.failures import named_failures
+from molfun.parallel.failures import let_end, named_failures
 from molfun.parallel.launch import fabric_for, join
 from molfun.parallel.started import Way
 from molfun.parallel.ways import parallel_of
@@ -88,7 +88,8 @@ class Job:
     def __post_init__(self) -> None:
         self.history = History([])
         self.ranks = join(self.device)
-        self.ranks.wait()  # no process may write before all have checked the folder
+        with named_failures(self.ranks):
+            self.ranks.wait()  # no process may write before all have checked the folder
 
     @property
     def resume(self) -> bool:
@@ -171,18 +172,16 @@ class Job:
                 with self._collected():
                     self.history = engine.fit(self.train, self.val, resume=self.resume)
             except NonFiniteError:  # leave a checkpoint of finite weights, if there is none yet
+                let_end()  # all processes raised it
                 if not kept:
                     keep(None, folder)
                 raise
+            for callback in engine.callbacks:  # which may use the model, now that it is whole
+                callback.on_fit_end(self.history)
             restored = engine.config.restore_best
-            # the checkpoint is on disk if this process wrote the best epoch, or if an earlier one
-            # did before the run was resumed and the weights in the model are not the best ones
-            is_written = runner.ranks_epochs and (
-                kept or bool(engine.state.best_epoch and not restored)
-            )
             row = self.history.best if restored else self.history[-1]
-            keep(row, None if is_written else folder)
-        self.ranks.wait()
+            keep(row, None if runner.ranks_epochs and _has_best(engine, kept=kept) else folder)
+            self.ranks.wait()
         return self.history
 
     @contextlib.contextmanager
@@ -190,7 +189,11 @@ class Job:
         """Make the model whole in every process at the end, also of a run that all of them stop."""
         try:
             yield
-        except (NonFiniteError, Interrupted):
+        except Interrupted:
+            let_end()
+            self.spreading.collect()
+            raise
+        except NonFiniteError:
             self.spreading.collect()
             raise
         # after other errors some processes may not be there any more to give their parts
@@ -249,6 +252,15 @@ class Job:
             "epochs": self.epochs,
             "max_steps": self.max_steps,
         }
+
+
+def _has_best(engine: Engine, *, kept: bool) -> bool:
+    """Return whether the checkpoint on disk is the one to keep.
+
+    It is if this process wrote the best epoch, or if an earlier one did before the run was resumed
+    and the weights in the model are not the best ones.
+    """
+    return kept or bool(engine.state.best_epoch and not engine.config.restore_best)
 
 
 def _why_whole(strategy: FinetuneStrategy) -> str:

@@ -25,7 +25,8 @@ from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs, as_inputs
 from molfun.training.loading import watched, worker_errors
 from molfun.training.runner import MeanLoss, Runner
-from molfun.training.task_head import TaskHead, as_module, joined_needs
+from molfun.training.task_head import TaskHead, as_module, chains_read, joined_needs
+from molfun.training.weights import SampleWeights, weighed_loss
 from molfun.trunk import TrunkOutput
 
 
@@ -135,6 +136,8 @@ class SupervisedRunner(Runner):
         As in `molfun.training.forward.ForwardPass`.
     also
         Further outputs of the backbone, for readers next to the heads.
+    weights
+        Weights of the samples in `loss`; None counts all alike.
 
     Attributes
     ----------
@@ -153,7 +156,9 @@ class SupervisedRunner(Runner):
         features: FeatureCache | None = None,
         also: Sequence[str] = (),
         in_step: bool = False,
+        weights: SampleWeights | None = None,
     ) -> None:
+        self.weights = weights
         self.backbone, self.heads, self.head = backbone, tuple(heads), as_module(heads)
         self.device, self.autocast = device, autocast
         self.metric_names = metric_names(heads)
@@ -168,6 +173,7 @@ class SupervisedRunner(Runner):
             make_cache=make_cache,
             features=features,
             in_step=in_step,
+            by_chain=chains_read(heads),
         )
         self.readers: list[Callable[[Inputs, TrunkOutput], None]] = []
         self._steps = 0
@@ -188,7 +194,7 @@ class SupervisedRunner(Runner):
             trunk = self.forward(inputs)
             for reader in self.readers:
                 reader(inputs, trunk)
-            found = {part.name: part.head(trunk) for part in self.heads}
+            found = {part.name: part.outputs(trunk, inputs.samples) for part in self.heads}
         return {**(found.pop("") if "" in found else found), "mask": trunk.mask}
 
     def loss(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
@@ -211,10 +217,7 @@ class SupervisedRunner(Runner):
         return found
 
     def _summed(self, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
-        losses = [
-            self._loss(part, part.share(outputs), self._encoded(part, inputs, outputs))
-            for part in self.heads
-        ]
+        losses = [self._weighed(part, inputs, outputs) for part in self.heads]
         if len(losses) == 1:  # count its labels directly: no mean number per sample is needed
             return LossSum(losses[0].total * self.heads[0].weight, losses[0].n_labels)
         terms = [
@@ -225,6 +228,13 @@ class SupervisedRunner(Runner):
         # a batch without any label still gives a tensor
         total = sum(terms, start=torch.zeros((), device=self.device))
         return LossSum(total, len(inputs.ids) if terms else 0)
+
+    def _weighed(self, part: TaskHead, inputs: Inputs, outputs: Mapping[str, Any]) -> LossSum:
+        own, targets = part.share(outputs), self._encoded(part, inputs, outputs)
+        weights = None if self.weights is None else self.weights.of_batch(part, inputs.samples)
+        if weights is None:
+            return self._loss(part, own, targets)
+        return weighed_loss(part, own, targets.to(self.device), weights)
 
     def _loss(
         self, part: TaskHead, outputs: Mapping[str, torch.Tensor], targets: torch.Tensor
@@ -252,7 +262,11 @@ class SupervisedRunner(Runner):
         With ``labels=False`` labels are ignored and no loss is computed.
         """
         result = self.empty()
-        with evaluating(self.backbone, *(part.head for part in self.heads)), worker_errors():
+        with (
+            evaluating(self.backbone, *(part.head for part in self.heads)),
+            worker_errors(),
+            self.forward.weights_stay(),
+        ):
             for batch in watched(loaded_ahead(batches, self.ahead)):
                 inputs = as_inputs(batch)
                 self.add(result, inputs, self.outputs(inputs), labels=labels)

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import nn
 
-from molfun.errors import DataError
+from molfun.errors import ConfigError, DataError
 from molfun.heads.base import Head
-from molfun.sample import is_missing
+from molfun.sample import Sample, is_missing
 from molfun.tasks.base import Task
 from molfun.text import counted, listing
+from molfun.trunk import ChainCheck, TrunkOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ class TaskHead:
         """Return the labels of this head from the labels of several samples."""
         return [self.label(target) for target in targets]
 
+    def outputs(self, trunk: TrunkOutput, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """Return the outputs of the head for a batch; `samples` are empty for one of tensors."""
+        found: dict[str, torch.Tensor] = self.head(self.head.with_samples(trunk, samples))
+        return found
+
     def share(self, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the outputs of this head, with the mask, from `SupervisedRunner.outputs`."""
         return {**outputs[self.name], "mask": outputs["mask"]} if self.name else outputs
@@ -116,6 +123,25 @@ def check_names(heads: Sequence[TaskHead], targets: Sequence[Any]) -> None:
 def joined_needs(heads: Sequence[TaskHead]) -> tuple[str, ...]:
     """Return the representations that any of the heads reads, each once."""
     return tuple(dict.fromkeys(name for part in heads for name in part.head.needs))
+
+
+def chains_read(heads: Sequence[TaskHead]) -> ChainCheck | None:
+    """Return what refuses a sample by its number of chains, if heads read chains apart; else None.
+
+    Raises
+    ------
+    ConfigError
+        If some do and others do not.
+    """
+    found = {part.head.reads_chains for part in heads}
+    if len(found) > 1:
+        chains = [part.head_name for part in heads if part.head.reads_chains]
+        others = [part.head_name for part in heads if not part.head.reads_chains]
+        raise ConfigError(
+            f"Heads of one model read either whole samples ({', '.join(others)}) or their chains "
+            f"({', '.join(chains)}). Choose heads of one kind."
+        )
+    return heads[0].head.chains_read if heads and heads[0].head.reads_chains else None
 
 
 def as_module(heads: Sequence[TaskHead]) -> nn.Module | None:

@@ -8,14 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from molfun._io import disk_errors
 
 _ALONE = 0
 """Byte that one process holds while it takes or ends a trial; those of the trials follow."""
+
+
+@dataclass
+class _Open:
+    """A file as all claims of this process have it open.
+
+    The kernel's locks belong to the process: they exclude none of its threads, and to close the
+    file once would end them all.
+    """
+
+    file: IO[bytes]
+    users: int = 0
+    held: set[int] = field(default_factory=set)
+    alone: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Claims:
@@ -29,45 +46,63 @@ class Claims:
         The file; it stays empty.
     """
 
+    _opened: ClassVar[dict[str, _Open]] = {}
+    _guard: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: IO[bytes] | None = None
+        self._place = os.path.realpath(path)
+        self._own: set[int] = set()
 
     def __enter__(self) -> Claims:
-        with disk_errors(self._path):
+        with disk_errors(self._path), self._guard:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab")
+            if self._place not in self._opened:
+                self._opened[self._place] = _Open(self._path.open("ab"))
+            self._file = self._opened[self._place]
+            self._file.users += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
-        assert self._file is not None
-        self._file.close()  # which ends all locks of this process on the file
-        self._file = None
+        for number in list(self._own):
+            self.drop(number)
+        with self._guard:
+            self._file.users -= 1
+            if not self._file.users:
+                self._opened.pop(self._place).file.close()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Let no other process take or end a trial for a ``with`` block."""
-        self._lock(fcntl.LOCK_EX, _ALONE)
-        try:
-            yield
-        finally:
-            self._lock(fcntl.LOCK_UN, _ALONE)
+        """Keep all others from taking or ending a trial during a ``with`` block."""
+        with self._file.alone:
+            self._lock(fcntl.LOCK_EX, _ALONE)
+            try:
+                yield
+            finally:
+                self._lock(fcntl.LOCK_UN, _ALONE)
 
     def take(self, number: int) -> bool:
         """Claim a trial; return whether nobody else has."""
-        try:
-            self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, number + 1)
-        except (BlockingIOError, PermissionError):
-            return False
+        with self._guard:
+            if number in self._file.held:
+                return False
+            try:
+                self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, number + 1)
+            except (BlockingIOError, PermissionError):
+                return False
+            self._file.held.add(number)
+        self._own.add(number)
         return True
 
     def drop(self, number: int) -> None:
         """Give up the claim on a trial."""
-        self._lock(fcntl.LOCK_UN, number + 1)
+        with self._guard:
+            self._lock(fcntl.LOCK_UN, number + 1)
+            self._file.held.discard(number)
+        self._own.discard(number)
 
     def _lock(self, how: int, byte: int) -> None:
-        assert self._file is not None
-        fcntl.lockf(self._file, how, 1, byte)
+        fcntl.lockf(self._file.file, how, 1, byte)
 
 
 class FileLock:

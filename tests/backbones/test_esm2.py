@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from molfun.backbones.esm2 import ESM2Backbone
-from molfun.backbones.esm2 import tokens as esm_tokens
+from molfun.backbones.language import packing
+from molfun.backbones.language.alphabet import ESM
 from molfun.errors import ConfigError, DataError
 from molfun.nn import kernels, lora
 from molfun.sample import Sample
@@ -221,13 +222,13 @@ def test_other_letters_are_named_with_their_place(sequence: str, text: str) -> N
 
 
 def test_lower_case_is_upper_case() -> None:
-    assert esm_tokens.encode("mkvx").tolist() == esm_tokens.encode("MKVX").tolist()
+    assert ESM.encode("mkvx").tolist() == ESM.encode("MKVX").tolist()
 
 
 def test_every_letter_is_fair_esm_s_token() -> None:
     alphabet = esm.data.Alphabet.from_architecture("ESM-1b")
-    text = esm_tokens.LETTERS + "<mask>"
-    assert esm_tokens.encode(text).tolist() == alphabet.encode(text)
+    text = "".join(ESM.ids) + "<mask>"
+    assert ESM.encode(text).tolist() == alphabet.encode(text)
 
 
 @torch.no_grad()
@@ -266,7 +267,7 @@ def test_long_sequences_are_cropped_or_run_whole_and_that_is_said(
 def test_a_limit_of_the_data_crops_first() -> None:
     backbone = make("esm2_tiny")
     features = backbone.featurize(Sample(id="s", sequence="ACDEF", max_length=3))
-    assert features["tokens"].tolist() == [0, *esm_tokens.encode("ACD").tolist(), 2]
+    assert features["tokens"].tolist() == [0, *ESM.encode("ACD").tolist(), 2]
 
 
 def test_contacts_are_not_put_together_from_windows() -> None:
@@ -314,9 +315,7 @@ def test_names_of_the_sizes_build_those_sizes() -> None:
 
 def test_inference_mode_leaves_nothing_behind() -> None:
     """What is kept between calls has to serve calls with a graph, too."""
-    from molfun.backbones.esm2 import packed
-
-    packed._pair_order.cache_clear()
+    packing._pair_order.cache_clear()
     backbone = make("esm2_tiny")
     with torch.inference_mode():
         run(backbone, ["MKV"])
@@ -350,7 +349,7 @@ def test_padded_tokens_with_and_without_begin_and_end(kernel: str) -> None:
                 residues = alone[(tokens != 0) & (tokens != 2)]
                 single = found.single[i, : len(residues)]
                 assert float((single - residues).abs().max()) <= TOLERANCE
-    with pytest.raises(DataError, match="'cls' needs tokens that begin with <cls>"):
+    with pytest.raises(DataError, match="'cls' needs a token in front of each"):
         backbone({"tokens": torch.tensor([[5, 6, 2]])}, outputs=("cls",))
     with pytest.raises(DataError, match="one piece between its tokens for beginning and end"):
         backbone({"tokens": torch.tensor([[5, 6, 2]])}, outputs=("pair",))

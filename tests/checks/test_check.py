@@ -18,7 +18,7 @@ from pdb_text import pdb_atom, pdb_chain, pdb_residue
 from typer.testing import CliRunner
 
 from molfun import SequenceDataset
-from molfun.backbones.esm2.tokens import doubtful
+from molfun.backbones.language.alphabet import ESM
 from molfun.checks.data import labels as labels_check
 from molfun.checks.data.subject import Subject
 from molfun.cli.data import open_file
@@ -381,7 +381,7 @@ def test_many_rows_take_a_moment_and_little_memory() -> None:
         tracemalloc.start()
         start = time.process_time()
         data = open_file(settings, settings.data)
-        assert not doubtful([text for (text,) in data.sequences()])
+        assert not ESM.doubtful([text for (text,) in data.sequences()])
         taken = time.process_time() - start
         assert len(data) == n
         peaks.append(tracemalloc.get_traced_memory()[1])

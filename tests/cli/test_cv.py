@@ -222,6 +222,10 @@ def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: in
         (("--split", "temporal"), "folds have no order in time"),
         (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
         (("--split", "column", "--stratify"), "the folds of a column are as they are"),
+        (
+            ("--split", "column", "--split-column", "family", "--folds", 3),
+            "--folds 3 does not go with --split column: the column 'family' names 4 folds.",
+        ),
         (("--stratify", "--folds", 2, "--target-column", "x"), "labels are not one class per"),
         (("--folds", 1), "folds: Input should be greater than or equal to 2"),
         (("--folds", 30), "Cannot divide 20 groups of distinct samples into 30 folds"),

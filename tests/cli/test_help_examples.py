@@ -38,6 +38,12 @@ SMALL = {
     "--backbone esm2 ...": "--backbone esm2_tiny --data gb1.csv",
 }
 """What an example leaves out, or has larger than a test should."""
+SMALL_SCAN = {
+    "esm2.pt": "esm2.pt --backbone esm2_tiny",
+    "--variants": "--backbone esm2_tiny --variants",
+    "A24G,A24G:K31E": "M1A,M1A:K2E",
+    "runs/gb1/checkpoint": "runs/a/checkpoint",
+}
 SMALL_FOLD = {"--sequences": "--preset tiny --recycles 0 --sequences"}
 """The same for ``molfun fold``, whose model is the checkpoint or the weights of its example."""
 FINETUNE = "{backbone: timeseries, task: binary, strategy: head_only}"
@@ -68,6 +74,9 @@ def files(project: Path, molfun: Command) -> Path:
         Path(name).write_text(table)
     records = "".join(f">p{i}\n{text}\n" for i, text in enumerate(sequences))
     Path("proteins.fasta").write_text(">a\nMKTAYIAKQR\n>b\nMKT:GSH\n")
+    Path("wt.fasta").write_text(">gb1\nMKTAYIAK\n")
+    tiny = MolfunStructureModel("esm2_tiny", device="cpu").backbone.model
+    torch.save({"model": tiny.state_dict()}, "esm2.pt")  # type: ignore[union-attr]
     folds = MolfunStructureModel("openfold", config="tiny", device="cpu")
     torch.save(folds.backbone.model.state_dict(), "finetuning_ptm_2.pt")
     shutil.copytree("pdbs", "folded")
@@ -99,11 +108,12 @@ def test_the_examples_of_the_help_run(molfun: Command, files: Path) -> None:
     verbs = {line.split()[1] for line in EXAMPLES}
     assert verbs == {
         *("fine-tune", "cv", "fold", "score", "pretrain", "train", "check", "doctor", "schema"),
-        *("report", "compare", "tune"),
+        *("report", "compare", "tune", "scan"),
     }
     for i, example in enumerate(EXAMPLES):
         line = re.sub(r"--epochs \d+", "", example)
-        for old, new in (SMALL_FOLD if "molfun fold" in line else SMALL).items():
+        small = {"fold": SMALL_FOLD, "scan": SMALL_SCAN}.get(line.split()[1], SMALL)
+        for old, new in small.items():
             line = line.replace(old, new)
         verb, *arguments = shlex.split(line)[1:]
         if verb in ("fine-tune", "cv", "pretrain"):

@@ -69,3 +69,49 @@ def test_python_starts_no_processes() -> None:
         model.fit([("MKV", 1.0), ("ACD", 2.0)], devices=2)
     with pytest.raises(ConfigError, match="Unknown parallel 'fsdp'; known: auto, ddp, fsdp2"):
         model.fit([("MKV", 1.0), ("ACD", 2.0)], parallel="fsdp")  # type: ignore[arg-type]  # misspelt
+
+
+@pytest.mark.parametrize("verb", ["fine-tune", "predict"])
+@pytest.mark.parametrize("given", ["0", "two", "-1", "1.5"])
+def test_a_wrong_number_of_processes_is_refused(
+    molfun: Callable[..., Result], verb: str, given: str
+) -> None:
+    told = molfun(verb, *(["--demo"] if verb == "fine-tune" else ["run"]), "--devices", given)
+    assert told.exit_code == 1
+    assert f"should be a whole number of at least 1, or auto (got '{given}')" in told.stderr
+
+
+def refused(*flags: str, **environment: str) -> str:
+    """Return what a command said that two processes ended with an error."""
+    command = [sys.executable, "-m", "molfun", *flags, "--devices", "2", "--device", "cpu"]
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("fine-tune", "--data"), ("pretrain", "--sequences")],
+    ids=["fine-tune", "pretrain"],
+)
+def test_a_refusal_ends_both(tmp_path: Path, flags: tuple[str, str]) -> None:
+    missing, output = str(tmp_path / "nothere.csv"), ("--output", str(tmp_path / "run"))
+    said = refused(*flags, missing, "--backbone", "esm2_tiny", *output)
+    assert f"Error: {missing} does not exist." in said
+    assert f"Error in process 1: {missing} does not exist." in said
+
+
+def test_a_process_that_ends_before_it_joins_ends_the_others(table: Path) -> None:
+    site = table.parent / "site"
+    site.mkdir()
+    text = 'import os\nif os.environ.get("LOCAL_RANK") == "1":\n    os._exit(3)\n'
+    (site / "sitecustomize.py").write_text(text)
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    said = refused(
+        "fine-tune", "--backbone", "esm2_tiny", "--data", str(table),
+        "--output", str(table.parent / "run"), PYTHONPATH=path,
+    )  # fmt: skip
+    assert "Process 1 ended with code 3 before it had joined; the others too." in said

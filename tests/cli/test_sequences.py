@@ -581,8 +581,8 @@ def test_an_unknown_task_is_named(fit: Command, table: Callable[..., object]) ->
     table(TASKS["binary"][0])
     one_line(fit("--task", "binry"), "Did you mean 'binary'?")
     known = (
-        "affinity, binary, confidence, contact, conv, energy, linear, mlp, multiclass, multilabel, "
-        "regression, structure"
+        "affinity, binary, confidence, contact, conv, cross_attention, energy, gaussian, linear, "
+        "mlp, multiclass, multilabel, multitarget, pair_mlp, quantile, regression, structure"
     )
     one_line(
         fit("--head", "binry"), f"Unknown head 'binry'; known: {known}. Did you mean 'binary'?"

@@ -159,8 +159,8 @@ def test_a_process_that_is_killed(
         assert other.wait() == 1, other.stderr()
         said = other.stderr()
     assert (
-        f": Process {killed} of 2 (from 0) ended, and the others with it; its own output says "
-        f"why. The same command again makes what is missing." in said
+        f": Process {killed} of 2 (from 0) ended, and the others end with it; its own output "
+        f"says why, unless it was killed. The same command again makes what is missing." in said
     )
     done(molfun(*into("one")))
     before = {path: path.stat().st_mtime_ns for path in Path("two").glob(made)}
@@ -237,7 +237,7 @@ def test_a_process_of_folds_that_is_killed() -> None:
         os.kill(processes[1].pid, signal.SIGKILL)
         processes[0].wait(120)
         assert "Process 1 of 2 (from 0) ended" in processes[0].stderr()
-        assert "The same command with --resume goes on." in processes[0].stderr()
+        assert "A run that had begun goes on with --resume." in processes[0].stderr()
     together(2, "cv", "--resume", "--output", "two")
     name = "out_of_fold.csv"
     assert Path("alone", name).read_bytes() == Path("two", name).read_bytes()

@@ -156,7 +156,7 @@ def test_a_run_of_several_heads_goes_on_from_its_config(molfun: Command, two_hea
     [
         (("heads.ddg.tsk=regression",), "heads.ddg.tsk: unknown setting. Did you mean 'task'?"),
         (("heads.ddg.weight=-1",), "heads.ddg.weight: Input should be greater than 0 (got -1)"),
-        (("heads.ddg.loss=mes",), "heads.ddg.loss: Input should be 'mse', 'mae' or 'huber'"),
+        (("heads.ddg.loss=mes",), "Unknown regression loss 'mes'; known: huber, listmle,"),
         (("heads.ddg.task=null",), "heads.ddg: give its head or its task"),
         (("heads.ddg=regression",), "heads.ddg: Input should be a valid dictionary"),
         (("heads.ddg.task=regresion",), "Did you mean 'regression'?"),

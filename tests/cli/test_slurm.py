@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from molfun.cli.slurm import Job
 from molfun.errors import ConfigError
 
 Command = Callable[..., Result]
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of stand-ins that are found before other programs."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -45,12 +55,13 @@ def test_a_script_is_printed(
         "#SBATCH --partition=gpu", "#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8",
         "#SBATCH --gpus-per-node=8", "#SBATCH --time=24:00:00", "#SBATCH --signal=USR1@120",
         "#SBATCH --requeue", f"cd {tmp_path} || exit 1",
-        "if [ -e runs/demo/resume/state.pt ]; then resume=--resume; fi",
+        'if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && '
+        "[ runs/demo/resume/state.pt -nt runs/demo.slurm/config.yaml ]; then",
     ):  # fmt: skip
         assert line in lines
     (srun,) = (line for line in lines if line.startswith("srun"))
     assert srun.startswith("srun --kill-on-bad-exit=1 ")
-    assert srun.endswith("-m molfun fine-tune --config runs/demo.slurm/config.yaml $resume")
+    assert srun.endswith("-m molfun fine-tune --config runs/demo.slurm/config.yaml $how")
     assert not list(tmp_path.iterdir())
 
 
@@ -64,9 +75,83 @@ def test_scripts_of_other_commands(
     ):
         result = molfun(verb, *data, "--output", "run", "--slurm", "dry-run,nodes=2,tasks=4")
         assert result.exit_code == 0, result.output
-        assert f"if [ -e run/{state} ]; then resume=--resume; fi" in result.stdout
-        assert f"-m molfun {verb} --config run.slurm/config.yaml $resume" in result.stdout
+        assert (
+            f" && [ run/{state} -nt run.slurm/config.yaml ]; then\n    how=--resume\nfi"
+            in result.stdout
+        )
+        assert f"-m molfun {verb} --config run.slurm/config.yaml $how" in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_start_has_the_flag_of_the_command(
+    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("fine-tune", "--demo", "--output", "a run", "--slurm", "dry-run,tasks=2,cpus=4")
+    said = molfun(*flags).stdout
+    assert "\nhow=\n" in said
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=4 " in said
+    assert '#SBATCH --job-name="a run"' in said
+    assert f'#SBATCH --output="{tmp_path}/a run-%j.out"' in said
+    assert "\nhow=--overwrite\n" in molfun(*flags, "--overwrite").stdout
+    Path("a run/resume").mkdir(parents=True)
+    Path("a run/resume/state.pt").write_text("")
+    refused = molfun(*flags)
+    assert refused.exit_code == 1
+    assert "a run already holds a run (resume). Continue it with" in refused.stderr
+    assert "\nhow=--resume\n" in molfun(*flags, "--resume").stdout
+
+
+def test_a_job_has_the_processes_that_are_asked_for(molfun: Command, tmp_path: Path) -> None:
+    flags = ("fine-tune", "--demo", "--output", tmp_path / "run", "--slurm", "dry-run,tasks=2")
+    said = molfun(*flags, "--devices", 4).stderr
+    assert "--devices 4 does not go with --slurm, whose job has 1 x 2 processes. Leave" in said
+    said = molfun(*flags, "--num-nodes", 2).stderr
+    assert "--num-nodes 2 does not go with --slurm, whose job has 1 x 2 processes." in said
+    assert molfun(*flags, "--devices", 2).exit_code == 0
+
+
+def test_settings_of_a_waiting_job_stay(
+    molfun: Command, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stand_in(tools, "sbatch", 'echo "Submitted batch job 1"')
+    flags = ("fine-tune", "--demo", "--output", "run", "--slurm", "tasks=1")
+    assert molfun(*flags).exit_code == 0
+    before = Path("run.slurm/config.yaml").read_text()
+    other = molfun(*flags, "--epochs", 7)
+    assert other.exit_code == 1
+    assert "run.slurm/config.yaml is of a job with other settings, which may" in other.stderr
+    assert Path("run.slurm/config.yaml").read_text() == before
+    assert molfun(*flags).exit_code == 0
+    assert molfun(*flags, "--epochs", 7, "--overwrite").exit_code == 0
+    assert "epochs: 7" in Path("run.slurm/config.yaml").read_text()
+
+
+def test_a_job_that_starts_again_goes_on_with_its_own_state_alone(
+    molfun: Command, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older run is replaced, also where the job was stopped before it wrote a state."""
+    monkeypatch.chdir(tmp_path)
+    stand_in(tools, "sbatch", 'cat "$1"')
+    stand_in(tools, "srun", 'echo "${@: -1}"')
+    state = Path("run/resume/state.pt")
+    state.parent.mkdir(parents=True)
+    state.write_text("")
+    os.utime(state, (1, 1))
+    flags = ("fine-tune", "--demo", "--output", "run", "--overwrite", "--slurm", "tasks=1")
+    assert molfun(*flags).exit_code == 0
+
+    def how(restarts: str) -> str:
+        job = {**os.environ, "SLURM_RESTART_COUNT": restarts}
+        command = ["bash", "run.slurm/job.sh"]
+        return subprocess.run(command, env=job, capture_output=True, text=True, check=True).stdout
+
+    assert how("0") == how("1") == "--overwrite\n"
+    written = Path("run.slurm/config.yaml").stat().st_mtime
+    os.utime(state, (written + 1, written + 1))
+    assert how("0") == "--overwrite\n"
+    assert how("1") == "--resume\n"
 
 
 def test_without_slurm(molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +160,7 @@ def test_without_slurm(molfun: Command, tmp_path: Path, monkeypatch: pytest.Monk
     result = molfun("fine-tune", "--demo", "--slurm", "nodes=1")
     assert result.exit_code == 1
     assert "There is no sbatch here" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def stand_in(folder: Path, name: str, text: str) -> None:
@@ -86,7 +172,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
 SRUN = """
 # as SLURM: --ntasks-per-node processes with their places, and a signal to all of them
 shift
-export SLURM_NNODES=1 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
+export SLURM_STEP_ID=0 SLURM_NNODES=1 SLURM_NTASKS=2
 export SLURM_JOB_NAME=molfun SLURM_NODELIST=127.0.0.1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$PORT
 pids=()
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NODEID=0 "$@" & pids+=($!); done
@@ -107,15 +193,16 @@ exit $worst
 
 @pytest.mark.slow
 def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(
-    molfun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    molfun: Command, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tools = tmp_path / "tools"
-    tools.mkdir()
     stand_in(tools, "sbatch", 'bash "$1" > job.out 2>&1; echo "Submitted batch job 4711"')
     stand_in(tools, "srun", SRUN)
-    stand_in(tools, "scontrol", 'echo "$@" >> requeued; bash run.slurm/job.sh >> job.out 2>&1')
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    stand_in(
+        tools,
+        "scontrol",
+        'echo "$@" >> requeued; SLURM_RESTART_COUNT=1 bash run.slurm/job.sh >> job.out 2>&1',
+    )
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("PORT", str(free_port()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +140,24 @@ def test_several_workers_share_a_study(tune: Command) -> None:
     assert [row["trial"] for row in trials()] == list("012345")
     assert {row["state"] for row in trials()} <= {"complete", "pruned"}
     assert "Trials: " in done.output
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command(tune: Command) -> None:
+    flags = ("--config", "base.yaml", "--space", "space.yaml", "--output", "study", "--no-report")
+    command = [sys.executable, "-m", "molfun", "tune", *flags, "--trials", "400", "--workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        deadline = time.monotonic() + 120
+        while not Path("study/trials.csv").is_file() or len(trials()) < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = [int(child) for child in children.read_text().split()]
+        assert len(workers) == 2
+        parent.kill()
+        # they hold the pipe: it ends with the last of them
+        assert parent.stdout is not None
+        assert b"The process that started this one ended" in parent.stdout.read()
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(tune: Command) -> None:

@@ -9,6 +9,14 @@ from molfun.backbones.esm2 import ESM2Backbone
 from molfun.backbones.openfold import OpenFoldBackbone
 from molfun.backbones.pet import PETBackbone
 from molfun.backbones.timeseries import TimeSeriesBackbone
+from molfun.backbones.transformers import (
+    AnkhBackbone,
+    EsmBackbone,
+    EsmcBackbone,
+    ProstT5Backbone,
+    ProtT5Backbone,
+    SaProtBackbone,
+)
 from molfun.testing import BackboneContract
 from molfun.testing.backbone import SampleFactory
 
@@ -25,6 +33,51 @@ class TestOpenFold(BackboneContract):
 class TestESM2(BackboneContract):
     backbone_class = ESM2Backbone
     settings = {"config": "esm2_tiny"}  # noqa: RUF012
+
+
+ESM_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+T5_SIZES = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2}
+
+
+class TestESMOfTransformers(BackboneContract):
+    backbone_class = EsmBackbone
+    settings = {"config": ESM_SIZES}  # noqa: RUF012
+
+
+class TestESM1b(BackboneContract):
+    backbone_class = EsmBackbone
+    settings = {  # noqa: RUF012
+        "config": {
+            **ESM_SIZES,
+            "position_embedding_type": "absolute",
+            "emb_layer_norm_before": True,
+        }
+    }
+
+
+class TestSaProt(BackboneContract):
+    backbone_class = SaProtBackbone
+    settings = {"config": ESM_SIZES}  # noqa: RUF012
+
+
+class TestESMC(BackboneContract):
+    backbone_class = EsmcBackbone
+    settings = {"config": ESM_SIZES}  # noqa: RUF012
+
+
+class TestProtT5(BackboneContract):
+    backbone_class = ProtT5Backbone
+    settings = {"config": T5_SIZES}  # noqa: RUF012
+
+
+class TestProstT5(BackboneContract):
+    backbone_class = ProstT5Backbone
+    settings = {"config": T5_SIZES}  # noqa: RUF012
+
+
+class TestAnkh(BackboneContract):
+    backbone_class = AnkhBackbone
+    settings = {"config": T5_SIZES}  # noqa: RUF012
 
 
 class SeriesContract(BackboneContract):

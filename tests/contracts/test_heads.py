@@ -55,3 +55,23 @@ class TestConfidenceOfTheLastChain(HeadContract):
 
 class TestContact(HeadContract):
     name = "contact"
+
+
+class TestPairMLP(HeadContract):
+    name = "pair_mlp"
+    settings = {"hidden": [8]}  # noqa: RUF012
+
+
+class TestPairMLPWithAttention(HeadContract):
+    name = "pair_mlp"
+    settings = {"pooling": "attention", "n_outputs": 2, "n_chains": None}  # noqa: RUF012
+
+
+class TestPairMLPOfOrderedChains(HeadContract):
+    name = "pair_mlp"
+    settings = {"pooling": "cls", "symmetric": False, "n_chains": 1}  # noqa: RUF012
+
+
+class TestCrossAttention(HeadContract):
+    name = "cross_attention"
+    settings = {"width": 12, "n_heads": 3}  # noqa: RUF012

@@ -32,6 +32,30 @@ class TestRegressionOfVectors(TaskContract):
     targets = ([1.0, 0.0, 2.0], [0.0, 1.0, 0.5], [2.0, 2.0, 1.0], [0.0, 0.0, 3.0])
 
 
+class TestGaussian(TaskContract):
+    name = "gaussian"
+    targets = (4.0, 6.5, 5.0, 9.0)
+
+
+class TestGaussianOfResidues(TaskContract):
+    name = "gaussian"
+    settings = {"level": "residue", "beta": 0.5}  # noqa: RUF012
+    targets = ([1.0, 2.0, math.nan], [0.5, 0.1], [3.0, 1.0, 2.0, 4.0], [0.0, 1.0])
+    lengths = (3, 2, 4, 2)
+
+
+class TestQuantile(TaskContract):
+    name = "quantile"
+    settings = {"quantiles": [0.1, 0.25, 0.5, 0.9]}  # noqa: RUF012
+    targets = (4.0, 6.5, 5.0, 9.0)
+
+
+class TestMultiTarget(TaskContract):
+    name = "multitarget"
+    settings = {"targets": ["kd", "tm"], "loss": "huber"}  # noqa: RUF012
+    targets = ([1.0, 50.0], [0.0, 70.0], [2.0, math.nan], [4.0, 61.0])
+
+
 class TestBinary(TaskContract):
     name = "binary"
     settings = {"class_weight": "balanced"}  # noqa: RUF012

@@ -198,6 +198,8 @@ def test_a_column_names_published_folds(caplog):
     assert "2 samples with the same sequence in two parts of the split" in caplog.text
     with pytest.raises(DataError, match="'fold' names one fold, '1'; at least 2 are needed"):
         DataSplitter.column_folds(of_letters("AC", fold=[1, 1]), "fold")
+    with pytest.raises(DataError, match=r"'fold' names parts of the data \(test, train\), and no"):
+        DataSplitter.column_folds(of_letters("AC", fold=["train", "Test"]), "fold")
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_odd_column_names(write):
         target_column="ΔG (kcal/mol)",
     )
     assert (data.ids, data.targets.tolist(), data[0].sequence) == (["x"], [-1.5], "MKV")
-    assert (data.id_name, data.sequence_name, data.target_name) == (
-        "protein name", "Séq uence", "ΔG (kcal/mol)",
+    assert (data.id_name, data.sequence_names, data.target_name) == (
+        "protein name", ["Séq uence"], "ΔG (kcal/mol)",
     )  # fmt: skip
     assert data[0].metadata == {"select": 7, "target": "ignored"}
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from molfun.evaluation.baselines import Labelled, estimators, one_hot, predictions_of
 from molfun.evaluation.baselines.base import Baseline
 from molfun.evaluation.baselines.interface import counts
 from molfun.evaluation.baselines.series_summary import summary
+from molfun.nn.substitutions import SubstitutionTable
 from molfun.protein import CA, Protein
 from molfun.registry import BASELINES
 from molfun.sample import Sample
@@ -51,6 +53,39 @@ def additive(n: int, seed: int) -> list[Sample]:
     codes = rng.integers(4, size=(n, 6))
     labels = weights[np.arange(6), codes].sum(1)
     return sequences([("".join(letters[c]), float(y)) for c, y in zip(codes, labels, strict=True)])
+
+
+def test_zero_shot_scores_of_variants() -> None:
+    """Alone they are brought to the labels by a line; with one-hot they reach new positions."""
+    rng = np.random.default_rng(0)
+    table = SubstitutionTable("ACDEACDE", rng.normal(size=(8, 20)))
+    names = [(i, a) for i in range(8) for a in "GHKLMNPQ"]
+    texts = ["ACDEACDE"[:i] + a + "ACDEACDE"[i + 1 :] for i, a in names]
+    pairs = [(t, 3 + 2 * float(s)) for t, s in zip(texts, table.scores(texts), strict=True)]
+    train, test = sequences(pairs[:48]), sequences(pairs[48:])  # the last two positions are new
+    task = RegressionTask()
+    task.fit_targets([s.target for s in train])
+    parts = [labelled(part, task).scored(table) for part in (train, test)]
+    predicted = predictions_of(parts[0], parts[1:], task)
+    truth = np.array([s.target for s in test])
+    np.testing.assert_allclose(np.array(predicted["zero_shot"][0]), truth, atol=0.01)
+    # labels that fall with the score do not turn its order round
+    falling = [replace(sample, target=-sample.target) for sample in train]
+    turned = predictions_of(labelled(falling, task).scored(table), parts[1:], task)["zero_shot"][0]
+    assert stats.spearmanr(turned, truth).statistic == pytest.approx(1)
+    both = np.array(predicted["one_hot_zero_shot"][0])
+    assert np.corrcoef(both, truth)[0, 1] > 0.99
+    assert np.std(predicted["one_hot"][0]) < 1e-9  # knows nothing of positions that it never saw
+    words = [BASELINES[name]().described(task) for name in ("zero_shot", "one_hot_zero_shot")]
+    assert words == ["zero-shot score", "ridge on one-hot and zero-shot score"]
+
+
+def test_samples_without_a_zero_shot_score() -> None:
+    table = SubstitutionTable("ACD", np.zeros((3, 20)))
+    part = labelled(additive(30, 0), RegressionTask())
+    assert part.scored(None).scores is None
+    assert part.scored(table).scores is None  # of another length
+    assert labelled(sequences([("ACA", 1.0)]), RegressionTask()).scored(table).scores is not None
 
 
 def test_those_of_numbers_of_sequences() -> None:

@@ -191,3 +191,21 @@ def test_a_backward_pass_that_changes_its_way_is_an_error(group: Group) -> None:
         return "told"
 
     assert group.run(process) == ["told", "told"]
+
+
+def test_a_window_without_a_gradient_says_nothing_of_the_next(group: Group) -> None:
+    def process(index: int) -> Any:
+        layers, found = model(), []
+        total = GradientSum(list(layers.parameters()))
+        for skipped in (False, True, False, True):
+            total.arm()
+            if not skipped:
+                # each weight gets its gradient in two pieces
+                for _ in range(2):
+                    layers(batch(index, 0)).square().sum().backward()
+            total.finish()
+            found.append(total.overlaps)
+            layers.zero_grad()
+        return found
+
+    assert group.run(process) == [[False] * 4] * 2

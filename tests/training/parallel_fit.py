@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from molfun import FullFinetune, LoRAFinetune, MolfunStructureModel, PartialFinetune
+from molfun.nn.mapped import is_mapped
 from molfun.sample import Sample, SampleBatch
 from molfun.training import Callback, FinetuneStrategy, GradualFinetune
 
@@ -65,6 +66,17 @@ class Kill(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class Predicting(Callback):
+    """Run the model in the first process alone."""
+
+    def __init__(self, model: MolfunStructureModel, samples: list[Sample], when: str) -> None:
+        self.model, self.samples = model, samples
+        setattr(self, when, self.predict)
+
+    def predict(self, *_: Any) -> None:
+        self.model.predict(self.samples)
+
+
 def energies(*args: Any, **options: Any) -> list[Sample]:
     """Atoms without forces."""
     samples = build_atoms(*args, **options)
@@ -104,6 +116,8 @@ def run(
     optimizer: str = "adamw",
     save_every: int | None = None,
     precision: str | None = None,
+    mmap: bool = False,
+    runs_model: str = "",
 ) -> dict[str, Any]:
     """Train and give what can be compared."""
     torch.set_num_threads(1)
@@ -111,6 +125,8 @@ def run(
     parts: dict[str, Any] = {"head": "regression", "head_config": {"dropout": 0.0}}
     if backbone == "pet":
         parts = {"head": "energy", "backbone_config": {"augment": augment}}
+    if mmap:
+        parts["backbone_config"] = {"mmap": True}
     model = MolfunStructureModel(name, config=config, device="cpu", **parts)
     for module in model.backbone.modules():
         if isinstance(module, nn.Dropout):  # AlphaFold's; other models here have none
@@ -124,9 +140,12 @@ def run(
         data.samples[3] = replace(samples[3], target=math.inf)
     train = DataLoader(data, batch_size=2, shuffle=True, collate_fn=SampleBatch)
     val = DataLoader(Samples(build(5, seed=1, prefix="v")), batch_size=2, collate_fn=SampleBatch)
+    callbacks: list[Callback] = [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)]
+    if runs_model:
+        callbacks.append(Predicting(model, samples[:2], runs_model))
     options: dict[str, Any] = {
         "epochs": epochs, "output_dir": folder, "resume": resume, "seed": 3,
-        "callbacks": [] if kill_at is None else [Kill(kill_at, signal.SIGTERM)],
+        "callbacks": callbacks,
         "strategy": strategy_of(strategy, accumulation, optimizer), "parallel": parallel,
         "precision": precision, "save_every_steps": save_every,
     }  # fmt: skip
@@ -136,7 +155,8 @@ def run(
         history = model.fit(train, val, **options)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     assert all(type(p) is nn.Parameter for p in model.parameters())  # whole again
-    return {"history": [dict(row) for row in history], "weights": weights}
+    in_file = [n for n, p in model.named_parameters() if is_mapped(p)]
+    return {"history": [dict(row) for row in history], "weights": weights, "in_file": in_file}
 
 
 if __name__ == "__main__":

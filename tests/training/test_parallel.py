@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
 def test_a_process_that_is_killed_ends_the_other_which_names_it(tmp_path: Path, dies: int) -> None:
     processes(2, tmp_path, expect=1, strategy="full", dies=str(dies))
     said = (tmp_path / f"said{1 - dies}" / "err").read_text()
-    assert f"RunError: Process {dies} of 2 (from 0) ended, and the others with it" in said
+    assert f"RunError: Process {dies} of 2 (from 0) ended, and the others end with it" in said
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_window_in_both(tmp_path: Path) -> None:

@@ -116,6 +116,31 @@ def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
         assert torch.equal(weight, resumed[0]["weights"][name]), name
 
 
+@pytest.mark.parametrize("strategy", ["lora", "blocks"])
+def test_weights_may_stay_in_their_file_until_they_are_divided(
+    tmp_path: Path, strategy: str
+) -> None:
+    """As with weights in memory bit by bit, and those that never trained are in the file again."""
+    both = [
+        {**FIT, "backbone": "esm2", "parallel": "fsdp2", "strategy": strategy, "mmap": mmap,
+         "folder": str(tmp_path / f"run{mmap}")}
+        for mmap in (False, True)
+    ]  # fmt: skip
+    first, second = started(2, tmp_path, both)
+    (plain, mapped) = first
+    assert repr(plain["history"]) == repr(mapped["history"])
+    for name, weight in plain["weights"].items():
+        assert torch.equal(weight, mapped["weights"][name]), name
+        assert torch.equal(weight, second[1]["weights"][name]), name
+    assert not plain["in_file"]
+    matrices = {n for n, w in mapped["weights"].items() if "model.layers" in n and w.ndim > 1}
+    assert set(mapped["in_file"]) >= {n for n in matrices if ".lora_" not in n}
+    files = [(tmp_path / f"run{mmap}/checkpoint").rglob("*.safetensors") for mmap in (False, True)]
+    names = [{path.name: path.read_bytes() for path in each} for each in files]
+    assert names[0]
+    assert names[0] == names[1]
+
+
 def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     settings = {**FIT, "strategy": "full", "backbone": "esm2", "folder": str(tmp_path / "run")}
     started(2, tmp_path / "two", {**settings, "parallel": "fsdp2", "kill_at": 2}, expect=1)
@@ -146,14 +171,23 @@ def test_a_part_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
             {"backbone": "esm2", "strategy": "full", "precision": "fp16"},
             "has no loss scaling for float16. Train in bf16 or fp32",
         ),
+        (
+            {"backbone": "esm2", "strategy": "full", "runs_model": "on_epoch_end"},
+            "A callback ran the model while its blocks are divided among processes",
+        ),
     ],
-    ids=["forces", "jepa", "fp16"],
+    ids=["forces", "jepa", "fp16", "callback"],
 )
 def test_what_cannot_be_divided_is_refused(
     tmp_path: Path, settings: dict[str, Any], text: str
 ) -> None:
     started(2, tmp_path, {**FIT, "parallel": "fsdp2", **settings}, expect=1)
     assert text in (tmp_path / "said0" / "err").read_text()
+
+
+def test_a_callback_may_run_the_model_at_the_end(tmp_path: Path) -> None:
+    settings = {**FIT, "backbone": "esm2", "strategy": "full", "runs_model": "on_fit_end"}
+    assert_alike(started(2, tmp_path, {**settings, "parallel": "fsdp2"}))
 
 
 def test_the_first_batch_comes_again_for_equal_shares() -> None:

@@ -225,7 +225,7 @@ SCRIPT = """
 import sys, time
 from molfun.tuning import Study
 def objective(trial):
-    time.sleep(0.15)
+    time.sleep(0.3)
     return trial["x"] ** 2
 Study(sys.argv[1], {"x": {"low": -1.0, "high": 1.0}}, objective).run(int(sys.argv[2]))
 """
@@ -253,7 +253,10 @@ def test_killed_studies_have_the_same_trials(tmp_path: Path) -> None:
     for n in (2, 8, 12):
         process = start(tmp_path / "killed", 14)
         wait_for(tmp_path / "killed", n)
-        time.sleep(0.05 * (n % 3))
+        # in a trial, however fast the machine is
+        while not any(t.state == "running" for t in StudyResults(tmp_path / "killed").trials):
+            assert process.poll() is None
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert any(t.state == "running" for t in StudyResults(tmp_path / "killed").trials)
@@ -283,3 +286,28 @@ def test_a_claim_belongs_to_one_process(tmp_path: Path) -> None:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.split() == ["False", "True"]
+
+
+def test_claims_of_one_process_exclude_each_other_and_outlive_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "claims.lock"
+    other = [sys.executable, "-c", f"""
+from pathlib import Path
+from molfun.tuning.claims import Claims
+with Claims(Path({str(path)!r})) as claims:
+    print(claims.take(3), claims.take(4))
+"""]  # fmt: skip
+
+    def elsewhere() -> str:
+        return subprocess.run(other, capture_output=True, text=True, check=True).stdout
+
+    with Claims(path) as first:
+        assert first.take(3)
+        with Claims(path) as second:
+            assert not second.take(3)
+            assert second.take(4)
+            assert elsewhere() == "False False\n"
+        # the second closed what both have open
+        assert elsewhere() == "False True\n"
+        first.drop(3)
+        assert elsewhere() == "True True\n"
+    assert not Claims._opened

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from molfun._io import is_safetensors, load_safetensors, load_torch
 from molfun._paths import as_path
 from molfun.backbones.esm2.presets import PRESETS, ESM2Config
-from molfun.backbones.state_dicts import match_keys, shape_conflicts, tensors_in
-from molfun.errors import CheckpointError
-from molfun.text import listing
+from molfun.backbones.language.weight_files import (
+    Layout,
+    compare_settings,
+    read_tensors,
+    take_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,12 @@ _OPTIONAL = ("lm_head.", "contact_head.", "rot_emb.inv_freq")
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, config: ESM2Config, *, one_by_one: bool = False
+    model: nn.Module,
+    path: str | Path,
+    config: ESM2Config,
+    *,
+    one_by_one: bool = False,
+    mmap: bool = False,
 ) -> list[str]:
     """Load a weight file into fair-esm's ``ESM2``, in place.
 
@@ -74,7 +78,10 @@ def load_weights(
         Architecture of `model`, for messages and to compare with ``config.json``.
     one_by_one
         Whether to forget each tensor of the file as soon as it is copied into the model, which
-        then holds it in fewer bytes. A ``.pt`` file is held as a whole at first.
+        then holds it in fewer bytes.
+    mmap
+        Whether the weights of the blocks become parts of the file (`molfun.nn.mapped`), or of
+        temporary ones if they are not in float32, or not in safetensors.
 
     Returns
     -------
@@ -91,42 +98,32 @@ def load_weights(
         If the file holds anything but tensors and plain values.
     """
     path = as_path(path)
-    read = _read(path, config, apart=one_by_one)
+    if path.is_dir():
+        # heads of another number, or another position embedding, leave all shapes as they are
+        compare_settings(path / "config.json", _hugging_face_settings(config))
+    read = read_tensors(path, apart=one_by_one or mmap, beside=CONTACT_SUFFIX)
     tensors = _split_fused(_share_frequencies(read, config.num_layers))
     del read
-    own = _untied(model)
-    matched, report = match_keys(tensors, own, canonical_name)
-    unexpected = [n for n in report.unexpected if not _is_pointless(n)]
-    optional = [n for n in report.missing if any(part in n for part in _OPTIONAL)]
-    missing = sorted(set(report.missing) - set(optional))
-    wrong = shape_conflicts(matched, own)
-    if missing or wrong:
-        problems = [*missing[:5], *wrong[:5]]
-        raise CheckpointError(
-            f"{path} does not fit this ESM-2 ({config.num_layers} blocks, width "
-            f"{config.embed_dim}): {len(missing)} weights missing, {len(wrong)} of another "
-            f"shape:\n{listing(problems, 10)}\n{_advice(tensors)}"
-        )
-    if unexpected:
-        logger.warning(
-            "%s: %d weights have no place in ESM-2 and are left out:\n%s",
-            path,
-            len(unexpected),
-            listing(unexpected, 5),
-        )
-    _warn_random_heads(path, optional)
     _warn_untied(path, tensors)
-    # files in half precision are loaded as float32, in which the weights train
-    tensors.clear()
-    _copy_in(own, matched)
-    return optional
+    layout = Layout(
+        model=f"ESM-2 ({config.num_layers} blocks, width {config.embed_dim})",
+        canonical=canonical_name,
+        optional=_OPTIONAL,
+        pointless=_is_pointless,
+        advice=_advice,
+    )
+    blocks = {n: p for n, p in model.named_parameters() if mmap and n.startswith("layers.")}
+    return take_tensors(_untied(model), tensors, path, layout, mapping=blocks)
 
 
-@torch.no_grad()
-def _copy_in(own: Mapping[str, torch.Tensor], matched: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into those of the model, and let go of each."""
-    for name in list(matched):
-        own[name].copy_(matched.pop(name).float())
+def _hugging_face_settings(config: ESM2Config) -> dict[str, object]:
+    return {
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.embed_dim,
+        "num_attention_heads": config.attention_heads,
+        "token_dropout": config.token_dropout,
+        "position_embedding_type": "rotary",
+    }
 
 
 def canonical_name(name: str) -> str:
@@ -189,17 +186,6 @@ def _split_fused(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return plain
 
 
-def _warn_random_heads(path: Path, missing: list[str]) -> None:
-    heads = sorted({n.split(".")[0] for n in missing if "_head" in n})
-    if heads:
-        logger.warning(
-            "%s has no weights for %s: masked-residue or contact predictions start from random "
-            "ones; representations are not affected.",
-            path,
-            " and ".join(heads),
-        )
-
-
 def _warn_untied(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Warn of a file whose output embedding is not the input embedding, as it is in ESM-2."""
     names = {canonical_name(n): t for n, t in tensors.items()}
@@ -224,85 +210,3 @@ def _advice(tensors: Mapping[str, torch.Tensor]) -> str:
         if (size.embed_dim, size.num_layers) == (width, depth):
             return f"The file is of the size {preset!r}: use that as the backbone."
     return f"The file has {depth} blocks of width {width}: pass such a config."
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-def _read(path: Path, config: ESM2Config, *, apart: bool) -> dict[str, torch.Tensor]:
-    if path.is_dir():
-        return _read_folder(path, config, apart=apart)
-    if is_safetensors(path):
-        return load_safetensors(path, apart=apart)
-    # Meta's files hold their settings as an argparse.Namespace, which runs nothing when it is made
-    content = load_torch(path, allow=[Namespace])
-    state = content.get("model", content) if isinstance(content, Mapping) else {}
-    tensors = tensors_in(state)
-    if not tensors:
-        raise CheckpointError(
-            f"{path} holds no state dict of tensors (looked at the top level and under 'model')."
-        )
-    contact = path.with_name(path.stem + CONTACT_SUFFIX)
-    if contact.is_file():
-        tensors.update(tensors_in(load_torch(contact, allow=[Namespace]).get("model", {})))
-    return tensors
-
-
-def _read_folder(folder: Path, config: ESM2Config, *, apart: bool) -> dict[str, torch.Tensor]:
-    """Read the weights of a Hugging Face folder, from one file or from shards."""
-    _compare_settings(folder / "config.json", config)
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            shards = _read_json(folder / index).get("weight_map")
-            if not isinstance(shards, dict) or not shards:
-                raise CheckpointError(f"{folder / index} has no weight_map of names and files.")
-            return _read_shards(folder, sorted(set(map(str, shards.values()))), apart=apart)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return _read_shards(folder, [name], apart=apart)
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-    raise CheckpointError(
-        f"{folder} holds neither model.safetensors nor pytorch_model.bin (found: {found})."
-    )
-
-
-def _read_shards(folder: Path, names: list[str], *, apart: bool) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        # a name with a path could read any file of the machine
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{folder}: the index names {name!r}, which is no file in it.")
-        file = folder / name
-        content = load_safetensors(file, apart=apart) if is_safetensors(file) else load_torch(file)
-        tensors.update(tensors_in(content))
-    return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _compare_settings(path: Path, config: ESM2Config) -> None:
-    """Refuse a folder whose settings would give other numbers with the same weights."""
-    if not path.is_file():
-        return
-    # heads of another number, or another position embedding, leave all shapes as they are
-    theirs = _read_json(path)
-    names = {
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.embed_dim,
-        "num_attention_heads": config.attention_heads,
-        "token_dropout": config.token_dropout,
-        "position_embedding_type": "rotary",
-    }
-    wrong = [
-        f"{name}: {theirs[name]!r} there, {ours!r} in this model"
-        for name, ours in names.items()
-        if name in theirs and theirs[name] != ours
-    ]
-    if wrong:
-        raise CheckpointError(f"{path} is of another model:\n{listing(wrong)}")

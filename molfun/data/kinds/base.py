@@ -70,6 +70,10 @@ class TableSettings(Settings):
     target_column: str | None = option(
         None, "Column of labels.", panel="Data", again=True, of_head=True
     )
+    weight_column: str | None = option(
+        None, "Column of weights of training samples in the loss.", panel="Data", hidden=True,
+        of_head=True,
+    )  # fmt: skip
     max_length: int | None = option(
         None, "Crop longer samples (structures around the interface).", panel="Data", again=True,
         ge=1,
@@ -119,6 +123,8 @@ class DataKind(ABC):
     """Settings that choose this kind for a backbone that takes several; by default the others."""
     takes_several_files: ClassVar[bool] = False
     """True if ``data`` may be a list of files."""
+    takes_several_targets: ClassVar[bool] = False
+    """True if one label may be the numbers of several columns, for the task ``multitarget``."""
     has_demo: ClassVar[bool] = False
     """True if `demo` makes samples."""
     beside: ClassVar[str] = ""

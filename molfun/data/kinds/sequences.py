@@ -34,7 +34,11 @@ MOST_VALIDATED = 10_000
 class SequenceInputs(Settings):
     """Column of the sequences in a table, and the crop of long ones."""
 
-    sequence_column: str = option("sequence", "Column of sequences.", panel="Data", again=True)
+    sequence_column: str = option("sequence", "Sequences; of chains A,B.", panel="Data", again=True)
+    structure_column: str | None = option(
+        None, "Column of structure letters (3Di), for SaProt and ProstT5.", panel=PANEL,
+        hidden=True, again=True,
+    )  # fmt: skip
     long: Literal["full", "crop", "window"] | None = option(
         None, "Sequences above 1,022 residues: {choices}.", panel=PANEL, shown="full",
         hidden=True, of_model=True,
@@ -44,6 +48,21 @@ class SequenceInputs(Settings):
 class SequenceSettings(SequenceInputs, TableSettings):
     """Settings of a table of sequences with labels."""
 
+    mutant_column: str | None = option(
+        None, "Column of mutations (A24G:K31E) in place of sequences; needs --wild-type.",
+        panel=PANEL, hidden=True, again=True,
+    )  # fmt: skip
+    wild_type: str | None = option(
+        None, "The wild type: a FASTA file, or its letters.", panel=PANEL, hidden=True, again=True
+    )
+    offset: int = option(
+        0, "Number of the first residue in mutations, minus 1.", panel=PANEL, hidden=True,
+        again=True,
+    )  # fmt: skip
+    augment: Literal["zero_shot"] | None = option(
+        None, "zero_shot: the head reads the model's score of each variant as well.",
+        panel=PANEL, hidden=True, of_model=True,
+    )  # fmt: skip
     mask_column: str | None = option(
         None, "Column of 0 and 1 per residue: 1 where the label counts.", panel=PANEL, hidden=True,
         of_head=True,
@@ -65,9 +84,20 @@ class Sequences(DataKind):
         **dict.fromkeys((*FASTA, ".a3m"), "SequenceDataset.from_fasta"),
     }
     objective = "masked_lm"
+    takes_several_targets = True
 
     def problems(self, settings: Any, labels: Labels) -> list[str]:
-        """Refuse a mask of residues for labels of whole sequences."""
+        """Refuse a mask of residues for labels of whole sequences, and mutations of nothing."""
+        if settings.mutant_column is not None and labels.task == "multitarget":
+            return ["multitarget reads sequences, and mutant_column a table of mutations: give a "
+                    "head to each target column (--target-column A,B without --task)."]  # fmt: skip
+        if settings.mutant_column is not None and settings.wild_type is None:
+            return [
+                f"mutant_column={settings.mutant_column!r} needs the protein that is mutated: "
+                f"wild_type (--wild-type)."
+            ]
+        if settings.augment is not None and (problem := _no_scores(settings, labels)):
+            return [problem]
         if settings.mask_column is None or labels.level == "residue":
             return []
         return [
@@ -85,17 +115,35 @@ class Sequences(DataKind):
         """Read a table."""
         from molfun.data.sequences import SequenceDataset
 
+        if settings.mutant_column is not None:
+            return SequenceDataset.from_variants(
+                settings.data,
+                settings.wild_type,
+                mutant_column=settings.mutant_column,
+                target_column=self.column(settings, "target_column"),
+                id_column=settings.id_column,
+                offset=settings.offset,
+                labels=labels.form,
+                max_length=settings.max_length,
+                require_target=labels.required,
+            )
+        target = self.column(settings, "target_column")
         return SequenceDataset.from_csv(
             settings.data,
             sequence_column=settings.sequence_column,
-            target_column=self.column(settings, "target_column"),
+            target_column=split_names(target) if labels.task == "multitarget" else target,
             id_column=settings.id_column,
             mask_column=settings.mask_column,
+            structure_column=settings.structure_column,
             labels=labels.form,
             level="residue" if labels.level == "residue" else "sequence",
             max_length=settings.max_length,
             require_target=labels.required,
         )
+
+    def task_arguments(self, settings: Any, labels: Labels, dataset: Any) -> dict[str, Any]:
+        """Return the names of the columns of several labels."""
+        return {"targets": dataset.target_names} if labels.task == "multitarget" else {}
 
     def reopen(
         self, trained: Mapping[str, Any], given: Mapping[str, Any], *, labels: bool
@@ -109,8 +157,14 @@ class Sequences(DataKind):
             if labels:
                 raise ConfigError(f"{data} has no labels to evaluate against; give a table.")
             return SequenceDataset.from_fasta(data, max_length=max_length)
-        names = ("sequence_column", "target_column", "id_column", "mask_column", "labels", "level")
+        names = (
+            "sequence_column", "target_column", "id_column", "mask_column", "structure_column",
+            "labels", "level",
+        )  # fmt: skip
+        if _has_mutations(merged):
+            return _reopen_variants(merged, labels=labels)
         columns = {name: merged[name] for name in names if merged.get(name) is not None}
+        _separate_targets(columns, trained)
         # a table to predict has neither labels nor, often, ids; one of predictions has no masks
         if not labels:
             columns.pop("mask_column", None)
@@ -150,10 +204,35 @@ class Sequences(DataKind):
         return SequenceDataset.from_csv(
             path,
             sequence_column=settings.sequence_column,
+            structure_column=getattr(settings, "structure_column", None),
             id_column=settings.id_column,
             max_length=settings.max_length,
             require_target=False,
         )
+
+
+def _no_scores(settings: Any, labels: Labels) -> str:
+    """Return why there are no zero-shot scores for these settings; empty where there are."""
+    what = f"augment={settings.augment!r} is a score of variants"
+    if settings.mutant_column is None:
+        return f"{what}: give the column of their mutations (--mutant-column) and --wild-type."
+    if labels.level == "residue":
+        return f"{what}, and these are labels of residues: leave it out."
+    cut = [n for n in ("layer", "sweep") if getattr(settings, n, None) is not None]
+    if cut:
+        return f"{what} by all blocks of the language model: leave out {cut[0]}."
+    return ""
+
+
+def split_names(columns: str) -> list[str]:
+    """Return the names of several columns, with commas between them on the command line.
+
+    Examples
+    --------
+    >>> split_names("kd, kon")
+    ['kd', 'kon']
+    """
+    return [name.strip() for name in columns.split(",")]
 
 
 def is_fasta(path: str) -> bool:
@@ -182,6 +261,37 @@ def stored_format(path: str) -> Literal["arrow", "parquet"] | None:
     return "arrow"
 
 
+def _separate_targets(columns: dict[str, Any], trained: Mapping[str, Any]) -> None:
+    """Make a list of several target columns, which the command line and its file name as a text."""
+    target = columns.get("target_column")
+    if isinstance(trained.get("target_column"), list) and isinstance(target, str):
+        columns["target_column"] = split_names(target)
+
+
+def _has_mutations(merged: Mapping[str, Any]) -> bool:
+    """Return whether the table has the column of mutations; one of sequences does as well."""
+    from molfun.data.cells import read_cells
+
+    name = merged.get("mutant_column")
+    return name is not None and name in read_cells(as_path(merged["data"]), name).header
+
+
+def _reopen_variants(merged: Mapping[str, Any], *, labels: bool) -> SequenceDataset:
+    from molfun.data.sequences import SequenceDataset
+
+    names = ("mutant_column", "target_column", "id_column", "offset", "labels")
+    columns = {name: merged[name] for name in names if merged.get(name) is not None}
+    if not labels:
+        _drop_absent(columns, merged["data"], "id_column")
+    return SequenceDataset.from_variants(
+        merged["data"],
+        merged["wild_type"],
+        **columns,
+        max_length=merged.get("max_length"),
+        require_target=labels and merged.get("require_target", True),
+    )
+
+
 def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
     """Drop a column of the training set that the table lacks, and say what that means."""
     from molfun.data.cells import read_cells
@@ -189,7 +299,8 @@ def _drop_absent(columns: dict[str, Any], data: str, argument: str) -> None:
     name = columns.get(argument)
     if name is None:
         return
-    cells = read_cells(as_path(data), columns.get("sequence_column", "sequence"))
+    sequences = columns.get("sequence_column", "sequence")
+    cells = read_cells(as_path(data), sequences if isinstance(sequences, str) else sequences[0])
     if name not in cells.header:
         del columns[argument]
         logger.warning("%s has no column %r: %s.", data, name, WITHOUT_COLUMN[argument])

@@ -53,6 +53,10 @@ class StructureSettings(TableSettings):
         None, "Leave out structures released before this date.", panel=PANEL, hidden=True,
         again=True,
     )  # fmt: skip
+    plddt_below: float | None = option(
+        None, "SaProt: leave structure letters out at a lower pLDDT; 70 for predicted structures.",
+        panel=PANEL, hidden=True, of_model=True, ge=0, le=100,
+    )  # fmt: skip
     resolution: float | None = option(
         None, "Resolution of structures that state none (angstrom), for losses of confidence.",
         panel=PANEL, hidden=True, again=True, gt=0, allow_inf_nan=False,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
+from molfun.errors import DataError
 from molfun.evaluation.baselines import estimators
+from molfun.nn.substitutions import SubstitutionTable
 from molfun.registry import BASELINES
 from molfun.sample import Sample
 from molfun.strict import must_set
@@ -42,10 +44,14 @@ class Labelled:
         The samples.
     labels
         Result of `Task.numbers` for each.
+    scores
+        Zero-shot score of each, where they are variants of a protein and the model predicts
+        residues.
     """
 
     samples: Sequence[Sample]
     labels: Sequence[np.ndarray]
+    scores: np.ndarray | None = None
 
     @classmethod
     def of(cls, samples: Indexed, labels: Sequence[np.ndarray], *, most: int | None = None) -> Self:
@@ -76,6 +82,17 @@ class Labelled:
             [self.samples[i] for i in places], [self.labels[i] for i in places], most=most
         )
 
+    def scored(self, table: SubstitutionTable | None) -> Self:
+        """Return the same samples with their zero-shot scores; without where any has none."""
+        texts = [sample.sequence for sample in self.samples if sample.sequence is not None]
+        if table is None or len(texts) < len(self):
+            return self
+        try:
+            return replace(self, scores=table.scores(texts))
+        except DataError as error:
+            logger.debug("No baseline of zero-shot scores: %s", error)
+            return self
+
     def sequences(self) -> list[str] | None:
         """Return the sequence of each sample in upper case, or None if one has none."""
         texts = [sequence_of(sample) for sample in self.samples]
@@ -83,10 +100,10 @@ class Labelled:
 
 
 def sequence_of(sample: Sample) -> str | None:
-    """Return the sequence of a sample, of all chains of a structure; None if it has none."""
+    """Return the sequence of a sample, of all its chains; None if it has none."""
     if sample.protein is not None:
         return sample.protein.full_sequence.upper() or None
-    return None if sample.sequence is None else sample.sequence.upper()
+    return "".join(sample.chains).upper() if sample.sequence is not None else None
 
 
 class Baseline(ABC):
@@ -150,7 +167,11 @@ class FeatureBaseline(Baseline):
 
 
 def predictions_of(
-    train: Labelled, others: Sequence[Labelled], task: Task
+    train: Labelled,
+    others: Sequence[Labelled],
+    task: Task,
+    *,
+    names: Iterable[str] | None = None,
 ) -> dict[str, list[list[np.ndarray]]]:
     """Return the predictions of all baselines that apply, by name.
 
@@ -165,9 +186,11 @@ def predictions_of(
         Parts to predict.
     task
         Task of the labels.
+    names
+        Baselines to fit; None fits all.
     """
     found = {}
-    for cls in BASELINES.classes():
+    for cls in BASELINES.classes() if names is None else map(BASELINES.__getitem__, names):
         try:
             predicted = cls().predict(train, others, task) if len(train) else None
         except Exception as error:  # also of baselines of other packages

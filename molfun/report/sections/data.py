@@ -16,6 +16,11 @@ GUARANTEES = {
     "identity": "By identity: similar sequences stay together, so that the test part has no close "
     "relative in training.",
     "group": "By group: no group is in two parts.",
+    "position": "By mutated position, at random: no position of the test part varies in training.",
+    "contiguous": "By mutated position: the test part is a stretch that does not vary in training.",
+    "modulo": "By mutated position: every n-th one is in the test part alone.",
+    "n_mutations": "By number of mutations: the test part has more than the training part.",
+    "low_to_high": "By label: the test part has higher ones than the training part.",
     "column": "As a column of the table says; nothing was checked about what the parts share.",
 }
 """Guarantee of each split, by the setting ``split``."""
