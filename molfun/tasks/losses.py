@@ -72,9 +72,10 @@ def ranks_a_batch(name: str) -> bool:
     if hasattr(loss, "ranks"):
         return bool(loss.ranks)
     # one of a user is tried: the loss of a batch is the sum of those of its samples, or it is not
-    prediction = torch.tensor([0.3, -1.2, 0.8, 2.0], dtype=torch.float64)
-    target = torch.tensor([1.0, -0.5, 0.2, -2.0], dtype=torch.float64)
-    with torch.no_grad():
+    # with numbers, also where a model is being built without any
+    with torch.device("cpu"), torch.no_grad():
+        prediction = torch.tensor([0.3, -1.2, 0.8, 2.0], dtype=torch.float64)
+        target = torch.tensor([1.0, -0.5, 0.2, -2.0], dtype=torch.float64)
         whole = torch.as_tensor(loss(prediction, target))
         rows = zip(prediction.split(1), target.split(1), strict=True)
         alone = torch.stack([torch.as_tensor(loss(p, t)) for p, t in rows]).sum()
