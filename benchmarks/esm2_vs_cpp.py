@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 
 from molfun import MolfunStructureModel
 from molfun.backbones.esm2.presets import resolve
+from molfun.models.precision import computing
 from molfun.nn.allocator import keep_large_buffers
 from molfun.sample import Sample
 
@@ -106,11 +107,9 @@ def molfun_pass(folder: Path, texts: Sequence[str], *, bf16: bool) -> Callable[[
         batches[-1].append(row)
 
     def run() -> list[torch.Tensor]:
-        found = []
-        for batch in map(backbone.collate, filter(None, batches)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                found.append(backbone.token_logits(batch, batch["residues"]).float())
-        return found
+        with computing(model, "bf16" if bf16 else "fp32"):
+            collated = map(backbone.collate, filter(None, batches))
+            return [backbone.token_logits(b, b["residues"]).float() for b in collated]
 
     return run
 
@@ -223,7 +222,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true", help="also Molfun under bf16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="also Molfun in bfloat16")
     parser.add_argument("--quick", action="store_true", help="a tiny model, 4 sequences, 1 round")
     args = parser.parse_args()
     if args.quick:

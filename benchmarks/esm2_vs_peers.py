@@ -21,7 +21,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ from molfun import (
     SequenceDataset,
 )
 from molfun.backbones.esm2.weights import canonical_name
-from molfun.nn import kernels
+from molfun.nn import bf16, kernels
 from molfun.sample import SampleBatch
 
 NAMES = {
@@ -266,6 +266,9 @@ def one_pass(
     parameters = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # rate 0: every round sees the same weights
     total, n = torch.zeros((), device=peer.device), 0
+    stack = ExitStack()
+    if isinstance(peer, Molfun) and dtype and not train and bf16.units():
+        stack.enter_context(bf16.cast_once())  # as `embed` does it
     for features, labels in inputs:
         context: Any = torch.autocast(peer.device.type, dtype) if dtype else nullcontext()
         with context, torch.set_grad_enabled(train):
@@ -276,6 +279,7 @@ def one_pass(
             optimizer.zero_grad()
         total += loss.detach()
         n += len(labels)
+    stack.close()
     return float(total) / n
 
 

@@ -27,6 +27,10 @@ from molfun.registry import BACKBONES
 
 CHECKPOINT = "Checkpoint folder, for example runs/x/checkpoint, or a .ckpt of PET."
 OVERWRITE = option(False, "Replace an older --output.", panel=RUN)
+PRECISION = option(
+    None, "{choices}; auto: bf16 where the device has units for it.", panel=MODEL,
+    shown="as trained",
+)  # fmt: skip
 WEIGHTS = option(None, "Base weights, if they have moved.", panel=MODEL, path=True)
 
 
@@ -157,6 +161,7 @@ class EmbedSettings(SpreadCommand, SequenceInputs):
         choices=lambda: ("mean", "cls", "none"),
     )  # fmt: skip
     layer: int = option(-1, "Layer; -1 is the last.", panel=MODEL)
+    precision: Literal["auto", "fp32", "bf16"] | None = PRECISION
     output: str = option("embeddings.npz", "File to write: .npz, .h5 or .parquet.", panel=RUN)
     shard_size: int = option(10000, "Sequences per file; a stopped run goes on.", panel=RUN)
     overwrite: bool = OVERWRITE
@@ -208,6 +213,7 @@ class ScanSettings(Command):
         panel=RUN, shown="OUTPUT with .svg",
     )  # fmt: skip
     batch_tokens: int = option(4096, "Tokens per pass.", panel=RUN, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] | None = PRECISION
     device: str = DEVICE
     overwrite: bool = OVERWRITE
 

@@ -9,6 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from molfun.data.stored_sequences import StoredSequences
 from molfun.errors import ConfigError, RunError
 from molfun.models.embedding import embedded
 from molfun.models.loaders import all_samples
+from molfun.models.precision import InferencePrecision, inference_precision
 from molfun.models.structure import MolfunStructureModel
 from molfun.nn.process import settled
 from molfun.parallel.ranks import Ranks
@@ -63,6 +65,7 @@ def embed(given: Mapping[str, Any]) -> None:
             wanted.output,
             pooling=None if wanted.pooling == "none" else wanted.pooling,
             layer=wanted.layer,
+            precision=wanted.precision,
             shard_size=size,
             overwrite=overwrite,
             ranks=ranks,
@@ -109,6 +112,7 @@ def run(
     shard_size: int,
     overwrite: bool,
     ranks: Ranks,
+    precision: InferencePrecision | None = None,
 ) -> None:
     """Embed and write; a shard that is complete is not computed again.
 
@@ -121,14 +125,18 @@ def run(
     """
     path = as_path(output)
     model.check(data)
+    chosen = inference_precision(model, precision)
     fingerprint = model.backbone.state_fingerprint()
+    origin = _Origin(fingerprint, pooling, layer, chosen)
 
     def write(file: Path, some: AnySequences) -> None:
         samples = all_samples(some)
         with settled():
-            arrays = embedded(model, samples, pooling, layer=layer, ranks=ranks)  # type: ignore[arg-type]  # checked there
+            arrays = embedded(
+                model, samples, pooling, layer=layer, precision=chosen, ranks=ranks  # type: ignore[arg-type]  # checked there
+            )  # fmt: skip
         if ranks.is_first:
-            _write(file, some.ids, arrays, _about(fingerprint, some, pooling, layer))
+            _write(file, some.ids, arrays, origin.about(some))
 
     # shards by the order of the input: shard i of a resumed run has the same sequences
     parts = [range(i, min(i + shard_size, len(data))) for i in range(0, len(data), shard_size)]
@@ -138,7 +146,7 @@ def run(
         return
     names = _shards(path, len(parts))
     with DirectoryLock(path.parent) if ranks.is_first else contextlib.nullcontext():
-        identity = _identity(model, fingerprint, data, pooling, layer, shard_size)
+        identity = origin.identity(model, data, shard_size)
         sums, missing = ranks.of_first(lambda: _work(path, identity, names, overwrite=overwrite))
         if len(missing) < len(parts):
             say(f"{len(parts) - len(missing)} of {len(parts)} shards are there already")
@@ -200,27 +208,42 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.stem}.json")
 
 
-def _identity(
-    model: MolfunStructureModel,
-    fingerprint: str,
-    data: AnySequences,
-    pooling: str | None,
-    layer: int,
-    size: int,
-) -> dict[str, Any]:
-    # with the ids, which are written into the shards as well
-    content = hashlib.sha256()
-    for i, (name, (chain,)) in enumerate(zip(data.ids, data.sequences(), strict=True)):
-        content.update(f"{chr(10) * (i > 0)}{name} {chain}".encode())
-    return {
-        "model": fingerprint,
-        "settings": model.backbone.featurize_key(),
-        "sequences": content.hexdigest(),
-        "max_length": data.max_length,
-        "pooling": pooling,
-        "layer": layer,
-        "shard_size": size,
-    }
+@dataclass(frozen=True)
+class _Origin:
+    """What the arrays come from, so that they cannot be taken for those of another model."""
+
+    fingerprint: str
+    pooling: str | None
+    layer: int
+    precision: str | None
+
+    def identity(
+        self, model: MolfunStructureModel, data: AnySequences, size: int
+    ) -> dict[str, Any]:
+        """Return what the note beside the shards says."""
+        # with the ids, which are written into the shards as well
+        content = hashlib.sha256()
+        for i, (name, (chain,)) in enumerate(zip(data.ids, data.sequences(), strict=True)):
+            content.update(f"{chr(10) * (i > 0)}{name} {chain}".encode())
+        return {
+            "model": self.fingerprint,
+            "settings": model.backbone.featurize_key(),
+            "sequences": content.hexdigest(),
+            "max_length": data.max_length,
+            "pooling": self.pooling,
+            "layer": self.layer,
+            "precision": self.precision,
+            "shard_size": size,
+        }
+
+    def about(self, data: AnySequences) -> dict[str, Any]:
+        """Return what each file says."""
+        model = self.fingerprint if self.layer == -1 else f"{self.fingerprint} layer {self.layer}"
+        return {
+            "model": np.array(model if self.precision is None else f"{model} {self.precision}"),
+            "pooling": np.array(self.pooling or "none"),
+            "sequences": np.array(data.digests()),
+        }
 
 
 def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
@@ -277,16 +300,6 @@ def _present_shards(path: Path) -> list[Path]:
         return []
     whole = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}{re.escape(path.suffix)}")
     return sorted(file for file in path.parent.iterdir() if whole.fullmatch(file.name))
-
-
-def _about(fingerprint: str, data: AnySequences, pooling: str | None, layer: int) -> dict[str, Any]:
-    """Return the origin of the arrays, so that they cannot be taken for those of another model."""
-    model = fingerprint if layer == -1 else f"{fingerprint} layer {layer}"
-    return {
-        "model": np.array(model),
-        "pooling": np.array(pooling or "none"),
-        "sequences": np.array(data.digests()),
-    }
 
 
 def _write(

@@ -154,6 +154,7 @@ def _zero_shot(
         [variant.name() for variant in variants],
         method=wanted.method,
         batch_tokens=wanted.batch_tokens,
+        precision=wanted.precision,
     )
 
 
@@ -189,6 +190,11 @@ def _trained(
 def _opened(wanted: ScanSettings) -> tuple[Any, MolfunStructureModel]:
     """Return the ensemble or the model of the checkpoint, and the first model."""
     checkpoint = str(wanted.checkpoint)
+    if wanted.precision is not None and not wanted.zero_shot:
+        raise ConfigError(
+            "--precision is that of scores: a fine-tuned model predicts in the precision of its "
+            "training. Leave it out, or add --zero-shot."
+        )
     options: dict[str, Any] = {"weights": wanted.weights, "device": wanted.device}
     ensemble = open_ensemble(checkpoint, **options)
     if ensemble is None and wanted.coverage is not None:

@@ -11,8 +11,9 @@ import torch
 
 from molfun.backbones.base import Backbone
 from molfun.errors import ConfigError
-from molfun.models.assembly import AssembledModel, autocast
+from molfun.models.assembly import AssembledModel
 from molfun.models.loaders import all_samples, refuse_nothing
+from molfun.models.precision import InferencePrecision, computing
 from molfun.nn.modes import evaluating
 from molfun.parallel.dealing import Share
 from molfun.parallel.ranks import Ranks
@@ -30,24 +31,26 @@ BATCH_TOKENS = 4096
 def embed(
     model: AssembledModel,
     data: Any,
-    *,
     pooling: Pooling | None,
     layer: int = -1,
     batch_tokens: int = BATCH_TOKENS,
+    precision: InferencePrecision | None = None,
 ) -> Any:
     """Return the representations of all samples; see `MolfunStructureModel.embed`.
 
     Raises
     ------
     ConfigError
-        If the pooling is unknown, or the backbone gives no such layer or token.
+        If pooling or precision are unknown, or the backbone gives no such layer or token.
     DataError
         Listing the samples that cannot be used.
     """
     samples = all_samples(data)
     refuse_nothing(samples)
     model.check(samples)
-    arrays = embedded(model, samples, pooling, layer=layer, batch_tokens=batch_tokens)
+    arrays = embedded(
+        model, samples, pooling, layer=layer, batch_tokens=batch_tokens, precision=precision
+    )
     return arrays if pooling is None else np.stack(arrays)
 
 
@@ -58,13 +61,14 @@ def embedded(
     *,
     layer: int = -1,
     batch_tokens: int = BATCH_TOKENS,
+    precision: InferencePrecision | None = None,
     ranks: Ranks | None = None,
 ) -> list[np.ndarray]:
     """Return one array per sample: (length, channels), or (channels,) with pooling.
 
     Parameters
     ----------
-    model, pooling, layer, batch_tokens
+    model, pooling, layer, batch_tokens, precision
         As in `embed`.
     samples
         Samples that the model has checked.
@@ -85,7 +89,7 @@ def embedded(
     results: list[np.ndarray] = []
     forward = ForwardPass(backbone, (source,), device=model.device, reader="embed")
     # no cache: each sample runs once
-    with autocast(model), torch.no_grad(), evaluating(backbone):
+    with computing(model, precision), torch.no_grad(), evaluating(backbone):
         for batch in share.own:
             output = forward.whole(Inputs.of([samples[i] for i in batch]), **options)
             results += _rows(output, source)

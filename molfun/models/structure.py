@@ -302,6 +302,7 @@ class MolfunStructureModel(AssembledModel):
         pooling: embedding.Pooling | None = None,
         layer: int = -1,
         batch_tokens: int = embedding.BATCH_TOKENS,
+        precision: embedding.InferencePrecision | None = None,
     ) -> Any:
         """Return representations of sequences, atoms, samples or a data set, in input order.
 
@@ -312,9 +313,9 @@ class MolfunStructureModel(AssembledModel):
         pooling
             None for one vector per residue (without start and end tokens) or atom, ``"mean"`` for
             their mean, or ``"cls"`` for the start token.
-        layer, batch_tokens
-            Layer to read, if the backbone has several: -1 the last, 0 the input embeddings;
-            residues or atoms per batch (lower it when memory runs out).
+        layer, batch_tokens, precision
+            Layer, if there are several: -1 the last, 0 the input embeddings; residues or atoms per
+            batch; ``"fp32"``, ``"bf16"`` or ``"auto"`` (by the device), by default as trained.
 
         Returns
         -------
@@ -327,7 +328,7 @@ class MolfunStructureModel(AssembledModel):
         >>> [array.shape for array in model.embed(["MKV", "ACDEF"])]
         [(3, 32), (5, 32)]
         """
-        return embedding.embed(self, data, pooling=pooling, layer=layer, batch_tokens=batch_tokens)
+        return embedding.embed(self, data, pooling, layer, batch_tokens, precision)
 
     @settled()
     def score_variants(

@@ -13,8 +13,9 @@ import torch
 from molfun._shapes import Float64
 from molfun.data.variants import Variant, all_substitutions, parse_variants
 from molfun.errors import ConfigError, DataError
-from molfun.models.assembly import AssembledModel, autocast
+from molfun.models.assembly import AssembledModel
 from molfun.models.build import needs_token_head
+from molfun.models.precision import InferencePrecision, computing
 from molfun.nn.modes import evaluating
 from molfun.protein import AMINO_ACIDS
 from molfun.sample import Sample, in_batches
@@ -118,6 +119,7 @@ def score_variants(
     method: Method = "masked_marginal",
     offset: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    precision: InferencePrecision | None = None,
 ) -> VariantScores:
     r"""Score variants of a protein by how likely a language model finds their residues.
 
@@ -148,6 +150,9 @@ def score_variants(
         Number of the first residue in the names minus 1.
     batch_tokens
         Tokens per pass; lower it when memory runs out.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"auto"`` (bfloat16 where the device has units for it); None is
+        the precision that the model was trained in.
 
     Returns
     -------
@@ -183,7 +188,7 @@ def score_variants(
     passes = _Passes(model, batch_tokens)
     windows = _Windows(model.backbone, protein.sample)
     windows.check(wanted, offset, model.backbone.display_name)
-    with autocast(model), torch.inference_mode(), evaluating(model.backbone):
+    with computing(model, precision), torch.inference_mode(), evaluating(model.backbone):
         if method in ("masked_marginal", "wt_marginal"):
             table = _table(passes, protein, windows, wanted, masked=method == "masked_marginal")
             scores = [_marginal(table, variant) for variant in wanted]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from molfun._shapes import Float, Int64
+from molfun.nn import bf16
 from molfun.nn.kernels import adapted_linear, linear
 from molfun.nn.lora import LowRankParts, low_rank_parts
 
@@ -52,6 +53,9 @@ def joint_linear(
         return None
     orders = [None] * len(parts) if rows is None else list(rows)
     found = [(part, order) for part, order in zip(parts, orders, strict=True) if part is not None]
+    cast = bf16.current()
+    if cast is not None:
+        return cast.linear(modules, x, lambda: _whole(found, x))
     # put together in every call: the weights may train, and copying them costs little beside the
     # product over all tokens
     weight = torch.cat([_take(part.weight, order) for part, order in found])
@@ -98,9 +102,32 @@ def plain_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> A
     part = low_rank_parts(module)
     if part is None:
         return module(x)
+    cast = bf16.current()
+    if cast is not None:
+        return cast.linear([module], x, lambda: _whole([(part, None)], x))
     if part.down is None or part.up is None:
         return linear(x, part.weight, part.bias)
     return adapted_linear(x, part.weight, part.bias, part.down, part.up * part.scaling)
+
+
+def gelu_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> Any:
+    """Run a linear layer as `plain_linear` does, and GELU on its output."""
+    part, cast = low_rank_parts(module), bf16.current()
+    if part is None or cast is None:
+        return functional.gelu(plain_linear(module, x))
+    return cast.linear([module], x, lambda: _whole([(part, None)], x), then="gelu")
+
+
+def _whole(found: Sequence[_Part], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weight and bias of layers side by side, with their adapters added to the weights."""
+    weights = [_take(_folded(part), order) for part, order in found]
+    return torch.cat(weights), _joint_bias(found, x)
+
+
+def _folded(part: LowRankParts) -> torch.Tensor:
+    if part.down is None or part.up is None:
+        return part.weight
+    return torch.addmm(part.weight, part.up, part.down, alpha=part.scaling)
 
 
 def _take(tensor: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

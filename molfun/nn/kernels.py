@@ -11,6 +11,7 @@ out differently in the next process: a resumed run has to give the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _choice: MatrixKernel = "auto"
 _probed: bool | None = None
 """True if "auto" means oneDNN on this machine; None until the first product is computed."""
+_batches: bool | None = None
+"""True if oneDNN multiplies batches of matrices in float32 proper; None until that is tried."""
 
 
 def set_matrix_kernel(kernel: MatrixKernel) -> None:
@@ -70,6 +73,37 @@ def matrix_kernel() -> Literal["torch", "onednn"]:
         _probed = _is_amd() and _agrees()
         logger.info("float32 products on the CPU: %s", "oneDNN" if _probed else "torch")
     return "onednn" if _probed else "torch"
+
+
+@contextlib.contextmanager
+def batches() -> Iterator[None]:
+    """Send batched products of float32 matrices in the block to oneDNN.
+
+    Torch has one way to it, the setting that allows bfloat16 within a product of float32. oneDNN
+    does so on processors with AMX alone; see `multiplies_batches`.
+    """
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its types
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def multiplies_batches() -> bool:
+    """Return whether `batches` is faster here, and gives float32 proper."""
+    global _batches
+    if matrix_kernel() != "onednn":
+        return False
+    if _batches is None:
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(3, 40, 24, generator=generator) for _ in range(2))
+        with torch.no_grad(), batches():
+            found = torch.bmm(a, b.transpose(1, 2)).double()
+        wanted = a.double() @ b.double().transpose(1, 2)
+        _batches = bool((found - wanted).norm() < 1e-6 * wanted.norm())
+    return _batches
 
 
 def linear(

@@ -37,6 +37,21 @@ def test_all_substitutions(wild_type: Path, molfun: Command) -> None:
     assert "score (masked_marginal)" in figure
 
 
+def test_scores_in_bfloat16(wild_type: Path, molfun: Command) -> None:
+    source = ("--sequence", "wt.fasta", *TINY, "--figure", "none")
+    for precision in ("fp32", "bf16"):
+        result = molfun("scan", *source, "--precision", precision, "--output", f"{precision}.csv")
+        assert result.exit_code == 0, result.output
+    exact, found = (pd.read_csv(f"{name}.csv")["score"] for name in ("fp32", "bf16"))
+    assert 1e-6 < np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
+    refused = molfun("scan", *source, "--precision", "half")
+    assert refused.exit_code != 0
+    assert "--precision: Input should be 'auto', 'fp32' or 'bf16' (got 'half')" in refused.stderr
+    refused = molfun("scan", "checkpoint", *source, "--precision", "bf16")
+    assert refused.exit_code == 1
+    assert "--precision is that of scores: a fine-tuned model predicts in" in refused.stderr
+
+
 def test_named_variants_and_another_first_number(wild_type: Path, molfun: Command) -> None:
     names = "M24A,p.Lys25Glu:T26G"
     source = ("--sequence", WILD_TYPE.lower(), *TINY, "--offset", 23)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from molfun import MolfunStructureModel
+from molfun.nn import packed_attention
 from molfun.sample import SampleBatch
 from molfun.testing import StrategyContract
 from molfun.testing.samples import in_batches, sequences
@@ -65,6 +66,10 @@ class FamilyContract(StrategyContract):
     family: ClassVar[str]
     not_read: ClassVar[set[str]] = {"output"}
     """The heads that predict residues and contacts."""
+
+    @pytest.fixture(autouse=True)
+    def _attention_of_wide_models(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(packed_attention, "LEAST_WIDTH", 0)
 
     def model(self, **settings: Any) -> MolfunStructureModel:
         name, config = FAMILIES[self.family]

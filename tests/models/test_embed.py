@@ -193,6 +193,9 @@ def test_shards_go_on_where_they_stopped(
     other = run(*options, "--pooling", "cls")
     assert other.exit_code == 1
     assert "made with another pooling. Replace them with --overwrite" in other.stderr
+    other = run(*options, "--precision", "bf16")
+    assert other.exit_code == 1
+    assert "made with another precision. Replace them with --overwrite" in other.stderr
     assert run(*options[:-1], 3).exit_code == 1, "shards of another size are no less in the way"
     whole = first.read_bytes()
     flipped = bytearray(whole)
@@ -205,6 +208,20 @@ def test_shards_go_on_where_they_stopped(
         assert "2 of 3 shards are there already" in result.stdout
         assert len(np.load(first)["embeddings"]) == 2
     assert run(*options, "--pooling", "cls", "--overwrite").exit_code == 0
+
+
+def test_a_precision(run: Any, fasta: Path, tmp_path: Path) -> None:
+    """It is written beside the arrays, which are float32 in any case."""
+    files = {}
+    for name in ("fp32", "bf16"):
+        path = tmp_path / f"{name}.npz"
+        result = run("--sequences", fasta, "--output", path, "--precision", name)
+        assert result.exit_code == 0, result.output
+        files[name] = np.load(path)
+    exact, found = (files[name]["embeddings"] for name in ("fp32", "bf16"))
+    assert found.dtype == np.float32
+    assert 1e-6 < np.linalg.norm(found - exact) < 1e-2 * np.linalg.norm(exact)
+    assert str(files["bf16"]["model"]).endswith(" bf16")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,18 @@ def test_weights_of_another_table_are_refused(data: SequenceDataset, tmp_path: P
         NamedTargets({"a": data, "b": more.weighted_by("n")})
 
 
-def test_a_loss_of_a_user_that_compares_samples_takes_no_weights(data: SequenceDataset) -> None:
+@pytest.fixture
+def losses() -> Iterator[None]:
+    """Forget the losses that a test registers."""
+    before = set(LOSSES)
+    yield
+    for name in set(LOSSES) - before:
+        del LOSSES._entries[name]
+
+
+def test_a_loss_of_a_user_that_compares_samples_takes_no_weights(
+    data: SequenceDataset, losses: None
+) -> None:
     @LOSSES.register("of_pairs_here")
     def of_pairs(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (prediction[:, None] - target[None]).square().sum()

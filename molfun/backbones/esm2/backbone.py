@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from esm.modules import TransformerLayer
 from torch import nn
-from torch.nn import functional
 
 from molfun.backbones.esm2 import presets, writing
 from molfun.backbones.esm2.weights import load_weights
@@ -22,7 +21,7 @@ from molfun.backbones.language.packing import (
     rescaled_for_masks,
     use_packed_blocks,
 )
-from molfun.nn.joint import plain_linear
+from molfun.nn.joint import gelu_linear, plain_linear
 
 
 class PackedLayer(PackedBlock, TransformerLayer):
@@ -43,7 +42,7 @@ class PackedLayer(PackedBlock, TransformerLayer):
 
     def transition(self, x: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward part."""
-        hidden = functional.gelu(plain_linear(self.fc1, self.final_layer_norm(x)))
+        hidden = gelu_linear(self.fc1, self.final_layer_norm(x))
         return plain_linear(self.fc2, hidden)
 
 

@@ -24,7 +24,7 @@ from molfun.backbones.own_heads import OwnHeads
 from molfun.backbones.planning import PositionCosts
 from molfun.backbones.splitting import PrefixSplitting
 from molfun.errors import ConfigError, DataError
-from molfun.nn import int8, mapped
+from molfun.nn import bf16, int8, mapped
 from molfun.nn.process import seeded
 from molfun.sample import CHAIN_SEPARATOR, Sample
 from molfun.strict import check_choice
@@ -457,7 +457,11 @@ class LanguageBackbone(Backbone, PrefixSplitting, OwnHeads, PositionCosts):
         x = self._blocks(x, attention, range(last))
         # the last block and the head run at the selected tokens alone, a few of all
         x = self._run(self.blocks()[last], x, attention, selected)
-        logits: torch.Tensor = head(self.finish(x))
+        x = self.finish(x)
+        # in float32 where the blocks keep weights in bfloat16: it is a small part of the work, and
+        # its rounding would be half of the error
+        with torch.autocast("cpu", enabled=False) if bf16.current() else contextlib.nullcontext():
+            logits: torch.Tensor = head(x)
         return logits
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:

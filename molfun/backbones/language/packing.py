@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional
 
 from molfun._shapes import Float, Int64
+from molfun.nn import packed_attention
 from molfun.nn.joint import joint_linear, plain_linear
 
 
@@ -127,7 +128,10 @@ class PackedAttention:
             # rotated in float32 whatever the precision: positions reach into the thousands, and
             # bfloat16 represents integers exactly only up to 256
             pairs = torch.view_as_complex(qk.float().view(-1, 2, width // 2, 2))
-            qk = torch.view_as_real(pairs * self._rotation(frequency)).to(fused.dtype)
+            qk = torch.view_as_real(pairs * self._rotation(frequency))
+            # attention in bfloat16 of our own takes the scores in float32
+            if not packed_attention.takes(qk, width, dropout=0.0, bias=self.bias):
+                qk = qk.to(fused.dtype)
         q, k = qk.view(-1, 2, self.heads, width // self.heads).unbind(1)
         return q, k, v
 
@@ -138,6 +142,10 @@ class PackedAttention:
         if q.is_cuda and self.bias is None:
             return self._jagged(q, k, v, dropout).flatten(1)
         lengths = list(self.packing.lengths)
+        if packed_attention.takes(q, q[0].numel(), dropout=dropout, bias=self.bias):
+            own = self._blocks
+            return packed_attention.attend(q, k, v, own, own, bias=self.bias, scale=self.scale)
+        q, k = q.to(v.dtype), k.to(v.dtype)
         if len(set(lengths)) == 1:
             q, k, v = (t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))
             return self._one(q, k, v, dropout)
@@ -184,7 +192,12 @@ class PackedAttention:
         ends = self.packing.offsets[1:].to(selected.device)
         sequence = torch.searchsorted(ends, selected[order], right=True)
         counts = torch.bincount(sequence, minlength=len(ends)).tolist()
-        queries, lengths = q[selected[order]].split(counts), list(self.packing.lengths)
+        chosen, lengths = q[selected[order]], list(self.packing.lengths)
+        if packed_attention.takes(q, q[0].numel(), dropout=dropout, bias=None):
+            asking = packed_attention.Blocks(counts, self.heads)
+            found = packed_attention.attend(chosen, k, v, asking, self._blocks, scale=self.scale)
+            return found[torch.argsort(order)]
+        queries, k = chosen.to(v.dtype).split(counts), k.to(v.dtype)
         parts = zip(queries, k.split(lengths), v.split(lengths), strict=True)
         outputs = [self._one(a[None], b[None], c[None], dropout) for a, b, c in parts if len(a)]
         nothing = v[:0].flatten(1)  # it may be that no token is selected
@@ -203,6 +216,10 @@ class PackedAttention:
             bias = self._bias(n, torch.float32)
             found.append(torch.softmax(scores if bias is None else scores + bias[0], dim=-1))
         return found
+
+    @functools.cached_property
+    def _blocks(self) -> packed_attention.Blocks:
+        return packed_attention.Blocks(self.packing.lengths, self.heads)
 
     def _bias(self, n: int, dtype: torch.dtype) -> torch.Tensor | None:
         return None if self.bias is None else self.bias[None, :, :n, :n].to(dtype)

@@ -10,7 +10,7 @@ from transformers.models.esmc.modeling_esmc import EsmcLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
 from molfun.backbones.language.packing import PackedAttention, PackedBlock
-from molfun.nn.joint import joint_linear, plain_linear
+from molfun.nn.joint import gelu_linear, joint_linear, plain_linear
 
 
 class PackedEsmLayer(PackedBlock, EsmLayer):
@@ -30,7 +30,7 @@ class PackedEsmLayer(PackedBlock, EsmLayer):
 
     def transition(self, x: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward part."""
-        hidden = functional.gelu(plain_linear(self.intermediate.dense, self.LayerNorm(x)))
+        hidden = gelu_linear(self.intermediate.dense, self.LayerNorm(x))
         return self.output.dropout(plain_linear(self.output.dense, hidden))
 
     @property
