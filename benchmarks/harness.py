@@ -110,18 +110,26 @@ def compare(
     rounds: int,
     threads: int,
     apart: bool = False,
+    enough: float = math.inf,
 ) -> list[Result]:
     """Measure all variants in turns, and return their medians.
 
     Their processes live at the same time, and so do their models. With `apart`, each process is
     started again in every round and ends before the next one starts, for models that do not fit
-    into memory together.
+    into memory together. A variant is measured no more once that took `enough` seconds: the longer
+    a measurement takes, the less it varies.
     """
     found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
     workers = [] if apart else [_Worker(v, prepare, threads) for v in variants]
+    for worker in workers:
+        worker.wait()
     for _ in range(rounds):
         for i, variant in enumerate(variants):
+            if sum(wall for wall, *_ in found[i]) >= enough:
+                continue
             worker = _Worker(variant, prepare, threads) if apart else workers[i]
+            if apart:
+                worker.wait()
             found[i].append(worker.measure())
             if apart:
                 worker.end()
@@ -131,7 +139,7 @@ def compare(
 
 
 class _Worker:
-    """Process of a variant, warmed up."""
+    """Process of a variant, which starts at once."""
 
     def __init__(self, variant: Variant, prepare: Prepare, threads: int) -> None:
         # spawn: a forked child would share this process's allocator and imported modules
@@ -146,12 +154,14 @@ class _Worker:
         os.environ.clear()
         os.environ.update(before)
         there.close()
+        self._label = variant.label
+
+    def wait(self) -> None:
+        """Wait until it has warmed up."""
         try:
-            self._pipe.recv()  # wait, so that preparations do not slow each other down
+            self._pipe.recv()
         except EOFError:
-            raise SystemExit(
-                f"{variant.label}: could not be prepared; its error is above."
-            ) from None
+            raise SystemExit(f"{self._label}: could not be prepared; its error is above.") from None
 
     def measure(self) -> tuple[float, float, float, float]:
         """Return wall and CPU seconds, peak memory in MB, and the number to compare."""
