@@ -57,6 +57,7 @@ class Case:
     package: Literal["transformers", "molfun"]
     order: str = "random"
     batch: int = 8
+    bf16: bool = False
 
 
 def model_of(case: Case) -> MolfunStructureModel:
@@ -162,7 +163,8 @@ def scans(case: Case, source: MolfunStructureModel) -> tuple[harness.Measure, ha
     if case.package == "molfun":
 
         def ours(text: str) -> float:
-            return float(np.abs(source.score_variants(text).scores).mean())
+            precision = "bf16" if case.bf16 else "fp32"
+            return float(np.abs(source.score_variants(text, precision=precision).scores).mean())
 
         return lambda: ours(text[:20]), lambda: ours(text)
     rows = list(_masked_rows(source, text))
@@ -180,13 +182,14 @@ def scans(case: Case, source: MolfunStructureModel) -> tuple[harness.Measure, ha
     columns, own = backbone.residue_tokens, backbone.alphabet.encode(text)
 
     @torch.inference_mode()
+    @torch.autocast("cpu", torch.bfloat16, enabled=case.bf16)
     def theirs(rows: list[torch.Tensor]) -> float:
         scores = []
         for start in range(0, len(rows), case.batch):
             tokens = torch.stack(rows[start : start + case.batch])
             logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
             for row in range(len(tokens)):
-                probs = logits[row, start + row + 1].log_softmax(-1)
+                probs = logits[row, start + row + 1].float().log_softmax(-1)
                 scores.append((probs[columns] - probs[own[start + row]]).abs().sum())
         return float(torch.stack(scores).sum()) / (19 * len(rows))
 
@@ -263,8 +266,13 @@ def rows_of(mode: str, family: str, args: argparse.Namespace) -> list[Variant]:
         return Variant(label, case, {"MOLFUN_ALLOCATOR": allocator})
 
     if mode == "scan":
-        stock = [row(f"transformers, batches of {n}", "transformers", batch=n) for n in BATCHES]
-        return [*stock, row("molfun", "molfun")]
+        rows = [row(f"transformers, batches of {n}", "transformers", batch=n) for n in BATCHES]
+        rows.append(row("molfun", "molfun"))
+        if args.bf16:
+            label = "transformers bf16, batches of"
+            rows += [row(f"{label} {n}", "transformers", batch=n, bf16=True) for n in BATCHES]
+            rows.append(row("molfun bf16", "molfun", bf16=True))
+        return rows
     return [
         row("transformers, default", "transformers"),
         row("transformers, sorted", "transformers", order="sorted"),
@@ -285,9 +293,13 @@ def table(mode: str, family: str, title: str, args: argparse.Namespace) -> None:
             f"{r.memory:>8.0f}{r.value:>12.6f}",
             flush=True,
         )
-    best = min(results[:-1], key=lambda r: r.cpu)
-    print(f"  of the best row of transformers: {best.cpu / results[-1].cpu:.2f}", flush=True)
-    harness.judge(title, results, [Bound("molfun", results[0].label, 1.0)])
+    for label, like in (("molfun", "transformers, "), ("molfun bf16", "transformers")):
+        ours = [r.cpu for r in results if r.label == label]
+        best = min((r.cpu for r in results if r.label.startswith(like)), default=0.0)
+        if ours:
+            print(f"  {label}: {best / ours[0]:.2f} of the best row of transformers", flush=True)
+    exact = [r for r in results if "bf16" not in r.label]
+    harness.judge(title, exact, [Bound("molfun", results[0].label, 1.0)])
 
 
 def main() -> None:
@@ -299,6 +311,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scan", action="store_true", help="Masked marginals alone.")
+    parser.add_argument("--bf16", action="store_true", help="Of --scan also in bfloat16.")
     parser.add_argument("--parity", action="store_true", help="Differences alone, no times.")
     parser.add_argument("--size", choices=SCAN_SIZES, default="8M", help="ESM-2 of --scan.")
     parser.add_argument("--quick", action="store_true", help="Two families, few sequences.")

@@ -239,11 +239,14 @@ class _Origin:
     def about(self, data: AnySequences) -> dict[str, Any]:
         """Return what each file says."""
         model = self.fingerprint if self.layer == -1 else f"{self.fingerprint} layer {self.layer}"
-        return {
-            "model": np.array(model if self.precision is None else f"{model} {self.precision}"),
+        about = {
+            "model": np.array(model),
             "pooling": np.array(self.pooling or "none"),
             "sequences": np.array(data.digests()),
         }
+        if self.precision is not None:
+            about["precision"] = np.array(self.precision)
+        return about
 
 
 def _is_whole(path: Path, sums: Mapping[str, Any]) -> bool:
@@ -309,7 +312,8 @@ def _write(
 
     ``.npz``: ``ids`` and ``embeddings`` (samples, channels); for residues (residues, channels) of
     all samples with ``offsets``, so that sample i is ``embeddings[offsets[i]:offsets[i + 1]]``;
-    ``model``, ``pooling`` and ``sequences`` tell their origin.
+    ``model``, ``pooling``, ``sequences`` and, where one was asked for, ``precision`` tell their
+    origin.
     ``.h5``: one data set per id. ``.parquet``: columns ``id`` and ``embedding``.
     """
     with atomic_path(path) as temporary:

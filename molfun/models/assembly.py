@@ -28,9 +28,9 @@ from molfun.models.build import (
 )
 from molfun.models.loaders import doubtful_in
 from molfun.models.training_record import TrainingRecord
-from molfun.nn import int8, lora
+from molfun.nn import bf16, int8, lora
 from molfun.nn.allocator import keep_large_buffers, return_large_buffers
-from molfun.nn.kernels import matrix_kernel
+from molfun.nn.kernels import matrix_kernel, multiplies_batches
 from molfun.nn.process import settled
 from molfun.nn.substitutions import SubstitutionTable
 from molfun.strategies.base import FinetuneStrategy
@@ -336,6 +336,11 @@ def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
 
 def arithmetic_of(model: AssembledModel) -> str:
     """Describe kernels, device and matrix products, on which the last bits of results depend."""
-    # on a CPU, torch's product and oneDNN's add up in different orders
-    products = matrix_kernel() if model.device.type == "cpu" else "torch"
-    return f"{model.backbone.kernels} on {model.device.type}, products by {products}"
+    if model.device.type != "cpu":
+        return f"{model.backbone.kernels} on {model.device.type}, products by torch"
+    # torch's product and oneDNN's add up in different orders, and so do kinds of attention
+    batches = bf16.units() if model.precision == "bf16-mixed" else multiplies_batches()
+    attention = "products" if batches else "torch"
+    return (
+        f"{model.backbone.kernels} on cpu, products by {matrix_kernel()}, attention by {attention}"
+    )

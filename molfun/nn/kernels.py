@@ -80,7 +80,8 @@ def batches() -> Iterator[None]:
     """Send batched products of float32 matrices in the block to oneDNN.
 
     Torch has one way to it, the setting that allows bfloat16 within a product of float32. oneDNN
-    does so on processors with AMX alone; see `multiplies_batches`.
+    does so on processors with AMX alone; see `multiplies_batches`. The setting is that of the
+    process, and other threads see it.
     """
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its types
     before = matmul.fp32_precision

@@ -221,7 +221,8 @@ def test_a_precision(run: Any, fasta: Path, tmp_path: Path) -> None:
     exact, found = (files[name]["embeddings"] for name in ("fp32", "bf16"))
     assert found.dtype == np.float32
     assert 1e-6 < np.linalg.norm(found - exact) < 1e-2 * np.linalg.norm(exact)
-    assert str(files["bf16"]["model"]).endswith(" bf16")
+    assert str(files["bf16"]["precision"]) == "bf16"
+    assert str(files["bf16"]["model"]) == str(files["fp32"]["model"])
 
 
 @pytest.mark.parametrize(
