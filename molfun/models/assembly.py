@@ -336,11 +336,13 @@ def autocast(model: AssembledModel) -> contextlib.AbstractContextManager[None]:
 
 def arithmetic_of(model: AssembledModel) -> str:
     """Describe kernels, device and matrix products, on which the last bits of results depend."""
-    if model.device.type != "cpu":
-        return f"{model.backbone.kernels} on {model.device.type}, products by torch"
-    # torch's product and oneDNN's add up in different orders, and so do kinds of attention
-    batches = bf16.units() if model.precision == "bf16-mixed" else multiplies_batches()
-    attention = "products" if batches else "torch"
-    return (
-        f"{model.backbone.kernels} on cpu, products by {matrix_kernel()}, attention by {attention}"
-    )
+    # on a CPU, torch's product and oneDNN's add up in different orders
+    products = matrix_kernel() if model.device.type == "cpu" else "torch"
+    return f"{model.backbone.kernels} on {model.device.type}, products by {products}"
+
+
+def attention_of(model: AssembledModel) -> str:
+    """Describe which attention of packed sequences runs, for what is kept of its results."""
+    half = model.precision == "bf16-mixed"
+    own = model.device.type == "cpu" and (bf16.units() if half else multiplies_batches())
+    return "attention by products" if own else "attention by torch"

@@ -13,7 +13,7 @@ from molfun import __version__
 from molfun._paths import as_path
 from molfun.backbones.base import Backbone
 from molfun.backbones.splitting import prefix_fingerprint
-from molfun.models.assembly import AssembledModel, arithmetic_of
+from molfun.models.assembly import AssembledModel, arithmetic_of, attention_of
 from molfun.nn import lora
 from molfun.runs.folder import CACHE, RunFolder
 from molfun.training.cache import CacheConfig, CacheMode, PrefixCache, make_cache
@@ -38,7 +38,7 @@ def cache_config(
 
 def caches_of(model: AssembledModel, heads: Sequence[TaskHead], config: CacheConfig) -> RunCaches:
     """Return the caches of a model that computes in its present precision."""
-    about = f"{model.precision} {arithmetic_of(model)}"
+    about = f"{model.precision} {arithmetic_of(model)} {attention_of(model)}"
     return RunCaches(model.backbone, joined_needs(heads), config, arithmetic=about)
 
 
