@@ -22,7 +22,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -269,20 +269,18 @@ def one_pass(
     parameters = [p for p in peer.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)  # rate 0: every round sees the same weights
     total, n = torch.zeros((), device=peer.device), 0
-    stack = ExitStack()
-    if isinstance(peer, Molfun) and dtype and not train and bf16.units():
-        stack.enter_context(bf16.cast_once())  # as `embed` does it
-    for features, labels in inputs:
-        context: Any = torch.autocast(peer.device.type, dtype) if dtype else nullcontext()
-        with context, torch.set_grad_enabled(train):
-            loss = peer(features, labels)
-        if train:
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        total += loss.detach()
-        n += len(labels)
-    stack.close()
+    casts = isinstance(peer, Molfun) and dtype and not train and bf16.units()
+    with bf16.cast_once() if casts else nullcontext():  # as `embed` does it
+        for features, labels in inputs:
+            context: Any = torch.autocast(peer.device.type, dtype) if dtype else nullcontext()
+            with context, torch.set_grad_enabled(train):
+                loss = peer(features, labels)
+            if train:
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            total += loss.detach()
+            n += len(labels)
     return float(total) / n
 
 

@@ -210,7 +210,7 @@ def _note(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What the arrays come from, so that they cannot be taken for those of another model."""
+    """Origin of the arrays, which is written beside them: arrays of another one are refused."""
 
     fingerprint: str
     pooling: str | None

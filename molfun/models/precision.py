@@ -46,7 +46,7 @@ def inference_precision(
 
 @contextlib.contextmanager
 def computing(model: AssembledModel, wanted: InferencePrecision | None = None) -> Iterator[None]:
-    """Let the model compute in a precision while the block runs, in which no weight changes.
+    """Run the block with the model in a precision. No weight may change in the block.
 
     In bfloat16 on a CPU that has units for it, each weight is cast once.
 

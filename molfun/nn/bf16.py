@@ -30,7 +30,8 @@ def units() -> Literal["amx", "avx512"] | None:
 
     Without such units a product in bfloat16 takes up to ten times as long as one in float32.
     """
-    found = torch.cpu.get_capabilities()
+    capabilities: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    found = capabilities()  # of older versions of torch nothing is known
     if found.get("amx_bf16"):
         return "amx"
     return "avx512" if found.get("avx512_bf16") else None

@@ -20,7 +20,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -153,6 +153,13 @@ def attend(
     return found
 
 
+class _Run(NamedTuple):
+    queries: int
+    tokens: int
+    sequences: int
+    small: bool
+
+
 class _Runs:
     """The sequences of a batch; those of one length that follow each other are a run.
 
@@ -179,36 +186,33 @@ class _Runs:
         """Return whether one of the products of a sequence is."""
         return self.asking.heads * queries * min(tokens, self._channels) <= SMALL
 
-    def _found(self) -> Iterator[tuple[int, int, int, bool]]:
-        """Yield queries, tokens, sequences, and whether they are small."""
+    def _found(self) -> Iterator[_Run]:
         pairs = zip(self.asking.lengths, self.asked.lengths, strict=True)
         for (queries, tokens), same in itertools.groupby(pairs):
-            count = len(list(same))
-            small = self.is_small(queries, tokens)
+            count, small = len(list(same)), self.is_small(queries, tokens)
             # a bias is that of the heads of one sequence
-            apart = small or self.bias is not None
-            yield from (
-                [(queries, tokens, 1, small)] * count
-                if apart
-                else [(queries, tokens, count, False)]
-            )
+            if small or self.bias is not None:
+                yield from [_Run(queries, tokens, 1, small)] * count
+            else:
+                yield _Run(queries, tokens, count, small)
 
     def of_queries(self, rows: torch.Tensor, *, to_write: bool = False) -> list[torch.Tensor]:
         """Return the matrices of each run, copies of small ones unless they are written to."""
-        return self._split(rows, [(n, count) for n, _, count, _ in self._runs], to_write)
+        return self._split(rows, [run.queries for run in self._runs], to_write)
 
     def of_tokens(self, rows: torch.Tensor, *, to_write: bool = False) -> list[torch.Tensor]:
         """Return the matrices of each run, as `of_queries` does."""
-        return self._split(rows, [(n, count) for _, n, count, _ in self._runs], to_write)
+        return self._split(rows, [run.tokens for run in self._runs], to_write)
 
     def _split(
-        self, rows: torch.Tensor, sizes: Sequence[tuple[int, int]], to_write: bool
+        self, rows: torch.Tensor, lengths: Sequence[int], to_write: bool
     ) -> list[torch.Tensor]:
-        heads = self.asking.heads
-        parts = rows.split([n * count * heads for n, count in sizes])
+        matrices = [run.sequences * self.asking.heads for run in self._runs]
+        parts = rows.split([m * n for m, n in zip(matrices, lengths, strict=True)])
+        copied = [run.small and not to_write for run in self._runs]
         return [
-            (part.clone() if small and not to_write else part).view(count * heads, n, rows.shape[1])
-            for part, (n, count), (*_, small) in zip(parts, sizes, self._runs, strict=True)
+            (part.clone() if copy else part).view(m, n, rows.shape[1])
+            for part, copy, m, n in zip(parts, copied, matrices, lengths, strict=True)
         ]
 
     def chunks(self, q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[slice, slice]]:
@@ -230,7 +234,7 @@ class _Runs:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, runs: _Runs) -> Any:
-        with torch.autocast("cpu", enabled=False), _products(v.dtype):
+        with torch.autocast("cpu", enabled=False), _products():
             queries = runs.asking.of(q).float().mul_(runs.scale * _LOG2_E)
             keys, values = runs.asked.of(k).float(), _with_ones(runs.asked.of(v))
             weighted, ctx.shifts = _weighted(queries, keys, values, runs)
@@ -247,7 +251,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         queries, keys, values, found, sums = ctx.saved_tensors
         runs: _Runs = ctx.runs
-        with torch.autocast("cpu", enabled=False), _products(values.dtype):
+        with torch.autocast("cpu", enabled=False), _products():
             given = runs.asking.of(grad.float().unflatten(1, (runs.asking.heads, -1)))
             # A weight is power / sum, so the gradient of a score is power * (given @ value - total)
             # / sum, with the total over all values of the row. As the values end in 1, it is one
@@ -263,10 +267,8 @@ class _Attend(torch.autograd.Function):
             return (*(t.to(kind) for t, kind in zip(grads, ctx.types, strict=True)), None)
 
 
-def _products(kind: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    """Return what sends products to oneDNN, unless that would round float32."""
-    fits = kind is bf16.BF16 or kernels.multiplies_batches()
-    return kernels.batches() if fits else contextlib.nullcontext()
+def _products() -> contextlib.AbstractContextManager[None]:
+    return kernels.batches() if kernels.multiplies_batches() else contextlib.nullcontext()
 
 
 def _with_ones(values: torch.Tensor) -> torch.Tensor:

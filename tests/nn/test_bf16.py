@@ -56,7 +56,7 @@ def test_products_are_those_of_the_layers(adapted: bool) -> None:
 
 
 def test_an_adapter_is_added_before_rounding() -> None:
-    """What is kept is the rounded sum, as of a merged model."""
+    """The sum of weight and adapter is rounded, as that of a merged model is."""
     both, x = layers(adapted=True), torch.randn(40, 48)
     with bf16.cast_once():
         found = plain_linear(both["a"], x)

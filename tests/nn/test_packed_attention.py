@@ -81,8 +81,8 @@ def test_outputs_and_gradients(
         assert (grad[:, i].double() - wanted[:, i]).norm() < allowed * wanted.norm()
 
 
-def test_half_the_memory_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks of heads and of queries the numbers are the same."""
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of sequences, of heads, and of queries of one head."""
     lengths, grads = (40, 7), []
     for size in (2**21, 4 * 40 * 40 * 2, 4 * 40 * 11):
         monkeypatch.setattr(packed_attention, "CHUNK_BYTES", size)
@@ -182,7 +182,7 @@ def test_it_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None
             assert not takes(x)
 
 
-def test_batched_products_are_float32_proper() -> None:
+def test_batched_products_are_full_float32() -> None:
     """Where they are taken for float32, on AMD processors; the setting is put back."""
     matmul = torch.backends.mkldnn.matmul
     before = matmul.fp32_precision
