@@ -203,7 +203,25 @@ def epoch_line(row: Row) -> str:
     losses = "  ".join(f"{name}={_loss(row[name])}" for name in ("train_loss", "val_loss"))
     line = f"  epoch {row['epoch']:3d}  {losses}  lr={row['lr']:.2e}"
     metrics = {k.removeprefix("val/"): v for k, v in row.items() if k in SHOWN}
+    metrics |= _of_heads(row)
     return f"{line}  {metric_line(metrics)}" if metrics else line
+
+
+def _of_heads(row: Row) -> dict[str, float]:
+    """Return one metric for each of several heads, which the line has room for.
+
+    Examples
+    --------
+    >>> _of_heads({"val/kd/rmse": 0.5, "val/kd/spearman": 0.7, "val/tm/rmse": 2.0})
+    {'kd/spearman': 0.7, 'tm/rmse': 2.0}
+    """
+    of: dict[str, dict[str, float]] = {}
+    for key, value in row.items():
+        parts = key.split("/")
+        if len(parts) == 3 and parts[0] == "val" and parts[2] in ONE_SHOWN:
+            of.setdefault(parts[1], {})[parts[2]] = value
+    chosen = {head: min(own, key=ONE_SHOWN.index) for head, own in of.items()}
+    return {f"{head}/{metric}": of[head][metric] for head, metric in chosen.items()}
 
 
 def _loss(value: float) -> str:
@@ -217,6 +235,8 @@ SHOWN = (
     *("val/accuracy", "val/mcc", "val/auroc", "val/perplexity"),
 )
 """Metrics in the line of an epoch, which fits a terminal; history.csv has all."""
+ONE_SHOWN = ("spearman", "mcc", "auroc", "accuracy", "perplexity", "rmse", "energy_mae")
+"""Of these the first is shown for each of several heads."""
 
 
 @contextlib.contextmanager

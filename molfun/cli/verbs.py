@@ -97,6 +97,14 @@ class VerbCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Import a plugin before flags are made, since its data kinds may add some."""
         ctx.meta[_ARGUMENTS] = list(args)
+        repeated = _repeated_column(args)
+        if repeated is not None:
+            # click would keep the last one, and labels would be dropped in silence
+            raise typer.BadParameter(
+                f"given more than once; give several columns as one value: {repeated} A,B",
+                ctx=ctx,
+                param_hint=repeated,
+            )
         plugin = _value_of("--plugin", args)
         if plugin is not None and any("plugin" in c.model_fields for c in self._verb.classes()):
             from molfun.cli.console import errors_in_one_line
@@ -161,6 +169,19 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
         if name == flag:
             return value if equals else following
     return None
+
+
+def _repeated_column(arguments: Sequence[str]) -> str | None:
+    """Return a flag of a column that is given more than once.
+
+    Examples
+    --------
+    >>> _repeated_column(["--target-column", "kd", "--target-column=tm", "--id-column", "id"])
+    '--target-column'
+    """
+    flags = [argument.partition("=")[0] for argument in arguments]
+    columns = [f for f in flags if f.startswith("--") and f.endswith("-column")]
+    return next((flag for flag in columns if columns.count(flag) > 1), None)
 
 
 def _help_all() -> Any:

@@ -90,6 +90,12 @@ def test_what_a_new_user_mixes_up_is_told(
     said = molfun("fine-tune", "--data", "gb1.csv").stderr
     assert "has a column 'sequence' and no 'pdb_id'" in said
     assert "--backbone esm2_t6_8M_UR50D" in said
+    twice = ("--target-column", "kd", "--target-column=tm")
+    refused = molfun("fine-tune", "--data", "gb1.csv", *twice)
+    said = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 2
+    assert "--target-column: given more than once; give several columns as one value" in said
+    assert "--target-column A,B" in said
 
 
 @pytest.mark.parametrize(

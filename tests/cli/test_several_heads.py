@@ -132,7 +132,11 @@ def test_several_heads_learn_from_columns_with_blanks(molfun: Command, two_heads
 
 def test_a_run_of_several_heads_goes_on_from_its_config(molfun: Command, two_heads: Path) -> None:
     arguments = ("fine-tune", "--config", "heads.yaml", "--strategy", "head_only")
-    assert molfun(*arguments).exit_code == 0
+    first_run = molfun(*arguments)
+    assert first_run.exit_code == 0
+    [line] = [x for x in first_run.stdout.splitlines() if x.startswith("  epoch   1")]
+    assert "ddg/" in line
+    assert "folding/" in line
     result = molfun("fine-tune", "--resume", "--output", "run")
     assert result.exit_code == 0, result.stderr
     assert "resumed after epoch 1" in result.stdout
