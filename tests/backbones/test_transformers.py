@@ -25,6 +25,7 @@ from transformers import (
 
 from molfun import MolfunStructureModel
 from molfun.backbones.language.structure_letters import structure_letters
+from molfun.backbones.language.structure_tokens import TOKENS
 from molfun.backbones.transformers import (
     AnkhBackbone,
     EsmBackbone,
@@ -34,7 +35,6 @@ from molfun.backbones.transformers import (
     SaProtBackbone,
     TransformersBackbone,
 )
-from molfun.backbones.transformers.saprot import TOKENS
 from molfun.errors import CheckpointError, ConfigError, DataError
 from molfun.models.export import export_hugging_face
 from molfun.nn import lora

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from molfun._lazy import require
-from molfun.errors import DataError
+from molfun.errors import ConfigError, DataError
 from molfun.protein import ATOM_NAMES, Protein
 from molfun.sample import Sample
 
@@ -33,6 +33,18 @@ def letters_of(sample: Sample, *, plddt_below: float | None = None) -> str | Non
     if protein is None or not protein.atom_mask.any():
         return None
     return structure_letters(protein, plddt_below=plddt_below)
+
+
+def check_plddt(below: float | None) -> None:
+    """Refuse a threshold that is no pLDDT.
+
+    Raises
+    ------
+    ConfigError
+        If it is not from 0 to 100.
+    """
+    if below is not None and not 0 <= below <= 100:
+        raise ConfigError(f"plddt_below must be from 0 to 100, got {below}.")
 
 
 def check_letters(letters: str, sample: Sample, n: int) -> None:

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import torch
 
-from molfun.backbones.language.alphabet import Alphabet
-from molfun.backbones.language.structure_letters import (
-    STRUCTURE_LETTERS,
-    UNKNOWN,
-    check_letters,
-    letters_of,
-)
+from molfun.backbones.language import structure_tokens
+from molfun.backbones.language.structure_letters import check_plddt
 from molfun.backbones.transformers.esm import EsmBackbone
-from molfun.errors import ConfigError
-from molfun.protein import AMINO_ACIDS
 from molfun.sample import Sample
-
-STRUCTURES = STRUCTURE_LETTERS + UNKNOWN
-TOKENS = {
-    a + b: 5 + i for i, (a, b) in enumerate(itertools.product(AMINO_ACIDS + UNKNOWN, STRUCTURES))
-}
-"""Token of each pair of an amino acid and a structure letter, after <cls>, <pad>, <eos>, <unk> and
-<mask> (utils/esm_loader.py of westlake-repl/SaProt@e91e485)."""
-_ALONE = {letter: TOKENS[letter + UNKNOWN] for letter in AMINO_ACIDS}
-_HIDDEN = TOKENS[UNKNOWN + UNKNOWN]
 
 
 class SaProtBackbone(EsmBackbone):
@@ -61,14 +44,7 @@ class SaProtBackbone(EsmBackbone):
     name = "saprot"
     display_name = "SaProt"
     weights_licence = "the MIT licence (SaProt, Su et al. 2024)"
-    alphabet = Alphabet(
-        # a hidden residue keeps its structure; this is the one of unknown structure
-        {**_ALONE, **dict.fromkeys("XBUZO", _HIDDEN)},
-        padding=1,
-        before=(0,),
-        after=(2,),
-        mask=_HIDDEN,
-    )
+    alphabet, words = structure_tokens.PAIRS, structure_tokens.WORDS
     presets = {
         "saprot_35m": {"num_hidden_layers": 12, "hidden_size": 480, "num_attention_heads": 20},
         "saprot_650m": {
@@ -84,47 +60,32 @@ class SaProtBackbone(EsmBackbone):
     def __init__(
         self, config: Any = None, *, plddt_below: float | None = None, **settings: Any
     ) -> None:
-        if plddt_below is not None and not 0 <= plddt_below <= 100:
-            raise ConfigError(f"plddt_below must be from 0 to 100, got {plddt_below}.")
+        check_plddt(plddt_below)
         super().__init__(config, **settings)
         self.plddt_below = plddt_below
 
     def encode(self, sample: Sample) -> np.ndarray:
         """Return the tokens of the residues of a sample, with the letters of its structure."""
         alone = super().encode(sample)
-        letters = letters_of(sample, plddt_below=self.plddt_below)
-        if letters is None:
-            return alone
-        check_letters(letters, sample, len(alone))
-        # each token is that of an unknown structure, the last of its amino acid
-        return alone - 20 + np.array([STRUCTURES.index(letter) for letter in letters.lower()])
+        return structure_tokens.with_structure_of(sample, alone, plddt_below=self.plddt_below)
 
     @property
     def mask_token(self) -> int:
         """Token of training that hides a residue with its structure."""
-        return 4
+        return structure_tokens.MASK
 
     @property
     def residue_tokens(self) -> torch.Tensor:
         """Tokens of the 20 amino acids with every structure."""
-        return torch.arange(TOKENS["Ap"], TOKENS[UNKNOWN + STRUCTURES[0]])
+        return structure_tokens.of_amino_acids()
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the tokens of unknown residues with the structures of `tokens`."""
-        return TOKENS[UNKNOWN + STRUCTURES[0]] + (tokens - TOKENS["Ap"]) % len(STRUCTURES)
+        return structure_tokens.without_residues(tokens)
 
     def amino_acid_log_probs(self, logits: torch.Tensor) -> torch.Tensor:
         """Return log probabilities of the 20 amino acids, each the sum over its 21 structures."""
-        pairs = torch.log_softmax(logits.float(), dim=-1)[:, TOKENS["Ap"] :]
-        return pairs.unflatten(1, (-1, len(STRUCTURES))).logsumexp(-1)[:, : len(AMINO_ACIDS)]
-
-    def vocabulary(self) -> dict[str, int]:
-        """Return the pairs with their tokens."""
-        return TOKENS
-
-    def words(self) -> list[str]:
-        """Return the words of the vocabulary by their numbers."""
-        return ["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *TOKENS]
+        return structure_tokens.log_probs_of_amino_acids(logits)
 
     def featurize_key(self) -> str:
         """Return the settings that decide tokens and windows."""
