@@ -151,7 +151,7 @@ def test_letters_of_predictions_alone_by_auto(saprot: Path, molfun: Command) -> 
     trained = MolfunStructureModel.from_checkpoint(saprot / "run/checkpoint", device="cpu")
     assert trained.backbone.config_dict["plddt_below"] == "auto"
     result = molfun("fine-tune", *files[:-1], "high", *source, *FAST, "--overwrite")
-    assert "--plddt-below: should be a number from 0 to 100, or auto (got 'high')" in result.stderr
+    assert "plddt_below: should be a number from 0 to 100, or auto (got 'high')" in result.stderr
 
 
 @pytest.mark.usefixtures("sequences")
