@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from molfun._shapes import Float32, Int64
+from molfun._shapes import Float32, Float64, Int64
 from molfun.errors import ConfigError
 
 RESIDUE_LETTERS = "ARNDCQEGHILKMFPSTWYV"
@@ -35,6 +35,8 @@ tells the trunk "not the same chain"; 200 is the usual value for complexes in th
 """
 
 CropPolicy = Literal["auto", "contiguous", "spatial"]
+BFactors = Literal["plddt", "measured", "other", "unknown"]
+"""What B-factors are, as far as a file says."""
 DrawPolicy = Literal["auto", "contiguous", "spatial", "interface"]
 INTERFACE = 15.0
 """CA-CA distance in angstrom up to which residues of two chains are an interface
@@ -111,6 +113,10 @@ class Protein:
         backbone sees it. None where nothing was cropped.
     notes
         Changes and choices of the reader, one sentence each, for the user.
+    b_factors_are
+        What `b_factors` are by the file: ``"plddt"`` of a prediction, ``"measured"`` in an
+        experiment, ``"other"`` of a prediction without pLDDT there, ``"unknown"`` where it does
+        not say.
     """
 
     name: str
@@ -127,6 +133,7 @@ class Protein:
     resolution: float | None = None
     whole: Protein | None = None
     notes: tuple[str, ...] = ()
+    b_factors_are: BFactors = "unknown"
 
     def __post_init__(self) -> None:
         if not self.full_sequence:
@@ -352,6 +359,21 @@ class Protein:
             gaps = np.linalg.norm(place[own][:, None] - place[other][None], axis=-1)
             distance[own] = gaps.min(axis=1)
         return distance
+
+    def plddt(self) -> Float64[np.ndarray, "length"]:
+        """Return the pLDDT of each residue from 0 to 100: the mean B-factor of its atoms.
+
+        Some predictions of ESMFold have shares of 1, which are scaled where the file is one.
+
+        Examples
+        --------
+        >>> Protein.from_sequence("AC").plddt().tolist()
+        [0.0, 0.0]
+        """
+        atoms = self.atom_mask.sum(1, dtype=np.float64)
+        values: np.ndarray = (self.b_factors * self.atom_mask).sum(1) / np.maximum(atoms, 1)
+        shares = self.b_factors_are == "plddt" and values.max(initial=0.0) <= 1
+        return 100 * values if shares else values
 
     def content_key(self) -> str:
         """Return the sha256 over everything a backbone can see: equal content, equal key."""

@@ -325,6 +325,7 @@ for _name, _class in (
     ("one_hot", "one_hot:OneHot"),
     ("zero_shot", "zero_shot:ZeroShot"),
     ("one_hot_zero_shot", "zero_shot:OneHotZeroShot"),
+    ("embedding_zero_shot", "zero_shot:EmbeddingZeroShot"),
     ("neighbour", "neighbour:Neighbour"),
     ("interface", "interface:Interface"),
     ("elements", "elements:Elements"),

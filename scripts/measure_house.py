@@ -36,6 +36,9 @@ MAX_FUNCTION, MAX_COMPLEXITY, MAX_FILE, MAX_FACADE = 60, 10, 500, 450
 FLOORS = ("molfun/models", "molfun/training", "molfun/cli")
 """Folders in which no file may be longer than `MAX_FILE`."""
 
+FAMILIES, MAX_FAMILY = "molfun/backbones/transformers", 100
+"""Folder with one file per family of language models, and the lines that such a file may have."""
+
 CONTRACTS = "molfun/testing/"
 _DATA = ("SampleDataset", "Subset", "DataLoader", "Sample", "SampleBatch", "Inputs", "TrunkOutput")
 """Classes of a batch on its way from the data set to the loss."""
@@ -80,6 +83,11 @@ class House:
         ]
 
     @property
+    def long_families(self) -> list[str]:
+        """Files of a family of language models with more lines than these may have."""
+        return [name for name in families() if all_lines(name) > MAX_FAMILY]
+
+    @property
     def long_functions(self) -> list[str]:
         """Functions with more code lines than the limit."""
         return [f.where for f in self.functions if f.lines > MAX_FUNCTION]
@@ -107,6 +115,18 @@ class Way:
         if caller is None or caller.f_globals.get("__name__") != module:
             self.entries += 1
             self.functions.add(f"{module}.{frame.f_code.co_qualname}")
+
+
+def families() -> list[str]:
+    """Return the files of the families of language models: those that the package imports from.
+
+    What the families share stands in other files of the folder.
+    """
+    tree = ast.parse((ROOT / FAMILIES / "__init__.py").read_text())
+    modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    own = FAMILIES.replace("/", ".") + "."
+    names = sorted(m.removeprefix(own) for m in modules if m.startswith(own))
+    return [f"{FAMILIES}/{name}.py" for name in names if name != "backbone"]
 
 
 def all_lines(name: str) -> int:
@@ -253,6 +273,7 @@ def report(house: House, *, with_ways: bool = True) -> Iterator[tuple[str, objec
     yield f"functions above {MAX_FUNCTION} lines", len(house.long_functions), 0
     yield f"functions above complexity {MAX_COMPLEXITY}", len(house.complex_functions), 0
     yield f"files above {MAX_FILE} lines: models, training, cli", len(house.long_files(*FLOORS)), 0
+    yield f"files above {MAX_FAMILY} lines: model families", len(house.long_families), 0
     yield f"files above {MAX_FILE} lines: all", len(house.long_files()), "-"
     contracts = sum(n for name, n in house.files.items() if name.startswith(CONTRACTS))
     yield "code lines, without the contracts", sum(house.files.values()) - contracts, "-"
@@ -280,6 +301,7 @@ def main() -> None:
             (f"functions above {MAX_FUNCTION} lines", house.long_functions),
             (f"functions above complexity {MAX_COMPLEXITY}", house.complex_functions),
             (f"files above {MAX_FILE} lines", house.long_files()),
+            (f"model families above {MAX_FAMILY} lines", house.long_families),
             ("import cycles", [" ".join(group) for group in cycles()]),
         ):
             print(f"\n{title}", *names, sep="\n  ")

@@ -22,6 +22,7 @@ from molfun.cli.shared_settings import (
 )
 from molfun.config import Settings, option
 from molfun.data.kinds.sequences import SequenceInputs
+from molfun.data.kinds.structures import PLDDT_HELP, PlddtBelow
 from molfun.parallel.started import Devices
 from molfun.registry import BACKBONES
 
@@ -193,9 +194,8 @@ class ScanSettings(Command):
     long: Literal["full", "crop", "window"] | None = option(
         None, "Long sequences: {choices}.", panel=MODEL, shown="full"
     )
-    plddt_below: float | None = option(
-        None, "SaProt: leave structure letters out at a lower pLDDT; 70 for predicted structures.",
-        panel=MODEL, ge=0, le=100,
+    plddt_below: PlddtBelow = option(
+        None, PLDDT_HELP, panel=MODEL
     )  # fmt: skip
     method: Literal["masked_marginal", "wt_marginal", "mutant_marginal", "pseudo_perplexity"] = (
         option("masked_marginal", "{choices}.", panel=MODEL)

@@ -11,7 +11,9 @@ from typing import Any
 
 import gemmi
 
+from molfun.data.confidence import b_factors_of_cif, b_factors_of_pdb
 from molfun.data.unobserved import Unobserved, unobserved_of_cif, unobserved_of_pdb
+from molfun.protein import BFactors
 
 _FIRST_ATOM = re.compile(r"^(?:ATOM|HETATM|MODEL )", re.MULTILINE)
 _RELEASE = re.compile(r"^REVDAT   1   (\d\d)-([A-Z]{3})-(\d\d)", re.MULTILINE)
@@ -46,12 +48,15 @@ class Experiment:
         deposition, up to years earlier, does not stand in for it.
     unobserved
         Residues of the sequences that have no coordinates.
+    b_factors
+        What the B-factors are, by the header.
     """
 
     method: str = ""
     resolution: float | None = None
     released: str | None = None
     unobserved: tuple[Unobserved, ...] = field(default=(), repr=False)
+    b_factors: BFactors = field(default="unknown", repr=False)
 
 
 def experiment_of_pdb(text: str) -> Experiment:
@@ -76,11 +81,13 @@ def experiment_of_pdb(text: str) -> Experiment:
     with contextlib.suppress(RuntimeError, ValueError, IndexError):
         structure = gemmi.read_pdb_string(header)
     released = _RELEASE.search(header)
+    method = dict(structure.info).get("_exptl.method", "").strip()
     return Experiment(
-        method=dict(structure.info).get("_exptl.method", "").strip(),
+        method=method,
         resolution=_positive(structure.resolution),
         released=_of_two_digits(*released.groups()) if released else None,
         unobserved=unobserved_of_pdb(header),
+        b_factors=b_factors_of_pdb(header, method),
     )
 
 
@@ -102,6 +109,7 @@ def experiment_of_cif(block: Any) -> Experiment:
         resolution=next((value for value in found if value is not None), None),
         released=min((value for value in dates if value is not None), default=None),
         unobserved=unobserved_of_cif(block),
+        b_factors=b_factors_of_cif(block, "; ".join(methods)),
     )
 
 

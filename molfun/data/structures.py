@@ -9,6 +9,7 @@ from pathlib import Path
 
 from molfun._paths import as_path
 from molfun.data.cif_atoms import read_cif
+from molfun.data.confidence import settled
 from molfun.data.experiment import Experiment, experiment_of_pdb
 from molfun.data.folders import FolderIndex
 from molfun.data.pdb_plain import read_plain
@@ -145,7 +146,8 @@ def _entry(path: Path, wanted: Sequence[str], model: int) -> tuple[Protein, Expe
         protein, experiment = plain, experiment_of_pdb(text)
     else:
         protein, experiment = _read(path, text, wanted, model)
-    return replace(protein, resolution=experiment.resolution), experiment
+    b_factors = settled(experiment.b_factors, protein)
+    return replace(protein, resolution=experiment.resolution, b_factors_are=b_factors), experiment
 
 
 def _plain(path: Path, text: str) -> Protein | None:

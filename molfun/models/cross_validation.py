@@ -32,6 +32,7 @@ from molfun.errors import ConfigError, RunError
 from molfun.fingerprint import digest
 from molfun.models import evaluation, trained_on
 from molfun.models.arguments import as_strategy
+from molfun.models.base_embeddings import BaseEmbeddings
 from molfun.models.caching import cache_config
 from molfun.models.fold_results import FOLD_FILE, CrossValidation, FoldResult
 from molfun.models.loaders import as_loader, data_identity, label_texts, samples_of
@@ -173,6 +174,7 @@ def cross_validate(
         cache_report="\n".join(reports),
         random_weights=base.random_base,
         base_scores=base.base_scores,
+        embedder=BaseEmbeddings(base),
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from molfun._io import finite, load_safetensors, read_metadata, save_safetensors
 from molfun.data.folds import Fold
+from molfun.evaluation.baselines import Embedder
 from molfun.evaluation.bootstrap import Estimate
 from molfun.evaluation.conformal import Calibration, reliability
 from molfun.evaluation.ragged import packed, unpacked
@@ -146,6 +147,8 @@ class CrossValidation:
         Whether the backbone started from random weights where pretrained ones are usual.
     base_scores
         Zero-shot scores of the samples, if they are variants of a protein.
+    embedder
+        Representations by the weights that all folds started from, for baselines.
     """
 
     folds: list[FoldResult]
@@ -154,6 +157,7 @@ class CrossValidation:
     cache_report: str = field(default="", repr=False)
     random_weights: bool = False
     base_scores: SubstitutionTable | None = field(default=None, repr=False)
+    embedder: Embedder | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_repeats(self) -> int:
@@ -291,6 +295,7 @@ class CrossValidation:
             draws=draws,
             keep=keep,
             scores=self.base_scores,
+            embedder=self.embedder,
         )
 
     def calibrations(self) -> dict[str, Calibration]:

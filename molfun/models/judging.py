@@ -14,11 +14,12 @@ from molfun.data.base import SampleDataset
 from molfun.data.clusters import cluster_sequences, linked
 from molfun.data.folds import Fold
 from molfun.data.splits import IDENTITY
-from molfun.evaluation.baselines import MOST_ROWS, Indexed, Labelled
+from molfun.evaluation.baselines import MOST_ROWS, Embedder, Indexed, Labelled
 from molfun.evaluation.kept import Found, kept_predictions
 from molfun.evaluation.results import HeadVerdict
 from molfun.evaluation.verdict import OUT_OF_FOLD, Predicted, judge
 from molfun.models.assembly import AssembledModel
+from molfun.models.base_embeddings import BaseEmbeddings
 from molfun.models.zero_shot import scores_of
 from molfun.nn.substitutions import SubstitutionTable
 from molfun.sample import Sample
@@ -87,13 +88,14 @@ def judged(
     compared
         Whether baselines are fitted; they look up the labels of rows that they learnt from.
     """
-    scores = scores_of(model)
+    scores, embedder = scores_of(model), BaseEmbeddings(model)
 
     def baselines(head: TaskHead, labelled: Mapping[str, _Own]) -> Found:
         if not compared:
             return {}
         labels = [head.task.numbers(target) for target in head.labels(targets)]
         learnt = Labelled.of(train, labels, most=MOST_ROWS).scored(scores)
+        learnt = replace(learnt, embedder=embedder)
         others = [own.rows.scored(scores) for own in labelled.values()]
         return kept_predictions(_file_in(keep, head), learnt, others, head.task)
 
@@ -108,6 +110,7 @@ def judged_folds(
     draws: int = 1000,
     keep: Path | None = None,
     scores: SubstitutionTable | None = None,
+    embedder: Embedder | None = None,
 ) -> dict[str, HeadVerdict]:
     """Return the verdict on the out-of-fold predictions of each head that has labels.
 
@@ -126,6 +129,8 @@ def judged_folds(
         As in `judged`.
     scores
         Zero-shot scores of the samples, if they are variants of a protein.
+    embedder
+        Representations of the samples by the base weights.
     """
     n_repeats = max(fold.repeat for fold in folds)
     words = f" of {len(folds) // n_repeats} folds"
@@ -133,7 +138,7 @@ def judged_folds(
         words += f", mean of {counted(n_repeats, 'repeat')}"
 
     def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
-        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep, scores)
+        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep, scores, embedder)
 
     return _judged(
         {OUT_OF_FOLD: found}, baselines, random_weights=random_weights, draws=draws, of=words
@@ -146,6 +151,7 @@ def _out_of_fold(
     folds: Sequence[Fold],
     keep: Path | None,
     scores: SubstitutionTable | None,
+    embedder: Embedder | None,
 ) -> dict[str, list[list[np.ndarray]]]:
     """Return the predictions of baselines for samples that they did not learn from."""
     predicted: dict[str, list[list[np.ndarray]]] = {}
@@ -154,6 +160,7 @@ def _out_of_fold(
         if not len(test):
             continue
         learnt = own.rows.at(train.tolist(), most=MOST_ROWS).scored(scores)
+        learnt = replace(learnt, embedder=embedder)
         held_out = own.rows.at(test.tolist()).scored(scores)
         path = _file_in(keep, head, f"{fold.name}_")
         for name, (rows,) in kept_predictions(path, learnt, [held_out], head.task).items():

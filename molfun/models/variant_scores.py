@@ -219,6 +219,8 @@ class _Protein:
         sample = given if isinstance(given, Sample) else Sample(id="wild type", sequence=given)
         backbone: Any = model.backbone
         backbone.check(sample)
+        # it says how the structure is read
+        backbone.problems([sample])
         sequence = backbone.sequence_of(sample).upper()
         if "<" in sequence:
             raise DataError(f"{sample.id} has hidden residues (<mask>); give all of them.")

@@ -37,7 +37,7 @@ def check_base(base: str, backbone: Any) -> None:
     check_choice("base", base, BASES)
     if base == "int8" and not backbone.has_int8:
         raise ConfigError(
-            f"base='int8' was tested with ESM-2 and OpenFold alone, and this is "
+            f"base='int8' is for protein language models and OpenFold, and this is "
             f"{backbone.display_name}. Leave it out."
         )
 

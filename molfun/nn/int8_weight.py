@@ -157,3 +157,11 @@ def _copy(_func: Any, _types: Any, args: Any, _kwargs: Any) -> torch.Tensor:
 def _equal(_func: Any, _types: Any, args: Any, _kwargs: Any) -> bool:
     one, other = args
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("qdata", "scale"))
+
+
+@Int8Weight.implements([torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default])
+def _draw(func: Any, _types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    # transformers draws the weights of a model again when all of it is built
+    into, *limits = args
+    drawn: torch.Tensor = func(torch.empty(into.shape, device=into.device), *limits, **kwargs)
+    return into.copy_(drawn)

@@ -312,6 +312,25 @@ def unmerged(backbone: nn.Module) -> Iterator[None]:
         merge(backbone)
 
 
+@contextlib.contextmanager
+def switched_off(backbone: nn.Module) -> Iterator[None]:
+    """Leave the adapters out of all products within the block; without any it changes nothing."""
+    if installed_spec(backbone) is None:
+        yield
+        return
+    layers = [layer for layer in _layers(backbone) if not layer.disable_adapters]
+    trained = [(p, p.requires_grad) for _, p in parameters(backbone)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        for parameter, trains in trained:  # peft turns them on and off with the adapters
+            parameter.requires_grad_(trains)
+
+
 def save_adapter(backbone: nn.Module, folder: str | Path) -> None:
     """Write the adapters in the PEFT format, readable by ``peft.PeftModel.from_pretrained``.
 

@@ -16,8 +16,12 @@ MEMORY = 2**30
 """Bytes of representations that a pass over the data keeps at most; the rest runs again."""
 
 
-def chains_apart(inputs: Inputs, check: ChainCheck) -> tuple[Inputs, torch.Tensor]:
+def chains_apart(
+    inputs: Inputs, check: ChainCheck, key: Callable[[Sample], str]
+) -> tuple[Inputs, torch.Tensor]:
     """Return the distinct chains of a batch, and the place of each chain of its samples there.
+
+    Chains of one `key` are the same one.
 
     Raises
     ------
@@ -31,7 +35,7 @@ def chains_apart(inputs: Inputs, check: ChainCheck) -> tuple[Inputs, torch.Tenso
     for sample in inputs.samples:
         apart = sample.by_chain()
         check(sample.shown, len(apart))
-        of_one = [distinct.setdefault(c.content_key(), (len(distinct), c))[0] for c in apart]
+        of_one = [distinct.setdefault(key(c), (len(distinct), c))[0] for c in apart]
         rows.append(torch.tensor(of_one))
     chains = [chain for _, chain in distinct.values()]
     return Inputs.of(chains), nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
@@ -44,7 +48,7 @@ class ChainMemory:
 
     Examples
     --------
-    >>> memory = ChainMemory()
+    >>> memory = ChainMemory(Sample.content_key)
     >>> pair = [Sample(id="a", sequence="MKV"), Sample(id="b", sequence="AC")]
     >>> mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     >>> memory.keep(pair, TrunkOutput(mask=mask, mean=torch.eye(2)))
@@ -52,13 +56,14 @@ class ChainMemory:
     'c'
     """
 
-    def __init__(self, budget: int = MEMORY) -> None:
+    def __init__(self, key: Callable[[Sample], str], *, budget: int = MEMORY) -> None:
+        self._key = key
         self._kept: dict[str, TrunkOutput] = {}
         self._left = budget
 
     def unknown(self, chains: Sequence[Sample]) -> list[Sample]:
         """Return the chains that have not run."""
-        return [chain for chain in chains if chain.content_key() not in self._kept]
+        return [chain for chain in chains if self._key(chain) not in self._kept]
 
     def keep(self, chains: Sequence[Sample], outputs: TrunkOutput) -> None:
         """Keep the outputs of chains, one row each, while there is room."""
@@ -75,13 +80,13 @@ class ChainMemory:
             size = sum(t.numel() * t.element_size() for t in tensors.values())
             if size <= self._left:
                 self._left -= size
-                self._kept[chain.content_key()] = TrunkOutput.from_tensors(tensors)
+                self._kept[self._key(chain)] = TrunkOutput.from_tensors(tensors)
 
     def outputs(
         self, chains: Sequence[Sample], run: Callable[[Sample], TrunkOutput]
     ) -> TrunkOutput:
         """Return the outputs of chains in one batch; `run` gives those that were not kept."""
-        found = [self._kept.get(chain.content_key()) for chain in chains]
+        found = [self._kept.get(self._key(chain)) for chain in chains]
         return TrunkOutput.stack(
             [run(chain) if known is None else known
              for chain, known in zip(chains, found, strict=True)]

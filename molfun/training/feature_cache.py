@@ -52,7 +52,7 @@ class FeatureCache:
         if self._directory is None or not slow or sample.drawn:
             return self._featurize(sample)
         # hashed, since keys hold text of any length and file names do not
-        key = f"{FORMAT}|{self._backbone.featurize_key()}|{sample.content_key()}"
+        key = f"{FORMAT}|{self._backbone.featurize_key()}|{self._backbone.input_key(sample)}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"
         stored = _read(path, name)

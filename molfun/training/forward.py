@@ -148,7 +148,7 @@ class ForwardPass:
         if self.by_chain is None:
             return run(inputs)
         refuse_brought(inputs.samples, "the chains of a sample run apart", "")
-        distinct, rows = chains_apart(inputs, self.by_chain)
+        distinct, rows = chains_apart(inputs, self.by_chain, self.backbone.input_key)
         return replace(run(distinct), chains=rows.to(self.device))
 
     @contextlib.contextmanager
@@ -156,7 +156,7 @@ class ForwardPass:
         """Run each chain once within the block, in which no weight may change."""
         # with several processes in step, all of them have to run each pass
         cached = self.frozen.whole and self.cache is not None
-        self._chains = None if self.in_step or cached else ChainMemory()
+        self._chains = None if self.in_step or cached else ChainMemory(self.backbone.input_key)
         try:
             yield
         finally:
@@ -209,7 +209,7 @@ class ForwardPass:
             return brought
         if self.cache is None or sample.drawn:
             return self.whole(one)
-        key = self.cache.key(sample.content_key())
+        key = self._key(self.cache, sample)
         stored = self.cache.get(key)
         if stored is None:
             start = time.perf_counter()
@@ -237,7 +237,7 @@ class ForwardPass:
     def _prefix_one(self, one: Inputs, cache: PrefixCache) -> Features:
         if one.samples[0].drawn:
             return self._prefix(one)
-        key = cache.key(one.samples[0].content_key())
+        key = self._key(cache, one.samples[0])
         state = cache.get(key)
         if state is None:
             start = time.perf_counter()
@@ -262,11 +262,14 @@ class ForwardPass:
         """Function that featurises samples in loader workers; None if that would not save time."""
         return self._needed_features if self.backbone.featurizes_in_workers else None
 
+    def _key(self, cache: PrefixCache, sample: Sample) -> str:
+        return cache.key(self.backbone.input_key(sample))
+
     def _needed_features(self, sample: Sample) -> Features | None:
         """Return the features of a sample; None if its representations are given or cached."""
         if REPRESENTATIONS & set(sample.features or {}):
             return None
-        if self.cache is not None and self.cache.holds(self.cache.key(sample.content_key())):
+        if self.cache is not None and self.cache.holds(self._key(self.cache, sample)):
             return None
         return self._featurizer.features(sample)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
 
 from molfun import MolfunStructureModel
 from molfun.backbones.language.structure_letters import structure_letters
+from molfun.backbones.language.structure_tokens import TOKENS
 from molfun.backbones.transformers import (
     AnkhBackbone,
     EsmBackbone,
@@ -34,11 +36,10 @@ from molfun.backbones.transformers import (
     SaProtBackbone,
     TransformersBackbone,
 )
-from molfun.backbones.transformers.saprot import TOKENS
 from molfun.errors import CheckpointError, ConfigError, DataError
 from molfun.models.export import export_hugging_face
 from molfun.nn import lora
-from molfun.protein import Protein
+from molfun.protein import BFactors, Protein
 from molfun.sample import Sample
 from molfun.testing.samples import series_model
 
@@ -422,6 +423,36 @@ def test_letters_come_from_structures_and_unsure_ones_are_unknown() -> None:
     assert tokens[3] == TOKENS["Av"]
 
 
+def test_auto_masks_predictions_alone_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    kinds: tuple[BFactors, ...] = ("plddt", "plddt", "measured", "unknown", "other")
+    proteins = [replace(helix(12, plddt=60.0), b_factors_are=kind) for kind in kinds]
+    proteins[1].b_factors[:] = 80.0
+    samples = [Sample(id=str(i), protein=p) for i, p in enumerate(proteins)]
+    backbone, all_letters = make("saprot", plddt_below="auto"), make("saprot")
+    with caplog.at_level("INFO"):
+        assert backbone.problems([*samples, Sample(id="s", sequence="AC")]) == (0, [])
+    assert caplog.messages == [
+        "plddt_below='auto': 2 of 5 structures are predictions with pLDDT, and get no letter below "
+        "70; 3 keep all letters (1 of an experiment, 1 predicted without pLDDT as B-factors, 1 "
+        "whose file does not say)."
+    ]
+    expected = [all_letters.featurize(sample)["tokens"] for sample in samples]
+    found = [backbone.featurize(sample)["tokens"] for sample in samples]
+    assert set(found[0][1:-1].tolist()) == {TOKENS["A#"]}
+    assert all(torch.equal(a, b) for a, b in zip(found[1:], expected[1:], strict=True))
+    assert {len(found), len(expected)} == {5}
+
+
+def test_caches_tell_masked_letters_apart() -> None:
+    sure, unsure = (Sample(id="a", protein=helix(12, plddt=b)) for b in (90.0, 60.0))
+    assert sure.content_key() == unsure.content_key()
+    backbone = make("saprot", plddt_below=70)
+    assert backbone.input_key(sure) != backbone.input_key(unsure)
+    assert make("saprot").input_key(sure) == sure.content_key()
+    given = replace(unsure, structure_letters="v" * 12)
+    assert backbone.input_key(given) == given.content_key()
+
+
 def test_positions_have_an_end_where_they_are_learned() -> None:
     backbone = make("esm1b")
     sample = Sample(id="long", sequence="A" * 1023)
@@ -584,7 +615,10 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
             "mlp_bias is True, and only False is known.",
         ),
         (lambda: EsmBackbone({**ESM, "is_decoder": True}), "is_decoder is True"),
-        (lambda: SaProtBackbone(ESM, plddt_below=170), "plddt_below must be from 0 to 100,"),
+        (
+            lambda: SaProtBackbone(ESM, plddt_below=170),
+            "plddt_below must be from 0 to 100, or 'auto', got 170.",
+        ),
         (lambda: ProstT5Backbone(T5, encodes="both"), "Unknown alphabet 'both'"),
     ],
 )  # fmt: skip

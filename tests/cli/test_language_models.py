@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,22 @@ def test_letters_of_structures_in_files(saprot: Path, molfun: Command) -> None:
     assert result.exit_code == 0, result.output
     trained = MolfunStructureModel.from_checkpoint(saprot / "run/checkpoint", device="cpu")
     assert trained.backbone.config_dict["plddt_below"] == 10
+
+
+def test_letters_of_predictions_alone_by_auto(saprot: Path, molfun: Command) -> None:
+    source = ("--backbone", "saprot", "--weights", "saprot", "--head", "linear")
+    files = ("--data", "data.csv", "--pdbs", "pdbs", "--plddt-below", "auto")
+    first = min((saprot / "pdbs").iterdir())
+    first.write_text("TITLE     ESMFOLD V1 PREDICTION FOR INPUT\n" + first.read_text())
+    result = molfun("fine-tune", *files, *source, *FAST)
+    assert result.exit_code == 0, result.output
+    log = (saprot / "run/run.log").read_text()
+    text = "structures is a prediction with pLDDT, and gets no letter below 70; "
+    assert len(re.findall(f"plddt_below='auto': 1 of \\d+ {text}", log)) == 1
+    trained = MolfunStructureModel.from_checkpoint(saprot / "run/checkpoint", device="cpu")
+    assert trained.backbone.config_dict["plddt_below"] == "auto"
+    result = molfun("fine-tune", *files[:-1], "high", *source, *FAST, "--overwrite")
+    assert "plddt_below: should be a number from 0 to 100, or auto (got 'high')" in result.stderr
 
 
 @pytest.mark.usefixtures("sequences")

@@ -21,7 +21,9 @@ HEADER = [
     "REMARK   2",
     "REMARK   2 RESOLUTION.    1.50 ANGSTROMS.",
 ]
-X_RAY = Experiment(method="X-RAY DIFFRACTION", resolution=1.5, released="1997-11-19")
+X_RAY = Experiment(
+    b_factors="measured", method="X-RAY DIFFRACTION", resolution=1.5, released="1997-11-19"
+)
 
 
 def test_both_readers_of_pdb_files_tell_the_same(write, monkeypatch):
@@ -39,9 +41,9 @@ def test_both_readers_of_pdb_files_tell_the_same(write, monkeypatch):
     [
         ([], Experiment()),
         (["EXPDTA    SOLUTION NMR", "REMARK   2 RESOLUTION. NOT APPLICABLE."],
-         Experiment(method="SOLUTION NMR")),
+         Experiment(b_factors="measured", method="SOLUTION NMR")),
         (["EXPDTA    ELECTRON MICROSCOPY", "REMARK   2 RESOLUTION.    3.20 ANGSTROMS."],
-         Experiment(method="ELECTRON MICROSCOPY", resolution=3.2)),
+         Experiment(b_factors="measured", method="ELECTRON MICROSCOPY", resolution=3.2)),
         (["REMARK   2 RESOLUTION.    0.00 ANGSTROMS."], Experiment()),
         # the date of deposition is not that of the release
         (["HEADER    HYDROLASE                               19-MAY-97   1AKI"], Experiment()),
@@ -61,11 +63,11 @@ def test_headers_of_pdb_files(lines, found):
         ("_refine.ls_d_res_high 1.9\n_reflns.d_resolution_high 1.7", Experiment(resolution=1.9)),
         ("_refine.ls_d_res_high ?\n_reflns.d_resolution_high 1.7", Experiment(resolution=1.7)),
         ("_em_3d_reconstruction.resolution 3.4\n_exptl.method 'ELECTRON MICROSCOPY'",
-         Experiment(resolution=3.4, method="ELECTRON MICROSCOPY")),
+         Experiment(b_factors="measured", resolution=3.4, method="ELECTRON MICROSCOPY")),
         ("_exptl.method 'SOLUTION NMR'\n_refine.ls_d_res_high .",
-         Experiment(method="SOLUTION NMR")),
+         Experiment(b_factors="measured", method="SOLUTION NMR")),
         ("loop_\n_exptl.method 'X-ray diffraction' 'NEUTRON DIFFRACTION'",
-         Experiment(method="X-RAY DIFFRACTION; NEUTRON DIFFRACTION")),
+         Experiment(b_factors="measured", method="X-RAY DIFFRACTION; NEUTRON DIFFRACTION")),
         ("loop_\n_pdbx_audit_revision_history.revision_date 2011-07-13 2008-02-05 ?",
          Experiment(released="2008-02-05")),
         ("_database_PDB_rev.date 2008-02-05", Experiment(released="2008-02-05")),
@@ -83,6 +85,6 @@ def test_real_mmcif_files(real_data):
     assert found["1aki"][0].resolution == 1.5
     experiment = found["2q2k"][1]
     assert replace(experiment, unobserved=()) == Experiment(
-        method="X-RAY DIFFRACTION", resolution=3.0, released="2008-02-05"
+        b_factors="measured", method="X-RAY DIFFRACTION", resolution=3.0, released="2008-02-05"
     )
     assert len(experiment.unobserved) == 51

@@ -80,6 +80,59 @@ def test_zero_shot_scores_of_variants() -> None:
     assert words == ["zero-shot score", "ridge on one-hot and zero-shot score"]
 
 
+class Embedding:
+    """Stands for the base model: eight numbers per sequence."""
+
+    key = "base"
+
+    def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
+        texts = [sample.sequence or "" for sample in samples]
+        rows = [np.random.default_rng(list(t.encode())).normal(5, 2, 8) for t in texts]
+        return np.stack(rows)
+
+
+def closed_form(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Ridge with the penalty of the least leave-one-out error, by normal equations."""
+    scale = x.std(0)
+    x, other = x / scale, other / scale
+    best = (np.inf, 0.0)
+    for penalty in np.logspace(-3, 5, 17):
+        centred = x - x.mean(0)
+        gram = centred.T @ centred + penalty * np.eye(x.shape[1])
+        hat = centred @ np.linalg.solve(gram, centred.T) + 1 / len(x)
+        left = (y - y.mean()) - (hat - 1 / len(x)) @ (y - y.mean())
+        best = min(best, (float(np.mean((left / (1 - np.diag(hat))) ** 2)), penalty))
+    from sklearn.linear_model import Ridge
+
+    return Ridge(alpha=best[1], solver="cholesky").fit(x, y).predict(other)
+
+
+def test_embedding_and_score_are_a_ridge_in_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    table = SubstitutionTable("ACDEACDE", rng.normal(size=(8, 20)))
+    texts = ["ACDEACDE"[:i] + a + "ACDEACDE"[i + 1 :] for i in range(8) for a in "GHKLMNPQ"]
+    columns = np.hstack(
+        [Embedding()([Sample(id=t, sequence=t) for t in texts]), table.scores(texts)[:, None]]
+    )
+    labels = columns @ rng.normal(size=9) + rng.normal(size=64)
+    samples = sequences(list(zip(texts, labels.tolist(), strict=True)))
+    task = RegressionTask()
+    task.fit_targets(list(labels[:48]))
+    train, test = (labelled(p, task).scored(table) for p in (samples[:48], samples[48:]))
+    name = "embedding_zero_shot"
+    assert name not in predictions_of(train, [test], task)  # without a model
+    train = replace(train, embedder=Embedding())
+    found = np.array(predictions_of(train, [test], task)[name][0])
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(
+        found, closed_form(columns[:48], labels[:48], columns[48:]), rtol=1e-8
+    )
+    assert np.corrcoef(found, labels[48:])[0, 1] > 0.8
+    assert BASELINES[name]().described(task) == "ridge on embedding and zero-shot score"
+    bare = [replace(part, scores=None) for part in (train, test)]
+    assert name not in predictions_of(bare[0], bare[1:], task)
+
+
 def test_samples_without_a_zero_shot_score() -> None:
     table = SubstitutionTable("ACD", np.zeros((3, 20)))
     part = labelled(additive(30, 0), RegressionTask())

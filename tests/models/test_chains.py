@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -242,7 +243,8 @@ def test_a_pass_over_the_data_runs_each_distinct_chain_once(
         found = head.predict(data)["prediction"]
         assert (len(data), sum(runs)) == (15, 6)
         with monkeypatch.context() as patch:
-            patch.setattr("molfun.training.forward.ChainMemory", lambda: ChainMemory(budget=700))
+            small = functools.partial(ChainMemory, budget=700)
+            patch.setattr("molfun.training.forward.ChainMemory", small)
             again = head.predict(data)["prediction"]
         torch.testing.assert_close(again, found, rtol=0, atol=1e-5)
 

@@ -27,9 +27,13 @@ BACKBONES: dict[str, tuple[str, Any]] = {
         {"name": "transformer", "d_input": 3, "d_model": 16, "n_heads": 2, "dropout": 0.0},
     ),
     "esm2": ("esm2", "esm2_t3_d16_h2"),
+    "esmc": ("esmc", {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}),
+    "saprot": ("saprot", {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}),
     "pet": ("pet", PET_TINY),
     "openfold": ("openfold", "tiny"),
 }
+FAMILIES = ("esmc", "saprot")
+"""Families of transformers; the blocks of T5 share weights, so that they are not divided."""
 
 
 class Samples(Dataset[Sample]):

@@ -311,7 +311,7 @@ def test_an_ensemble_shares_weights_in_int8(tmp_path: Path, weights: Path) -> No
 
 def test_a_backbone_that_was_not_tested_is_refused() -> None:
     message = (
-        "base='int8' was tested with ESM-2 and OpenFold alone, and this is time series. "
+        "base='int8' is for protein language models and OpenFold, and this is time series. "
         "Leave it out."
     )
     arguments: dict[str, Any] = {

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_fit import BACKBONES, run
+from parallel_fit import BACKBONES, FAMILIES, run
 from test_parallel import assert_alike, assert_close, pytestmark, started  # noqa: F401  (marks)
+from tiny import build_samples
 from torch.utils.data import DataLoader
 
-from molfun.errors import CheckpointError
+from molfun import LoRAFinetune, MolfunStructureModel
+from molfun.errors import CheckpointError, ConfigError
 from molfun.parallel import parts
 from molfun.parallel.ranks import Ranks
 from molfun.training.batches import EpochBatches
+from molfun.training.job import Job
 
 STRATEGIES = ("lora", "partial", "full", "gradual")
 # four batches of two: each of two processes fills up nothing, each of four has one
@@ -31,7 +34,7 @@ def fits(backbone: str, way: str, size: int) -> list[dict[str, Any]]:
     return [{**shared, "strategy": strategy} for strategy in STRATEGIES]
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in FAMILIES])
 @pytest.mark.parametrize(
     "size", [2, pytest.param(4, marks=pytest.mark.proof)], ids="{} processes".format
 )
@@ -44,6 +47,37 @@ def test_processes_with_copies_or_parts_give_what_one_gives(
         ranks = [each[number] for each in found]
         assert_alike(ranks)
         assert_close(run(**{**settings, "parallel": "auto", "accumulation": 4}), ranks[0])
+
+
+def test_families_of_transformers_in_parts_give_what_one_process_gives(tmp_path: Path) -> None:
+    """Also where their weights stay in a mapped file until they are divided."""
+    both = [
+        {**one, "mmap": mmap}
+        for family in FAMILIES
+        for one in fits(family, "fsdp2", 2)
+        for mmap in ((False, True) if one["strategy"] == "lora" else (False,))
+    ]
+    found = started(2, tmp_path, both)
+    for number, settings in enumerate(both):
+        ranks = [each[number] for each in found]
+        assert_alike(ranks)
+        one = {**settings, "parallel": "auto", "accumulation": 4, "mmap": False}
+        assert_close(run(**one), ranks[0])
+
+
+@pytest.mark.parametrize("family", ["prott5", "prostt5", "ankh"])
+def test_families_whose_blocks_share_weights_are_refused(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Job, "divides", property(lambda _: True))
+    sizes = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "num_layers": 2}
+    model = MolfunStructureModel(family, config=sizes, head="regression", device="cpu")
+    with pytest.raises(ConfigError) as caught:
+        model.fit(build_samples(4), strategy=LoRAFinetune(rank=2), epochs=1)
+    assert str(caught.value) == (
+        "parallel='auto' cannot divide this model: its blocks share the weights of the position "
+        "bias. Train it with parallel='ddp', a copy in each process."
+    )
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ ESM = Alphabet(
 """Letters of ESM-1b, ESM-1v, ESM-2 and ESM-C (``Alphabet.from_architecture("ESM-1b")``)."""
 
 
-def esm_words() -> list[str]:
+def esm_words() -> tuple[str, ...]:
     """Return all words of that vocabulary by their numbers, as ``vocab.txt`` lists them."""
-    special = ["<cls>", "<pad>", "<eos>", "<unk>"]
-    return [*special, *_ESM_LETTERS, ".", "-", "<null_1>", "<mask>"]
+    special = ("<cls>", "<pad>", "<eos>", "<unk>")
+    return (*special, *_ESM_LETTERS, ".", "-", "<null_1>", "<mask>")

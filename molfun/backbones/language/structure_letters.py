@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 from molfun._lazy import require
-from molfun.errors import DataError
-from molfun.protein import ATOM_NAMES, Protein
+from molfun.errors import ConfigError, DataError
+from molfun.protein import ATOM_NAMES, BFactors, Protein
 from molfun.sample import Sample
 
 STRUCTURE_LETTERS = "pynwrqhgdlvtmfsaeikc"
 """The 20 letters of Foldseek's 3Di alphabet, in the order of SaProt's vocabulary."""
 UNKNOWN = "#"
+UNSURE = 70.0
+"""pLDDT below which the authors of SaProt leave the letters of predictions out."""
+_OTHERS: dict[BFactors, str] = {
+    "measured": "of an experiment",
+    "other": "predicted without pLDDT as B-factors",
+    "unknown": "whose file does not say",
+}
+Below = float | Literal["auto"] | None
+"""pLDDT below which residues have the letter `UNKNOWN`. None takes all letters; ``"auto"`` is
+`UNSURE` for predictions (`Protein.b_factors_are`) and None for other structures."""
 
 
-def letters_of(sample: Sample, *, plddt_below: float | None = None) -> str | None:
+def letters_of(sample: Sample, *, plddt_below: Below = None) -> str | None:
     """Return the structure letters that a sample comes with, or those of its structure.
 
     Parameters
@@ -25,7 +36,7 @@ def letters_of(sample: Sample, *, plddt_below: float | None = None) -> str | Non
     sample
         With `structure_letters`, or with a protein that has coordinates.
     plddt_below
-        pLDDT below which the letters of a structure are unknown.
+        pLDDT below which the letters of a structure are unknown, as `threshold_of` takes it.
     """
     if sample.structure_letters is not None:
         return sample.structure_letters
@@ -33,6 +44,54 @@ def letters_of(sample: Sample, *, plddt_below: float | None = None) -> str | Non
     if protein is None or not protein.atom_mask.any():
         return None
     return structure_letters(protein, plddt_below=plddt_below)
+
+
+def check_plddt(below: Below) -> None:
+    """Refuse a threshold that is no pLDDT.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither from 0 to 100 nor ``"auto"``.
+    """
+    if below is None or below == "auto":
+        return
+    if isinstance(below, str) or not 0 <= below <= 100:
+        raise ConfigError(f"plddt_below must be from 0 to 100, or 'auto', got {below!r}.")
+
+
+def threshold_of(protein: Protein, below: Below) -> float | None:
+    """Return the pLDDT below which letters are unknown; None where all are taken.
+
+    Examples
+    --------
+    >>> threshold_of(Protein.from_sequence("AC"), "auto") is None
+    True
+    """
+    if below == "auto":
+        return UNSURE if protein.b_factors_are == "plddt" else None
+    return below
+
+
+def said_of_auto(counts: Mapping[BFactors, int]) -> str:
+    """Say in one line what ``"auto"`` decides for structures, counted by what their B-factors are.
+
+    Examples
+    --------
+    >>> print(said_of_auto({"plddt": 2}))
+    plddt_below='auto': 2 of 2 structures are predictions with pLDDT, and get no letter below 70.
+    """
+    n, masked = sum(counts.values()), counts.get("plddt", 0)
+    be, get = ("is a prediction", "gets") if masked == 1 else ("are predictions", "get")
+    said = (
+        f"plddt_below='auto': {masked} of {n} structures {be} with pLDDT, and {get} no letter "
+        f"below {UNSURE:.0f}"
+    )
+    if n == masked:
+        return f"{said}."
+    keep = "keeps" if n - masked == 1 else "keep"
+    rest = ", ".join(f"{counts[kind]} {text}" for kind, text in _OTHERS.items() if counts.get(kind))
+    return f"{said}; {n - masked} {keep} all letters ({rest})."
 
 
 def check_letters(letters: str, sample: Sample, n: int) -> None:
@@ -58,7 +117,7 @@ def check_letters(letters: str, sample: Sample, n: int) -> None:
         )
 
 
-def structure_letters(protein: Protein, *, plddt_below: float | None = None) -> str:
+def structure_letters(protein: Protein, *, plddt_below: Below = None) -> str:
     """Return the 3Di letter of each residue of a structure, chain by chain.
 
     Parameters
@@ -66,7 +125,7 @@ def structure_letters(protein: Protein, *, plddt_below: float | None = None) -> 
     protein
         Structure with coordinates. A residue without N, CA or C has the letter ``#``.
     plddt_below
-        pLDDT below which a residue has the letter ``#``; None takes all.
+        pLDDT below which a residue has the letter ``#``, as `threshold_of` takes it.
 
     References
     ----------
@@ -80,10 +139,9 @@ def structure_letters(protein: Protein, *, plddt_below: float | None = None) -> 
     letters = np.full(len(protein), UNKNOWN)
     for places, found in chains:
         letters[places] = found
-    if plddt_below is not None:
-        atoms = protein.atom_mask.sum(1)
-        plddt = (protein.b_factors * protein.atom_mask).sum(1) / np.maximum(atoms, 1)
-        letters[plddt < plddt_below] = UNKNOWN
+    threshold = threshold_of(protein, plddt_below)
+    if threshold is not None:
+        letters[protein.plddt() < threshold] = UNKNOWN
     return "".join(letters)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from torch import nn
 
 from molfun._paths import as_path
 from molfun.backbones.language.backbone import LanguageBackbone
-from molfun.backbones.language.packing import Packing, use_packed_blocks
+from molfun.backbones.language.packing import PackedAttention, Packing, use_packed_blocks
 from molfun.backbones.language.weight_files import (
     Layout,
     Tensors,
@@ -24,7 +24,7 @@ from molfun.backbones.language.weight_files import (
     take_tensors,
     write_folder,
 )
-from molfun.backbones.transformers.vocabulary import compare_vocabulary
+from molfun.backbones.transformers.vocabulary import compare_vocabulary, write_tokenizer
 from molfun.errors import ConfigError
 from molfun.registry import BACKBONES, FAMILIES
 from molfun.strict import check_choice, refuse_unknown, wrong_counts
@@ -101,7 +101,12 @@ class TransformersBackbone(LanguageBackbone):
     packed_class: ClassVar[type[nn.Module]]
     """`PackedBlock` of the blocks."""
     root: ClassVar[str] = ""
-    """Prefix of the names of the encoder in files of the whole model: ``"esm."``."""
+    """Prefix of the names of the encoder in files of the whole model: ``"esm."``; empty where the
+    encoder is all of it."""
+    rotary_name: ClassVar[str] = ""
+    """Name of the encoder's module of rotary frequencies; empty where it never has one."""
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Patterns of the names that other versions gave to weights, and those of this one."""
     optional: ClassVar[tuple[str, ...]] = ("lm_head.",)
     """Parts of the names of weights that a file may lack: no representation needs them."""
     pointless: ClassVar[str] = r"$^"
@@ -172,8 +177,20 @@ class TransformersBackbone(LanguageBackbone):
 
     @classmethod
     def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the settings that follow from others."""
-        return values
+        """Fill in the settings that follow from others: the width of the feed-forward part.
+
+        What is a yes or a no in `settings` may be None in a config, which is a no.
+        """
+        width = values.get("hidden_size")
+        if values.get("intermediate_size", 0) is None and isinstance(width, int):
+            values["intermediate_size"] = cls.feed_forward_width(width)
+        answers = {k: bool(values[k]) for k, v in cls.settings.items() if isinstance(v, bool)}
+        return {**values, **answers}
+
+    @staticmethod
+    def feed_forward_width(width: int) -> int:
+        """Return the usual width of the feed-forward part for that of the model."""
+        return 4 * width
 
     @classmethod
     def from_hugging_face(cls, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,16 +202,20 @@ class TransformersBackbone(LanguageBackbone):
     """transformers' class of the config."""
 
     def build(self) -> None:
-        """Build transformers' own class, with packed blocks."""
-        self.model, self.lm_head = self.parts(self.config_class(**self.config.to_dict()))
+        """Build transformers' own class, with packed blocks; keep its encoder and its head."""
+        config = self.config_class(**self.config.to_dict())
+        whole = self.whole_class(config)
+        self.model = getattr(whole, self.root.removesuffix(".")) if self.root else whole
+        self.lm_head = whole.lm_head if self.root else None
+        # the names that all configs of transformers know these by
+        self.single_dim, self.heads = config.hidden_size, config.num_attention_heads
         use_packed_blocks(self.blocks(), self.packed_class)
 
-    @abstractmethod
-    def parts(self, config: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return the stock encoder, and its head that predicts residues, if it has one.
-
-        Sets `single_dim` and `heads`.
-        """
+    def attention(self, packing: Packing) -> PackedAttention:
+        """Return attention with the rotary frequencies, where the model has them."""
+        rotary = getattr(self.model, self.rotary_name, None) if self.rotary_name else None
+        frequency = None if rotary is None else rotary.inv_freq
+        return PackedAttention(packing, self.heads, frequency=frequency)
 
     def embed(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:  # noqa: ARG002
         """Return the embeddings of the tokens."""
@@ -234,17 +255,22 @@ class TransformersBackbone(LanguageBackbone):
         }
         config = self.config_class(**self.config.to_dict())
         write_folder(folder, config, weights, self.whole_class.__name__)
-        self.write_tokenizer(folder)
+        if self.tokenizer_class is not None:
+            write_tokenizer(folder, self.tokenizer_class, self.words)
 
-    def write_tokenizer(self, folder: Path) -> None:
-        """Write the files of the tokenizer, where they can be made without the published ones."""
+    @property
+    @abstractmethod
+    def whole_class(self) -> Any:
+        """Transformers' class of the encoder and its head; a family sets it as an attribute."""
 
-    whole_class: ClassVar[Any]
-    """transformers' class of the encoder and its head."""
+    tokenizer_class: ClassVar[Any] = None
+    """transformers' class of the tokenizer; None where it needs the published files."""
+    words: ClassVar[Sequence[str]] = ()
+    """Words of the vocabulary by their numbers, where the tokenizer does not have them itself."""
 
     def vocabulary(self) -> dict[str, int]:
-        """Return the letters as the files of a tokenizer write them, with their tokens."""
-        return dict(self.alphabet.ids)
+        """Return the words as the files of a tokenizer write them, with their tokens."""
+        return {word: i for i, word in enumerate(self.words)} or dict(self.alphabet.ids)
 
     def translate(self, tensors: Tensors) -> Tensors:
         """Return the weights of other layouts in that of transformers."""
@@ -255,7 +281,10 @@ class TransformersBackbone(LanguageBackbone):
         """Return the same name for a weight in every layout: that of the stock encoder."""
         name = name.removeprefix("model.").removeprefix(cls.root)
         module, _, leaf = name.rpartition(".")
-        return f"{module}.{_OLD_NORMS.get(leaf, leaf)}"
+        plain = f"{module}.{_OLD_NORMS.get(leaf, leaf)}"
+        for pattern, new in cls.renamed:
+            plain = re.sub(pattern, new, plain)
+        return plain
 
     def _advice(self, tensors: Mapping[str, torch.Tensor]) -> str:
         blocks = self.canonical(self.block_prefix + ".")

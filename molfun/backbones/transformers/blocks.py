@@ -1,6 +1,8 @@
-"""transformers' blocks of protein language models, on packed tokens."""
+"""transformers' blocks and embeddings of protein language models, on packed tokens."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +11,12 @@ from transformers.models.esm.modeling_esm import EsmLayer
 from transformers.models.esmc.modeling_esmc import EsmcLayer
 from transformers.models.t5.modeling_t5 import T5Block
 
-from molfun.backbones.language.packing import PackedAttention, PackedBlock
+from molfun.backbones.language.packing import (
+    PackedAttention,
+    PackedBlock,
+    Packing,
+    rescaled_for_masks,
+)
 from molfun.nn.joint import gelu_linear, joint_linear, plain_linear
 
 
@@ -95,6 +102,20 @@ class PackedT5Block(PackedBlock, T5Block):
         """Share of the attention weights that is dropped in training."""
         own = self.layer[0].SelfAttention
         return own.dropout if own.training else 0.0
+
+
+def embed_esm(own: Any, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Return what ``EsmEmbeddings`` makes of packed tokens: (tokens, channels).
+
+    With positions, and rescaled for masked tokens, as in training.
+    """
+    x = own.word_embeddings(tokens)
+    if own.token_dropout:
+        x = rescaled_for_masks(x, tokens == own.mask_token_id, packing)
+    if own.position_embedding_type == "absolute":
+        positions = packing.positions.to(tokens.device) + own.padding_idx + 1
+        x = x + own.position_embeddings(positions)
+    return x if own.layer_norm is None else own.layer_norm(x)
 
 
 def _two(gate: nn.Module, up: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import nn
 from transformers.models.esm.configuration_esm import EsmConfig
 from transformers.models.esm.modeling_esm import EsmForMaskedLM, EsmLayer
 from transformers.models.esm.tokenization_esm import EsmTokenizer
 
-from molfun.backbones.language import alphabet
-from molfun.backbones.language.alphabet import esm_words
-from molfun.backbones.language.packing import PackedAttention, Packing, rescaled_for_masks
+from molfun.backbones.language.alphabet import ESM, esm_words
+from molfun.backbones.language.packing import Packing
 from molfun.backbones.transformers.backbone import TransformersBackbone
-from molfun.backbones.transformers.blocks import PackedEsmLayer
+from molfun.backbones.transformers.blocks import PackedEsmLayer, embed_esm
 
 _ESM1 = {
     "num_hidden_layers": 33,
@@ -50,13 +44,17 @@ class EsmBackbone(TransformersBackbone):
     block_prefix = "model.encoder.layer"
     embedding_prefix = "model.embeddings"
     norm_prefix = "model.encoder.emb_layer_norm_after"
+    rotary_name = "rotary_embeddings"
     lora_targets = ("query", "value")
-    alphabet = alphabet.ESM
+    alphabet = ESM
     trained_length = 1022  # 1,024 tokens
     config_class, whole_class = EsmConfig, EsmForMaskedLM
     block_class, packed_class = EsmLayer, PackedEsmLayer
+    tokenizer_class, words = EsmTokenizer, esm_words()
     root, divides = "esm.", ("hidden_size", "num_attention_heads")
     optional = ("lm_head.", "contact_head.", "inv_freq")
+    # the blocks share the frequencies, of which old files have one copy per block
+    renamed = ((r".*rotary_embeddings\.inv_freq", "rotary_embeddings.inv_freq"),)
     pointless = r"embeddings\.position_ids|embeddings\.position_embeddings|pooler\.|lm_head.decoder"
     presets = {"esm1b": {**_ESM1, "emb_layer_norm_before": True}, "esm1v": _ESM1}
     settings = {
@@ -78,53 +76,13 @@ class EsmBackbone(TransformersBackbone):
     }
     fixed = {"is_decoder": False, "add_cross_attention": False, "is_folding_model": False}
 
-    @classmethod
-    def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the width of the feed-forward part, four times the other, and plain answers."""
-        if values["intermediate_size"] is None and isinstance(values["hidden_size"], int):
-            values["intermediate_size"] = 4 * values["hidden_size"]
-        values["emb_layer_norm_before"] = bool(values["emb_layer_norm_before"])
-        return values
-
-    def parts(self, config: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return ``EsmModel`` and the head of ``EsmForMaskedLM``, tied to the embeddings."""
-        whole = EsmForMaskedLM(config)
-        self.single_dim, self.heads = config.hidden_size, config.num_attention_heads
-        if config.position_embedding_type == "absolute":
+    def build(self) -> None:
+        """Build ``EsmModel``; learned positions have an end."""
+        super().build()
+        if self.config.position_embedding_type == "absolute":
             # the first position is the one after that of padding
-            self.most_positions = config.max_position_embeddings - config.pad_token_id - 1
-        return whole.esm, whole.lm_head
-
-    @classmethod
-    def canonical(cls, name: str) -> str:
-        """Return the name in ``EsmModel``, where the blocks share the rotary frequencies."""
-        plain = super().canonical(name)
-        return re.sub(r".*rotary_embeddings\.inv_freq", "rotary_embeddings.inv_freq", plain)
-
-    def attention(self, packing: Packing) -> PackedAttention:
-        """Return attention with the rotary frequencies, if positions are rotary."""
-        rotary = self.model.rotary_embeddings
-        return PackedAttention(
-            packing, self.heads, frequency=None if rotary is None else rotary.inv_freq
-        )
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """Write ``EsmTokenizer`` with the published letters."""
-        file = folder / "vocab.txt"
-        file.write_text("\n".join(self.words()))
-        EsmTokenizer(str(file)).save_pretrained(folder)
-
-    def words(self) -> list[str]:
-        """Return the words of the vocabulary by their numbers."""
-        return esm_words()
+            self.most_positions = self.config.max_position_embeddings - self.config.pad_token_id - 1
 
     def embed(self, tokens: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Return input embeddings with positions, rescaled for masked tokens as in training."""
-        own = self.model.embeddings
-        x = own.word_embeddings(tokens)
-        if own.token_dropout:
-            x = rescaled_for_masks(x, tokens == own.mask_token_id, packing)
-        if own.position_embedding_type == "absolute":
-            positions = packing.positions.to(tokens.device) + own.padding_idx + 1
-            x = x + own.position_embeddings(positions)
-        return x if own.layer_norm is None else own.layer_norm(x)
+        return embed_esm(self.model.embeddings, tokens, packing)

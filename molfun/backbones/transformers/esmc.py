@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers.models.esmc.configuration_esmc import EsmcConfig
 from transformers.models.esmc.modeling_esmc import EsmcForMaskedLM, EsmcLayer
 from transformers.models.esmc.tokenization_esmc import EsmcTokenizer
 
-from molfun.backbones.language import alphabet
-from molfun.backbones.language.packing import PackedAttention, Packing
+from molfun.backbones.language.alphabet import ESM
 from molfun.backbones.language.weight_files import Tensors
 from molfun.backbones.transformers import esmc_names
 from molfun.backbones.transformers.backbone import TransformersBackbone
@@ -44,11 +41,13 @@ class EsmcBackbone(TransformersBackbone):
     block_prefix = "model.layers"
     embedding_prefix = "model.embed_tokens"
     norm_prefix = "model.norm"
+    rotary_name = "rotary_emb"
     lora_targets = ("q_proj", "v_proj")
-    alphabet = alphabet.ESM
+    alphabet = ESM
     trained_length = 2046  # 2,048 tokens
     config_class, whole_class = EsmcConfig, EsmcForMaskedLM
     block_class, packed_class = EsmcLayer, PackedEsmcLayer
+    tokenizer_class = EsmcTokenizer
     root, divides = "esmc.", ("hidden_size", "num_attention_heads")
     pointless = r".*(_extra_state|rotary\w*\.(original_)?inv_freq)$"
     presets = {
@@ -72,32 +71,16 @@ class EsmcBackbone(TransformersBackbone):
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     }
 
-    @classmethod
-    def complete(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the width of the feed-forward part: 8/3 of the other, in steps of 256."""
-        if values["intermediate_size"] is None and isinstance(values["hidden_size"], int):
-            values["intermediate_size"] = int((8 / 3 * values["hidden_size"] + 255) // 256 * 256)
-        return values
+    @staticmethod
+    def feed_forward_width(width: int) -> int:
+        """Return 8/3 of the width of the model, in steps of 256."""
+        return int((8 / 3 * width + 255) // 256 * 256)
 
     @classmethod
     def from_hugging_face(cls, content: Any) -> dict[str, Any]:
         """Return all settings; a config of ESM++ says nothing of the feed-forward part."""
         read = super().from_hugging_face({**content, "model_type": "esmc"})
         return read if "intermediate_size" in content else {**read, "intermediate_size": None}
-
-    def parts(self, config: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return ``EsmcModel`` and the head of ``EsmcForMaskedLM``."""
-        whole = EsmcForMaskedLM(config)
-        self.single_dim, self.heads = config.hidden_size, config.num_attention_heads
-        return whole.esmc, whole.lm_head
-
-    def attention(self, packing: Packing) -> PackedAttention:
-        """Return attention with the rotary frequencies."""
-        return PackedAttention(packing, self.heads, frequency=self.model.rotary_emb.inv_freq)
-
-    def write_tokenizer(self, folder: Path) -> None:
-        """Write ``EsmcTokenizer``, which has the letters in itself."""
-        EsmcTokenizer().save_pretrained(folder)
 
     def translate(self, tensors: Tensors) -> Tensors:
         """Return weights in the names of transformers, joined projections apart."""

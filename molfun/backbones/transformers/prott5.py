@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Block, T5EncoderModel
 
@@ -70,11 +69,6 @@ class ProtT5Backbone(TransformersBackbone):
         "pad_token_id": 0,
     }
     why_whole = "its blocks share the weights of the position bias"
-
-    def parts(self, config: Any) -> tuple[nn.Module, nn.Module | None]:
-        """Return ``T5EncoderModel``, and no head."""
-        self.single_dim, self.heads = config.d_model, config.num_heads
-        return T5EncoderModel(config), None
 
     def attention(self, packing: Packing) -> PackedAttention:
         """Return attention with T5's bias by relative position, and without a scale."""

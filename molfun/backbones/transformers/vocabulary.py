@@ -1,9 +1,10 @@
-"""Compare the tokens of a family with the tokenizer files beside its weights."""
+"""Tokenizer files beside the weights of a family: compare its tokens with them, write them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from molfun.backbones.language.weight_files import read_json
 from molfun.errors import CheckpointError
@@ -29,6 +30,26 @@ def compare_vocabulary(folder: Path, own: Mapping[str, int]) -> None:
     ]
     if wrong:
         raise CheckpointError(f"{folder}: its tokenizer is of another model:\n{listing(wrong, 5)}")
+
+
+def write_tokenizer(folder: Path, tokenizer: Any, words: Sequence[str]) -> None:
+    """Write a tokenizer of transformers.
+
+    Parameters
+    ----------
+    folder
+        Where the weights are.
+    tokenizer
+        Its class.
+    words
+        Words of the vocabulary by their numbers; none where the class has them itself.
+    """
+    if words:
+        file = folder / "vocab.txt"
+        file.write_text("\n".join(words))
+        tokenizer(str(file)).save_pretrained(folder)
+    else:
+        tokenizer().save_pretrained(folder)
 
 
 def _read(folder: Path) -> dict[str, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from molfun.config import option
 from molfun.data.kinds.base import DataKind, Labels, TableSettings
@@ -21,7 +23,22 @@ logger = logging.getLogger(__name__)
 
 PANEL = "Structures"
 FILTERS = ("max_resolution", "released_before", "released_after")
+PLDDT_HELP = "SaProt: leave structure letters out at a lower pLDDT; auto: below 70 in predictions."
 Crop = Literal["fixed", "auto", "contiguous", "spatial", "interface"]
+
+
+def _as_plddt(given: Any) -> Any:
+    try:
+        value = None if given in (None, "auto") else float(given)
+    except (TypeError, ValueError):
+        value = -1.0
+    if value is not None and not 0 <= value <= 100:
+        raise ValueError("should be a number from 0 to 100, or auto")
+    return given if value is None else value
+
+
+PlddtBelow = Annotated[float | Literal["auto"] | None, BeforeValidator(_as_plddt)]
+"""pLDDT below which SaProt leaves structure letters out."""
 
 
 class StructureSettings(TableSettings):
@@ -53,9 +70,8 @@ class StructureSettings(TableSettings):
         None, "Leave out structures released before this date.", panel=PANEL, hidden=True,
         again=True,
     )  # fmt: skip
-    plddt_below: float | None = option(
-        None, "SaProt: leave structure letters out at a lower pLDDT; 70 for predicted structures.",
-        panel=PANEL, hidden=True, of_model=True, ge=0, le=100,
+    plddt_below: PlddtBelow = option(
+        None, PLDDT_HELP, panel=PANEL, hidden=True, of_model=True
     )  # fmt: skip
     resolution: float | None = option(
         None, "Resolution of structures that state none (angstrom), for losses of confidence.",

@@ -7,10 +7,19 @@ are fitted on at most `MOST_ROWS` training rows and predict the validation and t
 from molfun.evaluation.baselines.base import (
     MOST_ROWS,
     Baseline,
+    Embedder,
     FeatureBaseline,
     Indexed,
     Labelled,
     predictions_of,
 )
 
-__all__ = ["MOST_ROWS", "Baseline", "FeatureBaseline", "Indexed", "Labelled", "predictions_of"]
+__all__ = [
+    "MOST_ROWS",
+    "Baseline",
+    "Embedder",
+    "FeatureBaseline",
+    "Indexed",
+    "Labelled",
+    "predictions_of",
+]

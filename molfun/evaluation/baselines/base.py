@@ -34,6 +34,17 @@ class Indexed(Protocol):
         """Return a sample."""
 
 
+class Embedder(Protocol):
+    """Representations of samples by weights that no label has changed."""
+
+    @property
+    def key(self) -> str:
+        """Name of the weights."""
+
+    def __call__(self, samples: Sequence[Sample], /) -> np.ndarray | None:
+        """Return (samples, channels) in float64; None where there are none."""
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Samples that have a label.
@@ -47,11 +58,15 @@ class Labelled:
     scores
         Zero-shot score of each, where they are variants of a protein and the model predicts
         residues.
+    embedder
+        What gives their representations by the base weights, where a model is at hand. It runs only
+        for a baseline that asks for it.
     """
 
     samples: Sequence[Sample]
     labels: Sequence[np.ndarray]
     scores: np.ndarray | None = None
+    embedder: Embedder | None = None
 
     @classmethod
     def of(cls, samples: Indexed, labels: Sequence[np.ndarray], *, most: int | None = None) -> Self:

@@ -74,6 +74,36 @@ class OneHotZeroShot(FeatureBaseline):
         return [_beside(one, column) for one, column in zip(letters, scores, strict=True)]
 
 
+class EmbeddingZeroShot(FeatureBaseline):
+    """Linear model of the base model's embedding and its zero-shot score.
+
+    A ridge in closed form, in float64, whose penalty is chosen by generalised cross-validation on
+    the training rows. It applies where the base weights are at hand: the model was trained by its
+    head or its adapters alone.
+
+    References
+    ----------
+    Hsu et al. 2022, as for `OneHotZeroShot`: the score beside any representation. Golub, Heath and
+    Wahba 1979, "Generalized cross-validation as a method for choosing a good ridge parameter".
+    """
+
+    name = "embedding_zero_shot"
+    title = "embedding and zero-shot score"
+
+    def features(self, parts: Sequence[Labelled]) -> list[np.ndarray] | None:
+        """Return the mean over residues of each sample, and one more column."""
+        scores = score_columns(parts)
+        embedder = parts[0].embedder
+        if scores is None or embedder is None:
+            return None
+        # of all parts at once: either all have rows, or none has
+        every = embedder([sample for part in parts for sample in part.samples])
+        if every is None:
+            return None
+        rows = np.split(every, np.cumsum([len(part) for part in parts])[:-1])
+        return [np.hstack([own, column]) for own, column in zip(rows, scores, strict=True)]
+
+
 def score_columns(parts: Sequence[Labelled]) -> list[np.ndarray] | None:
     """Return the scores of each part as a column; None where a part has none."""
     known = [part.scores for part in parts if part.scores is not None]
