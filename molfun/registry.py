@@ -24,6 +24,20 @@ from molfun.text import unknown_name
 logger = logging.getLogger(__name__)
 
 
+def path_of(part: Any) -> str:
+    """Return ``"package.module:Class"`` of a class, a function, or the class of another object.
+
+    Examples
+    --------
+    >>> path_of(Registry), path_of(functools.partial(len)), path_of(3)
+    ('molfun.registry:Registry', 'builtins:len', 'builtins:int')
+    """
+    while isinstance(part, functools.partial):
+        part = part.func
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 class Registry:
     """A mapping from names to classes that are imported on first use.
 
@@ -148,6 +162,22 @@ class Registry:
                 f"The {self.singular} {name!r} is the class {cls.__name__}, whose name is {own!r}: "
                 f"a checkpoint could not find it again. Give both one name."
             )
+
+    def is_entry(self, name: str, part: Any) -> bool:
+        """Return whether `part` (an object, or its path as text) is registered under `name`.
+
+        Nothing is imported to find out, unless an object has the path of an entry.
+
+        Examples
+        --------
+        >>> LOSSES.is_entry("mse", "molfun.tasks.losses:mse")
+        True
+        """
+        entry = self._entries[name]
+        path = entry if isinstance(entry, str) else path_of(entry)
+        if isinstance(part, str):
+            return path == part
+        return entry is part or (path == path_of(part) and self[name] is part)
 
     def classes(self) -> list[Any]:
         """Import all entries and return their classes.

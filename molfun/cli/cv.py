@@ -12,7 +12,7 @@ from typing import Any
 from molfun._io import write_json, write_text
 from molfun.cli.command_settings import RunOptions
 from molfun.cli.console import ConsoleProgress, is_first_process, say, three_digits
-from molfun.cli.cv_settings import CvSettings
+from molfun.cli.cv_settings import PAIRS, CvSettings
 from molfun.cli.data import group_column, open_whole, say_notes
 from molfun.cli.fine_tune import (
     RunFiles,
@@ -34,6 +34,7 @@ from molfun.cli.sources import settings_of
 from molfun.cli.tables import write_predictions
 from molfun.data.base import SampleDataset
 from molfun.data.folds import Fold
+from molfun.data.pair_splits import PairSplitter
 from molfun.data.splits import DataSplitter
 from molfun.data.variant_splits import SCHEMES, VariantSplitter
 from molfun.errors import ConfigError
@@ -166,6 +167,10 @@ def divided(
         return DataSplitter.group_k_fold(dataset, column, n_folds, **about)
     if settings.split == "identity":
         return DataSplitter.identity_k_fold(dataset, n_folds, threshold=threshold, **about)
+    if settings.split in PAIRS:  # divided by their proteins alone, once
+        own = {name: about[name] for name in ("val_frac", "seed") if name in about}
+        name: Any = settings.split.upper()
+        return PairSplitter.folds(dataset, name, n_folds, threshold=threshold, **own)
     if settings.split not in SCHEMES:
         return DataSplitter.k_fold(dataset, n_folds, **about)
     # positions are divided once, and have no classes
@@ -235,14 +240,17 @@ def write_results(
 ) -> None:
     """Write ``out_of_fold.csv``, ``folds.csv`` and ``cv.json``."""
     about = {"fold": found.fold_of_each()}
-    write_predictions(folder.path / OUT_OF_FOLD, found.out_of_fold(), dataset, about=about)
+    tested = found.tested
+    rows = dataset if len(tested) == len(dataset) else dataset.subset(tested)
+    write_predictions(folder.path / OUT_OF_FOLD, found.out_of_fold(), rows, about=about)
     table = io.StringIO()
     found.table().to_csv(table, index=False, lineterminator="\n")
     write_text(folder.path / FOLDS, table.getvalue())
     content = {
         "format": FORMAT,
         "split": settings.split,
-        "n": len(dataset),
+        "n": len(tested),
+        "n_untested": len(dataset) - len(tested),
         "random_weights": random_weights,
         "n_folds": len(found.folds) // found.n_repeats,
         "repeats": found.n_repeats,

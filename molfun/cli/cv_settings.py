@@ -17,6 +17,14 @@ from molfun.data.kinds.base import with_kinds
 from molfun.data.variant_splits import SCHEMES
 from molfun.registry import TASKS
 
+PAIRS = ("c1", "c2", "c3")
+"""Splits by which proteins of pairs were trained on."""
+_DIVIDED_BY = {
+    ("column",): "the folds of a column are as they are",
+    PAIRS: "pairs are divided by their proteins",
+    tuple(SCHEMES): "variants are divided by their positions",
+}
+"""What divides samples in one way alone, by splits."""
 _UNUSED = ("old_data", "parallel")
 """Settings of a single run that a cross-validation has no use for."""
 
@@ -29,7 +37,8 @@ class CvSettings(FineTuneSettings):
     )  # fmt: skip
     repeats: int = option(1, "Times that all samples are divided.", panel=DATA, ge=1)
     threshold: float = option(
-        0.4, "Identity above which --split identity keeps samples together.", panel=DATA,
+        0.4, "Identity above which --split identity keeps samples together; to c1, c2 and c3 such "
+        "proteins are one.", panel=DATA,
         hidden=True, gt=0, le=1,
     )  # fmt: skip
     stratify: bool | None = option(
@@ -60,18 +69,13 @@ class CvSettings(FineTuneSettings):
         """Say why folds cannot be divided in this way."""
         if self.split == "temporal":
             return "folds have no order in time: split=temporal is for fine-tune"
-        if self.split in ("c1", "c2", "c3"):
-            return f"split={self.split} is for fine-tune: cv divides pairs by identity or at random"
         if self.split in ("n_mutations", "low_to_high"):
             return f"split={self.split} has one test part: it is for fine-tune"
-        if self.split == "column" and self.stratify:
-            return "the folds of a column are as they are: leave out stratify"
-        if self.repeats == 1:
-            return None
-        if self.split == "column":
-            return "the folds of a column are divided once: leave out repeats"
-        if self.split in SCHEMES:
-            return "positions are divided into folds once: leave out repeats"
+        own = next((why for splits, why in _DIVIDED_BY.items() if self.split in splits), None)
+        if self.stratify and self.split in ("column", *PAIRS):
+            return f"{own}: leave out stratify"
+        if self.repeats > 1 and own is not None:
+            return f"{own}, once: leave out repeats"
         return None
 
     @model_validator(mode="after")
@@ -94,7 +98,7 @@ class CvSettings(FineTuneSettings):
 
 def has_one_class(settings: FineTuneSettings) -> bool:
     """Return whether each sample has one class, whose shares all folds can have."""
-    if settings.split == "column" or settings.heads:
+    if settings.split in ("column", *PAIRS) or settings.heads:
         return False
     labels = settings.labels
     return TASKS[labels.task].labels_are == "class" and labels.level in (None, "sequence")

@@ -48,6 +48,8 @@ class Fold:
         Samples to train on, to choose the epoch by (may be empty), and to predict.
     repeat, number
         Repeat and number of the fold in it, both from 1.
+    some_untested
+        Whether samples of the data set may be tested in no fold, as those of pairs.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Fold:
     test: Positions
     repeat: int = 1
     number: int = 1
+    some_untested: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -260,8 +260,12 @@ def _check(folds: Sequence[Fold], n: int) -> None:
     if not folds:
         raise ConfigError("cross_validate needs folds, for example DataSplitter.k_fold(dataset).")
     _check_names([fold.name for fold in folds])
-    for repeat in {fold.repeat for fold in folds}:
+    tested = [
         _check_tests([fold for fold in folds if fold.repeat == repeat], n)
+        for repeat in sorted({fold.repeat for fold in folds})
+    ]
+    if not all(np.array_equal(own, tested[0]) for own in tested):
+        raise ConfigError("The repeats test different samples: their mean would be of none.")
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -270,12 +274,14 @@ def _check_names(names: Sequence[str]) -> None:
         raise ConfigError(f"Names of folds name folders, each its own; got {wrong[0]!r}.")
 
 
-def _check_tests(folds: Sequence[Fold], n: int) -> None:
-    tested = np.concatenate([fold.test for fold in folds])
-    if not np.array_equal(np.sort(tested), np.arange(n)):
+def _check_tests(folds: Sequence[Fold], n: int) -> np.ndarray:
+    tested = np.sort(np.concatenate([fold.test for fold in folds]))
+    once = len(np.unique(tested)) == len(tested) and tested[0] >= 0 and tested[-1] < n
+    if not once or (len(tested) < n and not all(fold.some_untested for fold in folds)):
         raise ConfigError(
             f"The folds do not test each of {n} samples once: make them from this data set."
         )
+    return tested
 
 
 def _name_classes(heads: Sequence[Any], dataset: Any) -> None:

@@ -204,7 +204,7 @@ class CrossValidation:
         }
 
     def pooled(self) -> dict[str, float]:
-        """Return the metrics over the out-of-fold predictions of all samples together.
+        """Return the metrics over the out-of-fold predictions of all `tested` samples together.
 
         Unlike their mean over folds they are defined for folds of any size; predictions of
         different models are compared with each other.
@@ -216,8 +216,13 @@ class CrossValidation:
             values |= {part.key(name): value for name, value in found.items()}
         return values
 
+    @property
+    def tested(self) -> np.ndarray:
+        """Positions of the samples that a fold tests, ascending; folds of pairs test some alone."""
+        return np.sort(self._order())
+
     def raw(self, head: str = "") -> list[np.ndarray]:
-        """Return the out-of-fold prediction of each sample of a head, the mean over repeats."""
+        """Return the out-of-fold prediction of each `tested` sample, the mean over repeats."""
         repeats = []
         for repeat in range(1, self.n_repeats + 1):
             own = [r for r in self.folds if r.fold.repeat == repeat]
@@ -227,7 +232,7 @@ class CrossValidation:
         return [task.combined(rows) for rows in zip(*repeats, strict=True)]
 
     def out_of_fold(self) -> Prediction:
-        """Return a prediction for each sample, in order, by a model that never saw it.
+        """Return a prediction for each `tested` sample, in order, by a model that never saw it.
 
         With several repeats it is the mean over them.
         """
@@ -286,11 +291,18 @@ class CrossValidation:
             part.name: HeadResult(predictions=self.raw(part.name), targets=self._targets(part.name))
             for part in heads
         }
-        found = Measured(dataset, heads, results, groups, columns or {})
-        folds = [result.fold for result in self.folds]
+        places = self.tested.tolist()
+        found = Measured(
+            dataset if len(places) == len(dataset) else dataset.subset(places),
+            heads,
+            results,
+            None if groups is None else [groups[i] for i in places],
+            {name: [values[i] for i in places] for name, values in (columns or {}).items()},
+        )
         return judged_folds(
             found,
-            folds,
+            [result.fold for result in self.folds],
+            dataset=dataset,
             random_weights=self.random_weights,
             draws=draws,
             keep=keep,
@@ -333,12 +345,12 @@ class CrossValidation:
         return _in_order([t for r in first for t in r.targets[head]], self._order())
 
     def fold_of_each(self) -> list[str]:
-        """Return the number of the fold that tested each sample; of several repeats ``"3;1"``."""
-        numbers: list[list[str]] = [[] for _ in self._order()]
+        """Return the fold that tested each `tested` sample; of several repeats ``"3;1"``."""
+        numbers: dict[int, list[str]] = {place: [] for place in self.tested.tolist()}
         for result in self.folds:
             for place in result.fold.test.tolist():
                 numbers[place].append(str(result.fold.number))
-        return [";".join(own) for own in numbers]
+        return [";".join(own) for own in numbers.values()]
 
     def _order(self, repeat: int = 1) -> np.ndarray:
         """Return the positions of the tested samples of a repeat, fold after fold."""

@@ -106,6 +106,7 @@ def judged_folds(
     found: Measured,
     folds: Sequence[Fold],
     *,
+    dataset: Any,
     random_weights: bool,
     draws: int = 1000,
     keep: Path | None = None,
@@ -120,9 +121,11 @@ def judged_folds(
     Parameters
     ----------
     found
-        Out-of-fold predictions and labels of all samples.
+        Out-of-fold predictions and labels of the samples that a fold tests.
     folds
         The folds, of all repeats.
+    dataset
+        All samples, of which those that no fold tests train all the same.
     random_weights
         Whether the backbone started from random weights where pretrained ones are usual.
     draws, keep
@@ -137,8 +140,16 @@ def judged_folds(
     if n_repeats > 1:
         words += f", mean of {counted(n_repeats, 'repeat')}"
 
+    tested = sorted({i for fold in folds for i in fold.test.tolist()})
+
     def baselines(head: TaskHead, rows: Mapping[str, _Own]) -> Found:
-        return _out_of_fold(head, rows[OUT_OF_FOLD], folds, keep, scores, embedder)
+        own = rows[OUT_OF_FOLD]
+        if len(tested) == len(dataset):
+            return _out_of_fold(head, own, own, folds, keep, scores, embedder)
+        labels = [head.task.numbers(target) for target in head.labels(dataset.targets)]
+        every = _labelled_rows(dataset, labels, labels)
+        own = own._replace(places=[tested[i] for i in own.places])
+        return _out_of_fold(head, own, every, folds, keep, scores, embedder)
 
     return _judged(
         {OUT_OF_FOLD: found}, baselines, random_weights=random_weights, draws=draws, of=words
@@ -148,18 +159,20 @@ def judged_folds(
 def _out_of_fold(
     head: TaskHead,
     own: _Own,
+    every: _Own,
     folds: Sequence[Fold],
     keep: Path | None,
     scores: SubstitutionTable | None,
     embedder: Embedder | None,
 ) -> dict[str, list[list[np.ndarray]]]:
-    """Return the predictions of baselines for samples that they did not learn from."""
+    """Return the predictions for `own` rows of baselines that learn from `every` row of a fold."""
     predicted: dict[str, list[list[np.ndarray]]] = {}
     for fold in folds:
-        train, test = (np.flatnonzero(np.isin(own.places, p)) for p in (fold.train, fold.test))
+        train = np.flatnonzero(np.isin(every.places, fold.train))
+        test = np.flatnonzero(np.isin(own.places, fold.test))
         if not len(test):
             continue
-        learnt = own.rows.at(train.tolist(), most=MOST_ROWS).scored(scores)
+        learnt = every.rows.at(train.tolist(), most=MOST_ROWS).scored(scores)
         learnt = replace(learnt, embedder=embedder)
         held_out = own.rows.at(test.tolist()).scored(scores)
         path = _file_in(keep, head, f"{fold.name}_")
@@ -220,9 +233,15 @@ class _Own(NamedTuple):
 
 def _labelled(part: Measured, head: TaskHead) -> _Own:
     result = part.results[head.name]
-    places = [i for i, label in enumerate(result.targets) if np.isfinite(label).any()]
-    rows = Labelled([part.samples[i] for i in places], [result.targets[i] for i in places])
-    return _Own(rows, places, [result.predictions[i] for i in places])
+    return _labelled_rows(part.samples, result.targets, result.predictions)
+
+
+def _labelled_rows(
+    samples: Indexed, labels: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
+) -> _Own:
+    places = [i for i, label in enumerate(labels) if np.isfinite(label).any()]
+    rows = Labelled([samples[i] for i in places], [labels[i] for i in places])
+    return _Own(rows, places, [predictions[i] for i in places])
 
 
 def _with_baselines(

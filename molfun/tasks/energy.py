@@ -12,8 +12,9 @@ import torch
 
 from molfun.errors import ConfigError, DataError
 from molfun.sample import is_missing
-from molfun.strict import Configured, check_choice
+from molfun.strict import Configured
 from molfun.tasks.base import LossSum, Task
+from molfun.tasks.chosen_loss import check_name
 from molfun.tasks.losses import ELEMENTWISE
 from molfun.text import unknown_name
 
@@ -61,7 +62,7 @@ class EnergyTask(Configured, Task):
         forces_weight: float = 1.0,
         stress_weight: float = 1.0,
     ) -> None:
-        check_choice("energy loss", loss, ELEMENTWISE)
+        check_name("energy loss", loss, ELEMENTWISE)
         weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
         wrong = {k: w for k, w in weights.items() if not 0 <= w < math.inf}
         if wrong or not any(weights.values()):

@@ -10,7 +10,9 @@ registered under a name::
     def cubic(prediction, target):
         return (prediction - target).abs().pow(3).sum()
 
-or by the entry point group ``molfun.losses`` of a package.
+or by the entry point group ``molfun.losses`` of a package. In Python the function may also be given
+itself, ``task_config={"loss": cubic}``; see `molfun.tasks.chosen_loss` for what becomes of it in a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -92,6 +94,7 @@ def _ranking(loss: Loss) -> Loss:
 
     of_several.ranks = True  # type: ignore[attr-defined]  # a note
     of_several.__doc__ = loss.__doc__
+    of_several.__qualname__ = of_several.__name__ = loss.__name__  # where it can be imported
     of_several.__signature__ = inspect.signature(loss)  # type: ignore[attr-defined]  # for `loss_named`
     return of_several
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from molfun.errors import ConfigError, ContractError, DataError
 from molfun.sample import is_missing, single_label
 from molfun.strict import Configured
 from molfun.tasks.base import Level, LossSum, Task, check_level
-from molfun.tasks.losses import loss_named, ranks_a_batch
+from molfun.tasks.chosen_loss import ChosenLoss, LossChoice, again, choose
 
 LARGEST_SHAPE = 10_000
 """Numbers of one label, as many as a head has outputs."""
@@ -32,7 +32,9 @@ class RegressionTask(Configured, Task):
     loss
         ``"mse"``, ``"mae"`` or ``"huber"``, in standardised units; or one that ranks the samples of
         a batch, after which predictions say what is better and not by how much: ``"listmle"``,
-        ``"margin"``, ``"pairwise"`` or ``"spearman"``; or another of `molfun.registry.LOSSES`.
+        ``"margin"``, ``"pairwise"`` or ``"spearman"``; or another of `molfun.registry.LOSSES`; or a
+        function ``loss(prediction, target)`` that takes the labels of a batch, (labels,) float32
+        each without missing ones, and returns their summed loss.
     loss_config
         Options of the loss, such as ``{"delta": 0.5}``; see `molfun.tasks.losses`.
     standardize
@@ -66,27 +68,28 @@ class RegressionTask(Configured, Task):
     def __init__(
         self,
         *,
-        loss: str = "mse",
+        loss: LossChoice = "mse",
         loss_config: Mapping[str, Any] | None = None,
         standardize: bool = True,
         level: Level = "sequence",
         shape: Sequence[int] = (),
     ) -> None:
-        loss_named(loss, loss_config)
+        self.chosen_loss: ChosenLoss = choose(loss, loss_config)
         check_level(level)
-        if ranks_a_batch(loss) and (level != "sequence" or shape):
+        if self.chosen_loss.ranks and (level != "sequence" or shape):
             raise ConfigError(
-                f"loss={loss!r} ranks samples by one number each: labels of residues, and vectors, "
-                f"have no order. Use mse, mae or huber."
+                f"loss={self.chosen_loss.name!r} ranks samples by one number each: labels of "
+                f"residues, and vectors, have no order. Use mse, mae or huber."
             )
         if any(size < 1 for size in shape) or math.prod(shape) > LARGEST_SHAPE:
             raise ConfigError(
                 f"shape={tuple(shape)} is no shape of a label, which has 1 to {LARGEST_SHAPE} "
                 f"numbers: (3,) for a vector, (3, 3) for a matrix."
             )
-        self.level, self.sums_samples = level, not ranks_a_batch(loss)
+        self.level, self.sums_samples = level, not self.chosen_loss.ranks
         self.shape = tuple(int(size) for size in shape)
-        self._config: dict[str, Any] = {"loss": loss, "standardize": standardize, "level": level}
+        named = self.chosen_loss.config
+        self._config: dict[str, Any] = {"loss": named, "standardize": standardize, "level": level}
         if loss_config:
             self._config["loss_config"] = dict(loss_config)
         if self.shape:
@@ -111,7 +114,10 @@ class RegressionTask(Configured, Task):
         ------
         DataError
             If no label is present.
+        ConfigError
+            If the loss is a function that must be passed again.
         """
+        self.chosen_loss.need()
         blank = np.zeros((0, *self.numbers(None).shape))
         rows = [self.numbers(t).reshape(-1, *blank.shape[1:]) for t in targets]
         values = np.concatenate(rows or [blank])
@@ -198,10 +204,27 @@ class RegressionTask(Configured, Task):
                 f"The head predicts the shape {tuple(prediction.shape)} for labels of the shape "
                 f"{tuple(scaled.shape)}. Head.as_outputs drops the last dimension of one output."
             )
-        loss, options = loss_named(self._config["loss"], self._config.get("loss_config"))
         if not present.all():
             prediction, scaled = prediction[present], scaled[present]
-        return LossSum(loss(prediction.flatten(), scaled.flatten(), **options), scaled.numel())
+        return LossSum(self.chosen_loss(prediction.flatten(), scaled.flatten()), scaled.numel())
+
+    def use_loss(self, loss: Callable[..., torch.Tensor]) -> None:
+        """Give a function that is the loss of a loaded checkpoint again, which holds its name.
+
+        Raises
+        ------
+        ConfigError
+            If it gives other numbers than the one of the training.
+
+        Examples
+        --------
+        >>> def cubic(prediction, target):
+        ...     return (prediction - target).abs().pow(3).sum()
+        >>> loaded = RegressionTask(**RegressionTask(loss=cubic).config_dict)
+        >>> loaded.use_loss(cubic)
+        """
+        self.chosen_loss = again(self.chosen_loss, loss)
+        self._config["loss"] = self.chosen_loss.config
 
     def predictions(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return predictions in the label's units, float64."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from molfun.errors import ConfigError
+from molfun.tasks.chosen_loss import LossChoice
 from molfun.tasks.regression import RegressionTask
 
 _HIGHER = ("pearson", "spearman", "r2")
@@ -47,7 +48,7 @@ class MultiTargetTask(RegressionTask):
         self,
         *,
         targets: Sequence[str],
-        loss: str = "mse",
+        loss: LossChoice = "mse",
         loss_config: Mapping[str, Any] | None = None,
         standardize: bool = True,
     ) -> None:

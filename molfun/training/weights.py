@@ -87,10 +87,11 @@ class SampleWeights:
 def _check_loss(part: TaskHead, column: str) -> None:
     if part.task.sums_samples:
         return
+    chosen = part.task.config_dict.get("loss")
+    name = chosen["function"] if isinstance(chosen, Mapping) else chosen
     raise ConfigError(
-        f"weight_column={column!r} weighs samples one by one, and the loss "
-        f"{part.task.config_dict.get('loss')!r} compares them with each other. Choose mse, mae or "
-        f"huber, or leave the weights out."
+        f"weight_column={column!r} weighs samples one by one, and the loss {name!r} compares them "
+        f"with each other. Choose mse, mae or huber, or leave the weights out."
     )
 
 

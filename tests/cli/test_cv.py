@@ -220,7 +220,10 @@ def test_what_stays_together(cv: Command, flags: tuple[object, ...], n_folds: in
         (("--val", "data.csv"), "folds are parts of data: leave out val and test"),
         (("--test-frac", 0.2), "each fold tests its own part: give folds in place of test_frac"),
         (("--split", "temporal"), "folds have no order in time"),
-        (("--split", "column", "--repeats", 2), "the folds of a column are divided once"),
+        (
+            ("--split", "column", "--repeats", 2),
+            "the folds of a column are as they are, once: leave out repeats",
+        ),
         (("--split", "column", "--stratify"), "the folds of a column are as they are"),
         (
             ("--split", "column", "--split-column", "family", "--folds", 3),

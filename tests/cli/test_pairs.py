@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,9 +129,6 @@ def test_several_target_columns_have_a_head_each(table: pd.DataFrame, molfun: Co
 def test_folds_of_pairs(molfun: Command) -> None:
     columns = ("--sequence-column", "heavy,light", "--id-column", "name", "--folds", 3)
     cv = ("cv", "--data", "pairs.csv", *columns, "--head", "pair_mlp", *FAST, "--overwrite")
-    result = molfun(*cv, "--target-column", "kd", "--split", "c3")
-    assert result.exit_code == 1
-    assert "split=c3 is for fine-tune: cv divides pairs by identity or at random" in result.stderr
     rows = pd.read_csv("pairs.csv")
     rows.assign(kon=rows["kd"] * 2).to_csv("pairs.csv", index=False)
     result = molfun(*cv, "--target-column", "kd,kon")
@@ -163,3 +161,36 @@ def test_several_targets_for_one_head_are_for_sequences(molfun: Command) -> None
     )  # fmt: skip
     assert result.exit_code == 1
     assert "multitarget reads several columns of a table of sequences" in result.stderr
+
+
+@pytest.mark.usefixtures("table", "reports")
+def test_folds_of_new_proteins(molfun: Command, project: Path) -> None:
+    columns = ("--sequence-column", "heavy,light", "--id-column", "name", "--folds", 3)
+    fast = [a for a in FAST if a != "--no-report"]
+    cv = ("cv", "--data", "pairs.csv", *columns, "--head", "pair_mlp", *fast, "--overwrite")
+    rows = pd.read_csv("pairs.csv")
+    for split in ("c1", "c2", "c3"):
+        result = molfun(*cv, "--target-column", "kd", "--split", split)
+        assert result.exit_code == 0, result.output
+        assert f"40 samples, 3 folds by {split}" in result.stdout
+        out = pd.read_csv("run/out_of_fold.csv").set_index("name")
+        found = json.loads((project / "run/cv.json").read_text())
+        assert found["n"] == len(out) == sum(row["n_test"] for row in found["folds"])
+        assert found["n_untested"] == 40 - len(out)
+        if split != "c1":
+            said = f"{40 - len(out)} of 40 samples are tested in no fold of {split.upper()}: "
+            assert said in " ".join(result.output.split())
+            said = f"Tested in no fold, and of training parts alone: {40 - len(out)} samples."
+            assert said in (project / "run/report.html").read_text()
+        # rows are in their places: chains and labels are those of the table
+        known = rows.set_index("name").loc[out.index]
+        assert out["heavy"].tolist() == known["heavy"].tolist()
+        assert out["kd"].tolist() == known["kd"].tolist()
+        assert set(out["fold"]) == {1, 2, 3}
+    for wrong, text in (
+        (("--repeats", 2), "pairs are divided by their proteins, once: leave out repeats"),
+        (("--stratify",), "pairs are divided by their proteins: leave out stratify"),
+    ):
+        result = molfun(*cv, "--target-column", "kd", "--split", "c3", *wrong)
+        assert result.exit_code == 1
+        assert text in " ".join(result.stderr.split())

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from molfun import MolfunStructureModel
 from molfun.data import DataSplitter, PairSplitter, SequenceDataset, SequencePairDataset
 from molfun.data.pair_splits import pair_classes
 from molfun.errors import ConfigError, DataError, TableError
+from molfun.models.cross_validation import cross_validate
 from molfun.sample import Sample
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -165,6 +171,115 @@ def test_items_that_are_no_pairs() -> None:
     ):
         with pytest.raises(DataError, match=message):
             SequencePairDataset.from_list([item])
+
+
+# Folds
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=12, max_size=60),
+    st.sampled_from(["C1", "C2", "C3"]),
+    st.integers(2, 4),
+    st.sampled_from([0.0, 0.15]),
+    st.integers(0, 99),
+)
+def test_folds_test_pairs_of_their_class(
+    drawn: list[tuple[int, int]], name: str, n_folds: int, val_frac: float, seed: int
+) -> None:
+    data = SequencePairDataset.from_list([f"{APART[a]}:{APART[b]}" for a, b in drawn])
+    asked = {"val_frac": val_frac, "seed": seed}
+    try:
+        found = PairSplitter.folds(data, name, n_folds, **asked)  # type: ignore[arg-type]
+    except DataError:  # too few pairs of the class
+        assume(False)
+    tested = np.concatenate([fold.test for fold in found])
+    assert len(np.unique(tested)) == len(tested)  # at most once
+    for fold in found:
+        parts = [data.subset(rows) for rows in (fold.train, fold.val, fold.test)]
+        rows = np.concatenate([fold.train, fold.val, fold.test])
+        assert len(np.unique(rows)) == len(rows)
+        assert all(np.array_equal(np.sort(one), one) for one in (fold.train, fold.val, fold.test))
+        assert set(pair_classes(parts[0], parts[2])) == {name}
+        if val_frac:
+            assert set(pair_classes(parts[0], parts[1])) == {name}
+        known = {a for row in fold.train for a in drawn[row]}
+        new = [sum(a not in known for a in drawn[row]) for row in fold.test]
+        if name == "C3":
+            assert set(new) == {2}
+        if name != "C1":  # neither does the choice of the epoch know a new protein
+            seen = {a for row in (*fold.train, *fold.val) for a in drawn[row]}
+            assert all(not set(drawn[row]) <= seen for row in fold.test)
+    again = PairSplitter.folds(data, name.lower(), n_folds, **asked)  # type: ignore[arg-type]
+    assert all(np.array_equal(a.test, b.test) for a, b in zip(found, again, strict=True))
+
+
+APART = ["".join(random.Random(i).choices(LETTERS, k=40)) for i in range(10)]
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C3"])
+def test_folds_know_similar_proteins_for_one(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = network(2)
+    found = PairSplitter.folds(data, name, 4)  # type: ignore[arg-type]
+    for fold in found:
+        assert set(pair_classes(data.subset(fold.train), data.subset(fold.test))) == {name}
+    n = sum(len(fold.test) for fold in found)
+    assert n > (33 if name == "C3" else 90)
+    lost = f"{120 - n} of 120 samples are tested in no fold of {name}: "
+    assert (lost in caplog.text) == (n < 120)
+
+
+def test_families_of_pairs_are_all_tested(caplog: pytest.LogCaptureFixture) -> None:
+    """Where whole families fit into the folds, none of C3 is lost."""
+    drawn = [(a, b) for a in range(0, 9, 2) for b in (a, a + 1) for _ in range(3)]
+    data = SequencePairDataset.from_list([f"{APART[a]}:{APART[b]}" for a, b in drawn])
+    found = PairSplitter.folds(data, "C3", 5)
+    assert sorted(len(fold.test) for fold in found) == [6] * 5
+    assert "tested in no fold" not in caplog.text
+    # validation cuts a family in two
+    assert [len(fold.train) + len(fold.val) for fold in found] == [21] * 5
+    assert "A fold of C3 uses 27 of 30 samples; the others" in caplog.text
+
+
+def test_what_cannot_be_folds_of_pairs() -> None:
+    data = network(0)
+    with pytest.raises(ConfigError, match=r"Unknown class of pairs 'C4'; known: C1, C2, C3"):
+        PairSplitter.folds(data, "c4")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="at least 2 folds, got 1"):
+        PairSplitter.folds(data, "C2", 1)
+    with pytest.raises(DataError, match="Cannot divide 20 clusters of similar proteins into 30"):
+        PairSplitter.folds(data, "C3", 30)
+    with pytest.raises(DataError, match="samples of several chains, and these have one each"):
+        PairSplitter.folds(SequenceDataset.from_list(["MKV", "ACD", "GGS"]), "C3")
+    one = SequencePairDataset.from_list([f"{APART[0]}:{APART[i]}" for i in range(1, 5)])
+    with pytest.raises(DataError, match=r"would train on no sample. The folds are of the class C3"):
+        PairSplitter.folds(one, "C3", 2, val_frac=0)
+
+
+def test_baselines_of_folds_learn_from_pairs_that_none_tests() -> None:
+    data = network(3, n=60)
+    found = PairSplitter.folds(data, "C3", 3)
+    result = cross_validate(
+        lambda: MolfunStructureModel("esm2_tiny", head="pair_mlp", device="cpu"),
+        data, found, strategy="head_only", epochs=1,
+    )  # fmt: skip
+    n = len(result.tested)
+    assert n == sum(len(fold.test) for fold in found) < 60
+    assert result.out_of_fold()["ids"] == [data.ids[i] for i in result.tested]
+    judged = result.judge(data)[""]
+    assert f" on {n} out-of-fold rows of 3 folds" in judged.verdict
+    # the mean of all that trained, those that no fold tests among them
+    targets = np.asarray(data.targets)
+    means = {i: targets[fold.train].mean() for fold in found for i in fold.test.tolist()}
+    error = np.array([means[i] - targets[i] for i in result.tested])
+    (part,) = judged.parts.values()
+    rmse = part.baselines["mean"].metrics["rmse"].value
+    assert rmse == pytest.approx(float(np.sqrt((error**2).mean())))
+    with pytest.raises(ConfigError, match="do not test each of 60 samples once"):
+        cross_validate(
+            lambda: MolfunStructureModel("esm2_tiny", head="pair_mlp", device="cpu"),
+            data, [found[0], replace(found[0], name="again")], epochs=1,
+        )  # fmt: skip
 
 
 def test_classes_of_a_random_split_are_counted() -> None:

@@ -10,6 +10,7 @@ from molfun.report.figures import COLOURS, MUTED, plot
 from molfun.report.finished import FinishedRun
 from molfun.report.numbers import duration, estimate, number
 from molfun.tasks.titles import title_of
+from molfun.text import counted
 
 SIZES = ("n_train", "n_val", "n_test")
 MOST_METRICS = 4
@@ -31,6 +32,9 @@ def section(run: FinishedRun) -> Section | None:
         "The verdict is on all out-of-fold predictions together, each by a model that never saw "
         "the sample."
     )
+    untested = run.folds.get("n_untested")
+    if untested:
+        text += f" Tested in no fold, and of training parts alone: {counted(untested, 'sample')}."
     cached = [Text(line, "note") for line in run.folds.get("cache", ())[:1]]
     return Section("Folds", [*blocks, Text(text, "note"), *cached])
 
