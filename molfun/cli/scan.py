@@ -25,7 +25,7 @@ from molfun.data.variants import Variant, all_substitutions, parse_variants
 from molfun.errors import ConfigError
 from molfun.models.structure import MolfunStructureModel
 from molfun.models.variant_scores import VariantScores, substitution_matrix
-from molfun.report.heat_map import check_ending, write_heat_map
+from molfun.report.heat_map import check_ending, left_out, scored_places, write_heat_map
 from molfun.sample import Sample
 from molfun.text import counted
 
@@ -49,9 +49,12 @@ def scan(given: Mapping[str, Any]) -> None:
     else:
         columns, shown = _trained(wanted, sample, sequence, variants)
     _write(table, {**_names(variants, wanted.offset), **columns})
-    say(f"{counted(len(variants), 'variant')} of {sample.id} written to {table}")
+    n = sum(bool(variant.changes) for variant in variants)
+    also = " and the wild type" if n < len(variants) else ""
+    say(f"{counted(n, 'variant')} of {sample.id}{also} written to {table}")
     matrix = substitution_matrix(sequence, variants, shown.values)
-    if figure is not None and np.isfinite(matrix).sum() > len(sequence):
+    places = scored_places(matrix, sequence)
+    if figure is not None and len(places):
         write_heat_map(
             figure,
             matrix,
@@ -61,7 +64,8 @@ def scan(given: Mapping[str, Any]) -> None:
             label=shown.label,
             title=sample.id,
         )
-        say(f"Heat map: {figure}")
+        missing = left_out(len(places), len(sequence))
+        say(f"Heat map: {figure}{f' ({missing})' if missing else ''}")
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ import numpy as np
 
 from molfun._io import atomic_path
 from molfun._lazy import require
-from molfun._shapes import Float64
+from molfun._shapes import Float64, Int64
 from molfun.protein import AMINO_ACIDS
+from molfun.text import counted
 
 ORDER = "GAVLIMFWPSTCYNQDEKRH"
 """Amino acids by their side chains: small and greasy ones, polar ones, charged ones."""
 PER_ROW = 80
 """Positions in one row of the figure."""
+LEAST_PER_ROW = 24
+"""Positions that a row has room for at least, so that title and colours have theirs."""
 ENDINGS = (".svg", ".png", ".pdf")
 _COLOURS = "RdBu"
 
@@ -30,9 +33,12 @@ def draw_heat_map(
     entropy: Float64[np.ndarray, "residues"] | None = None,
     label: str = "score",
     largest: float | None = None,
-    per_row: int = PER_ROW,
+    per_row: int | None = None,
+    places: Int64[np.ndarray, "shown"] | None = None,
 ) -> None:
     """Draw a matrix of scores into a figure of matplotlib, in rows of `per_row` positions.
+
+    Positions that are left out show as a line between those beside them.
 
     Parameters
     ----------
@@ -51,9 +57,15 @@ def draw_heat_map(
     largest
         Score of the darkest colour; None takes the largest there is.
     per_row
-        Positions in a row.
+        Positions in a row; None takes `row_of`.
+    places
+        Positions that are drawn, from 0 and in order; None draws `scored_places`.
     """
-    starts = range(0, len(wild_type), per_row)
+    shown = scored_places(matrix, wild_type) if places is None else places
+    matrix, numbers = matrix[shown], shown + 1 + offset
+    entropy = None if entropy is None else entropy[shown]
+    per_row = row_of(len(shown)) if per_row is None else per_row
+    starts = range(0, len(shown), per_row)
     rows = [AMINO_ACIDS.index(letter) for letter in ORDER]
     # blue is likelier than the wild type, red less likely; the same shade either way
     if largest is None:
@@ -84,16 +96,57 @@ def draw_heat_map(
         )
         place.set_xlim(-0.5, per_row - 0.5)
         place.grid(visible=False)  # of the style of a report
-        _draw_letters(place, wild_type[part], start, offset)
+        _draw_letters(place, [wild_type[i] for i in shown[part]], numbers[part])
     figure.colorbar(image, ax=list(grid), label=label, shrink=0.6, aspect=30, pad=0.01)
 
 
-def _draw_letters(axes: Any, letters: str, start: int, offset: int) -> None:
+def scored_places(
+    matrix: Float64[np.ndarray, "residues 20"], wild_type: str
+) -> Int64[np.ndarray, "shown"]:
+    """Return the positions, from 0, with the score of any other residue than the wild type's.
+
+    Examples
+    --------
+    >>> matrix = np.full((3, 20), np.nan)
+    >>> matrix[0, 0] = matrix[2, 5] = 0.5  # A at A, which is the wild type, and G at C
+    >>> scored_places(matrix, "AKC").tolist()
+    [2]
+    """
+    known = np.isfinite(matrix)
+    for place, letter in enumerate(wild_type.upper()):
+        if letter in AMINO_ACIDS:
+            known[place, AMINO_ACIDS.index(letter)] = False
+    return np.flatnonzero(known.any(axis=1))
+
+
+def left_out(shown: int, n: int) -> str:
+    """Say how many of `n` positions are not drawn; empty if all are.
+
+    Examples
+    --------
+    >>> left_out(50, 56)
+    '6 of 56 positions have no value and are left out'
+    """
+    missing = n - shown
+    if not missing:
+        return ""
+    have, are = ("has", "is") if missing == 1 else ("have", "are")
+    return f"{missing:,} of {counted(n, 'position')} {have} no value and {are} left out"
+
+
+def _draw_letters(axes: Any, letters: Sequence[str], numbers: Int64[np.ndarray, "shown"]) -> None:
     axes.set_yticks(range(len(ORDER)), list(ORDER), fontsize=7)
-    numbers = [i for i in range(len(letters)) if (start + i + 1 + offset) % 10 == 0 or i == 0]
-    axes.set_xticks(numbers, [str(start + i + 1 + offset) for i in numbers], fontsize=8)
+    gaps = 1 + np.flatnonzero(np.diff(numbers) > 1)
+    for place in gaps:
+        axes.axvline(place - 0.5, color="black", linewidth=0.8)
+    starts: list[int] = [0, *map(int, gaps)]
+    tens = [
+        int(i) for i in np.flatnonzero(numbers % 10 == 0) if min(abs(i - s) for s in starts) > 1
+    ]
+    ticks = sorted([*starts, *tens])
+    axes.set_xticks(ticks, [str(numbers[i]) for i in ticks], fontsize=8)
     axes.tick_params(length=2)
-    known = [(i, ORDER.index(a)) for i, a in enumerate(letters.upper()) if a in ORDER]
+    known = [(i, ORDER.index(a)) for i, a in enumerate("".join(letters).upper()) if a in ORDER]
     if known:
         axes.scatter(*zip(*known, strict=True), s=5, color="black", linewidths=0)
     above = axes.secondary_xaxis("top")
@@ -115,10 +168,16 @@ def _draw_entropy(axes: Any, entropy: np.ndarray, *, first: bool) -> None:
         axes.spines[side].set_visible(False)
 
 
-def size_of(n_residues: int, *, entropy: bool) -> tuple[float, float]:
-    """Return width and height of the figure in inches."""
-    rows = -(-n_residues // PER_ROW)
-    return 13.0, 0.6 + rows * (3.4 if entropy else 2.9)
+def row_of(n_shown: int) -> int:
+    """Return how many positions a row has room for: fewer where fewer are drawn."""
+    return min(PER_ROW, max(n_shown, LEAST_PER_ROW))
+
+
+def size_of(n_shown: int, *, entropy: bool) -> tuple[float, float]:
+    """Return width and height in inches of a figure of so many positions."""
+    rows = -(-n_shown // PER_ROW)
+    width = 2.0 + 11.0 * row_of(n_shown) / PER_ROW
+    return width, 0.6 + rows * (3.4 if entropy else 2.9)
 
 
 def write_heat_map(
@@ -132,7 +191,9 @@ def write_heat_map(
     """Write a figure as ``.svg``, ``.png`` or ``.pdf``; options are those of `draw_heat_map`."""
     matplotlib = require("matplotlib", "pip install matplotlib")
     figures = require("matplotlib.figure", "pip install matplotlib")
-    width, height = size_of(len(wild_type), entropy=options.get("entropy") is not None)
+    shown = len(scored_places(matrix, wild_type))
+    width, height = size_of(shown, entropy=options.get("entropy") is not None)
+    title = "\n".join(text for text in (title, left_out(shown, len(wild_type))) if text)
     with matplotlib.rc_context({"svg.hashsalt": "molfun", "text.parse_math": False}):
         figure = figures.Figure(figsize=(width, height), layout="constrained")
         draw_heat_map(figure, matrix, wild_type, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -450,6 +451,50 @@ def test_columns_that_are_not_used_and_leaks_are_named() -> None:
     assert shared["examples"] == ["seq_1 = seq_61"]
     across = one(found, "highest identity to a training sequence 100%")
     assert across["examples"][0] == "100%  seq_1  seq_61"
+
+
+def exchanges() -> list[tuple[str, str, int]]:
+    """Name, sequence and position of single exchanges of a protein of 20 residues."""
+    wild = proteins(1)[0][:20]
+    places = [(i, a) for i in range(12) for a in "ACDEFG" if wild[i] != a]
+    return [(f"{wild[i]}{i + 6}{a}", wild[:i] + a + wild[i + 1 :], i + 6) for i, a in places]
+
+
+def test_variants_are_split_by_position_and_not_by_identity() -> None:
+    wild = proteins(1)[0][:20]
+    write([f"{name},{i}" for i, (name, *_) in enumerate(exchanges())], "mutant,target")
+    source = ("--mutant-column", "mutant", "--wild-type", wild, "--offset", 5)
+    found = of_sequences(*source, "--test-frac", 0.3)
+    across = next(f for f in found if f["topic"] == "positions, test")
+    assert across["status"] == "WARNING"
+    seen, n = across["facts"]["seen"], across["facts"]["compared"]
+    assert across["text"] == (
+        f"variants of one wild type; {seen} of {n} are mutated at positions where training "
+        f"variants are"
+    )
+    assert 0 < seen <= n
+    assert across["remedy"] == "--split position keeps all variants of a position in one part."
+    assert re.fullmatch(r"position \d+: \d+ training, \d+ test", across["examples"][0])
+    named = {int(text.split()[1].rstrip(":")) for text in across["examples"]}
+    assert named <= {position for *_, position in exchanges()}
+    assert not any("--split identity" in (f.get("remedy") or "") for f in found)
+    found = of_sequences(*source, "--test-frac", 0.3, "--split", "position")
+    across = next(f for f in found if f["topic"] == "positions, test")
+    assert (across["status"], across["facts"]["seen"]) == ("OK", 0)
+
+
+def test_variants_in_a_table_of_sequences_are_known_by_their_likeness() -> None:
+    write([f"{text},{i}" for i, (_, text, _) in enumerate(exchanges())], "sequence,target")
+    across = next(f for f in of_sequences() if f["topic"] == "positions, val")
+    assert across["remedy"] == (
+        "--split position --wild-type FASTA keeps all variants of a position in one part."
+    )
+    # one that is no variant, of the same length
+    odd = [f"{text},{i}" for i, (_, text, _) in enumerate(exchanges())]
+    write([*odd, f"{proteins(2)[1][:20]},1"], "sequence,target")
+    topics = {f["topic"] for f in of_sequences()}
+    assert "identity, val" in topics
+    assert "positions, val" not in topics
 
 
 def test_what_auto_would_take_and_what_trains() -> None:

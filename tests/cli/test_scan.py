@@ -61,7 +61,25 @@ def test_named_variants_and_another_first_number(wild_type: Path, molfun: Comman
     assert table["variant"].tolist() == ["M24A", "K25E:T26G"]
     assert table["position"].tolist() == ["24", ""]
     with Image.open(wild_type / "map.png") as image:
-        assert image.size[0] == 13 * 150
+        assert 700 < image.size[0] < 900  # of one position; 80 take 1950
+
+
+def test_the_wild_type_is_no_variant_and_empty_positions_are_left_out(
+    wild_type: Path, molfun: Command
+) -> None:
+    source = ("--sequence", "wt.fasta", *TINY)
+    result = molfun("scan", *source, "--variants", "WT,M1A,A4G,A4C", "--output", "some.csv")
+    assert result.exit_code == 0, result.output
+    assert (
+        "3 variants of mine and the wild type written to some.csv\n"
+        "Heat map: some.svg (8 of 10 positions have no value and are left out)\n"
+    ) in result.stdout
+    assert pd.read_csv(wild_type / "some.csv")["variant"].tolist() == ["WT", "M1A", "A4G", "A4C"]
+    figure = (wild_type / "some.svg").read_text()
+    assert "8 of 10 positions have no value and are left out" in figure
+    result = molfun("scan", *source, "--variants", "WT", "--output", "alone.csv")
+    assert "0 variants of mine and the wild type written to alone.csv\n" in result.stdout
+    assert not (wild_type / "alone.svg").exists()
 
 
 def test_a_table_of_variants(wild_type: Path, molfun: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,27 @@ def test_heat_maps_of_what_was_measured_and_predicted(run: Path) -> None:
     values = {s.sequence or "": float(y) for s, y in zip(*_rows(), strict=True)}
     matrix = variants._matrix(WILD_TYPE, values, 1.0)
     assert matrix[1, "ACDEFGHIKLMNPQRSTVWY".index("P")] == pytest.approx(labels["K25P"])
+
+
+def test_heat_maps_leave_out_positions_without_a_value(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = variants._judged
+
+    def some(found: FinishedRun, head: Any) -> Any:
+        measured, predicted, parts = whole(found, head)
+        kept = [{t: v for t, v in one.items() if t[4:12] == WILD_TYPE[4:12]}
+                for one in (measured, predicted)]  # fmt: skip
+        return *kept, parts
+
+    monkeypatch.setattr(variants, "_judged", some)
+    monkeypatch.setattr(variants, "_of_training", lambda *_: {})
+    section = variants.section(FinishedRun(run))
+    assert section is not None
+    assert "8 of 22 positions have no value and are left out; lines mark where." in (
+        section.blocks[-1].text
+    )
+    assert ">36<" in section.blocks[0].svg  # the first after them
 
 
 def _rows() -> tuple[list[Sample], list[np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Sequence identity between the training set and what judges the model."""
+"""Sequence identity between the training set and what judges the model; positions of variants."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from molfun.checks.data import variants
 from molfun.checks.data.duplicates import has_sequences
 from molfun.checks.data.subject import Subject
 from molfun.checks.findings import EXAMPLES, Finding
@@ -24,12 +25,17 @@ BY_CHANCE = 0.3
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """Show the ten pairs of highest identity across the split."""
+    """Show the ten pairs of highest identity across the split; of variants, shared positions."""
     if not has_sequences(subject) or "train" not in subject.parts:
         return
-    for part in ("val", "test"):
-        if part in subject.parts:
+    judged = [part for part in ("val", "test") if part in subject.parts]
+    # variants of one protein are all alike: a split by identity would put them in one part
+    places = variants.mutated(subject) if judged else None
+    for part in judged:
+        if places is None:
             yield _across(subject, part)
+        else:
+            yield variants.positions(subject, part, places)
 
 
 def _across(subject: Subject, part: str) -> Finding:

@@ -13,14 +13,14 @@ from molfun.report import inputs
 from molfun.report.blocks import Figure, Section, Text
 from molfun.report.figures import cut, plot
 from molfun.report.finished import PARTS, FinishedRun
-from molfun.report.heat_map import draw_heat_map
+from molfun.report.heat_map import draw_heat_map, left_out, scored_places
 from molfun.report.numbers import number
 from molfun.report.predicted import HeadOfRun
 from molfun.sample import single_label
 
 PER_ROW = 60
 LONGEST = 600
-"""Positions between the first and the last exchange that are drawn."""
+"""Positions with any exchange that are drawn."""
 
 Values = Mapping[str, float]
 """Numbers by sequence."""
@@ -51,29 +51,30 @@ def _of_head(
         "Measured": _matrix(wild_type, measured, reference),
         "Predicted": _matrix(wild_type, predicted, reference),
     }
-    stretch = _stretch(list(maps.values()))
-    if stretch is None:
+    places = np.unique(np.concatenate([scored_places(m, wild_type) for m in maps.values()]))
+    if not len(places):
         return
-    if stretch.stop - stretch.start > LONGEST:
-        stretch = slice(stretch.start, stretch.start + LONGEST)
+    missing = left_out(len(places), len(wild_type))
+    if len(places) > LONGEST:
+        places = places[:LONGEST]
         yield Text(f"The first {LONGEST} of the positions are drawn.", "note")
     # a few outliers would leave the others without a colour
-    every = np.abs(np.concatenate([found[stretch].ravel() for found in maps.values()]))
+    every = np.abs(np.concatenate([found[places].ravel() for found in maps.values()]))
     largest = float(np.nanpercentile(every[every > 0], 98)) if (every > 0).any() else 1.0
     about = {
         "Measured": f"{head.target}, all parts",
         "Predicted": f"{head.target}, variants that the model never trained on ({parts})",
     }
     for name, found in maps.items():
-        shown = _Map(found[stretch], wild_type[stretch], offset + stretch.start, largest)
+        shown = _Map(found, wild_type, offset, largest, places)
         n = int(np.isfinite(found).sum() - _known(wild_type))
         text = f"{name}: {about[name]}, {n:,} single exchanges. {words}"
         yield Figure(shown.drawn(cut(f"difference of {head.target}", 30)), text, wide=True)
-    yield Text(
-        "Dots are the residues of the wild type, grey cells have no value, and colours end at the "
-        "98th percentile. molfun scan CHECKPOINT --sequence FASTA predicts every exchange.",
-        "note",
-    )
+    note = "Dots are the residues of the wild type, grey cells have no value, and colours end at "
+    note += "the 98th percentile."
+    note += f" {missing}; lines mark where." if missing else ""
+    scan = "molfun scan CHECKPOINT --sequence FASTA predicts every exchange."
+    yield Text(f"{note} {scan}", "note")
 
 
 def _judged(run: FinishedRun, head: HeadOfRun) -> tuple[Values, Values, str]:
@@ -140,13 +141,6 @@ def _known(wild_type: str) -> int:
     return sum(letter in AMINO_ACIDS for letter in wild_type)
 
 
-def _stretch(maps: list[np.ndarray]) -> slice | None:
-    """Return the positions between the first and the last exchange; None without any."""
-    known = np.max([np.isfinite(found).sum(1) for found in maps], axis=0)
-    varied = np.flatnonzero(known > 1)
-    return slice(int(varied[0]), int(varied[-1]) + 1) if len(varied) else None
-
-
 @dataclass(frozen=True)
 class _Map:
     """Values of a heat map."""
@@ -155,10 +149,12 @@ class _Map:
     letters: str
     offset: int
     largest: float
+    places: np.ndarray
+    """Positions that are drawn."""
 
     def drawn(self, label: str) -> str:
         """Return the drawing."""
-        rows = -(-len(self.letters) // PER_ROW)
+        rows = -(-len(self.places) // PER_ROW)
         with plot(9.6, 0.5 + 2.3 * rows) as found:
             found.figure.clear()
             draw_heat_map(
@@ -168,6 +164,7 @@ class _Map:
                 offset=self.offset,
                 label=label,
                 largest=self.largest,
-                per_row=min(PER_ROW, len(self.letters)),
+                per_row=min(PER_ROW, len(self.places)),
+                places=self.places,
             )
         return found.svg
