@@ -11,15 +11,19 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pdb_text import pdb_chain
 from sklearn.base import clone
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 from tiny import PET_TINY, build_atoms
+from torch.utils.data import DataLoader
 
-from molfun import LoRAFinetune, MolfunStructureModel, Sample
+from molfun import LoRAFinetune, MolfunStructureModel, Sample, SequenceDataset
+from molfun.data import SampleDataset
 from molfun.errors import ConfigError, DataError
 from molfun.sklearn import MolfunClassifier, MolfunRegressor
 
@@ -30,6 +34,7 @@ NOT_APPLICABLE = {
     "check_methods_subset_invariance": "float32 products depend on the batch in their last bits",
     "check_regressors_train": "one epoch does not fit; it is run with twelve below",
     "check_classifiers_train": "one epoch does not fit; it is run with twelve below",
+    "check_sample_weight_equivalence_on_dense_data": "repeated rows make other batches and steps",
 }
 
 
@@ -221,6 +226,161 @@ def test_structures_by_id_samples_and_atoms(tmp_path: Path) -> None:
     assert pet.predict(atoms).shape == (4,)
 
 
+def weights_of(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.model_.parameters()])
+
+
+def test_weights_are_those_of_a_weighted_column(
+    texts: list[str], numbers: np.ndarray, tmp_path: Path
+) -> None:
+    weights = np.arange(16) % 3
+    table = pd.DataFrame({"sequence": texts, "target": numbers, "n": weights})
+    table.to_csv(tmp_path / "rows.csv", index=False)
+    data = SequenceDataset.from_csv(tmp_path / "rows.csv").weighted_by("n")
+    known = MolfunStructureModel("esm2_tiny", head="regression", device="cpu")
+    loader = DataLoader(data, batch_size=8, shuffle=True, collate_fn=data.collate_fn)
+    known.fit(loader, strategy="head_only", epochs=2)
+    model = sequences_model(batch_size=8).fit(texts, numbers, sample_weight=weights)
+    expected = torch.cat([p.detach().flatten() for p in known.parameters()])
+    assert torch.equal(weights_of(model), expected)
+    plain = sequences_model(batch_size=8).fit(texts, numbers)
+    even = sequences_model(batch_size=8).fit(texts, numbers, np.full(16, 3.0))
+    assert torch.equal(weights_of(even), weights_of(plain))
+    assert not torch.equal(weights_of(model), weights_of(plain))
+    # the fit's own column is none that tables must have, and samples may bring one of that name
+    model.model_.save(tmp_path / "model")
+    assert "sample_weight" not in (tmp_path / "model" / "meta.json").read_text()
+    rows = [Sample(id=t, sequence=t, metadata={"sample_weight": 9}) for t in texts]
+    again = sequences_model(batch_size=8).fit(rows, numbers, weights)
+    assert torch.equal(weights_of(again), weights_of(model))
+
+
+def test_weights_go_with_their_rows(texts: list[str], numbers: np.ndarray) -> None:
+    """Into the training part, and through the tools of scikit-learn."""
+    weights = np.where(numbers > np.median(numbers), 1.0, 0.01)
+    high, low = (
+        sequences_model(epochs=30, strategy=dict(FULL), val_fraction=fraction)
+        .fit(texts, numbers, sample_weight=own)
+        .predict(texts)
+        .mean()
+        for own in (weights, 1.01 - weights)
+        for fraction in (0.25,)
+    )
+    assert high > low
+    found = cross_val_score(
+        sequences_model(), texts, numbers, cv=2, params={"sample_weight": weights}
+    )
+    assert found.tolist() != cross_val_score(sequences_model(), texts, numbers, cv=2).tolist()
+    series = np.random.default_rng(0).normal(size=(16, 5, 2))
+    fitted = [
+        weights_of(series_model(MolfunRegressor, epochs=2).fit(series, numbers, own))
+        for own in (None, np.ones(16), weights)
+    ]
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+    kinds = np.where(numbers > 1, "a", "b")
+    fitted = [
+        weights_of(sequences_model(MolfunClassifier).fit(texts, kinds, own))
+        for own in (None, np.ones(16), weights)
+    ]
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ([1.0], r"inconsistent numbers of samples|sample_weight.shape == \(1,\)"),
+        ([1.0, -1.0], "Negative values in data passed to `sample_weight`"),
+        ([1.0, float("nan")], "sample_weight contains NaN"),
+        ([[1.0], [2.0]], "Sample weights must be 1D array"),
+        ([0.0, 0.0], "must contain at least one non-zero number|All weights in column"),
+    ],
+)
+def test_what_cannot_be_weights(weights: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        sequences_model().fit(["MKV", "ACD"], [1.0, 2.0], weights)
+
+
+def test_a_loss_that_ranks_takes_no_weights() -> None:
+    model = sequences_model(task_config={"loss": "spearman"})
+    with pytest.raises(ConfigError, match="the loss 'spearman' compares them with each other"):
+        model.fit(["MKV", "ACD"], [1.0, 2.0], [1.0, 2.0])
+
+
+def test_several_columns_are_learned_by_one_head(
+    texts: list[str], numbers: np.ndarray, tmp_path: Path
+) -> None:
+    y = np.stack([numbers, 100 - 3 * numbers, np.arange(16.0)], axis=1)
+    y[::5, 1] = np.nan
+    model = sequences_model(epochs=3).fit(texts, y)
+    found = model.predict(texts)
+    assert (found.shape, found.dtype) == ((16, 3), np.float64)
+    assert model.target_names_ == ["y0", "y1", "y2"]
+    # that of a multitarget task on the same labels
+    known = MolfunStructureModel(
+        "esm2_tiny", task="multitarget", task_config={"targets": ["a", "b", "c"]}, device="cpu"
+    )
+    rows = [Sample(id=t, sequence=t, target=one.tolist()) for t, one in zip(texts, y, strict=True)]
+    loader = DataLoader(rows, batch_size=16, shuffle=True, collate_fn=SampleDataset.collate_fn)
+    model = sequences_model(epochs=3, batch_size=16).fit(texts, y)
+    known.fit(loader, strategy="head_only", epochs=3)
+    assert np.array_equal(model.predict(texts), known.predict(rows)["prediction"].numpy())
+    # each column is in units of its own
+    assert abs(model.predict(texts).mean(0) - np.nanmean(y, 0)).max() < 20
+    # a score of the labels that are there
+    there = ~np.isnan(y[:, 1])
+    found = model.predict(texts)
+    each = [
+        r2_score(y[:, 0], found[:, 0]),
+        r2_score(y[there, 1], found[there, 1]),
+        r2_score(y[:, 2], found[:, 2]),
+    ]
+    assert model.score(texts, y) == pytest.approx(np.mean(each))
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict(texts), found)
+    assert again.target_names_ == model.target_names_
+    named = sequences_model().fit(texts, pd.DataFrame(y, columns=["kd", "tm", "n"]))
+    assert named.model_.task.targets == named.target_names_ == ["kd", "tm", "n"]
+    assert sequences_model().fit(texts, y[:, 0]).predict(texts).shape == (16,)
+    assert clone(model).fit(texts, numbers).target_names_ == []
+
+
+def test_several_columns_with_weights_folds_and_series(
+    texts: list[str], numbers: np.ndarray
+) -> None:
+    y = np.stack([numbers, -numbers], axis=1)
+    weights = np.arange(16) % 2
+    model = sequences_model().fit(texts, y, weights)
+    assert not torch.equal(weights_of(model), weights_of(sequences_model().fit(texts, y)))
+    assert cross_val_score(sequences_model(), texts, y, cv=2).shape == (2,)
+    series = np.random.default_rng(0).normal(size=(16, 5, 2))
+    y[3, 1] = np.nan
+    fitted = series_model(MolfunRegressor, epochs=1, val_fraction=0.25).fit(series, y)
+    assert fitted.predict(series).shape == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("y", "text"),
+    [
+        ([[1.0, np.nan], [2.0, np.nan]], r"no label \(NaN\) in any row of y1. Leave the column"),
+        ([[1.0, 2.0], [np.nan, np.nan]], r"in any column in 1 of 2 rows: 1. Leave these samples"),
+        ([[1.0, np.inf], [2.0, 3.0]], "y contains infinity"),
+        ([["a", "b"], ["c", "d"]], "could not convert string"),
+        (np.zeros((0, 2)), "y is empty"),
+        ([[[1.0], [2.0]], [[1.0], [2.0]]], "Found array with dim 3|should be a 1d array"),
+    ],
+)
+def test_columns_that_cannot_be_learned(y: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        sequences_model().fit(["MKV", "ACD"], y)
+
+
+def test_two_columns_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"y has several columns of one name: a\. Rename them"):
+        sequences_model().fit(["MKV", "ACD"], pd.DataFrame([[1, 2], [3, 4]], columns=["a", "a"]))
+
+
 @pytest.mark.parametrize(
     ("X", "y", "text"),
     [
@@ -236,7 +396,6 @@ def test_structures_by_id_samples_and_atoms(tmp_path: Path) -> None:
         (["MKV", "ACD"], ["a", "b"], r"could not convert string"),
         (["MKV", "ACD"], [1.0], r"inconsistent numbers of samples"),
         (["MKV", "ACD"], None, r"requires y to be passed"),
-        (["MKV", "ACD"], [[1.0, 2.0], [3.0, 4.0]], r"y should be a 1d array"),
     ],
 )
 def test_what_cannot_be_used_is_named(X: Any, y: Any, text: str) -> None:  # noqa: N803

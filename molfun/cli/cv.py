@@ -41,7 +41,7 @@ from molfun.errors import ConfigError
 from molfun.evaluation.bootstrap import Estimate
 from molfun.models.cross_validation import PLAN, cross_validate
 from molfun.models.ensemble import save_folds
-from molfun.models.fold_results import CrossValidation
+from molfun.models.fold_results import FEWEST_FOLDS, CrossValidation
 from molfun.models.structure import MolfunStructureModel
 from molfun.runs.folder import (
     CACHE,
@@ -271,6 +271,9 @@ def _say_results(found: CrossValidation) -> None:
     for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         say("  ".join([first.ljust(widths[0]), *cells]))
+    if len(found.folds) < FEWEST_FOLDS:
+        say(f"No interval of the mean: {len(found.folds)} folds say nothing of their spread. Take "
+            f"{FEWEST_FOLDS} or more, or --repeats.")  # fmt: skip
 
 
 def _rows_of(found: CrossValidation) -> list[list[str]]:
@@ -281,7 +284,8 @@ def _rows_of(found: CrossValidation) -> list[list[str]]:
         about = [result.fold.name, str(len(result.fold.test)), str(result.epoch)]
         rows.append([*about, *_digits(result.metrics, names)])
     rows.append(["mean", "", "", *(three_digits(summary[name].value) for name in names)])
-    rows.append(["95 %", "", "", *(_interval(summary[name]) for name in names)])
+    if len(found.folds) >= FEWEST_FOLDS:
+        rows.append(["95 %", "", "", *(_interval(summary[name]) for name in names)])
     return [*rows, ["all", n, "", *_digits(found.pooled(), names)]]
 
 

@@ -27,7 +27,7 @@ from molfun.data.cell_columns import (
     unescape,
 )
 from molfun.data.columns import NUMBER
-from molfun.data.faults import report
+from molfun.data.faults import report, summed_up
 from molfun.data.parquet import read_parquet
 from molfun.data.texts import ArrowTexts, listed
 from molfun.errors import TableError, UnsafeFileError
@@ -237,7 +237,8 @@ class Cells:
         """
         if self.problems:
             n = counted(len(self.problems), "bad row")
-            error = TableError(f"{self.path} has {n}:\n{listing(self.problems)}")
+            lines = summed_up(self.problems, len(self))
+            error = TableError(f"{self.path} has {n}:\n{listing(lines)}")
             error.problems = tuple(self.problems)
             if not goes_on:
                 raise error

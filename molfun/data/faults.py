@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,54 @@ def kind_of(text: str, source: object = "") -> str:
 def _fault(text: str) -> str:
     """Return a description without the advice that follows it."""
     return re.split(r"; |(?<!\.)\. |\n", text, maxsplit=1)[0]
+
+
+def summed_up(problems: Sequence[str], n_rows: int) -> list[str]:
+    r"""Return the faults of a table, those of most rows in one line each.
+
+    Such a fault is one mistake (a wrong column, another unit), and a line per row would hide the
+    others.
+
+    Parameters
+    ----------
+    problems
+        A line for each fault, which begins with the place of its row.
+    n_rows
+        Rows of the table.
+
+    Examples
+    --------
+    >>> rows = [f"line {i}, column y: 'x{i}' is no number; write 1.5" for i in range(2, 7)]
+    >>> print(*summed_up(["line 3: too many cells", *rows], 5), sep="\n")
+    line 3: too many cells
+    all 5 rows, as line 2, column y: 'x2' is no number; write 1.5 (then line 3 'x3', line 4 'x4')
+    """
+    by_kind: dict[str, list[str]] = {}
+    for problem in problems:
+        by_kind.setdefault(kind_of(problem), []).append(problem)
+    lines = []
+    for own in by_kind.values():
+        if len(own) < _FEWEST or 2 * len(own) <= n_rows:
+            lines += own
+            continue
+        many = f"all {n_rows:,} rows" if len(own) == n_rows else f"{len(own):,} of {n_rows:,} rows"
+        then = ", ".join(_place_and_value(problem) for problem in own[1:3])
+        lines.append(f"{many}, as {own[0]} (then {then})")
+    # in the order of the table, as far as they are single
+    order = {problem: i for i, problem in enumerate(problems)}
+    return sorted(lines, key=lambda line: order.get(line, len(order)))
+
+
+_FEWEST = 5
+"""Faults of one kind that are put together."""
+
+
+def _place_and_value(problem: str) -> str:
+    """Return the place of a fault, with the value that it quotes first."""
+    value = _QUOTED.search(problem)
+    place = re.match(r"\w+ \d+", problem)
+    found = place[0] if place else problem
+    return f"{found} {value[0]}" if value and place else found
 
 
 @dataclass

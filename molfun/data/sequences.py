@@ -219,9 +219,10 @@ class SequenceDataset(TableDataset):
         Raises
         ------
         DataError
-            If a variant cannot be read or does not fit the wild type; all rows are listed.
+            If the wild type cannot be read.
         TableError
-            If a column is missing or a label is bad.
+            If a column is missing; if a variant cannot be read or does not fit the wild type, or a
+            label or an id is bad: all of them are listed.
 
         Examples
         --------

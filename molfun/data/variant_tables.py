@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,13 +10,13 @@ import numpy as np
 
 from molfun._paths import as_path
 from molfun.data.base import TableDataset
-from molfun.data.cells import Required, noted, read_cells
+from molfun.data.cells import Cells, Required, noted, read_cells
 from molfun.data.fasta import read_fasta
 from molfun.data.labels import LabelForm, read_labels
 from molfun.data.tables import Table
-from molfun.data.variants import parse_variants
+from molfun.data.variants import Variant, parse_variant
 from molfun.errors import DataError
-from molfun.text import counted, listing
+from molfun.text import counted, listing, shown
 
 Dataset = TypeVar("Dataset", bound=TableDataset)
 
@@ -72,15 +73,15 @@ def read_variant_table(
     label = {target_column: "target_column"} if require_target else {}
     named = {id_column: "id_column"} if id_column else {}
     cells.require({mutant_column: "mutant_column", **named, **label})
-    texts = cells.column(mutant_column)
-    places = [f"{cells.path.name}, {cells.where(row)}" for row in range(len(cells))]
-    variants = parse_variants(texts, protein, offset=offset, names=places)
+    # all that is wrong with variants, labels and ids is noted, and reported together
+    variants = _variants(cells, mutant_column, protein, offset)
     targets = read_labels(cells, target_column, labels, "sequence", required=require_target)
+    given = _distinct_ids(cells, id_column) if id_column else None
     cells.raise_problems(goes_on=True)
     names = [variant.name(offset=offset) for variant in variants]
     # replicates have one name, and ids have to differ
     own = names if len(set(names)) == len(names) else [f"seq_{i + 1}" for i in range(len(names))]
-    ids = cells.ids(id_column) if id_column else own
+    ids = own if given is None else given
     # the column of mutations stays among the others: predictions are written beside it
     table = Table.of(cells, ids, targets, used={target_column, id_column})
     columns: dict[str, Any] = {
@@ -96,6 +97,29 @@ def read_variant_table(
     make: Any = dataset_class
     dataset: Dataset = make(table, sequences, max_length=max_length, columns=columns)
     return dataset.subset(cells.good()) if cells.bad else dataset
+
+
+def _variants(cells: Cells, column: str, protein: str, offset: int) -> list[Variant]:
+    """Return the variant of each row; note those that cannot be read."""
+    found = []
+    for row, text in enumerate(cells.column(column)):
+        try:
+            found.append(parse_variant(text, protein, offset=offset))
+        except DataError as error:
+            cells.note(row, column, str(error))
+            found.append(Variant(()))  # of a row that is left out
+    return found
+
+
+def _distinct_ids(cells: Cells, column: str) -> Sequence[str]:
+    """Return the ids of all rows; note those that name no sample, or one of before."""
+    ids = cells.ids(column)
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        earlier = first.setdefault(name, row)
+        if name and earlier != row:
+            cells.note(row, column, f"{shown(name)} stands on {cells.where(earlier)} already")
+    return ids
 
 
 def mutated_places(dataset: Any, wild_type: str | None = None) -> list[frozenset[int]]:

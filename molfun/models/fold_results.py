@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 FOLD_FILE = "out_of_fold.safetensors"
 """File of a fold's results, written last: where it is, the fold is finished."""
+FEWEST_FOLDS = 3
+"""Folds whose mean has an interval."""
 _KEY = "molfun fold 1"
 
 
@@ -185,7 +187,8 @@ class CrossValidation:
 
         The interval is that of Student's t with the variance of Nadeau and Bengio: folds share
         their training samples, so the variance over `n` folds is divided not by `n` but multiplied
-        by ``1/n + n_test/n_train``. Without it intervals are far too narrow.
+        by ``1/n + n_test/n_train``. Without it intervals are far too narrow. Fewer than three folds
+        have no interval: its bounds are NaN.
 
         Parameters
         ----------
@@ -379,7 +382,7 @@ def _estimate(values: Sequence[float], ratio: float, confidence: float) -> Estim
     if not known.size:
         return Estimate(math.nan, math.nan, math.nan)
     mean, n = float(known.mean()), len(known)
-    if n < 2:
+    if n < FEWEST_FOLDS:  # Student's t of two values is 13 deviations wide
         return Estimate(mean, math.nan, math.nan)
     spread = math.sqrt((1 / n + ratio) * float(known.var(ddof=1)))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * spread

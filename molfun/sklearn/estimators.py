@@ -9,10 +9,16 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.utils import Tags, assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 from torch.utils.data import DataLoader, Subset
 
 from molfun.errors import DataError
@@ -111,8 +117,18 @@ class _MolfunEstimator(BaseEstimator):
 
     # --- fit and predict -----------------------------------------------------------------------
 
-    def _fit(self, X: Any, y: Any, targets: Sequence[Any], task_config: dict[str, Any]) -> Self:  # noqa: N803
-        data = self._dataset(X, targets, reset=True)
+    def _fit(
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        targets: Sequence[Any],
+        task_config: dict[str, Any],
+        sample_weight: Any,
+    ) -> Self:
+        weights = None
+        if sample_weight is not None:
+            weights = _checked_weights(sample_weight, targets)
+        data = self._dataset(X, targets, weights, reset=True)
         train, val = self._parts(data, y)
         arguments = dict(self.backbone_config or {})
         if hasattr(data, "n_features"):
@@ -140,6 +156,8 @@ class _MolfunEstimator(BaseEstimator):
             cache=self.cache,  # type: ignore[arg-type]  # checked there
             cache_dir=self.cache_dir,
         )
+        # weights came with this fit, and are no column of tables that the model will read
+        self.model_.data_settings.pop("weight_column", None)
         self.n_iter_ = len(self.history_)
         return self
 
@@ -150,13 +168,21 @@ class _MolfunEstimator(BaseEstimator):
         check_is_fitted(self)
         return self.model_.predict(self._loader(self._dataset(X, reset=False)))
 
-    def _dataset(self, X: Any, targets: Sequence[Any] | None = None, *, reset: bool) -> Any:  # noqa: N803
+    def _dataset(
+        self,
+        X: Any,  # noqa: N803
+        targets: Sequence[Any] | None = None,
+        weights: Sequence[float] | None = None,
+        *,
+        reset: bool,
+    ) -> Any:
         """Return X as a data set; `reset` notes the number and names of its columns."""
         if not self._takes("series") or _holds_samples(X):
             rows = rows_of(X)
             if targets is not None:
                 check_consistent_length(rows, targets)
-            return samples_of(rows, targets, folder=self.folder, max_length=self.max_length)
+            about: dict[str, Any] = {"folder": self.folder, "max_length": self.max_length}
+            return samples_of(rows, targets, weights=weights, **about)
         # NaN is a gap in a series, infinity a mistake
         options = {"dtype": np.float32, "ensure_all_finite": "allow-nan"}
         if np.asarray(X).ndim == 3:
@@ -165,7 +191,7 @@ class _MolfunEstimator(BaseEstimator):
             values = validate_data(self, X, reset=reset, **options)[..., None]
         if targets is not None:
             check_consistent_length(values, targets)
-        return series_of(values, targets)
+        return series_of(values, targets, weights)
 
     def _parts(self, data: Any, y: Any) -> tuple[Any, Any]:
         """Split off the validation part; equal inputs stay together."""
@@ -247,6 +273,8 @@ class MolfunRegressor(RegressorMixin, _MolfunEstimator):
         Number of epochs.
     n_features_in_, feature_names_in_
         Columns of X, for series given as a table; sequences and samples have none.
+    target_names_
+        Columns of y, where it has several: of a table its names, else y0, y1 ...
 
     Examples
     --------
@@ -257,7 +285,14 @@ class MolfunRegressor(RegressorMixin, _MolfunEstimator):
     0.01
     """
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    target_names_: list[str]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Fine-tune a new model.
 
         Parameters
@@ -266,25 +301,67 @@ class MolfunRegressor(RegressorMixin, _MolfunEstimator):
             Sequences, ids of structures in `folder`, or `molfun.Sample` (their labels are not
             used); for a backbone of series (samples, time) or (samples, time, features) numbers.
         y
-            (samples,) numbers.
+            (samples,) numbers; or (samples, properties), of which one head learns each in a scale
+            of its own, with NaN for what was not measured.
+        sample_weight
+            (samples,) numbers of at least 0: factors of the training loss over their mean. The
+            scale of the labels and the validation part know no weights.
 
         Raises
         ------
         ConfigError, DataError
-            If an argument, a sample or a label cannot be used; both are ``ValueError``.
+            If an argument, a sample, a label or a weight cannot be used; both are ``ValueError``.
         """
-        y = _checked_labels(y)
-        numbers = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-        return self._fit(X, numbers, numbers.tolist(), {})
+        shape = np.asarray(y).shape
+        several = len(shape) == 2 and shape[1] > 1
+        self.target_names_ = _names_of(y) if several else []
+        if several:
+            numbers = _checked_table(y, self.target_names_)
+            config: dict[str, Any] = {"targets": self.target_names_}
+        else:
+            labels = _checked_labels(y)
+            numbers = check_array(labels, ensure_2d=False, dtype=np.float64, input_name="y")
+            config = {}
+        return self._fit(X, numbers, numbers.tolist(), config, sample_weight)
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
-        """Return the predictions, (samples,) float64 in the units of the labels."""
+        """Return the predictions in the units of the labels, float64, shaped as y was."""
         values: np.ndarray = self._predicted(X)["prediction"].numpy()
         return values
 
-    def _head_and_task(self, task_config: dict[str, Any]) -> tuple[str | None, str | None]:  # noqa: ARG002
-        # energies of atoms come with a head and a task of the backbone
-        return self.head, None if self._takes("atoms") else "regression"
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Return R2; of several columns the mean over theirs, each of the rows that have a label.
+
+        Parameters
+        ----------
+        X, y
+            As in `fit`.
+        sample_weight
+            (samples,) weights of the errors.
+        """
+        truth = np.asarray(y, np.float64)
+        if truth.ndim == 1 or not np.isnan(truth).any():
+            return float(super().score(X, y, sample_weight))
+        found = self.predict(X)
+        check_consistent_length(found, truth)
+        weights = None if sample_weight is None else np.asarray(sample_weight)
+        scores = []
+        for column, own in zip(truth.T, found.T, strict=True):
+            there = ~np.isnan(column)
+            rest = None if weights is None else weights[there]
+            scores.append(r2_score(column[there], own[there], sample_weight=rest))
+        return float(np.mean(scores))
+
+    def _head_and_task(self, task_config: dict[str, Any]) -> tuple[str | None, str | None]:
+        several = "targets" in task_config
+        if not self._takes("atoms"):
+            return self.head, "multitarget" if several else "regression"
+        if several:
+            raise DataError(
+                f"y has {len(task_config['targets'])} columns, and the energy of atoms is one "
+                f"number. Give one column."
+            )
+        return self.head, None  # energies come with a head and a task of the backbone
 
 
 class MolfunClassifier(ClassifierMixin, _MolfunEstimator):
@@ -308,12 +385,12 @@ class MolfunClassifier(ClassifierMixin, _MolfunEstimator):
     (['coil', 'helix'], (2, 2))
     """
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Fine-tune a new model.
 
         Parameters
         ----------
-        X
+        X, sample_weight
             As for `MolfunRegressor`.
         y
             (samples,) classes: text, whole numbers or booleans.
@@ -330,7 +407,8 @@ class MolfunClassifier(ClassifierMixin, _MolfunEstimator):
             raise DataError(f"y has only one class, {self.classes_.tolist()[0]!r}; two are needed.")
         # checkpoints name classes by text, which `molfun predict` shows
         names = [str(name) for name in self.classes_.tolist()]
-        return self._fit(X, y, [names[i] for i in indices], {"classes": names})
+        labels = [names[i] for i in indices]
+        return self._fit(X, y, labels, {"classes": names}, sample_weight)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """Return the probabilities of `classes_`, (samples, classes) float64."""
@@ -364,6 +442,42 @@ def _checked_labels(y: Any) -> np.ndarray:
     if labels.dtype.kind == "f":
         assert_all_finite(labels, input_name="y")
     return labels
+
+
+def _names_of(y: Any) -> list[str]:
+    """Return the names of the columns of a table, y0, y1 ... of an array."""
+    if hasattr(y, "columns"):
+        return [str(name) for name in y.columns]
+    return [f"y{i}" for i in range(np.asarray(y).shape[1])]
+
+
+def _checked_table(y: Any, names: list[str]) -> np.ndarray:
+    """Return (samples, properties) labels; refuse rows and columns without any."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"y has several columns of one name: {few(twice)}. Rename them.")
+    options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "ensure_min_samples": 0}
+    table: np.ndarray = check_array(y, input_name="y", **options)
+    if not len(table):
+        raise DataError("y is empty: there are 0 label(s) in it, and 1 is needed.")
+    missing = np.isnan(table)
+    empty = [names[k] for k in np.flatnonzero(missing.all(axis=0)).tolist()]
+    if empty:
+        raise DataError(f"y has no label (NaN) in any row of {few(empty)}. Leave the column out.")
+    rows = np.flatnonzero(missing.all(axis=1))
+    if rows.size:
+        raise DataError(
+            f"y has no label (NaN) in any column in {len(rows)} of {len(table)} rows: "
+            f"{few([str(i) for i in rows])}. Leave these samples out."
+        )
+    return table
+
+
+def _checked_weights(sample_weight: Any, targets: Sequence[Any]) -> list[float]:
+    """Return one weight per sample; scikit-learn's check names what is wrong."""
+    options = {"dtype": np.float64, "ensure_non_negative": True}
+    weights: np.ndarray = _check_sample_weight(sample_weight, targets, **options)
+    return [float(weight) for weight in weights]
 
 
 def _holds_samples(data: Any) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ TAKEN = (
     "molfun.Sample; for series an array of numbers."
 )
 """Advice for errors."""
+WEIGHT = "sample_weight"
+"""Column of the weights of samples, where they have any."""
 
 
 def rows_of(X: Any) -> list[Any]:  # noqa: N803  (scikit-learn's name)
@@ -60,6 +62,7 @@ def samples_of(
     *,
     folder: str | Path | None = None,
     max_length: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> GivenSamples:
     """Return samples, sequences or ids as a data set.
 
@@ -73,6 +76,8 @@ def samples_of(
         Folder of structures named after the ids.
     max_length
         Residues kept of each structure.
+    weights
+        Weight of each sample in the training loss.
 
     Raises
     ------
@@ -90,20 +95,36 @@ def samples_of(
     else:
         _check_texts(rows)
         samples = _sequences(rows) if folder is None else _structures(rows, folder, max_length)
-    return GivenSamples([replace(s, target=y) for s, y in zip(samples, labels, strict=True)])
+    labelled = [replace(s, target=y) for s, y in zip(samples, labels, strict=True)]
+    if weights is None:
+        return GivenSamples(labelled)
+    both = zip(labelled, weights, strict=True)
+    return _Weighted([replace(s, metadata={**s.metadata, WEIGHT: w}) for s, w in both])
 
 
-def series_of(values: Any, targets: Sequence[Any] | None = None) -> TimeSeriesDataset:
+class _Weighted(GivenSamples):
+    """Samples with weights of their own."""
+
+    input_settings: ClassVar[Mapping[str, Any]] = {"weight_column": WEIGHT}
+
+
+def series_of(
+    values: Any, targets: Sequence[Any] | None = None, weights: Sequence[float] | None = None
+) -> TimeSeriesDataset:
     """Return an array of series as a data set.
 
     Parameters
     ----------
     values
         (series, time, features), or a list of (time, features).
-    targets
-        One label per series.
+    targets, weights
+        One label per series, and its weight in the training loss.
     """
-    return TimeSeriesDataset.from_arrays(values, labels=targets)
+    if weights is None:
+        return TimeSeriesDataset.from_arrays(values, labels=targets)
+    columns = {WEIGHT: list(weights)}
+    data = TimeSeriesDataset.from_arrays(values, labels=targets, metadata=columns)
+    return data.weighted_by(WEIGHT)
 
 
 def _check_texts(rows: Sequence[Any]) -> None:

@@ -239,3 +239,16 @@ def test_settings_that_make_no_folds(cv: Command, flags: tuple[object, ...], tex
     assert done.exit_code == 1
     assert text in " ".join(done.output.split())
     assert not Path("cv/plan.json").exists()
+
+
+def test_two_folds_have_no_interval(cv: Command, reports: None) -> None:
+    result = cv("--folds", 2)
+    assert result.exit_code == 0, result.output
+    assert "95 %" not in result.stdout
+    assert "No interval of the mean: 2 folds say nothing of their spread." in result.stdout
+    found = json.loads(Path("cv/cv.json").read_text())["metrics"]["rmse"]
+    assert (found["low"], found["high"]) == (None, None)
+    assert found["value"] > 0
+    report = Path("cv/report.html").read_text()
+    assert "Two folds give no interval of a mean." in report
+    assert "mean [95 %]" not in report

@@ -314,10 +314,21 @@ def test_bad_labels(write, options, cell, reason):
 
 
 def test_ten_of_many_bad_rows_are_shown(write):
-    text = refused(write("a.csv", HEADER + "MKV,x\n" * 1500))
+    text = refused(write("a.csv", HEADER + "MKV,x\nMKV,1\n" * 1500))
     assert "has 1,500 bad rows:" in text
     assert text.count("is not a number") == 10
     assert "... and 1490 more (1500 in all)" in text
+
+
+def test_a_column_of_text_is_one_fault(write):
+    rows = "".join(f"MKV,v{i}\n" for i in range(1500))
+    text = refused(write("a.csv", HEADER + rows + "MKV\nMKV,1\n"))
+    assert text.splitlines()[1:] == [
+        "  line 1502: 1 cell where the header has 2; quote cells that contain the delimiter",
+        "  1,500 of 1,501 rows, as line 2, column target: 'v0' is not a number (then line 3 'v1', "
+        "line 4 'v2')",
+    ]
+    assert "has 1,501 bad rows:" in text
 
 
 def test_ids_that_repeat_or_are_blank_are_refused(write):

@@ -203,15 +203,40 @@ def test_replicates_are_numbered(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_all_listed(tmp_path: Path) -> None:
-    (tmp_path / "v.csv").write_text("mutant,target\nM1A,0.5\nC1A,1\nK2del,2\n,3\n")
-    with pytest.raises(DataError) as caught:
-        SequenceDataset.from_variants(tmp_path / "v.csv", "MKTA")
-    text = str(caught.value)
-    assert text.startswith("3 of 4 variants cannot be read:")
-    for part in ("v.csv, line 3: 'C1A'", "v.csv, line 4: 'K2del'", "v.csv, line 5: the variant is"):
-        assert part in text
+    """Variants, labels and ids in one error, not in three runs."""
+    (tmp_path / "v.csv").write_text(
+        "name,mutant,target\na,M1A,0.5\nb,C1A,1\nc,K2del,x\na,,3\na/b,K2A,4\n,K2R,y\n"
+    )
+    with pytest.raises(TableError) as caught:
+        SequenceDataset.from_variants(tmp_path / "v.csv", "MKTA", id_column="name")
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("v.csv has 8 bad rows:")
+    for part in (
+        "line 3, column mutant: 'C1A': residue 1 of the wild type is M, not C.",
+        "line 4, column mutant: 'K2del': it is",
+        "line 5, column mutant: the variant is blank; write WT for the wild type.",
+        "line 4, column target: 'x' is not a number",
+        "line 7, column target: 'y' is not a number",
+        "line 5, column name: 'a' stands on line 2 already",
+        "line 6, column name: 'a/b' is a path, not an id; write the name alone",
+        "line 7, column name: '' is blank; fill it in or remove the row",
+    ):
+        assert sum(line.startswith(f"  {part}") for line in lines) == 1, part
     with pytest.raises(TableError, match="mutations"):
         SequenceDataset.from_variants(tmp_path / "v.csv", "MKTA", mutant_column="mutations")
+
+
+def test_a_wrong_offset_is_one_line(tmp_path: Path) -> None:
+    rows = "".join(f"{'MKTAY'[i]}{i + 11}G,{i}\n" for i in range(5)) + "Y15del,1\n"
+    (tmp_path / "v.csv").write_text("mutant,target\n" + rows)
+    with pytest.raises(TableError) as caught:
+        SequenceDataset.from_variants(tmp_path / "v.csv", "MKTAY")
+    first, single, many = str(caught.value).splitlines()
+    assert first.endswith("has 6 bad rows:")
+    assert single.startswith("  line 7, column mutant: 'Y15del': it is")
+    assert many.startswith("  5 of 6 rows, as line 2, column mutant: 'M11G': there is no residue")
+    assert many.endswith("(then line 3 'K12G', line 4 'T13G')")
+    assert len(caught.value.problems) == 6
 
 
 def test_a_wild_type_is_one_record(tmp_path: Path) -> None:

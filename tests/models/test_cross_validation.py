@@ -150,11 +150,16 @@ def test_every_row_has_a_prediction_in_its_place(
 
 
 def test_the_interval_is_that_of_nadeau_and_bengio() -> None:
-    # two folds, 1/4 of the rows tested: t(0.975, 1) = 12.706, sd = sqrt(0.5)
-    found = _estimate([1.0, 2.0, math.nan], 1 / 3, 0.95)
-    half = 12.7062 * math.sqrt((1 / 2 + 1 / 3) * 0.5)
-    assert astuple(found) == pytest.approx((1.5, 1.5 - half, 1.5 + half), rel=1e-5)
-    assert math.isnan(_estimate([1.0], 0.1, 0.95).low)
+    # three folds, 1/4 of the rows tested: t(0.975, 2) = 4.3027, variance 1
+    found = _estimate([1.0, 2.0, math.nan, 3.0], 1 / 3, 0.95)
+    half = 4.302653 * math.sqrt(1 / 3 + 1 / 3)
+    assert astuple(found) == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-5)
+    # two values say nothing of their spread
+    for few in ([1.0], [1.0, 2.0], [1.0, math.nan, 2.0]):
+        found = _estimate(few, 0.1, 0.95)
+        assert math.isfinite(found.value)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
     assert math.isnan(_estimate([], 0.1, 0.95).value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from molfun.models.fold_results import FEWEST_FOLDS
 from molfun.report.blocks import Figure, Section, Table, Text
 from molfun.report.figures import COLOURS, MUTED, plot
 from molfun.report.finished import FinishedRun
@@ -27,10 +28,13 @@ def section(run: FinishedRun) -> Section | None:
         _table(run.folds, rows, names),
         *([_figure(run.folds, rows, names[0])] if names else []),
     ]
+    means = "Two folds give no interval of a mean."
+    if len(rows) >= FEWEST_FOLDS:
+        means = "Intervals of the means are those of Nadeau and Bengio 2003: folds share training"
+        means += " samples."
     text = (
-        "Intervals of the means are those of Nadeau and Bengio 2003: folds share training samples. "
-        "The verdict is on all out-of-fold predictions together, each by a model that never saw "
-        "the sample."
+        f"{means} The verdict is on all out-of-fold predictions together, each by a model that "
+        f"never saw the sample."
     )
     untested = run.folds.get("n_untested")
     if untested:
@@ -59,9 +63,15 @@ def _table(found: Mapping[str, Any], rows: list[dict[str, Any]], names: list[str
         ]
         for row in rows
     ]
-    means = [estimate(found["metrics"][name]) for name in names]
+    few = len(rows) < FEWEST_FOLDS  # older versions wrote an interval of two as well
+    means = [
+        number(found["metrics"][name]["value"]) if few else estimate(found["metrics"][name])
+        for name in names
+    ]
     pooled = [number(found.get("pooled", {}).get(name)) for name in names]
-    cells.append(["mean [95 %]", "", "", "", "", "", *means])
+    cells.append(
+        ["mean" if len(rows) < FEWEST_FOLDS else "mean [95 %]", "", "", "", "", "", *means]
+    )
     cells.append(["all samples together", "", "", number(found["n"]), "", "", *pooled])
     return Table(header, cells)
 
