@@ -218,10 +218,6 @@ class Backbone(nn.Module, ABC):
         """Return the settings that decide the result of `featurize`; part of every cache key."""
         return self.name
 
-    def input_key(self, sample: Sample) -> str:
-        """Return the key of a sample in caches: of all that the backbone reads of it."""
-        return sample.content_key()
-
     def fit_inputs(self, samples: Iterable[Sample], run: Run) -> None:
         """Learn the scale of the inputs from the training samples, if it is not known yet.
 

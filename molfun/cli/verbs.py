@@ -62,6 +62,10 @@ class Verb:
         return classes
 
 
+TARGETS = "--target-column"
+"""Flag of the columns of labels."""
+
+
 class VerbCommand(TyperCommand):
     """The typer command of a verb, whose flags are made when they are first needed."""
 
@@ -97,13 +101,12 @@ class VerbCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Import a plugin before flags are made, since its data kinds may add some."""
         ctx.meta[_ARGUMENTS] = list(args)
-        repeated = _repeated_column(args)
-        if repeated is not None:
+        if _gives_targets_twice(args):
             # click would keep the last one, and labels would be dropped in silence
             raise typer.BadParameter(
-                f"given more than once; give several columns as one value: {repeated} A,B",
+                f"given more than once; give several columns as one value: {TARGETS} A,B",
                 ctx=ctx,
-                param_hint=repeated,
+                param_hint=TARGETS,
             )
         plugin = _value_of("--plugin", args)
         if plugin is not None and any("plugin" in c.model_fields for c in self._verb.classes()):
@@ -171,17 +174,15 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _repeated_column(arguments: Sequence[str]) -> str | None:
-    """Return a flag of a column that is given more than once.
+def _gives_targets_twice(arguments: Sequence[str]) -> bool:
+    """Return whether the flag of the labels is given more than once.
 
     Examples
     --------
-    >>> _repeated_column(["--target-column", "kd", "--target-column=tm", "--id-column", "id"])
-    '--target-column'
+    >>> _gives_targets_twice(["--target-column", "kd", "--target-column=tm"])
+    True
     """
-    flags = [argument.partition("=")[0] for argument in arguments]
-    columns = [f for f in flags if f.startswith("--") and f.endswith("-column")]
-    return next((flag for flag in columns if columns.count(flag) > 1), None)
+    return [argument.partition("=")[0] for argument in arguments].count(TARGETS) > 1
 
 
 def _help_all() -> Any:

@@ -2,5 +2,5 @@
 
 >>> from molfun.registry import BASELINES
 >>> sorted(BASELINES)[:3]
-['composition', 'elements', 'interface']
+['composition', 'elements', 'embedding_zero_shot']
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from molfun._io import load_safetensors, save_safetensors
 from molfun.backbones.base import Backbone, Features
+from molfun.backbones.own_keys import input_keys
 from molfun.errors import CheckpointError, DataError, MolfunError, RunError
 from molfun.sample import Sample
 
@@ -52,7 +53,7 @@ class FeatureCache:
         if self._directory is None or not slow or sample.drawn:
             return self._featurize(sample)
         # hashed, since keys hold text of any length and file names do not
-        key = f"{FORMAT}|{self._backbone.featurize_key()}|{self._backbone.input_key(sample)}"
+        key = f"{FORMAT}|{self._backbone.featurize_key()}|{input_keys(self._backbone)(sample)}"
         name = hashlib.sha256(key.encode()).hexdigest()
         path = self._directory / name[:2] / f"{name}.safetensors"
         stored = _read(path, name)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from molfun.backbones.base import Backbone, Features
+from molfun.backbones.own_keys import input_keys
 from molfun.backbones.splitting import PrefixSplitting, frozen_blocks
 from molfun.backbones.tensor_input import TensorInput
 from molfun.errors import ConfigError, DataError
@@ -148,7 +149,7 @@ class ForwardPass:
         if self.by_chain is None:
             return run(inputs)
         refuse_brought(inputs.samples, "the chains of a sample run apart", "")
-        distinct, rows = chains_apart(inputs, self.by_chain, self.backbone.input_key)
+        distinct, rows = chains_apart(inputs, self.by_chain, input_keys(self.backbone))
         return replace(run(distinct), chains=rows.to(self.device))
 
     @contextlib.contextmanager
@@ -156,7 +157,7 @@ class ForwardPass:
         """Run each chain once within the block, in which no weight may change."""
         # with several processes in step, all of them have to run each pass
         cached = self.frozen.whole and self.cache is not None
-        self._chains = None if self.in_step or cached else ChainMemory(self.backbone.input_key)
+        self._chains = None if self.in_step or cached else ChainMemory(input_keys(self.backbone))
         try:
             yield
         finally:
@@ -263,7 +264,7 @@ class ForwardPass:
         return self._needed_features if self.backbone.featurizes_in_workers else None
 
     def _key(self, cache: PrefixCache, sample: Sample) -> str:
-        return cache.key(self.backbone.input_key(sample))
+        return cache.key(input_keys(self.backbone)(sample))
 
     def _needed_features(self, sample: Sample) -> Features | None:
         """Return the features of a sample; None if its representations are given or cached."""

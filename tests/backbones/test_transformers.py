@@ -27,6 +27,7 @@ from transformers import (
 from molfun import MolfunStructureModel
 from molfun.backbones.language.structure_letters import structure_letters
 from molfun.backbones.language.structure_tokens import TOKENS
+from molfun.backbones.own_keys import input_keys
 from molfun.backbones.transformers import (
     AnkhBackbone,
     EsmBackbone,
@@ -448,7 +449,8 @@ def test_caches_tell_masked_letters_apart() -> None:
     assert sure.content_key() == unsure.content_key()
     backbone = make("saprot", plddt_below=70)
     assert backbone.input_key(sure) != backbone.input_key(unsure)
-    assert make("saprot").input_key(sure) == sure.content_key()
+    assert input_keys(make("saprot"))(sure) == sure.content_key()
+    assert input_keys(make("ankh"))(unsure) == unsure.content_key()
     given = replace(unsure, structure_letters="v" * 12)
     assert backbone.input_key(given) == given.content_key()
 

@@ -24,6 +24,7 @@ from molfun.backbones.language.structure_letters import (
     said_of_auto,
     threshold_of,
 )
+from molfun.backbones.own_keys import OwnKeys
 from molfun.protein import AMINO_ACIDS, BFactors
 from molfun.sample import Sample
 
@@ -68,7 +69,7 @@ def with_structures(
     return first + np.array([STRUCTURES.index(letter) for letter in letters.lower()])
 
 
-class StructureTokens(LanguageBackbone):
+class StructureTokens(OwnKeys, LanguageBackbone):
     """A language model whose tokens are these pairs.
 
     The letters are those that a sample comes with, or are computed from its structure; without
