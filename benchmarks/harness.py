@@ -79,6 +79,10 @@ class Bound:
     what: Literal["wall", "cpu", "memory"] = "cpu"
 
 
+PAGE = "MOLFUN_BENCH_PAGE"
+"""Environment variable with a file to which each bound is added: table, what was found, the most
+that is allowed, whether it holds."""
+
 _broken: list[str] = []
 
 
@@ -299,6 +303,10 @@ def judge(
 
 def _hold(title: str, text: str, found: float, limit: float) -> None:
     holds = found <= limit  # false for NaN
+    page = os.environ.get(PAGE)
+    if page:
+        with Path(page).open("a", newline="") as file:
+            csv.writer(file).writerow([title, text, f"{limit:g}", "yes" if holds else "NO"])
     print(f"  {'holds' if holds else 'BROKEN'}: {text} (at most {limit:g})", flush=True)
     if not holds:
         _broken.append(f"{title}: {text} (at most {limit:g})")

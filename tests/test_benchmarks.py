@@ -185,6 +185,39 @@ def test_absent_data_gives_one_line(name: str, tmp_path: Path) -> None:
     assert line.startswith("Skipped: ")
 
 
+def test_a_quick_run_is_one_page_of_bounds(
+    suites: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judged.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(FOLDER)!r})\n"
+        "import harness\n"
+        "found = {'theirs': 2.0, 'ours': 1.0}\n"
+        "rows = [harness.Result(name, s, s, 0.0, 1.0, 7.0) for name, s in found.items()]\n"
+        "harness.show('a table', rows)\n"
+        "harness.judge('a table', rows, [harness.Bound('ours', 'theirs', 0.6)])\n"
+        "harness.judge('another', rows, [harness.Bound('ours', 'theirs', 0.4)])\n"
+        "harness.finish()\n"
+    )
+    (tmp_path / "measured.py").write_text("print('figures alone')")
+    monkeypatch.setattr(suites, "HERE", tmp_path)
+    names = ("judged", "measured")
+    monkeypatch.setattr(suites, "SUITES", {name: suites.Suite() for name in names})
+    with pytest.raises(SystemExit, match="1 of 2 suites failed: judged"):
+        suites.main(["--quick"])
+    page = capfd.readouterr().out
+    assert "  yes a table: ours / theirs, cpu: 0.50 (at most 0.6)" in page
+    assert "  NO  another: ours / theirs, cpu: 0.50 (at most 0.4)" in page
+    assert "no bound: its figures are in its tables" in page
+    assert "figures alone" not in page
+    assert Path("runs/bench/measured.txt").read_text() == "figures alone\n"
+    assert "CPU s" in Path("runs/bench/judged.txt").read_text()
+
+
 def test_an_unknown_suite_gives_one_line() -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--only", "data_load"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
