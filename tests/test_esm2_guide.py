@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,18 +177,15 @@ def test_fifty_steps_on_a_random_encoder_learn_the_lengths(
     tmp_path: Path, seed: int, micro: int, glob: int
 ) -> None:
     """Half the variance of the labels is the bound; one step of chance would not pass it."""
-    started = time.process_time()
     _, metrics, trainer = train_model(
         "gate", tmp_path, ESM2FineTuneSeqConfig(), module(micro=micro, glob=glob), 50, seed=seed
     )
-    seconds = time.process_time() - started
     values = predictions(trainer.model).numpy()
     mse = float(((values - LABELS) ** 2).mean())
     assert metrics is not None
     assert metrics["val_loss"] == pytest.approx(mse, rel=1e-4)
     assert mse <= 0.005
     assert np.corrcoef(values, LABELS)[0, 1] >= 0.9
-    assert seconds < 10
 
 
 def test_the_training_section_of_the_guide_runs() -> None:
