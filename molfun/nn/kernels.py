@@ -151,7 +151,7 @@ def channel_first_linear(
     >>> channel_first_linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)).shape
     torch.Size([4, 2])
     """
-    if not _fits(x, weight):
+    if not _fits(x, weight) and x.dtype is not torch.bfloat16:
         return torch.addmm(bias.unsqueeze(1), weight, x.t())
     # (x W^T)^T = W x^T: the same product with its factors exchanged
     return linear(weight, x).add_(bias.unsqueeze(1))

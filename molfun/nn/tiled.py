@@ -112,7 +112,8 @@ class _ReluMLP(torch.autograd.Function):
                     linear(grad[tile].t(), kept.t()),
                     grad[tile].sum(0),
                 )
-                sums = [b if a is None else a.add_(b) for a, b in zip(sums, parts, strict=True)]
+                sums = [_sums(b) if a is None else a for a, b in zip(sums, parts, strict=True)]
+                sums = [a.add_(b) for a, b in zip(sums, parts, strict=True)]
         wanted = zip(sums, ctx.needs_input_grad[1:], strict=True)
         return (grad_x, *(total if needed else None for total, needed in wanted))
 
@@ -151,8 +152,8 @@ class _TriangleProduct(torch.autograd.Function):
             torch.bmm(a, grad, out=grad_b)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        grad_weight = _sums(weight) if needs_weight else None
+        grad_bias = _sums(bias) if needs_bias else None
         for tile in _tiles(len(x)):
             # ab = v s with values v and gates s = sigmoid(logits): the derivative by v is grad s,
             # by the logits grad v s (1 - s) = grad ab (1 - s)
@@ -171,6 +172,11 @@ class _TriangleProduct(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += inner.sum(1)
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _sums(like: torch.Tensor) -> torch.Tensor:
+    """Return zeros for sums over tiles, which are float32 for tensors in bfloat16."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def _gated(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

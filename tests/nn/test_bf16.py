@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def no_graph() -> Iterator[None]:
     with torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def casting() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16), bf16.cast_once():
         yield
 
 
@@ -46,7 +53,7 @@ def test_products_are_those_of_the_layers(adapted: bool) -> None:
     both, x = layers(adapted=adapted), torch.randn(40, 48)
     order = torch.arange(63, -1, -1)
     a, b = both["a"](x), both["b"](x)
-    with bf16.cast_once(), torch.autocast("cpu", torch.bfloat16):
+    with casting():
         for _ in range(2):  # the second time from what is kept
             assert near(plain_linear(both["a"], x), a)
             assert near(gelu_linear(both["a"], x.to(torch.bfloat16)), functional.gelu(a))
@@ -58,20 +65,20 @@ def test_products_are_those_of_the_layers(adapted: bool) -> None:
 def test_an_adapter_is_added_before_rounding() -> None:
     """The sum of weight and adapter is rounded, as that of a merged model is."""
     both, x = layers(adapted=True), torch.randn(40, 48)
-    with bf16.cast_once():
+    with casting():
         found = plain_linear(both["a"], x)
     both["a"].merge()
-    with bf16.cast_once():
+    with casting():
         assert torch.equal(plain_linear(both["a"], x), found)
 
 
 def test_each_weight_is_cast_once() -> None:
     both, x = layers(), torch.randn(40, 48)
-    with bf16.cast_once():
+    with casting():
         before = plain_linear(both["a"], x)
         both["a"].weight.zero_()  # nobody may do that in the block
         assert torch.equal(plain_linear(both["a"], x), before)
-    with bf16.cast_once():
+    with casting():
         assert torch.equal(plain_linear(both["a"], x), both["a"].bias.bfloat16().expand(40, -1))
 
 
@@ -79,10 +86,15 @@ def test_training_and_other_code_do_not_see_them() -> None:
     both, x = layers(), torch.randn(4, 48)
     assert bf16.current() is None
     with bf16.cast_once():
+        assert bf16.current() is None  # the pass is in float32
+        assert plain_linear(both["a"], x).dtype is torch.float32
+    with casting():
         assert bf16.current() is not None
         with torch.enable_grad():
             assert bf16.current() is None
-            assert plain_linear(both["a"], x).dtype is torch.float32
+            assert (
+                plain_linear(both["a"], x).dtype is torch.bfloat16
+            )  # by autocast, weight by weight
     assert bf16.current() is None
     with pytest.raises(KeyError), bf16.cast_once():
         raise KeyError
@@ -94,3 +106,12 @@ def test_units_are_those_of_the_processor() -> None:
     assert bf16.units() == (
         "amx" if flags.get("amx_bf16") else "avx512" if flags.get("avx512_bf16") else None
     )
+
+
+def test_a_processor_whose_products_are_wrong_has_no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bf16, "product", lambda *_, **__: torch.zeros(33, 24))
+    bf16.units.cache_clear()
+    assert bf16.units() is None
+    monkeypatch.undo()
+    bf16.units.cache_clear()
+    assert bf16._agrees()

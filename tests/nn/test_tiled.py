@@ -107,3 +107,54 @@ def test_one_token_attends_to_itself() -> None:
     (gradient,) = torch.autograd.grad(output.sum(), joint)
     (expected,) = torch.autograd.grad((v * gate.sigmoid()).sum(), joint)
     assert torch.allclose(gradient, expected, atol=1e-6)
+
+
+# --- bfloat16 ------------------------------------------------------------------------------------
+
+
+def errors_in_half(ours: Function, inputs: list[torch.Tensor], kind: torch.dtype) -> list[float]:
+    """Relative errors of output and gradients, against the same in float64."""
+
+    def run(dtype: torch.dtype) -> list[torch.Tensor]:
+        # the same numbers, which bfloat16 holds exactly
+        given = [t.bfloat16().to(dtype).requires_grad_() for t in inputs]
+        output = ours(*given)
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        grads = torch.autograd.grad(output, given, weights.bfloat16().to(output.dtype))
+        return [t.double() for t in (output.detach(), *grads)]
+
+    exact = run(torch.float64)
+    return [float((a - b).norm() / b.norm()) for a, b in zip(run(kind), exact, strict=True)]
+
+
+@pytest.mark.parametrize("tile", [16, 4096])
+def test_sums_over_tiles_are_not_rounded(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """256 partial sums in bfloat16 would be wrong by some per cent."""
+    monkeypatch.setattr(tiled, "TILE", tile)
+    inputs = given((4096, 16), (32, 16), (32,), (16, 32), (16,))
+    inputs[0] += 1  # sums that grow
+    assert max(errors_in_half(tiled.relu_mlp, inputs, torch.bfloat16)) < 0.01
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return tiled.triangle_product(x, weight, bias, None, outgoing=True)
+
+    square = [t / 4 for t in given((64 * 64, 16), (32, 16), (32,))]
+    assert max(errors_in_half(product, square, torch.bfloat16)) < 0.02
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chunk", [2**9, 2**20])
+def test_attention_in_half(monkeypatch: pytest.MonkeyPatch, masked: bool, chunk: int) -> None:
+    monkeypatch.setattr(attention, "SMALL_BYTES", 0)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", chunk)
+    rows, n, heads = 7, 12, 2
+    mask = torch.zeros(rows, n)
+    mask[1, 3:] = -1e9
+
+    def ours(joint: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        own = mask.to(joint.dtype) if masked else None
+        return gated_attention(joint, bias, own, heads=heads)
+
+    inputs = given((rows, n, 4 * 16), (heads, n, n))
+    assert max(errors_in_half(ours, inputs, torch.float32)) < 1e-5
+    assert max(errors_in_half(ours, inputs, torch.bfloat16)) < 0.02

@@ -15,7 +15,7 @@ from molfun import LoRAFinetune, MolfunStructureModel, PartialFinetune
 from molfun.backbones.openfold import OpenFoldBackbone
 from molfun.errors import ConfigError, DataError
 from molfun.sample import Sample, SampleBatch
-from molfun.training import CacheConfig, FinetuneStrategy, History
+from molfun.training import CacheConfig, Callback, FinetuneStrategy, History
 
 ModelFactory = Callable[..., MolfunStructureModel]
 BatchFactory = Callable[..., list[SampleBatch]]
@@ -51,6 +51,7 @@ def same(model: MolfunStructureModel, other: MolfunStructureModel) -> bool:
     return all(torch.equal(a, b) for (_, a), b in pairs)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kernels", ["stock", "fast"])
 @pytest.mark.parametrize("strategy", [PARTIAL, LORA], ids=["partial", "lora"])
 def test_the_cache_gives_the_same_bits(
@@ -60,10 +61,11 @@ def test_the_cache_gives_the_same_bits(
     tmp_path: Path,
     strategy: FinetuneStrategy,
     kernels: str,
+    precision: str,
 ) -> None:
     models = {mode: tiny_model(kernels=kernels) for mode in ("off", "memory", "disk")}
     histories = {
-        mode: fit(model, batches(4), strategy, cache=mode, cache_dir=tmp_path)
+        mode: fit(model, batches(4), strategy, cache=mode, cache_dir=tmp_path, precision=precision)
         for mode, model in models.items()
     }
     # off: 4 to train and 1 to validate in each of 3 epochs; else each sample once
@@ -222,3 +224,33 @@ def test_the_frozen_blocks_are_in_eval_mode_and_build_no_graph(
     last.register_forward_hook(lambda m, *_: seen.append((m.training, torch.is_grad_enabled())))
     model.fit(batches(1), strategy=PARTIAL, epochs=1, cache="off")
     assert seen == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("kernels", ["stock", "fast"])
+def test_a_run_in_bfloat16_is_near_float32_and_resumes_bit_by_bit(
+    tiny_model: ModelFactory, batches: BatchFactory, tmp_path: Path, kernels: str
+) -> None:
+    class Stop(Callback):
+        def on_epoch_end(self, row: Any, improved: bool) -> None:
+            if row["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    strategy = LoRAFinetune(rank=2, lr_lora=1e-4, lr_head=1e-4, scheduler="constant")
+    options: dict[str, Any] = {"precision": "bf16"}
+    whole = tiny_model(kernels=kernels)
+    history = fit(whole, batches(4), strategy, **options)
+    exact = fit(tiny_model(kernels=kernels), batches(4), strategy, precision="fp32")
+    losses = [row["train_loss"] for row in history], [row["train_loss"] for row in exact]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model(kernels=kernels), batches(4), strategy, output_dir=tmp_path,
+            callbacks=[Stop()], **options)  # fmt: skip
+    resumed = tiny_model(kernels=kernels)
+    again = fit(resumed, batches(4), strategy, output_dir=tmp_path, resume=True, **options)
+    assert repr(list(again)) == repr(list(history))  # NaN, of one sample, is not equal to itself
+    assert same(resumed, whole)
+    one, other = (model.predict(batches(2)[0])["prediction"] for model in (whole, resumed))
+    assert torch.equal(one, other)
+    # the precision of the model is that of its training
+    assert whole.precision == "bf16-mixed"

@@ -19,7 +19,10 @@ openfold's own code. docs/performance.md has the gain per module. The difference
 ``Linear``
     The matrix kernel of `molfun.nn.kernels`.
 ``EvoformerBlock``
-    Some blocks of the stack can keep their activations while others are recomputed.
+    Some blocks of the stack can keep their activations while others are recomputed. In bfloat16 the
+    streams stay in float32, and without a graph `half` computes the block.
+``StructureModule``, ``AuxiliaryHeads``
+    Float32 on a CPU, whatever the trunk runs in.
 ``AlphaFold``, ``TemplateEmbedder``
     Templates are not embedded if all are masked: openfold multiplies the result by 0.
 """
@@ -33,11 +36,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from molfun.backbones.openfold import half
 from molfun.backbones.openfold.attention_inputs import added_to_logits, covers, split_biases
-from molfun.nn import cuequivariance, kernels
+from molfun.nn import bf16, cuequivariance, kernels
 from molfun.nn.attention import attention, gated_attention
+from molfun.nn.bf16 import BF16
 from molfun.nn.joint import joint_linear, plain_linear
 from molfun.nn.lora import LowRankParts, low_rank_parts
 from molfun.nn.tiled import relu_mlp, triangle_product
@@ -131,6 +137,7 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
         return None  # a user's class of the same name, or an adapter's wrapper
     names = {
         "EvoformerBlock": _Block,
+        "EvoformerBlockCore": _Core,
         "Linear": _Linear,
         "Attention": _Attention,
         "TriangleMultiplicationOutgoing": _TriangleMultiplication,
@@ -138,6 +145,8 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
         "OuterProductMean": _OuterProductMean,
         "PairTransition": _Transition,
         "MSATransition": _Transition,
+        "StructureModule": _InFloat32,
+        "AuxiliaryHeads": _InFloat32,
         "AlphaFold": _Templates1,
         "TemplateEmbedder": _Templates2,
     }
@@ -155,9 +164,31 @@ def _reduced(x: torch.Tensor) -> bool:
     return x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
 
 
+def _computed(x: torch.Tensor) -> torch.dtype | None:
+    """Return the precision in which the fast pass computes products here, or None.
+
+    Under autocast to bfloat16 a CPU multiplies in it, and the streams stay in float32.
+    """
+    if not _reduced(x):
+        return torch.float32
+    on_cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return BF16 if on_cpu and torch.get_autocast_dtype("cpu") is BF16 else None
+
+
 def _all_ones(mask: torch.Tensor | None) -> bool:
     """Return whether a mask hides nothing; False on a GPU, where asking would stall it."""
     return mask is None or (not mask.is_cuda and bool((mask == 1).all()))
+
+
+def _normed(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Normalise in float32; the result is in the precision of products."""
+    if _computed(x) is not BF16:
+        normed: torch.Tensor = layer(x)
+        return normed
+    with torch.autocast("cpu", enabled=False):
+        # of bfloat16 in, torch keeps no copy in float32
+        normed = functional.layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
+    return normed.to(BF16)
 
 
 def _plain_layers(layers: Sequence[nn.Module]) -> list[LowRankParts] | None:
@@ -206,7 +237,7 @@ class _Transition(_Fast):
         return result.view(x.shape)
 
     def _layers(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = self.layer_norm(x)
+        x = _normed(self.layer_norm, x)
         result = self._tiled(x)
         if result is None:
             result = self.linear_2(functional.relu(self.linear_1(x), inplace=True))
@@ -214,12 +245,13 @@ class _Transition(_Fast):
 
     def _tiled(self: Any, x: torch.Tensor) -> torch.Tensor | None:
         """Run both layers as one autograd function; None without a graph or with an adapter."""
-        if not torch.is_grad_enabled() or x.is_cuda or _reduced(x):
+        kind = _computed(x)
+        if not torch.is_grad_enabled() or x.is_cuda or kind is None:
             return None
         parts: Any = _plain_layers([self.linear_1, self.linear_2])
         if parts is None:
             return None
-        tensors = [tensor for part in parts for tensor in (part.weight, part.bias)]
+        tensors = [tensor.to(kind) for part in parts for tensor in (part.weight, part.bias)]
         return relu_mlp(x.reshape(-1, x.shape[-1]), *tensors).view(x.shape)
 
     def _chunk(self: Any, x: torch.Tensor, mask: torch.Tensor, chunk_size: int) -> torch.Tensor:  # noqa: ARG002
@@ -241,10 +273,24 @@ class _Attention(_Fast):
         split = split_biases(biases or [])
         if split is None or not covers(q_x, options):
             return _by_openfold(self, q_x, kv_x, biases, **options)
-        mask, pair = split
+        if _computed(q_x) is BF16:
+            mask, pair = (None if t is None else t.to(BF16) for t in split)
+            split = mask, pair
+            if kv_x is q_x:  # once, and not by autocast in each product
+                kv_x = q_x = q_x.to(BF16)
+        return self._in_parts(q_x, None if kv_x is q_x else kv_x, *split)
+
+    def _in_parts(
+        self: Any,
+        q_x: torch.Tensor,
+        kv_x: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        pair: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attend from `q_x` to `kv_x`, or to itself if that is None, some rows at a time."""
         step = max(1, TOKENS // q_x.shape[-2])
-        if torch.is_grad_enabled() or q_x is not kv_x or q_x.shape[-3] <= step:
-            return self._kept(self._attended, q_x, None if kv_x is q_x else kv_x, mask, pair)
+        if torch.is_grad_enabled() or kv_x is not None or q_x.shape[-3] <= step:
+            return self._kept(self._attended, q_x, kv_x, mask, pair)
         parts = []
         for i in range(0, q_x.shape[-3], step):
             some = q_x[..., i : i + step, :, :]
@@ -292,7 +338,7 @@ class _Attention(_Fast):
 
     def _joint(self: Any, x: torch.Tensor) -> torch.Tensor | None:
         """Return queries, keys, values and gates (before the sigmoid) from one product, or None."""
-        if self.linear_g is None or _reduced(x):
+        if self.linear_g is None or _computed(x) is None:
             return None
         layers = [self.linear_q, self.linear_k, self.linear_v, self.linear_g]
         joint = joint_linear(layers, x.reshape(-1, x.shape[-1]))
@@ -329,7 +375,7 @@ class _TriangleMultiplication(_Fast):
         if self.uses_cuequivariance and z.shape[-2] >= cuequivariance.SHORTEST and self._is_plain():
             return self._by_cuequivariance(z, mask)
         projections = [self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g]
-        parts = None if _reduced(z) else _plain_layers(projections)
+        parts = None if _computed(z) is None else _plain_layers(projections)
         return None if parts is None else self._updates(z, mask, parts)
 
     def _updates(
@@ -380,7 +426,7 @@ class _TriangleMultiplication(_Fast):
     ) -> torch.Tensor:
         """Return the update of one pair representation (length, length, channels)."""
         n, keeps_graph = z.shape[0], torch.is_grad_enabled()
-        z = self.layer_norm_in(z).view(n * n, -1)
+        z = _normed(self.layer_norm_in, z).view(n * n, -1)
         hidden = parts[0].weight.shape[0]
         step = hidden if keeps_graph or n <= LONG else CHANNELS
         products = [
@@ -388,7 +434,7 @@ class _TriangleMultiplication(_Fast):
         ]
         x = products[0] if len(products) == 1 else torch.cat(products, dim=1)
         del products  # before the next temporaries: it is as large as the pair representation
-        x = self.linear_z(self.layer_norm_out(x))
+        x = self.linear_z(_normed(self.layer_norm_out, x))
         gate = torch.sigmoid(self.linear_g(z))
         return (x * gate if keeps_graph else x.mul_(gate)).view(n, n, -1)  # a graph needs x
 
@@ -402,8 +448,8 @@ class _TriangleMultiplication(_Fast):
         """Return the product over residues of some channels: (pairs, channels)."""
         return triangle_product(
             z,
-            torch.cat([p.weight[channels] for p in parts]),
-            torch.cat([p.bias[channels] for p in parts]),
+            torch.cat([p.weight[channels] for p in parts]).to(z.dtype),
+            torch.cat([p.bias[channels] for p in parts]).to(z.dtype),
             None if mask is None else mask.reshape(-1),
             outgoing=self._outgoing,
         )
@@ -420,11 +466,11 @@ class _OuterProductMean(_Fast):
         chunk_size: int | None = None,
         inplace_safe: bool = False,
     ) -> torch.Tensor:
-        if _reduced(m) or _plain_layers([self.linear_out]) is None:
+        if _computed(m) is None or _plain_layers([self.linear_out]) is None:
             return _by_openfold(self, m, mask, chunk_size=chunk_size, inplace_safe=inplace_safe)
         if mask is None:
             mask = m.new_ones(m.shape[:-1])
-        normed = self.layer_norm(m)
+        normed = _normed(self.layer_norm, m)
         a, b = (layer(normed) * mask.unsqueeze(-1) for layer in (self.linear_1, self.linear_2))
         shape = m.shape[:-3]
         a, b = (t.reshape(-1, *t.shape[-3:]) for t in (a, b))
@@ -437,12 +483,12 @@ class _OuterProductMean(_Fast):
     def _shallow(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Project before the outer product (both are linear): (length, length, channels)."""
         rows, length, hidden = a.shape
-        weight = self.linear_out.weight.view(-1, hidden, hidden).permute(1, 2, 0)
+        weight = self.linear_out.weight.to(a.dtype).view(-1, hidden, hidden).permute(1, 2, 0)
         projected = a.reshape(-1, hidden) @ weight.reshape(hidden, -1)
         projected = projected.view(rows, length, hidden, -1).transpose(0, 1)
         left = b.transpose(0, 1).reshape(length, rows * hidden)
         outer = left @ projected.reshape(length, rows * hidden, -1)
-        return outer + self.linear_out.bias
+        return outer + self.linear_out.bias.to(a.dtype)
 
     def _deep(self: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Compute a few residues at a time, so that their outer products stay in the cache."""
@@ -470,11 +516,69 @@ class _Block(_Fast):
 
     recomputed = False
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, m: Any, z: Any, *args: Any, **kwargs: Any) -> Any:
+        m, z = _streams(m, z)
+        if not args and hasattr(self, "core") and half.covers(self, m, z, kwargs):
+            return self._in_half(m, z, **kwargs)
         run = super().forward  # type: ignore[misc]  # of the stock class
         if not self.recomputed or not torch.is_grad_enabled():
+            return run(m, z, *args, **kwargs)
+        return checkpoint(run, m, z, *args, use_reentrant=False, **kwargs)
+
+    def _in_half(self: Any, m: Any, z: Any, *, msa_mask: Any, **options: Any) -> Any:
+        m = m.contiguous() if options.get("inplace_safe") else m.clone()
+        half.attend_msa(self, m, z, msa_mask)
+        known = ("pair_mask", "inplace_safe", "_mask_trans")
+        kept = {name: options[name] for name in known if name in options}
+        return self.core([m, z], msa_mask=msa_mask, **kept)
+
+
+def _streams(m: Any, z: Any) -> tuple[Any, Any]:
+    """Return MSA and pairs in float32 where autocast made them bfloat16 on a CPU: they are sums."""
+    if not bf16.is_chosen():
+        return m, z
+    on_cpu = (t is not None and t.device.type == "cpu" for t in (m, z))
+    found = [t.float() if cpu else t for t, cpu in zip((m, z), on_cpu, strict=True)]
+    return found[0], found[1]
+
+
+class _Core(_Fast):
+    """The part of a block after its MSA attention, of openfold 1.x."""
+
+    def forward(self: Any, input_tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        m, z = _streams(*input_tensors)
+        if args or not half.covers(self, m, z, kwargs):
+            input_tensors[:] = m, z
+            return super().forward(input_tensors, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("inplace_safe"):
+            m, z = m.contiguous(), z.contiguous()
+        else:
+            m, z = m.clone(), z.clone()
+        masks = kwargs["msa_mask"], kwargs["pair_mask"]
+        half.update_pairs(self, m, z, *masks, masks_transitions=kwargs.get("_mask_trans", True))
+        return m, z
+
+
+# --- after the trunk -----------------------------------------------------------------------------
+
+
+class _InFloat32(_Fast):
+    """Compute coordinates and confidences in float32 under autocast to bfloat16 on a CPU.
+
+    They take a fiftieth of the time of a pass.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        run = super().forward  # type: ignore[misc]  # of the stock class
+        if not bf16.is_chosen():
             return run(*args, **kwargs)
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            given, named = tree_map(_not_half, (args, kwargs))
+            return run(*given, **named)
+
+
+def _not_half(x: Any) -> Any:
+    return x.float() if torch.is_tensor(x) and x.dtype is BF16 else x
 
 
 # --- templates -----------------------------------------------------------------------------------
