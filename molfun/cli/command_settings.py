@@ -244,6 +244,7 @@ class FoldSettings(SpreadCommand):
         shown="none",
     )  # fmt: skip
     seed: int = option(0, "Seed of the choice of alignment rows.", panel=MODEL, ge=0, lt=2**63)
+    precision: Literal["auto", "fp32", "bf16"] | None = PRECISION
     output: str = option("folded", "Folder to write.", panel=RUN)
     unify_chains: bool = option(False, "Write all chains as one, numbered through.", panel=RUN)
     plots: bool = option(

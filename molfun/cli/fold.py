@@ -24,6 +24,7 @@ from molfun.errors import ConfigError, DataError, RunError
 from molfun.models import folding
 from molfun.models.ensemble import Ensemble
 from molfun.models.fold_memory import too_large
+from molfun.models.precision import inference_precision
 from molfun.models.structure import MolfunStructureModel
 from molfun.parallel.dealing import deal
 from molfun.parallel.ranks import Ranks
@@ -88,6 +89,9 @@ def run(
             "seed": wanted.seed,
             "unify_chains": wanted.unify_chains,
         }
+        chosen = inference_precision(models[0], wanted.precision)
+        if chosen is not None:  # folders of before have none
+            identity["precision"] = chosen
         ranks.of_first(lambda: _claim(folder, identity, overwrite=wanted.overwrite))
         places = dict(_places(folder, samples, wanted.shard_size))
         failed = _fold_missing(models, samples, places, wanted, ranks)
@@ -158,7 +162,9 @@ def _fold(
 ) -> dict[str, str]:
     """Fold and write samples; return why some are not usable, by id."""
     failed: dict[str, str] = {}
-    made = folding.folded(models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed)
+    made = folding.folded(
+        models, work, wanted.recycles, wanted.recycle_tolerance, wanted.seed, wanted.precision
+    )
     for sample, structure in zip(Progress(work, "folding"), made, strict=True):
         place = places[sample.id]
         # of a former input: a stop between the note and the files would leave them as the new ones

@@ -30,6 +30,7 @@ from molfun.evaluation.conformal import Calibration
 from molfun.models import evaluation, folding, persistence, trained_on
 from molfun.models.caching import caches_of
 from molfun.models.judging import Measured
+from molfun.models.precision import InferencePrecision
 from molfun.models.prediction import Prediction
 from molfun.models.shared_weights import check_alike, copied, share
 from molfun.models.structure import MolfunStructureModel
@@ -264,13 +265,19 @@ class Ensemble:
 
     @settled()
     def fold(
-        self, data: Any, *, recycles: int = 3, tolerance: float | None = None, seed: int = 0
+        self,
+        data: Any,
+        *,
+        recycles: int = 3,
+        tolerance: float | None = None,
+        seed: int = 0,
+        precision: InferencePrecision | None = None,
     ) -> list[FoldedStructure]:
         """Predict structures with every model, and return the most confident one of each sample.
 
         Parameters
         ----------
-        data, recycles, tolerance, seed
+        data, recycles, tolerance, seed, precision
             As in `MolfunStructureModel.fold`.
 
         Returns
@@ -285,7 +292,8 @@ class Ensemble:
         ConfigError
             If the backbone predicts no structures.
         """
-        return folding.fold(self.models, data, recycles=recycles, tolerance=tolerance, seed=seed)
+        options: dict[str, Any] = {"tolerance": tolerance, "seed": seed, "precision": precision}
+        return folding.fold(self.models, data, recycles=recycles, **options)
 
     def _seen(self) -> np.ndarray:
         """Return the digests of the inputs that any of the models was trained on."""

@@ -16,7 +16,7 @@ from molfun._io import sha256_of
 from molfun.backbones.folding import Fold, Folding
 from molfun.errors import ConfigError, DataError
 from molfun.models import evaluation, fold_memory
-from molfun.models.assembly import AssembledModel, autocast
+from molfun.models.assembly import AssembledModel
 from molfun.models.loaders import (
     all_samples,
     as_loader,
@@ -24,6 +24,7 @@ from molfun.models.loaders import (
     refuse_nothing,
     share_of,
 )
+from molfun.models.precision import InferencePrecision, computing
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
 from molfun.protein import UNKNOWN_RESIDUE, Protein
@@ -44,6 +45,7 @@ def fold(
     recycles: int,
     tolerance: float | None = None,
     seed: int = 0,
+    precision: InferencePrecision | None = None,
 ) -> list[FoldedStructure]:
     """Return the predicted structure of every sample; see `folded`.
 
@@ -59,7 +61,7 @@ def fold(
     too_large = fold_memory.too_large(models[0], samples)
     if too_large:
         raise DataError("\n".join(too_large.values()))
-    found = list(folded(models, samples, recycles, tolerance, seed))
+    found = list(folded(models, samples, recycles, tolerance, seed, precision))
     broken = [text for one in found if (text := why_unusable(one))]
     if broken:
         raise DataError("\n".join(broken))
@@ -104,6 +106,7 @@ def folded(
     recycles: int,
     tolerance: float | None,
     seed: int,
+    precision: InferencePrecision | None = None,
 ) -> Iterator[FoldedStructure]:
     """Yield structures one by one, so that a caller can write each before the next is computed.
 
@@ -113,7 +116,7 @@ def folded(
         One model, or those of an ensemble, of which the most confident structure is given.
     samples
         Samples that the caller has had the model check.
-    recycles, tolerance, seed
+    recycles, tolerance, seed, precision
         As in `MolfunStructureModel.fold`.
 
     Raises
@@ -130,7 +133,7 @@ def folded(
         found = {}
         for number, (model, backbone, maker) in parts.items():
             # for each sample: between two, the program that iterates has its own settings
-            with settled(), torch.no_grad(), evaluating(model), autocast(model):
+            with settled(), torch.no_grad(), evaluating(model), computing(model, precision):
                 made = backbone.fold(sample, recycles=recycles, tolerance=tolerance, seed=seed)
             found[number] = structure_of(sample, made, maker, seed)
         broken = [replace(one, member=n) for n, one in found.items() if not one.is_finite]

@@ -71,6 +71,6 @@ def computing(model: AssembledModel, wanted: InferencePrecision | None = None) -
             use_precision(model, _FABRIC[chosen])
             stack.callback(use_precision, model, before)
         stack.enter_context(autocast(model))
-        if model.precision == "bf16-mixed" and model.device.type == "cpu" and bf16.units():
+        if bf16.units():
             stack.enter_context(bf16.cast_once())
         yield

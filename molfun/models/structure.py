@@ -339,18 +339,18 @@ class MolfunStructureModel(AssembledModel):
 
     @settled()
     def fold(
-        self, data: Any, *, recycles: int = 3, tolerance: float | None = None, seed: int = 0
-    ) -> list[FoldedStructure]:
+        self, data: Any, *, recycles: int = 3, tolerance: float | None = None, seed: int = 0,
+        precision: embedding.InferencePrecision | None = None,
+    ) -> list[FoldedStructure]:  # fmt: skip
         """Predict the structures of sequences, samples or a data set, in input order.
 
         Parameters
         ----------
         data
             Sequences (``"MKV:ACD"``: two chains), samples, or structures (coordinates unread).
-        recycles, tolerance, seed
-            Recycling passes before the last; change of the CA distances between two passes, in
-            angstrom, below which no further pass runs (None runs all); seed of the choice of
-            alignment rows.
+        recycles, tolerance, seed, precision
+            Passes before the last; change of CA distances (angstrom) that ends them; seed of the
+            choice of alignment rows; precision as in `embed`.
 
         Returns
         -------
@@ -362,7 +362,7 @@ class MolfunStructureModel(AssembledModel):
         ConfigError, DataError
             If the backbone predicts no structures or an argument cannot be used; if there are no
             samples, a chain has no residues or other letters, a sample takes more memory than is
-            free, or what the backbone predicts is not finite.
+            free, or the prediction is not finite.
 
         Examples
         --------
@@ -371,7 +371,8 @@ class MolfunStructureModel(AssembledModel):
         >>> pair.protein.chain_ids, pair.plddt.shape, pair.recycles
         (('A', 'B'), (11,), 1)
         """
-        return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed)
+        return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed,
+                            precision=precision)  # fmt: skip
 
     @settled()
     def evaluate(

@@ -185,6 +185,25 @@ def test_other_folders_and_settings_are_refused(fold: Command) -> None:
     assert Path("out/own.txt").read_text() == "keep\n"
 
 
+def test_a_precision_of_its_own(fold: Command) -> None:
+    """Folds in bfloat16 are near those in float32, and a folder holds those of one precision."""
+    for name in ("fp32", "bf16"):
+        result = fold("--output", name, "--recycles", 0, "--precision", name)
+        assert result.exit_code == 0, result.output
+        assert json.loads(Path(name, "fold.json").read_text())["precision"] == name
+    one, other = (table(f"{name}/summary.csv") for name in ("fp32", "bf16"))
+    for key, row in one.items():
+        plddt = [float(found["plddt"]) for found in (row, other[key])]
+        assert plddt[0] == pytest.approx(plddt[1], abs=1)
+    assert Path("fp32/one.cif").read_text() != Path("bf16/one.cif").read_text()
+    result = fold("--output", "fp32", "--recycles", 0, "--precision", "bf16")
+    assert "fp32 holds structures made with another precision." in result.stderr
+    result = fold("--output", "new", "--precision", "half")
+    assert result.exit_code == 1
+    assert "precision" in result.stderr
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
