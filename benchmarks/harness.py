@@ -124,8 +124,12 @@ def compare(
     a measurement takes, the less it varies.
     """
     found: list[list[tuple[float, float, float, float]]] = [[] for _ in variants]
-    workers = [] if apart else [_Worker(v, prepare, threads) for v in variants]
-    for worker in workers:
+    workers = []
+    for variant in () if apart else variants:
+        workers.append(_Worker(variant, prepare, threads))
+        if threads > 1:  # OpenMP's threads of several processes would wait for each other in turns
+            workers[-1].wait()
+    for worker in workers if threads == 1 else ():
         worker.wait()
     for _ in range(rounds):
         for i, variant in enumerate(variants):

@@ -526,7 +526,7 @@ class _Block(_Fast):
         return checkpoint(run, m, z, *args, use_reentrant=False, **kwargs)
 
     def _in_half(self: Any, m: Any, z: Any, *, msa_mask: Any, **options: Any) -> Any:
-        m = m.contiguous() if options.get("inplace_safe") else m.clone()
+        m = _own(m, options)
         half.attend_msa(self, m, z, msa_mask)
         known = ("pair_mask", "inplace_safe", "_mask_trans")
         kept = {name: options[name] for name in known if name in options}
@@ -542,6 +542,13 @@ def _streams(m: Any, z: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
+def _own(x: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+    """Return a tensor that may be changed in place, contiguous: views of it are updated."""
+    if options.get("inplace_safe"):
+        return x.contiguous()
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 class _Core(_Fast):
     """The part of a block after its MSA attention, of openfold 1.x."""
 
@@ -550,10 +557,7 @@ class _Core(_Fast):
         if args or not half.covers(self, m, z, kwargs):
             input_tensors[:] = m, z
             return super().forward(input_tensors, *args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("inplace_safe"):
-            m, z = m.contiguous(), z.contiguous()
-        else:
-            m, z = m.clone(), z.clone()
+        m, z = _own(m, kwargs), _own(z, kwargs)
         masks = kwargs["msa_mask"], kwargs["pair_mask"]
         half.update_pairs(self, m, z, *masks, masks_transitions=kwargs.get("_mask_trans", True))
         return m, z
