@@ -366,10 +366,9 @@ class MolfunStructureModel(AssembledModel):
 
         Examples
         --------
-        >>> model = MolfunStructureModel("openfold", config="tiny")
-        >>> pair = model.fold(["MKTAYI:ACDEF"], recycles=1)[0]
+        >>> [pair] = MolfunStructureModel("openfold", config="tiny").fold(["MKT:ACD"], recycles=1)
         >>> pair.protein.chain_ids, pair.plddt.shape, pair.recycles
-        (('A', 'B'), (11,), 1)
+        (('A', 'B'), (6,), 1)
         """
         return folding.fold([self], data, recycles=recycles, tolerance=tolerance, seed=seed,
                             precision=precision)  # fmt: skip

@@ -39,11 +39,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def covers(block: Any, m: Any, z: Any, options: dict[str, Any]) -> bool:
     """Return whether this module can take the pass of `block`, at the precision of autocast."""
-    if m is None or z is None or torch.is_grad_enabled() or block.training:
+    if torch.is_grad_enabled() or block.training or any(map(options.get, SPECIAL)):
         return False
-    if not bf16.is_chosen() or bf16.units() is None or any(map(options.get, SPECIAL)):
+    if not bf16.is_chosen() or bf16.units() is None:
         return False
-    if any(t.is_cuda or t.dtype is not torch.float32 for t in (m, z)):
+    if any(t is None or t.is_cuda or t.dtype is not torch.float32 for t in (m, z)):
         return False
     found: bool = _cast().kept((id(block), "covers"), lambda: _is_plain(block))
     return found
