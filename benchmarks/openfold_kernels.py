@@ -111,7 +111,7 @@ def prepare(case: Case) -> tuple[harness.Measure, harness.Measure]:
 
 @contextmanager
 def in_bf16() -> Iterator[None]:
-    """Compute in bfloat16, as `predict` and `fit` do."""
+    """Compute in bfloat16 as `fold` does: a pass without gradients casts each weight once."""
     from molfun.nn import bf16
 
     with torch.autocast("cpu", torch.bfloat16), bf16.cast_once():

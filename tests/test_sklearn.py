@@ -337,6 +337,12 @@ def test_several_columns_are_learned_by_one_head(
         r2_score(y[:, 2], found[:, 2]),
     ]
     assert model.score(texts, y) == pytest.approx(np.mean(each))
+    few = y[:3].copy()
+    few[:, 1] = [np.nan, np.nan, 1.0]  # one label alone has no R2
+    each = [r2_score(few[:, i], found[:3, i]) for i in (0, 2)]
+    assert model.score(texts[:3], few) == pytest.approx(np.mean(each))
+    with pytest.raises(DataError, match="No column of y has two labels or more in these 3 rows"):
+        model.score(texts[:3], np.full((3, 3), np.nan))
     again = pickle.loads(pickle.dumps(model))
     assert np.array_equal(again.predict(texts), found)
     assert again.target_names_ == model.target_names_

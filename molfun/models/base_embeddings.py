@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from molfun._shapes import Float64
+from molfun.backbones.own_keys import input_keys
 from molfun.models.assembly import AssembledModel
 from molfun.models.embedding import embedded
 from molfun.nn import lora
@@ -52,7 +53,7 @@ class BaseEmbeddings:
         """
         if not samples or any(sample.features for sample in samples):
             return None
-        keys = [sample.content_key() for sample in samples]
+        keys = [*map(input_keys(self._model.backbone), samples)]
         new = {k: s for k, s in zip(keys, samples, strict=True) if k not in self._kept}
         if new and not self._run(new):
             return None

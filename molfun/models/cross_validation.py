@@ -276,7 +276,8 @@ def _check_names(names: Sequence[str]) -> None:
 
 def _check_tests(folds: Sequence[Fold], n: int) -> np.ndarray:
     tested = np.sort(np.concatenate([fold.test for fold in folds]))
-    once = len(np.unique(tested)) == len(tested) and tested[0] >= 0 and tested[-1] < n
+    inside = len(tested) > 0 and 0 <= tested[0] <= tested[-1] < n
+    once = inside and len(np.unique(tested)) == len(tested)
     if not once or (len(tested) < n and not all(fold.some_untested for fold in folds)):
         raise ConfigError(
             f"The folds do not test each of {n} samples once: make them from this data set."
@@ -327,9 +328,9 @@ def _plan(
 def _inputs(loader: Any) -> dict[str, Any]:
     """Describe what the models see of the data, and in which batches."""
     found = data_identity(loader, [], None)
-    names = ("inputs", "batch size", "batches by length")
+    names = ("inputs", "batch size", "batches by length", "sample weights")
     contents = digest(sample.content_key() for sample in samples_of([loader]))
-    return {"contents": contents, **{name: found[name] for name in names}}
+    return {"contents": contents, **{name: found[name] for name in names if name in found}}
 
 
 @contextlib.contextmanager

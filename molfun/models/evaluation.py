@@ -33,7 +33,6 @@ from molfun.models.loaders import (
     targets_of,
 )
 from molfun.models.training_record import Distances
-from molfun.nn import bf16
 from molfun.sample import Sample
 from molfun.tasks.base import Task
 from molfun.training.ahead import loaded_ahead
@@ -102,13 +101,11 @@ def _evaluated(
 ) -> Evaluation:
     """Run over batches, and note how far each sample is from the training set if that is known."""
     record = model.training_record
-    # there is no cache here, whose values training would read
-    with bf16.cast_once() if bf16.units() else contextlib.nullcontext():
-        if record is None or record.space is None:
-            return runner.evaluate(batches, labels=labels)
-        distances = Distances(record.space)
-        runner.readers.append(distances)
-        result = runner.evaluate(batches, labels=labels)
+    if record is None or record.space is None:
+        return runner.evaluate(batches, labels=labels)
+    distances = Distances(record.space)
+    runner.readers.append(distances)
+    result = runner.evaluate(batches, labels=labels)
     result.distances = distances.found()
     return result
 

@@ -441,6 +441,9 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
         validation = digest([*_contents_of(val), *label_texts(targets_of(val))])
     # batches by length come from a sampler with its own batch size and bucket width
     grouping = getattr(getattr(train, "batch_sampler", None), "settings", None)
+    settings = input_settings_of(train)
+    columns = SampleWeights.columns_in(settings)
+    weights = {name: digest(map(repr, values_of(train, name))) for name in columns}
     return {
         "batches": len(train),
         "batches by length": grouping,
@@ -448,7 +451,8 @@ def data_identity(train: Any, targets: Sequence[Any], val: Any) -> dict[str, Any
         "training set": digest(_contents_of(train)),
         "labels": digest(label_texts(targets)),
         "validation set": validation,
-        "inputs": input_settings_of(train),
+        "inputs": settings,
+        **({"sample weights": weights} if weights else {}),
     }
 
 

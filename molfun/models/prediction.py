@@ -12,9 +12,8 @@ import torch
 from molfun._paths import as_path
 from molfun.errors import ConfigError
 from molfun.models import evaluation, folding, trained_on
-from molfun.models.assembly import AssembledModel
+from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import is_many
-from molfun.models.precision import computing
 from molfun.models.training_record import Distances
 from molfun.nn.modes import evaluating
 from molfun.nn.process import settled
@@ -109,7 +108,7 @@ def _of_batch(model: AssembledModel, data: Any, outputs: Sequence[str]) -> Predi
         reader=reader,
         by_chain=chains_read(model.heads),
     )
-    with evaluating(model), computing(model):
+    with evaluating(model), autocast(model):
         trunk = forward.together(inputs)
         lengths = [int(n) for n in trunk.mask.sum(1).tolist()]
         if trunk.chains is not None:  # rows are chains, and labels those of samples

@@ -11,6 +11,7 @@ import numpy as np
 from molfun._io import atomic_path
 from molfun._lazy import require
 from molfun._shapes import Float64, Int64
+from molfun.errors import DataError
 from molfun.protein import AMINO_ACIDS
 from molfun.text import counted
 
@@ -192,6 +193,8 @@ def write_heat_map(
     matplotlib = require("matplotlib", "pip install matplotlib")
     figures = require("matplotlib.figure", "pip install matplotlib")
     shown = len(scored_places(matrix, wild_type))
+    if not shown:
+        raise DataError("A heat map needs a position with a score, and there is none.")
     width, height = size_of(shown, entropy=options.get("entropy") is not None)
     title = "\n".join(text for text in (title, left_out(shown, len(wild_type))) if text)
     with matplotlib.rc_context({"svg.hashsalt": "molfun", "text.parse_math": False}):

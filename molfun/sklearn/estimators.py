@@ -330,7 +330,7 @@ class MolfunRegressor(RegressorMixin, _MolfunEstimator):
         return values
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return R2; of several columns the mean over theirs, each of the rows that have a label.
+        """Return R2; of several columns the mean over those that have two labels or more.
 
         Parameters
         ----------
@@ -348,8 +348,15 @@ class MolfunRegressor(RegressorMixin, _MolfunEstimator):
         scores = []
         for column, own in zip(truth.T, found.T, strict=True):
             there = ~np.isnan(column)
+            if there.sum() < 2:  # of one label R2 is undefined
+                continue
             rest = None if weights is None else weights[there]
             scores.append(r2_score(column[there], own[there], sample_weight=rest))
+        if not scores:
+            raise DataError(
+                f"No column of y has two labels or more in these {counted(len(truth), 'row')}, so "
+                f"R2 is undefined."
+            )
         return float(np.mean(scores))
 
     def _head_and_task(self, task_config: dict[str, Any]) -> tuple[str | None, str | None]:

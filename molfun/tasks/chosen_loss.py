@@ -92,7 +92,8 @@ class ChosenLoss:
         function = self.need()
         if function.__module__ == loss_named.__module__:  # Molfun's, which need no checks
             return function(prediction, target, **self.options)
-        if not len(prediction):  # means and maxima of nothing are undefined
+        # means and maxima of nothing are undefined, and so are orders of one
+        if len(prediction) < (2 if self.ranks else 1):
             return prediction.sum() * 0.0  # with a graph
         found = function(prediction, target, **self.options)
         learns = torch.is_grad_enabled() and prediction.requires_grad
@@ -234,9 +235,7 @@ def _tried(loss: Loss, options: Mapping[str, Any], name: str) -> tuple[float, bo
             try:
                 whole = loss(prediction, target, **options)
                 _check_returned(name, whole, learns=True)
-                rows = zip(prediction.split(1), target.split(1), strict=True)
-                each = [loss(p, t, **options) for p, t in rows]
-                alone = [float(torch.as_tensor(one).detach().sum()) for one in each]
+                alone = _alone(loss, prediction, target, options)
             except ContractError as error:
                 raise ConfigError(str(error)) from error
             except Exception as error:  # anything, in code of the user
@@ -251,11 +250,23 @@ def _tried(loss: Loss, options: Mapping[str, Any], name: str) -> tuple[float, bo
     )
 
 
+def _alone(
+    loss: Loss, prediction: torch.Tensor, target: torch.Tensor, options: Mapping[str, Any]
+) -> list[float]:
+    """Return what a loss gives for each label alone; NaN if it cannot do that."""
+    rows = zip(prediction.split(1), target.split(1), strict=True)
+    try:
+        each = [loss(p, t, **options) for p, t in rows]
+        return [float(torch.as_tensor(one).detach().sum()) for one in each]
+    except Exception:  # it compares labels with each other, and says that one is too few
+        return [math.nan] * len(prediction)
+
+
 def _judged(name: str, whole: float, alone: Sequence[float]) -> tuple[float, bool]:
     total = sum(alone)
-    if math.isclose(whole, total, rel_tol=1e-5, abs_tol=1e-7):
+    if math.isclose(whole, total, rel_tol=1e-5):
         ranks = False
-    elif math.isclose(whole * len(alone), total, rel_tol=1e-5, abs_tol=1e-7):
+    elif math.isclose(whole * len(alone), total, rel_tol=1e-5):
         raise ConfigError(
             f"The loss {name} returns the mean over labels, and must return the sum: end it with "
             f".sum() (reduction='sum'). Molfun takes the mean over all batches of a step."

@@ -76,6 +76,13 @@ class SampleWeights:
             columns[part.name], means[part.name] = column, mean
         return cls(columns, means) if columns else None
 
+    @staticmethod
+    def columns_in(settings: Mapping[str, Any]) -> list[str]:
+        """Return the columns of weights that `SampleDataset.input_settings` names."""
+        each = [settings, *settings.get("heads", {}).values()]
+        found = [one["weight_column"] for one in each if one.get("weight_column") is not None]
+        return sorted(set(found))
+
     def of_batch(self, part: TaskHead, samples: Sequence[Sample]) -> list[float] | None:
         """Return the weight of each sample for a head; None if it has none."""
         column = self.columns.get(part.name)

@@ -256,3 +256,26 @@ def test_one_pass_of_a_whole_trunk(backbone: OpenFoldBackbone, calls: list[str])
         a, b = getattr(found, name).float(), getattr(exact, name)
         assert 1e-4 < float((a - b).norm() / b.norm()) < 0.05, name
     fast.remove(backbone.model)
+
+
+@fused
+@pytest.mark.parametrize("lengths", [(9, 5), (5, 9)])
+def test_long_and_short_proteins_share_weights(
+    lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels at a time depend on the length, and the weights that are kept do not."""
+    from openfold.model.triangular_multiplicative_update import TriangleMultiplicationOutgoing
+
+    monkeypatch.setattr(half, "LONG", 6)
+    torch.manual_seed(0)
+    module = TriangleMultiplicationOutgoing(16, 2 * half.CHANNELS + 8).eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    run = half._Run(bf16.CastWeights())
+    with torch.no_grad():
+        for n in lengths:
+            pair = torch.randn(n, n, 16)
+            exact = module(pair, torch.ones(n, n))
+            found = pair.clone()
+            run.multiply(module, found, None, outgoing=True)
+            assert float((found - pair - exact).norm() / exact.norm()) < 0.02

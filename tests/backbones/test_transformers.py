@@ -38,6 +38,7 @@ from molfun.backbones.transformers import (
     TransformersBackbone,
 )
 from molfun.errors import CheckpointError, ConfigError, DataError
+from molfun.models.base_embeddings import BaseEmbeddings
 from molfun.models.export import export_hugging_face
 from molfun.nn import lora
 from molfun.protein import BFactors, Protein
@@ -442,6 +443,21 @@ def test_auto_masks_predictions_alone_and_says_so(caplog: pytest.LogCaptureFixtu
     assert set(found[0][1:-1].tolist()) == {TOKENS["A#"]}
     assert all(torch.equal(a, b) for a, b in zip(found[1:], expected[1:], strict=True))
     assert {len(found), len(expected)} == {5}
+
+
+def test_embeddings_of_baselines_tell_masked_letters_apart() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MolfunStructureModel(
+        "saprot", config={**sizes, "intermediate_size": 32}, head="regression", device="cpu",
+        backbone_config={"plddt_below": 70.0},
+    )  # fmt: skip
+    sure, unsure = (Sample(id=str(b), protein=helix(12, plddt=b)) for b in (90.0, 10.0))
+    found = BaseEmbeddings(model)([sure, unsure])
+    alone = BaseEmbeddings(model)([unsure])
+    assert found is not None
+    assert alone is not None
+    assert not np.allclose(found[0], found[1])
+    np.testing.assert_allclose(found[1:], alone, rtol=0, atol=1e-6)
 
 
 def test_caches_tell_masked_letters_apart() -> None:

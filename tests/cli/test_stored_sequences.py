@@ -27,6 +27,11 @@ TINY = ("--backbone", "esm2", "--preset", "esm2_t1_d16_h2", "--device", "cpu")
 PRETRAIN = ("pretrain", *TINY, "--no-report", "--val-frac", "0.05", "--max-tokens", "400")
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as found:
+        return dict(found)
+
+
 @pytest.fixture
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sequences in ``a.arrow``, and in two files of the folder ``parts``."""
@@ -119,10 +124,10 @@ def test_embedding_in_shards_is_that_of_a_table(molfun: Molfun, texts: list[str]
             "--output", f"{folder}/e.npz",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-    expected: Any = [np.load(path) for path in sorted(Path("all_csv").glob("*.npz"))]
+    expected: Any = [arrays(path) for path in sorted(Path("all_csv").glob("*.npz"))]
     assert [len(one["ids"]) for one in expected] == [128, 128, 44]
     for folder in ("a_row", "parts_rts"):
-        found: Any = [np.load(path) for path in sorted(Path(folder).glob("*.npz"))]
+        found: Any = [arrays(path) for path in sorted(Path(folder).glob("*.npz"))]
         for one, other in zip(expected, found, strict=True):
             for name in ("ids", "embeddings", "sequences", "model"):
                 assert np.array_equal(one[name], other[name]), name

@@ -306,6 +306,9 @@ def test_wrong_folds_are_refused(make_model: Any, data: SequenceDataset, folds: 
         cross_validate(make_model, data, [])
     with pytest.raises(ConfigError, match="do not test each of 24 samples once"):
         cross_validate(make_model, data, folds[1:])
+    nothing = np.array([], np.int64)
+    with pytest.raises(ConfigError, match="do not test each of 24 samples once"):
+        cross_validate(make_model, data, [replace(fold, test=nothing) for fold in folds])
     outside = [replace(fold, name=f"../{fold.name}") for fold in folds]
     with pytest.raises(ConfigError, match=r"name folders, each its own; got '\.\./fold_1'"):
         cross_validate(make_model, data, outside)

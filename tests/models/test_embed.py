@@ -22,6 +22,11 @@ from molfun.sample import Sample
 SEQUENCES = ["MKVLAAGIVGAAPP", "GG", "ACDEFGHIKLMNPQRSTVWY", "M", "PQRSTVW", "GG"]
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as found:
+        return dict(found)
+
+
 @pytest.fixture(scope="module")
 def model() -> MolfunStructureModel:
     return MolfunStructureModel("esm2_tiny", device="cpu")
@@ -162,7 +167,7 @@ def test_long_sequences_are_cropped_or_windowed(run: Any, tmp_path: Path) -> Non
         result = run("--sequences", tmp_path / "long.fasta", "--pooling", "none", "--long", policy,
                      "--output", path)  # fmt: skip
         assert result.exit_code == 0, result.stderr
-        rows[policy] = len(np.load(path)["embeddings"])
+        rows[policy] = len(arrays(path)["embeddings"])
     assert rows == {"full": 1200, "crop": 1022, "window": 1200}
 
 
@@ -188,7 +193,7 @@ def test_shards_go_on_where_they_stopped(
     assert result.exit_code == 0
     assert "1 of 3 shards are there already" in result.stdout
     assert first.stat().st_mtime_ns == written
-    ids = [i for p in sorted((tmp_path / "s").glob("*.npz")) for i in np.load(p)["ids"].tolist()]
+    ids = [i for p in sorted((tmp_path / "s").glob("*.npz")) for i in arrays(p)["ids"].tolist()]
     assert ids == [f"p{i}" for i in range(6)]
     other = run(*options, "--pooling", "cls")
     assert other.exit_code == 1
@@ -206,7 +211,7 @@ def test_shards_go_on_where_they_stopped(
         assert result.exit_code == 0
         assert "e-00000-of-00003.npz is damaged (checksum) and is made again." in result.stderr
         assert "2 of 3 shards are there already" in result.stdout
-        assert len(np.load(first)["embeddings"]) == 2
+        assert len(arrays(first)["embeddings"]) == 2
     assert run(*options, "--pooling", "cls", "--overwrite").exit_code == 0
 
 
@@ -217,7 +222,7 @@ def test_a_precision(run: Any, fasta: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         result = run("--sequences", fasta, "--output", path, "--precision", name)
         assert result.exit_code == 0, result.output
-        files[name] = np.load(path)
+        files[name] = arrays(path)
     exact, found = (files[name]["embeddings"] for name in ("fp32", "bf16"))
     assert found.dtype == np.float32
     assert 1e-6 < np.linalg.norm(found - exact) < 1e-2 * np.linalg.norm(exact)
@@ -255,6 +260,6 @@ def test_a_fine_tuned_model_embeds(run: Any, fasta: Path, tmp_path: Path) -> Non
     checkpoint = tmp_path / "run" / "checkpoint"
     result = run("--sequences", fasta, "--checkpoint", checkpoint, "--output", tmp_path / "e.npz")
     assert result.exit_code == 0, result.stderr
-    found = torch.from_numpy(np.load(tmp_path / "e.npz")["embeddings"])
+    found = torch.from_numpy(arrays(tmp_path / "e.npz")["embeddings"])
     expected = torch.from_numpy(model.embed(SEQUENCES, pooling="mean"))
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from molfun.errors import DataError
 from molfun.protein import AMINO_ACIDS
-from molfun.report.heat_map import ORDER, draw_heat_map, left_out, scored_places
+from molfun.report.heat_map import ORDER, draw_heat_map, left_out, scored_places, write_heat_map
 
 figures = pytest.importorskip("matplotlib.figure")
 
@@ -67,6 +69,12 @@ def test_numbers_of_neighbours_do_not_overlap() -> None:
     assert [text.get_text() for text in axes.get_xticklabels()] == ["6", "8", "10"]
     axes = drawn(matrix(0, 2, 3, 4), offset=6)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["7", "9"]
+
+
+def test_a_matrix_without_scores_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="A heat map needs a position with a score"):
+        write_heat_map(tmp_path / "x.svg", matrix(), WILD_TYPE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from molfun import FullFinetune, HeadOnlyFinetune, MolfunStructureModel, SequenceDataset
 from molfun.data import DataSplitter
@@ -21,6 +23,7 @@ from molfun.registry import LOSSES
 from molfun.sample import Sample
 from molfun.tasks import EnergyTask, MultiTargetTask, RegressionTask
 from molfun.tasks import losses as own
+from molfun.tasks.chosen_loss import choose
 from molfun.training import Callback
 
 Tensor = torch.Tensor
@@ -341,3 +344,31 @@ def test_folds_train_with_a_function() -> None:
         for loss in (squares, "mse")
     ]
     assert found[0].pooled() == found[1].pooled()
+
+
+def test_a_function_that_compares_labels_survives_a_batch_of_one() -> None:
+    def correlation(prediction: Tensor, target: Tensor) -> Tensor:
+        p, t = prediction - prediction.mean(), target - target.mean()
+        return 1 - (p * t).sum() / (p.norm() * t.norm())  # NaN for one label
+
+    def of_two(prediction: Tensor, target: Tensor) -> Tensor:
+        if len(prediction) < 2:
+            raise ValueError("needs two")
+        return correlation(prediction, target)
+
+    data = [("MKVLA"[: 2 + i % 4] + "ACDEFGHIK"[i], float(i)) for i in range(5)]
+    for loss in (correlation, of_two):
+        assert choose(loss).ranks
+        model = MolfunStructureModel(
+            "esm2_tiny", head="linear", task_config={"loss": loss}, device="cpu"
+        )
+        loader = DataLoader(
+            SequenceDataset.from_list(data), batch_size=4, collate_fn=SequenceDataset.collate_fn
+        )
+        history = model.fit(loader, strategy="head_only", epochs=1)
+        assert math.isfinite(history[0]["train_loss"])
+
+
+def test_a_mean_that_is_small_is_no_sum() -> None:
+    with pytest.raises(ConfigError, match="returns the mean over labels, and must return the sum"):
+        choose(lambda p, t: 1e-9 * (p - t).pow(2).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from molfun import FullFinetune, HeadOnlyFinetune, MolfunStructureModel, SequenceDataset
+from molfun import (
+    DataSplitter,
+    FullFinetune,
+    HeadOnlyFinetune,
+    MolfunStructureModel,
+    SequenceDataset,
+)
 from molfun.data import NamedTargets
 from molfun.errors import ConfigError, DataError
+from molfun.models.cross_validation import cross_validate
+from molfun.models.loaders import as_loader, data_identity
 from molfun.registry import LOSSES
 from molfun.tasks.losses import ranks_a_batch
 
@@ -136,6 +145,33 @@ def test_a_run_with_other_weights_is_not_resumed(data: SequenceDataset, tmp_path
     again = MolfunStructureModel("esm2_tiny", head="linear", device="cpu")
     with pytest.raises(Exception, match="weights"):
         again.fit(changed, epochs=2, resume=True, **options)
+
+
+def test_weights_of_one_mean_in_another_order_are_others(
+    data: SequenceDataset, tmp_path: Path
+) -> None:
+    """Also for the folds of a cross-validation that went on."""
+    rows = [row.split(",") for row in ROWS.splitlines()]
+    place = rows[0].index("n")
+    pairs = zip(rows[1:], rows[:0:-1], strict=True)
+    turned = [[*row[:place], other[place], *row[place + 1 :]] for row, other in pairs]
+    (tmp_path / "turned.csv").write_text("\n".join(map(",".join, [rows[0], *turned])) + "\n")
+    changed = SequenceDataset.from_csv(tmp_path / "turned.csv").weighted_by("n")
+    assert sorted(changed.metadata["n"]) == sorted(data.metadata["n"])
+    both = (data.weighted_by("n"), changed)
+    one, other = (data_identity(as_loader(part), [], None) for part in both)
+    assert one["sample weights"] != other["sample weights"]
+    assert "sample weights" not in data_identity(as_loader(data), [], None)
+
+    def make() -> MolfunStructureModel:
+        return MolfunStructureModel("esm2_tiny", head="linear", device="cpu")
+
+    folds = DataSplitter.k_fold(data, 2)
+    options = {"strategy": HeadOnlyFinetune(), "output_dir": tmp_path / "cv", "epochs": 1}
+    cross_validate(make, data.weighted_by("n"), folds, **options)
+    shutil.rmtree(tmp_path / "cv" / "fold_2")
+    with pytest.raises(Exception, match="sample weights"):
+        cross_validate(make, changed, folds, resume=True, **options)
 
 
 def test_columns_that_weigh_nothing(data: SequenceDataset, tmp_path: Path) -> None:

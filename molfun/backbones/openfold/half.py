@@ -249,22 +249,20 @@ class _Run:
         layers = [module.linear_a_p, module.linear_b_p, module.linear_a_g, module.linear_b_g]
 
         def whole() -> tuple[torch.Tensor, torch.Tensor]:
-            found = [_weights(layer) for layer in layers]
-            weights, biases = zip(*found, strict=True)
-            return (
-                torch.cat([w[channels] for w in weights]).to(BF16),
-                torch.cat([b[channels] for b in biases]).to(BF16).unsqueeze(1),
-            )
+            weights, biases = zip(*(_weights(layer) for layer in layers), strict=True)
+            return torch.stack(weights).to(BF16), torch.stack(biases).to(BF16).unsqueeze(2)
 
-        weight, bias = self.cast.kept((id(module), channels.start), whole)
-        found = torch.empty(len(weight) // 2, len(x), dtype=BF16)
+        # of all channels: how many run at a time depends on the length
+        found = self.cast.kept((id(module), "projections"), whole)
+        weight, bias = (part[:, channels].flatten(0, 1) for part in found)
+        gated = torch.empty(len(weight) // 2, len(x), dtype=BF16)
         for tile in _tiles(len(x)):
             projected = bf16.product(weight, x[tile]).add_(bias)
             values, gates = projected.chunk(2)
-            torch.mul(values, gates.sigmoid_(), out=found[:, tile])
+            torch.mul(values, gates.sigmoid_(), out=gated[:, tile])
             if mask is not None:
-                found[:, tile] *= mask[tile]
-        return found
+                gated[:, tile] *= mask[tile]
+        return gated
 
     def outer_product(self, module: Any, m: Any, z: Any, mask: torch.Tensor) -> None:
         """Add the mean of outer products over the MSA rows (supplement, algorithm 10)."""
