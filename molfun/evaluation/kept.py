@@ -64,7 +64,9 @@ def _key(train: Labelled, others: Sequence[Labelled], task: Task) -> str:
     )
     scores = (part.scores for part in (train, *others) if part.scores is not None)
     about = [__version__, type(task).__name__, repr(task.config_dict), *BASELINES]
-    about += [train.embedder.key] if train.embedder is not None else []
+    if train.embedder is not None:
+        samples = (sample for part in (train, *others) for sample in part.samples)
+        about.append(train.embedder.key_of(samples))
     about += [found.tobytes().hex() for found in scores]
     return digest([*about, *map(str, map(len, (train, *others))), *rows])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from molfun._shapes import Float64
 from molfun.backbones.own_keys import input_keys
+from molfun.fingerprint import digest
 from molfun.models.assembly import AssembledModel
 from molfun.models.embedding import embedded
 from molfun.nn import lora
@@ -41,10 +42,10 @@ class BaseEmbeddings:
         self._model = model
         self._kept: dict[str, np.ndarray] = {}
 
-    @property
-    def key(self) -> str:
-        """Name of the base weights, which decide the numbers."""
-        return self._model.base_fingerprint
+    def key_of(self, samples: Iterable[Sample]) -> str:
+        """Return a digest of the base weights, the precision, and what is read of samples."""
+        keys = map(input_keys(self._model.backbone), samples)
+        return digest([self._model.base_fingerprint, self._model.precision, *keys])
 
     def __call__(self, samples: Sequence[Sample]) -> Float64[np.ndarray, "samples channels"] | None:
         """Return a row per sample; None where the base weights were trained on, or there is none.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from molfun.evaluation.baselines import Labelled, estimators, one_hot, predictio
 from molfun.evaluation.baselines.base import Baseline
 from molfun.evaluation.baselines.interface import counts
 from molfun.evaluation.baselines.series_summary import summary
+from molfun.fingerprint import digest
 from molfun.nn.substitutions import SubstitutionTable
 from molfun.protein import CA, Protein
 from molfun.registry import BASELINES
@@ -83,7 +84,8 @@ def test_zero_shot_scores_of_variants() -> None:
 class Embedding:
     """Stands for the base model: eight numbers per sequence."""
 
-    key = "base"
+    def key_of(self, samples: Iterable[Sample]) -> str:
+        return digest(sample.content_key() for sample in samples)
 
     def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
         texts = [sample.sequence or "" for sample in samples]

@@ -47,7 +47,11 @@ def test_they_are_those_before_training(strategy: FinetuneStrategy, merged: bool
     assert torch.equal(
         torch.as_tensor(model.predict(SAMPLES)["prediction"]), torch.as_tensor(predicted)
     )
-    assert embedder.key == made().base_fingerprint
+    fresh = made()
+    assert embedder.key_of(SAMPLES) == BaseEmbeddings(fresh).key_of(SAMPLES)
+    assert embedder.key_of(SAMPLES) != embedder.key_of(SAMPLES[1:])
+    fresh.fit(SAMPLES, strategy="head_only", epochs=1, precision="bf16")
+    assert embedder.key_of(SAMPLES) != BaseEmbeddings(fresh).key_of(SAMPLES)
 
 
 @pytest.mark.parametrize(

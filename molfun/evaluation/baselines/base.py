@@ -37,9 +37,8 @@ class Indexed(Protocol):
 class Embedder(Protocol):
     """Representations of samples by weights that no label has changed."""
 
-    @property
-    def key(self) -> str:
-        """Name of the weights."""
+    def key_of(self, samples: Iterable[Sample]) -> str:
+        """Return a digest of the weights, and of all that they read of samples."""
 
     def __call__(self, samples: Sequence[Sample], /) -> np.ndarray | None:
         """Return (samples, channels) in float64; None where there are none."""
