@@ -324,7 +324,8 @@ def _claim(folder: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
     elif overwrite:
         _remove(folder)
     elif stored != identity:
-        different = [key for key in identity if stored.get(key) != identity[key]]
+        names = dict.fromkeys([*identity, *stored])
+        different = [key for key in names if stored.get(key) != identity.get(key)]
         raise RunError(
             f"{folder} holds structures made with another {', '.join(different)}. Replace them "
             f"with --overwrite, or choose another --output."

@@ -198,6 +198,8 @@ def test_a_precision_of_its_own(fold: Command) -> None:
     assert Path("fp32/one.cif").read_text() != Path("bf16/one.cif").read_text()
     result = fold("--output", "fp32", "--recycles", 0, "--precision", "bf16")
     assert "fp32 holds structures made with another precision." in result.stderr
+    result = fold("--output", "bf16", "--recycles", 0)
+    assert "bf16 holds structures made with another precision." in result.stderr
     result = fold("--output", "new", "--precision", "half")
     assert result.exit_code == 1
     assert "precision" in result.stderr

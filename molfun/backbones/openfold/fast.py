@@ -18,6 +18,8 @@ openfold's own code. docs/performance.md has the gain per module. The difference
     A few thousand rows at a time, so that the hidden layer stays in the processor's cache.
 ``Linear``
     The matrix kernel of `molfun.nn.kernels`.
+``LayerNorm``
+    Weights in float32 for an input in bfloat16.
 ``EvoformerBlock``
     Some blocks of the stack can keep their activations while others are recomputed. In bfloat16 the
     streams stay in float32, and without a graph `half` computes the block.
@@ -139,6 +141,7 @@ def _mixin_for(stock: type) -> type[_Fast] | None:
         "EvoformerBlock": _Block,
         "EvoformerBlockCore": _Core,
         "Linear": _Linear,
+        "LayerNorm": _LayerNorm,
         "Attention": _Attention,
         "TriangleMultiplicationOutgoing": _TriangleMultiplication,
         "TriangleMultiplicationIncoming": _TriangleMultiplication,
@@ -223,6 +226,15 @@ class _Linear(_Fast):
             return _by_openfold(self, x)
         flat = x.reshape(-1, x.shape[-1])
         return kernels.linear(flat, self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+class _LayerNorm(_Fast):
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype is not BF16 or not bf16.is_chosen():
+            return _by_openfold(self, x)
+        # openfold rounds the weights as well, and its way out of autocast makes torch warn
+        with torch.autocast("cpu", enabled=False):
+            return functional.layer_norm(x, self.c_in, self.weight, self.bias, self.eps)
 
 
 class _Transition(_Fast):
