@@ -13,6 +13,7 @@ from molfun.errors import ConfigError
 from molfun.models.assembly import AssembledModel, autocast
 from molfun.models.loaders import all_samples, refuse_nothing
 from molfun.nn.modes import evaluating
+from molfun.nn.process import settled
 from molfun.sample import Sample
 from molfun.training.forward import ForwardPass
 from molfun.training.inputs import Inputs
@@ -25,6 +26,7 @@ ONE_OF_SEVERAL = ("binary", "multiclass")
 """Tasks whose outputs are the logits of classes, one of which is predicted."""
 
 
+@settled()
 def residue_attributions(
     model: AssembledModel, data: Any, *, head: str | None = None
 ) -> list[np.ndarray]:
