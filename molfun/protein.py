@@ -36,7 +36,7 @@ tells the trunk "not the same chain"; 200 is the usual value for complexes in th
 
 CropPolicy = Literal["auto", "contiguous", "spatial"]
 BFactors = Literal["plddt", "measured", "other", "unknown"]
-"""What B-factors are, as far as a file says."""
+"""Meaning of the B-factors, as stated in the file."""
 DrawPolicy = Literal["auto", "contiguous", "spatial", "interface"]
 INTERFACE = 15.0
 """CA-CA distance in angstrom up to which residues of two chains are an interface

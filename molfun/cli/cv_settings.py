@@ -24,7 +24,7 @@ _DIVIDED_BY = {
     PAIRS: "pairs are divided by their proteins",
     tuple(SCHEMES): "variants are divided by their positions",
 }
-"""What divides samples in one way alone, by splits."""
+"""Settings that divide samples in one way, and so allow no repeats, by splits."""
 _UNUSED = ("old_data", "parallel")
 """Settings of a single run that a cross-validation has no use for."""
 

@@ -1,4 +1,4 @@
-"""What a structure file says of its B-factors: confidence of a prediction, or of an experiment."""
+"""Tell from a structure file whether its B-factors are pLDDT or come from an experiment."""
 
 from __future__ import annotations
 

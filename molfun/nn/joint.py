@@ -118,6 +118,21 @@ def gelu_linear(module: nn.Module, x: Float[torch.Tensor, "tokens inner"]) -> An
     return cast.linear([module], x, lambda: _whole([(part, None)], x), then="gelu")
 
 
+def whole_weights(modules: Sequence[nn.Module]) -> bf16.Weights:
+    """Return weight and bias of linear layers side by side, with their adapters folded in.
+
+    The bias is None if no layer has one. The layers do no more than a product and an adapter.
+
+    Examples
+    --------
+    >>> weight, bias = whole_weights([nn.Linear(3, 2), nn.Linear(3, 4, bias=False)])
+    >>> weight.shape, bias.shape
+    (torch.Size([6, 3]), torch.Size([6]))
+    """
+    parts = [part for module in modules if (part := low_rank_parts(module)) is not None]
+    return _whole([(part, None) for part in parts], parts[0].weight)
+
+
 def _whole(found: Sequence[_Part], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return weight and bias of layers side by side, with their adapters added to the weights."""
     weights = [_take(_folded(part), order) for part, order in found]

@@ -43,6 +43,7 @@ from torch.utils.checkpoint import checkpoint
 
 from molfun.backbones.openfold import half
 from molfun.backbones.openfold.attention_inputs import added_to_logits, covers, split_biases
+from molfun.backbones.openfold.half import CHANNELS, LONG, SHALLOW
 from molfun.nn import bf16, cuequivariance, kernels
 from molfun.nn.attention import attention, gated_attention
 from molfun.nn.bf16 import BF16
@@ -50,16 +51,10 @@ from molfun.nn.joint import joint_linear, plain_linear
 from molfun.nn.lora import LowRankParts, low_rank_parts
 from molfun.nn.tiled import relu_mlp, triangle_product
 
-SHALLOW = 16
-"""MSA rows up to which the outer product is reassociated: 4 to 23 times faster at 2, slow at 33."""
 ROWS = 4096
 """Rows per tile of a transition if no graph is kept."""
 TOKENS = 2**16
 """Tokens in the rows that attend at a time if no graph is kept."""
-CHANNELS = 32
-"""Channels of a triangle product computed at a time for long proteins, if no graph is kept."""
-LONG = 384
-"""Length above which a triangle product runs in parts: memory then matters more than speed."""
 
 
 def install(model: nn.Module) -> dict[str, int]:
